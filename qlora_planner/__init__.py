@@ -1,0 +1,35 @@
+"""qlora-planner: will it fit, what exactly to run, what it costs, and why.
+
+Importing this package imports neither torch nor transformers, pandas or textual: names load when first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "RunConfig": "qlora_planner.run",
+    "ModelProfile": "qlora_planner.profile",
+    "GpuSpec": "qlora_planner.hardware",
+    "MemoryEstimate": "qlora_planner.memory",
+    "PlannerError": "qlora_planner.errors",
+    "load_model": "qlora_planner.api",
+    "load_gpu": "qlora_planner.api",
+    "estimate": "qlora_planner.api",
+    "plan": "qlora_planner.api",
+}
+
+__all__ = ["__version__", *sorted(_HOMES)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'qlora_planner' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

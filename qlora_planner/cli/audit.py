@@ -1,0 +1,33 @@
+"""audit: what will really be 4-bit, what will not, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qlora_planner.cli.loading import profile_for
+from qlora_planner.cli.options import Verb, output_options, run_from, run_options
+from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.values import output_from
+
+
+@click.command("audit", cls=Verb)
+@click.argument("model")
+@run_options(only=("method", "quant", "double_quant", "compute_dtype"))
+@output_options()
+def command(model: str, **given: Any) -> int:
+    """What will really be 4-bit, what will not and why, and what each exception costs."""
+    output = output_from(given)
+    run = run_from(given)
+    profile = profile_for(model, output)
+    from qlora_planner.memory.audit import audit
+
+    found = audit(profile, run)
+    if output.json:
+        answer_json(found.to_dict())
+    else:
+        from qlora_planner.report.audit import render_audit
+
+        answer(render_audit(found, output.theme, explain=output.explain))
+    return 0

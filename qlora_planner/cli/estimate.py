@@ -1,0 +1,43 @@
+"""estimate: the memory of exactly this run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from qlora_planner.cli.loading import profile_for
+from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
+from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.values import card_from, output_from
+
+
+@click.command("estimate", cls=Verb)
+@click.argument("model")
+@card_options()
+@run_options()
+@output_options()
+def command(model: str, **given: Any) -> int:
+    """The memory of exactly this run: by phase, by component, and against a card if one is given.
+
+    Exits with 1 when it does not fit or will not run.
+    """
+    output = output_from(given)
+    run = run_from(given)
+    card = card_from(given, output, required=False)
+    profile = profile_for(model, output)
+    from qlora_planner.memory.estimate import estimate
+
+    if card is None:
+        found = estimate(profile, run)
+    else:
+        found = estimate(profile, run, card.gpu, reserve_bytes=card.reserve_bytes, cap_bytes=card.cap_bytes)
+    if output.json:
+        answer_json(found.to_dict())
+    else:
+        from qlora_planner.report.estimate import render_estimate
+
+        gpu, asked = (card.gpu, card.asked) if card else (None, None)
+        answer(render_estimate(found, gpu, output.theme, card=asked, explain=output.explain))
+    refused = any(problem.blocking for problem in found.problems)
+    return 1 if refused or found.verdict in ("does-not-fit", "will-not-run") else 0

@@ -1,0 +1,68 @@
+"""The catalogue for a survey: one index file where it answers for the run, whole profiles for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.planner.index import SCHEMA, candidates, serves
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.json_files import read_object
+
+if TYPE_CHECKING:
+    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.planner.survey import Candidate
+    from qlora_planner.profile import ModelProfile
+    from qlora_planner.run import RunConfig
+
+INDEX_FILE = "models.index.json"
+Warn = Callable[[str], None]
+
+
+def indexed_candidates(
+    folders: Sequence[Path], gpu: GpuSpec, run: RunConfig, warn: Warn
+) -> tuple[list[Candidate], list[ModelProfile]]:
+    """Every model of the folders, of which an earlier one wins: as a candidate from an index, else as a profile."""
+    known: list[Candidate] = []
+    others: list[ModelProfile] = []
+    seen: set[str] = set()
+    for folder in folders:
+        catalogue = ModelCatalogue([folder])
+        names = set(catalogue.names()) - seen
+        seen |= names
+        found = _from_index(folder.parent / INDEX_FILE, names, gpu, run, warn) if serves(run) else []
+        known += found
+        left = names - {one.model_id for one in found}
+        if left:
+            others += _profiles(catalogue, left, warn)
+    return known, others
+
+
+def _profiles(catalogue: ModelCatalogue, names: set[str], warn: Warn) -> list[ModelProfile]:
+    if names == set(catalogue.names()):
+        return list(catalogue.load_all(warn))
+    found = []
+    for name in sorted(names):
+        try:
+            found.append(catalogue.load(name))
+        except InputError as error:
+            warn(f"{error}; left out")
+    return found
+
+
+def _from_index(path: Path, names: set[str], gpu: GpuSpec, run: RunConfig, warn: Warn) -> list[Candidate]:
+    """What the index says of `names`; nothing when there is no index, and a word when it cannot be used."""
+    if not names or not path.is_file():
+        return []
+    try:
+        index: dict[str, Any] = read_object(path)
+        if index.get("schema") != SCHEMA:
+            raise InputError(f"{path}: its schema is not {SCHEMA}")
+        rows = [row for row in index["models"] if row["id"] in names]
+        return candidates({"models": rows}, gpu, run)
+    except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{path}: is damaged"
+        warn(f"{reason}; reading every profile instead, which takes longer")
+        return []

@@ -1,0 +1,207 @@
+"""`qlora-plan`: verbs from a table, loaded when called; without a verb, a survey of a card or the plan of a model."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from qlora_planner import __version__
+from qlora_planner.cli.streams import PROGRAM, say
+from qlora_planner.errors import InputError, PlannerError
+from qlora_planner.profile.faults import plain, quoted
+
+DEBUG_VARIABLE = "QLORA_PLAN_DEBUG"
+BUG, INTERRUPTED = 4, 130
+
+# Verb -> module in this package, what it does.
+VERBS: dict[str, tuple[str, str]] = {
+    "plan": ("plan", "The recommended run for one model on a card; MODEL alone does the same."),
+    "survey": ("survey", "What fits on a card, over the whole catalogue; --gpu alone does the same."),
+    "estimate": ("estimate", "The memory of exactly this run."),
+    "audit": ("audit", "What will really be 4-bit, what will not, and why."),
+    "profile": ("profile", "Build and keep the profile of a model (needs torch)."),
+    "gpus": ("gpus", "The cards that are known by name."),
+    "models": ("models", "The models that are known by name."),
+    "doctor": ("doctor", "What is installed, what is missing, what will break."),
+}
+PENDING: dict[str, str] = {
+    "verify": "Predict, run real steps, compare.",
+    "train": "Run a plan.",
+    "check": "Say whether a plan or an axolotl or LLaMA-Factory file fits.",
+    "merge": "Merge the adapters of a run into its base.",
+    "generate": "Try a prompt on a run.",
+    "explain-oom": "What ran out of memory, from a log.",
+    "calibrate": "Turn measurements of this machine into calibration.",
+    "tui": "The explorer.",
+    "table": "Models against cards, as one table.",
+}
+
+EXAMPLES = (
+    (f"{PROGRAM} --gpu 24GB", "what fits on this card"),
+    (f"{PROGRAM} llama-3.1-8b --gpu rtx-4090", "the recommended run of one model"),
+    (f"{PROGRAM} estimate qwen2.5-7b --gpu 16GB", "will exactly this run fit"),
+    (f"{PROGRAM} audit Qwen/Qwen3-30B-A3B", "what will not be 4-bit"),
+)
+
+EXIT_CODES = (
+    ("0", "it fits, tightly or not; or the verb did its work"),
+    ("1", "it does not fit, or will not run"),
+    ("2", "bad input"),
+    ("3", "something is missing: a package, a GPU, a file, a profile"),
+    ("4", "a run failed"),
+    ("130", "interrupted"),
+)
+
+
+def dispatch(args: Sequence[str]) -> list[str]:
+    """The arguments with the verb first: given, or `plan` for a word that is none, or `survey` without a word.
+
+    Raises InputError for several words of which none is a verb, and for one that is nearly a verb and no model.
+    """
+    if not args or args[0] in ("--help", "-h", "--version"):
+        return list(args) or ["--help"]
+    places = _words(args)
+    if not places:
+        return ["--help"] if {"--help", "-h"} & set(args) else ["survey", *args]
+    first = places[0]
+    word = args[first]
+    if word in VERBS or word in PENDING:
+        return [word, *args[:first], *args[first + 1 :]]
+    _check_word(word, len(places))
+    return ["plan", *args]
+
+
+def _words(args: Sequence[str]) -> list[int]:
+    """Where the words stand that are neither options nor their values."""
+    from qlora_planner.cli.options import flags_and_values
+
+    values = flags_and_values()[1]
+    places = []
+    skip = only_words = False
+    for index, arg in enumerate(args):
+        if skip:
+            skip = False
+        elif only_words or not arg.startswith("-") or arg == "-":
+            places.append(index)
+        elif arg == "--":
+            only_words = True
+        else:
+            skip = arg in values
+    return places
+
+
+def _check_word(word: str, words: int) -> None:
+    """Refuse what would be looked for on the Hub though it was meant as a verb."""
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), [*VERBS, *PENDING], 1, 0.75)
+    meant = f"; did you mean `{PROGRAM} {near[0]}`?" if near else ""
+    if words > 1:
+        meant = meant or "; a MODEL is one word, so quote a name that has spaces"
+        raise InputError(f"{quoted(word)} is no verb{meant}")
+    if not near or "/" in word or Path(word).exists():
+        return
+    from qlora_planner.sources.catalogue import ModelCatalogue
+    from qlora_planner.sources.locations import models_dirs
+
+    if ModelCatalogue(models_dirs()).resolve(word) is None:
+        raise InputError(f"{quoted(word)} is no verb and no model of the catalogue{meant}")
+
+
+class Program(click.Group):
+    """The group of all verbs, and the one place where faults become a line and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every verb, in the order in which the help shows them."""
+        return [*VERBS, *PENDING]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Import a verb's module."""
+        if cmd_name in VERBS:
+            command = import_module(f"qlora_planner.cli.{VERBS[cmd_name][0]}").command
+            return command if isinstance(command, click.Command) else None
+        if cmd_name in PENDING:
+            from qlora_planner.cli.pending import pending_command
+
+            return pending_command(cmd_name, PENDING[cmd_name])
+        return None
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the verb first, then parse as any group does."""
+        return super().parse_args(ctx, dispatch(args))
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The verbs from their table: help imports none of them."""
+        with formatter.section("Examples"):
+            formatter.write_dl(EXAMPLES, col_max=44)
+        with formatter.section("Verbs"):
+            formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
+        with formatter.section("Not built yet"):
+            formatter.write_dl(list(PENDING.items()))
+        with formatter.section("Exit codes"):
+            formatter.write_dl(EXIT_CODES)
+
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
+        """Run, turn every fault into one line on stderr, and exit with its code."""
+        extra["standalone_mode"] = False
+        sys.exit(self._code(*args, **extra))
+
+    def _code(self, *args: Any, **extra: Any) -> int:
+        try:
+            code = super().main(*args, **extra)
+        except (click.Abort, KeyboardInterrupt):
+            say("interrupted")
+            return INTERRUPTED
+        except click.ClickException as error:
+            say(_usage(error))
+            return 2
+        except PlannerError as error:
+            say(plain(error))
+            return error.exit_code
+        except Exception as error:
+            return _bug(error)
+        return code if isinstance(code, int) else 0
+
+
+def _usage(error: click.ClickException) -> str:
+    """click's own words on one line, and where to read on."""
+    context = getattr(error, "ctx", None)
+    where = context.command_path if context is not None else PROGRAM
+    return f"{plain(' '.join(error.format_message().split())).removesuffix('.')} (see `{where} --help`)"
+
+
+def _bug(error: Exception) -> int:
+    if os.environ.get(DEBUG_VARIABLE):
+        import traceback
+
+        traceback.print_exception(error)
+    where = error.__traceback__
+    while where is not None and where.tb_next is not None:
+        where = where.tb_next
+    place = f" at {Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else ""
+    what = plain(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+    say(f"a bug in qlora-planner{place}: {what}; {DEBUG_VARIABLE}=1 shows the traceback")
+    return BUG
+
+
+@click.group(
+    cls=Program,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    options_metavar="[OPTIONS]",
+    subcommand_metavar="[VERB | MODEL] ...",
+)
+@click.version_option(__version__, prog_name=PROGRAM, message="%(prog)s %(version)s")
+def cli() -> None:
+    """Will it fit, what exactly to run, what it costs, and why: GPU memory of QLoRA fine-tuning, before the night."""
+
+
+def main() -> NoReturn:
+    """The console script."""
+    cli.main(prog_name=PROGRAM)

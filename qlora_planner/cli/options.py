@@ -1,0 +1,180 @@
+"""Every option once: its name, type, help and the section that `--help` shows it in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from qlora_planner.run.config import COMPUTE_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
+
+RUN, CARD, OUTPUT, OTHER = "Run options", "Card options", "Output options", "Options"
+ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class SectionOption(click.Option):
+    """An option that knows its section in the help."""
+
+    section = OTHER
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """`--[no-]dora` for a switch, as short as people write it."""
+        if self.secondary_opts:
+            return self.opts[0].replace("--", "--[no-]", 1), self.help or ""
+        return super().get_help_record(ctx)
+
+
+class RunOption(SectionOption):
+    """What decides the run."""
+
+    section = RUN
+
+
+class CardOption(SectionOption):
+    """What decides the card."""
+
+    section = CARD
+
+
+class OutputOption(SectionOption):
+    """What decides how the answer looks."""
+
+    section = OUTPUT
+
+
+class Verb(click.Command):
+    """A command whose help shows its options by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """One block per section."""
+        blocks: dict[str, list[tuple[str, str]]] = {OTHER: [], CARD: [], RUN: [], OUTPUT: []}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
+            if record is not None:
+                section = OUTPUT if parameter.name == "help" else getattr(parameter, "section", OTHER)
+                blocks[section].append(record)
+        for name, records in blocks.items():
+            if records:
+                with formatter.section(name):
+                    formatter.write_dl(records)
+
+
+def _switch(name: str, text: str) -> click.Option:
+    return RunOption([f"--{name}/--no-{name}"], default=None, help=text)
+
+
+def _value(name: str, kind: Any, text: str, metavar: str | None = None) -> click.Option:
+    return RunOption([f"--{name}"], type=kind, default=None, help=text, metavar=metavar)
+
+
+def _run_options() -> list[click.Option]:
+    return [
+        _value("method", click.Choice(METHODS), "What is trained (qlora)."),
+        _value("quant", click.Choice(QUANTS), "How the base is stored (nf4 for qlora, else none)."),
+        _switch("double-quant", "Quantise the constants too (on)."),
+        _value("compute-dtype", click.Choice(COMPUTE_DTYPES), "Arithmetic (bfloat16 where the card has it)."),
+        _value("seq-len", int, "Tokens per sequence (2048).", "N"),
+        _value("batch-size", int, "Sequences per device and micro-batch (1).", "N"),
+        _value("grad-accum", int, "Micro-batches per optimizer step (1).", "N"),
+        _value("rank", int, "LoRA rank (16).", "N"),
+        _value("alpha", int, "LoRA alpha (2 x rank).", "N"),
+        _value("target-modules", str, "all-linear, attention or names (all-linear where PEFT accepts it).", "NAME,.."),
+        _value("modules-to-save", str, "Modules trained whole beside the adapters (none).", "NAME,.."),
+        _value("lora-dropout", float, "Dropout before the adapters (0.05; 0 where PEFT refuses dropout).", "F"),
+        _switch("dora", "Weight-decomposed LoRA (off)."),
+        _switch("rslora", "Rank-stabilised scaling; costs no memory (off)."),
+        _switch("gradient-checkpointing", "Keep layer inputs only, compute the rest again (on)."),
+        _switch("use-reentrant", "The old kind of checkpointing (off)."),
+        _value("attention", click.Choice(ATTENTIONS), "Attention kernel (sdpa where the class has it)."),
+        _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
+        _value("trainer", click.Choice(TRAINERS), "Who runs the steps (trl-sft where it works)."),
+        _switch("upcast", "PEFT's cast of 16-bit weights to float32 (what the trainer does)."),
+        _switch("liger", "Liger's fused kernels (off)."),
+        _switch("activation-offloading", "Keep checkpoints in host memory (off)."),
+        _value("alloc-conf", str, "torch's allocator settings, as expandable_segments:True.", "TEXT"),
+        RunOption(["--packing/--no-packing"], default=None, help="Fill every row with several samples (off)."),
+        _switch("padding", "Rows hold sequences of unequal length (off for batch 1 or packing)."),
+        _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
+        RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
+    ]
+
+
+def _card_options() -> list[click.Option]:
+    return [
+        CardOption(["--gpu"], metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local."),
+        CardOption(["--reserve"], metavar="SIZE", help="Held back for a desktop or other processes, as 800MiB."),
+        CardOption(["--cap"], metavar="SIZE", help="torch's per-process limit on a larger card, as 20GiB."),
+    ]
+
+
+def _output_options(*, csv: bool, every: bool) -> list[click.Option]:
+    found: list[click.Option] = [OutputOption(["--json"], is_flag=True, help="One JSON document.")]
+    if csv:
+        found.append(OutputOption(["--csv"], is_flag=True, help="Every row as CSV."))
+    if every:
+        found.append(OutputOption(["--all"], is_flag=True, help="Every row, none folded away."))
+    return [
+        *found,
+        OutputOption(["--explain"], is_flag=True, help="Show where the figures come from."),
+        OutputOption(["--quiet"], is_flag=True, help="No notes or warnings on stderr."),
+        OutputOption(["--no-color"], is_flag=True, help="Plain text on a terminal, as with NO_COLOR."),
+        OutputOption(["--profiles"], metavar="DIR", help="A folder with models/ or gpus/ to look in first."),
+    ]
+
+
+def _adds(options: Sequence[click.Option]) -> Callable[[_Function], _Function]:
+    def add(function: _Function) -> _Function:
+        # click collects what decorators add in reverse order.
+        waiting: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
+        waiting.extend(reversed(options))
+        return function
+
+    return add
+
+
+def run_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+    """Add the run options, or some of them by their field names."""
+    return _adds([option for option in _run_options() if not only or option.name in only])
+
+
+def card_options() -> Callable[[_Function], _Function]:
+    """Add --gpu, --reserve and --cap."""
+    return _adds(_card_options())
+
+
+def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Function], _Function]:
+    """Add --json, --explain, --quiet, --no-color and --profiles, and where asked --csv and --all."""
+    return _adds(_output_options(csv=csv, every=every))
+
+
+def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:
+    """Every spelling of a switch and of an option with a value that a model or a card alone can be asked with."""
+    flags: set[str] = {"--help"}
+    values: set[str] = {"--objective", "--data"}
+    for option in (*_run_options(), *_card_options(), *_output_options(csv=True, every=True)):
+        spellings = {*option.opts, *option.secondary_opts}
+        (flags if option.is_flag else values).update(spellings)
+    return frozenset(flags), frozenset(values)
+
+
+def run_from(given: Mapping[str, Any]) -> RunConfig:
+    """The run of the options that were given; the others keep their default or stay auto.
+
+    Raises InputError listing every value that is out of range.
+    """
+    return RunConfig(**explicit_run_options(given))
+
+
+def explicit_run_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Only what was typed. Raises InputError for a --stack or --alloc-conf that is not written as one."""
+    found = {name: given[name] for name in RUN_FIELDS if given.get(name) is not None and name != "stack"}
+    if given.get("stack") or "alloc_conf" in found:
+        from qlora_planner.cli.values import check_alloc_conf, parse_stack
+
+        if given.get("stack"):
+            found["stack"] = parse_stack(given["stack"])
+        if "alloc_conf" in found:
+            check_alloc_conf(found["alloc_conf"])
+    return found

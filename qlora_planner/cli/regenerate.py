@@ -1,0 +1,71 @@
+"""`make profiles`: rebuild profiles/models and the index from profiles/configs."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_planner.errors import MissingError
+from qlora_planner.planner.index import build_index
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.codec import profile_to_json
+from qlora_planner.profiling.build import build_profile
+from qlora_planner.sources.configs import read_config
+
+# Text models that on the Hub sit inside a wrapper with a vision or audio tower.
+_TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "ministral3")
+_NOTE = "the text model alone; the repository's checkpoint also holds towers for other inputs"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What became of one config: its profile, or why there is none."""
+
+    path: Path
+    profile: ModelProfile | None
+    refusal: str | None
+    took_s: float
+
+
+def rebuild(path: Path) -> Outcome:
+    """Profile one config of the catalogue; a model type that transformers does not have is refused, not an error."""
+    started = time.perf_counter()
+    raw = read_config(path)
+    note = _NOTE if raw.config["model_type"] in _TEXT_OF_WRAPPER else None
+    try:
+        profile, refusal = build_profile(raw, note), None
+    except MissingError as error:
+        profile, refusal = None, str(error)
+    return Outcome(path=path, profile=profile, refusal=refusal, took_s=time.perf_counter() - started)
+
+
+def main(root: Path) -> int:
+    """Rebuild everything under `root`; prints a line per model and the refusals at the end."""
+    models = root / "models"
+    models.mkdir(exist_ok=True)
+    refused: list[Outcome] = []
+    profiles: list[ModelProfile] = []
+    for path in sorted((root / "configs").glob("*.json")):
+        outcome = rebuild(path)
+        if outcome.profile is None:
+            refused.append(outcome)
+            continue
+        profiles.append(outcome.profile)
+        (models / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
+        print(f"{outcome.profile.id}: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
+    index = build_index(profiles)
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in index["models"])
+    (root / "models.index.json").write_text(
+        f'{{"schema":"{index["schema"]}","models":[\n{rows}\n]}}\n', encoding="utf-8"
+    )
+    for outcome in refused:
+        print(f"refused: {outcome.refusal}")
+    print(f"{len(profiles)} profiles, {len(refused)} refused")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "profiles")))

@@ -1,0 +1,112 @@
+"""The two streams: stdout carries the answer and nothing else, stderr the talk. A reader that goes away is no error."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO
+
+from qlora_planner.errors import RunError
+from qlora_planner.report.theme import NARROWEST, WIDEST, Theme
+
+PROGRAM = "qlora-plan"
+_PIPED_WIDTH = 80
+
+
+def answer(text: str) -> None:
+    """Print the answer. The exit code stays the answer's own when its reader has gone, as after `| head`.
+
+    Raises RunError when it cannot be written at all, to a full disk for instance.
+    """
+    stream = sys.stdout
+    if stream is None:  # closed by the shell, as `>&-` does
+        return
+    reconfigure = getattr(stream, "reconfigure", None)
+    if reconfigure is not None:
+        reconfigure(errors="replace")
+    try:
+        stream.write(text + "\n")
+        stream.flush()
+    except BrokenPipeError:
+        _silence(stream)
+    except OSError as error:
+        _silence(stream)
+        raise RunError(f"the answer cannot be written: {error.strerror or error}") from None
+
+
+def answer_json(document: Any) -> None:
+    """Print one JSON document."""
+    import json
+
+    answer(json.dumps(document, indent=1))
+
+
+def answer_csv(heads: list[str], rows: list[list[Any]]) -> None:
+    """Print a table as CSV; an unknown is an empty field."""
+    import csv
+    from io import StringIO
+
+    out = StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(heads)
+    writer.writerows(rows)
+    answer(out.getvalue().removesuffix("\n"))
+
+
+def say(text: str) -> None:
+    """One line to stderr."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, or its reader has gone: nobody listens
+        sys.stderr.write(f"{PROGRAM}: {text}\n")
+        sys.stderr.flush()
+
+
+def _silence(stream: TextIO) -> None:
+    """Let what is still buffered go nowhere: Python would complain about it at exit."""
+    with suppress(OSError, ValueError):
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+
+
+def theme_for_stdout(no_color: bool) -> Theme:
+    """Colour and the terminal's width only where stdout is a terminal; NO_COLOR, TERM=dumb and `no_color` forbid it."""
+    stream = sys.stdout
+    encoding = (getattr(stream, "encoding", None) or "").lower().replace("-", "").replace("_", "")
+    terminal = _is_terminal(stream)
+    dumb = os.environ.get("TERM") == "dumb"
+    return Theme(
+        color=terminal and not (no_color or dumb or os.environ.get("NO_COLOR")),
+        unicode=encoding.startswith("utf"),
+        width=_terminal_width() if terminal else _PIPED_WIDTH,
+    )
+
+
+def _is_terminal(stream: Any) -> bool:
+    try:
+        return bool(stream is not None and stream.isatty())
+    except ValueError:  # closed
+        return False
+
+
+def _terminal_width() -> int:
+    from shutil import get_terminal_size
+
+    return max(NARROWEST, min(WIDEST, get_terminal_size((_PIPED_WIDTH, 24)).columns))
+
+
+@contextmanager
+def patience(text: str, quiet: bool, after_s: float = 1.0) -> Iterator[None]:
+    """Say `text` when what runs inside takes longer than `after_s`: silence looks like a hang."""
+    if quiet:
+        yield
+        return
+    timer = threading.Timer(after_s, say, (text,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

@@ -1,0 +1,78 @@
+"""survey: what fits on a card, over the whole catalogue. It is what `--gpu` without a verb does."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
+from qlora_planner.cli.streams import answer, answer_csv, answer_json
+from qlora_planner.cli.values import Card, Output, card_from, output_from
+from qlora_planner.errors import MissingError
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.survey import SurveyRow
+    from qlora_planner.run import RunConfig
+
+SCHEMA = "qlora-plan/survey/1"
+
+
+@click.command("survey", cls=Verb)
+@card_options()
+@run_options()
+@output_options(csv=True, every=True)
+def command(**given: Any) -> int:
+    """What fits on a card: every model of the catalogue with the recipe recommended for it.
+
+    Grouped and folded for reading; --all, --json and --csv give every model. Exits with 1 when nothing fits.
+    """
+    output = output_from(given)
+    run = run_from(given)
+    card = card_from(given, output, required=True)
+    assert card is not None
+    rows = survey_rows(card, run, output)
+    if output.json:
+        answer_json(_document(card, run, rows))
+    elif output.csv:
+        from qlora_planner.report.survey import CSV_HEADS, csv_row
+
+        answer_csv(list(CSV_HEADS), [csv_row(row) for row in rows])
+    else:
+        from qlora_planner.report.survey import render_survey
+
+        answer(
+            render_survey(
+                rows, card.gpu, run, output.theme, asked=card.asked, every=output.every, explain=output.explain
+            )
+        )
+    return 0 if any(row.verdict in ("fits", "tight") for row in rows) else 1
+
+
+def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
+    """A row per model of the catalogue, largest first. Raises MissingError for an empty catalogue."""
+    from qlora_planner.cli.indexed import indexed_candidates
+    from qlora_planner.planner.limits import usable_on
+    from qlora_planner.planner.survey import judge, survey
+    from qlora_planner.sources.locations import models_dirs
+
+    known, others = indexed_candidates(models_dirs(output.profiles), card.gpu, run, output.warn)
+    if not known and not others:
+        raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
+    usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes)
+    rows = [judge(one, card.gpu, usable) for one in known]
+    rows += survey(others, card.gpu, run, reserve_bytes=card.reserve_bytes, cap_bytes=card.cap_bytes)
+    return sorted(rows, key=lambda row: (-row.params, row.model_id))
+
+
+def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, Any]:
+    gpu = card.gpu
+    return {
+        "schema": SCHEMA,
+        "gpu": {"name": gpu.name, "label": gpu.label, "memory_bytes": gpu.memory_bytes},
+        "reserve_bytes": card.reserve_bytes,
+        "cap_bytes": card.cap_bytes,
+        "usable_bytes": rows[0].usable_bytes if rows else None,
+        "run": run.to_dict(),
+        "models": [row.to_dict() for row in rows],
+    }

@@ -1,0 +1,160 @@
+"""Option values that need more than click's own types: sizes, cards, versions of the stack."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.cli.streams import say, theme_for_stdout
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile.faults import quoted
+from qlora_planner.report.theme import Theme
+from qlora_planner.units import format_mib, parse_size
+
+if TYPE_CHECKING:
+    from qlora_planner.hardware import GpuSpec
+
+STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
+_VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
+_MAKERS_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])b?\s*", re.IGNORECASE)
+_ALLOC_CONF = re.compile(r"[a-z_]+:[\w.\[\]:>;]+(,[a-z_]+:[\w.\[\]:>;]+)*")
+_ZERO = re.compile(r"\s*0+(?:\.0*)?\s*(?:b|[kmgt]ib)?\s*", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """How the answer is wanted."""
+
+    json: bool
+    csv: bool
+    every: bool
+    explain: bool
+    quiet: bool
+    profiles: str | None
+    theme: Theme
+
+    def warn(self, text: str) -> None:
+        """A note on stderr, unless it is to be quiet."""
+        if not self.quiet:
+            say(text)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """The card, what others hold of it, and torch's own limit."""
+
+    gpu: GpuSpec
+    reserve_bytes: int
+    cap_bytes: int | None
+    asked: str  # as it can be typed again
+
+
+def output_from(given: Mapping[str, Any]) -> Output:
+    """Raises InputError for --json and --csv together."""
+    if given.get("json") and given.get("csv"):
+        raise InputError("--json and --csv: one answer has one form; leave one of them out")
+    return Output(
+        json=bool(given.get("json")),
+        csv=bool(given.get("csv")),
+        every=bool(given.get("all")),
+        explain=bool(given.get("explain")),
+        quiet=bool(given.get("quiet")),
+        profiles=given.get("profiles"),
+        theme=theme_for_stdout(bool(given.get("no_color"))),
+    )
+
+
+def parse_memory(text: str, option: str, *, zero: bool = False) -> int:
+    """Bytes of `800MiB` or `1.5GiB`; with `zero`, nothing at all is allowed too.
+
+    Raises InputError, for a maker's unit such as 2GB with the two figures that it could mean.
+    """
+    if zero and _ZERO.fullmatch(text):
+        return 0
+    makers = _MAKERS_UNIT.fullmatch(text)
+    if makers is not None:
+        number, letter = makers[1], makers[2].upper()
+        raise InputError(
+            f"{option}: {text.strip()!r} could be decimal or binary; write {number}{letter}iB"
+            + (f" ({format_mib(parse_size(f'{number}GiB', option=option))})" if letter == "G" and float(number) else "")
+        )
+    return parse_size(text, option=option)
+
+
+def parse_stack(texts: Sequence[str]) -> dict[str, str]:
+    """`trl=1.13,transformers=5.17` by package.
+
+    Raises InputError for what is not PACKAGE=VERSION, for an unknown package and for one that is given twice.
+    """
+    found: dict[str, str] = {}
+    for item in (part.strip() for text in texts for part in text.split(",")):
+        name, equals, version = item.partition("=")
+        name, version = name.strip().lower().replace("_", "-"), version.removeprefix("=").strip()
+        if not equals or not _VERSION.fullmatch(version):
+            raise InputError(f"--stack: {quoted(item)} is not PACKAGE=VERSION, as trl=1.13,transformers=5.17")
+        if name not in STACK_PACKAGES:
+            known = ", ".join(STACK_PACKAGES)
+            raise InputError(f"--stack: {quoted(name)} is not a package that memory depends on; known: {known}")
+        if found.setdefault(name, version) != version:
+            raise InputError(f"--stack: {name} is given twice, as {found[name]} and {version}")
+    return found
+
+
+def check_alloc_conf(text: str) -> None:
+    """Raises InputError for what torch could not read as its allocator settings."""
+    if not _ALLOC_CONF.fullmatch(text):
+        raise InputError(f"--alloc-conf: {quoted(text)} is not KEY:VALUE, as expandable_segments:True")
+
+
+def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Card | None:
+    """The card that was asked for; without --gpu the one in this machine where `required`, else None.
+
+    Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a card.
+    """
+    reserve, cap = given.get("reserve"), given.get("cap")
+    reserve_bytes = None if reserve is None else parse_memory(reserve, "--reserve", zero=True)
+    cap_bytes = None if cap is None else parse_memory(cap, "--cap")
+    text = given.get("gpu")
+    if text is None:
+        if not required:
+            if reserve is not None or cap is not None:
+                option = "--reserve" if reserve is not None else "--cap"
+                raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
+            return None
+        return _local(reserve_bytes, cap_bytes, output, asked=False)
+    if text.strip().lower() == "local":
+        return _local(reserve_bytes, cap_bytes, output, asked=True)
+    from qlora_planner.api import load_gpu
+
+    gpu = load_gpu(text, profiles=output.profiles)
+    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=text.strip()))
+
+
+def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, asked: bool) -> Card:
+    from qlora_planner.measure.nvml import local_gpu
+
+    try:
+        found = local_gpu()
+    except MissingError as error:
+        if asked:
+            raise
+        # The user did not ask for this machine's card, so its absence is no missing part but a missing option.
+        raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
+    if not asked:
+        output.warn(f"no --gpu given: taking the card in this machine, {found.spec.label}")
+    if reserve_bytes is None:
+        reserve_bytes = found.reserve_bytes
+        if reserve_bytes:
+            output.warn(f"other processes hold {format_mib(reserve_bytes)} of it now; --reserve says otherwise")
+    return _checked(Card(gpu=found.spec, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, asked="local"))
+
+
+def _checked(card: Card) -> Card:
+    total = card.gpu.memory_bytes
+    if card.reserve_bytes >= total:
+        raise InputError(f"--reserve: {format_mib(card.reserve_bytes)} is all of the card's {format_mib(total)}")
+    if card.cap_bytes is not None and card.cap_bytes > total:
+        raise InputError(f"--cap: {format_mib(card.cap_bytes)} is more than the card's {format_mib(total)}")
+    return card

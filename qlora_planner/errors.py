@@ -1,0 +1,35 @@
+"""The faults a user can meet. Each carries one clear line and the exit code of the stable surface."""
+
+from __future__ import annotations
+
+
+class PlannerError(Exception):
+    """Base of every expected fault: `str(error)` is one line that names the thing and the fix."""
+
+    exit_code = 4
+
+
+class InputError(PlannerError):
+    """Something the user gave cannot be used (exit code 2)."""
+
+    exit_code = 2
+
+
+class MissingError(PlannerError):
+    """A package, GPU, file or profile that is needed is not there (exit code 3)."""
+
+    exit_code = 3
+
+
+class RunError(PlannerError):
+    """A training or verification run failed (exit code 4)."""
+
+    exit_code = 4
+
+
+def one_line(faults: list[str], where: str) -> str:
+    """Join all faults of one file or option set into the single line that is shown.
+
+    `faults` are sentences without a final stop; `where` is the path or option they belong to.
+    """
+    return f"{where}: " + "; ".join(faults)

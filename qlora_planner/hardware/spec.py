@@ -1,0 +1,42 @@
+"""GpuSpec: one card's facts, each with where it comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fact:
+    """Where one figure comes from, and when it was read (ISO date)."""
+
+    source: str
+    date: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSpec:
+    """A card, or a bare size. `None` is unknown.
+
+    `memory_bytes` is the total that NVML reports; `cuda_total_bytes` the smaller total that CUDA (and torch)
+    reports for the same card, where someone has published it. Rates are dense, without sparsity.
+    """
+
+    name: str  # slug, e.g. rtx-4090; for a bare size, the text given
+    label: str  # e.g. NVIDIA GeForce RTX 4090
+    memory_bytes: int
+    cuda_total_bytes: int | None = None
+    aliases: tuple[str, ...] = ()
+    vendor: str = "nvidia"
+    form: str = "size"  # desktop, laptop, workstation, datacenter; size for a bare size
+    marketed_gb: int | None = None
+    bandwidth_bytes_per_s: int | None = None
+    bf16_flops: int | None = None
+    fp16_flops: int | None = None
+    fp32_flops: int | None = None
+    compute_capability: str | None = None
+    bf16: bool | None = None
+    rent_usd_per_hour: float | None = None
+    verified: bool = True  # False: nobody ran this project's stack on it (AMD)
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    note: str | None = None

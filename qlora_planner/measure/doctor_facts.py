@@ -1,0 +1,103 @@
+"""What the doctor knows about a machine, and what it says. Records only: invented machines are made of these too."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from qlora_planner.measure.nvml import DeviceReading
+
+Status = Literal["ok", "warning", "problem", "unknown"]
+
+TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "datasets")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finding:
+    """One answer. `fix` is a line to type or a thing to do; `source` says where the fact was published."""
+
+    code: str
+    status: Status
+    message: str
+    fix: str | None = None
+    source: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "code": self.code,
+            "status": self.status,
+            "message": self.message,
+            "fix": self.fix,
+            "source": self.source,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TorchFacts:
+    """How the installed torch was built, and what it says of this machine."""
+
+    version: str
+    cuda: str | None = None  # of the build; None: no CUDA in it
+    hip: str | None = None
+    available: bool = False
+    bf16: bool | None = None  # in hardware, not emulated; None without a card
+    arch_list: tuple[str, ...] = ()  # sm_80, compute_90, ...
+    error: str | None = None  # what CUDA's start said
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BitsandbytesFacts:
+    """Which native library bitsandbytes loaded, or why it loaded none."""
+
+    library: str | None = None  # file name
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Facts:
+    """One machine. `None` is unknown; a package that is not installed has version None."""
+
+    python: tuple[int, int]
+    system: str  # Linux, Windows, Darwin
+    packages: Mapping[str, str | None]
+    driver_version: str | None = None
+    cuda_driver_version: str | None = None
+    devices: tuple[DeviceReading, ...] = ()
+    nvml_error: str | None = None
+    nvidia_hardware: bool | None = None  # a card on the PCI bus, whether a driver answers or not
+    torch: TorchFacts | None = None
+    bitsandbytes: BitsandbytesFacts | None = None
+    probe_error: str | None = None  # why torch could not be asked
+    bitsandbytes_libraries: tuple[str, ...] | None = None  # file names in the package
+    cuda_libraries: tuple[str, ...] = ()  # paths of libcudart files, and of one that bitsandbytes missed
+    environment: Mapping[str, str] = field(default_factory=dict)  # the variables that matter, never a secret
+    wsl: bool = False
+    container: str | None = None
+    cache_dir: str | None = None
+    cache_free_bytes: int | None = None
+    hub_token: bool = False
+
+    def version(self, package: str) -> tuple[int, ...] | None:
+        """The release of an installed package as numbers, None when it is missing."""
+        installed = self.packages.get(package)
+        return None if installed is None else release(installed)
+
+    @property
+    def capabilities(self) -> tuple[tuple[int, int], ...]:
+        """Compute capability of each card that tells it."""
+        known = (release(card.compute_capability) for card in self.devices if card.compute_capability)
+        return tuple((one[0], one[1] if len(one) > 1 else 0) for one in known if one)
+
+
+def release(version: str) -> tuple[int, ...]:
+    """`2.13.0+cpu` as (2, 13, 0): the numbers up to the first thing that is not one."""
+    match = re.match(r"\d+(?:\.\d+)*", version.strip())
+    return tuple(int(part) for part in match.group().split(".")) if match else ()
+
+
+def within(version: tuple[int, ...] | None, low: str, below: str) -> bool:
+    """Whether low <= version < below, compared as releases; an unknown version is not within."""
+    return version is not None and release(low) <= version < release(below)

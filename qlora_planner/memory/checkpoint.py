@@ -1,0 +1,73 @@
+"""What it means for a run that the published weights are already quantised."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.profile import ModelProfile
+
+_BF16 = "use a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """How a checkpoint is stored, and what that does to a QLoRA run. `works`: bitsandbytes can hold it."""
+
+    scheme: str
+    label: str
+    works: bool
+    message: str
+    fix: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+# transformers 5.17 quantizers/auto.py merge_quantization_configs: a checkpoint's own quantization_config wins over a
+# BitsAndBytesConfig, and one of another class is a ValueError. Its mxfp4 and fp8 quantizers say is_trainable = False.
+_KNOWN = {
+    "mxfp4": (
+        "MXFP4",
+        "the checkpoint is stored in MXFP4, which transformers cannot train, and it refuses a BitsAndBytesConfig on top"
+        " (`The model is quantized with Mxfp4Config but you are passing a BitsAndBytesConfig`)",
+        "save it once through Mxfp4Config(dequantize=True), and train that bf16 copy",
+    ),
+    "fp8": (
+        "FP8",
+        "the checkpoint is stored in FP8, which transformers cannot train, and it refuses a BitsAndBytesConfig on top",
+        f"{_BF16} (FineGrainedFP8Config(dequantize=True))",
+    ),
+    "gptq": ("GPTQ", "the checkpoint is stored in GPTQ: transformers refuses a BitsAndBytesConfig on top", _BF16),
+    "awq": ("AWQ", "the checkpoint is stored in AWQ: transformers refuses a BitsAndBytesConfig on top", _BF16),
+}
+
+
+def checkpoint_of(profile: ModelProfile) -> Checkpoint | None:
+    """What the profile knows of the published weights; None for ordinary 16- and 32-bit ones."""
+    scheme = profile.checkpoint_quantization
+    if scheme is None:
+        return None
+    key = scheme.lower()
+    if key.startswith("bitsandbytes"):
+        bits = "8-bit" if "8" in key.removeprefix("bitsandbytes") else "4-bit"
+        return Checkpoint(
+            scheme=scheme,
+            label=f"{bits} already, by bitsandbytes",
+            works=True,
+            message=f"the checkpoint is already {bits} by bitsandbytes: it loads in its final size without a 16-bit"
+            " tensor on the way, and its own settings win over --quant and --double-quant",
+            fix=None,
+        )
+    for name, (label, message, fix) in _KNOWN.items():
+        if key == name or key.startswith((name + "-", name + "_")):
+            return Checkpoint(scheme=scheme, label=label, works=False, message=message, fix=fix)
+    return Checkpoint(
+        scheme=scheme,
+        label=scheme,
+        works=False,
+        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: what follows holds for a"
+        " bf16 copy of the model only",
+        fix=_BF16,
+    )

@@ -1,0 +1,180 @@
+"""Closed forms for what a training step keeps, exact for Llama-like layers and a guess elsewhere.
+
+The formulas count bytes per token of what autograd saves in one decoder layer (RMSNorm, SwiGLU, RoPE, attention
+without a mask, LoRA on the linears): two norms keep their input in float32, the products their inputs, attention its
+q, k, v, output and log-sum-exp. A layer of another make is put through the same form and marked as assumed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlora_planner.catalog import LossMemory, TrainerRow
+from qlora_planner.memory.static import targeted
+from qlora_planner.profile import LayerKind, ModelProfile
+from qlora_planner.run import RunConfig
+
+_LLAMA_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerShape:
+    """Widths of one kind of layer, in elements: attention output, keys, heads, MLP, experts per token."""
+
+    count: int
+    hidden: int
+    query: int
+    key: int
+    heads: int
+    mlp: int
+    expert_mlp: int
+    experts_per_token: int
+    targets: int
+    query_key_norm: bool
+    extra_norms: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Activations:
+    """Bytes at the moments that can be the peak, beside weights, gradients and states.
+
+    `checkpoints` are kept through forward; `layer` is one layer's forward and backward on top; `logits` the head and
+    loss on top of the checkpoints; `all_layers` what every layer keeps without checkpointing.
+    """
+
+    checkpoints: int
+    layer: int
+    logits: int
+    all_layers: int
+    exact: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What the closed forms need of a model: its layers by kind, and the widths of its ends, in elements."""
+
+    layers: tuple[LayerShape, ...]
+    hidden: int
+    vocab: int
+
+
+def model_shape(profile: ModelProfile, run: RunConfig) -> ModelShape:
+    """The shape of a model with the adapters of `run`."""
+    return ModelShape(
+        layers=tuple(_layer_shape(profile, run, kind) for kind in profile.layer_kinds),
+        hidden=int(profile.dims.get("hidden_size") or 1),
+        vocab=int(profile.dims.get("vocab_size") or 1),
+    )
+
+
+def _layer_shape(profile: ModelProfile, run: RunConfig, kind: LayerKind) -> LayerShape:
+    groups = [group for group in profile.tensors if group.layer_kind == kind.name and not group.buffer]
+    widths = {
+        group.name.removesuffix(".weight").rpartition(".")[2]: group.shape
+        for group in groups
+        if group.role == "linear" and len(group.shape) == 2 and "expert" not in group.name
+    }
+    hidden = int(profile.dims.get("hidden_size") or 1)
+    heads = int(profile.dims.get("num_attention_heads") or max(1, hidden // 64))
+    head_dim = int(profile.dims.get("head_dim") or hidden // heads)
+    key_heads = int(profile.dims.get("num_key_value_heads") or heads)
+    experts = [group.shape for group in groups if group.role == "experts"]
+    norms = [group.shape for group in groups if group.role == "norm" and group.name.endswith("weight")]
+    wide = [shape for shape in norms if shape == (hidden,)]
+    tops = [max(shape) for name, shape in widths.items() if name not in _LLAMA_LINEARS]
+    mlp = widths["gate_proj"][0] if "gate_proj" in widths else max(tops, default=0)
+    exact = set(widths) == _LLAMA_LINEARS and not experts and len(wide) == 2
+    return LayerShape(
+        count=kind.count,
+        hidden=hidden,
+        query=widths["q_proj"][0] if "q_proj" in widths else heads * head_dim,
+        key=widths["k_proj"][0] if "k_proj" in widths else key_heads * head_dim,
+        heads=heads,
+        mlp=mlp,
+        expert_mlp=min(experts[0][1:]) if experts else 0,
+        experts_per_token=int(profile.dims.get("num_experts_per_tok") or 1) if experts else 0,
+        targets=sum(t.count // kind.count for t in targeted(profile, run) if t.layer_kind == kind.name) // 2
+        if run.method != "full"
+        else 0,
+        query_key_norm=any(shape in ((head_dim,), (heads * head_dim,)) for shape in norms if shape != (hidden,)),
+        extra_norms=max(0, len(wide) - 2),
+        exact=exact,
+    )
+
+
+def saved_per_token(shape: LayerShape, run: RunConfig, trainer: TrainerRow) -> int:
+    """Bytes per token that one layer's forward keeps for its backward."""
+    d, q, kv, heads, mlp, rank = shape.hidden, shape.query, shape.key, shape.heads, shape.mlp, run.rank
+    dropout = bool(run.lora_dropout)
+    if not run.upcast:
+        base = 23 * d + 7 * q + 4 * kv + 9 * mlp if dropout else 12 * d + 4 * q + 4 * kv + 8 * mlp
+        ranks = 2 * rank * shape.targets
+    elif trainer.autocast:
+        base = 23 * d + 7 * q + 4 * kv + 15 * mlp if dropout else 18 * d + 4 * q + 4 * kv + 14 * mlp
+        ranks = 2 * rank * shape.targets
+    else:
+        base = 16 * d + 8 * q + 8 * kv + 16 * mlp
+        ranks = 4 * rank * shape.targets
+    total = base + 4 * heads + ranks + 8 + shape.extra_norms * (4 * d + 4)
+    if shape.query_key_norm:
+        total += 4 * (q + kv) + 8 * heads
+    total += shape.experts_per_token * (6 * shape.expert_mlp + 2 * d) + (100 if shape.experts_per_token else 0)
+    return total
+
+
+def proved(shape: ModelShape, run: RunConfig) -> bool:
+    """Whether the forms were derived for such a run: Llama-like layers, SDPA without a mask, 4 or 16 bits."""
+    plain = not (run.dora or run.padding or run.liger or run.activation_offloading or run.packing)
+    return (
+        all(layer.exact for layer in shape.layers)
+        and plain
+        and run.attention == "sdpa"
+        and run.quant in ("nf4", "fp4", "none")
+        and run.method != "full"
+    )
+
+
+def activations(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Activations:
+    """The activation bytes of one micro-batch."""
+    tokens = run.tokens
+    stream = 4 if run.upcast else 2
+    checkpoints = layer = all_layers = 0
+    for kind in shape.layers:
+        saved = saved_per_token(kind, run, trainer) * tokens
+        width = max(kind.mlp, kind.expert_mlp * kind.experts_per_token, kind.hidden)
+        if run.upcast:
+            beside = 8 * width * tokens
+        else:
+            beside = max(4 * width * tokens, 2 * kind.hidden * width + tokens * (2 * width + 6 * kind.hidden // 5))
+        scores = 6 * kind.heads * run.seq_len * tokens if run.attention == "eager" else 0
+        mask = 3 * run.seq_len * tokens if run.padding else 0
+        layer = max(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
+        all_layers += (saved + scores) * kind.count
+        checkpoints += stream * kind.hidden * tokens * kind.count
+    return Activations(
+        checkpoints=checkpoints if run.gradient_checkpointing else 0,
+        layer=layer,
+        logits=_logits_bytes(shape, run, trainer, loss),
+        all_layers=0 if run.gradient_checkpointing else all_layers,
+        exact=proved(shape, run),
+    )
+
+
+def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> int:
+    """Bytes of the head and the loss at their highest, beside the checkpoints."""
+    tokens, hidden, vocab = run.tokens, shape.hidden, shape.vocab
+    norm = 4 * hidden * tokens
+    # The 16-bit copy of a float32 head that autocast makes, kept for backward.
+    head_copy = 2 * vocab * hidden if run.upcast and trainer.autocast else 0
+    if loss.kind == "fused":
+        tile = 2 * min(tokens, 4096) * min(vocab, 32768)
+        return norm + head_copy + tile + tokens * (8 * hidden + 28) + 2 * hidden * tokens
+    if loss.kind == "chunked_no_copy":
+        return norm + head_copy + 18 * 256 * vocab
+    if loss.kind == "chunked":
+        return norm + head_copy + 4 * vocab * hidden + 7 * 256 * vocab
+    per_logit = 12
+    if trainer.keeps_outputs:
+        per_logit = 16 if run.upcast else 14
+    return norm + head_copy + per_logit * tokens * vocab

@@ -1,0 +1,149 @@
+"""The caching allocator with `expandable_segments:True`: one address range per pool, mapped and unmapped in pieces.
+
+Source: c10/cuda/CUDACachingAllocator.cpp, find_expandable_block, try_allocate_expandable_block and unmap_block.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+from qlora_planner.memory.allocator import (
+    LARGE_SEGMENT_BYTES,
+    SMALL_SEGMENT_BYTES,
+    Block,
+    CachingAllocator,
+    OutOfMemory,
+    Segment,
+)
+
+_RANGE_BYTES = 1 << 50
+
+
+class ExpandableAllocator(CachingAllocator):
+    """As CachingAllocator, but memory is mapped in units of 2 or 20 MiB wherever the range has room.
+
+    Units that hold nothing can be given back even between blocks in use, so that `pinned` is what is mapped and
+    holds something: it is counted when the cache is given back.
+    """
+
+    large_remainder = 0
+
+    def __init__(self, *, limit_bytes: int | None = None) -> None:
+        super().__init__(limit_bytes=limit_bytes)
+        self._unmapped: tuple[list[tuple[int, Block]], list[tuple[int, Block]]] = ([], [])
+        for small in (0, 1):
+            # The whole range counts as one segment of no size: what is pinned in it is counted by units.
+            whole = Block(small * _RANGE_BYTES, _RANGE_BYTES, bool(small), Segment(0))
+            self._unmapped[small].append((whole.address, whole))
+
+    def empty_cache(self) -> None:
+        """Unmap every unit that lies wholly in a free block."""
+        for small in (0, 1):
+            unit = _unit(bool(small))
+            for _, _, block in list(self._free[small]):
+                start = -(-block.address // unit) * unit
+                stop = (block.address + block.size) // unit * unit
+                if start < stop:
+                    self._unmap(block, start, stop)
+
+    def _unmap(self, block: Block, start: int, stop: int) -> None:
+        self._forget(block)
+        hole = self._cut(block, start) if start > block.address else block
+        if stop < hole.address + hole.size:
+            tail = self._cut(hole, stop)
+            insort(self._free[tail.small], (tail.size, tail.address, tail))
+        if hole is not block:
+            insort(self._free[block.small], (block.size, block.address, block))
+        self.reserved -= hole.size
+        hole.free = False
+        insort(self._unmapped[hole.small], (hole.address, hole))
+
+    @staticmethod
+    def _cut(block: Block, address: int) -> Block:
+        """Split a block at `address` and return the upper part; both stay as free as the block was."""
+        rest = Block(address, block.address + block.size - address, block.small, block.segment)
+        rest.free = block.free
+        block.size = address - block.address
+        rest.previous, rest.next = block, block.next
+        if block.next is not None:
+            block.next.previous = rest
+        block.next = rest
+        return rest
+
+    def _is_unmapped(self, block: Block) -> bool:
+        holes = self._unmapped[block.small]
+        at = bisect_left(holes, (block.address,))
+        return at < len(holes) and holes[at][1] is block
+
+    def _grow(self, size: int, small: bool) -> Block:
+        start = self._room_for(size, small)
+        if self.limit_bytes is not None and self.reserved + self._to_map(start, size) > self.limit_bytes:
+            self.empty_cache()
+            start = self._room_for(size, small)
+            if self.reserved + self._to_map(start, size) > self.limit_bytes:
+                raise OutOfMemory(size, self.allocated, self.reserved)
+        while True:
+            if self._is_unmapped(start):
+                start = self._map(start, size)
+            if start.size >= size:
+                self._forget(start)
+                return start
+            following = start.next
+            assert following is not None
+            start = self._map(following, size - start.size) if self._is_unmapped(following) else following
+
+    def _room_for(self, size: int, small: bool) -> Block:
+        """The first place, in address order, where free and unmapped blocks side by side give `size` bytes."""
+        for _, hole in self._unmapped[small]:
+            start = hole.previous if hole.previous is not None and hole.previous.free else hole
+            found, block = 0, start
+            while found < size and block is not None and (block.free or self._is_unmapped(block)):
+                found += block.size
+                block = block.next  # type: ignore[assignment]
+            if found >= size:
+                return start
+        raise AssertionError("the address range is never full")
+
+    def _to_map(self, start: Block, size: int) -> int:
+        unit, needed, found = _unit(start.small), 0, 0
+        block: Block | None = start
+        while found < size and block is not None:
+            if self._is_unmapped(block):
+                part = min(block.size, -(-(size - found) // unit) * unit)
+                needed += part
+                found += part
+            else:
+                found += block.size
+            block = block.next
+        return needed
+
+    def _map(self, hole: Block, size: int) -> Block:
+        """Map the start of an unmapped block for at least `size` bytes; it merges with free neighbours."""
+        unit = _unit(hole.small)
+        mapped = min(hole.size, -(-size // unit) * unit)
+        self.reserved += mapped
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        holes = self._unmapped[hole.small]
+        del holes[bisect_left(holes, (hole.address,))]
+        if mapped < hole.size:
+            rest = self._cut(hole, hole.address + mapped)
+            insort(holes, (rest.address, rest))
+        before = hole.previous if hole.previous is not None and hole.previous.free else None
+        self._release(hole)
+        return before or hole
+
+
+def _unit(small: bool) -> int:
+    return SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES
+
+
+def is_expandable(alloc_conf: str | None) -> bool:
+    """Whether a PYTORCH_CUDA_ALLOC_CONF value turns expandable segments on."""
+    return "expandable_segments:true" in (alloc_conf or "").replace(" ", "").lower()
+
+
+def make_allocator(alloc_conf: str | None, limit_bytes: int | None = None) -> CachingAllocator:
+    """The allocator that a PYTORCH_CUDA_ALLOC_CONF value selects."""
+    if is_expandable(alloc_conf):
+        return ExpandableAllocator(limit_bytes=limit_bytes)
+    return CachingAllocator(limit_bytes=limit_bytes)

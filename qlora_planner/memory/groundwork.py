@@ -1,0 +1,95 @@
+"""What a run holds whatever its batch and sequence; everything else is arithmetic on top."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
+from qlora_planner.catalog.cuda import ContextRow, context_row
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory import closed_form, loading
+from qlora_planner.memory.expandable import make_allocator
+from qlora_planner.memory.records import Basis
+from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.static import StaticMemory, static_memory
+from qlora_planner.memory.training import TrainingState, training_state
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Groundwork:
+    """Figures that do not depend on batch and sequence: played once, reused over a sweep."""
+
+    static: StaticMemory
+    state: TrainingState
+    shape: closed_form.ModelShape
+    load: loading.PhasePeak
+    prepare: loading.PhasePeak | None
+    adapters: loading.PhasePeak
+    workspace: int  # of one cuBLAS handle
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    """Everything that the phases and the components of one run are summed from."""
+
+    static: StaticMemory
+    state: TrainingState
+    acts: closed_form.Activations
+    load: loading.PhasePeak
+    prepare: loading.PhasePeak | None
+    adapters: loading.PhasePeak
+    workspace: int
+    context: ContextRow
+    trainer: TrainerRow
+    loss: LossMemory
+
+    @property
+    def basis(self) -> Basis:
+        """The weakest basis of what torch holds at the peak."""
+        return Basis.DERIVED if self.acts.exact else Basis.ASSUMED
+
+
+def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_bytes: int) -> Groundwork:
+    """Play loading, preparing and adding adapters through the allocator; `workspace_bytes` is one cuBLAS handle's.
+
+    Raises InputError when target modules or modules_to_save match nothing.
+    """
+    run = resolution.run
+    trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
+    static = static_memory(profile, run)
+    optimizer = find_optimizer(run.optimizer)
+    assert optimizer is not None
+    memory = make_allocator(run.alloc_conf)
+    memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
+    tensors, load = loading.load(memory, profile, run)
+    prepare = loading.prepare(memory, tensors, run) if run.upcast else None
+    _, adapters = loading.add_adapters(memory, profile, run, workspace_bytes)
+    return Groundwork(
+        static=static,
+        state=training_state(static.trainable, run, trainer, optimizer),
+        shape=closed_form.model_shape(profile, run),
+        load=load,
+        prepare=prepare,
+        adapters=adapters,
+        workspace=workspace_bytes,
+    )
+
+
+def assemble(ground: Groundwork, run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> Parts:
+    """Add to the groundwork what batch and sequence decide."""
+    trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
+    return Parts(
+        static=ground.static,
+        state=ground.state,
+        acts=closed_form.activations(ground.shape, run, trainer, loss),
+        load=ground.load,
+        prepare=ground.prepare,
+        adapters=ground.adapters,
+        workspace=2 * ground.workspace,  # one handle for the forward thread, one for autograd's
+        context=context_row(gpu.name if gpu else None, gpu.form if gpu else None),
+        trainer=trainer,
+        loss=loss,
+    )

@@ -1,0 +1,191 @@
+"""MemoryEstimate: phases x components, the peak, and the verdict, as the stable JSON has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from qlora_planner.run import RunConfig
+
+SCHEMA = "qlora-plan/estimate/1"
+
+
+class Basis(StrEnum):
+    """How well a number is known, best first; a sum takes its weakest."""
+
+    COUNTED = "counted"
+    DERIVED = "derived"
+    CALIBRATED = "calibrated"
+    ASSUMED = "assumed"
+
+
+BASIS_ORDER = tuple(Basis)
+
+
+def weakest(parts: list[Basis]) -> Basis:
+    """The weakest basis of a sum."""
+    return max(parts, key=BASIS_ORDER.index, default=Basis.COUNTED)
+
+
+class Component(StrEnum):
+    """What bytes are for, in the order in which they are shown."""
+
+    QUANTIZED_WEIGHTS = "quantized_weights"
+    QUANTIZATION_CONSTANTS = "quantization_constants"
+    UNQUANTIZED_WEIGHTS = "unquantized_weights"
+    ADAPTERS = "adapters"
+    GRADIENTS = "gradients"
+    OPTIMIZER_STATES = "optimizer_states"
+    CHECKPOINTS = "checkpoints"
+    ACTIVATIONS = "activations"
+    LOGITS_AND_LOSS = "logits_and_loss"
+    WORKSPACE = "workspace"
+    ALLOCATOR_SLACK = "allocator_slack"
+    CUDA_CONTEXT = "cuda_context"
+
+
+PHASES = ("load", "prepare", "adapters", "forward", "loss", "backward", "optimizer", "eval", "save")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Phase:
+    """One phase's peaks in bytes; all `None` when the run does not have it or it is not known."""
+
+    name: str
+    allocated_bytes: int | None = None
+    reserved_bytes: int | None = None
+    device_bytes: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ComponentLine:
+    """What one component takes at the peak, how it is known, and one line that shows the arithmetic."""
+
+    component: Component
+    size_bytes: int
+    basis: Basis
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """The highest moment of the whole run. `low_bytes` to `high_bytes` is a 90 % interval of device bytes."""
+
+    phase: str
+    allocated_bytes: int
+    reserved_bytes: int
+    device_bytes: int
+    low_bytes: int
+    high_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticBytes:
+    """Live bytes on the GPU as torch counts them."""
+
+    after_load: int
+    after_prepare: int
+    after_adapters: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostBytes:
+    """Memory outside the card: managed pages of a paged optimizer, offloaded activations, the loader's peak."""
+
+    paged_bytes: int | None
+    offloaded_bytes: int | None
+    load_peak_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Speed:
+    """Throughput of the run; `None` where nothing is known about the card."""
+
+    tokens_per_s: float | None = None
+    step_s: float | None = None
+    basis: Basis | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something to know about the run. `blocking`: this stack refuses or breaks on it."""
+
+    code: str
+    message: str
+    fix: str
+    blocking: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fit:
+    """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run."""
+
+    gpu: str
+    capacity_bytes: int
+    usable_bytes: int
+    headroom_bytes: int
+    verdict: str
+    probability_oom: float | None
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryEstimate:
+    """Everything that is said about the memory of one run on one model."""
+
+    model: Mapping[str, Any]  # id, model_type, params, trainable_params, profile
+    run: RunConfig  # resolved: no option is None unless it means off
+    resolved: Mapping[str, str]  # auto options and the one-line reason for what each became
+    stack: Mapping[str, str]
+    static: StaticBytes
+    phases: tuple[Phase, ...]
+    lines: tuple[ComponentLine, ...]  # add up to peak.device_bytes
+    peak: Peak
+    floor_bytes: int
+    host: HostBytes
+    speed: Speed = field(default_factory=Speed)
+    fit: Fit | None = None
+    problems: tuple[Problem, ...] = ()
+
+    @property
+    def components(self) -> dict[str, int]:
+        """Bytes by component at the peak."""
+        return {line.component.value: line.size_bytes for line in self.lines}
+
+    @property
+    def basis(self) -> dict[str, str]:
+        """Basis by component."""
+        return {line.component.value: line.basis.value for line in self.lines}
+
+    @property
+    def verdict(self) -> str | None:
+        """The verdict on the card, if one was given."""
+        return self.fit.verdict if self.fit else None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/estimate/1`, and one line of why per component."""
+        peak, static, host, speed = self.peak, self.static, self.host, self.speed
+        return {
+            "schema": SCHEMA,
+            "model": dict(self.model),
+            "run": self.run.to_dict(),
+            "resolved": dict(self.resolved),
+            "stack": dict(self.stack),
+            "static_bytes": _fields(static),
+            "phases": [_fields(phase) for phase in self.phases],
+            "components": self.components,
+            "peak": _fields(peak),
+            "floor_bytes": self.floor_bytes,
+            "host": _fields(host),
+            "speed": _fields(speed),
+            "fit": None if self.fit is None else {**_fields(self.fit), "reasons": list(self.fit.reasons)},
+            "problems": [_fields(problem) for problem in self.problems],
+            "basis": self.basis,
+            "why": {line.component.value: line.why for line in self.lines},
+        }
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__slots__}

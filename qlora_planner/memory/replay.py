@@ -1,0 +1,233 @@
+"""Play a traced training run through the allocator, at the whole model's depth and on top of what loading left.
+
+A tape holds births and deaths of storages for a model cut down to a few layers of each kind. Here every layer of the
+whole model takes the part of the traced layer that stands for it; trainers' casts and optimizer steps, which go over
+all adapters at once, are played from the adapters' own shapes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
+from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
+from qlora_planner.memory.allocator import Block, CachingAllocator
+from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.records import Component
+from qlora_planner.memory.script import BIRTH, DEATH, DEATH_ELSEWHERE, Act, Origin, Script
+from qlora_planner.memory.training import training_dtype
+from qlora_planner.profile.tape import Segment
+from qlora_planner.run import RunConfig
+
+OUTSIDE = -1
+COMPONENTS = tuple(Component)
+_ADAPTERS = COMPONENTS.index(Component.ADAPTERS)
+_STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
+_WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
+
+# Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
+Survivors = dict[int, tuple[Block | None, int]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Adapter:
+    """One trainable tensor with its block on the device."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    block: Block | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlayedPhase:
+    """A phase's peaks, and the bytes by component (in the order of COMPONENTS) when most was allocated."""
+
+    peak: PhasePeak
+    components: tuple[int, ...]
+
+
+class Player:
+    """One playing: `play` notes every phase's peaks; `lost` counts deaths whose block could not be found."""
+
+    def __init__(self, memory: CachingAllocator, script: Script, components: Sequence[int]) -> None:
+        self.memory = memory
+        self.script = script
+        self.phases: dict[str, PlayedPhase] = {}
+        self.lost = 0
+        self._bytes = list(components)  # live bytes by component
+        self._at_peak = tuple(components)
+        self._alive: dict[tuple[str, int, int, int], Survivors] = {}
+
+    def play(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow) -> None:
+        """Play everything from the trainer's casts to the end of the last traced step."""
+        self._begin()
+        trained = self._cast(adapters, run, trainer)
+        self._note("adapters")
+        started = False
+        for segment, layer in _walk(self.script):
+            self._begin()
+            if segment.stage == "optimizer":
+                self._optimizer(trained, run, optimizer, first=not started)
+                started = True
+            if segment.stage != "prepare":
+                self._segment(segment, layer)
+            self._note(_phase(segment))
+
+    def _begin(self) -> None:
+        self.memory.reset_peaks()
+        self._at_peak = tuple(self._bytes)
+
+    def _note(self, phase: str) -> None:
+        memory, old = self.memory, self.phases.get(phase)
+        higher = old is None or memory.peak_allocated > old.peak.allocated
+        self.phases[phase] = PlayedPhase(
+            peak=PhasePeak(
+                live=memory.allocated,
+                allocated=memory.peak_allocated if higher or old is None else old.peak.allocated,
+                reserved=max(memory.peak_reserved, old.peak.reserved if old else 0),
+            ),
+            components=self._at_peak if higher or old is None else old.components,
+        )
+
+    def _cast(
+        self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow
+    ) -> list[tuple[tuple[int, ...], str]]:
+        trained = []
+        for adapter in adapters:
+            dtype = training_dtype(adapter.dtype, run, trainer, adapter.shape)
+            if dtype != adapter.dtype:
+                self._malloc(_bytes(adapter.shape, dtype), _ADAPTERS)
+                self._free(adapter.block, _ADAPTERS)
+            trained.append((adapter.shape, dtype))
+        return trained
+
+    def _malloc(self, size: int, component: int) -> Block | None:
+        block = self.memory.malloc(size)
+        if block is not None:
+            self._bytes[component] += block.size
+            if self.memory.allocated == self.memory.peak_allocated:
+                self._at_peak = tuple(self._bytes)
+        return block
+
+    def _free(self, block: Block | None, component: int) -> None:
+        if block is not None:
+            self._bytes[component] -= block.size
+            self.memory.free(block)
+
+    def _segment(self, segment: Segment, layer: int) -> None:
+        memory, totals = self.memory, self._bytes
+        malloc, free = memory.malloc, memory.free
+        here: dict[int, tuple[Block | None, int]] = {}
+        at_peak = self._at_peak
+        for kind, storage, size, component in self.script.acts[segment]:
+            if kind == BIRTH:
+                block = malloc(size)
+                here[storage] = (block, component)
+                if block is not None:
+                    totals[component] += block.size
+                    if memory.allocated == memory.peak_allocated:
+                        at_peak = tuple(totals)
+            elif kind == DEATH:
+                block, component = here.pop(storage)
+                if block is not None:
+                    totals[component] -= block.size
+                    free(block)
+            elif kind == DEATH_ELSEWHERE:
+                self._elsewhere(storage, segment, layer)
+        self._at_peak = at_peak
+        self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {}).update(here)
+
+    def _elsewhere(self, storage: int, segment: Segment, layer: int) -> None:
+        """Free a storage that an earlier segment left alive."""
+        origin = self.script.origins[storage]
+        born = origin.segment
+        if born.name != "layer":
+            self._drop(origin, storage, OUTSIDE)
+        elif segment.name != "layer":
+            for whole, part in enumerate(self.script.tape.places):
+                if part == born.layer:
+                    self._drop(origin, storage, whole)
+        else:
+            offset = born.layer - segment.layer
+            self._drop(origin, storage, layer + offset if abs(offset) <= 1 else self.script.tape.kept[born.layer])
+
+    def _drop(self, origin: Origin, storage: int, layer: int) -> None:
+        born = origin.segment
+        living = self._alive.get((born.stage, born.step, born.micro_step, layer), {})
+        if storage not in living:
+            # Another traced layer played this part: its survivor of the same size and rank is meant.
+            twin = next((o for o in living if self.script.origins[o].same_part(origin)), None)
+            if twin is None:
+                self.lost += 1
+                return
+            storage = twin
+        self._free(*living.pop(storage))
+
+    def _optimizer(
+        self, trained: Sequence[tuple[tuple[int, ...], str]], run: RunConfig, optimizer: OptimizerRow, first: bool
+    ) -> None:
+        if run.trainer != "loop":
+            # clip_grad_norm_: one norm per gradient, then their stack.
+            norms = [self._malloc(4, _WORKSPACE) for _ in trained]
+            norms.append(self._malloc(4 * len(norms), _WORKSPACE))
+            for block in norms:
+                self._free(block, _WORKSPACE)
+        if first:
+            eight_bit = any(_numel(shape) >= MIN_8BIT_ELEMENTS for shape, _ in trained)
+            for size in optimizer.shared_bytes(eight_bit):
+                self._malloc(size, _STATES)
+            for shape, dtype in trained:
+                for state in optimizer.states(shape, dtype):
+                    if not state.paged:
+                        self._malloc(state.size_bytes, _STATES)
+        temporaries = [
+            self._malloc(_bytes(shape, dtype), _WORKSPACE)
+            for _ in range(optimizer.step_temporaries)
+            for shape, dtype in trained
+        ]
+        for block in temporaries:
+            self._free(block, _WORKSPACE)
+
+
+def _walk(script: Script) -> Iterator[tuple[Segment, int]]:
+    """Every segment of the whole model in order, with the layer of the whole model that plays it."""
+    segments, places = script.tape.segments, script.tape.places
+    index = 0
+    while index < len(segments):
+        segment = segments[index]
+        if segment.name != "layer":
+            yield segment, OUTSIDE
+            index += 1
+            continue
+        stop = index
+        while stop < len(segments) and segments[stop].name == "layer" and segments[stop].stage == segment.stage:
+            stop += 1
+        parts: dict[int, list[Segment]] = {}
+        for part in segments[index:stop]:
+            parts.setdefault(part.layer, []).append(part)
+        order = range(len(places)) if segment.stage == "forward" else range(len(places) - 1, -1, -1)
+        for whole in order:
+            for part in parts.get(places[whole], ()):
+                yield part, whole
+        index = stop
+
+
+def _phase(segment: Segment) -> str:
+    if segment.stage == "forward":
+        return "loss" if segment.name == "head" else "forward"
+    return {"after": "backward", "zero_grad": "optimizer"}.get(segment.stage, segment.stage)
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def _bytes(shape: tuple[int, ...], dtype: str) -> int:
+    return _numel(shape) * DTYPE_BYTES[dtype]
+
+
+__all__ = ["COMPONENTS", "Act", "Adapter", "PlayedPhase", "Player"]

@@ -1,0 +1,174 @@
+"""Turn every auto option into something that runs, and say what it became and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
+from qlora_planner.errors import InputError
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.records import Problem
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resolution:
+    """A run without unknowns, the reason for each auto option, and what stands against it."""
+
+    run: RunConfig
+    why: dict[str, str]
+    problems: tuple[Problem, ...]
+    stack: dict[str, str]
+
+
+@dataclass(slots=True)
+class _Draft:
+    profile: ModelProfile
+    asked: RunConfig
+    gpu: GpuSpec | None
+    values: dict[str, object] = field(default_factory=dict)
+    why: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+    def settle(self, option: str, value: object, why: str) -> None:
+        self.values[option] = value
+        self.why[option] = why
+
+    def refuse(self, code: str, message: str, fix: str) -> None:
+        self.problems.append(Problem(code=code, message=message, fix=fix, blocking=True))
+
+    def advise(self, code: str, message: str, fix: str) -> None:
+        self.problems.append(Problem(code=code, message=message, fix=fix))
+
+
+def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -> Resolution:
+    """Resolve `run` for this model and card.
+
+    Explicit choices that the stack refuses become blocking problems. Raises InputError for an unknown optimizer and
+    for a quantisation that contradicts the method.
+    """
+    draft = _Draft(profile, run, gpu)
+    stack = {**profile.versions, **run.stack}
+    _quantization(draft)
+    _compute_dtype(draft)
+    _adapters(draft)
+    _attention(draft)
+    _trainer(draft, stack)
+    _rest(draft)
+    return Resolution(run=run.with_(**draft.values), why=draft.why, problems=tuple(draft.problems), stack=stack)
+
+
+def _quantization(draft: _Draft) -> None:
+    run = draft.asked
+    if run.quant is None:
+        draft.settle("quant", "nf4" if run.method == "qlora" else "none", f"the usual for {run.method}")
+    elif run.method == "qlora" and run.quant == "none":
+        raise InputError("--quant none is no QLoRA: use --method lora for a 16-bit base, or --quant nf4, fp4 or int8")
+    elif run.method == "full" and run.quant != "none":
+        raise InputError(f"--method full trains the weights themselves, which {run.quant} cannot: use --quant none")
+    if run.optimizer not in OPTIMIZERS:
+        raise InputError(f"--optimizer {run.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
+
+
+def _compute_dtype(draft: _Draft) -> None:
+    run, gpu = draft.asked, draft.gpu
+    if run.compute_dtype is None:
+        if gpu is not None and gpu.bf16 is False:
+            draft.settle("compute_dtype", "float16", f"{gpu.label} has no bfloat16")
+        else:
+            draft.settle("compute_dtype", "bfloat16", "every card since compute capability 8.0 has it")
+    elif run.compute_dtype == "bfloat16" and gpu is not None and gpu.bf16 is False:
+        draft.refuse(
+            "no-bfloat16",
+            f"{gpu.label} (compute capability {gpu.compute_capability}) has no bfloat16 matrix units",
+            "--compute-dtype float16",
+        )
+
+
+def _adapters(draft: _Draft) -> None:
+    run, profile = draft.asked, draft.profile
+    if run.alpha is None:
+        draft.settle("alpha", 2 * run.rank, "2 x rank")
+    widest = next(iter(profile.adapters), "all-linear")
+    if run.method == "full":
+        draft.settle("target_modules", None, "a full fine-tune has no adapters")
+        draft.settle("lora_dropout", 0.0, "a full fine-tune has no adapters")
+        return
+    if run.target_modules is None:
+        draft.settle("target_modules", widest, "every linear layer that PEFT accepts here")
+    elif run.target_modules == "all-linear" and "all-linear" in profile.refusals:
+        draft.refuse("targets-refused", profile.refusals["all-linear"], f"--target-modules {widest}")
+        draft.values["target_modules"] = widest
+    refused = profile.refusals.get("lora_dropout")
+    takes_experts = (run.target_modules or widest) == widest
+    if run.lora_dropout is None:
+        if refused and takes_experts:
+            draft.settle("lora_dropout", 0.0, f"PEFT refuses dropout here: {refused}")
+        else:
+            draft.settle("lora_dropout", 0.05, "the usual for QLoRA")
+    elif run.lora_dropout > 0 and refused and takes_experts:
+        draft.refuse("dropout-refused", refused, "--lora-dropout 0")
+
+
+def _attention(draft: _Draft) -> None:
+    run, profile = draft.asked, draft.profile
+    if run.attention is None:
+        kernel = "sdpa" if profile.supports.get("sdpa") else "eager"
+        why = "the class has it" if kernel == "sdpa" else f"{profile.class_name} has no SDPA"
+        draft.settle("attention", kernel, why)
+    elif not profile.supports.get(run.attention, False):
+        usable = ", ".join(name for name in ("sdpa", "eager", "flash_attention_2") if profile.supports.get(name))
+        draft.refuse(
+            "attention-refused", f"{profile.class_name} does not support {run.attention}", f"--attention {usable}"
+        )
+    if run.gradient_checkpointing and not profile.supports.get("gradient_checkpointing", True):
+        draft.refuse(
+            "checkpointing-refused",
+            f"{profile.class_name} has no gradient checkpointing",
+            "--no-gradient-checkpointing",
+        )
+
+
+def _trainer(draft: _Draft, stack: dict[str, str]) -> None:
+    run = draft.asked
+    half = draft.values.get("compute_dtype", run.compute_dtype)
+    quantized = draft.values.get("quant", run.quant) != "none"
+    # torch's GradScaler cannot unscale bfloat16 gradients, and trl casts the adapters of a quantised base to bfloat16.
+    clash = half == "float16" and quantized
+    name = run.trainer
+    if name is None:
+        name = "hf-trainer" if clash else "trl-sft"
+        why = (
+            "trl-sft cannot train float16 on a quantised base" if clash else "the usual; its loss needs no whole logits"
+        )
+        draft.settle("trainer", name, why)
+    elif name == "trl-sft" and clash:
+        draft.refuse(
+            "float16-with-trl",
+            "trl-sft casts the adapters to bfloat16, whose gradients the float16 GradScaler cannot unscale",
+            "--trainer hf-trainer",
+        )
+    row, _ = trainer_row(name, stack)
+    if run.upcast is None:
+        why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
+        draft.settle("upcast", row.upcasts, why)
+
+
+def _rest(draft: _Draft) -> None:
+    run, profile = draft.asked, draft.profile
+    if run.padding is None:
+        alone = run.batch_size == 1 or run.packing
+        draft.settle(
+            "padding", not alone, "one sequence per row" if alone else "a batch holds sequences of unequal length"
+        )
+    limit = profile.dims.get("max_position_embeddings")
+    if limit and run.seq_len > limit:
+        draft.advise(
+            "beyond-model-length",
+            f"{profile.id} was trained for {int(limit):,} positions; {run.seq_len:,} is beyond it",
+            f"--seq-len {int(limit)} or less, unless you extend its positions on purpose",
+        )
+    optimizer = find_optimizer(run.optimizer)
+    if optimizer is not None and draft.gpu is not None and draft.gpu.vendor != "nvidia" and optimizer.paged:
+        draft.advise("paged-on-amd", "paged optimizers rely on CUDA managed memory", "--optimizer adamw_8bit")

@@ -1,0 +1,162 @@
+"""Weights and adapters on the GPU, exact to the allocator, after loading, preparing and adding adapters."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
+from qlora_planner.errors import InputError
+from qlora_planner.memory.allocator import block_bytes
+from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
+from qlora_planner.run import RunConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StaticMemory:
+    """Live bytes as torch counts them. `prepared` equals `loaded` without upcasting."""
+
+    packed_weights: int
+    constants: int
+    unquantized_loaded: int
+    unquantized_prepared: int
+    buffers: int
+    adapters: int
+    largest_upcast: int  # the largest tensor that preparing casts, in bytes after the cast
+    largest_loaded: int  # the largest 16-bit tensor that loading holds beside its quantised form
+    trainable: tuple[tuple[tuple[int, ...], str, int], ...]  # shape, dtype after adapters, how many
+
+    @property
+    def after_load(self) -> int:
+        return self.packed_weights + self.constants + self.unquantized_loaded + self.buffers
+
+    @property
+    def after_prepare(self) -> int:
+        return self.packed_weights + self.constants + self.unquantized_prepared + self.buffers
+
+    @property
+    def after_adapters(self) -> int:
+        return self.after_prepare + self.adapters
+
+
+def load_dtype(run: RunConfig) -> str:
+    """The dtype that unquantised weights are loaded in."""
+    return "float16" if run.compute_dtype == "float16" else "bfloat16"
+
+
+def is_quantized(group: TensorGroup, run: RunConfig) -> bool:
+    """Whether this run holds the group as a bitsandbytes matrix."""
+    return group.quantized and run.quant in SCHEMES
+
+
+def static_memory(profile: ModelProfile, run: RunConfig) -> StaticMemory:
+    """Bytes of everything that stays on the GPU through training except gradients and optimizer state.
+
+    `run` must be resolved. Raises InputError when target modules or modules_to_save match nothing.
+    """
+    packed = constants = loaded = prepared = buffers = largest_upcast = largest_loaded = 0
+    scheme = SCHEMES.get(run.quant or "none")
+    half = load_dtype(run)
+    for group in profile.tensors:
+        if group.tied_with:
+            continue
+        dtype = group.dtype_float16 if half == "float16" else group.dtype
+        size = DTYPE_BYTES[dtype] * group.numel
+        if scheme is not None and is_quantized(group, run):
+            weight, rest = quantized_tensor_bytes(
+                scheme, group.shape[0], group.numel // group.shape[0], run.double_quant
+            )
+            packed += block_bytes(weight) * group.count
+            constants += sum(block_bytes(part) for part in rest) * group.count
+            largest_loaded = max(largest_loaded, size)
+        elif group.buffer:
+            buffers += block_bytes(size) * group.count
+        else:
+            loaded += block_bytes(size) * group.count
+            cast = bool(run.upcast) and dtype in ("bfloat16", "float16")
+            after = 2 * size if cast else size
+            prepared += block_bytes(after) * group.count
+            largest_upcast = max(largest_upcast, after if cast else 0)
+    trainable = trainable_tensors(profile, run)
+    adapters = (
+        0
+        if run.method == "full"
+        else sum(block_bytes(DTYPE_BYTES[dtype] * _numel(shape)) * count for shape, dtype, count in trainable)
+    )
+    return StaticMemory(
+        packed_weights=packed, constants=constants, unquantized_loaded=loaded, unquantized_prepared=prepared,
+        buffers=buffers, adapters=adapters, largest_upcast=largest_upcast, largest_loaded=largest_loaded,
+        trainable=trainable,
+    )  # fmt: skip
+
+
+def _numel(shape: tuple[int, ...]) -> int:
+    numel = 1
+    for size in shape:
+        numel *= size
+    return numel
+
+
+def trainable_tensors(profile: ModelProfile, run: RunConfig) -> tuple[tuple[tuple[int, ...], str, int], ...]:
+    """Shape, dtype right after `get_peft_model`, and count of every trainable tensor."""
+    if run.method == "full":
+        dtype = "float32" if run.upcast else load_dtype(run)
+        return tuple((g.shape, dtype, g.count) for g in profile.tensors if not g.buffer and not g.tied_with)
+    found = []
+    for tensor in targeted(profile, run):
+        found.append((tensor.shape(run.rank), tensor.dtype, tensor.count))
+        if run.dora and tensor.name in ("lora_B", "lora_embedding_A"):
+            # PEFT's magnitude vector: one float32 per output feature (lora/dora.py).
+            width = tensor.shape(run.rank)[0 if tensor.name == "lora_B" else 1]
+            found.append(((width,), "float32", tensor.count))
+    for group in _saved_modules(profile, run):
+        found.append((group.shape, "float32" if run.upcast else load_dtype(run), group.count))
+    return tuple(found)
+
+
+def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]:
+    """The adapter tensors that `run.target_modules` adds.
+
+    Names are matched as PEFT does, by the end of the module's name. Raises InputError listing what exists when a
+    name matches nothing the profile holds.
+    """
+    wanted = run.target_modules or "all-linear"
+    if wanted in profile.adapters:
+        return profile.adapters[wanted]
+    known = {tensor.module: None for tensors in profile.adapters.values() for tensor in tensors}
+    names = [name.strip() for name in wanted.split(",") if name.strip()]
+    chosen: dict[str, None] = {}
+    for name in names:
+        matches = [module for module in known if module == name or module.endswith("." + name)]
+        if not matches:
+            leaves = sorted({module.rpartition(".")[2] for module in known})
+            raise InputError(
+                f"--target-modules: {name!r} matches nothing in {profile.id}; it has {', '.join(leaves)},"
+                " or use all-linear or attention"
+            )
+        chosen.update(dict.fromkeys(matches))
+    unique = {
+        (tensor.module, tensor.name, tensor.layer_kind, tensor.dims): tensor
+        for tensors in profile.adapters.values()
+        for tensor in tensors
+        if tensor.module in chosen
+    }
+    return tuple(unique.values())
+
+
+def _saved_modules(profile: ModelProfile, run: RunConfig) -> tuple[TensorGroup, ...]:
+    """Whole modules that are trained in a copy beside the frozen original."""
+    found = []
+    for name in (run.modules_to_save or "").split(","):
+        if not name.strip():
+            continue
+        matches = [
+            group for group in profile.tensors
+            if not group.buffer and f".{group.name}".rpartition(".")[0].endswith("." + name.strip())
+        ]  # fmt: skip
+        if not matches:
+            modules = sorted({g.name.rpartition(".")[0] for g in profile.tensors if g.layer_kind is None})
+            raise InputError(
+                f"--modules-to-save: {name.strip()!r} matches nothing; outside the layers: {', '.join(modules)}"
+            )
+        found += [replace(group, tied_with=None) for group in matches]
+    return tuple(found)

@@ -1,0 +1,115 @@
+"""A compact index of the catalogue: every model's groundwork for the default recipe, so that a survey parses one file.
+
+The index holds nothing that the profiles do not: `build_index` makes it from them, and a test compares.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.closed_form import LayerShape, ModelShape
+from qlora_planner.memory.groundwork import Groundwork, build_groundwork
+from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.resolve import Resolution, resolve
+from qlora_planner.memory.static import StaticMemory
+from qlora_planner.memory.training import TrainingState
+from qlora_planner.planner.survey import Candidate
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+SCHEMA = "qlora-plan/index/1"
+# The default recipe resolves in one way on cards with bfloat16 and in another on cards without.
+_CARDS = {
+    "bfloat16": GpuSpec(name="any", label="a card with bfloat16", memory_bytes=1, bf16=True),
+    "float16": GpuSpec(name="any", label="a card without bfloat16", memory_bytes=1, bf16=False),
+}
+_STATIC = tuple(name for name in StaticMemory.__slots__ if name != "trainable")
+
+
+def build_index(profiles: Iterable[ModelProfile]) -> dict[str, Any]:
+    """The index document of `profiles`, JSON-ready."""
+    return {"schema": SCHEMA, "models": [_row(profile) for profile in profiles]}
+
+
+def _row(profile: ModelProfile) -> dict[str, Any]:
+    limit = profile.dims.get("max_position_embeddings")
+    row: dict[str, Any] = {
+        "id": profile.id, "family": profile.model_type, "params": profile.params,
+        "max_seq_len": int(limit) if limit else None, "versions": dict(profile.versions), "on": {},
+    }  # fmt: skip
+    default = RunConfig()
+    for name, card in _CARDS.items():
+        resolution = resolve(profile, default, card)
+        ground = build_groundwork(profile, resolution, cublas_workspace_bytes(None))
+        changed = {
+            option: value for option, value in resolution.run.to_dict().items() if value != getattr(default, option)
+        }
+        row["on"][name] = {"run": changed, "ground": _encode(ground)}
+    if row["on"]["float16"]["ground"] == row["on"]["bfloat16"]["ground"]:
+        row["on"]["float16"]["ground"] = None
+    return row
+
+
+def _encode(ground: Groundwork) -> dict[str, Any]:
+    return {
+        "static": [getattr(ground.static, name) for name in _STATIC],
+        "state": _values(ground.state),
+        "load": _values(ground.load),
+        "adapters": _values(ground.adapters),
+        "layers": [_values(layer) for layer in ground.shape.layers],
+        "ends": [ground.shape.hidden, ground.shape.vocab],
+    }
+
+
+def _values(record: Any) -> list[Any]:
+    return [getattr(record, name) for name in record.__slots__]
+
+
+def _record(kind: type[Any], values: list[Any]) -> Any:
+    return kind(**dict(zip(kind.__slots__, values, strict=True)))
+
+
+def _decode(raw: Mapping[str, Any]) -> Groundwork:
+    return Groundwork(
+        static=StaticMemory(trainable=(), **dict(zip(_STATIC, raw["static"], strict=True))),
+        state=_record(TrainingState, raw["state"]),
+        shape=ModelShape(
+            layers=tuple(_record(LayerShape, values) for values in raw["layers"]),
+            hidden=raw["ends"][0],
+            vocab=raw["ends"][1],
+        ),
+        load=_record(PhasePeak, raw["load"]),
+        prepare=None,
+        adapters=_record(PhasePeak, raw["adapters"]),
+        workspace=0,
+    )
+
+
+def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[Candidate]:
+    """Every model of the index for a survey on `gpu`, when `run` is the default but for batch and sequence."""
+    from dataclasses import replace
+
+    workspace = cublas_workspace_bytes(gpu.compute_capability)
+    name = "float16" if gpu.bf16 is False else "bfloat16"
+    found = []
+    for row in index["models"]:
+        on = row["on"][name]
+        resolved = run.with_(**on["run"])
+        found.append(
+            Candidate(
+                model_id=row["id"], family=row["family"], params=row["params"], max_seq_len=row["max_seq_len"],
+                resolution=Resolution(
+                    run=resolved, why=dict.fromkeys(on["run"], ""), problems=(), stack=row["versions"]
+                ),
+                ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
+            )
+        )  # fmt: skip
+    return found
+
+
+def serves(run: RunConfig) -> bool:
+    """Whether the index answers for `run`: every option but batch and sequence at its default."""
+    return run.with_(seq_len=2048, batch_size=1) == RunConfig()

@@ -1,0 +1,122 @@
+"""plan: the run that is recommended for one model on one card."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.groundwork import build_groundwork
+from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.planner.limits import Bench, largest_batch, longest_seq_len, usable_on
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+SCHEMA = "qlora-plan/plan/1"
+FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A recommended run with what surrounds it."""
+
+    model: Mapping[str, Any]
+    gpu: GpuSpec
+    run: RunConfig
+    estimate: MemoryEstimate
+    alternatives: tuple[Mapping[str, Any], ...]
+    prices: tuple[Mapping[str, Any], ...]
+    frontier: tuple[Mapping[str, int | None], ...]
+    objective: str
+    data: Mapping[str, Any] | None
+    stack: Mapping[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, with the keys of the stable surface."""
+        return {
+            "schema": SCHEMA,
+            "model": dict(self.model),
+            "gpu": {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes},
+            "run": self.run.to_dict(),
+            "estimate": self.estimate.to_dict(),
+            "alternatives": [dict(one) for one in self.alternatives],
+            "prices": [dict(one) for one in self.prices],
+            "frontier": [dict(one) for one in self.frontier],
+            "objective": self.objective,
+            "data": None if self.data is None else dict(self.data),
+            "stack": dict(self.stack),
+        }
+
+
+def plan(
+    profile: ModelProfile,
+    gpu: GpuSpec,
+    run: RunConfig | None = None,
+    *,
+    objective: str = "throughput",
+    reserve_bytes: int = 0,
+    cap_bytes: int | None = None,
+) -> Plan:
+    """The run asked for, made to fit: where it does not, the longest sequence that does is recommended instead.
+
+    Raises InputError for options that contradict each other.
+    """
+    asked = run or RunConfig()
+    usable = usable_on(gpu, reserve_bytes, cap_bytes)
+    resolution = resolve(profile, asked, gpu)
+    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
+    bench = Bench(
+        ground=ground,
+        run=resolution.run,
+        stack=resolution.stack,
+        gpu=gpu,
+        usable_bytes=usable,
+        auto_padding="padding" in resolution.why,
+    )
+    limit = profile.dims.get("max_position_embeddings")
+    model_limit = int(limit) if limit else None
+    frontier = tuple(
+        {"batch_size": batch, "seq_len": longest_seq_len(bench, batch, model_limit)} for batch in FRONTIER_BATCHES
+    )
+    chosen = _shrink(resolution.run, bench, frontier[0]["seq_len"])
+    answer = estimate(profile, asked.with_(**chosen), gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    return Plan(
+        model=answer.model,
+        gpu=gpu,
+        run=answer.run,
+        estimate=answer,
+        alternatives=_alternatives(bench, answer),
+        prices=(),
+        frontier=frontier,
+        objective=objective,
+        data=None,
+        stack=answer.stack,
+    )
+
+
+def _shrink(run: RunConfig, bench: Bench, longest: int | None) -> dict[str, Any]:
+    """What to change of the asked run so that it fits: nothing, a smaller batch, then a shorter sequence."""
+    if longest is None or bench.fits(run.seq_len, run.batch_size):
+        return {}
+    batch = largest_batch(bench, run.seq_len)
+    if batch is not None:
+        whole = run.batch_size * run.grad_accum
+        return {"batch_size": batch, "grad_accum": max(1, -(-whole // batch))}
+    return {"batch_size": 1, "seq_len": min(longest, run.seq_len)}
+
+
+def _alternatives(bench: Bench, answer: MemoryEstimate) -> tuple[Mapping[str, Any], ...]:
+    batch = largest_batch(bench, answer.run.seq_len)
+    if batch is None or batch <= answer.run.batch_size:
+        return ()
+    return (
+        {
+            "change": {"batch_size": batch},
+            "buys": f"{batch} sequences per step instead of {answer.run.batch_size}",
+            "costs": f"{bench.look(answer.run.seq_len, batch)[1] - answer.peak.device_bytes} bytes",
+        },
+    )

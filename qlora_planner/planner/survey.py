@@ -1,0 +1,136 @@
+"""survey: what fits on one card, over many models, each with its recommended recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.errors import InputError
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.components import component_lines
+from qlora_planner.memory.estimate import phases_of
+from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
+from qlora_planner.memory.resolve import Resolution, resolve
+from qlora_planner.planner.limits import Bench, largest_batch, longest_seq_len, usable_on
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+REFERENCE_SEQ_LEN = 2048
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurveyRow:
+    """One model on the card. Unknown or not possible is `None`."""
+
+    model_id: str
+    family: str
+    params: int
+    verdict: str
+    run: RunConfig
+    longest_seq_len: int | None  # at batch 1
+    largest_batch: int | None  # at the run's sequence length
+    peak_bytes: int
+    headroom_bytes: int
+    usable_bytes: int
+    limiting: str
+    shortfall_bytes: int | None
+    note: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        row["run"] = self.run.to_dict()
+        return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A model with its groundwork for one run: what a survey needs of it."""
+
+    model_id: str
+    family: str
+    params: int
+    max_seq_len: int | None
+    resolution: Resolution
+    ground: Groundwork
+
+
+def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec) -> Candidate:
+    """Resolve `run` on a model and play its groundwork."""
+    resolution = resolve(profile, run, gpu)
+    limit = profile.dims.get("max_position_embeddings")
+    return Candidate(
+        model_id=profile.id,
+        family=profile.model_type,
+        params=profile.params,
+        max_seq_len=int(limit) if limit else None,
+        resolution=resolution,
+        ground=build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability)),
+    )
+
+
+def survey(
+    profiles: Iterable[ModelProfile],
+    gpu: GpuSpec,
+    run: RunConfig | None = None,
+    *,
+    reserve_bytes: int = 0,
+    cap_bytes: int | None = None,
+) -> list[SurveyRow]:
+    """A row per model, largest first; a model that cannot take `run` at all is left out with its reason as a note."""
+    asked = run or RunConfig()
+    usable = usable_on(gpu, reserve_bytes, cap_bytes)
+    rows = []
+    for profile in profiles:
+        try:
+            rows.append(judge(candidate(profile, asked, gpu), gpu, usable))
+        except InputError as error:
+            rows.append(_refused(profile, asked, usable, str(error)))
+    return sorted(rows, key=lambda row: (-row.params, row.model_id))
+
+
+def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
+    """The row of one model on a card of which a process can use `usable` bytes."""
+    run, ground = one.resolution.run, one.ground
+    bench = Bench(
+        ground=ground,
+        run=run,
+        stack=one.resolution.stack,
+        gpu=gpu,
+        usable_bytes=usable,
+        auto_padding="padding" in one.resolution.why,
+    )
+    seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
+    parts = assemble(ground, run.with_(seq_len=seq_len), one.resolution.stack, gpu)
+    _, peak = phases_of(run.with_(seq_len=seq_len), parts)
+    lines = component_lines(run.with_(seq_len=seq_len), parts, peak)
+    limiting = max(lines, key=lambda line: line.size_bytes)
+    refused = [problem for problem in one.resolution.problems if problem.blocking]
+    verdict = "will-not-run" if refused else bench.verdict(seq_len, run.batch_size)
+    floor = bench.look(seq_len, run.batch_size)[2]
+    fits = verdict == "fits"
+    return SurveyRow(
+        model_id=one.model_id,
+        family=one.family,
+        params=one.params,
+        verdict=verdict,
+        run=run.with_(seq_len=seq_len),
+        longest_seq_len=longest_seq_len(bench, 1, one.max_seq_len),
+        largest_batch=largest_batch(bench, seq_len) if fits else None,
+        peak_bytes=peak.device_bytes or 0,
+        headroom_bytes=usable - (peak.device_bytes or 0),
+        usable_bytes=usable,
+        limiting=limiting.component.value,
+        shortfall_bytes=max(0, floor - usable) or None,
+        note=refused[0].message if refused else None,
+    )
+
+
+def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:
+    return SurveyRow(
+        model_id=profile.id, family=profile.model_type, params=profile.params, verdict="will-not-run", run=run,
+        longest_seq_len=None, largest_batch=None, peak_bytes=0, headroom_bytes=usable, usable_bytes=usable,
+        limiting="", shortfall_bytes=None, note=why,
+    )  # fmt: skip

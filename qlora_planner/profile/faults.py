@@ -1,0 +1,37 @@
+"""How readers word what is wrong: all faults of one file, in one line, whatever the file contained."""
+
+from __future__ import annotations
+
+import reprlib
+from typing import Any, NoReturn
+
+from qlora_planner.errors import InputError, one_line
+
+# A wrecked file can hold thousands of faults; nobody reads past the first few.
+MOST_FAULTS = 8
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
+_SHORT.maxlevel = 2
+
+
+def quoted(value: Any) -> str:
+    """`value` as it would be written in Python, shortened, on one line."""
+    try:
+        return plain(_SHORT.repr(value))
+    except (ValueError, RecursionError):  # an integer too long to print, a list that holds itself
+        return f"a {type(value).__name__}"
+
+
+def plain(text: object) -> str:
+    """`text` with everything that a terminal would not print (line ends, escapes, stray bytes) made a `?`."""
+    shown = str(text)
+    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
+
+
+def refuse(faults: list[str], where: str) -> NoReturn:
+    """Raise InputError with the faults of `where`, in the order found, each once."""
+    distinct = list(dict.fromkeys(faults))
+    rest = len(distinct) - MOST_FAULTS
+    shown = [plain(fault) for fault in distinct[:MOST_FAULTS]]
+    raise InputError(one_line([*shown, f"and {rest} more"] if rest > 0 else shown, plain(where)))

@@ -1,0 +1,123 @@
+"""Tapes: what a training step allocates and frees, in order, for a model cut down to a few layers of each kind.
+
+A `CompiledTape` holds sizes as polynomials in batch, sequence and rank; `at` fills in numbers and gives a `Tape`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+# Powers of (batch, sequence, rank) that a size may be made of.
+Monomial = tuple[int, int, int]
+# Terms of one size: numerator, denominator, monomial. Sizes are whole at the points where they are used.
+Term = tuple[int, int, Monomial]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Segment:
+    """A stretch of events `[start, stop)`: one stage of one traced layer, or of what surrounds the layers.
+
+    `stage`: prepare, forward, backward, after, optimizer or zero_grad. `name`: layer, embedding, head or all.
+    `layer` is the position among the traced layers, -1 outside them.
+    """
+
+    stage: str
+    name: str
+    layer: int
+    step: int
+    micro_step: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tape:
+    """Events of one run: a storage's birth is `(number, bytes)`, its death `(number, 0)`. Bytes are unrounded."""
+
+    events: tuple[tuple[int, int], ...]
+    segments: tuple[Segment, ...]
+    places: tuple[int, ...]  # for each layer of the whole model, the traced layer that stands for it
+    kept: tuple[int, ...]  # position in the whole model of each traced layer
+    workspaces: frozenset[int]  # storages that libraries keep for themselves
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CompiledTape:
+    """A tape whose sizes are polynomials. `events`: n > 0 is a birth of size `sizes[n - 1]`, n < 0 the death of the
+    storage born as number -n (counted from 1)."""
+
+    variant: str
+    sizes: tuple[tuple[Term, ...], ...]
+    workspace_sizes: tuple[int, ...]  # indices into `sizes` that are library workspaces
+    events: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    places: tuple[int, ...]
+    kept: tuple[int, ...]
+
+    def at(self, batch_size: int, seq_len: int, rank: int) -> Tape:
+        """The tape of a run with these numbers; sizes that are not whole there are rounded up."""
+        values = [_value(terms, batch_size, seq_len, rank) for terms in self.sizes]
+        workspace_sizes = set(self.workspace_sizes)
+        events: list[tuple[int, int]] = []
+        workspaces: list[int] = []
+        born = 0
+        for code in self.events:
+            if code > 0:
+                born += 1
+                events.append((born, values[code - 1]))
+                if code - 1 in workspace_sizes:
+                    workspaces.append(born)
+            else:
+                events.append((-code, 0))
+        return Tape(
+            events=tuple(events), segments=self.segments, places=self.places, kept=self.kept,
+            workspaces=frozenset(workspaces),
+        )  # fmt: skip
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, compact."""
+        return {
+            "variant": self.variant,
+            "sizes": [[[n, d, *m] for n, d, m in terms] for terms in self.sizes],
+            "workspace_sizes": list(self.workspace_sizes),
+            "events": list(self.events),
+            "segments": [[s.stage, s.name, s.layer, s.step, s.micro_step, s.start, s.stop] for s in self.segments],
+            "places": _runs(self.places),
+            "kept": list(self.kept),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any]) -> CompiledTape:
+        """Read back what `to_dict` wrote."""
+        return cls(
+            variant=raw["variant"],
+            sizes=tuple(tuple((n, d, (b, s, r)) for n, d, b, s, r in terms) for terms in raw["sizes"]),
+            workspace_sizes=tuple(raw["workspace_sizes"]),
+            events=tuple(raw["events"]),
+            segments=tuple(
+                Segment(stage=s[0], name=s[1], layer=s[2], step=s[3], micro_step=s[4], start=s[5], stop=s[6])
+                for s in raw["segments"]
+            ),
+            places=tuple(place for place, length in raw["places"] for _ in range(length)),
+            kept=tuple(raw["kept"]),
+        )
+
+
+def _value(terms: Sequence[Term], batch: int, seq: int, rank: int) -> int:
+    total, denominator = 0, 1
+    for n, d, (b, s, r) in terms:
+        value = n * batch**b * seq**s * rank**r
+        total, denominator = total * d + value * denominator, denominator * d
+    return -(-total // denominator)
+
+
+def _runs(values: Sequence[int]) -> list[list[int]]:
+    runs: list[list[int]] = []
+    for value in values:
+        if runs and runs[-1][0] == value:
+            runs[-1][1] += 1
+        else:
+            runs.append([value, 1])
+    return runs

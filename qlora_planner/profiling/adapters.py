@@ -1,0 +1,136 @@
+"""Let PEFT itself say where adapters go and how large they are, on the meta device."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import peft
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile import AdapterTensor
+from qlora_planner.profiling.inventory import Layers, pattern, short_dtype
+
+# Two ranks tell a dimension that grows with the rank from one that does not.
+_RANKS = (8, 24)
+_WRAPPER = re.compile(r"^base_model\.model\.(?P<module>.+)\.(?P<name>lora_\w+|modules_to_save)\.default(?:\.weight)?$")
+
+Builder = Callable[[], PreTrainedModel]
+Added = dict[str, tuple[tuple[int, ...], torch.dtype]]  # module:tensor -> shape and dtype
+
+
+def inject(model: PreTrainedModel, targets: str | list[str], rank: int, dropout: float = 0.0, **more: Any) -> nn.Module:
+    """PEFT's own `get_peft_model` on a meta model; raises whatever PEFT raises."""
+    config = peft.LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=dropout, task_type="CAUSAL_LM", **more
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return peft.get_peft_model(model, config, low_cpu_mem_usage=True)
+
+
+def added_tensors(peft_model: nn.Module) -> Added:
+    """Shapes and dtypes of all adapter tensors, by full name without PEFT's prefix."""
+    found = {}
+    for name, tensor in peft_model.named_parameters():
+        match = _WRAPPER.match(name)
+        if match:
+            module = match["module"].replace(".base_layer", "")
+            found[f"{module}:{match['name']}"] = (tuple(tensor.shape), tensor.dtype)
+    return found
+
+
+def adapter_groups(low: Added, high: Added, layers: Layers) -> tuple[AdapterTensor, ...]:
+    """Group what two injections at `_RANKS` added, each dimension as constant + per_rank x rank."""
+    groups: dict[tuple[Any, ...], int] = {}
+    for name, (shape, dtype) in low.items():
+        module, _, kind = name.rpartition(":")
+        dims = tuple(_line(a, b) for a, b in zip(shape, high[name][0], strict=True))
+        key = (pattern(module), kind, layers.kind_of(module + "."), dims, short_dtype(dtype))
+        groups[key] = groups.get(key, 0) + 1
+    return tuple(
+        AdapterTensor(module=key[0], name=key[1], layer_kind=key[2], count=count, dims=key[3], dtype=key[4])
+        for key, count in groups.items()
+    )
+
+
+def _line(at_low: int, at_high: int) -> tuple[int, int]:
+    per_rank, rest = divmod(at_high - at_low, _RANKS[1] - _RANKS[0])
+    if rest:
+        raise InputError(f"an adapter dimension is not linear in the rank: {at_low} and {at_high} at ranks {_RANKS}")
+    return at_low - per_rank * _RANKS[0], per_rank
+
+
+def linear_leaves(model: PreTrainedModel) -> list[str]:
+    """Distinct last names of all linear modules except the output head, in the order of the model."""
+    head = model.get_output_embeddings()
+    names = [
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    ]
+    return list(dict.fromkeys(names))
+
+
+def attention_modules(model: PreTrainedModel) -> list[str]:
+    """Full names of the linear modules that sit directly in an attention module."""
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear | Conv1D):
+            parent = model.get_submodule(name.rpartition(".")[0])
+            if re.search(r"attention|attn", type(parent).__name__, re.IGNORECASE):
+                found.append(name)
+    return found
+
+
+def widest_target(build: Builder, layers: Layers) -> tuple[str, tuple[AdapterTensor, ...], dict[str, str]]:
+    """The widest target that PEFT accepts here, what it adds, and what PEFT refused, in its own words.
+
+    `build` gives a fresh quantised meta model each time, because injection changes it.
+    Keys of the refusals: `lora_dropout` (dropout other than 0 with the accepted target) and `all-linear`.
+    """
+    refusals: dict[str, str] = {}
+    target: str | list[str] = "all-linear"
+    low = _try(build, target, 0.05)
+    if isinstance(low, str):
+        refused_with_dropout, low = low, _try(build, target, 0.0)
+        if isinstance(low, str):
+            refusals["all-linear"] = low
+            target = [leaf for leaf in linear_leaves(build()) if not isinstance(_try(build, [leaf], 0.0), str)]
+            low = _try(build, target, 0.05) if target else low
+        else:
+            refusals["lora_dropout"] = refused_with_dropout
+    if isinstance(low, str):
+        raise InputError(f"PEFT accepts adapters on none of its linear modules: {low}")
+    high = added_tensors(inject(build(), target, _RANKS[1]))
+    name = target if isinstance(target, str) else ",".join(target)
+    return name, adapter_groups(low, high, layers), refusals
+
+
+def single_target(build: Builder, targets: list[str], layers: Layers) -> tuple[AdapterTensor, ...]:
+    """What PEFT adds for the named modules; raises InputError with PEFT's own words when it refuses them."""
+    low = _try(build, targets, 0.0)
+    if isinstance(low, str):
+        raise InputError(f"target_modules {','.join(targets)}: {low}")
+    return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1])), layers)
+
+
+def _try(build: Builder, targets: str | list[str], dropout: float) -> Added | str:
+    """What was added, or PEFT's refusal as one line."""
+    model = build()
+    try:
+        return added_tensors(inject(model, targets, _RANKS[0], dropout))
+    except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
+        return _refusal_text(error)
+
+
+def _refusal_text(error: Exception) -> str:
+    """PEFT's words on one line; sets in them are sorted, because their order changes from process to process."""
+    text = " ".join(str(error).split())[:300] or type(error).__name__
+    return re.sub(r"\{([^{}:]*)\}", lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", text)

@@ -1,0 +1,110 @@
+"""From tapes traced at a few points to one tape whose sizes are polynomials in batch, sequence and rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from itertools import combinations
+
+from qlora_planner.errors import PlannerError
+from qlora_planner.profile.tape import CompiledTape, Monomial, Tape, Term
+
+# What sizes are made of, likeliest first: constants, tokens, rank, scores, and their products.
+BASIS: tuple[Monomial, ...] = (
+    (0, 0, 0), (1, 1, 0), (0, 0, 1), (1, 1, 1), (0, 1, 0), (1, 2, 0), (0, 2, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1),
+)  # fmt: skip
+MOST_TERMS = 3
+Point = tuple[int, int, int]
+
+
+class NotPolynomialError(PlannerError):
+    """Tapes at different points differ in more than sizes: a kernel switches or a loop grows between them."""
+
+
+def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check: Point, variant: str) -> CompiledTape:
+    """Trace at `points` (batch, sequence, rank), fit every size, and prove the fit at `check` to the byte.
+
+    Raises NotPolynomialError when the tapes' events differ or a size is no sum of a few monomials.
+    """
+    tapes = [trace(point) for point in (*points, check)]
+    codes = _aligned(tapes)
+    fits: dict[tuple[int, ...], tuple[Term, ...]] = {}
+    sizes: dict[tuple[tuple[Term, ...], bool], int] = {}
+    events: list[int] = []
+    columns = zip(*(tape.events for tape in tapes), strict=True)
+    for column, code in zip(columns, codes, strict=True):
+        if code < 0:
+            events.append(code)
+            continue
+        observed = tuple(size for _, size in column)
+        if observed not in fits:
+            fits[observed] = _fit(observed, (*points, check))
+        key = (fits[observed], column[0][0] in tapes[0].workspaces)
+        events.append(sizes.setdefault(key, len(sizes)) + 1)
+    first = tapes[0]
+    return CompiledTape(
+        variant=variant,
+        sizes=tuple(terms for terms, _ in sizes),
+        workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+        events=tuple(events),
+        segments=first.segments,
+        places=first.places,
+        kept=first.kept,
+    )
+
+
+def _aligned(tapes: Sequence[Tape]) -> list[int]:
+    """Events as codes (0 for a birth, -n for the death of the n-th born), the same in every tape."""
+    coded = [_codes(tape) for tape in tapes]
+    for tape, codes in zip(tapes[1:], coded[1:], strict=True):
+        if codes != coded[0] or tape.segments != tapes[0].segments:
+            at = next(
+                (i for i, (a, b) in enumerate(zip(codes, coded[0], strict=False)) if a != b), min(map(len, coded))
+            )
+            raise NotPolynomialError(f"the traced runs differ in their events at event {at}")
+    return coded[0]
+
+
+def _codes(tape: Tape) -> list[int]:
+    number: dict[int, int] = {}
+    codes = []
+    for storage, size in tape.events:
+        if size:
+            number[storage] = len(number) + 1
+            codes.append(0)
+        else:
+            codes.append(-number[storage])
+    return codes
+
+
+def _fit(observed: tuple[int, ...], points: Sequence[Point]) -> tuple[Term, ...]:
+    """The shortest sum of monomials that gives exactly `observed` at `points`, with non-negative leading terms."""
+    if len(set(observed)) == 1:
+        return ((observed[0], 1, (0, 0, 0)),)
+    values = {m: [b ** m[0] * s ** m[1] * r ** m[2] for b, s, r in points] for m in BASIS}
+    for count in range(1, MOST_TERMS + 1):
+        for chosen in combinations(BASIS, count):
+            solved = _solve([values[m] for m in chosen], observed)
+            if solved is not None and all(solved):
+                return tuple((c.numerator, c.denominator, m) for c, m in zip(solved, chosen, strict=True))
+    raise NotPolynomialError(f"a size of {observed} bytes at {tuple(points)} is no sum of {MOST_TERMS} monomials")
+
+
+def _solve(columns: Sequence[Sequence[int]], observed: Sequence[int]) -> list[Fraction] | None:
+    """Coefficients that reproduce every observation exactly, or None."""
+    count = len(columns)
+    rows = [[Fraction(column[i]) for column in columns] + [Fraction(observed[i])] for i in range(len(observed))]
+    for pivot in range(count):
+        found = next((i for i in range(pivot, len(rows)) if rows[i][pivot]), None)
+        if found is None:
+            return None
+        rows[pivot], rows[found] = rows[found], rows[pivot]
+        scale = rows[pivot][pivot]
+        rows[pivot] = [value / scale for value in rows[pivot]]
+        for i, row in enumerate(rows):
+            if i != pivot and row[pivot]:
+                factor = row[pivot]
+                rows[i] = [a - factor * b for a, b in zip(row, rows[pivot], strict=True)]
+    if any(row[count] for row in rows[count:]):
+        return None
+    return [rows[i][count] for i in range(count)]

@@ -1,0 +1,147 @@
+"""Build the user's real model class on the meta device and put bitsandbytes modules where loading would."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+
+import torch
+import transformers
+from accelerate import init_empty_weights
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
+
+from qlora_planner.errors import InputError, MissingError, PlannerError
+
+PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl")
+# Fields that say how a checkpoint was stored or which remote code made it, not what the model is.
+_NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
+
+
+def installed_versions() -> dict[str, str]:
+    """Versions of the packages that a profile's facts depend on; one that is not installed is left out."""
+    found = {}
+    for package in PACKAGES:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence advice that transformers logs while a config is read; errors still come through."""
+    log = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(log)
+
+
+def make_config(raw: Mapping[str, Any], where: str) -> Any:
+    """transformers' config object of a `config.json` as parsed.
+
+    Raises MissingError for a model type that the installed transformers does not have (remote code is never run)
+    and InputError for fields that its config class refuses.
+    """
+    fields = {key: value for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
+    model_type = fields.pop("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        extra = " (its repository brings its own code, which is not run)" if raw.get("auto_map") else ""
+        raise MissingError(
+            f"{where}: model_type {model_type!r} is not in transformers {transformers.__version__}{extra};"
+            " a newer transformers may have it"
+        )
+    try:
+        with quiet_transformers():
+            return AutoConfig.for_model(model_type, **fields)
+    except Exception as error:  # config classes raise what they like on bad fields; the cause is passed on
+        raise InputError(f"{where}: {model_type} config refused: {_first_line(error)}") from error
+
+
+def causal_lm_class(raw: Mapping[str, Any], config: Any, where: str) -> type[PreTrainedModel]:
+    """The class that a trainer would load: the named architecture where transformers has it, else the causal-LM one."""
+    for name in raw.get("architectures") or ():
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():  # type: ignore[attr-defined]
+            return named
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise InputError(f"{where}: {config.model_type} has no causal language model in transformers")
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, (tuple, list)) else found
+
+
+def build_on_meta(
+    raw: Mapping[str, Any], where: str, dtype: torch.dtype = torch.bfloat16
+) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
+    """The model without storage, tied, and the dtype that each module name pattern is loaded in instead of `dtype`.
+
+    Buffers are on the meta device too: some classes compute large ones, which would take gigabytes and minutes.
+    """
+    config = make_config(raw, where)
+    wanted = causal_lm_class(raw, config, where)
+    try:
+        with init_empty_weights(include_buffers=True), quiet_transformers():
+            model = wanted._from_config(config, dtype=dtype)
+    except PlannerError:
+        raise
+    except Exception as error:  # any class's constructor may fail on inconsistent sizes; the cause is passed on
+        raise InputError(f"{where}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
+    model.tie_weights()
+    return model, dict(model._get_dtype_plan(dtype))
+
+
+def skipped_modules(model: PreTrainedModel) -> list[str]:
+    """Modules that the bitsandbytes quantizers leave alone, by transformers' own rule."""
+    return HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+
+
+def quantize_on_meta(model: PreTrainedModel, quant: str = "nf4", double_quant: bool = True) -> PreTrainedModel:
+    """Apply transformers' own bitsandbytes replacement, the function that `from_pretrained` calls."""
+    if quant == "int8":
+        config = BitsAndBytesConfig(load_in_8bit=True)
+    else:
+        config = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type=quant,
+            bnb_4bit_use_double_quant=double_quant,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    with init_empty_weights(include_buffers=True), quiet_transformers():
+        model = replace_with_bnb_linear(
+            model, modules_to_not_convert=skipped_modules(model), quantization_config=config, pre_quantized=False
+        )
+    model.is_loaded_in_4bit = quant != "int8"
+    model.is_loaded_in_8bit = quant == "int8"
+    return model
+
+
+def decoder_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers and its name, e.g. `model.layers`.
+
+    Raises InputError when no module list has as many entries as the config has layers.
+    """
+    text = model.config.get_text_config(decoder=True)
+    layers = getattr(text, "num_hidden_layers", None)
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    matching = [pair for pair in lists if len(pair[1]) == layers and not _inside_tower(pair[0])]
+    if not matching:
+        raise InputError(f"{type(model).__name__}: found no list of {layers} decoder layers")
+    return min(matching, key=lambda pair: pair[0].count("."))
+
+
+def _inside_tower(name: str) -> bool:
+    return any(part in name for part in ("vision", "visual", "audio", "encoder"))
+
+
+def _first_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else text[:297] + "..."

@@ -1,0 +1,1 @@
+"""Reading a training step's memory from the installed model code, run on fake CUDA tensors."""

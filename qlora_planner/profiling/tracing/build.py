@@ -1,0 +1,166 @@
+"""The model as it stands when training starts: built on meta, cut down, quantised, adapted, then put on fake CUDA."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import bitsandbytes as bnb
+import peft
+import torch
+import transformers
+from bitsandbytes.functional import QuantState
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, initialization
+from transformers.integrations.bitsandbytes import replace_with_bnb_linear
+from transformers.quantizers.base import HfQuantizer
+
+from qlora_planner.profiling.tracing import layers
+from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
+from qlora_planner.profiling.tracing.spec import TraceSpec
+
+_NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetaModel:
+    """A cut-down PEFT model without storage, and how to put it on the device."""
+
+    model: nn.Module
+    base: nn.Module
+    cut: layers.Cut
+    spec: TraceSpec
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No advice from transformers while models are built."""
+    level = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity(50)
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(level)
+
+
+def skeleton(raw: Mapping[str, Any], attention: str | None) -> nn.Module:
+    """The whole model on the meta device, in bf16, not yet cut."""
+    fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
+    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    options = {} if attention is None else {"attn_implementation": attention}
+    with quiet(), torch.device("meta"), initialization.no_init_weights():
+        wanted: Any = AutoModelForCausalLM
+        model = wanted.from_config(config, dtype=torch.bfloat16, **options)
+    keep = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+    for name, parameter in model.named_parameters():
+        if any(part in name.split(".") for part in keep):
+            parameter.data = parameter.data.float()
+    model.tie_weights()
+    return model
+
+
+def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
+    """Build, cut, quantise and adapt; everything still on meta."""
+    model: Any = skeleton(raw, spec.attention)
+    cut = layers.choose(model)
+    layers.apply(model, cut)
+    if spec.quant != "none":
+        if spec.quant == "int8":
+            quantization = BitsAndBytesConfig(load_in_8bit=True)
+        else:
+            quantization = BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type=spec.quant,
+                bnb_4bit_use_double_quant=spec.double_quant,
+                bnb_4bit_compute_dtype=_DTYPES[spec.compute_dtype],
+            )
+        skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        with quiet():
+            model = replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=quantization)
+        for module in model.modules():
+            bias = getattr(module, "bias", None)
+            if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) and bias is not None:
+                module.bias = nn.Parameter(bias.data.to(torch.bfloat16), requires_grad=False)
+        model.is_loaded_in_8bit = spec.quant == "int8"
+        model.is_loaded_in_4bit = not model.is_loaded_in_8bit
+        model.is_quantized = True
+    model.tie_weights()
+    base = model
+    if spec.method != "full":
+        for parameter in model.parameters():
+            parameter.requires_grad = False
+        targets = spec.target_modules
+        lora = peft.LoraConfig(
+            r=spec.rank,
+            lora_alpha=2 * spec.rank,
+            lora_dropout=spec.lora_dropout,
+            use_dora=spec.dora,
+            target_modules=targets if isinstance(targets, str) else list(targets),
+            task_type="CAUSAL_LM",
+        )
+        with quiet(), dora_on_meta():
+            model = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+    return MetaModel(model=model, base=base, cut=cut, spec=spec)
+
+
+def _quant_state(module: Any, spec: TraceSpec) -> QuantState:
+    """The constants that bitsandbytes keeps beside a 4-bit weight (functional.py, quantize_4bit)."""
+    blocks = -(-module.in_features * module.out_features // 64)
+    empty = _empty
+    common: dict[str, Any] = {
+        "shape": torch.Size((module.out_features, module.in_features)),
+        "code": empty((16,), torch.float32),
+        "blocksize": 64,
+        "quant_type": spec.quant,
+        "dtype": torch.bfloat16,
+    }
+    if not spec.double_quant:
+        return QuantState(absmax=empty((blocks,), torch.float32), **common)
+    second = QuantState(
+        absmax=empty((-(-blocks // 256),), torch.float32),
+        code=empty((256,), torch.float32),
+        blocksize=256,
+        dtype=torch.float32,
+    )
+    return QuantState(absmax=empty((blocks,), torch.uint8), offset=empty((), torch.float32), state2=second, **common)
+
+
+def _empty(shape: Any, dtype: torch.dtype) -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device="cuda")
+
+
+def materialise(meta: MetaModel) -> None:
+    """Replace every meta tensor by a fake CUDA one, of the dtype it has just after the adapters were added."""
+    spec = meta.spec
+    twins: dict[int, nn.Parameter] = {}
+    for module in list(meta.model.modules()):
+        for key, parameter in list(module._parameters.items()):
+            if parameter is None:
+                continue
+            if id(parameter) in twins:
+                module._parameters[key] = twins[id(parameter)]
+                continue
+            if isinstance(module, bnb.nn.Linear4bit) and key == "weight":
+                packed: Any = nn.Parameter(_empty(((parameter.numel() + 1) // 2, 1), torch.uint8), requires_grad=False)
+                packed.quant_state = module.quant_state = _quant_state(module, spec)
+                packed.bnb_quantized = True
+                module._parameters[key] = packed
+            elif isinstance(module, bnb.nn.Linear8bitLt) and key == "weight":
+                weight: Any = nn.Parameter(_empty(parameter.shape, torch.int8), requires_grad=False)
+                weight.CB = weight.SCB = None
+                module._parameters[key] = weight
+                module.state.CB = weight.data
+                module.state.SCB = _empty((parameter.shape[0],), torch.float32)
+            else:
+                half = parameter.dtype in (torch.bfloat16, torch.float16)
+                upcast = spec.upcast and half and not parameter.requires_grad
+                dtype = torch.float32 if upcast else parameter.dtype
+                fresh = nn.Parameter(_empty(parameter.shape, dtype), requires_grad=parameter.requires_grad)
+                twins[id(parameter)] = module._parameters[key] = fresh
+        for key, buffer in list(module._buffers.items()):
+            if buffer is not None:
+                module._buffers[key] = _empty(buffer.shape, buffer.dtype)

@@ -1,0 +1,137 @@
+"""Which layers of a model are alike, and the model cut down to a few of each kind."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+_INDEX_NAMES = re.compile(r"(layer|block)_?(idx|id|index|number|num)$|^(idx|index)$|_layer_index$")
+_TOWERS = ("vision", "visual", "audio", "encoder.", "image")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cut:
+    """A model's layers: the kind of each, and the positions that are kept for tracing."""
+
+    list_name: str
+    order: tuple[str, ...]
+    kept: tuple[int, ...]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kind of each kept layer."""
+        return tuple(self.order[index] for index in self.kept)
+
+
+def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """The list of decoder layers: the one with most parameters among those of full depth, outside other towers."""
+    config: Any = model.config
+    depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
+    best: tuple[int, int, str, nn.ModuleList] | None = None
+    for name, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList) or not len(module) or any(tower in name for tower in _TOWERS):
+            continue
+        size = sum(parameter.numel() for parameter in module.parameters())
+        rank = (int(len(module) == depth), size)
+        if best is None or rank > best[:2]:
+            best = (*rank, name, module)
+    if best is None:
+        raise ValueError(f"{type(model).__name__}: no list of layers found")
+    return best[2], best[3]
+
+
+def signature(layer: nn.Module) -> tuple[Any, ...]:
+    """Everything that may make one layer run differently from another: classes, shapes and plain settings."""
+    found: list[Any] = []
+    for name, module in layer.named_modules():
+        settings: list[tuple[str, Any]] = []
+        for key, value in sorted(vars(module).items()):
+            if key.startswith("_") or _INDEX_NAMES.search(key) or isinstance(value, float):
+                continue
+            if isinstance(value, (bool, int, str)) or value is None:
+                settings.append((key, value))
+            elif isinstance(value, (tuple, list)) and all(isinstance(x, (bool, int, str)) for x in value):
+                settings.append((key, tuple(value)))
+        shapes = tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None)
+        found.append((name, type(module).__qualname__, tuple(settings), shapes))
+    return tuple(found)
+
+
+def _kinds(model: nn.Module, layers: nn.ModuleList) -> tuple[str, ...]:
+    names: dict[Any, str] = {}
+    order = []
+    for position, layer in enumerate(layers):
+        key = (signature(layer), _settings_at(model, len(layers), position))
+        order.append(names.setdefault(key, f"kind{len(names)}"))
+    return tuple(order)
+
+
+def _per_layer_lists(model: nn.Module, depth: int) -> Iterator[tuple[Any, str, Sequence[Any]]]:
+    config: Any = model.config
+    for holder in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        for key, value in vars(holder).items():
+            if isinstance(value, (list, tuple)) and len(value) == depth:
+                yield holder, key, value
+
+
+def _settings_at(model: nn.Module, depth: int, position: int) -> tuple[Any, ...]:
+    found = []
+    for _, key, values in _per_layer_lists(model, depth):
+        value = values[position]
+        # A list of numbers that merely counts the layers does not tell them apart.
+        if isinstance(value, (bool, str)) or (isinstance(value, int) and value != position):
+            found.append((key, value))
+    return tuple(found)
+
+
+def choose(model: nn.Module, most: int = 24) -> Cut:
+    """First and last layer and one inner layer of each kind, with the layers whose keys and values others reuse."""
+    name, layers = decoder_layers(model)
+    order = _kinds(model, layers)
+    depth = len(order)
+    if depth <= 4:
+        return Cut(list_name=name, order=order, kept=tuple(range(depth)))
+    keep = {0, depth - 1}
+    for kind in dict.fromkeys(order):
+        inner = [index for index in range(1, depth - 1) if order[index] == kind]
+        if inner:
+            keep.add(inner[0])
+    for layer in layers:
+        for module in layer.modules():
+            for key in ("kv_shared_layer_index", "kv_source_layer_idx"):
+                source = getattr(module, key, None)
+                if isinstance(source, int) and 0 <= source < depth:
+                    keep.add(source)
+    kept = sorted(keep)[:most]
+    return Cut(list_name=name, order=order, kept=tuple(kept))
+
+
+def apply(model: nn.Module, cut: Cut) -> None:
+    """Drop the layers that are not kept, from the module list and from the config's per-layer lists."""
+    depth = len(cut.order)
+    if len(cut.kept) == depth:
+        return
+    parent_name, _, leaf = cut.list_name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    layers = getattr(parent, leaf)
+    setattr(parent, leaf, nn.ModuleList([layers[index] for index in cut.kept]))
+    places = {index: place for place, index in enumerate(cut.kept)}
+    for index in cut.kept:
+        for module in layers[index].modules():
+            for key, value in list(vars(module).items()):
+                if _INDEX_NAMES.search(key) and isinstance(value, int) and not isinstance(value, bool):
+                    setattr(module, key, places.get(value, value))  # caches are indexed by it
+    changes = list(_per_layer_lists(model, depth))
+    for holder, key, value in changes:
+        cut_down = [value[index] for index in cut.kept]
+        setattr(holder, key, tuple(cut_down) if isinstance(value, tuple) else cut_down)
+    config: Any = model.config
+    for holder in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
+        # Gemma's embeddings per layer are laid out by the number of layers and stay whole.
+        per_layer_inputs = getattr(holder, "hidden_size_per_layer_input", None)
+        if getattr(holder, "num_hidden_layers", None) == depth and not per_layer_inputs:
+            holder.num_hidden_layers = len(cut.kept)

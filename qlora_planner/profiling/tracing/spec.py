@@ -1,0 +1,75 @@
+"""What to trace: the options of a run that change the graph or its sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TraceSpec:
+    """One training run in full detail; names follow RunConfig where both have them."""
+
+    method: str = "qlora"  # qlora, lora, full
+    quant: str = "nf4"  # nf4, fp4, int8, none
+    double_quant: bool = True
+    compute_dtype: str = "bfloat16"
+    batch_size: int = 1
+    seq_len: int = 1024
+    grad_accum: int = 1
+    rank: int = 16
+    target_modules: str | tuple[str, ...] = "all-linear"
+    lora_dropout: float = 0.05
+    dora: bool = False
+    gradient_checkpointing: bool = True
+    use_reentrant: bool = False
+    attention: str | None = "sdpa"  # None: the class's own choice
+    optimizer: str = "paged_adamw_8bit"
+    trainer: str = "trl-sft"
+    upcast: bool = True  # prepare_model_for_kbit_training
+    liger: bool = False
+    activation_offloading: bool = False
+    padding: bool = False
+    trl: str = "1.16.0"
+    device: CudaTraits = field(default_factory=CudaTraits)
+
+    @property
+    def autocast(self) -> bool:
+        """Whether the trainer runs forward under automatic mixed precision."""
+        return self.trainer != "loop"
+
+    @property
+    def trl_version(self) -> tuple[int, ...]:
+        """TRL's version as numbers."""
+        return tuple(int(part) for part in self.trl.split(".")[:2])
+
+    @classmethod
+    def from_truth(cls, run: Mapping[str, Any]) -> TraceSpec:
+        """From the run of a measured row."""
+        targets = run.get("target_modules") or "all-linear"
+        return cls(
+            method=run["method"],
+            quant=run["quant"] or "none",
+            double_quant=bool(run["double_quant"]),
+            compute_dtype=run["compute_dtype"],
+            batch_size=run["batch_size"],
+            seq_len=run["seq_len"],
+            grad_accum=run["grad_accum"],
+            rank=run["lora_rank"] or 16,
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            lora_dropout=run["lora_dropout"] or 0.0,
+            dora=run["dora"],
+            gradient_checkpointing=run["gradient_checkpointing"],
+            use_reentrant=bool(run["use_reentrant"]),
+            attention=run["attention"],
+            optimizer=run["optimizer"],
+            trainer=run["trainer"],
+            upcast=run["prepare_for_kbit_training"],
+            liger=run["liger"],
+            activation_offloading=run["activation_offloading"],
+            padding=run["padding"],
+            trl=(run.get("stack") or {}).get("trl", "1.16.0"),
+        )

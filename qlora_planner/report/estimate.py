@@ -1,0 +1,222 @@
+"""The memory of one run as a screen: the verdict first, then where the peak is and what it is made of."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory import Fit, MemoryEstimate
+from qlora_planner.memory.records import weakest
+from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
+from qlora_planner.report.words import (
+    card_line,
+    card_name,
+    chance,
+    component_label,
+    gib,
+    mib,
+    option,
+    recipe,
+    segments,
+    value,
+)
+from qlora_planner.units import format_gib, format_mib, format_size
+
+_NAMES = {
+    "load": "loading",
+    "prepare": "preparing",
+    "adapters": "adding adapters",
+    "eval": "evaluation",
+    "save": "saving",
+}
+_INDENT = 2
+
+
+def render_estimate(
+    estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme, *, card: str | None = None, explain: bool = False
+) -> str:
+    """The whole screen; `card` is the card as it was typed.
+
+    With `explain`, each component in exact bytes with its reason, adding up to the peak.
+    """
+    lines = [*headline(estimate, gpu, theme), [], *_about(estimate, gpu, theme), []]
+    lines += _phases(estimate, theme)
+    lines.append([])
+    lines += render_components(estimate, theme) if explain else _components(estimate, theme)
+    for part in (chosen(estimate, theme), problems(estimate, theme), _beside(estimate, theme)):
+        if found := list(part):
+            lines += [[], *found]
+    lines += [[], *_next(estimate, card, theme, explain)]
+    return theme.render(lines)
+
+
+def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Iterator[Line]:
+    """The verdict, the figures it rests on, and the memory bar."""
+    model, fit, peak = str(estimate.model["id"]), estimate.fit, estimate.peak
+    if fit is None:
+        yield from theme.wrap(f"{model} needs {format_gib(peak.device_bytes)} at its peak", style="bold")
+        text = f"90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)}; give --gpu for a verdict"
+        yield from theme.wrap(text, _INDENT)
+        for problem in estimate.problems:
+            if problem.blocking:
+                yield from theme.wrap(f"will not run: {problem.message}; use {problem.fix}", _INDENT, style="magenta")
+        whole = peak.device_bytes
+    else:
+        where = card_name(gpu) if gpu else fit.gpu
+        mark = f"{theme.glyph(fit.verdict)} {VERDICT_WORDS[fit.verdict]}: "
+        style = verdict_style(fit.verdict)
+        yield from theme.wrap(f"{model} on {where}", first=mark, first_style=f"bold {style}", style="bold")
+        for sentence in verdict_sentences(estimate, fit):
+            yield from theme.wrap(sentence, _INDENT)
+        whole = fit.usable_bytes
+    yield []
+    yield from memory_bar(estimate.components, whole, theme)
+
+
+def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
+    """Why the verdict is what it is, in figures."""
+    peak, usable, floor = estimate.peak.device_bytes, fit.usable_bytes, estimate.floor_bytes
+    if fit.verdict == "will-not-run":
+        return [*fit.reasons, f"its memory, if it ran: peak {format_gib(peak)} of {format_gib(usable)} usable"]
+    if fit.verdict == "does-not-fit":
+        short = max(0, floor - usable)
+        return [
+            f"needs at least {format_gib(floor)}, {format_size(short)} more than the {format_gib(usable)} usable;"
+            f" chance of running out {chance(fit.probability_oom)}"
+        ]
+    odds = f"chance of running out {chance(fit.probability_oom)}"
+    if fit.headroom_bytes < 0:
+        return [
+            f"peak {format_gib(peak)} is above the {format_gib(usable)} usable, but torch gives cached blocks back"
+            f" under pressure: it works from {format_gib(floor)} on; {odds}"
+        ]
+    spare = f"{format_gib(fit.headroom_bytes)} to spare"
+    return [f"peak {format_gib(peak)} of {format_gib(usable)} usable, {spare}; {odds}"]
+
+
+def memory_bar(components: dict[str, int], whole: int, theme: Theme) -> Iterator[Line]:
+    """The bar against what is usable, its share, and what its blocks mean."""
+    parts = segments(components)
+    used = sum(size for _, size in parts)
+    share = f"{100 * used / whole:.0f} %" if whole > 0 else ""
+    width = theme.width - _INDENT - 8
+    yield [("  ", ""), *theme.bar(parts, whole, width), (f" {share:>6}", "bold")]
+    legend: Line = [("  ", "")]
+    for name, size in parts:
+        label, style, block, ascii_block = SEGMENTS[name]
+        legend += [(block if theme.unicode else ascii_block, style), (f" {label} {gib(size)}  ", "")]
+    legend.append(("GiB", "dim"))
+    if sum(len(text) for text, _ in legend) > theme.width:
+        for name, size in parts:
+            label, style, block, ascii_block = SEGMENTS[name]
+            yield [("  ", ""), (block if theme.unicode else ascii_block, style), (f" {label} {gib(size)} GiB", "")]
+    else:
+        yield legend
+
+
+def _about(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Iterator[Line]:
+    yield from theme.wrap(recipe(estimate.run), 6, "run", first_style="dim")
+    if gpu is not None and estimate.fit is not None:
+        text = f"{card_line(gpu)}. A process can use {format_mib(estimate.fit.usable_bytes)}."
+        yield from theme.wrap(text, 6, "card", first_style="dim")
+    speed = estimate.speed
+    if speed.tokens_per_s is not None and speed.step_s is not None:
+        text = f"{speed.tokens_per_s:,.0f} tokens/s, {speed.step_s:.2f} s per step ({speed.basis})"
+        yield from theme.wrap(text, 6, "speed", first_style="dim")
+
+
+def _phases(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    widths, left = (17, 11, 11, 11, 8), frozenset({0, 4})
+    heads = ("phase", "allocated", "reserved", "device", "MiB")
+    yield columns([(head, "dim") for head in heads], widths, left)
+    for phase in estimate.phases:
+        name = _NAMES.get(phase.name, phase.name)
+        if phase.device_bytes is None:
+            yield columns([(name, "dim"), *[("-", "dim")] * 3, ("", "")], widths, left)
+            continue
+        top = phase.name == estimate.peak.phase
+        style = "bold" if top else ""
+        figures = (phase.allocated_bytes, phase.reserved_bytes, phase.device_bytes)
+        mark = theme.sign("◀ peak", "< peak") if top else ""
+        yield columns([(name, style), *((mib(figure), style) for figure in figures), (mark, "bold red")], widths, left)
+    peak = estimate.peak
+    interval = f"90 % interval of the peak {mib(peak.low_bytes)} to {mib(peak.high_bytes)} MiB"
+    yield from theme.wrap(f"{interval}; it works from {mib(estimate.floor_bytes)} MiB on", style="dim")
+
+
+def _components(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    widths, left = (24, 10, 7, 12), frozenset({0, 3})
+    total = estimate.peak.device_bytes
+    peak = _NAMES.get(estimate.peak.phase, estimate.peak.phase)
+    heads = (f"at the peak ({peak})", "MiB", "share", "known how")
+    yield columns([(head, "dim") for head in heads], widths, left)
+    for line in estimate.lines:
+        style = "" if line.size_bytes else "dim"
+        share = f"{100 * line.size_bytes / total:.0f} %" if total else "-"
+        cells = (component_label(line.component.value), mib(line.size_bytes), share, line.basis.value)
+        yield columns([(cell, style) for cell in cells], widths, left)
+    basis = weakest([line.basis for line in estimate.lines if line.size_bytes])
+    yield columns([("device peak", "bold"), (mib(total), "bold"), ("", ""), (basis.value, "dim")], widths, left)
+
+
+def render_components(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    """Each component in exact bytes with its reason, so that they add up by hand."""
+    widths, left = (24, 20, 12), frozenset({0, 2})
+    peak = _NAMES.get(estimate.peak.phase, estimate.peak.phase)
+    yield columns([(f"at the peak ({peak})", "dim"), ("bytes", "dim"), ("known how", "dim")], widths, left)
+    for line in estimate.lines:
+        name = component_label(line.component.value)
+        yield columns([(name, "bold"), (f"{line.size_bytes:,}", ""), (line.basis.value, "dim")], widths, left)
+        yield from theme.wrap(line.why, 4, "   ", style="dim")
+    total = sum(line.size_bytes for line in estimate.lines)
+    yield columns([("", ""), (theme.sign("─", "-") * 20, "dim"), ("", "")], widths, left)
+    yield columns([("sum = device peak", "bold"), (f"{total:,}", "bold"), (format_mib(total), "")], widths, left)
+
+
+def chosen(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    """What each auto option became and why."""
+    if not estimate.resolved:
+        return
+    yield [("chosen for you", "dim")]
+    run = estimate.run.to_dict()
+    for name, why in estimate.resolved.items():
+        first = f"  {option(name)[2:]} {value(run.get(name))}"
+        yield from theme.wrap(why, 30, f"{first}  ", style="dim")
+
+
+def problems(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    """Everything to know about the run, each with what to do; fixes stay on one line to be copied."""
+    for problem in estimate.problems:
+        word, style = ("refused", "bold red") if problem.blocking else ("note", "yellow")
+        yield from theme.wrap(problem.message, 9, word, first_style=style)
+        if problem.fix:
+            yield from theme.wrap(problem.fix, 9, "  fix:", style="cyan", first_style="dim")
+
+
+def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    host = estimate.host
+    found = {
+        "of paged optimizer states, which move to the card while there is room": host.paged_bytes,
+        "of offloaded activations": host.offloaded_bytes,
+        "while the checkpoint is read": host.load_peak_bytes,
+    }
+    told = [f"{format_size(size)} {what}" for what, size in found.items() if size]
+    if told:
+        yield from theme.wrap("; ".join(told), 17, "in host memory", first_style="dim")
+
+
+def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: bool) -> Iterator[Line]:
+    """Where to go on: to a run that works, if this one does not."""
+    if card is not None and estimate.verdict in ("does-not-fit", "will-not-run"):
+        yield from next_command(f"qlora-plan {{}} --gpu {shlex.quote(card)}", str(estimate.model["id"]), theme)
+        yield from theme.wrap("(looks for a run of this model that fits)", 6, style="dim")
+    elif not explain:
+        yield from theme.wrap("--explain shows the arithmetic behind each figure, --json everything", style="dim")
+
+
+def next_command(text: str, model: str, theme: Theme) -> Iterator[Line]:
+    """`next:` and a command with `{}` for the model; a long name loses its organisation, so that nothing wraps."""
+    full = text.format(model)
+    short = text.format(model.rpartition("/")[2])
+    yield [("next: ", "bold"), (full if len(full) + 6 <= theme.width else short, "cyan")]

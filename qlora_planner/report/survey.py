@@ -1,0 +1,168 @@
+"""What fits on a card, as a table to read: grouped by verdict, folded by family, ending in one thing to do next."""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.planner.survey import SurveyRow
+from qlora_planner.report.estimate import next_command
+from qlora_planner.report.folding import fold_text, pick
+from qlora_planner.report.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style
+from qlora_planner.report.words import card_line, limit_label, recipe
+from qlora_planner.run import RunConfig
+from qlora_planner.units import GIB, format_mib
+
+CSV_HEADS = (
+    "model", "family", "params", "verdict", "longest_seq_len", "largest_batch", "peak_bytes", "headroom_bytes",
+    "usable_bytes", "shortfall_bytes", "limiting", "recipe", "note",
+)  # fmt: skip
+
+# Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
+_SHARES = {"fits": 15, "tight": 4, "does-not-fit": 5, "will-not-run": 2}
+_ROWS = sum(_SHARES.values())
+_EXPLANATION = (
+    "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
+    "batch: sequences per step at the run's sequence length",
+    "fits: the chance of running out of memory is at most 1 %; tight: at most 50 %",
+    "peak: what the driver would show at the run's batch and sequence; of card: against what a process can use",
+    "limited by: the largest part of that peak",
+)
+
+
+def render_survey(
+    rows: Sequence[SurveyRow],
+    gpu: GpuSpec,
+    run: RunConfig,
+    theme: Theme,
+    *,
+    asked: str,
+    every: bool = False,
+    explain: bool = False,
+) -> str:
+    """The whole screen. `asked` is the card as it was typed, for the command at the end."""
+    usable = rows[0].usable_bytes if rows else gpu.memory_bytes
+    lines = theme.wrap(f"{card_line(gpu)}. A process can use {format_mib(usable)}.")
+    lines += [*theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim"), []]
+    widths = _widths(theme)
+    lines += _heads(widths, run)
+    shares = dict(_SHARES)
+    groups = {verdict: [row for row in rows if row.verdict == verdict] for verdict in _SHARES}
+    shares["fits"] = _ROWS - sum(min(shares[name], len(group)) for name, group in groups.items() if name != "fits")
+    shown_fits: list[SurveyRow] = []
+    for verdict, group in groups.items():
+        if not group:
+            continue
+        shown = list(group) if every else pick(group, shares[verdict], rows, nearest=verdict == "does-not-fit")
+        shown_fits = shown if verdict in ("fits", "tight") and not shown_fits else shown_fits
+        lines += _group(verdict, group, shown, widths, theme)
+    if explain:
+        lines.append([])
+        for text in _EXPLANATION:
+            lines += theme.wrap(text, 2, style="dim")
+    lines += [[], *_next(rows, shown_fits, asked, run, theme)]
+    return theme.render(lines)
+
+
+def csv_row(row: SurveyRow) -> list[Any]:
+    """One model as CSV_HEADS names its fields."""
+    return [
+        row.model_id, row.family, row.params, row.verdict, row.longest_seq_len, row.largest_batch, row.peak_bytes,
+        row.headroom_bytes, row.usable_bytes, row.shortfall_bytes, row.limiting, recipe(row.run, sizes=False), row.note,
+    ]  # fmt: skip
+
+
+def _recipe(rows: Sequence[SurveyRow], run: RunConfig) -> str:
+    """The recipe that most models get; where a model needs another, --json says so."""
+    counts = Counter(recipe(row.run, sizes=False) for row in rows if row.verdict != "will-not-run")
+    if not counts:
+        return recipe(run, sizes=False)
+    text, count = counts.most_common(1)[0]
+    others = sum(counts.values()) - count
+    return f"{text}; {others} models need another (--json)" if others else text
+
+
+def _widths(theme: Theme) -> tuple[int, ...]:
+    """Columns: model, size, longest, batch, peak, bar, limit; with two of indent and one between, the whole width."""
+    fixed = (6, 8, 6, 5)
+    limit = 12
+    room = theme.width - 2 - sum(fixed) - limit - 6
+    bar = min(14, room // 4)
+    return (room - bar, *fixed, bar, limit)
+
+
+def _heads(widths: Sequence[int], run: RunConfig) -> Iterator[Line]:
+    left = frozenset({0, 5, 6})
+    top = ("", "", "longest", "batch", "peak", "", "")
+    low = ("model", "size", "@batch 1", f"@{run.seq_len:,}", "GiB", "of card", "limited by")
+    for names in (top, low):
+        cells = [(name[:width], "dim") for name, width in zip(names, widths, strict=True)]
+        yield [("  ", ""), *columns(cells, widths, left, gap=1)]
+
+
+def _group(
+    verdict: str, group: Sequence[SurveyRow], shown: Sequence[SurveyRow], widths: Sequence[int], theme: Theme
+) -> Iterator[Line]:
+    style = verdict_style(verdict)
+    yield [(f"{theme.glyph(verdict)} {VERDICT_WORDS[verdict]} ({len(group)})", f"bold {style}")]
+    for row in shown:
+        yield from _row(row, widths, style, theme)
+    names = {row.model_id for row in shown}
+    hidden = [row for row in group if row.model_id not in names]
+    if hidden:
+        yield from theme.wrap(fold_text(hidden, theme.ellipsis), 4, "  ", style="dim")
+
+
+def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Iterator[Line]:
+    name = theme.cut(row.model_id.partition("/")[2] or row.model_id, widths[0])
+    cells = [(name, ""), (_size(row.params), "")]
+    if row.verdict == "will-not-run":
+        line = [("  ", ""), *columns(cells, widths[:2], frozenset({0}), gap=1), ("  ", "")]
+        room = theme.width - sum(len(text) for text, _ in line)
+        yield [*line, (theme.cut(row.note or "this stack refuses the run", room), "dim")]
+        return
+    seq_len = f"{row.longest_seq_len:,}" if row.longest_seq_len else "-"
+    batch = f"{row.largest_batch:,}" if row.largest_batch else "-"
+    cells += [(seq_len, ""), (batch, ""), (_short_gib(row.peak_bytes), "")]
+    line = [("  ", ""), *columns(cells, widths[:5], frozenset({0}), gap=1), (" ", "")]
+    if row.shortfall_bytes:
+        line.append((f"{_short_gib(row.shortfall_bytes)} over".ljust(widths[5]), style))
+    else:
+        line += theme.gauge(row.peak_bytes, row.usable_bytes, widths[5], style)
+    room = theme.width - sum(len(text) for text, _ in line) - 1
+    yield [*line, (" ", ""), (limit_label(row.limiting, row.run.quant)[:room], "dim")]
+
+
+def _short_gib(size_bytes: int) -> str:
+    """In at most five columns."""
+    size_gib = size_bytes / GIB
+    return f"{size_gib:.1f}" if size_gib < 999 else f"{size_gib:.0f}"
+
+
+def _size(params: int) -> str:
+    return f"{params / 1e9:.1f}B" if params >= 950 * 10**6 else f"{params / 1e6:.0f}M"
+
+
+def _next(
+    rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], asked: str, run: RunConfig, theme: Theme
+) -> Iterator[Line]:
+    """One command that goes on from here."""
+    card = shlex.quote(asked)
+    usable = [row for row in shown if (row.longest_seq_len or 0) >= min(run.seq_len, 1024)] or list(shown)
+    shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
+    if usable:
+        best = max(usable, key=lambda row: (row.params, row.model_id))
+        end, why = f"--gpu {card}", "the plan of the largest one shown"
+    elif shorter:
+        best = max(shorter, key=lambda row: (row.params, row.model_id))
+        end = f"--gpu {card} --seq-len {best.longest_seq_len}"
+        why = "nothing fits so; with shorter sequences this does"
+    else:
+        yield [("next: ", "bold"), ("qlora-plan gpus", "cyan")]
+        yield from theme.wrap("(nothing fits; these are the cards that are known)", 6, style="dim")
+        return
+    yield from next_command(f"qlora-plan {{}} {end}", best.model_id, theme)
+    yield from theme.wrap(f"({why})", 6, style="dim")

@@ -1,0 +1,146 @@
+"""Names that screens share: components, options, recipes and cards in the words a person would use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.run import RunConfig
+from qlora_planner.units import GIB, format_mib, format_params
+
+# Component -> its label, and the memory bar's segment that it belongs to.
+COMPONENTS: Mapping[str, tuple[str, str]] = {
+    "quantized_weights": ("quantised weights", "weights"),
+    "quantization_constants": ("quantisation constants", "weights"),
+    "unquantized_weights": ("unquantised weights", "weights"),
+    "adapters": ("adapters", "training"),
+    "gradients": ("gradients", "training"),
+    "optimizer_states": ("optimizer states", "training"),
+    "checkpoints": ("checkpoints", "activations"),
+    "activations": ("activations", "activations"),
+    "logits_and_loss": ("logits and loss", "activations"),
+    "workspace": ("workspace", "overhead"),
+    "allocator_slack": ("allocator slack", "overhead"),
+    "cuda_context": ("CUDA context", "overhead"),
+}
+
+_SHORT_LIMITS = {
+    "quantized_weights": "4-bit part",
+    "quantization_constants": "constants",
+    "unquantized_weights": "16-bit part",
+    "optimizer_states": "optimizer",
+    "logits_and_loss": "logits",
+    "allocator_slack": "slack",
+    "cuda_context": "CUDA context",
+}
+
+
+def component_label(name: str) -> str:
+    """`quantised weights` for `quantized_weights`; an unknown component keeps its name."""
+    return COMPONENTS.get(name, (name.replace("_", " "), ""))[0]
+
+
+def limit_label(name: str, quant: str | None = "nf4") -> str:
+    """What fills the card, in at most 12 columns."""
+    if name == "quantized_weights" and quant == "int8":
+        return "8-bit part"
+    return _SHORT_LIMITS.get(name, component_label(name))
+
+
+def segments(components: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Bytes by bar segment, in the bar's order."""
+    sums = dict.fromkeys(("weights", "training", "activations", "overhead"), 0)
+    for name, size in components.items():
+        sums[COMPONENTS.get(name, ("", "overhead"))[1]] += size
+    return list(sums.items())
+
+
+def gib(size_bytes: int | None, digits: int = 2) -> str:
+    """A figure whose unit stands elsewhere."""
+    return "-" if size_bytes is None else f"{size_bytes / GIB:,.{digits}f}"
+
+
+def mib(size_bytes: int | None) -> str:
+    """A figure whose unit stands elsewhere."""
+    return format_mib(size_bytes).removesuffix(" MiB")
+
+
+def count(number: int) -> str:
+    """`8.03B`, `525M`, `266K`: parameters, however few."""
+    if number >= 10**6:
+        return format_params(number)
+    return f"{number / 1e3:.0f}K" if number >= 1000 else f"{number}"
+
+
+def chance(probability: float | None) -> str:
+    """A probability as one would say it: never 0 or 100 percent of something that is only predicted."""
+    if probability is None:
+        return "unknown"
+    if probability < 0.001:
+        return "below 0.1 %"
+    return "above 99.9 %" if probability > 0.999 else f"{100 * probability:.1f} %"
+
+
+def option(name: str) -> str:
+    """The command line's spelling of an option."""
+    return "--" + name.replace("_", "-")
+
+
+def value(raw: Any) -> str:
+    """An option's value as it would be typed; on and off for switches."""
+    if raw is None:
+        return "none"
+    if isinstance(raw, bool):
+        return "on" if raw else "off"
+    if isinstance(raw, Mapping):
+        return ",".join(f"{name}={version}" for name, version in raw.items()) or "none"
+    return str(raw)
+
+
+def change(changes: Mapping[str, Any]) -> str:
+    """Changed options as they would be typed."""
+    words = []
+    for name, raw in changes.items():
+        if isinstance(raw, bool):
+            words.append(option(name) if raw else option(name).replace("--", "--no-", 1))
+        else:
+            words.append(f"{option(name)} {value(raw)}")
+    return " ".join(words)
+
+
+def recipe(run: RunConfig, *, sizes: bool = True) -> str:
+    """A run in one line: what is stored how, what is trained, by whom. `sizes` adds batch and sequence."""
+    parts = [run.method if run.quant in (None, "none") else f"{run.method} {run.quant}"]
+    if run.quant in ("nf4", "fp4") and not run.double_quant:
+        parts.append("no double quantisation")
+    if run.compute_dtype:
+        parts.append(run.compute_dtype)
+    if run.method != "full":
+        kind = "DoRA rank" if run.dora else "rank"
+        parts.append(f"{kind} {run.rank} on {run.target_modules or 'all-linear'}")
+    if sizes:
+        accumulated = f" x {run.grad_accum} steps" if run.grad_accum > 1 else ""
+        parts.append(f"{run.batch_size} x {run.seq_len:,} tokens{accumulated}")
+    parts.append("gradient checkpointing" if run.gradient_checkpointing else "no checkpointing")
+    extras = {"liger": run.liger, "activation offloading": run.activation_offloading, "packing": run.packing}
+    parts += [name for name, on in extras.items() if on]
+    if run.upcast:
+        parts.append("upcast to float32")
+    if run.attention not in (None, "sdpa"):
+        parts.append(f"{run.attention} attention")
+    parts += [run.optimizer, run.trainer or "trl-sft"]
+    return ", ".join(parts)
+
+
+def card_line(gpu: GpuSpec) -> str:
+    """What is meant by the card that was asked for: for a marketing size, the bytes that were looked up."""
+    if gpu.form == "size":
+        return gpu.note or f"{gpu.name} is {format_mib(gpu.memory_bytes)}"
+    unverified = "" if gpu.verified else "; nobody has run this stack on it yet"
+    return f"{gpu.label}: {format_mib(gpu.memory_bytes)} by the driver{unverified}"
+
+
+def card_name(gpu: GpuSpec) -> str:
+    """The card as a headline names it."""
+    return gpu.name if gpu.form == "size" else gpu.label.removeprefix("NVIDIA ").removeprefix("GeForce ")

@@ -1,0 +1,5 @@
+"""Run records: everything that decides what executes."""
+
+from qlora_planner.run.config import RUN_FIELDS, RunConfig
+
+__all__ = ["RUN_FIELDS", "RunConfig"]

@@ -1,0 +1,126 @@
+"""RunConfig: one training run, in the names that the command line, plan files and JSON share."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from qlora_planner.errors import InputError, one_line
+
+METHODS = ("qlora", "lora", "full")
+QUANTS = ("nf4", "fp4", "int8", "none")
+COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+TRAINERS = ("trl-sft", "hf-trainer", "loop")
+
+
+def _choice(*allowed: str) -> dict[str, Any]:
+    return {"choices": allowed}
+
+
+def _between(minimum: float, maximum: float) -> dict[str, Any]:
+    return {"minimum": minimum, "maximum": maximum}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunConfig:
+    """A run as asked for or as resolved. `None` in an option marked auto means: choose what runs.
+
+    Raises InputError listing every value that is out of range.
+    """
+
+    method: str = field(default="qlora", metadata=_choice(*METHODS))
+    quant: str | None = field(default=None, metadata=_choice(*QUANTS))  # auto: nf4 for qlora, none otherwise
+    double_quant: bool = True
+    compute_dtype: str | None = field(default=None, metadata=_choice(*COMPUTE_DTYPES))  # auto: bf16 if the card has it
+    seq_len: int = field(default=2048, metadata=_between(1, 1 << 24))
+    batch_size: int = field(default=1, metadata=_between(1, 1 << 16))
+    grad_accum: int = field(default=1, metadata=_between(1, 1 << 20))
+    rank: int = field(default=16, metadata=_between(1, 1 << 14))
+    alpha: int | None = field(default=None, metadata=_between(1, 1 << 20))  # auto: 2 x rank
+    target_modules: str | None = None  # auto: all-linear where the stack accepts it; names joined by commas
+    lora_dropout: float | None = field(default=None, metadata=_between(0.0, 0.999))  # auto: 0.05, 0 where refused
+    dora: bool = False
+    rslora: bool = False
+    modules_to_save: str | None = None  # names joined by commas; None: none
+    gradient_checkpointing: bool = True
+    use_reentrant: bool = False
+    attention: str | None = None  # auto: sdpa where the class has it
+    optimizer: str = "paged_adamw_8bit"
+    trainer: str | None = field(default=None, metadata=_choice(*TRAINERS))  # auto: trl-sft where it works
+    upcast: bool | None = None  # auto: what the trainer itself would do
+    liger: bool = False
+    activation_offloading: bool = False
+    alloc_conf: str | None = None
+    packing: bool = False
+    padding: bool | None = None  # auto: off for batch 1 or packing, else on
+    eval_batch_size: int | None = field(default=None, metadata=_between(1, 1 << 16))  # None: no evaluation
+    stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
+
+    def __post_init__(self) -> None:
+        faults = [fault for spec in fields(self) if (fault := _fault(spec, getattr(self, spec.name)))]
+        if faults:
+            raise InputError(one_line(faults, "run options"))
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in one micro-batch, padding counted."""
+        return self.batch_size * self.seq_len
+
+    def with_(self, **changes: Any) -> RunConfig:
+        """A copy with some options changed; raises InputError for a bad value or an unknown option.
+
+        Only what changed is looked at again: a sweep makes a hundred thousand copies.
+        """
+        copy = object.__new__(type(self))
+        for name in RUN_FIELDS:
+            object.__setattr__(copy, name, changes[name] if name in changes else getattr(self, name))
+        unknown = [name for name in changes if name not in _SPECS]
+        faults = [f"unknown option {name}" for name in unknown]
+        faults += [fault for name in changes if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
+        if faults:
+            raise InputError(one_line(faults, "run options"))
+        return copy
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option under its public name, JSON-ready."""
+        return {spec.name: _plain(getattr(self, spec.name)) for spec in fields(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], where: str = "run") -> RunConfig:
+        """Read options back; raises InputError naming unknown options and bad values together."""
+        unknown = sorted(set(raw) - set(RUN_FIELDS))
+        if unknown:
+            raise InputError(f"{where}: unknown option {', '.join(unknown)}; known: {', '.join(RUN_FIELDS)}")
+        return cls(**raw)
+
+
+_SPECS = {spec.name: spec for spec in fields(RunConfig)}
+RUN_FIELDS: tuple[str, ...] = tuple(_SPECS)
+
+_TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def _fault(spec: Any, value: Any) -> str | None:
+    """Why `value` cannot stand in this option, or None."""
+    option = "--" + spec.name.replace("_", "-")
+    if spec.name == "stack":
+        good = isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
+        return None if good else f"{option} must map package names to versions"
+    kind, _, optional = spec.type.partition(" | ")
+    if value is None and optional:
+        return None
+    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
+        return f"{option} must be {kind}, not {value!r}"
+    choices = spec.metadata.get("choices")
+    if choices and value not in choices:
+        return f"{option} must be one of {', '.join(choices)}, not {value!r}"
+    if "minimum" in spec.metadata:
+        minimum, maximum = spec.metadata["minimum"], spec.metadata["maximum"]
+        if not minimum <= value <= maximum:
+            return f"{option} must be from {minimum} to {maximum}, not {value!r}"
+    return None

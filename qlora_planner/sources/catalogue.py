@@ -1,0 +1,169 @@
+"""The catalogue of profiled models: one file `<org>__<name>.json` each, named without being opened."""
+
+from __future__ import annotations
+
+import gc
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile.codec import profile_from_dict
+from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.records import ModelProfile
+from qlora_planner.sources.json_files import parse_object, read_bytes
+
+_SEPARATORS = re.compile(r"[\s_.\-]+")
+_MOST_CANDIDATES = 8
+_LONGEST_NAME = 120  # a Hub id has at most 96 characters; nothing longer is worth comparing
+
+
+class ModelCatalogue:
+    """Profiles in folders of which an earlier one wins. Files are found at first use and read when loaded."""
+
+    def __init__(self, dirs: Sequence[Path]) -> None:
+        self.dirs = tuple(dirs)
+        self._files: dict[str, Path] | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Every id, in alphabetical order whatever the case. Raises InputError for a folder that cannot be listed."""
+        return tuple(self._paths())
+
+    def resolve(self, text: str) -> str | None:
+        """The one id that `text` means, or None.
+
+        Tried in turn: the id itself; the id in any case and with any of `-`, `_`, `.` and space between its parts;
+        then, for a text without an organisation, the model's name written so, its end (`8b-instruct`), and the name
+        without the `-hf` of converted weights. Raises InputError listing the candidates when several fit.
+        """
+        text = text.strip()
+        names = self.names()
+        if text in self._paths():
+            return text
+        wanted = fold(text)
+        if not wanted or len(text) > _LONGEST_NAME:
+            return None
+        if "/" in text:
+            return self._only(text, (name for name in names if fold(name) == wanted))
+        tails = {name: fold(name.partition("/")[2] or name) for name in names}
+        ending = "-" + wanted
+        return (
+            self._only(text, (name for name, tail in tails.items() if tail == wanted))
+            or self._only(text, (name for name, tail in tails.items() if tail.endswith(ending)))
+            or self._only(text, (name for name, tail in tails.items() if tail == wanted + "-hf"))
+        )
+
+    def nearest(self, text: str, most: int = 3) -> tuple[str, ...]:
+        """Ids that look most like `text`, the likeliest first; none when nothing does."""
+        from difflib import SequenceMatcher
+
+        wanted = fold(text[:_LONGEST_NAME])
+        if not wanted:
+            return ()
+        tail = wanted.partition("/")[2] or wanted
+        matcher = SequenceMatcher(autojunk=False)
+        scores: list[tuple[float, str]] = []
+        for name in self.names():
+            folded = fold(name)
+            # Another organisation's copy of a model is as near as a misspelt name: compare both ways.
+            likeness = 0.0
+            for ours, theirs in ((wanted, folded), (tail, folded.partition("/")[2] or folded)):
+                matcher.set_seqs(theirs, ours)
+                if matcher.quick_ratio() > likeness:
+                    likeness = max(likeness, matcher.ratio())
+            if likeness >= 0.6:
+                scores.append((-likeness, name))
+        return tuple(name for _, name in sorted(scores)[:most])
+
+    def load(self, model_id: str) -> ModelProfile:
+        """The profile with exactly this id, `source` "catalogue".
+
+        Raises MissingError when there is none (with the nearest names), InputError when its file is not a profile.
+        """
+        path = self._paths().get(model_id)
+        if path is None:
+            raise MissingError(f"{plain(model_id)} is not in the catalogue{self.suggestion(model_id)}")
+        return self._read(model_id, path)
+
+    def load_all(self, warn: Callable[[str], None] | None = None) -> tuple[ModelProfile, ...]:
+        """Every profile, in the order of `names`.
+
+        Raises InputError for a bad file; with `warn`, says so there and leaves it out.
+        """
+        profiles: list[ModelProfile] = []
+        collecting = gc.isenabled()
+        gc.disable()  # tens of thousands of new objects, none of them garbage: collecting would cost a fifth more
+        try:
+            for model_id, path in self._paths().items():
+                try:
+                    profiles.append(self._read(model_id, path))
+                except InputError as error:
+                    if warn is None:
+                        raise
+                    warn(f"{error}; left out")
+        finally:
+            if collecting:
+                gc.enable()
+        return tuple(profiles)
+
+    def with_config(self, config_sha256: str) -> ModelProfile | None:
+        """The profile that was built from the config of this hash, whatever its name. Bad files are passed over."""
+        wanted = config_sha256.encode()
+        for model_id, path in self._paths().items():
+            try:
+                # Looking for the hash as text takes a few ms over the whole catalogue; parsing it all, 70.
+                if wanted not in path.read_bytes():
+                    continue
+                profile = self._read(model_id, path)
+            except (OSError, InputError):
+                continue
+            if profile.config_sha256 == config_sha256:
+                return profile
+        return None
+
+    def suggestion(self, text: str) -> str:
+        """`; nearest: a, b` for the end of a message, or nothing."""
+        near = self.nearest(text)
+        return f"; nearest: {', '.join(near)}" if near else ""
+
+    def _paths(self) -> dict[str, Path]:
+        if self._files is None:
+            found: dict[str, Path] = {}
+            for folder in self.dirs:
+                try:
+                    for path in folder.iterdir():
+                        if path.suffix == ".json" and not path.name.startswith("."):
+                            found.setdefault(_id_of(path), path)
+                except OSError as error:
+                    refuse([f"cannot be listed: {error.strerror}"], str(folder))
+            self._files = {name: found[name] for name in sorted(found, key=lambda name: (name.lower(), name))}
+        return self._files
+
+    def _read(self, model_id: str, path: Path) -> ModelProfile:
+        profile = profile_from_dict(parse_object(read_bytes(path), str(path)), str(path), source="catalogue")
+        if profile.id != model_id:
+            refuse([f"holds the profile of {quoted(profile.id)}, but its name says {quoted(model_id)}"], str(path))
+        return profile
+
+    @staticmethod
+    def _only(text: str, matches: Iterable[str]) -> str | None:
+        found = list(matches)
+        if len(found) > 1:
+            shown = ", ".join(found[:_MOST_CANDIDATES])
+            more = f" and {len(found) - _MOST_CANDIDATES} more" if len(found) > _MOST_CANDIDATES else ""
+            raise InputError(f"{quoted(text)} could be {plain(shown)}{more}; give more of the name")
+        return found[0] if found else None
+
+
+def fold(text: str) -> str:
+    """A name as it is compared: lower case, one `-` for every separator between its parts."""
+    return "/".join(_SEPARATORS.sub("-", part).strip("-") for part in text.lower().split("/"))
+
+
+def file_name(model_id: str) -> str:
+    """The catalogue's file name of an id: `org__name.json`."""
+    return model_id.replace("/", "__", 1) + ".json"
+
+
+def _id_of(path: Path) -> str:
+    return path.stem.replace("__", "/", 1)

@@ -1,0 +1,81 @@
+"""Read JSON that anybody may have written, with the faults of the file as one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from stat import S_ISDIR, S_ISREG
+from typing import Any, NoReturn
+
+from qlora_planner.profile.faults import quoted, refuse
+
+# A config is a few KiB and a profile well under one MiB: what is larger is something else, often weights.
+LARGEST_BYTES = 16 << 20
+
+
+def read_bytes(path: Path) -> bytes:
+    """All of a small regular file.
+
+    Raises InputError for what is missing, unreadable, a folder or a device, or above `LARGEST_BYTES`.
+    """
+    try:
+        status = path.stat()
+        if S_ISDIR(status.st_mode) or not S_ISREG(status.st_mode):
+            refuse(["is a folder" if S_ISDIR(status.st_mode) else "is not a regular file"], str(path))
+        if status.st_size > LARGEST_BYTES:
+            refuse([f"is {status.st_size >> 20:,} MiB large, so it is no such JSON file"], str(path))
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        refuse([_why(error)], str(path))
+
+
+def _why(error: OSError | ValueError) -> str:
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "no such file"
+    reason = error.strerror if isinstance(error, OSError) else str(error)
+    return f"cannot be read: {reason or error}"
+
+
+def read_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
+    """The JSON object in `path`: UTF-8, with or without a byte order mark.
+
+    A key that is given twice with different values is refused, because readers disagree on which one counts.
+    `constants` lets NaN and Infinity pass, which Python writes into configs though JSON has no such numbers.
+    Raises InputError naming `path`.
+    """
+    return parse_object(read_bytes(path), str(path), constants=constants)
+
+
+def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict[str, Any]:
+    """`read_object` for bytes already read; `where` is the path to name."""
+    if not content.strip():
+        refuse(["is empty"], where)
+    twice: list[str] = []
+
+    def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice.extend(f"{quoted(key)} is given twice" for key, value in pairs if found[key] != value)
+        return found
+
+    def no_constant(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        raw = json.loads(
+            content.decode("utf-8-sig"), object_pairs_hook=merged, parse_constant=None if constants else no_constant
+        )
+    except UnicodeDecodeError as error:
+        refuse([f"is not UTF-8 text (byte {error.start})"], where)
+    except json.JSONDecodeError as error:
+        refuse([f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"], where)
+    except RecursionError:
+        refuse(["is nested too deeply"], where)
+    except ValueError as error:
+        # Python's advice on long integers is for programmers; the part before it says what is wrong.
+        refuse([f"is not JSON: {str(error).partition(';')[0]}"], where)
+    if twice:
+        refuse(twice, where)
+    if type(raw) is not dict:
+        refuse([f"must hold a JSON object, not {quoted(raw)}"], where)
+    return raw

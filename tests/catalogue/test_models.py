@@ -1,0 +1,113 @@
+"""The shipped profiles: every count to the last parameter, and a sample rebuilt from its config."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_planner.planner.index import build_index
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.codec import profile_to_dict
+from qlora_planner.sources.catalogue import ModelCatalogue
+
+ROOT = Path(__file__).parents[2]
+COUNTS = json.loads((ROOT / "tests" / "data" / "COUNTS.json").read_text(encoding="utf-8"))
+# Their repositories bring their own model code, which is not run; transformers has no such class.
+REMOTE_CODE = {
+    "LGAI-EXAONE/EXAONE-3.5-7.8B-Instruct", "internlm/internlm2-7b", "internlm/internlm2-20b",
+    "microsoft/Phi-3-small-8k-instruct",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shipped() -> dict[str, ModelProfile]:
+    catalogue = ModelCatalogue([ROOT / "profiles" / "models"])
+    return {name: catalogue.load(name) for name in catalogue.names()}
+
+
+def test_all_that_can_be_built_are_there(shipped: dict[str, ModelProfile]) -> None:
+    assert set(COUNTS) - set(shipped) == REMOTE_CODE
+    assert set(shipped) <= set(COUNTS)
+
+
+def test_parameter_counts_are_exact(shipped: dict[str, ModelProfile]) -> None:
+    wrong = {
+        name: (p.params, COUNTS[name]["params"]) for name, p in shipped.items() if p.params != COUNTS[name]["params"]
+    }
+    assert not wrong
+
+
+def test_tensors_add_up_to_the_count(shipped: dict[str, ModelProfile]) -> None:
+    for name, profile in shipped.items():
+        assert sum(group.total_numel for group in profile.tensors if not group.buffer) == profile.params, name
+
+
+def test_classes_are_the_real_ones(shipped: dict[str, ModelProfile]) -> None:
+    for name, profile in shipped.items():
+        assert profile.class_name == COUNTS[name]["class"], name
+
+
+def test_what_is_not_quantised_says_why(shipped: dict[str, ModelProfile]) -> None:
+    for name, profile in shipped.items():
+        for group in profile.tensors:
+            if not group.buffer:
+                assert group.quantized or group.reason, (name, group.name)
+            if group.quantized:
+                assert group.role in ("linear", "router"), (name, group.name)
+
+
+def test_known_surprises(shipped: dict[str, ModelProfile]) -> None:
+    assert not any(group.quantized for group in shipped["tiiuae/falcon-7b"].tensors)
+    for name in ("Qwen/Qwen3-30B-A3B", "mistralai/Mixtral-8x7B-v0.1", "openai/gpt-oss-20b"):
+        experts = [group for group in shipped[name].tensors if group.role == "experts"]
+        assert experts, name
+        assert not any(group.quantized for group in experts)
+    assert "lora_dropout" in shipped["mistralai/Mixtral-8x7B-v0.1"].refusals
+
+
+def test_text_models_of_wrappers_say_so(shipped: dict[str, ModelProfile]) -> None:
+    for name in ("google/gemma-3-4b", "Qwen/Qwen3.5-4B", "meta-llama/Llama-4-Scout-17B-16E"):
+        assert shipped[name].note is not None
+    assert shipped["meta-llama/Llama-3.1-8B"].note is None
+
+
+def test_the_index_is_what_the_profiles_give(shipped: dict[str, ModelProfile]) -> None:
+    index = json.loads((ROOT / "profiles" / "models.index.json").read_text(encoding="utf-8"))
+    fresh = json.loads(json.dumps(build_index(shipped.values())))
+    stored = {row["id"]: row for row in index["models"]}
+    assert set(stored) == set(shipped)
+    for row in fresh["models"]:
+        assert stored[row["id"]] == row, row["id"]
+
+
+SAMPLE = (
+    "meta-llama/Llama-3.1-8B", "google/gemma-4-E2B", "Qwen/Qwen3-30B-A3B", "openai-community/gpt2",
+    "tiiuae/falcon-7b", "nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16", "LiquidAI/LFM2-350M",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_rebuilding_gives_the_same(name: str, shipped: dict[str, ModelProfile]) -> None:
+    pytest.importorskip("torch")
+    from qlora_planner.cli.regenerate import rebuild
+
+    outcome = rebuild(ROOT / "profiles" / "configs" / (name.replace("/", "__") + ".json"))
+    assert outcome.profile is not None
+    fresh, stored = profile_to_dict(outcome.profile), profile_to_dict(shipped[name])
+    fresh.pop("versions")
+    stored.pop("versions")
+    assert fresh == stored
+
+
+@pytest.mark.parametrize("name", sorted(REMOTE_CODE))
+def test_remote_code_is_refused_by_name(name: str) -> None:
+    pytest.importorskip("torch")
+    from qlora_planner.cli.regenerate import rebuild
+
+    outcome = rebuild(ROOT / "profiles" / "configs" / (name.replace("/", "__") + ".json"))
+    assert outcome.profile is None
+    assert outcome.refusal is not None
+    assert name in outcome.refusal
+    assert "model_type" in outcome.refusal

@@ -1,0 +1,170 @@
+"""The JSON of the stable surface: every key it names is there, with the type it names, whatever the verdict."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from typing import Any
+
+import pytest
+
+from qlora_planner.run import RUN_FIELDS
+from tests.cli.conftest import Invoke
+
+MODEL = "llama-3.1-8b"
+PHASES = ["load", "prepare", "adapters", "forward", "loss", "backward", "optimizer", "eval", "save"]
+COMPONENTS = {
+    "quantized_weights", "quantization_constants", "unquantized_weights", "adapters", "gradients", "optimizer_states",
+    "checkpoints", "activations", "logits_and_loss", "workspace", "allocator_slack", "cuda_context",
+}  # fmt: skip
+KEYS = {
+    "schema": None,
+    "model": {"id", "model_type", "params", "trainable_params", "profile"},
+    "run": {
+        "method", "quant", "double_quant", "compute_dtype", "seq_len", "batch_size", "grad_accum", "rank", "alpha",
+        "target_modules", "lora_dropout", "dora", "gradient_checkpointing", "use_reentrant", "attention", "optimizer",
+        "trainer", "upcast", "liger", "activation_offloading", "alloc_conf", "packing", "padding", "eval_batch_size",
+        "stack",
+    },
+    "stack": {"torch", "transformers", "peft", "bitsandbytes", "trl"},
+    "static_bytes": {"after_load", "after_prepare", "after_adapters"},
+    "phases": None,
+    "components": COMPONENTS,
+    "peak": {"phase", "allocated_bytes", "reserved_bytes", "device_bytes", "low_bytes", "high_bytes"},
+    "floor_bytes": None,
+    "host": {"paged_bytes", "offloaded_bytes", "load_peak_bytes"},
+    "speed": {"tokens_per_s", "step_s", "basis"},
+    "fit": {
+        "gpu", "capacity_bytes", "usable_bytes", "headroom_bytes", "verdict", "probability_oom", "reasons",
+    },
+    "problems": None,
+    "basis": COMPONENTS,
+}  # fmt: skip
+
+
+def check_estimate(document: dict[str, Any]) -> None:
+    for name, keys in KEYS.items():
+        assert name in document, name
+        if keys is not None and document[name] is not None:
+            assert keys <= set(document[name]), (name, keys - set(document[name]))
+    assert document["schema"] == "qlora-plan/estimate/1"
+    assert set(document["model"]["profile"]) >= {"source", "versions"}
+    assert document["model"]["profile"]["source"] in ("catalogue", "cache", "built")
+    assert set(RUN_FIELDS) == set(document["run"])
+    assert [phase["name"] for phase in document["phases"]] == PHASES
+    for phase in document["phases"]:
+        figures = [phase[name] for name in ("allocated_bytes", "reserved_bytes", "device_bytes")]
+        assert all(figure is None for figure in figures) or all(type(figure) is int for figure in figures)
+    assert all(type(size) is int for size in document["components"].values())
+    assert sum(document["components"].values()) == document["peak"]["device_bytes"]
+    assert document["peak"]["phase"] in PHASES
+    assert all(type(size) is int for size in document["static_bytes"].values())
+    assert type(document["floor_bytes"]) is int
+    assert set(document["basis"].values()) <= {"counted", "derived", "calibrated", "assumed"}
+    for problem in document["problems"]:
+        assert {"code", "message", "fix"} <= set(problem)
+    fit = document["fit"]
+    if fit is not None:
+        assert fit["verdict"] in ("fits", "tight", "does-not-fit", "will-not-run")
+        assert all(type(fit[name]) is int for name in ("capacity_bytes", "usable_bytes", "headroom_bytes"))
+        assert isinstance(fit["reasons"], list)
+        assert fit["probability_oom"] is None or 0 <= fit["probability_oom"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("args", "verdict"),
+    [
+        (("--gpu", "24GB"), "fits"),
+        (("--gpu", "6GB"), "does-not-fit"),
+        (("--gpu", "t4", "--compute-dtype", "float16", "--trainer", "trl-sft"), "will-not-run"),
+        (("--gpu", "rtx 4090", "--eval-batch-size", "2", "--reserve", "800MiB", "--cap", "20GiB"), None),
+        ((), None),
+    ],
+)
+def test_estimate(invoke: Invoke, args: tuple[str, ...], verdict: str | None) -> None:
+    result = invoke("estimate", MODEL, *args, "--json")
+    document = json.loads(result.stdout)
+    check_estimate(document)
+    assert (document["fit"] is None) == (not args)
+    if verdict:
+        assert document["fit"]["verdict"] == verdict
+    assert result.exit_code == (1 if verdict in ("does-not-fit", "will-not-run") else 0)
+
+
+def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
+    wanted: dict[str, Any] = {
+        "method": "qlora", "quant": "fp4", "double_quant": False, "compute_dtype": "bfloat16", "seq_len": 1024,
+        "batch_size": 2, "grad_accum": 4, "rank": 8, "alpha": 24, "target_modules": "q_proj,v_proj",
+        "modules_to_save": "lm_head", "lora_dropout": 0.1, "dora": True, "rslora": True,
+        "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "adamw_torch",
+        "trainer": "hf-trainer", "upcast": True, "liger": True, "activation_offloading": True,
+        "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,
+        "stack": {"trl": "1.13", "transformers": "5.17"},
+    }  # fmt: skip
+    assert set(wanted) == set(RUN_FIELDS)
+    args = []
+    for name, value in wanted.items():
+        option = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            args.append(option if value else option.replace("--", "--no-", 1))
+        elif isinstance(value, dict):
+            args += [option, ",".join(f"{package}={version}" for package, version in value.items())]
+        else:
+            args += [option, str(value)]
+    result = invoke("estimate", MODEL, "--json", *args)
+    assert json.loads(result.stdout)["run"] == wanted, result.stderr
+
+
+def test_only_what_was_typed_is_explicit(invoke: Invoke) -> None:
+    document = json.loads(invoke("estimate", MODEL, "--json", "--rank", "8").stdout)
+    assert document["run"]["alpha"] == 16
+    assert document["run"]["quant"] == "nf4"
+    assert {"alpha", "quant", "trainer"} <= set(document["resolved"])
+    assert "alpha" not in json.loads(invoke("estimate", MODEL, "--json", "--alpha", "8").stdout)["resolved"]
+
+
+def test_plan(invoke: Invoke) -> None:
+    result = invoke(MODEL, "--gpu", "24GB", "--json")
+    document = json.loads(result.stdout)
+    assert {
+        "model", "gpu", "run", "estimate", "alternatives", "prices", "frontier", "objective", "data", "stack",
+    } <= set(document)  # fmt: skip
+    check_estimate(document["estimate"])
+    assert json.loads(invoke("plan", MODEL, "--gpu", "24GB", "--json").stdout) == document
+    assert result.exit_code == 0
+
+
+def test_survey_gives_every_model(invoke: Invoke) -> None:
+    models = json.loads(invoke("models", "--json").stdout)["models"]
+    document = json.loads(invoke("--gpu", "24GB", "--json").stdout)
+    assert {row["model_id"] for row in document["models"]} == {row["model"] for row in models}
+    table = list(csv.DictReader(io.StringIO(invoke("--gpu", "24GB", "--csv").stdout)))
+    assert [row["model"] for row in table] == [row["model_id"] for row in document["models"]]
+    assert all(row["verdict"] and row["recipe"] for row in table)
+
+
+def test_survey_reads_the_index_only_as_a_shortcut(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = json.loads(invoke("--gpu", "16GB", "--json").stdout)
+    monkeypatch.setattr("qlora_planner.cli.indexed.serves", lambda run: False)
+    assert json.loads(invoke("--gpu", "16GB", "--json").stdout) == quick
+
+
+def test_the_verb_may_come_last(invoke: Invoke) -> None:
+    first = invoke("estimate", MODEL, "--gpu", "24GB", "--json")
+    assert invoke("--gpu", "24GB", "--json", "estimate", MODEL).stdout == first.stdout
+    assert invoke("--gpu=24GB", "estimate", "--json", MODEL).stdout == first.stdout
+
+
+@pytest.mark.parametrize("args", [["audit", MODEL], ["gpus"], ["gpus", "4090"], ["models", "qwen"]])
+def test_other_verbs(invoke: Invoke, args: list[str]) -> None:
+    result = invoke(*args, "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout)["schema"].startswith("qlora-plan/")
+
+
+@pytest.mark.parametrize("verb", ["gpus", "models"])
+def test_catalogues_as_csv(invoke: Invoke, verb: str) -> None:
+    rows = list(csv.reader(io.StringIO(invoke(verb, "--csv").stdout)))
+    assert len(rows) > 40
+    assert len({len(row) for row in rows}) == 1
