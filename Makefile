@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles install
+.PHONY: check format lint types layers test profiles tapes install
 
 check: lint types layers test
 
@@ -27,3 +27,8 @@ test:
 # Rebuild every model profile and the index from profiles/configs; about four minutes on two cores.
 profiles:
 	$(PYTHON) -m qlora_planner.cli.regenerate profiles
+
+# Trace the default recipe of every model; about half an hour on two cores.
+tapes:
+	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single
+	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched

@@ -7,16 +7,20 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.locations import cache_dir, gpus_dirs, models_dirs
+from qlora_planner.sources.locations import cache_dir, configs_dirs, gpus_dirs, models_dirs, tapes_dirs
 
 if TYPE_CHECKING:
     from qlora_planner.hardware import GpuSpec
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.planner import Plan
+    from qlora_planner.profile.tape import Tape
+    from qlora_planner.run import RunConfig
     from qlora_planner.sources.configs import RawConfig
 
 Warn = Callable[[str], None]
@@ -28,6 +32,10 @@ TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
 
 def _python_warning(text: str) -> None:
     warnings.warn(text, stacklevel=3)
+
+
+def _silent(_text: str) -> None:
+    """Say nothing."""
 
 
 def load_model(
@@ -101,7 +109,9 @@ def _from_hub(repo_id: str, catalogue: ModelCatalogue) -> RawConfig:
 def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Build, warn: Warn) -> ModelProfile:
     """The profile of a config: the catalogue's for the same config, a cached one, or a new one."""
     from qlora_planner.sources.profile_cache import ProfileCache, cache_key, installed_versions
+    from qlora_planner.sources.tape_cache import ConfigCache
 
+    ConfigCache(cache_dir() / "configs").store(raw.sha256, raw.config)
     cache = ProfileCache(cache_dir() / "profiles", warn)
     missing = _missing_packages()
     if build != "always":
@@ -157,15 +167,121 @@ def load_gpu(text: str, *, profiles: str | os.PathLike[str] | None = None) -> Gp
     return parse_gpu(text, GpuCatalogue(gpus_dirs(profiles)))
 
 
-def estimate(*args: Any, **options: Any) -> Any:
-    """The memory of one run: see `qlora_planner.memory.estimate.estimate`."""
+def tape_for(
+    profile: ModelProfile,
+    run: RunConfig,
+    gpu: GpuSpec | None = None,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = _silent,
+) -> Tape | None:
+    """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
+
+    None where it can be had in none of these ways; `tell` gets the reason, and a word while tracing takes time.
+    """
+    from qlora_planner.catalog.cuda import cublas_workspace_bytes
+    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.variant import variant_key
+    from qlora_planner.sources.profile_cache import installed_versions
+    from qlora_planner.sources.tape_cache import TapeCache
+    from qlora_planner.sources.tapes import stored_tape
+
+    resolution = resolve(profile, run, gpu)
+    resolved, variant = resolution.run, variant_key(resolution.run, resolution.stack, gpu)
+    stored = stored_tape(profile, "batched" if resolved.batch_size > 1 else "single", tapes_dirs(profiles))
+    if (
+        stored is not None
+        and stored.tape.variant == variant
+        and stored.region.holds(resolved.batch_size, resolved.seq_len)
+    ):
+        workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
+        return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
+    if any(problem.blocking for problem in resolution.problems):
+        return None
+    versions = installed_versions()
+    cache = TapeCache(cache_dir() / "tapes")
+    known = cache.load(profile, resolved, variant, versions)
+    if known is not None or _missing_packages():
+        return known
+    source = _source_of(profile, profiles)
+    if source is None:
+        tell(f"{profile.id}: its config is not at hand, so this run cannot be traced; name its config.json")
+        return None
+    tell(f"{profile.id}: tracing this run, a quarter of a minute; the trace is kept")
+    from qlora_planner.profiling.tapes import trace_run
+
+    try:
+        tape = trace_run(source, resolution, gpu)
+    except MissingError as error:
+        tell(str(error))
+        return None
+    cache.store(profile, resolved, variant, versions, tape)
+    return tape
+
+
+def _source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> RawConfig | None:
+    """The config that a profile was built from: the catalogue's, or one kept when it was built."""
+    from qlora_planner.sources.configs import RawConfig, read_config
+    from qlora_planner.sources.tape_cache import ConfigCache
+
+    for folder in configs_dirs(profiles):
+        path = folder / (profile.id.replace("/", "__") + ".json")
+        if path.is_file():
+            found = read_config(path)
+            if found.sha256 == profile.config_sha256:
+                return found
+    kept = ConfigCache(cache_dir() / "configs").load(profile.config_sha256)
+    if kept is None:
+        return None
+    return RawConfig(id=profile.id, config=kept, sha256=profile.config_sha256, origin="cache")
+
+
+def estimate(
+    profile: ModelProfile,
+    run: RunConfig | None = None,
+    gpu: GpuSpec | None = None,
+    *,
+    reserve_bytes: int = 0,
+    cap_bytes: int | None = None,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = _silent,
+) -> MemoryEstimate:
+    """The memory of one run, from its trace where that can be had: see `tape_for`.
+
+    Raises InputError for options that contradict each other or name modules that are not there.
+    """
     from qlora_planner.memory.estimate import estimate as answer
+    from qlora_planner.run import RunConfig as Run
 
-    return answer(*args, **options)
+    asked = run or Run()
+    tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
+    return answer(profile, asked, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, tape=tape)
 
 
-def plan(*args: Any, **options: Any) -> Any:
+def plan(
+    profile: ModelProfile,
+    gpu: GpuSpec,
+    run: RunConfig | None = None,
+    *,
+    objective: str = "throughput",
+    reserve_bytes: int = 0,
+    cap_bytes: int | None = None,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = _silent,
+) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`."""
+    from qlora_planner.planner.limits import Sweep
     from qlora_planner.planner.plan import plan as answer
+    from qlora_planner.sources.tapes import stored_tape
 
-    return answer(*args, **options)
+    stored = stored_tape(profile, "single", tapes_dirs(profiles))
+    return answer(
+        profile,
+        gpu,
+        run,
+        objective=objective,
+        reserve_bytes=reserve_bytes,
+        cap_bytes=cap_bytes,
+        sweep=None if stored is None else Sweep(variant=stored.tape.variant, frontier=stored.frontier),
+        tape_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, tell=tell),
+    )

@@ -26,12 +26,17 @@ def command(model: str, **given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=False)
     profile = profile_for(model, output)
-    from qlora_planner.memory.estimate import estimate
+    from qlora_planner.api import estimate
 
-    if card is None:
-        found = estimate(profile, run)
-    else:
-        found = estimate(profile, run, card.gpu, reserve_bytes=card.reserve_bytes, cap_bytes=card.cap_bytes)
+    found = estimate(
+        profile,
+        run,
+        card.gpu if card else None,
+        reserve_bytes=card.reserve_bytes if card else 0,
+        cap_bytes=card.cap_bytes if card else None,
+        profiles=output.profiles,
+        tell=output.warn,
+    )
     if output.json:
         answer_json(found.to_dict())
     else:

@@ -49,10 +49,17 @@ def command(model: str, data: str | None, objective: str, **given: Any) -> int:
     card = card_from(given, output, required=True)
     assert card is not None
     profile = profile_for(model, output)
-    from qlora_planner.planner.plan import plan
+    from qlora_planner.api import plan
 
     found = plan(
-        profile, card.gpu, run, objective=objective, reserve_bytes=card.reserve_bytes, cap_bytes=card.cap_bytes
+        profile,
+        card.gpu,
+        run,
+        objective=objective,
+        reserve_bytes=card.reserve_bytes,
+        cap_bytes=card.cap_bytes,
+        profiles=output.profiles,
+        tell=output.warn,
     )
     if output.json:
         answer_json(found.to_dict())

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_planner.errors import MissingError
 from qlora_planner.planner.index import build_index
+from qlora_planner.planner.limits import Sweep
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.sources.configs import read_config
+from qlora_planner.sources.tapes import stored_tape
 
 # Text models that on the Hub sit inside a wrapper with a vision or audio tower.
 _TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "ministral3")
@@ -42,6 +45,20 @@ def rebuild(path: Path) -> Outcome:
     return Outcome(path=path, profile=profile, refusal=refusal, took_s=time.perf_counter() - started)
 
 
+def write_index(root: Path, profiles: Iterable[ModelProfile]) -> None:
+    """Write models.index.json from the profiles and the tapes that lie beside them."""
+    known = list(profiles)
+    sweeps = {}
+    for profile in known:
+        stored = stored_tape(profile, "single", [root / "tapes"])
+        if stored is not None:
+            sweeps[profile.id] = Sweep(variant=stored.tape.variant, frontier=stored.frontier)
+    index = build_index(known, sweeps)
+    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in index["models"])
+    text = f'{{"schema":"{index["schema"]}","models":[\n{rows}\n]}}\n'
+    (root / "models.index.json").write_text(text, encoding="utf-8")
+
+
 def main(root: Path) -> int:
     """Rebuild everything under `root`; prints a line per model and the refusals at the end."""
     models = root / "models"
@@ -56,11 +73,7 @@ def main(root: Path) -> int:
         profiles.append(outcome.profile)
         (models / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
         print(f"{outcome.profile.id}: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
-    index = build_index(profiles)
-    rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in index["models"])
-    (root / "models.index.json").write_text(
-        f'{{"schema":"{index["schema"]}","models":[\n{rows}\n]}}\n', encoding="utf-8"
-    )
+    write_index(root, profiles)
     for outcome in refused:
         print(f"refused: {outcome.refusal}")
     print(f"{len(profiles)} profiles, {len(refused)} refused")

@@ -5,17 +5,15 @@ from __future__ import annotations
 from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.groundwork import Parts
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
+from qlora_planner.memory.words import BEFORE_TRAINING, before_training, counted_words
 from qlora_planner.run import RunConfig
-from qlora_planner.units import format_mib
-
-_BEFORE_TRAINING = ("load", "prepare", "adapters")
 
 
 def component_lines(run: RunConfig, parts: Parts, peak: Phase) -> tuple[ComponentLine, ...]:
     """What is alive at the peak phase; the lines add up to its device bytes."""
-    sizes = _before_training(parts, peak) if peak.name in _BEFORE_TRAINING else _training(run, parts, peak)
+    sizes = before_training(parts.static, peak) if peak.name in BEFORE_TRAINING else _training(run, parts, peak)
     context = parts.context.first_tensor_bytes
-    if peak.name not in _BEFORE_TRAINING:
+    if peak.name not in BEFORE_TRAINING:
         context += parts.context.kernels_bytes
     sizes[Component.CUDA_CONTEXT] = context
     known = sum(sizes.values())
@@ -26,21 +24,6 @@ def component_lines(run: RunConfig, parts: Parts, peak: Phase) -> tuple[Componen
         )
         for part in Component
     )
-
-
-def _before_training(parts: Parts, peak: Phase) -> dict[Component, int]:
-    static = parts.static
-    prepared = peak.name != "load" and parts.prepare is not None
-    sizes = {
-        Component.QUANTIZED_WEIGHTS: static.packed_weights,
-        Component.QUANTIZATION_CONSTANTS: static.constants,
-        Component.UNQUANTIZED_WEIGHTS: static.buffers
-        + (static.unquantized_prepared if prepared else static.unquantized_loaded),
-        Component.ADAPTERS: static.adapters if peak.name == "adapters" else 0,
-    }
-    # The 16-bit tensor beside its quantised or cast form, and the compared copy of a tied head.
-    sizes[Component.WORKSPACE] = max(0, (peak.allocated_bytes or 0) - sum(sizes.values()))
-    return sizes
 
 
 def _training(run: RunConfig, parts: Parts, peak: Phase) -> dict[Component, int]:
@@ -85,18 +68,9 @@ def _basis(part: Component, parts: Parts) -> Basis:
 
 
 def _why(part: Component, run: RunConfig, parts: Parts) -> str:
-    static, state, acts = parts.static, parts.state, parts.acts
+    acts = parts.acts
     stream = "float32" if run.upcast else "16-bit"
-    texts = {
-        Component.QUANTIZED_WEIGHTS: f"packed {run.quant} weights" if static.packed_weights else "nothing is quantised",
-        Component.QUANTIZATION_CONSTANTS: "one constant per 64 weights"
-        + (", themselves in 8 bits with one float32 per 256" if run.double_quant else ", in float32"),
-        Component.UNQUANTIZED_WEIGHTS: f"embeddings, head, norms: {format_mib(static.unquantized_loaded)} as loaded"
-        + (f", {format_mib(static.unquantized_prepared)} after the cast to float32" if run.upcast else ""),
-        Component.ADAPTERS: f"{state.count:,} trainable parameters as they train",
-        Component.GRADIENTS: f"one per trainable parameter: {state.count:,}",
-        Component.OPTIMIZER_STATES: f"{run.optimizer}"
-        + (f"; {format_mib(state.paged)} more in managed memory" if state.paged else ""),
+    texts = counted_words(run, parts.static, parts.state) | {
         Component.CHECKPOINTS: f"the {stream} input of every layer for {run.tokens:,} tokens"
         if run.gradient_checkpointing
         else "gradient checkpointing is off",

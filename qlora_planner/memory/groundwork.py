@@ -10,10 +10,10 @@ from qlora_planner.catalog.cuda import ContextRow, context_row
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form, loading
 from qlora_planner.memory.expandable import make_allocator
-from qlora_planner.memory.records import Basis
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.static import StaticMemory, static_memory
 from qlora_planner.memory.training import TrainingState, training_state
+from qlora_planner.memory.verdict import OTHER_FORM, PROVED_FORM
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -47,9 +47,9 @@ class Parts:
     loss: LossMemory
 
     @property
-    def basis(self) -> Basis:
-        """The weakest basis of what torch holds at the peak."""
-        return Basis.DERIVED if self.acts.exact else Basis.ASSUMED
+    def deviation(self) -> tuple[float, float]:
+        """One standard deviation of what torch holds, below and above, as parts of it."""
+        return PROVED_FORM if self.acts.exact else OTHER_FORM
 
 
 def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_bytes: int) -> Groundwork:

@@ -182,18 +182,32 @@ def prepare(memory: CachingAllocator, tensors: list[Loaded], run: RunConfig) -> 
     return peak
 
 
-def _in_injection_order(profile: ModelProfile, run: RunConfig) -> Iterator[tuple[AdapterTensor, int]]:
-    """Every adapter tensor, layer by layer and then outside the layers; the number is how many copies a layer has."""
+def _in_model_order(profile: ModelProfile, run: RunConfig) -> Iterator[AdapterTensor]:
+    """Every adapter tensor as `named_parameters` gives them: layer by layer, then outside the layers."""
     tensors = targeted(profile, run)
     for kind, length in profile.layer_order:
         layer_kind = profile.layer_kinds[kind]
         mine = [tensor for tensor in tensors if tensor.layer_kind == layer_kind.name]
         for _ in range(length):
             for tensor in mine:
-                yield tensor, tensor.count // layer_kind.count
+                yield from [tensor] * (tensor.count // layer_kind.count)
     for tensor in tensors:
         if tensor.layer_kind is None:
-            yield tensor, tensor.count
+            yield from [tensor] * tensor.count
+
+
+def adapter_shapes(profile: ModelProfile, run: RunConfig) -> list[tuple[tuple[int, ...], str]]:
+    """Shape and dtype of every trainable tensor in the order in which `add_adapters` returns its block."""
+    found: list[tuple[tuple[int, ...], str]] = []
+    weights = {group.name for group in profile.tensors}
+    for tensor in _in_model_order(profile, run):
+        shape = tensor.shape(run.rank)
+        found.append((shape, "float32"))
+        if run.dora and tensor.name == "lora_B" and tensor.module + ".weight" in weights:
+            found.append(((shape[0],), "float32"))
+    for shape, dtype, count in _saved_copies(profile, run):
+        found += [(shape, dtype)] * count
+    return found
 
 
 def add_adapters(
@@ -209,15 +223,20 @@ def add_adapters(
     if run.method != "full":
         weights = {group.name: group for group in profile.tensors if group.name.endswith(".weight")}
         workspace_taken = False
-        for tensor, copies in _in_injection_order(profile, run):
+        places: list[int] = []  # where each of `born` stands in the model
+        order = list(_in_model_order(profile, run))
+        # PEFT wraps modules first, bare parameters in a second pass.
+        for place, tensor in sorted(enumerate(order), key=lambda item: item[1].on_parameter):
             base = weights.get(tensor.module + ".weight")
             size = _bytes(tensor.shape(run.rank), "float32")
             birth = size * _birth_bytes(base, run) // 4
-            for _ in range(copies):
-                born.append((memory.malloc(birth), birth, size))
-                if run.dora and tensor.name == "lora_B" and base is not None:
-                    born.append(_dora_magnitude(memory, base, run, 0 if workspace_taken else workspace_bytes))
-                    workspace_taken = True
+            born.append((memory.malloc(birth), birth, size))
+            places.append(place)
+            if run.dora and tensor.name == "lora_B" and base is not None:
+                born.append(_dora_magnitude(memory, base, run, 0 if workspace_taken else workspace_bytes))
+                places.append(place)
+                workspace_taken = True
+        born = [entry for _, entry in sorted(zip(places, born, strict=True), key=lambda item: item[0])]
         for shape, dtype, count in _saved_copies(profile, run):
             born += [(memory.malloc(size), size, size) for size in [_bytes(shape, dtype)] * count]
     blocks: list[Block | None] = []

@@ -55,6 +55,7 @@ class Player:
         self.script = script
         self.phases: dict[str, PlayedPhase] = {}
         self.lost = 0
+        self.pinned = 0
         self._bytes = list(components)  # live bytes by component
         self._at_peak = tuple(components)
         self._alive: dict[tuple[str, int, int, int], Survivors] = {}
@@ -64,15 +65,18 @@ class Player:
         self._begin()
         trained = self._cast(adapters, run, trainer)
         self._note("adapters")
+        # States are born at the end of the first step, so a second one is played: as traced, or the first again.
+        steps = {segment.step for segment in self.script.tape.segments}
         started = False
-        for segment, layer in _walk(self.script):
-            self._begin()
-            if segment.stage == "optimizer":
-                self._optimizer(trained, run, optimizer, first=not started)
-                started = True
-            if segment.stage != "prepare":
-                self._segment(segment, layer)
-            self._note(_phase(segment))
+        for _ in range(2 if len(steps) == 1 else 1):
+            for segment, layer in _walk(self.script):
+                self._begin()
+                if segment.stage == "optimizer":
+                    self._optimizer(trained, run, optimizer, first=not started)
+                    started = True
+                if segment.stage != "prepare":
+                    self._segment(segment, layer)
+                self._note(_phase(segment))
 
     def _begin(self) -> None:
         self.memory.reset_peaks()
@@ -80,6 +84,7 @@ class Player:
 
     def _note(self, phase: str) -> None:
         memory, old = self.memory, self.phases.get(phase)
+        self.pinned = max(self.pinned, memory.peak_pinned)
         higher = old is None or memory.peak_allocated > old.peak.allocated
         self.phases[phase] = PlayedPhase(
             peak=PhasePeak(
@@ -119,9 +124,13 @@ class Player:
         memory, totals = self.memory, self._bytes
         malloc, free = memory.malloc, memory.free
         here: dict[int, tuple[Block | None, int]] = {}
+        # What an earlier step left for good, such as a library's workspace, is not made twice.
+        kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
         at_peak = self._at_peak
         for kind, storage, size, component in self.script.acts[segment]:
             if kind == BIRTH:
+                if storage in kept:
+                    continue
                 block = malloc(size)
                 here[storage] = (block, component)
                 if block is not None:
@@ -136,7 +145,7 @@ class Player:
             elif kind == DEATH_ELSEWHERE:
                 self._elsewhere(storage, segment, layer)
         self._at_peak = at_peak
-        self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {}).update(here)
+        kept.update(here)
 
     def _elsewhere(self, storage: int, segment: Segment, layer: int) -> None:
         """Free a storage that an earlier segment left alive."""

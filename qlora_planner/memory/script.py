@@ -35,7 +35,7 @@ class Script:
 
 
 def write_script(tape: Tape, gradient_checkpointing: bool) -> Script:
-    """Prepare `tape`; storages born in the optimizer's stage are left out: they are played from the adapters."""
+    """Prepare `tape`"""
     died_in: dict[int, Segment] = {}
     for segment in tape.segments:
         for storage, size in tape.events[segment.start : segment.stop]:
@@ -49,8 +49,6 @@ def write_script(tape: Tape, gradient_checkpointing: bool) -> Script:
         ranks: dict[int, int] = {}
         found: list[Act] = []
         for storage, size in tape.events[segment.start : segment.stop]:
-            if size and segment.stage in ("optimizer", "prepare"):
-                continue
             if size:
                 own.add(storage)
                 known.add(storage)

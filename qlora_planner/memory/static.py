@@ -122,7 +122,7 @@ def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]
     wanted = run.target_modules or "all-linear"
     if wanted in profile.adapters:
         return profile.adapters[wanted]
-    known = {tensor.module: None for tensors in profile.adapters.values() for tensor in tensors}
+    known = {tensor.target: None for tensors in profile.adapters.values() for tensor in tensors}
     names = [name.strip() for name in wanted.split(",") if name.strip()]
     chosen: dict[str, None] = {}
     for name in names:
@@ -138,7 +138,7 @@ def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]
         (tensor.module, tensor.name, tensor.layer_kind, tensor.dims): tensor
         for tensors in profile.adapters.values()
         for tensor in tensors
-        if tensor.module in chosen
+        if tensor.target in chosen
     }
     return tuple(unique.values())
 

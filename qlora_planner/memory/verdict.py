@@ -7,17 +7,12 @@ from math import erf, hypot, sqrt
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.hardware import GpuSpec, usable_bytes
-from qlora_planner.memory.records import Basis, Fit, Problem
+from qlora_planner.memory.records import Fit, Problem
 from qlora_planner.units import format_mib
 
-# One standard deviation of what torch holds, below and above, by the weakest basis in it. These are stated
-# assumptions until held-out measurements replace them; they are wide on purpose where the basis is weak.
-SPREAD: dict[Basis, tuple[float, float]] = {
-    Basis.COUNTED: (0.01, 0.01),
-    Basis.DERIVED: (0.06, 0.06),
-    Basis.CALIBRATED: (0.03, 0.03),
-    Basis.ASSUMED: (0.15, 0.20),
-}
+# One standard deviation of what torch holds, below and above, as parts of it. Stated assumptions until residuals of
+# held-out measurements replace them: a traced run, a closed form within and outside what it was proved for.
+TRACED, PROVED_FORM, OTHER_FORM = (0.012, 0.012), (0.06, 0.06), (0.15, 0.20)
 # Half a 90 % interval of a normal distribution, in standard deviations.
 _NINETY = 1.645
 FITS_AT_MOST, TIGHT_AT_MOST = 0.01, 0.50
@@ -31,11 +26,11 @@ class Spread:
     up: float
 
 
-def spread(device_bytes: int, basis: Basis, context: ContextRow) -> Spread:
+def spread(device_bytes: int, parts: tuple[float, float], context: ContextRow) -> Spread:
     """The model's own uncertainty and the context's, which are independent, together."""
     expected = context.first_tensor_bytes + context.kernels_bytes
     torch_bytes = max(0, device_bytes - expected)
-    down, up = SPREAD[basis]
+    down, up = parts
     return Spread(
         down=hypot(torch_bytes * down, (expected - context.low_bytes) / _NINETY),
         up=hypot(torch_bytes * up, (context.high_bytes - expected) / _NINETY),

@@ -11,11 +11,13 @@ from typing import Any
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_form import LayerShape, ModelShape
+from qlora_planner.memory.frontier import Frontier
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.static import StaticMemory
 from qlora_planner.memory.training import TrainingState
+from qlora_planner.planner.limits import Sweep
 from qlora_planner.planner.survey import Candidate
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
@@ -29,12 +31,12 @@ _CARDS = {
 _STATIC = tuple(name for name in StaticMemory.__slots__ if name != "trainable")
 
 
-def build_index(profiles: Iterable[ModelProfile]) -> dict[str, Any]:
-    """The index document of `profiles`, JSON-ready."""
-    return {"schema": SCHEMA, "models": [_row(profile) for profile in profiles]}
+def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | None = None) -> dict[str, Any]:
+    """The index document of `profiles` and the traced moments of those that have them, JSON-ready."""
+    return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in profiles]}
 
 
-def _row(profile: ModelProfile) -> dict[str, Any]:
+def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
     limit = profile.dims.get("max_position_embeddings")
     row: dict[str, Any] = {
         "id": profile.id, "family": profile.model_type, "params": profile.params,
@@ -48,6 +50,7 @@ def _row(profile: ModelProfile) -> dict[str, Any]:
             option: value for option, value in resolution.run.to_dict().items() if value != getattr(default, option)
         }
         row["on"][name] = {"run": changed, "ground": _encode(ground)}
+    row["sweep"] = None if sweep is None else {"variant": sweep.variant, **sweep.frontier.to_dict()}
     if row["on"]["float16"]["ground"] == row["on"]["bfloat16"]["ground"]:
         row["on"]["float16"]["ground"] = None
     return row
@@ -104,10 +107,17 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                 resolution=Resolution(
                     run=resolved, why=dict.fromkeys(on["run"], ""), problems=(), stack=row["versions"]
                 ),
+                sweep=_sweep(row["sweep"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
             )
         )  # fmt: skip
     return found
+
+
+def _sweep(raw: Mapping[str, Any] | None) -> Sweep | None:
+    if raw is None:
+        return None
+    return Sweep(variant=raw["variant"], frontier=Frontier.from_dict(dict(raw)))
 
 
 def serves(run: RunConfig) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.groundwork import build_groundwork
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.limits import Bench, largest_batch, longest_seq_len, usable_on
+from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, largest_batch, longest_seq_len, usable_on
 from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/plan/1"
@@ -52,6 +53,14 @@ class Plan:
         }
 
 
+TapeOf = Callable[[RunConfig], Tape | None]
+MOST_TRIES = 5
+
+
+def _no_tape(_run: RunConfig) -> Tape | None:
+    return None
+
+
 def plan(
     profile: ModelProfile,
     gpu: GpuSpec,
@@ -60,9 +69,13 @@ def plan(
     objective: str = "throughput",
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
+    sweep: Sweep | None = None,
+    tape_of: TapeOf = _no_tape,
 ) -> Plan:
     """The run asked for, made to fit: where it does not, the longest sequence that does is recommended instead.
 
+    `sweep` holds traced moments for the search; `tape_of` gives the trace of the run that is chosen, which is then
+    played. Where playing it needs more than the search thought, the sequence is shortened until it fits.
     Raises InputError for options that contradict each other.
     """
     asked = run or RunConfig()
@@ -76,6 +89,7 @@ def plan(
         gpu=gpu,
         usable_bytes=usable,
         auto_padding="padding" in resolution.why,
+        sweep=sweep,
     )
     limit = profile.dims.get("max_position_embeddings")
     model_limit = int(limit) if limit else None
@@ -83,7 +97,16 @@ def plan(
         {"batch_size": batch, "seq_len": longest_seq_len(bench, batch, model_limit)} for batch in FRONTIER_BATCHES
     )
     chosen = _shrink(resolution.run, bench, frontier[0]["seq_len"])
-    answer = estimate(profile, asked.with_(**chosen), gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    for _ in range(MOST_TRIES):
+        picked = asked.with_(**chosen)
+        answer = estimate(profile, picked, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, tape=tape_of(picked))
+        if not chosen or answer.verdict == "fits" or picked.seq_len <= SEQ_STEP:
+            break
+        over = answer.floor_bytes / usable
+        chosen = {
+            **chosen,
+            "seq_len": max(SEQ_STEP, int(picked.seq_len / (1.02 * max(over, 1))) // SEQ_STEP * SEQ_STEP),
+        }
     return Plan(
         model=answer.model,
         gpu=gpu,

@@ -9,11 +9,11 @@ from typing import Any
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.closed_view import phases_of
 from qlora_planner.memory.components import component_lines
-from qlora_planner.memory.estimate import phases_of
 from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
 from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.planner.limits import Bench, largest_batch, longest_seq_len, usable_on
+from qlora_planner.planner.limits import Bench, Sweep, largest_batch, longest_seq_len, usable_on
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -55,6 +55,7 @@ class Candidate:
     max_seq_len: int | None
     resolution: Resolution
     ground: Groundwork
+    sweep: Sweep | None = None
 
 
 def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec) -> Candidate:
@@ -101,6 +102,7 @@ def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
         gpu=gpu,
         usable_bytes=usable,
         auto_padding="padding" in one.resolution.why,
+        sweep=one.sweep,
     )
     seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
     parts = assemble(ground, run.with_(seq_len=seq_len), one.resolution.stack, gpu)
@@ -109,7 +111,7 @@ def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
     limiting = max(lines, key=lambda line: line.size_bytes)
     refused = [problem for problem in one.resolution.problems if problem.blocking]
     verdict = "will-not-run" if refused else bench.verdict(seq_len, run.batch_size)
-    floor = bench.look(seq_len, run.batch_size)[2]
+    _, device, floor, _ = bench.look(seq_len, run.batch_size)
     fits = verdict == "fits"
     return SurveyRow(
         model_id=one.model_id,
@@ -119,8 +121,8 @@ def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
         run=run.with_(seq_len=seq_len),
         longest_seq_len=longest_seq_len(bench, 1, one.max_seq_len),
         largest_batch=largest_batch(bench, seq_len) if fits else None,
-        peak_bytes=peak.device_bytes or 0,
-        headroom_bytes=usable - (peak.device_bytes or 0),
+        peak_bytes=device,
+        headroom_bytes=usable - device,
         usable_bytes=usable,
         limiting=limiting.component.value,
         shortfall_bytes=max(0, floor - usable) or None,

@@ -172,6 +172,7 @@ def _read_adapters(
             count=item.get("count", 1),
             dims=tuple([(constant, per_rank) for constant, per_rank in item["dims"]]),
             dtype=item["dtype"],
+            on_parameter=item.get("on_parameter", False),
         )
         tensors.append(adapter)
     return tensors

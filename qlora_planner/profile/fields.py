@@ -105,6 +105,7 @@ ADAPTER: dict[str, Check] = {
     "count": _COUNT,
     "dims": _PAIRS,
     "dtype": _DTYPE,
+    "on_parameter": _FLAG,
 }
 ADAPTER_NEEDS = frozenset({"module", "name", "dims", "dtype"})
 

@@ -68,6 +68,12 @@ class AdapterTensor:
     count: int
     dims: tuple[tuple[int, int], ...]
     dtype: str  # as PEFT creates it on a base loaded in bfloat16
+    on_parameter: bool = False  # wraps a bare parameter (fused experts, a router): PEFT adds these after the modules
+
+    @property
+    def target(self) -> str:
+        """The module without PEFT's `.base_layer`, which tells several adapters of one module apart."""
+        return self.module.replace(".base_layer", "")
 
     def shape(self, rank: int) -> tuple[int, ...]:
         """Its shape at LoRA rank `rank`."""

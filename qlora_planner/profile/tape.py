@@ -15,6 +15,9 @@ Monomial = tuple[int, int, int]
 Term = tuple[int, int, Monomial]
 
 
+_SMALL_WORKSPACE_BYTES = 1 << 20
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Segment:
     """A stretch of events `[start, stop)`: one stage of one traced layer, or of what surrounds the layers.
@@ -56,10 +59,17 @@ class CompiledTape:
     places: tuple[int, ...]
     kept: tuple[int, ...]
 
-    def at(self, batch_size: int, seq_len: int, rank: int) -> Tape:
-        """The tape of a run with these numbers; sizes that are not whole there are rounded up."""
+    def at(self, batch_size: int, seq_len: int, rank: int, workspace_bytes: int | None = None) -> Tape:
+        """The tape of a run with these numbers; sizes that are not whole there are rounded up.
+
+        `workspace_bytes` is what one cuBLAS handle takes on the card in question, if not on the one traced for.
+        """
         values = [_value(terms, batch_size, seq_len, rank) for terms in self.sizes]
         workspace_sizes = set(self.workspace_sizes)
+        if workspace_bytes is not None:
+            for index in workspace_sizes:
+                # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same everywhere.
+                values[index] = workspace_bytes if values[index] > _SMALL_WORKSPACE_BYTES else values[index]
         events: list[tuple[int, int]] = []
         workspaces: list[int] = []
         born = 0
@@ -75,6 +85,28 @@ class CompiledTape:
             events=tuple(events), segments=self.segments, places=self.places, kept=self.kept,
             workspaces=frozenset(workspaces),
         )  # fmt: skip
+
+    @classmethod
+    def of(cls, tape: Tape, variant: str) -> CompiledTape:
+        """One tape as it is: every size a constant, so that it holds for its own run alone."""
+        sizes: dict[tuple[int, bool], int] = {}
+        number: dict[int, int] = {}
+        events: list[int] = []
+        for storage, size in tape.events:
+            if size:
+                number[storage] = len(number) + 1
+                events.append(sizes.setdefault((size, storage in tape.workspaces), len(sizes)) + 1)
+            else:
+                events.append(-number[storage])
+        return cls(
+            variant=variant,
+            sizes=tuple(((size, 1, (0, 0, 0)),) for size, _ in sizes),
+            workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+            events=tuple(events),
+            segments=tape.segments,
+            places=tape.places,
+            kept=tape.kept,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, compact."""

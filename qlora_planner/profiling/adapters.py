@@ -9,6 +9,7 @@ from typing import Any
 
 import peft
 import torch
+from peft.tuners.lora.layer import ParamWrapper
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -22,7 +23,8 @@ _RANKS = (8, 24)
 _WRAPPER = re.compile(r"^base_model\.model\.(?P<module>.+)\.(?P<name>lora_\w+|modules_to_save)\.default(?:\.weight)?$")
 
 Builder = Callable[[], PreTrainedModel]
-Added = dict[str, tuple[tuple[int, ...], torch.dtype]]  # module:tensor -> shape and dtype
+# module:tensor -> shape, dtype, and whether the adapter wraps a bare parameter
+Added = dict[str, tuple[tuple[int, ...], torch.dtype, bool]]
 
 
 def inject(model: PreTrainedModel, targets: str | list[str], rank: int, dropout: float = 0.0, **more: Any) -> nn.Module:
@@ -36,26 +38,33 @@ def inject(model: PreTrainedModel, targets: str | list[str], rank: int, dropout:
 
 
 def added_tensors(peft_model: nn.Module) -> Added:
-    """Shapes and dtypes of all adapter tensors, by full name without PEFT's prefix."""
-    found = {}
+    """All adapter tensors in the order of the model, by full name without PEFT's prefix.
+
+    A module with several wrapped parameters (fused experts) is wrapped several times over: `.base_layer` in the name
+    tells its adapters apart.
+    """
+    found: Added = {}
+    wrappers = {name for name, module in peft_model.named_modules() if isinstance(module, ParamWrapper)}
     for name, tensor in peft_model.named_parameters():
         match = _WRAPPER.match(name)
         if match:
-            module = match["module"].replace(".base_layer", "")
-            found[f"{module}:{match['name']}"] = (tuple(tensor.shape), tensor.dtype)
+            on_parameter = f"base_model.model.{match['module']}" in wrappers
+            found[f"{match['module']}:{match['name']}"] = (tuple(tensor.shape), tensor.dtype, on_parameter)
     return found
 
 
 def adapter_groups(low: Added, high: Added, layers: Layers) -> tuple[AdapterTensor, ...]:
     """Group what two injections at `_RANKS` added, each dimension as constant + per_rank x rank."""
     groups: dict[tuple[Any, ...], int] = {}
-    for name, (shape, dtype) in low.items():
+    for name, (shape, dtype, on_parameter) in low.items():
         module, _, kind = name.rpartition(":")
         dims = tuple(_line(a, b) for a, b in zip(shape, high[name][0], strict=True))
-        key = (pattern(module), kind, layers.kind_of(module + "."), dims, short_dtype(dtype))
+        key = (pattern(module), kind, layers.kind_of(module + "."), dims, short_dtype(dtype), on_parameter)
         groups[key] = groups.get(key, 0) + 1
     return tuple(
-        AdapterTensor(module=key[0], name=key[1], layer_kind=key[2], count=count, dims=key[3], dtype=key[4])
+        AdapterTensor(
+            module=key[0], name=key[1], layer_kind=key[2], count=count, dims=key[3], dtype=key[4], on_parameter=key[5]
+        )
         for key, count in groups.items()
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_planner.profile.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements")
+KINDS = ("models", "gpus", "measurements", "tapes", "configs")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,6 +46,16 @@ def gpus_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...
 def measurements_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
     """Folders of measurements; see `profile_roots` for the order and the errors."""
     return _inside("measurements", profiles)
+
+
+def tapes_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of compiled tapes; see `profile_roots` for the order and the errors."""
+    return _inside("tapes", profiles)
+
+
+def configs_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of the catalogue's configs; see `profile_roots` for the order and the errors."""
+    return _inside("configs", profiles)
 
 
 def user_profiles() -> Path:

@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.planner.index import build_index
+from qlora_planner.planner.limits import Sweep
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_dict
 from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.tapes import stored_tape
 
 ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((ROOT / "tests" / "data" / "COUNTS.json").read_text(encoding="utf-8"))
@@ -75,11 +77,16 @@ def test_text_models_of_wrappers_say_so(shipped: dict[str, ModelProfile]) -> Non
 
 def test_the_index_is_what_the_profiles_give(shipped: dict[str, ModelProfile]) -> None:
     index = json.loads((ROOT / "profiles" / "models.index.json").read_text(encoding="utf-8"))
-    fresh = json.loads(json.dumps(build_index(shipped.values())))
+    fresh = json.loads(json.dumps(build_index(shipped.values(), sweeps_of(shipped))))
     stored = {row["id"]: row for row in index["models"]}
     assert set(stored) == set(shipped)
     for row in fresh["models"]:
         assert stored[row["id"]] == row, row["id"]
+
+
+def sweeps_of(shipped: dict[str, ModelProfile]) -> dict[str, Sweep]:
+    found = {name: stored_tape(profile, "single", [ROOT / "profiles" / "tapes"]) for name, profile in shipped.items()}
+    return {n: Sweep(variant=s.tape.variant, frontier=s.frontier) for n, s in found.items() if s is not None}
 
 
 SAMPLE = (

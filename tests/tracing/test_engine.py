@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,19 +11,25 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 
-from qlora_planner.profiling.tracing import engine  # noqa: E402
+from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS  # noqa: E402
+from qlora_planner.memory.allocator import CachingAllocator  # noqa: E402
+from qlora_planner.memory.replay import COMPONENTS, Player  # noqa: E402
+from qlora_planner.memory.script import write_script  # noqa: E402
+from qlora_planner.profile.tape import CompiledTape, Tape  # noqa: E402
+from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
+from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits, attention_backend  # noqa: E402
-from qlora_planner.profiling.tracing.extrapolate import extrapolate  # noqa: E402
 from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
+from qlora_planner.run import RunConfig  # noqa: E402
 
 
-def toy(layers: int) -> dict[str, Any]:
+def toy(depth: int) -> dict[str, Any]:
     """A small Llama."""
     return {
         "model_type": "llama",
         "hidden_size": 256,
         "intermediate_size": 704,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": depth,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "vocab_size": 1024,
@@ -30,37 +37,49 @@ def toy(layers: int) -> dict[str, Any]:
     }
 
 
+def played(tape: Tape, checkpointing: bool = True) -> dict[str, tuple[int, int]]:
+    """Allocated and reserved peaks by phase, of the tape alone."""
+    player = Player(CachingAllocator(), write_script(tape, checkpointing), [0] * len(COMPONENTS))
+    player.play([], RunConfig(trainer="loop"), TRAINER_ROWS["loop"], OPTIMIZERS["sgd"])
+    assert player.lost == 0
+    return {name: (phase.peak.allocated, phase.peak.reserved) for name, phase in player.phases.items()}
+
+
 @pytest.mark.parametrize("trainer", ["trl-sft", "hf-trainer", "loop"])
 @pytest.mark.parametrize("checkpointing", [True, False])
-def test_extrapolated_depth_equals_a_trace_of_all_layers(
+def test_playing_a_cut_model_equals_a_trace_of_all_layers(
     trainer: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = TraceSpec(seq_len=128, trainer=trainer, gradient_checkpointing=checkpointing, rank=8)
-    short = extrapolate(engine.trace(toy(7), spec))
-    from qlora_planner.profiling.tracing import layers
-
+    cut = engine.trace(toy(7), spec)
+    assert len(cut.kept) < 7
     original = layers.choose
 
     def all_layers(model: Any) -> Any:
-        cut = original(model)
-        return layers.Cut(list_name=cut.list_name, order=cut.order, kept=tuple(range(len(cut.order))))
+        found = original(model)
+        return layers.Cut(list_name=found.list_name, order=found.order, kept=tuple(range(len(found.order))))
 
     monkeypatch.setattr(layers, "choose", all_layers)
-    assert extrapolate(engine.trace(toy(7), spec)) == short
+    assert played(engine.trace(toy(7), spec), checkpointing) == played(cut, checkpointing)
 
 
 def test_the_same_run_gives_the_same_tape() -> None:
     spec = TraceSpec(seq_len=64)
-    first, second = engine.trace(toy(2), spec), engine.trace(toy(2), spec)
-    assert [(event.size, event.op) for event in first.events] == [(event.size, event.op) for event in second.events]
-    assert first.segments == second.segments
+    assert engine.trace(toy(2), spec) == engine.trace(toy(2), spec)
 
 
-def test_other_sizes_give_the_same_sequence_of_operators() -> None:
-    # Within the same breakpoints: bitsandbytes' token limit of its fused kernel, optimizers' rules by tensor size.
-    one = engine.trace(toy(2), TraceSpec(seq_len=1600, batch_size=1, rank=8, optimizer="sgd"))
-    two = engine.trace(toy(2), TraceSpec(seq_len=896, batch_size=2, rank=24, optimizer="sgd"))
-    assert [event.op for event in one.events] == [event.op for event in two.events]
+def test_a_compiled_tape_equals_a_trace_at_sizes_that_were_not_traced() -> None:
+    spec = TraceSpec(upcast=False)
+
+    def trace(point: tuple[int, int, int]) -> Tape:
+        batch, seq, rank = point
+        return engine.trace(toy(5), replace(spec, batch_size=batch, seq_len=seq, rank=rank))
+
+    compiled = compile_tapes(trace, [(1, 640, 8), (1, 896, 24), (1, 1408, 56)], (1, 1152, 40), "toy")
+    again = CompiledTape.from_dict(compiled.to_dict())
+    direct = trace((1, 1024, 12))
+    assert played(again.at(1, 1024, 12)) == played(direct)
+    assert [bool(size) for _, size in again.at(1, 1024, 12).events] == [bool(size) for _, size in direct.events]
 
 
 def test_tracing_leaves_nothing_behind() -> None:

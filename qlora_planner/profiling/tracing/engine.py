@@ -6,6 +6,7 @@ import contextlib
 import gc
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -13,17 +14,14 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_planner.profiling.tracing import build, cuda_semantics, optimizers, trainers
+from qlora_planner.profile.tape import Tape
+from qlora_planner.profiling.tracing import build, cuda_semantics, layers, trainers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda_device import fake_cuda
-from qlora_planner.profiling.tracing.extrapolate import represent
 from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.tape import Tape, WholeStage, rounded
-
-STEPS = 2  # the optimizer's states are born after the first backward pass
 
 
 @contextlib.contextmanager
@@ -82,63 +80,53 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
 
 
 def trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
-    """The tape of one run of the model with this config.json."""
+    """The tape of one run of the model with this config.json.
+
+    One step is traced (two for a plain loop, whose outputs live on into the next forward); optimizers are left out.
+    """
     meta = build.build(raw, spec)
-    whole = _whole_stages(meta)
     with recording(spec) as recorder, trainers.module_kept(meta.base):
         build.materialise(meta)
-        static = tuple(recorder.events)
         recorder.events = []
-        by_layer = _static_by_layer(meta)
         _, layer_list = _layers_of(meta)
-        marker = SegmentMarker(recorder, layer_list)
-        _run(meta, marker)
+        _run(meta, SegmentMarker(recorder, layer_list))
         recorder.freeze()
-        return Tape(
-            static=static,
-            events=tuple(recorder.events),
-            segments=tuple(recorder.segments),
-            layer_kinds=meta.cut.kinds,
-            layer_order=meta.cut.order,
-            kept=meta.cut.kept,
-            static_by_layer=by_layer,
-            whole=whole,
-            notes=tuple(sorted(set(recorder.shadows.guesses))),
-        )
+        return _plain(recorder, meta.cut)
+
+
+def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
+    """The recorder's events without those of storages that were there before, and of the trainer's casts."""
+    cast: set[int] = set()
+    for segment in recorder.segments:
+        if segment.stage == "prepare":
+            cast |= {event.storage for event in recorder.events[segment.start : segment.stop]}
+    known: set[int] = set()
+    workspaces: set[int] = set()
+    events: list[tuple[int, int]] = []
+    positions = [0]
+    for event in recorder.events:
+        if event.storage not in cast and (event.size > 0 or event.storage in known):
+            known.add(event.storage)
+            events.append((event.storage, max(event.size, 0)))
+            if "workspace" in event.op:
+                workspaces.add(event.storage)
+        positions.append(len(events))
+    return Tape(
+        events=tuple(events),
+        segments=tuple(
+            replace(segment, start=positions[segment.start], stop=positions[segment.stop])
+            for segment in recorder.segments
+        ),
+        places=layers.represent(cut.kept, cut.order),
+        kept=cut.kept,
+        workspaces=frozenset(workspaces),
+    )
 
 
 def _layers_of(meta: build.MetaModel) -> tuple[str, nn.ModuleList]:
     found = meta.base.get_submodule(meta.cut.list_name)
     assert isinstance(found, nn.ModuleList)
     return meta.cut.list_name, found
-
-
-def _tensors_of(module: nn.Module) -> Iterator[torch.Tensor]:
-    """Weights, buffers and quantisation constants of a module and all it contains."""
-    for child in module.modules():
-        for parameter in child._parameters.values():
-            if parameter is not None:
-                yield parameter
-                state = getattr(parameter, "quant_state", None)
-                if state is not None:
-                    yield from (t for t in (state.absmax, state.code, getattr(state, "offset", None)) if t is not None)
-                    if state.state2 is not None:
-                        yield from (state.state2.absmax, state.state2.code)
-        yield from (buffer for buffer in child._buffers.values() if buffer is not None)
-        state8 = getattr(child, "state", None)
-        if state8 is not None and getattr(state8, "SCB", None) is not None:
-            yield state8.SCB
-
-
-def _static_by_layer(meta: build.MetaModel) -> tuple[int, ...]:
-    sizes = []
-    for layer in _layers_of(meta)[1]:
-        seen: dict[int, int] = {}
-        for tensor in _tensors_of(layer):
-            storage = tensor.untyped_storage()
-            seen[storage._cdata] = rounded(storage.nbytes())
-        sizes.append(sum(seen.values()))
-    return tuple(sizes)
 
 
 def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
@@ -154,11 +142,10 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     _cast_adapters(model, spec)
     forward = trainers.wrap_forward(model, spec)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    optimizer: Any = None
     vocabulary = anybase.get_input_embeddings().weight.shape[0]
     micro_steps = min(spec.grad_accum, 2)
     with marker.watching(), activation_offloading(model, spec) as offload:
-        for step in range(STEPS):
+        for step in range(2 if spec.trainer == "loop" else 1):
             marker.step = step
             for micro_step in range(micro_steps):
                 marker.micro_step = micro_step
@@ -173,11 +160,6 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
                     marker.mark("after", "all")
                 loss = loss.detach()
             marker.mark("optimizer", "all")
-            if spec.trainer != "loop":
-                torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-            if optimizer is None:
-                optimizer = optimizers.make(spec.optimizer, parameters)
-            optimizer.step()
             marker.mark("zero_grad", "all")
             for parameter in parameters:
                 parameter.grad = None
@@ -197,71 +179,3 @@ def _cast_adapters(model: nn.Module, spec: TraceSpec) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_magnitude_vector" not in name:
             parameter.data = parameter.data.to(torch.bfloat16)
-
-
-def _whole_stages(meta: build.MetaModel) -> tuple[WholeStage, ...]:
-    """Stages whose temporaries grow with all adapters together, run on the whole model's trainable parameters."""
-    spec = meta.spec
-    cast = casts_adapters(spec)
-    keeps = {id(p) for name, p in meta.model.named_parameters() if "lora_magnitude_vector" in name}
-    layers = _layers_of(meta)[1]
-    inside: dict[int, int] = {}
-    for index, layer in enumerate(layers):
-        for parameter in layer.parameters():
-            inside[id(parameter)] = index
-    by_layer: dict[int, list[nn.Parameter]] = {index: [] for index in range(len(layers))}
-    outside: list[nn.Parameter] = []
-    for parameter in meta.model.parameters():
-        if parameter.requires_grad:
-            by_layer[inside[id(parameter)]].append(parameter) if id(parameter) in inside else outside.append(parameter)
-
-    def describe(found: list[nn.Parameter]) -> list[tuple[Any, torch.dtype]]:
-        return [(tuple(p.shape), torch.bfloat16 if cast and id(p) not in keeps else p.dtype) for p in found]
-
-    shapes = describe(outside)
-    for place in represent(meta.cut.kept, meta.cut.order):
-        shapes += describe(by_layer[place])
-    with recording(spec) as recorder:
-        return _measure_whole(spec, shapes, recorder)
-
-
-def _measure_whole(
-    spec: TraceSpec, shapes: list[tuple[Any, torch.dtype]], recorder: Recorder
-) -> tuple[WholeStage, ...]:
-    found: list[WholeStage] = []
-    cast = casts_adapters(spec)
-
-    def close(stage: str, step: int, start: int) -> None:
-        recorder.settle()
-        now = top = 0
-        for event in recorder.events[start:]:
-            now += rounded(event.size) if event.size > 0 else -rounded(-event.size)
-            top = max(top, now)
-        found.append(WholeStage(stage=stage, step=step, rise=top, delta=now))
-
-    parameters = [nn.Parameter(torch.empty(shape, dtype=dtype, device="cuda")) for shape, dtype in shapes]
-    if cast:
-        # The parameters handed in are already bf16; before the cast they are fp32.
-        now = top = 0
-        for parameter in parameters:
-            if parameter.dtype is not torch.bfloat16:
-                continue
-            small, large = rounded(2 * parameter.numel()), rounded(4 * parameter.numel())
-            top = max(top, now + small)
-            now += small - large
-        found.append(WholeStage(stage="prepare", step=0, rise=top, delta=now))
-    optimizer = optimizers.make(spec.optimizer, parameters)
-    for step in range(STEPS):
-        for parameter in parameters:
-            parameter.grad = torch.empty_like(parameter)
-        recorder.settle()
-        start = len(recorder.events)
-        if spec.trainer != "loop":
-            torch.nn.utils.clip_grad_norm_(parameters, 1.0, foreach=True)
-        optimizer.step()
-        close("optimizer", step, start)
-        start = len(recorder.events)
-        for parameter in parameters:
-            parameter.grad = None
-        close("zero_grad", step, start)
-    return tuple(found)

@@ -135,3 +135,18 @@ def apply(model: nn.Module, cut: Cut) -> None:
         per_layer_inputs = getattr(holder, "hidden_size_per_layer_input", None)
         if getattr(holder, "num_hidden_layers", None) == depth and not per_layer_inputs:
             holder.num_hidden_layers = len(cut.kept)
+
+
+def represent(kept: Sequence[int], order: Sequence[str]) -> tuple[int, ...]:
+    """For each layer of the whole model, the position among the kept ones that stands for it.
+
+    A kept layer stands for itself; others are stood for by a kept layer of their kind that is neither first nor last.
+    """
+    last = len(order) - 1
+    inner: dict[str, int] = {}
+    for position, index in enumerate(kept):
+        known = inner.get(order[index])
+        if known is None or (0 < index < last and kept[known] in (0, last)):
+            inner[order[index]] = position
+    places = {index: position for position, index in enumerate(kept)}
+    return tuple(places.get(index, inner[kind]) for index, kind in enumerate(order))

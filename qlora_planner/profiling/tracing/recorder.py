@@ -11,6 +11,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from qlora_planner.profile.tape import Segment
 from qlora_planner.profiling.tracing.cuda_device import caller_frame, is_engine_frame
 from qlora_planner.profiling.tracing.cuda_semantics import ENGINE_IN_PLACE, LATE_RESULTS, grouped_mm
 from qlora_planner.profiling.tracing.shadow import (
@@ -20,7 +21,7 @@ from qlora_planner.profiling.tracing.shadow import (
     has_mask,
     masked_select,
 )
-from qlora_planner.profiling.tracing.tape import Event, Segment, rounded
+from qlora_planner.profiling.tracing.tape import Event
 
 _DEVICE = torch.ops.prim.device.default
 _ADD = torch.ops.aten.add.Tensor
@@ -59,7 +60,6 @@ class Recorder(TorchDispatchMode):
         super().__init__()
         self.events: list[Event] = []
         self.segments: list[Segment] = []
-        self.live_bytes = 0
         self.shadows = Shadows()
         self._scratch = scratch
         self._replacements = replacements
@@ -116,7 +116,6 @@ class Recorder(TorchDispatchMode):
 
     def _append(self, storage: int, size: int, op: str) -> None:
         self.events.append(Event(storage=storage, size=size, op=op))
-        self.live_bytes += rounded(size) if size > 0 else -rounded(-size)
 
     def _gone(self, address: int, _reference: Any) -> None:
         self._died(address)

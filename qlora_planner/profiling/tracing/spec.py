@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
+from qlora_planner.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,29 +47,32 @@ class TraceSpec:
         return tuple(int(part) for part in self.trl.split(".")[:2])
 
     @classmethod
-    def from_truth(cls, run: Mapping[str, Any]) -> TraceSpec:
-        """From the run of a measured row."""
-        targets = run.get("target_modules") or "all-linear"
+    def of(cls, run: RunConfig, stack: Mapping[str, str], device: CudaTraits | None = None) -> TraceSpec:
+        """From a resolved run; raises ValueError for an option that tracing does not follow yet."""
+        targets = run.target_modules or "all-linear"
+        if run.packing or run.modules_to_save or run.attention == "flash_attention_2":
+            raise ValueError("packing, modules_to_save and flash_attention_2 are not traced")
         return cls(
-            method=run["method"],
-            quant=run["quant"] or "none",
-            double_quant=bool(run["double_quant"]),
-            compute_dtype=run["compute_dtype"],
-            batch_size=run["batch_size"],
-            seq_len=run["seq_len"],
-            grad_accum=run["grad_accum"],
-            rank=run["lora_rank"] or 16,
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            lora_dropout=run["lora_dropout"] or 0.0,
-            dora=run["dora"],
-            gradient_checkpointing=run["gradient_checkpointing"],
-            use_reentrant=bool(run["use_reentrant"]),
-            attention=run["attention"],
-            optimizer=run["optimizer"],
-            trainer=run["trainer"],
-            upcast=run["prepare_for_kbit_training"],
-            liger=run["liger"],
-            activation_offloading=run["activation_offloading"],
-            padding=run["padding"],
-            trl=(run.get("stack") or {}).get("trl", "1.16.0"),
+            method=run.method,
+            quant=run.quant or "none",
+            double_quant=run.double_quant,
+            compute_dtype=run.compute_dtype or "bfloat16",
+            batch_size=run.batch_size,
+            seq_len=run.seq_len,
+            grad_accum=run.grad_accum,
+            rank=run.rank,
+            target_modules=targets if targets == "all-linear" else tuple(targets.split(",")),
+            lora_dropout=run.lora_dropout or 0.0,
+            dora=run.dora,
+            gradient_checkpointing=run.gradient_checkpointing,
+            use_reentrant=run.use_reentrant,
+            attention=run.attention,
+            optimizer=run.optimizer,
+            trainer=run.trainer or "trl-sft",
+            upcast=bool(run.upcast),
+            liger=run.liger,
+            activation_offloading=run.activation_offloading,
+            padding=bool(run.padding),
+            trl=stack.get("trl", "1.16.0"),
+            device=device or CudaTraits(),
         )

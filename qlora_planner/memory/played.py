@@ -1,0 +1,152 @@
+"""A whole run played through the allocator: loading, preparing, adapters, and the traced training steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.memory import loading
+from qlora_planner.memory.allocator import CachingAllocator, OutOfMemory
+from qlora_planner.memory.expandable import is_expandable, make_allocator
+from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.records import Component
+from qlora_planner.memory.replay import COMPONENTS, Adapter, PlayedPhase, Player
+from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.script import Script, write_script
+from qlora_planner.memory.static import StaticMemory, load_dtype, static_memory
+from qlora_planner.memory.training import TrainingState, training_state
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import Tape
+from qlora_planner.run import RunConfig
+
+# How close the search for the smallest limit comes, as a part of it.
+FLOOR_TOLERANCE = 0.004
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Played:
+    """What torch's counters show in every phase, and the bytes by component when each phase has most allocated."""
+
+    static: StaticMemory
+    state: TrainingState
+    load: PhasePeak
+    prepare: PhasePeak | None
+    adapters: PhasePeak
+    training: dict[str, PlayedPhase]
+    pinned: int  # the most that segments holding something came to: what a full cache release would leave
+    lost: int
+
+    @property
+    def reserved(self) -> int:
+        """The most that torch reserves over the run."""
+        before = [self.load.reserved, self.adapters.reserved, self.prepare.reserved if self.prepare else 0]
+        return max(*before, *(phase.peak.reserved for phase in self.training.values()))
+
+    @property
+    def allocated(self) -> int:
+        """The most that is live over the run."""
+        before = [self.load.allocated, self.adapters.allocated, self.prepare.allocated if self.prepare else 0]
+        return max(*before, *(phase.peak.allocated for phase in self.training.values()))
+
+
+def play_run(
+    profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, limit_bytes: int | None = None
+) -> Played:
+    """Play `resolution.run`; `workspace_bytes` is one cuBLAS handle's.
+
+    Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
+    """
+    return _Stage(profile, resolution, write_script(tape, resolution.run.gradient_checkpointing), workspace_bytes).play(
+        limit_bytes
+    )
+
+
+def floor_bytes(profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, played: Played) -> int:
+    """The smallest limit on torch's reserved bytes at which the run still works.
+
+    Under pressure the allocator gives back segments that hold nothing, so the floor is what the others come to.
+    Expandable segments give back parts of segments too: there the run is replayed under limits.
+    """
+    if not is_expandable(resolution.run.alloc_conf):
+        return max(played.pinned, played.allocated)
+    stage = _Stage(profile, resolution, write_script(tape, resolution.run.gradient_checkpointing), workspace_bytes)
+    low, high = played.allocated, played.reserved
+    while high - low > FLOOR_TOLERANCE * high:
+        guess = (low + high) // 2
+        if stage.works(guess):
+            high = guess
+        else:
+            low = guess
+    return high
+
+
+class _Stage:
+    """Everything that one run's playings share."""
+
+    def __init__(self, profile: ModelProfile, resolution: Resolution, script: Script, workspace_bytes: int) -> None:
+        self.profile = profile
+        self.run: RunConfig = resolution.run
+        self.script = script
+        self.workspace_bytes = workspace_bytes
+        self.trainer, _ = trainer_row(self.run.trainer or "trl-sft", resolution.stack)
+        self.static = static_memory(profile, self.run)
+
+    def works(self, limit_bytes: int) -> bool:
+        """Whether the run gets through under this limit."""
+        try:
+            self.play(limit_bytes)
+        except OutOfMemory:
+            return False
+        return True
+
+    def play(self, limit_bytes: int | None) -> Played:
+        """One playing from an empty device."""
+        run, profile = self.run, self.profile
+        optimizer = find_optimizer(run.optimizer)
+        assert optimizer is not None
+        memory = make_allocator(run.alloc_conf, limit_bytes)
+        memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
+        tensors, load = loading.load(memory, profile, run)
+        pinned = memory.peak_pinned
+        prepare = loading.prepare(memory, tensors, run) if run.upcast else None
+        pinned = max(pinned, memory.peak_pinned)
+        adapters, added = self._adapters(memory, tensors)
+        pinned = max(pinned, memory.peak_pinned)
+        memory.empty_cache()
+        player = Player(memory, self.script, self._components(adapters))
+        player.play(adapters, run, self.trainer, optimizer)
+        return Played(
+            static=self.static,
+            state=training_state(self.static.trainable, run, self.trainer, optimizer),
+            load=load,
+            prepare=prepare,
+            adapters=added,
+            training=player.phases,
+            pinned=max(pinned, player.pinned),
+            lost=player.lost,
+        )
+
+    def _adapters(self, memory: CachingAllocator, tensors: list[loading.Loaded]) -> tuple[list[Adapter], PhasePeak]:
+        run = self.run
+        blocks, added = loading.add_adapters(memory, self.profile, run, self.workspace_bytes)
+        if run.method == "full":
+            half = load_dtype(run)
+            trained = [entry for entry in tensors if not entry.group.buffer]
+            return [
+                Adapter(shape=e.group.shape, dtype="float32" if run.upcast else half, block=e.blocks[0])
+                for e in trained
+            ], added
+        shapes = loading.adapter_shapes(self.profile, run)
+        return [Adapter(shape=s, dtype=d, block=b) for (s, d), b in zip(shapes, blocks, strict=True)], added
+
+    def _components(self, adapters: list[Adapter]) -> list[int]:
+        static = self.static
+        full = self.run.method == "full"
+        sizes = {
+            Component.QUANTIZED_WEIGHTS: static.packed_weights,
+            Component.QUANTIZATION_CONSTANTS: static.constants,
+            Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_prepared,
+            Component.ADAPTERS: 0 if full else sum(a.block.size for a in adapters if a.block is not None),
+            Component.WORKSPACE: self.workspace_bytes if self.run.dora and not full else 0,
+        }
+        return [sizes.get(component, 0) for component in COMPONENTS]

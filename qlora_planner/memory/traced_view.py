@@ -1,0 +1,116 @@
+"""An estimate from a traced run: every phase as the allocator plays it."""
+
+from __future__ import annotations
+
+from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.played import Played, floor_bytes, play_run
+from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
+from qlora_planner.memory.replay import COMPONENTS
+from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.verdict import TRACED
+from qlora_planner.memory.view import View
+from qlora_planner.memory.words import before_training, counted_words
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import Tape
+from qlora_planner.run import RunConfig
+from qlora_planner.units import format_mib
+
+_TRAINING = ("forward", "loss", "backward", "optimizer")
+_COUNTED = (
+    Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS,
+    Component.ADAPTERS, Component.GRADIENTS, Component.OPTIMIZER_STATES,
+)  # fmt: skip
+
+
+def traced_view(
+    profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, context: ContextRow
+) -> View:
+    """Everything an estimate shows, from the tape of this run played through the allocator."""
+    run = resolution.run
+    played = play_run(profile, resolution, tape, workspace_bytes)
+    phases = _phases(run, played, context)
+    peak = max(phases, key=lambda phase: phase.device_bytes or 0)
+    full = context.first_tensor_bytes + context.kernels_bytes
+    return View(
+        load=played.load,
+        prepare=played.prepare,
+        adapters=played.adapters,
+        phases=phases,
+        peak=peak,
+        lines=_lines(run, played, peak, context),
+        floor_bytes=floor_bytes(profile, resolution, tape, workspace_bytes, played) + full,
+        trainable_params=played.state.count,
+        paged_bytes=played.state.paged,
+        offloaded_bytes=None if run.activation_offloading else 0,
+        deviation=TRACED,
+    )
+
+
+def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase, ...]:
+    born = context.first_tensor_bytes
+    full = born + context.kernels_bytes
+
+    def phase(name: str, peak: PhasePeak | None, beside: int) -> Phase:
+        if peak is None:
+            return Phase(name=name)
+        return Phase(
+            name=name,
+            allocated_bytes=peak.allocated,
+            reserved_bytes=peak.reserved,
+            device_bytes=peak.reserved + beside,
+        )
+
+    cast = played.training["adapters"].peak
+    added = PhasePeak(
+        live=cast.live,
+        allocated=max(played.adapters.allocated, cast.allocated),
+        reserved=max(played.adapters.reserved, cast.reserved),
+    )
+    kept = played.training["optimizer"].peak
+    saved = PhasePeak(live=kept.live, allocated=kept.live, reserved=kept.reserved)
+    return (
+        phase("load", played.load, born),
+        phase("prepare", played.prepare, born),
+        phase("adapters", added, born),
+        *(phase(name, played.training[name].peak, full) for name in _TRAINING),
+        Phase(name="eval"),
+        # Adapters are copied to the host one by one: nothing is added on the device.
+        phase("save", saved, full),
+    )
+
+
+def _lines(run: RunConfig, played: Played, peak: Phase, context: ContextRow) -> tuple[ComponentLine, ...]:
+    if peak.name in ("load", "prepare", "adapters"):
+        sizes = before_training(played.static, peak)
+        beside = context.first_tensor_bytes
+    else:
+        name = "optimizer" if peak.name == "save" else peak.name
+        sizes = dict(zip(COMPONENTS, played.training[name].components, strict=True))
+        beside = context.first_tensor_bytes + context.kernels_bytes
+    sizes[Component.CUDA_CONTEXT] = beside
+    sizes[Component.ALLOCATOR_SLACK] = 0
+    sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - sum(sizes.values())
+    words = counted_words(run, played.static, played.state)
+    words |= {
+        Component.CHECKPOINTS: f"what forward keeps between layers for {run.tokens:,} tokens, traced",
+        Component.ACTIVATIONS: "alive in the layer at the peak, traced from the model's own code",
+        Component.LOGITS_AND_LOSS: "alive of the head and the loss at the peak, traced",
+        Component.WORKSPACE: "buffers that cuBLAS keeps, and scratch of the optimizer; before training, a tensor"
+        " beside its cast or quantised form",
+        Component.ALLOCATOR_SLACK: f"torch reserves {format_mib(peak.reserved_bytes)} for"
+        f" {format_mib(peak.allocated_bytes)} in use: simulated block by block",
+        Component.CUDA_CONTEXT: context.why,
+    }
+    return tuple(
+        ComponentLine(component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, context), why=words[part])
+        for part in Component
+    )
+
+
+def _basis(part: Component, context: ContextRow) -> Basis:
+    if part in _COUNTED:
+        return Basis.COUNTED
+    if part is Component.CUDA_CONTEXT:
+        return Basis.CALIBRATED if context.measured else Basis.ASSUMED
+    return Basis.DERIVED

@@ -1,0 +1,28 @@
+"""View: what an estimate shows, whichever way it was found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.records import ComponentLine, Phase
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """Phases, the peak one, what is alive then, and the smallest device total that would do. Bytes.
+
+    `deviation` is one standard deviation of what torch holds, below and above, as parts of it.
+    """
+
+    load: PhasePeak
+    prepare: PhasePeak | None
+    adapters: PhasePeak
+    phases: tuple[Phase, ...]
+    peak: Phase
+    lines: tuple[ComponentLine, ...]
+    floor_bytes: int
+    trainable_params: int
+    paged_bytes: int
+    offloaded_bytes: int | None
+    deviation: tuple[float, float]

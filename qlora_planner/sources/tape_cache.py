@@ -1,0 +1,73 @@
+"""Tapes that were traced on this machine, one file per run, and the configs they are traced from."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import CompiledTape, Tape
+from qlora_planner.run import RunConfig
+
+
+class TapeCache:
+    """Traced tapes under one folder; what cannot be read or written is as good as absent."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, profile: ModelProfile, run: RunConfig, variant: str, versions: Mapping[str, str]) -> Tape | None:
+        """The tape of this very run, if it was traced with these library versions."""
+        try:
+            raw = json.loads(gzip.decompress(self._path(profile, run, variant, versions).read_bytes()))
+            return CompiledTape.from_dict(raw).at(run.batch_size, run.seq_len, run.rank)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+            return None
+
+    def store(
+        self, profile: ModelProfile, run: RunConfig, variant: str, versions: Mapping[str, str], tape: Tape
+    ) -> None:
+        """Keep a tape; a folder that cannot be written keeps nothing, which only costs time."""
+        text = json.dumps(CompiledTape.of(tape, variant).to_dict(), separators=(",", ":")).encode()
+        _write(self._path(profile, run, variant, versions), gzip.compress(text, mtime=0))
+
+    def _path(self, profile: ModelProfile, run: RunConfig, variant: str, versions: Mapping[str, str]) -> Path:
+        sizes = f"{run.batch_size} {run.seq_len} {run.rank}"
+        word = json.dumps([profile.config_sha256, variant, sizes, sorted(versions.items())])
+        return self._folder / f"{hashlib.sha256(word.encode()).hexdigest()[:32]}.json.gz"
+
+
+class ConfigCache:
+    """Configs by their hash, so that a profiled model can be traced later."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def load(self, sha256: str) -> dict[str, Any] | None:
+        """The config with this hash, or None."""
+        try:
+            raw = json.loads((self._folder / f"{sha256}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return raw if isinstance(raw, dict) else None
+
+    def store(self, sha256: str, config: Mapping[str, Any]) -> None:
+        """Keep a config; a folder that cannot be written keeps nothing."""
+        _write(self._folder / f"{sha256}.json", json.dumps(dict(config)).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        os.replace(name, path)
+    except OSError:
+        return

@@ -1,0 +1,68 @@
+"""Traced runs against an H200: rows of the open set, and of families that nothing was tuned to."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("trl")
+
+from qlora_planner.hardware import GpuCatalogue, parse_gpu
+from qlora_planner.memory import MemoryEstimate
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.profiling.build import build_profile
+from qlora_planner.profiling.tapes import trace_run
+from qlora_planner.sources.configs import read_config
+from tests.truth import config_path, rows, run_of
+
+ROOT = Path(__file__).parents[2]
+H200 = parse_gpu("h200", GpuCatalogue([ROOT / "profiles" / "gpus"]))
+# One row per trainer, quantisation, attention, checkpointing, optimizer and library version of the open set.
+OPEN = [row for row in rows() if row.index in (0, 2, 6, 13, 27, 39, 42, 46, 59, 79)]
+FAMILIES = {
+    row["case"]: row
+    for row in map(json.loads, (ROOT / "profiles/measurements/h200-families.jsonl").read_text().splitlines())
+}
+SAMPLE = ("qwen3", "gemma3", "lfm2", "qwen35", "bloom", "mixtral", "qwen3moe", "deepseek", "gptoss", "mpt", "padding")
+
+
+def training(answer: MemoryEstimate) -> tuple[int, int]:
+    phases = [phase for phase in answer.phases if phase.name in ("forward", "loss", "backward", "optimizer")]
+    return max(p.allocated_bytes or 0 for p in phases), max(p.reserved_bytes or 0 for p in phases)
+
+
+@pytest.mark.parametrize("row", OPEN, ids=lambda row: f"{row.index}-{row.model}")
+def test_open_rows(row: Any) -> None:
+    source = read_config(config_path(row.model))
+    profile = build_profile(source)
+    tape = trace_run(source, resolve(profile, row.run, H200), H200)
+    answer = estimate(profile, row.run, H200, tape=tape)
+    allocated, reserved = training(answer)
+    assert abs(allocated / row.measured["train_peak"] - 1) < 0.005
+    assert -0.04 < reserved / row.measured["train_reserved"] - 1 < 0.06
+    assert -0.03 < answer.peak.device_bytes / row.measured["nvml_peak"] - 1 < 0.05
+    assert sum(answer.components.values()) == answer.peak.device_bytes
+    assert all(size >= 0 for size in answer.components.values())
+
+
+@pytest.mark.parametrize("case", [case for case in SAMPLE if case in FAMILIES])
+def test_other_families(case: str) -> None:
+    row = FAMILIES[case]
+    source: Any = SimpleNamespace(config=row["config"], id=case, sha256="")
+    profile, run, measured = build_profile(source), run_of(row["run"]), row["measured_bytes"]
+    answer = estimate(profile, run, H200, tape=trace_run(source, resolve(profile, run, H200), H200))
+    assert answer.static.after_load == measured["load_alloc"]
+    assert answer.static.after_adapters == pytest.approx(measured["peft_alloc"], rel=1e-3)
+    allocated, _ = training(answer)
+    assert abs(allocated / measured["train_peak"] - 1) < 0.005
+
+
+def test_the_sample_is_there() -> None:
+    assert len(OPEN) == 10
+    assert len([case for case in SAMPLE if case in FAMILIES]) >= 10
