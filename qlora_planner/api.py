@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Warn = Callable[[str], None]
 Build = Literal["auto", "never", "always"]
 
+TRACE_VARIABLE = "QLORA_PLANNER_TRACE"
 # What building a profile imports.
 TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
 
@@ -177,10 +178,13 @@ def tape_for(
 ) -> Tape | None:
     """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
 
-    None where it can be had in none of these ways; `tell` gets the reason, and a word while tracing takes time.
+    None where it can be had in none of these ways, or where QLORA_PLANNER_TRACE is `never` and it would have to be
+    made; `tell` gets the reason, and a word while tracing takes time.
+    Raises InputError for target modules that match nothing.
     """
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.static import targeted
     from qlora_planner.memory.variant import variant_key
     from qlora_planner.sources.profile_cache import installed_versions
     from qlora_planner.sources.tape_cache import TapeCache
@@ -188,6 +192,7 @@ def tape_for(
 
     resolution = resolve(profile, run, gpu)
     resolved, variant = resolution.run, variant_key(resolution.run, resolution.stack, gpu)
+    targeted(profile, resolved)  # names that match nothing are refused before anything is traced
     stored = stored_tape(profile, "batched" if resolved.batch_size > 1 else "single", tapes_dirs(profiles))
     if (
         stored is not None
@@ -201,7 +206,7 @@ def tape_for(
     versions = installed_versions()
     cache = TapeCache(cache_dir() / "tapes")
     known = cache.load(profile, resolved, variant, versions)
-    if known is not None or _missing_packages():
+    if known is not None or _missing_packages() or os.environ.get(TRACE_VARIABLE) == "never":
         return known
     source = _source_of(profile, profiles)
     if source is None:

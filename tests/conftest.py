@@ -7,6 +7,8 @@ import os
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Tracing takes ten seconds a run: tests of screens and options do without; tests/tracing calls the tracer itself.
+os.environ.setdefault("QLORA_PLANNER_TRACE", "never")
 
 from qlora_planner.profile import ModelProfile
 

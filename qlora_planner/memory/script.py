@@ -34,7 +34,7 @@ class Script:
     origins: dict[int, Origin]
 
 
-def write_script(tape: Tape, gradient_checkpointing: bool) -> Script:
+def write_script(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool = False) -> Script:
     """Prepare `tape`"""
     died_in: dict[int, Segment] = {}
     for segment in tape.segments:
@@ -44,11 +44,15 @@ def write_script(tape: Tape, gradient_checkpointing: bool) -> Script:
     acts: dict[Segment, tuple[Act, ...]] = {}
     origins: dict[int, Origin] = {}
     known: set[int] = set()
+    # The forward thread's cuBLAS handle may have its workspace from before training: then it is not made again.
+    already = {min(tape.workspaces, default=0)} if workspace_taken else set()
     for segment in tape.segments:
         own: set[int] = set()
         ranks: dict[int, int] = {}
         found: list[Act] = []
         for storage, size in tape.events[segment.start : segment.stop]:
+            if storage in already:
+                continue
             if size:
                 own.add(storage)
                 known.add(storage)

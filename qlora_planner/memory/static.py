@@ -119,6 +119,8 @@ def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]
     Names are matched as PEFT does, by the end of the module's name. Raises InputError listing what exists when a
     name matches nothing the profile holds.
     """
+    if run.method == "full":
+        return ()
     wanted = run.target_modules or "all-linear"
     if wanted in profile.adapters:
         return profile.adapters[wanted]

@@ -40,7 +40,7 @@ def test_a_damaged_cache_is_rebuilt_and_said_once(invoke: Invoke, bad_config: Ca
     first = invoke("estimate", path, "--json")
     assert json.loads(first.stdout)["model"]["profile"]["source"] == "built"
     assert "profiled in" in first.stderr
-    (kept,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("*.json")
+    (kept,) = Path(os.environ["XDG_CACHE_HOME"]).rglob("profiles/*.json")
     kept.write_text("{")
     again = invoke("estimate", path, "--json")
     assert again.exit_code == 0

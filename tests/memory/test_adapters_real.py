@@ -1,0 +1,55 @@
+"""Trainable tensors against a real PEFT injection: every shape, with LoRA, DoRA and modules_to_save."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+peft = pytest.importorskip("peft")
+
+from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
+
+from qlora_planner.memory.resolve import resolve  # noqa: E402
+from qlora_planner.memory.static import static_memory  # noqa: E402
+from qlora_planner.profiling.build import build_profile  # noqa: E402
+from qlora_planner.run import RunConfig  # noqa: E402
+
+CONFIG: dict[str, Any] = {
+    "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 128,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("options", "more"),
+    [
+        ({}, {}),
+        ({"rank": 5}, {}),
+        ({"dora": True}, {"use_dora": True}),
+        ({"modules_to_save": "lm_head,embed_tokens"}, {"modules_to_save": ["lm_head", "embed_tokens"]}),
+        ({"target_modules": "q_proj,down_proj"}, {}),
+        ({"target_modules": "attention"}, {}),
+    ],
+)
+def test_trainable_tensors_are_those_that_peft_makes(options: dict[str, Any], more: dict[str, Any]) -> None:
+    run = RunConfig(method="lora", **options)
+    profile = build_profile(SimpleNamespace(config=CONFIG, id="toy", sha256=""))
+    static = static_memory(profile, resolve(profile, run).run)
+    fields = {key: value for key, value in CONFIG.items() if key != "model_type"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.bfloat16)
+    targets: Any = options.get("target_modules", "all-linear")
+    if targets == "attention":
+        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
+    elif targets != "all-linear":
+        targets = targets.split(",")
+    real = peft.get_peft_model(
+        model, peft.LoraConfig(r=run.rank, target_modules=targets, task_type="CAUSAL_LM", **more)
+    )
+    expected = sorted(
+        (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for p in real.parameters() if p.requires_grad
+    )
+    ours = sorted((shape, dtype) for shape, dtype, count in static.trainable for _ in range(count))
+    assert ours == expected
