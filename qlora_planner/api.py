@@ -275,11 +275,9 @@ def plan(
     tell: Warn = _silent,
 ) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`."""
-    from qlora_planner.planner.limits import Sweep
     from qlora_planner.planner.plan import plan as answer
-    from qlora_planner.sources.tapes import stored_tape
+    from qlora_planner.sources.tapes import stored_sweep
 
-    stored = stored_tape(profile, "single", tapes_dirs(profiles))
     return answer(
         profile,
         gpu,
@@ -287,6 +285,6 @@ def plan(
         objective=objective,
         reserve_bytes=reserve_bytes,
         cap_bytes=cap_bytes,
-        sweep=None if stored is None else Sweep(variant=stored.tape.variant, frontier=stored.frontier),
+        sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, tell=tell),
     )

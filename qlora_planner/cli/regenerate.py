@@ -11,12 +11,11 @@ from pathlib import Path
 
 from qlora_planner.errors import MissingError
 from qlora_planner.planner.index import build_index
-from qlora_planner.planner.limits import Sweep
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.sources.configs import read_config
-from qlora_planner.sources.tapes import stored_tape
+from qlora_planner.sources.tapes import stored_sweep
 
 # Text models that on the Hub sit inside a wrapper with a vision or audio tower.
 _TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "ministral3")
@@ -48,12 +47,8 @@ def rebuild(path: Path) -> Outcome:
 def write_index(root: Path, profiles: Iterable[ModelProfile]) -> None:
     """Write models.index.json from the profiles and the tapes that lie beside them."""
     known = list(profiles)
-    sweeps = {}
-    for profile in known:
-        stored = stored_tape(profile, "single", [root / "tapes"])
-        if stored is not None:
-            sweeps[profile.id] = Sweep(variant=stored.tape.variant, frontier=stored.frontier)
-    index = build_index(known, sweeps)
+    found = {profile.id: stored_sweep(profile, [root / "tapes"]) for profile in known}
+    index = build_index(known, {name: sweep for name, sweep in found.items() if sweep is not None})
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in index["models"])
     text = f'{{"schema":"{index["schema"]}","models":[\n{rows}\n]}}\n'
     (root / "models.index.json").write_text(text, encoding="utf-8")

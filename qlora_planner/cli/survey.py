@@ -54,14 +54,23 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.limits import usable_on
     from qlora_planner.planner.survey import judge, survey
-    from qlora_planner.sources.locations import models_dirs
+    from qlora_planner.sources.locations import models_dirs, tapes_dirs
+    from qlora_planner.sources.tapes import stored_sweep
 
     known, others = indexed_candidates(models_dirs(output.profiles), card.gpu, run, output.warn)
     if not known and not others:
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
     usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes)
     rows = [judge(one, card.gpu, usable) for one in known]
-    rows += survey(others, card.gpu, run, reserve_bytes=card.reserve_bytes, cap_bytes=card.cap_bytes)
+    folders = tapes_dirs(output.profiles)
+    rows += survey(
+        others,
+        card.gpu,
+        run,
+        reserve_bytes=card.reserve_bytes,
+        cap_bytes=card.cap_bytes,
+        sweep_of=lambda profile: stored_sweep(profile, folders),
+    )
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,7 +58,14 @@ class Candidate:
     sweep: Sweep | None = None
 
 
-def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec) -> Candidate:
+SweepOf = Callable[[ModelProfile], Sweep | None]
+
+
+def _no_sweep(_profile: ModelProfile) -> Sweep | None:
+    return None
+
+
+def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep | None = None) -> Candidate:
     """Resolve `run` on a model and play its groundwork."""
     resolution = resolve(profile, run, gpu)
     limit = profile.dims.get("max_position_embeddings")
@@ -69,6 +76,7 @@ def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec) -> Candidate:
         max_seq_len=int(limit) if limit else None,
         resolution=resolution,
         ground=build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability)),
+        sweep=sweep,
     )
 
 
@@ -79,14 +87,18 @@ def survey(
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
+    sweep_of: SweepOf = _no_sweep,
 ) -> list[SurveyRow]:
-    """A row per model, largest first; a model that cannot take `run` at all is left out with its reason as a note."""
+    """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
+
+    `sweep_of` gives a model's traced moments, where they are kept.
+    """
     asked = run or RunConfig()
     usable = usable_on(gpu, reserve_bytes, cap_bytes)
     rows = []
     for profile in profiles:
         try:
-            rows.append(judge(candidate(profile, asked, gpu), gpu, usable))
+            rows.append(judge(candidate(profile, asked, gpu, sweep_of(profile)), gpu, usable))
         except InputError as error:
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))

@@ -11,6 +11,7 @@ from pathlib import Path
 from qlora_planner.errors import InputError
 from qlora_planner.memory.frontier import Frontier
 from qlora_planner.memory.variant import Region
+from qlora_planner.planner.limits import Sweep
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import CompiledTape
 
@@ -37,6 +38,12 @@ def stored_tape(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> Store
         if path.is_file():
             return _read(path, profile)
     return None
+
+
+def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
+    """The highest moments of a model's default recipe at batch 1, for a search; None where no tape is kept."""
+    stored = stored_tape(profile, "single", dirs)
+    return None if stored is None else Sweep(variant=stored.tape.variant, frontier=stored.frontier)
 
 
 def _read(path: Path, profile: ModelProfile) -> StoredTape | None:

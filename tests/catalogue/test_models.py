@@ -12,7 +12,7 @@ from qlora_planner.planner.limits import Sweep
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_dict
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.tapes import stored_tape
+from qlora_planner.sources.tapes import stored_sweep
 
 ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((ROOT / "tests" / "data" / "COUNTS.json").read_text(encoding="utf-8"))
@@ -85,8 +85,8 @@ def test_the_index_is_what_the_profiles_give(shipped: dict[str, ModelProfile]) -
 
 
 def sweeps_of(shipped: dict[str, ModelProfile]) -> dict[str, Sweep]:
-    found = {name: stored_tape(profile, "single", [ROOT / "profiles" / "tapes"]) for name, profile in shipped.items()}
-    return {n: Sweep(variant=s.tape.variant, frontier=s.frontier) for n, s in found.items() if s is not None}
+    found = {name: stored_sweep(profile, [ROOT / "profiles" / "tapes"]) for name, profile in shipped.items()}
+    return {name: sweep for name, sweep in found.items() if sweep is not None}
 
 
 SAMPLE = (

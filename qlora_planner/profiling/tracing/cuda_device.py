@@ -83,7 +83,7 @@ def _own_kernels() -> Iterator[None]:
 def _idle_triton() -> Iterator[None]:
     """Triton kernels write into tensors that exist already; launched on fake ones they do nothing."""
     try:
-        from triton.runtime import autotuner, jit  # type: ignore[import-untyped]
+        from triton.runtime import autotuner, jit
     except ImportError:
         yield
         return
