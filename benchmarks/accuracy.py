@@ -22,6 +22,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from qlora_planner.errors import MissingError  # noqa: E402
 from qlora_planner.hardware import GpuCatalogue, parse_gpu  # noqa: E402
 from qlora_planner.memory.estimate import estimate  # noqa: E402
 from qlora_planner.memory.resolve import resolve  # noqa: E402
@@ -78,7 +79,11 @@ def main() -> int:
             profiles[key] = build_profile(raw)
         resolution = resolve(profiles[key], run_of(row["run"]), gpu)
         started = time.perf_counter()
-        tape = trace_run(raw, resolution, gpu)
+        try:
+            tape = trace_run(raw, resolution, gpu)
+        except MissingError as error:
+            print(f"{index:3d} {key:18s} not traced: {error}")
+            continue
         traced = time.perf_counter() - started
         started = time.perf_counter()
         answer = estimate(profiles[key], run_of(row["run"]), gpu, tape=tape)
