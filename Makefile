@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles tapes install
+.PHONY: check format lint types layers test profiles tapes calibration install
 
 check: lint types layers test
 
@@ -32,3 +32,8 @@ profiles:
 tapes:
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched
+
+# Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
+# own, so that nothing traced by an older tracer stands in.
+calibration:
+	XDG_CACHE_HOME=$$(mktemp -d) $(PYTHON) -m qlora_planner.cli.regenerate_calibration profiles h200

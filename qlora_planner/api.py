@@ -9,15 +9,23 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError
 from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.locations import cache_dir, configs_dirs, gpus_dirs, models_dirs, tapes_dirs
+from qlora_planner.sources.locations import (
+    cache_dir,
+    calibrations_dirs,
+    configs_dirs,
+    gpus_dirs,
+    models_dirs,
+    tapes_dirs,
+)
 
 if TYPE_CHECKING:
+    from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.hardware import GpuSpec
-    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.memory import MemoryEstimate, Problem
     from qlora_planner.planner import Plan
     from qlora_planner.profile.tape import Tape
     from qlora_planner.run import RunConfig
@@ -129,6 +137,21 @@ def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Bui
     return profile
 
 
+def profile_of(raw: RawConfig, *, build: Build = "auto", warn: Warn = _python_warning) -> ModelProfile:
+    """The profile of a config that is at hand; raises as `load_model` does."""
+    return _profile_of(raw, raw.id, ModelCatalogue(models_dirs()), build, warn)
+
+
+def calibration(profiles: str | os.PathLike[str] | None = None) -> Calibration | None:
+    """What measurements say: the user's own and the shipped ones together. None where there are none.
+
+    Raises InputError naming a file that is no calibration.
+    """
+    from qlora_planner.sources.evidence import read_calibration
+
+    return read_calibration(calibrations_dirs(profiles))
+
+
 def _missing_packages() -> list[str]:
     from importlib.util import find_spec
 
@@ -178,9 +201,10 @@ def tape_for(
 ) -> Tape | None:
     """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
 
-    None where it can be had in none of these ways, or where QLORA_PLANNER_TRACE is `never` and it would have to be
-    made; `tell` gets the reason, and a word while tracing takes time.
-    Raises InputError for target modules that match nothing.
+    None for a run that is refused, where the model's code cannot be traced, and where QLORA_PLANNER_TRACE is `never`;
+    `tell` gets the reason, and a word while tracing takes time.
+    Raises InputError for target modules that match nothing, RefusedError where the installed libraries break on this
+    run, MissingError where it would have to be traced and the packages for that are missing.
     """
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.resolve import resolve
@@ -193,12 +217,8 @@ def tape_for(
     resolution = resolve(profile, run, gpu)
     resolved, variant = resolution.run, variant_key(resolution.run, resolution.stack, gpu)
     targeted(profile, resolved)  # names that match nothing are refused before anything is traced
-    stored = stored_tape(profile, "batched" if resolved.batch_size > 1 else "single", tapes_dirs(profiles))
-    if (
-        stored is not None
-        and stored.tape.variant == variant
-        and stored.region.holds(resolved.batch_size, resolved.seq_len)
-    ):
+    stored = stored_tape(profile, tapes_dirs(profiles), resolved.batch_size, resolved.seq_len)
+    if stored is not None and stored.tape.variant == variant:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
         return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
     if any(problem.blocking for problem in resolution.problems):
@@ -206,8 +226,11 @@ def tape_for(
     versions = installed_versions()
     cache = TapeCache(cache_dir() / "tapes")
     known = cache.load(profile, resolved, variant, versions)
-    if known is not None or _missing_packages() or os.environ.get(TRACE_VARIABLE) == "never":
+    if known is not None or os.environ.get(TRACE_VARIABLE) == "never":
         return known
+    missing = _missing_packages()
+    if missing:
+        raise MissingError(_not_traced(profile, resolved, missing))
     source = _source_of(profile, profiles)
     if source is None:
         tell(f"{profile.id}: its config is not at hand, so this run cannot be traced; name its config.json")
@@ -222,6 +245,22 @@ def tape_for(
         return None
     cache.store(profile, resolved, variant, versions, tape)
     return tape
+
+
+def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
+    return (
+        f"{profile.id}: this run (batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}, {run.trainer}) is not"
+        f" among the traces that ship; `pip install 'qlora-planner[train]'` traces it (missing: {', '.join(missing)}),"
+        f" or {TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
+    )
+
+
+def config_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None = None) -> RawConfig:
+    """The config that a profile was built from; raises MissingError where it is not at hand."""
+    found = _source_of(profile, profiles)
+    if found is None:
+        raise MissingError(f"{profile.id}: the config that it was profiled from is not at hand; name its config.json")
+    return found
 
 
 def _source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> RawConfig | None:
@@ -241,6 +280,26 @@ def _source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -
     return RawConfig(id=profile.id, config=kept, sha256=profile.config_sha256, origin="cache")
 
 
+def with_targets(
+    profile: ModelProfile, run: RunConfig, *, profiles: str | os.PathLike[str] | None = None
+) -> ModelProfile:
+    """The profile with the adapters of `run.target_modules`, asked of PEFT where that is installed.
+
+    Raises InputError when no module matches, RefusedError in PEFT's words when it refuses one.
+    """
+    wanted = run.target_modules
+    known = wanted in (None, "all-linear", "attention") or wanted in profile.adapters
+    if known or run.method == "full" or _missing_packages() or os.environ.get(TRACE_VARIABLE) == "never":
+        return profile
+    source = _source_of(profile, profiles)
+    if source is None:
+        return profile
+    from qlora_planner.profiling.build import profile_target
+
+    assert wanted is not None
+    return replace(profile, adapters={**profile.adapters, wanted: profile_target(source, wanted, profile)})
+
+
 def estimate(
     profile: ModelProfile,
     run: RunConfig | None = None,
@@ -256,11 +315,31 @@ def estimate(
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     from qlora_planner.memory.estimate import estimate as answer
+    from qlora_planner.memory.refusals import refusal
     from qlora_planner.run import RunConfig as Run
 
     asked = run or Run()
-    tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
-    return answer(profile, asked, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, tape=tape)
+    broken: tuple[Problem, ...] = ()
+    tape: Tape | None = None
+    try:
+        profile = with_targets(profile, asked, profiles=profiles)
+    except RefusedError as error:
+        # The document is shown for what could be adapted instead, under the verdict that this run will not work.
+        asked, broken = asked.with_(target_modules=None, lora_dropout=None), (refusal(error),)
+    try:
+        tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
+    except RefusedError as error:
+        broken = (*broken, refusal(error))
+    return answer(
+        profile,
+        asked,
+        gpu,
+        reserve_bytes=reserve_bytes,
+        cap_bytes=cap_bytes,
+        tape=tape,
+        calibration=calibration(profiles),
+        broken=broken,
+    )
 
 
 def plan(
@@ -278,6 +357,13 @@ def plan(
     from qlora_planner.planner.plan import plan as answer
     from qlora_planner.sources.tapes import stored_sweep
 
+    def traced(chosen: RunConfig) -> Tape | None:
+        try:
+            return tape_for(profile, chosen, gpu, profiles=profiles, tell=tell)
+        except MissingError as error:  # closed forms answer instead, and the plan says so
+            tell(str(error))
+            return None
+
     return answer(
         profile,
         gpu,
@@ -286,5 +372,6 @@ def plan(
         reserve_bytes=reserve_bytes,
         cap_bytes=cap_bytes,
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
-        tape_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, tell=tell),
+        tape_of=traced,
+        calibration=calibration(profiles),
     )

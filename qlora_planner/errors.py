@@ -21,6 +21,12 @@ class MissingError(PlannerError):
     exit_code = 3
 
 
+class RefusedError(PlannerError):
+    """The installed libraries refuse this run, in their own words (exit code 1: it will not run)."""
+
+    exit_code = 1
+
+
 class RunError(PlannerError):
     """A training or verification run failed (exit code 4)."""
 

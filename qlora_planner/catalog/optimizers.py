@@ -39,6 +39,7 @@ class OptimizerRow:
     step_temporaries: int = 0
     step_on_gpu: bool = False
     package: str | None = None  # needed beside torch
+    bfloat16_gradients: bool = True  # whether its 32-bit step takes them (8-bit ones use it for small tensors)
 
     def states(self, shape: tuple[int, ...], dtype: str) -> list[StateTensor]:
         """State tensors of one parameter of `shape` and `dtype` after the first step."""
@@ -82,7 +83,9 @@ def _adafactor_states(shape: tuple[int, ...], numel: int) -> list[StateTensor]:
     return [StateTensor(size_bytes=4 * numel // shape[-1]), StateTensor(size_bytes=4 * numel // shape[-2]), scale]
 
 
-def _bnb(name: str, moments: int, bits: int, *, paged: bool = False, first_copies: int = 1) -> OptimizerRow:
+def _bnb(
+    name: str, moments: int, bits: int, *, paged: bool = False, first_copies: int = 1, bfloat16_gradients: bool = True
+) -> OptimizerRow:
     return OptimizerRow(
         name=name,
         kind="bnb",
@@ -91,6 +94,7 @@ def _bnb(name: str, moments: int, bits: int, *, paged: bool = False, first_copie
         paged=paged,
         first_copies=first_copies,
         package="bitsandbytes",
+        bfloat16_gradients=bfloat16_gradients,
     )
 
 
@@ -115,9 +119,10 @@ _ROWS = (
     _bnb("lion_8bit", 1, 8),
     _bnb("paged_lion_32bit", 1, 32, paged=True),
     _bnb("paged_lion_8bit", 1, 8, paged=True),
-    _bnb("rmsprop_bnb", 1, 32),
-    _bnb("rmsprop_bnb_8bit", 1, 8),
-    _bnb("rmsprop_bnb_32bit", 1, 32),
+    # bitsandbytes 0.50 backends/cuda/ops.py, str2optimizer32bit: RMSprop has no kernel for bfloat16 gradients.
+    _bnb("rmsprop_bnb", 1, 32, bfloat16_gradients=False),
+    _bnb("rmsprop_bnb_8bit", 1, 8, bfloat16_gradients=False),
+    _bnb("rmsprop_bnb_32bit", 1, 32, bfloat16_gradients=False),
 )
 
 OPTIMIZERS: dict[str, OptimizerRow] = {row.name: row for row in _ROWS}

@@ -29,15 +29,15 @@ VERBS: dict[str, tuple[str, str]] = {
     "gpus": ("gpus", "The cards that are known by name."),
     "models": ("models", "The models that are known by name."),
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
+    "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
+    "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
 }
 PENDING: dict[str, str] = {
-    "verify": "Predict, run real steps, compare.",
     "train": "Run a plan.",
     "check": "Say whether a plan or an axolotl or LLaMA-Factory file fits.",
     "merge": "Merge the adapters of a run into its base.",
     "generate": "Try a prompt on a run.",
     "explain-oom": "What ran out of memory, from a log.",
-    "calibrate": "Turn measurements of this machine into calibration.",
     "tui": "The explorer.",
     "table": "Models against cards, as one table.",
 }

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qlora_planner.run.config import COMPUTE_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
+from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
 
 RUN, CARD, OUTPUT, OTHER = "Run options", "Card options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -75,6 +75,7 @@ def _run_options() -> list[click.Option]:
         _value("quant", click.Choice(QUANTS), "How the base is stored (nf4 for qlora, else none)."),
         _switch("double-quant", "Quantise the constants too (on)."),
         _value("compute-dtype", click.Choice(COMPUTE_DTYPES), "Arithmetic (bfloat16 where the card has it)."),
+        _value("load-dtype", click.Choice(LOAD_DTYPES), "What is not quantised (bfloat16 where the card has it)."),
         _value("seq-len", int, "Tokens per sequence (2048).", "N"),
         _value("batch-size", int, "Sequences per device and micro-batch (1).", "N"),
         _value("grad-accum", int, "Micro-batches per optimizer step (1).", "N"),

@@ -14,6 +14,7 @@ from qlora_planner.planner.index import build_index
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.profiling.build import build_profile
+from qlora_planner.profiling.refusals import Prober
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import stored_sweep
 
@@ -32,13 +33,16 @@ class Outcome:
     took_s: float
 
 
-def rebuild(path: Path) -> Outcome:
-    """Profile one config of the catalogue; a model type that transformers does not have is refused, not an error."""
+def rebuild(path: Path, prober: Prober | None = None) -> Outcome:
+    """Profile one config of the catalogue; a model type that transformers does not have is refused, not an error.
+
+    `prober` carries what is known about classes from one config to the next.
+    """
     started = time.perf_counter()
     raw = read_config(path)
     note = _NOTE if raw.config["model_type"] in _TEXT_OF_WRAPPER else None
     try:
-        profile, refusal = build_profile(raw, note), None
+        profile, refusal = build_profile(raw, note, prober), None
     except MissingError as error:
         profile, refusal = None, str(error)
     return Outcome(path=path, profile=profile, refusal=refusal, took_s=time.perf_counter() - started)
@@ -60,8 +64,9 @@ def main(root: Path) -> int:
     models.mkdir(exist_ok=True)
     refused: list[Outcome] = []
     profiles: list[ModelProfile] = []
+    prober = Prober()
     for path in sorted((root / "configs").glob("*.json")):
-        outcome = rebuild(path)
+        outcome = rebuild(path, prober)
         if outcome.profile is None:
             refused.append(outcome)
             continue

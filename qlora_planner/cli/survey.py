@@ -51,6 +51,7 @@ def command(**given: Any) -> int:
 
 def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     """A row per model of the catalogue, largest first. Raises MissingError for an empty catalogue."""
+    from qlora_planner.api import calibration
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.limits import usable_on
     from qlora_planner.planner.survey import judge, survey
@@ -60,8 +61,9 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     known, others = indexed_candidates(models_dirs(output.profiles), card.gpu, run, output.warn)
     if not known and not others:
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
-    usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes)
-    rows = [judge(one, card.gpu, usable) for one in known]
+    known_spread = calibration(output.profiles)
+    usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes, known_spread)
+    rows = [judge(one, card.gpu, usable, known_spread) for one in known]
     folders = tapes_dirs(output.profiles)
     rows += survey(
         others,
@@ -70,6 +72,7 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         reserve_bytes=card.reserve_bytes,
         cap_bytes=card.cap_bytes,
         sweep_of=lambda profile: stored_sweep(profile, folders),
+        calibration=known_spread,
     )
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 

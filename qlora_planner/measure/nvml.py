@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
@@ -248,3 +248,34 @@ def _slug(name: str) -> str:
     """`NVIDIA GeForce RTX 4090` as the catalogue names it: `rtx-4090`."""
     bare = re.sub(r"\b(nvidia|geforce|tesla|graphics|gpu)\b", " ", name.lower())
     return re.sub(r"[^a-z0-9]+", "-", bare).strip("-") or "gpu"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardSample:
+    """One moment of a card: bytes in use, and every process that the driver lists (None: it lists none)."""
+
+    used_bytes: int | None
+    processes: dict[int, int | None] | None
+
+
+@contextmanager
+def watched_card(index: int) -> Iterator[Callable[[], CardSample]]:
+    """A function that reads card `index` now, quickly: NVML stays initialised while it is watched.
+
+    Raises MissingError when the library, the driver or the card is missing.
+    """
+    with session() as nvml:
+        _check_index(index, _ask(nvml, "nvmlDeviceGetCount") or 0)
+        handle = _memory_handle(nvml, index)[0]
+        version = getattr(nvml, "nvmlMemory_v2", None)
+
+        def read() -> CardSample:
+            memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version) if version else None
+            memory = memory or _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+            listed = _processes(nvml, handle)
+            return CardSample(
+                used_bytes=None if memory is None else int(memory.used),
+                processes=None if listed is None else {entry.pid: entry.used_bytes for entry in listed},
+            )
+
+        yield read

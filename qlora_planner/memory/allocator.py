@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
+from qlora_planner.memory.addresses import AddressSpace
+
 MIN_BLOCK_BYTES = 512
 SMALL_LIMIT_BYTES = 1 << 20
 SMALL_SEGMENT_BYTES = 2 << 20
@@ -51,11 +53,11 @@ class Segment:
 
 
 class Block:
-    """A piece of a segment. Neighbours merge when both are free."""
+    """A piece of a segment, of the pool numbered `small`. Neighbours merge when both are free."""
 
     __slots__ = ("address", "free", "next", "previous", "segment", "size", "small")
 
-    def __init__(self, address: int, size: int, small: bool, segment: Segment) -> None:
+    def __init__(self, address: int, size: int, small: int, segment: Segment) -> None:
         self.address = address
         self.size = size
         self.small = small
@@ -77,24 +79,27 @@ class CachingAllocator:
 
     # A large block keeps a remainder of up to this size unsplit; a small one splits off every 512 bytes.
     large_remainder = SMALL_LIMIT_BYTES
+    # Blocks belong to the stream that allocated them: a second stream has two pools of its own behind the first two.
+    side_pools = 2
 
     def __init__(self, *, limit_bytes: int | None = None) -> None:
         self.limit_bytes = limit_bytes
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.pinned = self.peak_pinned = 0
-        self._free: tuple[FreeList, FreeList] = ([], [])
-        self._next_address = 0
+        self._free: tuple[FreeList, ...] = ([], [], [], [])
+        self._addresses = AddressSpace()
 
-    def malloc(self, size_bytes: int) -> Block | None:
+    def malloc(self, size_bytes: int, side_stream: bool = False) -> Block | None:
         """Allocate; None for an empty tensor. Raises OutOfMemory past the limit once the cache is given back."""
         if size_bytes <= 0:
             return None
         size = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
         small = size <= SMALL_LIMIT_BYTES
-        pool = self._free[small]
+        index = small + self.side_pools if side_stream else small
+        pool = self._free[index]
         at = bisect_left(pool, (size,))
-        block = pool.pop(at)[2] if at < len(pool) else self._grow(size, small)
+        block = pool.pop(at)[2] if at < len(pool) else self._grow(size, index)
         remaining = block.size - size
         if remaining and (small or remaining > self.large_remainder):
             self._split(block, size)
@@ -144,19 +149,20 @@ class CachingAllocator:
         """Return every wholly free segment to the driver (`torch.cuda.empty_cache`)."""
         for pool in self._free:
             kept = [entry for entry in pool if entry[2].segment.live]
-            self.reserved -= sum(entry[0] for entry in pool) - sum(entry[0] for entry in kept)
+            for size, address, block in pool:
+                if not block.segment.live:
+                    self.reserved -= size
+                    self._addresses.give(address, size)
             pool[:] = kept
 
     def reset_peaks(self) -> None:
         """`torch.cuda.reset_peak_memory_stats`."""
         self.peak_allocated, self.peak_reserved, self.peak_pinned = self.allocated, self.reserved, self.pinned
 
-    def _grow(self, size: int, small: bool) -> Block:
+    def _grow(self, size: int, small: int) -> Block:
         wanted = segment_bytes(size)
         self._reserve(wanted, size)
-        block = Block(self._next_address, wanted, small, Segment(wanted))
-        self._next_address += wanted
-        return block
+        return Block(self._addresses.take(wanted), wanted, small, Segment(wanted))
 
     def _reserve(self, wanted: int, size: int) -> None:
         if self.limit_bytes is not None and self.reserved + wanted > self.limit_bytes:

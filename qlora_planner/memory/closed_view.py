@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.components import component_lines
@@ -18,10 +20,13 @@ from qlora_planner.run import RunConfig
 RESERVED_OVER_ALLOCATED, RESERVED_OVER_ALLOCATED_EXPANDABLE = 1.06, 1.02
 
 
-def closed_view(profile: ModelProfile, resolution: Resolution, workspace_bytes: int, gpu: GpuSpec | None) -> View:
+def closed_view(
+    profile: ModelProfile, resolution: Resolution, workspace_bytes: int, gpu: GpuSpec | None, context: ContextRow
+) -> View:
     """Everything an estimate shows, from the profile's counts and the closed forms."""
     run = resolution.run
     parts = assemble(build_groundwork(profile, resolution, workspace_bytes), run, resolution.stack, gpu)
+    parts = replace(parts, context=context)
     phases, peak = phases_of(run, parts)
     return View(
         load=parts.load,
@@ -34,7 +39,7 @@ def closed_view(profile: ModelProfile, resolution: Resolution, workspace_bytes: 
         trainable_params=parts.state.count,
         paged_bytes=parts.state.paged,
         offloaded_bytes=_offloaded(run, parts),
-        deviation=parts.deviation,
+        footing=parts.footing,
     )
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
+from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
+from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.memory.verdict import fit, interval, room, spread
+from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
 from qlora_planner.memory.view import View
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
@@ -27,21 +28,28 @@ def estimate(
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
     tape: Tape | None = None,
+    calibration: Calibration | None = None,
+    broken: tuple[Problem, ...] = (),
 ) -> MemoryEstimate:
     """The memory of `run` on `profile`, with a verdict when a card is given.
 
     `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval.
     `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit.
+    `calibration` gives the context of the card and the spread of predictions, where it was measured.
+    `broken` is what tracing found the installed libraries to refuse.
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     resolution = resolve(profile, run, gpu)
     workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
-    context = context_row(gpu.name if gpu else None, gpu.form if gpu else None)
+    context = with_libraries(context_of(gpu, calibration), resolution.run)
     view = _view(profile, resolution, tape, workspace, context, gpu)
-    problems = resolution.problems if tape is not None else (*resolution.problems, NOT_TRACED)
+    problems = (*resolution.problems, *broken, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
-    low, high = interval(device, spread(device, view.deviation, context))
-    around_floor = spread(view.floor_bytes, view.deviation, context)
+    low, high = interval(device, spread(device, view.footing, context, calibration))
+    around_floor = spread(view.floor_bytes, view.footing, context, calibration)
+    available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
+    if gpu is not None and available is not None and available[0] < room(gpu, reserve_bytes, None, context)[0]:
+        around_floor = beside_a_cap(around_floor, context)
     return MemoryEstimate(
         model={
             "id": profile.id, "model_type": profile.model_type, "params": profile.params,
@@ -70,16 +78,17 @@ def estimate(
             load_peak_bytes=None,
         ),
         fit=None
-        if gpu is None
+        if gpu is None or available is None
         else fit(
             gpu,
-            room(gpu, reserve_bytes, cap_bytes, context),
+            available,
             device,
             view.floor_bytes,
             around_floor,
             problems,
         ),
         problems=problems,
+        footing=view.footing,
     )  # fmt: skip
 
 
@@ -95,7 +104,7 @@ def _view(
     if tape is None:
         from qlora_planner.memory.closed_view import closed_view
 
-        return closed_view(profile, resolution, workspace_bytes, gpu)
+        return closed_view(profile, resolution, workspace_bytes, gpu, context)
     from qlora_planner.memory.traced_view import traced_view
 
     return traced_view(profile, resolution, tape, workspace_bytes, context)

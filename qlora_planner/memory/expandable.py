@@ -27,6 +27,7 @@ class ExpandableAllocator(CachingAllocator):
     """
 
     large_remainder = 0
+    side_pools = 0  # a second stream's ranges are taken as part of the first's
 
     def __init__(self, *, limit_bytes: int | None = None) -> None:
         super().__init__(limit_bytes=limit_bytes)
@@ -75,7 +76,7 @@ class ExpandableAllocator(CachingAllocator):
         at = bisect_left(holes, (block.address,))
         return at < len(holes) and holes[at][1] is block
 
-    def _grow(self, size: int, small: bool) -> Block:
+    def _grow(self, size: int, small: int) -> Block:
         start = self._room_for(size, small)
         if self.limit_bytes is not None and self.reserved + self._to_map(start, size) > self.limit_bytes:
             self.empty_cache()
@@ -92,7 +93,7 @@ class ExpandableAllocator(CachingAllocator):
             assert following is not None
             start = self._map(following, size - start.size) if self._is_unmapped(following) else following
 
-    def _room_for(self, size: int, small: bool) -> Block:
+    def _room_for(self, size: int, small: int) -> Block:
         """The first place, in address order, where free and unmapped blocks side by side give `size` bytes."""
         for _, hole in self._unmapped[small]:
             start = hole.previous if hole.previous is not None and hole.previous.free else hole
@@ -133,7 +134,7 @@ class ExpandableAllocator(CachingAllocator):
         return before or hole
 
 
-def _unit(small: bool) -> int:
+def _unit(small: int) -> int:
     return SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES
 
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, context_row
+from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form, loading
 from qlora_planner.memory.expandable import make_allocator
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.static import StaticMemory, static_memory
 from qlora_planner.memory.training import TrainingState, training_state
-from qlora_planner.memory.verdict import OTHER_FORM, PROVED_FORM
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -47,8 +47,8 @@ class Parts:
     loss: LossMemory
 
     @property
-    def deviation(self) -> tuple[float, float]:
-        """One standard deviation of what torch holds, below and above, as parts of it."""
+    def footing(self) -> str:
+        """How the figures are had, which decides how far they may be off."""
         return PROVED_FORM if self.acts.exact else OTHER_FORM
 
 

@@ -38,6 +38,7 @@ class Played:
     training: dict[str, PlayedPhase]
     pinned: int  # the most that segments holding something came to: what a full cache release would leave
     lost: int
+    offloaded: int  # the most that activations took on the host
 
     @property
     def reserved(self) -> int:
@@ -140,6 +141,7 @@ class _Stage:
             training=player.phases,
             pinned=max(pinned, player.pinned),
             lost=player.lost,
+            offloaded=player.host_peak,
         )
 
     def _adapters(self, memory: CachingAllocator, tensors: list[loading.Loaded]) -> tuple[list[Adapter], PhasePeak]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
@@ -148,6 +149,7 @@ class MemoryEstimate:
     speed: Speed = field(default_factory=Speed)
     fit: Fit | None = None
     problems: tuple[Problem, ...] = ()
+    footing: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
 
     @property
     def components(self) -> dict[str, int]:
@@ -184,6 +186,7 @@ class MemoryEstimate:
             "problems": [_fields(problem) for problem in self.problems],
             "basis": self.basis,
             "why": {line.component.value: line.why for line in self.lines},
+            "footing": self.footing,
         }
 
 

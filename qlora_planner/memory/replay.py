@@ -13,9 +13,20 @@ from dataclasses import dataclass
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
 from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
 from qlora_planner.memory.allocator import Block, CachingAllocator
+from qlora_planner.memory.allocator import Segment as Cached
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.records import Component
-from qlora_planner.memory.script import BIRTH, DEATH, DEATH_ELSEWHERE, Act, Origin, Script
+from qlora_planner.memory.script import (
+    BIRTH,
+    BIRTH_ON_HOST,
+    BIRTH_STREAMED,
+    DEATH,
+    DEATH_ELSEWHERE,
+    HOST,
+    Act,
+    Origin,
+    Script,
+)
 from qlora_planner.memory.training import training_dtype
 from qlora_planner.profile.tape import Segment
 from qlora_planner.run import RunConfig
@@ -56,6 +67,7 @@ class Player:
         self.phases: dict[str, PlayedPhase] = {}
         self.lost = 0
         self.pinned = 0
+        self.host_peak = self._host = 0  # bytes moved to the host's memory
         self._bytes = list(components)  # live bytes by component
         self._at_peak = tuple(components)
         self._alive: dict[tuple[str, int, int, int], Survivors] = {}
@@ -64,13 +76,20 @@ class Player:
         """Play everything from the trainer's casts to the end of the last traced step."""
         self._begin()
         trained = self._cast(adapters, run, trainer)
+        if trainer.name != "loop":
+            self.memory.empty_cache()  # Trainer._inner_training_loop begins with accelerator.free_memory()
         self._note("adapters")
         # States are born at the end of the first step, so a second one is played: as traced, or the first again.
         steps = {segment.step for segment in self.script.tape.segments}
         started = False
-        for _ in range(2 if len(steps) == 1 else 1):
+        rounds = 2 if len(steps) == 1 else 1
+        for done in range(1, rounds + 1):
             for segment, layer in _walk(self.script):
+                if segment.stage == "eval" and done < rounds:
+                    continue  # evaluation comes once the optimizer has its states
                 self._begin()
+                if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
+                    self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
                 if segment.stage == "optimizer":
                     self._optimizer(trained, run, optimizer, first=not started)
                     started = True
@@ -116,7 +135,9 @@ class Player:
         return block
 
     def _free(self, block: Block | None, component: int) -> None:
-        if block is not None:
+        if block is not None and component == HOST:
+            self._host -= block.size
+        elif block is not None:
             self._bytes[component] -= block.size
             self.memory.free(block)
 
@@ -128,10 +149,10 @@ class Player:
         kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
         at_peak = self._at_peak
         for kind, storage, size, component in self.script.acts[segment]:
-            if kind == BIRTH:
+            if kind in (BIRTH, BIRTH_STREAMED):
                 if storage in kept:
                     continue
-                block = malloc(size)
+                block = malloc(size, kind == BIRTH_STREAMED)
                 here[storage] = (block, component)
                 if block is not None:
                     totals[component] += block.size
@@ -139,11 +160,17 @@ class Player:
                         at_peak = tuple(totals)
             elif kind == DEATH:
                 block, component = here.pop(storage)
-                if block is not None:
+                if component == HOST:
+                    self._free(block, component)
+                elif block is not None:
                     totals[component] -= block.size
                     free(block)
             elif kind == DEATH_ELSEWHERE:
                 self._elsewhere(storage, segment, layer)
+            elif kind == BIRTH_ON_HOST:
+                here[storage] = (Block(0, size, 0, Cached(size)), HOST)
+                self._host += size
+                self.host_peak = max(self.host_peak, self._host)
         self._at_peak = at_peak
         kept.update(here)
 
@@ -215,7 +242,7 @@ def _walk(script: Script) -> Iterator[tuple[Segment, int]]:
         parts: dict[int, list[Segment]] = {}
         for part in segments[index:stop]:
             parts.setdefault(part.layer, []).append(part)
-        order = range(len(places)) if segment.stage == "forward" else range(len(places) - 1, -1, -1)
+        order = range(len(places) - 1, -1, -1) if segment.stage == "backward" else range(len(places))
         for whole in order:
             for part in parts.get(places[whole], ()):
                 yield part, whole

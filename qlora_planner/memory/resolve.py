@@ -8,6 +8,7 @@ from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import Problem
+from qlora_planner.memory.refusals import on_parameters, refusals
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -56,7 +57,9 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _attention(draft)
     _trainer(draft, stack)
     _rest(draft)
-    return Resolution(run=run.with_(**draft.values), why=draft.why, problems=tuple(draft.problems), stack=stack)
+    resolved = run.with_(**draft.values)
+    draft.problems += refusals(profile, resolved, stack, gpu)
+    return Resolution(run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack)
 
 
 def _quantization(draft: _Draft) -> None:
@@ -78,7 +81,13 @@ def _compute_dtype(draft: _Draft) -> None:
             draft.settle("compute_dtype", "float16", f"{gpu.label} has no bfloat16")
         else:
             draft.settle("compute_dtype", "bfloat16", "every card since compute capability 8.0 has it")
-    elif run.compute_dtype == "bfloat16" and gpu is not None and gpu.bf16 is False:
+    if run.load_dtype is None:
+        half = draft.values.get("compute_dtype", run.compute_dtype)
+        if half == "float16" and gpu is not None and gpu.bf16 is False:
+            draft.settle("load_dtype", "float16", f"{gpu.label} has no bfloat16")
+        else:
+            draft.settle("load_dtype", "bfloat16", "as checkpoints are published")
+    if run.compute_dtype == "bfloat16" and gpu is not None and gpu.bf16 is False:
         draft.refuse(
             "no-bfloat16",
             f"{gpu.label} (compute capability {gpu.compute_capability}) has no bfloat16 matrix units",
@@ -101,7 +110,9 @@ def _adapters(draft: _Draft) -> None:
         draft.refuse("targets-refused", profile.refusals["all-linear"], f"--target-modules {widest}")
         draft.values["target_modules"] = widest
     refused = profile.refusals.get("lora_dropout")
-    takes_experts = (run.target_modules or widest) == widest
+    takes_experts = on_parameters(
+        profile, run.with_(target_modules=draft.values.get("target_modules", run.target_modules))
+    )
     if run.lora_dropout is None:
         if refused and takes_experts:
             draft.settle("lora_dropout", 0.0, f"PEFT refuses dropout here: {refused}")
@@ -134,21 +145,17 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> None:
     run = draft.asked
     half = draft.values.get("compute_dtype", run.compute_dtype)
     quantized = draft.values.get("quant", run.quant) != "none"
-    # torch's GradScaler cannot unscale bfloat16 gradients, and trl casts the adapters of a quantised base to bfloat16.
-    clash = half == "float16" and quantized
     name = run.trainer
     if name is None:
-        name = "hf-trainer" if clash else "trl-sft"
-        why = (
-            "trl-sft cannot train float16 on a quantised base" if clash else "the usual; its loss needs no whole logits"
-        )
+        if half == "float16" and run.method == "full":
+            name, why = "loop", "the trainers' GradScaler cannot unscale 16-bit gradients"
+        elif half == "float16" and quantized:
+            name, why = "hf-trainer", "trl-sft cannot train float16 on a quantised base"
+        elif "trl-sft" in draft.profile.refusals and not (run.packing or run.activation_offloading):
+            name, why = "hf-trainer", f"trl-sft breaks on this model: {draft.profile.refusals['trl-sft']}"
+        else:
+            name, why = "trl-sft", "the usual; its loss needs no whole logits"
         draft.settle("trainer", name, why)
-    elif name == "trl-sft" and clash:
-        draft.refuse(
-            "float16-with-trl",
-            "trl-sft casts the adapters to bfloat16, whose gradients the float16 GradScaler cannot unscale",
-            "--trainer hf-trainer",
-        )
     row, _ = trainer_row(name, stack)
     if run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
@@ -163,7 +170,7 @@ def _rest(draft: _Draft) -> None:
             "padding", not alone, "one sequence per row" if alone else "a batch holds sequences of unequal length"
         )
     limit = profile.dims.get("max_position_embeddings")
-    if limit and run.seq_len > limit:
+    if limit and run.seq_len > limit and not profile.dims.get("position_rows"):
         draft.advise(
             "beyond-model-length",
             f"{profile.id} was trained for {int(limit):,} positions; {run.seq_len:,} is beyond it",

@@ -7,22 +7,29 @@ from dataclasses import dataclass
 from qlora_planner.memory.records import Component
 from qlora_planner.profile.tape import Segment, Tape
 
-BIRTH, DEATH, DEATH_ELSEWHERE = range(3)
+BIRTH, DEATH, DEATH_ELSEWHERE, BIRTH_ON_HOST, BIRTH_STREAMED = range(5)
 Act = tuple[int, int, int, int]  # what happens, traced storage, bytes, component's position
+HOST = -1  # stands in for a component's position: not on the device
 _POSITION = {component: index for index, component in enumerate(Component)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a storage that outlives its segment was born, and its rank among that segment's survivors of its size."""
+    """Where a storage that outlives its segment was born, where it ends, and its rank among that segment's survivors
+    of its size and end.
+
+    `end` is the stage and name of the segment in which it dies and how many layers away that is, 2 for more than one;
+    None where it stays. Survivors that end in the neighbour must not be mixed up with those kept for much longer.
+    """
 
     segment: Segment
     size: int
     rank: int
+    end: tuple[str, str, int] | None
 
     def same_part(self, other: Origin) -> bool:
         """Whether two storages of different traced layers play the same part."""
-        return (self.size, self.rank) == (other.size, other.rank)
+        return (self.size, self.rank, self.end) == (other.size, other.rank, other.end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +52,10 @@ def write_script(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool
     origins: dict[int, Origin] = {}
     known: set[int] = set()
     # The forward thread's cuBLAS handle may have its workspace from before training: then it is not made again.
-    already = {min(tape.workspaces, default=0)} if workspace_taken else set()
+    already = {_first_handle(tape)} if workspace_taken else set()
     for segment in tape.segments:
         own: set[int] = set()
-        ranks: dict[int, int] = {}
+        ranks: dict[tuple[int, tuple[str, str, int] | None], int] = {}
         found: list[Act] = []
         for storage, size in tape.events[segment.start : segment.stop]:
             if storage in already:
@@ -57,17 +64,38 @@ def write_script(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool
                 own.add(storage)
                 known.add(storage)
                 if died_in.get(storage) is not segment:
-                    rank = ranks.get(size, 0)
-                    ranks[size] = rank + 1
-                    origins[storage] = Origin(segment=segment, size=size, rank=rank)
+                    end = _end(segment, died_in.get(storage))
+                    rank = ranks.get((size, end), 0)
+                    ranks[size, end] = rank + 1
+                    origins[storage] = Origin(segment=segment, size=size, rank=rank, end=end)
                 part = _component(tape, segment, storage, died_in.get(storage), gradient_checkpointing)
-                found.append((BIRTH, storage, size, _POSITION[part]))
+                if storage in tape.on_host:
+                    found.append((BIRTH_ON_HOST, storage, size, HOST))
+                else:
+                    kind = BIRTH_STREAMED if storage in tape.streamed else BIRTH
+                    found.append((kind, storage, size, _POSITION[part]))
             elif storage in own:
                 found.append((DEATH, storage, 0, 0))
             elif storage in known:
                 found.append((DEATH_ELSEWHERE, storage, 0, 0))
         acts[segment] = tuple(found)
     return Script(tape=tape, acts=acts, origins=origins)
+
+
+def _end(born: Segment, died: Segment | None) -> tuple[str, str, int] | None:
+    if died is None:
+        return None
+    away = died.layer - born.layer if born.name == died.name == "layer" else 0
+    return died.stage, died.name, away if abs(away) <= 1 else 2
+
+
+def _first_handle(tape: Tape) -> int:
+    """The storage of the forward thread's cuBLAS workspace, the first of full size; 0 where no product was traced.
+
+    Where products with a bias come first, the small buffer of fused bias kernels is older.
+    """
+    sizes = {storage: size for storage, size in tape.events if size and storage in tape.workspaces}
+    return next((storage for storage, size in sizes.items() if size == max(sizes.values())), 0)
 
 
 def _component(tape: Tape, born: Segment, storage: int, died: Segment | None, checkpointing: bool) -> Component:

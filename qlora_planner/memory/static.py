@@ -40,7 +40,7 @@ class StaticMemory:
 
 def load_dtype(run: RunConfig) -> str:
     """The dtype that unquantised weights are loaded in."""
-    return "float16" if run.compute_dtype == "float16" else "bfloat16"
+    return run.load_dtype or "bfloat16"
 
 
 def is_quantized(group: TensorGroup, run: RunConfig) -> bool:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.played import Played, floor_bytes, play_run
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay import COMPONENTS
 from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.verdict import TRACED
 from qlora_planner.memory.view import View
 from qlora_planner.memory.words import before_training, counted_words
 from qlora_planner.profile import ModelProfile
@@ -39,11 +39,12 @@ def traced_view(
         phases=phases,
         peak=peak,
         lines=_lines(run, played, peak, context),
-        floor_bytes=floor_bytes(profile, resolution, tape, workspace_bytes, played) + full,
+        # Loading is over before the libraries' kernels join the context: what works at the peak bounds the floor.
+        floor_bytes=min(floor_bytes(profile, resolution, tape, workspace_bytes, played) + full, peak.device_bytes or 0),
         trainable_params=played.state.count,
         paged_bytes=played.state.paged,
-        offloaded_bytes=None if run.activation_offloading else 0,
-        deviation=TRACED,
+        offloaded_bytes=played.offloaded,
+        footing=TRACED,
     )
 
 
@@ -74,7 +75,7 @@ def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase,
         phase("prepare", played.prepare, born),
         phase("adapters", added, born),
         *(phase(name, played.training[name].peak, full) for name in _TRAINING),
-        Phase(name="eval"),
+        phase("eval", played.training["eval"].peak if "eval" in played.training else None, full),
         # Adapters are copied to the host one by one: nothing is added on the device.
         phase("save", saved, full),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 
 from qlora_planner.catalog.trainers import parse_version
 from qlora_planner.hardware import GpuSpec
@@ -17,18 +18,23 @@ LEAST_TOKENS = 512
 HEAD_TILE_TOKENS = 4096
 
 
+_UNBOUNDED = 1 << 24
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Region:
-    """Sequence lengths above `low` up to `high`, at batch 1 or at batches above 1 with more than `tokens` in all."""
+    """Sequence lengths above `low` up to `high`, at batch 1, or at batches above 1 with more than `tokens` and at most
+    `most_tokens` in all."""
 
     batched: bool
     low: int
     high: int
     tokens: int = 0
+    most_tokens: int = 1 << 40
 
     def holds(self, batch_size: int, seq_len: int) -> bool:
         """Whether a run of these sizes lies in it."""
-        inside = self.low < seq_len <= self.high and batch_size * seq_len > self.tokens
+        inside = self.low < seq_len <= self.high and self.tokens < batch_size * seq_len <= self.most_tokens
         return inside and (batch_size > 1) == self.batched
 
 
@@ -52,22 +58,35 @@ def variant_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -
         "dropout" if run.lora_dropout else "plain", run.attention or "sdpa",
     ]  # fmt: skip
     flags = {
-        "upcast": run.upcast, "padding": run.padding, "dora": run.dora, "liger": run.liger, "packing": run.packing,
+        "float16-weights": run.load_dtype == "float16", "upcast": run.upcast,
+        "padding": run.padding, "dora": run.dora, "liger": run.liger, "packing": run.packing,
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": run.grad_accum > 1,
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
+        f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
         f"trl{trl}": trl is not None and trl < (1, 15),
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 
 
-def usual_region(profile: ModelProfile, run: RunConfig) -> Region:
-    """The range around the run's sequence length in which no kernel, tile or mask switches, as far as is known."""
-    window = profile.dims.get("sliding_window")
-    batched = run.batch_size > 1
-    breaks = [LEAST_TOKENS, *([] if batched else [HEAD_TILE_TOKENS]), *([int(window)] if window else [])]
-    return Region(
-        batched=batched,
-        low=max((b for b in breaks if b < run.seq_len), default=0),
-        high=min((b for b in breaks if b >= run.seq_len), default=1 << 24),
-        tokens=HEAD_TILE_TOKENS if batched else 0,
-    )
+def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
+    """Every range of sizes inside which no kernel, tile or mask switches, as far as is known, shortest first.
+
+    At batch 1 they cover every length up to the end of the model's table of positions, past which nothing runs, or
+    without one every length. At larger batches tokens decide which kernels multiply and how the head is tiled, and the
+    sequence how a sliding mask is made; batches of short rows under a short window are left out.
+    """
+    window, rows = profile.dims.get("sliding_window"), profile.dims.get("position_rows")
+    end = int(rows) if rows else _UNBOUNDED
+    windows = [int(window)] if window and window < end else []
+    if not batched:
+        edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})
+        return tuple(Region(batched=False, low=low, high=high) for low, high in pairwise(edges))
+    found = []
+    for low, high in pairwise([0, *windows, end]):
+        if high > LEAST_TOKENS and 2 * (low + 64) <= HEAD_TILE_TOKENS:
+            found.append(
+                Region(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS)
+            )
+        if high > LEAST_TOKENS:
+            found.append(Region(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
+    return tuple(found)

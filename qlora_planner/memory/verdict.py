@@ -2,53 +2,139 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from math import erf, hypot, sqrt
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
 
-from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.catalog.cuda import ContextRow, context_row
+from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, Calibration
+from qlora_planner.evidence.residuals import Law, Stated
 from qlora_planner.hardware import GpuSpec, usable_bytes
 from qlora_planner.memory.records import Fit, Problem
+from qlora_planner.run import RunConfig
+from qlora_planner.run.libraries import library_bytes
 from qlora_planner.units import format_mib
 
-# One standard deviation of what torch holds, below and above, as parts of it. Stated assumptions until residuals of
-# held-out measurements replace them: a traced run, a closed form within and outside what it was proved for.
-TRACED, PROVED_FORM, OTHER_FORM = (0.012, 0.012), (0.06, 0.06), (0.15, 0.20)
-# Half a 90 % interval of a normal distribution, in standard deviations.
-_NINETY = 1.645
+# Where no calibration is read, or it holds too few measurements for an interval: what 90 % of runs are assumed to stay
+# within, below and above, as parts of what torch holds. Stated, not measured; evidence takes their place.
+ASSUMED = {
+    TRACED: Stated(below=0.02, above=0.02),
+    PROVED_FORM: Stated(below=0.10, above=0.10),
+    OTHER_FORM: Stated(below=0.25, above=0.33),
+}
+# Residuals come from the cards that were measured. On another card, whose kernels may take other scratch, each
+# distance from their median is assumed half as large again.
+ELSEWHERE = 1.5
 FITS_AT_MOST, TIGHT_AT_MOST = 0.01, 0.50
+_LOW, _HIGH = 0.05, 0.95
+# A context's law in slices: the chance of each, and the chance of being below its middle. Thin ones at the ends.
+_EDGES = (0.0, 0.005, 0.02, 0.1, 0.3, 0.7, 0.9, 0.98, 0.995, 1.0)
+_SLICES = tuple((after - before, (after + before) / 2) for before, after in pairwise(_EDGES))
+_STEPS = 60
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spread:
-    """One standard deviation of a device figure on either side, in bytes."""
+    """How a device figure may turn out: what torch holds times 1 + `law`, and beside it one of the `contexts`.
 
-    down: float
-    up: float
+    `contexts` are pairs of a chance and the bytes that the context then takes; the two are independent.
+    """
+
+    torch_bytes: int
+    law: Law
+    contexts: tuple[tuple[float, float], ...]
+
+    def chance_above(self, size_bytes: float) -> float:
+        """The chance that the process takes more than `size_bytes`."""
+        torch_bytes = max(self.torch_bytes, 1)
+        return sum(
+            share * self.law.chance_above((size_bytes - beside) / torch_bytes - 1) for share, beside in self.contexts
+        )
 
 
-def spread(device_bytes: int, parts: tuple[float, float], context: ContextRow) -> Spread:
-    """The model's own uncertainty and the context's, which are independent, together."""
-    expected = context.first_tensor_bytes + context.kernels_bytes
-    torch_bytes = max(0, device_bytes - expected)
-    down, up = parts
-    return Spread(
-        down=hypot(torch_bytes * down, (expected - context.low_bytes) / _NINETY),
-        up=hypot(torch_bytes * up, (context.high_bytes - expected) / _NINETY),
+def context_of(gpu: GpuSpec | None, calibration: Calibration | None = None) -> ContextRow:
+    """The context on a card: what measurements of that card say, else the catalogue's row."""
+    known = None if gpu is None or calibration is None else calibration.contexts.get(gpu.name)
+    if known is None:
+        return context_row(gpu.name if gpu else None, gpu.form if gpu else None)
+    whole = known.first_tensor_bytes + known.kernels_bytes
+    return ContextRow(
+        first_tensor_bytes=known.first_tensor_bytes,
+        kernels_bytes=known.kernels_bytes,
+        low_bytes=min(known.low_bytes, whole),
+        high_bytes=max(known.high_bytes, whole),
+        measured=True,
+        why=f"calibrated: {format_mib(known.first_tensor_bytes)} after the first tensor, {format_mib(whole)} by the end"
+        f" of a step, the middle of {known.count:,} runs measured on this card",
     )
 
 
+def with_libraries(context: ContextRow, run: RunConfig) -> ContextRow:
+    """The context of a run that uses other libraries than the usual one."""
+    more = library_bytes(run)
+    if not more:
+        return context
+    kernels = max(0, context.kernels_bytes + more)
+    return replace(
+        context,
+        kernels_bytes=kernels,
+        low_bytes=max(context.first_tensor_bytes, context.low_bytes + more),
+        high_bytes=context.high_bytes + more,
+        why=f"{context.why}; {more >> 20:+d} MiB for the libraries of this run",
+    )
+
+
+def spread(device_bytes: int, footing: str, context: ContextRow, calibration: Calibration | None = None) -> Spread:
+    """How a device figure that was predicted on this footing may turn out.
+
+    The law of what torch holds is that of held-out residuals, wider for a card whose context nobody measured; what is
+    assumed where there are too few. The context's is exponential on either side of what is expected, with 90 % between
+    the row's low and high.
+    """
+    expected = context.first_tensor_bytes + context.kernels_bytes
+    widening = 1.0 if context.measured else ELSEWHERE
+    known = None if calibration is None else calibration.law(footing, widening)
+    return Spread(
+        torch_bytes=max(0, device_bytes - expected), law=known or ASSUMED[footing], contexts=_contexts(context)
+    )
+
+
+def beside_a_cap(around: Spread, context: ContextRow) -> Spread:
+    """The spread against torch's own limit: whatever the context takes, it is not taken from torch."""
+    expected = context.first_tensor_bytes + context.kernels_bytes
+    return replace(around, contexts=((1.0, float(expected)),))
+
+
+@lru_cache(maxsize=16)
+def _contexts(context: ContextRow) -> tuple[tuple[float, float], ...]:
+    expected = context.first_tensor_bytes + context.kernels_bytes
+    law = Stated(below=expected - context.low_bytes, above=context.high_bytes - expected, middle=expected)
+    return tuple((share, max(0.0, law.quantile(middle))) for share, middle in _SLICES)
+
+
 def interval(device_bytes: int, around: Spread) -> tuple[int, int]:
-    """A 90 % interval around a device figure."""
-    return int(device_bytes - _NINETY * around.down), int(device_bytes + _NINETY * around.up)
+    """The 90 % interval of a device figure, which itself is always inside."""
+    low, high = _where(around, 1 - _LOW), _where(around, 1 - _HIGH)
+    return min(int(low), device_bytes), max(int(high), device_bytes)
 
 
-def probability_over(floor_bytes: int, usable: int, around: Spread) -> float:
-    """The chance that the run needs more than `usable` bytes, given its floor and the floor's spread."""
-    distance = usable - floor_bytes
-    deviation = around.up if distance > 0 else around.down
-    if deviation <= 0:
-        return 0.0 if distance >= 0 else 1.0
-    return 0.5 * (1 - erf(distance / (deviation * sqrt(2))))
+def _where(around: Spread, chance: float) -> float:
+    """The size that is exceeded with this chance, by bisection."""
+    low, high = 0.0, 4.0 * around.torch_bytes + 2 * max(beside for _, beside in around.contexts)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        if high - low < 1024:
+            break
+        if around.chance_above(middle) > chance:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def probability_over(usable: int, around: Spread) -> float:
+    """The chance that the run needs more than `usable` bytes; `around` is the spread of its floor."""
+    return min(1.0, around.chance_above(usable))
 
 
 def verdict_of(chance: float) -> str:
@@ -76,7 +162,7 @@ def fit(
 ) -> Fit:
     """The verdict of a run on a card; `available` is what `room` gave."""
     usable, why = available
-    chance = probability_over(floor_bytes, usable, around)
+    chance = probability_over(usable, around)
     refused = [problem for problem in problems if problem.blocking]
     if refused:
         verdict = "will-not-run"

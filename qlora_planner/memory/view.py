@@ -12,7 +12,7 @@ from qlora_planner.memory.records import ComponentLine, Phase
 class View:
     """Phases, the peak one, what is alive then, and the smallest device total that would do. Bytes.
 
-    `deviation` is one standard deviation of what torch holds, below and above, as parts of it.
+    `footing` is how the figures were had (see evidence.calibration), which decides how far they may be off.
     """
 
     load: PhasePeak
@@ -25,4 +25,4 @@ class View:
     trainable_params: int
     paged_bytes: int
     offloaded_bytes: int | None
-    deviation: tuple[float, float]
+    footing: str

@@ -5,24 +5,25 @@ The index holds nothing that the profiles do not: `build_index` makes it from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_form import LayerShape, ModelShape
-from qlora_planner.memory.frontier import Frontier
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.static import StaticMemory
+from qlora_planner.memory.sweep import Fixed, Moments
 from qlora_planner.memory.training import TrainingState
-from qlora_planner.planner.limits import Sweep
+from qlora_planner.memory.variant import Region
+from qlora_planner.planner.limits import Sweep, SweptRegion, fixed_of
 from qlora_planner.planner.survey import Candidate
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
-SCHEMA = "qlora-plan/index/1"
+SCHEMA = "qlora-plan/index/2"
 # The default recipe resolves in one way on cards with bfloat16 and in another on cards without.
 _CARDS = {
     "bfloat16": GpuSpec(name="any", label="a card with bfloat16", memory_bytes=1, bf16=True),
@@ -50,10 +51,15 @@ def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
             option: value for option, value in resolution.run.to_dict().items() if value != getattr(default, option)
         }
         row["on"][name] = {"run": changed, "ground": _encode(ground)}
-    row["sweep"] = None if sweep is None else {"variant": sweep.variant, **sweep.frontier.to_dict()}
+        row["on"][name]["fixed"] = _values(fixed_of(ground, resolution.run))
+    row["sweep"] = [] if sweep is None else [_swept(part) for part in sweep.parts]
     if row["on"]["float16"]["ground"] == row["on"]["bfloat16"]["ground"]:
         row["on"]["float16"]["ground"] = None
     return row
+
+
+def _swept(part: SweptRegion) -> dict[str, Any]:
+    return {"variant": part.variant, "region": _values(part.region), "moments": part.moments.to_dict()}
 
 
 def _encode(ground: Groundwork) -> dict[str, Any]:
@@ -108,16 +114,26 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                     run=resolved, why=dict.fromkeys(on["run"], ""), problems=(), stack=row["versions"]
                 ),
                 sweep=_sweep(row["sweep"]),
+                fixed=_record(Fixed, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
             )
         )  # fmt: skip
     return found
 
 
-def _sweep(raw: Mapping[str, Any] | None) -> Sweep | None:
-    if raw is None:
+def _sweep(raw: Sequence[Mapping[str, Any]]) -> Sweep | None:
+    if not raw:
         return None
-    return Sweep(variant=raw["variant"], frontier=Frontier.from_dict(dict(raw)))
+    return Sweep(
+        parts=tuple(
+            SweptRegion(
+                variant=part["variant"],
+                region=_record(Region, part["region"]),
+                moments=Moments.from_dict(part["moments"]),
+            )
+            for part in raw
+        )
+    )
 
 
 def serves(run: RunConfig) -> bool:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from qlora_planner.catalog.cuda import context_row
+from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import floor_of, phases_of
-from qlora_planner.memory.frontier import Frontier
 from qlora_planner.memory.groundwork import Groundwork, assemble
-from qlora_planner.memory.variant import variant_key
-from qlora_planner.memory.verdict import FITS_AT_MOST, TRACED, probability_over, room, spread, verdict_of
+from qlora_planner.memory.sweep import Fixed, Moments
+from qlora_planner.memory.variant import Region, variant_key
+from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, room, spread, verdict_of
 from qlora_planner.run import RunConfig
 
 SEQ_STEP = 64
@@ -19,22 +19,37 @@ MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
 
 
-def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None) -> int:
+def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, calibration: Calibration | None = None) -> int:
     """Device bytes that a process may reach on this card."""
-    return room(gpu, reserve_bytes, cap_bytes, context_row(gpu.name, gpu.form))[0]
+    return room(gpu, reserve_bytes, cap_bytes, context_of(gpu, calibration))[0]
 
 
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
-# played runs of 25 models. A sweep takes the median, and the run that it chooses is played itself.
+# played runs of 25 models. It ranks runs; an answer is played itself.
 PINNED_OVER_ALLOCATED = 1.05
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Sweep:
-    """The traced moments of one model that can be the highest, and the variant of run they hold for."""
+class SweptRegion:
+    """The traced moments of one model that can be the highest, and the variant and sizes they hold for."""
 
     variant: str
-    frontier: Frontier
+    region: Region
+    moments: Moments
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    """What is traced of one model, region by region."""
+
+    parts: tuple[SweptRegion, ...]
+
+    def find(self, variant: str, batch_size: int, seq_len: int) -> Moments | None:
+        """The moments for a run of this variant and these sizes; None where they lie outside every region."""
+        for part in self.parts:
+            if part.variant == variant and part.region.holds(batch_size, seq_len):
+                return part.moments
+        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,34 +63,43 @@ class Bench:
     usable_bytes: int
     auto_padding: bool  # padding follows the batch: none where a row holds one sequence
     sweep: Sweep | None = None  # without it, or for other runs than it holds for, closed forms are used
+    fixed: Fixed | None = None  # what `sweep` is evaluated with: see `fixed_of`
+    calibration: Calibration | None = None
 
     def look(self, seq_len: int, batch_size: int) -> tuple[float, int, int, str]:
         """Chance of running out, device bytes of the peak, floor bytes, and the peak's phase."""
         padding = batch_size > 1 and not self.run.packing if self.auto_padding else self.run.padding
         run = self.run.with_(seq_len=seq_len, batch_size=batch_size, padding=padding)
-        if self.sweep is not None and variant_key(run, self.stack, self.gpu) == self.sweep.variant:
-            return self._traced(self.sweep.frontier, run)
-        parts = assemble(self.ground, run, self.stack, self.gpu)
+        moments = self._moments(run)
+        if moments is not None:
+            return self._traced(moments, run)
+        parts = replace(
+            assemble(self.ground, run, self.stack, self.gpu), context=context_of(self.gpu, self.calibration)
+        )
         phases, peak = phases_of(run, parts)
         floor = floor_of(phases, parts.context)
-        chance = probability_over(floor, self.usable_bytes, spread(floor, parts.deviation, parts.context))
+        chance = probability_over(self.usable_bytes, spread(floor, parts.footing, parts.context, self.calibration))
         return chance, peak.device_bytes or 0, floor, peak.name
 
-    def _traced(self, frontier: Frontier, run: RunConfig) -> tuple[float, int, int, str]:
-        ground, context = self.ground, context_row(self.gpu.name, self.gpu.form)
+    def _moments(self, run: RunConfig) -> Moments | None:
+        if self.sweep is None or self.fixed is None:
+            return None
+        found = self.sweep.find(variant_key(run, self.stack, self.gpu), run.batch_size, run.seq_len)
+        return None if found is None else found.on(self.ground.workspace)
+
+    def _traced(self, moments: Moments, run: RunConfig) -> tuple[float, int, int, str]:
+        assert self.fixed is not None
+        ground, context = self.ground, context_of(self.gpu, self.calibration)
         beside = context.first_tensor_bytes + context.kernels_bytes
-        trained = 0 if run.method == "full" else ground.state.weights - ground.static.adapters
-        base = ground.adapters.live + trained + ground.state.optimizer
-        step = base + frontier.at(run.batch_size, run.seq_len, run.rank)
+        training = moments.allocated_phases(run.batch_size, run.seq_len, run.rank, self.fixed)
         before = {"load": ground.load, "adapters": ground.adapters}
         if ground.prepare is not None:
             before["prepare"] = ground.prepare
-        phase, highest = max(
-            [("backward", int(step * PINNED_OVER_ALLOCATED)), *((n, p.allocated) for n, p in before.items())],
-            key=lambda item: item[1],
-        )
-        floor = highest + beside
-        chance = probability_over(floor, self.usable_bytes, spread(floor, TRACED, context))
+        levels = {name: peak.allocated for name, peak in before.items()}
+        levels |= {name: int(level * PINNED_OVER_ALLOCATED) for name, level in training.items()}
+        phase = max(levels, key=levels.__getitem__)
+        floor = levels[phase] + beside
+        chance = probability_over(self.usable_bytes, spread(floor, TRACED, context, self.calibration))
         return chance, floor, floor, phase
 
     def verdict(self, seq_len: int, batch_size: int) -> str:
@@ -85,6 +109,13 @@ class Bench:
     def fits(self, seq_len: int, batch_size: int) -> bool:
         """Whether the chance of running out is at most one percent."""
         return self.look(seq_len, batch_size)[0] <= FITS_AT_MOST
+
+
+def fixed_of(ground: Groundwork, run: RunConfig) -> Fixed:
+    """What a run holds whatever its batch and sequence, for a sweep; `ground` must name what is trained."""
+    trained = ground.static.trainable
+    weights = ground.static.buffers if run.method == "full" else ground.static.after_prepare
+    return Fixed.of(weights, ground.state, sum(count for _, _, count in trained), run)
 
 
 def largest(fits: Callable[[int], bool], step: int, limit: int) -> int | None:

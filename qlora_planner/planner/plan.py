@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.groundwork import build_groundwork
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, largest_batch, longest_seq_len, usable_on
+from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, fixed_of, largest_batch, longest_seq_len, usable_on
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
@@ -71,6 +72,7 @@ def plan(
     cap_bytes: int | None = None,
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
+    calibration: Calibration | None = None,
 ) -> Plan:
     """The run asked for, made to fit: where it does not, the longest sequence that does is recommended instead.
 
@@ -79,7 +81,7 @@ def plan(
     Raises InputError for options that contradict each other.
     """
     asked = run or RunConfig()
-    usable = usable_on(gpu, reserve_bytes, cap_bytes)
+    usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
     resolution = resolve(profile, asked, gpu)
     ground = build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
     bench = Bench(
@@ -90,6 +92,8 @@ def plan(
         usable_bytes=usable,
         auto_padding="padding" in resolution.why,
         sweep=sweep,
+        fixed=fixed_of(ground, resolution.run),
+        calibration=calibration,
     )
     limit = profile.dims.get("max_position_embeddings")
     model_limit = int(limit) if limit else None
@@ -99,7 +103,15 @@ def plan(
     chosen = _shrink(resolution.run, bench, frontier[0]["seq_len"])
     for _ in range(MOST_TRIES):
         picked = asked.with_(**chosen)
-        answer = estimate(profile, picked, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, tape=tape_of(picked))
+        answer = estimate(
+            profile,
+            picked,
+            gpu,
+            reserve_bytes=reserve_bytes,
+            cap_bytes=cap_bytes,
+            tape=tape_of(picked),
+            calibration=calibration,
+        )
         if not chosen or answer.verdict == "fits" or picked.seq_len <= SEQ_STEP:
             break
         over = answer.floor_bytes / usable

@@ -1,4 +1,8 @@
-"""survey: what fits on one card, over many models, each with its recommended recipe."""
+"""survey: what fits on one card, over many models, each with its recommended recipe.
+
+Its figures rank models: allocated bytes of a sweep times what segments usually take more, or closed forms. `plan`
+plays the runs that it answers with.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import phases_of
 from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
 from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.planner.limits import Bench, Sweep, largest_batch, longest_seq_len, usable_on
+from qlora_planner.memory.sweep import Fixed
+from qlora_planner.planner.limits import Bench, Sweep, fixed_of, largest_batch, longest_seq_len, usable_on
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -56,6 +62,7 @@ class Candidate:
     resolution: Resolution
     ground: Groundwork
     sweep: Sweep | None = None
+    fixed: Fixed | None = None
 
 
 SweepOf = Callable[[ModelProfile], Sweep | None]
@@ -67,16 +74,19 @@ def _no_sweep(_profile: ModelProfile) -> Sweep | None:
 
 def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep | None = None) -> Candidate:
     """Resolve `run` on a model and play its groundwork."""
-    resolution = resolve(profile, run, gpu)
+    rows = profile.dims.get("position_rows")  # a model that looks positions up has no more than these
+    resolution = resolve(profile, run.with_(seq_len=min(run.seq_len, int(rows or run.seq_len))), gpu)
     limit = profile.dims.get("max_position_embeddings")
+    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
     return Candidate(
         model_id=profile.id,
         family=profile.model_type,
         params=profile.params,
         max_seq_len=int(limit) if limit else None,
         resolution=resolution,
-        ground=build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability)),
+        ground=ground,
         sweep=sweep,
+        fixed=fixed_of(ground, resolution.run),
     )
 
 
@@ -88,23 +98,24 @@ def survey(
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
     sweep_of: SweepOf = _no_sweep,
+    calibration: Calibration | None = None,
 ) -> list[SurveyRow]:
     """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
 
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     asked = run or RunConfig()
-    usable = usable_on(gpu, reserve_bytes, cap_bytes)
+    usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
     rows = []
     for profile in profiles:
         try:
-            rows.append(judge(candidate(profile, asked, gpu, sweep_of(profile)), gpu, usable))
+            rows.append(judge(candidate(profile, asked, gpu, sweep_of(profile)), gpu, usable, calibration))
         except InputError as error:
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
-def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
+def judge(one: Candidate, gpu: GpuSpec, usable: int, calibration: Calibration | None = None) -> SurveyRow:
     """The row of one model on a card of which a process can use `usable` bytes."""
     run, ground = one.resolution.run, one.ground
     bench = Bench(
@@ -115,6 +126,8 @@ def judge(one: Candidate, gpu: GpuSpec, usable: int) -> SurveyRow:
         usable_bytes=usable,
         auto_padding="padding" in one.resolution.why,
         sweep=one.sweep,
+        fixed=one.fixed,
+        calibration=calibration,
     )
     seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
     parts = assemble(ground, run.with_(seq_len=seq_len), one.resolution.stack, gpu)

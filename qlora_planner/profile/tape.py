@@ -44,6 +44,8 @@ class Tape:
     places: tuple[int, ...]  # for each layer of the whole model, the traced layer that stands for it
     kept: tuple[int, ...]  # position in the whole model of each traced layer
     workspaces: frozenset[int]  # storages that libraries keep for themselves
+    on_host: frozenset[int] = frozenset()  # storages in the host's memory, where activations are offloaded to
+    streamed: frozenset[int] = frozenset()  # storages that a second stream allocated, from a cache of its own
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,6 +60,8 @@ class CompiledTape:
     segments: tuple[Segment, ...]
     places: tuple[int, ...]
     kept: tuple[int, ...]
+    host_sizes: tuple[int, ...] = ()  # indices into `sizes` of storages in the host's memory
+    streamed_sizes: tuple[int, ...] = ()  # indices into `sizes` of storages that a second stream allocated
 
     def at(self, batch_size: int, seq_len: int, rank: int, workspace_bytes: int | None = None) -> Tape:
         """The tape of a run with these numbers; sizes that are not whole there are rounded up.
@@ -72,6 +76,9 @@ class CompiledTape:
                 values[index] = workspace_bytes if values[index] > _SMALL_WORKSPACE_BYTES else values[index]
         events: list[tuple[int, int]] = []
         workspaces: list[int] = []
+        host_sizes, streamed_sizes = set(self.host_sizes), set(self.streamed_sizes)
+        host: list[int] = []
+        streamed: list[int] = []
         born = 0
         for code in self.events:
             if code > 0:
@@ -79,33 +86,41 @@ class CompiledTape:
                 events.append((born, values[code - 1]))
                 if code - 1 in workspace_sizes:
                     workspaces.append(born)
+                elif code - 1 in host_sizes:
+                    host.append(born)
+                elif code - 1 in streamed_sizes:
+                    streamed.append(born)
             else:
                 events.append((-code, 0))
         return Tape(
             events=tuple(events), segments=self.segments, places=self.places, kept=self.kept,
-            workspaces=frozenset(workspaces),
+            workspaces=frozenset(workspaces), on_host=frozenset(host), streamed=frozenset(streamed),
         )  # fmt: skip
 
     @classmethod
     def of(cls, tape: Tape, variant: str) -> CompiledTape:
         """One tape as it is: every size a constant, so that it holds for its own run alone."""
-        sizes: dict[tuple[int, bool], int] = {}
+        kinds = ((tape.workspaces, "workspace"), (tape.on_host, "host"), (tape.streamed, "streamed"))
+        special = {storage: kind for storages, kind in kinds for storage in storages}
+        sizes: dict[tuple[int, str], int] = {}
         number: dict[int, int] = {}
         events: list[int] = []
         for storage, size in tape.events:
             if size:
                 number[storage] = len(number) + 1
-                events.append(sizes.setdefault((size, storage in tape.workspaces), len(sizes)) + 1)
+                events.append(sizes.setdefault((size, special.get(storage, "")), len(sizes)) + 1)
             else:
                 events.append(-number[storage])
         return cls(
             variant=variant,
             sizes=tuple(((size, 1, (0, 0, 0)),) for size, _ in sizes),
-            workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+            workspace_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "workspace"),
             events=tuple(events),
             segments=tape.segments,
             places=tape.places,
             kept=tape.kept,
+            host_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "host"),
+            streamed_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "streamed"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -118,6 +133,8 @@ class CompiledTape:
             "segments": [[s.stage, s.name, s.layer, s.step, s.micro_step, s.start, s.stop] for s in self.segments],
             "places": _runs(self.places),
             "kept": list(self.kept),
+            **({"host_sizes": list(self.host_sizes)} if self.host_sizes else {}),
+            **({"streamed_sizes": list(self.streamed_sizes)} if self.streamed_sizes else {}),
         }
 
     @classmethod
@@ -134,6 +151,8 @@ class CompiledTape:
             ),
             places=tuple(place for place, length in raw["places"] for _ in range(length)),
             kept=tuple(raw["kept"]),
+            host_sizes=tuple(raw.get("host_sizes", ())),
+            streamed_sizes=tuple(raw.get("streamed_sizes", ())),
         )
 
 

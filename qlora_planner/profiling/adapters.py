@@ -14,13 +14,16 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.profile import AdapterTensor
 from qlora_planner.profiling.inventory import Layers, pattern, short_dtype
+from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 
 # Two ranks tell a dimension that grows with the rank from one that does not.
 _RANKS = (8, 24)
 _WRAPPER = re.compile(r"^base_model\.model\.(?P<module>.+)\.(?P<name>lora_\w+|modules_to_save)\.default(?:\.weight)?$")
+
+_PLAIN_MODULES = ("torch.", "bitsandbytes.", "transformers.pytorch_utils")
 
 Builder = Callable[[], PreTrainedModel]
 # module:tensor -> shape, dtype, and whether the adapter wraps a bare parameter
@@ -32,7 +35,7 @@ def inject(model: PreTrainedModel, targets: str | list[str], rank: int, dropout:
     config = peft.LoraConfig(
         r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=dropout, task_type="CAUSAL_LM", **more
     )
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), dora_on_meta():
         warnings.simplefilter("ignore")
         return peft.get_peft_model(model, config, low_cpu_mem_usage=True)
 
@@ -76,33 +79,30 @@ def _line(at_low: int, at_high: int) -> tuple[int, int]:
     return at_low - per_rank * _RANKS[0], per_rank
 
 
-def linear_leaves(model: PreTrainedModel) -> list[str]:
-    """Distinct last names of all linear modules except the output head, in the order of the model."""
+def linear_leaves(model: PreTrainedModel, plain: bool = False) -> list[str]:
+    """Distinct last names of all linear modules except the output head, in the order of the model.
+
+    With `plain`, without names that subclasses with a forward of their own bear anywhere.
+    """
     head = model.get_output_embeddings()
-    names = [
-        name.rpartition(".")[2]
+    linear = [
+        (name.rpartition(".")[2], type(module))
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear | Conv1D) and module is not head
     ]
-    return list(dict.fromkeys(names))
+    own = {name for name, kind in linear if plain and not kind.__module__.startswith(_PLAIN_MODULES)}
+    return list(dict.fromkeys(name for name, _ in linear if name not in own))
 
 
-def attention_modules(model: PreTrainedModel) -> list[str]:
-    """Full names of the linear modules that sit directly in an attention module."""
-    found = []
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | Conv1D):
-            parent = model.get_submodule(name.rpartition(".")[0])
-            if re.search(r"attention|attn", type(parent).__name__, re.IGNORECASE):
-                found.append(name)
-    return found
+def widest_target(
+    build: Builder, layers: Layers, breaks: Callable[[str | list[str]], str | None] = lambda _targets: None
+) -> tuple[str, tuple[AdapterTensor, ...], dict[str, str]]:
+    """The widest target that PEFT accepts here and that trains, what it adds, and what was refused, in its own words.
 
-
-def widest_target(build: Builder, layers: Layers) -> tuple[str, tuple[AdapterTensor, ...], dict[str, str]]:
-    """The widest target that PEFT accepts here, what it adds, and what PEFT refused, in its own words.
-
-    `build` gives a fresh quantised meta model each time, because injection changes it.
-    Keys of the refusals: `lora_dropout` (dropout other than 0 with the accepted target) and `all-linear`.
+    `build` gives a fresh quantised meta model each time, because injection changes it. `breaks` says why a training
+    step with a target fails, or None: PEFT takes routers whose output it then cannot handle.
+    Keys of the refusals: `lora_dropout` (dropout other than 0) and `dora`, both with the accepted target, and
+    `all-linear`.
     """
     refusals: dict[str, str] = {}
     target: str | list[str] = "all-linear"
@@ -115,26 +115,43 @@ def widest_target(build: Builder, layers: Layers) -> tuple[str, tuple[AdapterTen
             low = _try(build, target, 0.05) if target else low
         else:
             refusals["lora_dropout"] = refused_with_dropout
+    broken = breaks(target) if target == "all-linear" else None
+    if broken is not None:
+        refusals = {"all-linear": broken}
+        plain = [leaf for leaf in linear_leaves(build(), plain=True) if not isinstance(_try(build, [leaf], 0.0), str)]
+        target = plain
+        low = _try(build, target, 0.05) if target else broken
+        if isinstance(low, str) and target:
+            refusals["lora_dropout"], low = low, _try(build, target, 0.0)
     if isinstance(low, str):
         raise InputError(f"PEFT accepts adapters on none of its linear modules: {low}")
+    with_dora = _try(build, target, 0.0, use_dora=True)
+    if isinstance(with_dora, str):
+        refusals["dora"] = with_dora
     high = added_tensors(inject(build(), target, _RANKS[1]))
     name = target if isinstance(target, str) else ",".join(target)
     return name, adapter_groups(low, high, layers), refusals
 
 
 def single_target(build: Builder, targets: list[str], layers: Layers) -> tuple[AdapterTensor, ...]:
-    """What PEFT adds for the named modules; raises InputError with PEFT's own words when it refuses them."""
+    """What PEFT adds for the named modules.
+
+    Raises InputError when none of them is there, RefusedError in PEFT's own words when it refuses them.
+    """
     low = _try(build, targets, 0.0)
     if isinstance(low, str):
-        raise InputError(f"target_modules {','.join(targets)}: {low}")
+        if "not found in the base model" in low:
+            leaves = ", ".join(sorted(linear_leaves(build())))
+            raise InputError(f"--target-modules {','.join(targets)} matches nothing; the linear modules are {leaves}")
+        raise RefusedError(f"target_modules {','.join(targets)}: {low}")
     return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1])), layers)
 
 
-def _try(build: Builder, targets: str | list[str], dropout: float) -> Added | str:
+def _try(build: Builder, targets: str | list[str], dropout: float, **more: Any) -> Added | str:
     """What was added, or PEFT's refusal as one line."""
     model = build()
     try:
-        return added_tensors(inject(model, targets, _RANKS[0], dropout))
+        return added_tensors(inject(model, targets, _RANKS[0], dropout, **more))
     except (ValueError, TypeError, NotImplementedError, RuntimeError, AttributeError, KeyError) as error:
         return _refusal_text(error)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Protocol
 
@@ -15,6 +16,8 @@ from qlora_planner.profile import AdapterTensor, ModelProfile
 from qlora_planner.profiling import adapters
 from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
+from qlora_planner.profiling.refusals import Prober
+from qlora_planner.train.adapters import attention_modules
 
 # Dimensions that people ask about and that closed forms use; a class that lacks one has None.
 DIMENSIONS = (
@@ -22,6 +25,16 @@ DIMENSIONS = (
     "num_key_value_heads", "head_dim", "max_position_embeddings", "sliding_window", "moe_intermediate_size",
     "num_experts", "num_local_experts", "num_experts_per_tok",
 )  # fmt: skip
+
+
+# Fields that some configs keep under a name of their own without mapping it.
+OTHER_NAMES = {"max_position_embeddings": "max_seq_len"}
+# Runs whose refusal is kept in the profile, under the option's value.
+PROBES: dict[str, dict[str, Any]] = {"trl-sft": {"trainer": "trl-sft"}, "int8": {"quant": "int8"}}
+# Models trained on longer sequences compute their positions.
+LONGEST_PROBE = 4096
+# A table of positions may have a few rows more than positions (OPT's has two).
+_SPARE_ROWS = 8
 
 
 class ConfigSource(Protocol):
@@ -40,11 +53,13 @@ def config_hash(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
-def build_profile(source: ConfigSource, note: str | None = None) -> ModelProfile:
-    """Profile one model: inventory, replacement audit, adapter injection. No weights are read.
+def build_profile(source: ConfigSource, note: str | None = None, prober: Prober | None = None) -> ModelProfile:
+    """Profile one model: inventory, replacement audit, adapter injection, what breaks. No weights are read.
 
+    `prober` carries what is known about classes from one model to the next.
     Raises InputError when the config cannot be built or adapted, MissingError for an unknown model type.
     """
+    prober = prober or Prober()
     raw, where = source.config, source.id
     model, plan_bfloat16 = build_on_meta(raw, where)
     params = sum(parameter.numel() for parameter in model.parameters())
@@ -55,9 +70,28 @@ def build_profile(source: ConfigSource, note: str | None = None) -> ModelProfile
     )  # fmt: skip
     layers = Layers(model, replaced)
     plans = {"bfloat16": plan_bfloat16, "float16": dict(model._get_dtype_plan(torch.float16))}
-    target, added, refusals = adapters.widest_target(lambda: _quantized(raw, where), layers)
+    supports, dims = _supports(model), _dimensions(model)
+    kernel = "sdpa" if supports["sdpa"] else "eager"
+    key = (type(model).__name__, kernel)
+
+    def breaks(targets: str | list[str]) -> str | None:
+        wanted = targets if isinstance(targets, str) else tuple(targets)
+        return prober.refusal(raw, key, target_modules=wanted, attention=kernel)
+
+    target, added, refusals = adapters.widest_target(lambda: _quantized(raw, where), layers, breaks)
+    wanted = target if target == "all-linear" else tuple(target.split(","))
+    for name, options in PROBES.items():
+        found = prober.refusal(raw, key, target_modules=wanted, attention=kernel, **options)
+        if found is not None:
+            refusals[name] = found
+    rows, limit = position_rows(model, dims), int(dims.get("max_position_embeddings") or 0)
+    if rows is None and 0 < limit <= LONGEST_PROBE:
+        longer = {"target_modules": wanted, "attention": kernel, "seq_len": limit + 1}
+        rows = None if prober.refusal(raw, key, **longer) is None else limit
+    if rows is not None:
+        dims["position_rows"] = rows
     by_target: dict[str, tuple[AdapterTensor, ...]] = {target: added}
-    if attention := adapters.attention_modules(model):
+    if attention := attention_modules(model):
         patterns = {pattern(name) for name in attention}
         by_target["attention"] = tuple(tensor for tensor in added if tensor.module in patterns)
     return ModelProfile(
@@ -67,8 +101,8 @@ def build_profile(source: ConfigSource, note: str | None = None) -> ModelProfile
         config_sha256=source.sha256,
         params=params,
         versions=installed_versions(),
-        dims=_dimensions(model),
-        supports=_supports(model),
+        dims=dims,
+        supports=supports,
         layer_kinds=layers.kinds,
         layer_order=layers.order(),
         tensors=tensor_groups(model, layers, replaced, skipped, plans),
@@ -101,12 +135,30 @@ def _dimensions(model: PreTrainedModel) -> dict[str, int | float | None]:
     names = getattr(text, "attribute_map", {})
     found: dict[str, int | float | None] = {}
     for name in DIMENSIONS:
-        value = fields.get(name, fields.get(names.get(name, name)))
+        value = fields.get(name, fields.get(names.get(name, OTHER_NAMES.get(name, name))))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             found[name] = value
     if "head_dim" not in found and found.get("num_attention_heads"):
         found["head_dim"] = int(found["hidden_size"] or 0) // int(found["num_attention_heads"] or 1)
     return found
+
+
+def position_rows(model: PreTrainedModel, dims: Mapping[str, int | float | None]) -> int | None:
+    """How many positions the model has, where it looks them up in a table: longer sequences break it.
+
+    A table is a parameter or buffer outside the input embedding with about as many rows as the config names positions.
+    None where positions are computed (rotary, ALiBi).
+    """
+    limit = int(dims.get("max_position_embeddings") or 0)
+    if not limit:
+        return None
+    embedding = getattr(model.get_input_embeddings(), "weight", None)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    for name, tensor in tensors:
+        table = tensor.dim() == 2 and limit <= tensor.shape[0] <= limit + _SPARE_ROWS
+        if table and tensor is not embedding and re.search(r"wpe|position", name):
+            return limit
+    return None
 
 
 def _supports(model: PreTrainedModel) -> dict[str, bool]:
@@ -129,7 +181,7 @@ def _dispatches(model: PreTrainedModel, kernel: str) -> bool:
 def profile_target(source: ConfigSource, targets: str, profile: ModelProfile) -> tuple[AdapterTensor, ...]:
     """Inject adapters on other modules than the profile holds; `targets` is names joined by commas.
 
-    Raises InputError with PEFT's words when no module matches or PEFT refuses one.
+    Raises InputError when no module matches, RefusedError in PEFT's words when it refuses one.
     """
     names = [name for name in targets.split(",") if name]
     if not names:

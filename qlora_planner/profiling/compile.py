@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from fractions import Fraction
-from itertools import combinations
+from itertools import combinations, pairwise
 
 from qlora_planner.errors import PlannerError
+from qlora_planner.memory.variant import Region
 from qlora_planner.profile.tape import CompiledTape, Monomial, Tape, Term
 
 # What sizes are made of, likeliest first: constants, tokens, rank, scores, and their products.
@@ -21,13 +22,43 @@ class NotPolynomialError(PlannerError):
     """Tapes at different points differ in more than sizes: a kernel switches or a loop grows between them."""
 
 
+def points_in(region: Region) -> list[Point]:
+    """Generic sizes (batch, sequence, rank) inside `region`: those to fit at, and the last to prove the fit at.
+
+    Sequences are multiples of 64, or 16 in narrow regions; at larger batches there are two points more, because the
+    batch makes a third unknown.
+    """
+    top = min(region.high, max(2 * region.low, 4096))
+    if not region.batched:
+        seqs = [_part(region.low, top, part) for part in (3, 7, 11, 15)]
+        return list(zip((1, 1, 1, 1), seqs, (8, 24, 56, 40), strict=True))
+    ranks = (8, 24, 56, 40, 16, 72)
+    if region.most_tokens < 1 << 20:
+        most = region.most_tokens
+        batches = [min(batch, most // (region.low + 64)) for batch in (2, 3, 5, 4, 3, 2)]
+        spans = [(max(region.low, region.tokens // batch), min(top, most // batch)) for batch in batches]
+        seqs = [_part(low, high, part) for (low, high), part in zip(spans, (5, 14, 12, 9, 7, 15), strict=True)]
+        return list(zip(batches, seqs, ranks, strict=True))
+    # Large batches, so that no tile is left half full.
+    seqs = [_part(region.low, top, part) for part in (3, 7, 11, 15, 3, 11)]
+    least = [region.tokens // seq + 1 + extra for seq, extra in zip(seqs, (2, 3, 5, 4, 3, 2), strict=True)]
+    batches = [max(pair) for pair in zip((8, 9, 11, 10, 9, 8), least, strict=True)]
+    return list(zip(batches, seqs, ranks, strict=True))
+
+
+def _part(low: int, high: int, part: int) -> int:
+    """So many sixteenths of the way from `low` to `high`, on a grid."""
+    grid = 64 if high - low >= 1024 else 16
+    return min(high // grid, -(-(low * 16 + (high - low) * part) // 16 // grid)) * grid
+
+
 def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check: Point, variant: str) -> CompiledTape:
     """Trace at `points` (batch, sequence, rank), fit every size, and prove the fit at `check` to the byte.
 
     Raises NotPolynomialError when the tapes' events differ or a size is no sum of a few monomials.
     """
     tapes = [trace(point) for point in (*points, check)]
-    codes = _aligned(tapes)
+    codes = _aligned(tapes, (*points, check))
     fits: dict[tuple[int, ...], tuple[Term, ...]] = {}
     sizes: dict[tuple[tuple[Term, ...], bool], int] = {}
     events: list[int] = []
@@ -53,8 +84,15 @@ def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check
     )
 
 
-def _aligned(tapes: Sequence[Tape]) -> list[int]:
+def _aligned(tapes: Sequence[Tape], points: Sequence[Point]) -> list[int]:
     """Events as codes (0 for a birth, -n for the death of the n-th born), the same in every tape."""
+    lengths = dict(sorted((seq, len(tape.events)) for (_, seq, _), tape in zip(points, tapes, strict=True)))
+    counts = list(lengths.values())
+    if len(counts) > 1 and all(a < b for a, b in pairwise(counts)):
+        raise NotPolynomialError(
+            f"a loop in the model's code grows with the sequence ({counts[0]} events at {min(lengths)} tokens,"
+            f" {counts[-1]} at {max(lengths)}): such runs are traced one by one"
+        )
     coded = [_codes(tape) for tape in tapes]
     for tape, codes in zip(tapes[1:], coded[1:], strict=True):
         if codes != coded[0] or tape.segments != tapes[0].segments:

@@ -132,7 +132,9 @@ def decoder_list(model: PreTrainedModel) -> tuple[str, nn.ModuleList]:
     text = model.config.get_text_config(decoder=True)
     layers = getattr(text, "num_hidden_layers", None)
     lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
-    matching = [pair for pair in lists if len(pair[1]) == layers and not _inside_tower(pair[0])]
+    deep = [pair for pair in lists if len(pair[1]) == layers]
+    # A model that is one encoder, made causal by its mask, has its layers in it.
+    matching = [pair for pair in deep if not _inside_tower(pair[0])] or deep
     if not matching:
         raise InputError(f"{type(model).__name__}: found no list of {layers} decoder layers")
     return min(matching, key=lambda pair: pair[0].count("."))

@@ -11,6 +11,7 @@ from qlora_planner.errors import InputError, one_line
 METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
+LOAD_DTYPES = ("bfloat16", "float16")
 TRAINERS = ("trl-sft", "hf-trainer", "loop")
 
 
@@ -33,6 +34,8 @@ class RunConfig:
     quant: str | None = field(default=None, metadata=_choice(*QUANTS))  # auto: nf4 for qlora, none otherwise
     double_quant: bool = True
     compute_dtype: str | None = field(default=None, metadata=_choice(*COMPUTE_DTYPES))  # auto: bf16 if the card has it
+    # Auto: bf16 if the card has it, whatever is computed in, because checkpoints are published so.
+    load_dtype: str | None = field(default=None, metadata=_choice(*LOAD_DTYPES))
     seq_len: int = field(default=2048, metadata=_between(1, 1 << 24))
     batch_size: int = field(default=1, metadata=_between(1, 1 << 16))
     grad_accum: int = field(default=1, metadata=_between(1, 1 << 20))

@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_planner.profile.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements", "tapes", "configs")
+KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -48,6 +48,11 @@ def measurements_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[P
     return _inside("measurements", profiles)
 
 
+def calibrations_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of calibrations; see `profile_roots` for the order and the errors."""
+    return _inside("calibrations", profiles)
+
+
 def tapes_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
     """Folders of compiled tapes; see `profile_roots` for the order and the errors."""
     return _inside("tapes", profiles)
@@ -63,6 +68,16 @@ def user_profiles() -> Path:
     import platformdirs  # late: 17 ms, a sixth of a whole answer
 
     return Path(platformdirs.user_data_dir(_APP, appauthor=False)) / "profiles"
+
+
+def repository_profiles() -> Path | None:
+    """The profiles of the checkout that this package runs from; None for an installed package."""
+    return next(iter(_repository()), None)
+
+
+def evidence_path() -> Path:
+    """Where this user's verifications are kept, one JSON line each; the file may not exist."""
+    return user_profiles().parent / "evidence.jsonl"
 
 
 def cache_dir() -> Path:

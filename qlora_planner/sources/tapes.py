@@ -1,60 +1,122 @@
-"""Compiled tapes: shipped for the default recipe of every catalogue model."""
+"""Compiled tapes: shipped for the default recipe of every catalogue model.
+
+A file holds JSON lines: a header with the regions that the tapes hold for and their moments, then a tape per region.
+A search reads the header alone.
+"""
 
 from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.frontier import Frontier
+from qlora_planner.memory.sweep import Moments
 from qlora_planner.memory.variant import Region
-from qlora_planner.planner.limits import Sweep
+from qlora_planner.planner.limits import Sweep, SweptRegion
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import CompiledTape
 
-TAPE_SCHEMA = "qlora-plan/tape/1"
+TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
+_ENDING = ".jsonl.gz"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoredTape:
-    """A compiled tape, the sizes for which it holds, and its highest moments."""
+    """A compiled tape and the sizes for which it holds."""
 
     tape: CompiledTape
     region: Region
-    frontier: Frontier
 
 
-def stored_tape(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> StoredTape | None:
-    """The tape of this very config in the first folder that has it; None when none does.
+def tape_path(folder: Path, kind: str, model_id: str) -> Path:
+    """Where a folder of tapes keeps those of one model at batch 1 (`single`) or at larger batches (`batched`)."""
+    return folder / kind / (model_id.replace("/", "__") + _ENDING)
+
+
+def stored_tape(
+    profile: ModelProfile, dirs: Sequence[Path], batch_size: int = 1, seq_len: int = 2048
+) -> StoredTape | None:
+    """The tape of this very config for these sizes in the first folder that has one; None when none does.
 
     Raises InputError naming a file that cannot be read.
     """
-    for folder in dirs:
-        path = folder / kind / (profile.id.replace("/", "__") + ".json.gz")
-        if path.is_file():
-            return _read(path, profile)
-    return None
+
+    def pick(lines: list[bytes]) -> StoredTape | None:
+        for number, raw in enumerate(json.loads(lines[0])["regions"], start=1):
+            region = Region(**raw["region"])
+            if region.holds(batch_size, seq_len):
+                return StoredTape(tape=CompiledTape.from_dict(json.loads(lines[number])), region=region)
+        return None
+
+    return _first(profile, "batched" if batch_size > 1 else "single", dirs, pick)
+
+
+def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list[StoredTape]:
+    """Every tape of this kind in the first folder that has any, with its region."""
+
+    def pick(lines: list[bytes]) -> list[StoredTape]:
+        return [
+            StoredTape(tape=CompiledTape.from_dict(json.loads(line)), region=Region(**raw["region"]))
+            for raw, line in zip(json.loads(lines[0])["regions"], lines[1:], strict=True)
+        ]
+
+    return _first(profile, kind, dirs, pick) or []
 
 
 def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
-    """The highest moments of a model's default recipe at batch 1, for a search; None where no tape is kept."""
-    stored = stored_tape(profile, "single", dirs)
-    return None if stored is None else Sweep(variant=stored.tape.variant, frontier=stored.frontier)
+    """The highest moments of a model's default recipe, for a search; None where no tape is kept."""
 
-
-def _read(path: Path, profile: ModelProfile) -> StoredTape | None:
-    try:
-        raw = json.loads(gzip.decompress(path.read_bytes()))
-        if raw["schema"] != TAPE_SCHEMA or raw["config_sha256"] != profile.config_sha256:
-            return None
-        return StoredTape(
-            tape=CompiledTape.from_dict(raw["tape"]),
-            region=Region(**raw["region"]),
-            frontier=Frontier.from_dict(raw["frontier"]),
+    def pick(lines: list[bytes]) -> tuple[SweptRegion, ...]:
+        return tuple(
+            SweptRegion(
+                variant=raw["variant"], region=Region(**raw["region"]), moments=Moments.from_dict(raw["moments"])
+            )
+            for raw in json.loads(lines[0])["regions"]
         )
-    except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
-        raise InputError(f"{path}: not a readable tape ({type(error).__name__}); `make tapes` rebuilds it") from error
+
+    parts = [part for kind in KINDS for part in _first(profile, kind, dirs, pick) or ()]
+    return Sweep(parts=tuple(parts)) if parts else None
+
+
+def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, Moments]]) -> bytes:
+    """A tape file: `header` and what is kept of each tape."""
+    kept = list(tapes)
+    regions = [
+        {"variant": one.tape.variant, "region": asdict(one.region), "moments": moments.to_dict()}
+        for one, moments in kept
+    ]
+    documents = [{"schema": TAPE_SCHEMA, **header, "regions": regions}, *(one.tape.to_dict() for one, _ in kept)]
+    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
+    return gzip.compress(text.encode(), mtime=0)
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    """The first line of a tape file; an older schema's document as it is."""
+    header: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()).split(b"\n", 1)[0])
+    return header
+
+
+def _first(
+    profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[list[bytes]], T | None]
+) -> T | None:
+    for folder in dirs:
+        path = tape_path(folder, kind, profile.id)
+        if not path.is_file():
+            continue
+        try:
+            lines = gzip.decompress(path.read_bytes()).split(b"\n")
+            header = json.loads(lines[0])
+            if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != profile.config_sha256:
+                return None
+            return pick(lines)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+            raise InputError(
+                f"{path}: not a readable tape ({type(error).__name__}); `make tapes` rebuilds it"
+            ) from error
+    return None

@@ -37,6 +37,8 @@ SCREENS = [
     ["models", "qwen3", "--explain"],
     ["--help"],
     ["estimate", "--help"],
+    ["verify", "--help"],
+    ["calibrate", "--help"],
 ]
 
 

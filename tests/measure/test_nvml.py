@@ -248,3 +248,22 @@ def test_importing_loads_neither_torch_nor_pynvml() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_watched_card_is_read_again_and_again(install: Any) -> None:
+    driver: Any = install(fake_driver())
+    with nvml.watched_card(0) as read:
+        first = read()
+        driver.nvmlDeviceGetMemoryInfo = lambda *_: SimpleNamespace(total=1, free=0, used=77, reserved=0)
+        assert read().used_bytes == 77
+        with pytest.raises(MissingError, match="GPU 5"), nvml.watched_card(5):
+            pass
+    assert first == nvml.CardSample(used_bytes=900 * MIB, processes={OTHER_PID: 500 * MIB, os.getpid(): 300 * MIB})
+    assert driver.calls[-1] == "nvmlShutdown"
+
+
+def test_a_watched_card_without_processes(install: Any) -> None:
+    refused = FAULTS["NotSupported"]()
+    install(fake_driver(nvmlDeviceGetComputeRunningProcesses=refused, nvmlDeviceGetGraphicsRunningProcesses=refused))
+    with nvml.watched_card(0) as read:
+        assert read().processes is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from transformers.quantizers.base import HfQuantizer
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.train.adapters import attention_modules
 
 _NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -38,24 +40,28 @@ class MetaModel:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """No advice from transformers while models are built."""
+    """No advice from transformers and PEFT while models are built."""
     level = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity(50)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
         transformers.logging.set_verbosity(level)
 
 
-def skeleton(raw: Mapping[str, Any], attention: str | None) -> nn.Module:
-    """The whole model on the meta device, in bf16, not yet cut."""
+def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+    """The whole model on the meta device, as it is loaded in `dtype`, not yet cut."""
     fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     options = {} if attention is None else {"attn_implementation": attention}
     with quiet(), torch.device("meta"), initialization.no_init_weights():
         wanted: Any = AutoModelForCausalLM
-        model = wanted.from_config(config, dtype=torch.bfloat16, **options)
-    keep = getattr(model, "_keep_in_fp32_modules_strict", None) or ()
+        model = wanted.from_config(config, dtype=dtype, **options)
+    keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    if dtype is torch.float16:
+        keep |= set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, parameter in model.named_parameters():
         if any(part in name.split(".") for part in keep):
             parameter.data = parameter.data.float()
@@ -65,8 +71,9 @@ def skeleton(raw: Mapping[str, Any], attention: str | None) -> nn.Module:
 
 def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
     """Build, cut, quantise and adapt; everything still on meta."""
-    model: Any = skeleton(raw, spec.attention)
-    cut = layers.choose(model)
+    model: Any = skeleton(raw, spec.attention, _DTYPES[spec.load_dtype])
+    # Offloading keeps a layer's tensors on the device until a number of others has followed.
+    cut = layers.choose_all(model) if spec.activation_offloading else layers.choose(model)
     layers.apply(model, cut)
     if spec.quant != "none":
         if spec.quant == "int8":
@@ -84,7 +91,7 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
         for module in model.modules():
             bias = getattr(module, "bias", None)
             if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) and bias is not None:
-                module.bias = nn.Parameter(bias.data.to(torch.bfloat16), requires_grad=False)
+                module.bias = nn.Parameter(bias.data.to(_DTYPES[spec.load_dtype]), requires_grad=False)
         model.is_loaded_in_8bit = spec.quant == "int8"
         model.is_loaded_in_4bit = not model.is_loaded_in_8bit
         model.is_quantized = True
@@ -94,12 +101,15 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
         for parameter in model.parameters():
             parameter.requires_grad = False
         targets = spec.target_modules
+        if targets == ("attention",):
+            targets = tuple(attention_modules(model))
         lora = peft.LoraConfig(
             r=spec.rank,
             lora_alpha=2 * spec.rank,
             lora_dropout=spec.lora_dropout,
             use_dora=spec.dora,
             target_modules=targets if isinstance(targets, str) else list(targets),
+            modules_to_save=list(spec.modules_to_save) or None,
             task_type="CAUSAL_LM",
         )
         with quiet(), dora_on_meta():
@@ -116,7 +126,7 @@ def _quant_state(module: Any, spec: TraceSpec) -> QuantState:
         "code": empty((16,), torch.float32),
         "blocksize": 64,
         "quant_type": spec.quant,
-        "dtype": torch.bfloat16,
+        "dtype": _DTYPES[spec.load_dtype],
     }
     if not spec.double_quant:
         return QuantState(absmax=empty((blocks,), torch.float32), **common)
@@ -129,8 +139,8 @@ def _quant_state(module: Any, spec: TraceSpec) -> QuantState:
     return QuantState(absmax=empty((blocks,), torch.uint8), offset=empty((), torch.float32), state2=second, **common)
 
 
-def _empty(shape: Any, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty(tuple(shape), dtype=dtype, device="cuda")
+def _empty(shape: Any, dtype: torch.dtype, device: str = "cuda") -> torch.Tensor:
+    return torch.empty(tuple(shape), dtype=dtype, device=device)
 
 
 def materialise(meta: MetaModel) -> None:
@@ -157,10 +167,12 @@ def materialise(meta: MetaModel) -> None:
                 module.state.SCB = _empty((parameter.shape[0],), torch.float32)
             else:
                 half = parameter.dtype in (torch.bfloat16, torch.float16)
-                upcast = spec.upcast and half and not parameter.requires_grad
+                # Trained copies of whole modules are made after the cast of what they copy.
+                upcast = spec.upcast and half
                 dtype = torch.float32 if upcast else parameter.dtype
-                fresh = nn.Parameter(_empty(parameter.shape, dtype), requires_grad=parameter.requires_grad)
+                empty = _empty(parameter.shape, dtype, spec.device_name)
+                fresh = nn.Parameter(empty, requires_grad=parameter.requires_grad)
                 twins[id(parameter)] = module._parameters[key] = fresh
         for key, buffer in list(module._buffers.items()):
             if buffer is not None:
-                module._buffers[key] = _empty(buffer.shape, buffer.dtype)
+                module._buffers[key] = _empty(buffer.shape, buffer.dtype, spec.device_name)

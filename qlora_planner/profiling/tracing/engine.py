@@ -18,6 +18,7 @@ from qlora_planner.profile.tape import Tape
 from qlora_planner.profiling.tracing import build, cuda_semantics, layers, trainers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda_device import fake_cuda
+from qlora_planner.profiling.tracing.flash_attention import flash_attention_2
 from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
@@ -51,30 +52,33 @@ def _quiet_loggers(*names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def _cuda(traits: cuda_semantics.CudaTraits) -> Iterator[None]:
+    attention = cuda_semantics.attention_function(traits)
+    with (
+        fake_cuda(bfloat16=traits.bfloat16, capability=traits.capability, multiprocessors=traits.multiprocessors),
+        mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention),
+    ):
+        yield
+
+
+@contextlib.contextmanager
 def recording(spec: TraceSpec) -> Iterator[Recorder]:
-    """Fake CUDA, with a recorder on top, and the functions patched whose choice a CPU would make differently."""
+    """Fake CUDA (a fake CPU where the spec says so), with a recorder on top, and the functions patched whose choice a CPU would make differently."""
     traits = spec.device
     with contextlib.ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())
-        stack.enter_context(
-            fake_cuda(bfloat16=traits.bfloat16, capability=traits.capability, multiprocessors=traits.multiprocessors)
-        )
-        stack.enter_context(
-            mock.patch.object(
-                torch.nn.functional, "scaled_dot_product_attention", cuda_semantics.attention_function(traits)
-            )
-        )
+        if spec.on_cpu:
+            recorder = Recorder({}, {}, device="cpu")
+        else:
+            stack.enter_context(_cuda(traits))
+            recorder = Recorder(cuda_semantics.SCRATCH, cuda_semantics.bitsandbytes_replacements(traits))
+            recorder.workspace_sizes = {"cublas": traits.cublas_workspace, "cublaslt": traits.cublaslt_workspace}
         # Fake tensors here carry the values that masking code looks at, so nothing is "being traced" for it.
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(dora_on_meta())
         stack.enter_context(trainers.fused_head_on_cuda(spec))
         stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
-        recorder = Recorder(cuda_semantics.SCRATCH, cuda_semantics.bitsandbytes_replacements(traits))
-        recorder.workspace_sizes = {
-            "cublas": traits.cublas_workspace,
-            "cublaslt": traits.cublaslt_workspace,
-        }
         stack.enter_context(recorder)
         yield recorder
 
@@ -82,8 +86,14 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
 def trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
     """The tape of one run of the model with this config.json.
 
-    One step is traced (two for a plain loop, whose outputs live on into the next forward); optimizers are left out.
+    One step is traced (two for a plain loop, whose outputs live on into the next forward), and the first evaluation
+    where there is one; optimizers are left out.
     """
+    with flash_attention_2(spec):
+        return _trace(raw, spec)
+
+
+def _trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
     meta = build.build(raw, spec)
     with recording(spec) as recorder, trainers.module_kept(meta.base):
         build.materialise(meta)
@@ -120,6 +130,8 @@ def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
         places=layers.represent(cut.kept, cut.order),
         kept=cut.kept,
         workspaces=frozenset(workspaces),
+        on_host=frozenset(recorder.on_host & known),
+        streamed=frozenset(recorder.streamed & known),
     )
 
 
@@ -137,6 +149,8 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
         if spec.method != "full":
             anybase.enable_input_require_grads()
     trainers.prepare_head(base, spec)
+    if spec.trainer != "loop":
+        anybase.config.use_cache = False  # transformers/trainer.py sets it to args.use_cache, which is off by default
     model.train()
     marker.mark("prepare", "all")
     _cast_adapters(model, spec)
@@ -144,7 +158,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     parameters = [p for p in model.parameters() if p.requires_grad]
     vocabulary = anybase.get_input_embeddings().weight.shape[0]
     micro_steps = min(spec.grad_accum, 2)
-    with marker.watching(), activation_offloading(model, spec) as offload:
+    with marker.watching(), activation_offloading(model, spec, marker.recorder) as offload:
         for step in range(2 if spec.trainer == "loop" else 1):
             marker.step = step
             for micro_step in range(micro_steps):
@@ -164,6 +178,11 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             for parameter in parameters:
                 parameter.grad = None
             del loss
+        if spec.eval_batch_size is not None:
+            kept = None  # a function of its own evaluates: what the training loop's body held is gone
+            model.eval()
+            marker.mark("eval", "embedding")
+            trainers.evaluate(forward, model, spec, vocabulary)
     del kept
 
 

@@ -28,20 +28,23 @@ class Cut:
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """The list of decoder layers: the one with most parameters among those of full depth, outside other towers."""
+    """The list of decoder layers: the one with most parameters among those of full depth, outside other towers.
+
+    Models that are one encoder, made causal by their mask, have their layers in it.
+    """
     config: Any = model.config
     depth = getattr(config.get_text_config(decoder=True), "num_hidden_layers", None)
-    best: tuple[int, int, str, nn.ModuleList] | None = None
+    best: tuple[tuple[bool, bool, int], str, nn.ModuleList] | None = None
     for name, module in model.named_modules():
-        if not isinstance(module, nn.ModuleList) or not len(module) or any(tower in name for tower in _TOWERS):
+        if not isinstance(module, nn.ModuleList) or not len(module):
             continue
         size = sum(parameter.numel() for parameter in module.parameters())
-        rank = (int(len(module) == depth), size)
-        if best is None or rank > best[:2]:
-            best = (*rank, name, module)
+        rank = (not any(tower in name for tower in _TOWERS), len(module) == depth, size)
+        if best is None or rank > best[0]:
+            best = (rank, name, module)
     if best is None:
         raise ValueError(f"{type(model).__name__}: no list of layers found")
-    return best[2], best[3]
+    return best[1], best[2]
 
 
 def signature(layer: nn.Module) -> tuple[Any, ...]:
@@ -88,6 +91,11 @@ def _settings_at(model: nn.Module, depth: int, position: int) -> tuple[Any, ...]
     return tuple(found)
 
 
+def _reads_other_keys(layer: nn.Module) -> bool:
+    settings = (item for module in layer.modules() for item in vars(module).items())
+    return any("kv_shared" in key and value is not None and value is not False for key, value in settings)
+
+
 def choose(model: nn.Module, most: int = 24) -> Cut:
     """First and last layer and one inner layer of each kind, with the layers whose keys and values others reuse."""
     name, layers = decoder_layers(model)
@@ -106,8 +114,17 @@ def choose(model: nn.Module, most: int = 24) -> Cut:
                 source = getattr(module, key, None)
                 if isinstance(source, int) and 0 <= source < depth:
                     keep.add(source)
+    # Backward meets the last reader of another layer's keys first: it makes their gradient, the others add to it.
+    readers = {kind for kind, layer in zip(order, layers, strict=True) if _reads_other_keys(layer)}
+    keep |= {max(index for index in range(depth) if order[index] == kind) for kind in readers}
     kept = sorted(keep)[:most]
     return Cut(list_name=name, order=order, kept=tuple(kept))
+
+
+def choose_all(model: nn.Module) -> Cut:
+    """Every layer, for runs in which what one layer leaves lives on through several others."""
+    name, layers = decoder_layers(model)
+    return Cut(list_name=name, order=_kinds(model, layers), kept=tuple(range(len(layers))))
 
 
 def apply(model: nn.Module, cut: Cut) -> None:

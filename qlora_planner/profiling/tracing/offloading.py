@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.spec import TraceSpec
 
 
@@ -24,21 +25,26 @@ class _Stream:
 
 
 @contextlib.contextmanager
-def _stand_ins() -> Iterator[None]:
+def _stand_ins(recorder: Recorder) -> Iterator[None]:
     import trl.models.activation_offloading as offloading
 
-    stream = _Stream()
+    main = _Stream()
+
+    @contextlib.contextmanager
+    def on_stream(stream: _Stream) -> Iterator[None]:
+        before, recorder.side_stream = recorder.side_stream, stream is not main
+        try:
+            yield
+        finally:
+            recorder.side_stream = before
+
     device = SimpleNamespace(
         Stream=_Stream,
-        current_stream=lambda: stream,
-        default_stream=lambda: stream,
-        empty_cache=lambda: None,
-        stream=lambda _stream: contextlib.nullcontext(),
+        current_stream=lambda: main,
+        default_stream=lambda: main,
+        empty_cache=lambda: None,  # played from the run: memory/replay.py
+        stream=on_stream,
     )
-
-    def key(tensor: torch.Tensor) -> tuple[int, torch.dtype]:
-        return tensor.untyped_storage()._cdata + tensor.storage_offset(), tensor.dtype
-
     # The callback at the end of backward drops what leaving the context drops; the engine would want a stream for it.
     original = torch.autograd.Variable._execution_engine
     engine = SimpleNamespace(
@@ -47,7 +53,9 @@ def _stand_ins() -> Iterator[None]:
         is_checkpoint_valid=original.is_checkpoint_valid,
     )
     with (
-        mock.patch.object(offloading, "_get_unique_tensor_key", key),
+        # Storages of fake tensors have no address: their record's stands in, far apart for offsets to be added.
+        mock.patch.object(torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata << 40),
+        mock.patch.object(offloading, "torch", _NotingTorch(recorder)),
         mock.patch.object(torch.Tensor, "record_stream", lambda _tensor, _stream: None),
         mock.patch("torch.accelerator.current_accelerator", lambda *_args: torch.device("cuda")),
         mock.patch("torch.get_device_module", lambda _device: device),
@@ -56,13 +64,35 @@ def _stand_ins() -> Iterator[None]:
         yield
 
 
+class _NotingTorch:
+    """torch as trl's module sees it, telling the recorder of each tensor made on the host."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def _on_host(self, tensor: torch.Tensor) -> torch.Tensor:
+        self._recorder.born_on_host(tensor, "offloaded")
+        return tensor
+
+    def empty(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Space for a broadcast tensor's storage."""
+        return self._on_host(torch.empty(*args, **kwargs))
+
+    def empty_like(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Space for a tensor."""
+        return self._on_host(torch.empty_like(*args, **kwargs))
+
+
 @contextlib.contextmanager
-def activation_offloading(model: nn.Module, spec: TraceSpec) -> Iterator[Any]:
+def activation_offloading(model: nn.Module, spec: TraceSpec, recorder: Recorder) -> Iterator[Any]:
     """A context for each training step, and the stand-ins it needs for as long as tracing lasts."""
     if not spec.activation_offloading or spec.trainer != "trl-sft":
         yield contextlib.nullcontext()
         return
     from trl.models.activation_offloading import get_act_offloading_ctx_manager
 
-    with _stand_ins():
+    with _stand_ins(recorder):
         yield get_act_offloading_ctx_manager(model, use_pin_memory=False)

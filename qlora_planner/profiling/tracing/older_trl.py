@@ -56,6 +56,7 @@ def add_chunked_head(base: Any, spec: TraceSpec) -> None:
     scale = getattr(config, "logit_scale", 1.0)
     head = base.get_output_embeddings()
     widens = spec.trl_version < (1, 14)
+    balanced = bool(getattr(config, "output_router_logits", False))
 
     def chunk(hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
         logits = hidden.float() @ weight.float().t() if widens else (hidden @ weight.to(hidden.dtype).t()).float()
@@ -75,6 +76,8 @@ def add_chunked_head(base: Any, spec: TraceSpec) -> None:
     def forward(input_ids: Any = None, attention_mask: Any = None, labels: Any = None, **kwargs: Any) -> Any:
         items = kwargs.pop("num_items_in_batch", None)
         kwargs.pop("use_cache", None)
+        if balanced:
+            kwargs["output_router_logits"] = True
         outputs = base.base_model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False, **kwargs)
         states = outputs.last_hidden_state
         hidden = states[..., :-1, :].reshape(-1, states.size(-1))
@@ -95,6 +98,12 @@ def add_chunked_head(base: Any, spec: TraceSpec) -> None:
             )
             loss, correct, entropy = loss + part[0], correct + part[1], entropy + part[2]
         loss = loss / (valid.sum() if items is None else items)
+        if balanced:
+            from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
+
+            routers = outputs.router_logits
+            aux = load_balancing_loss_func(routers, config.num_experts, config.num_experts_per_tok, attention_mask)
+            loss = loss + config.router_aux_loss_coef * aux
         return {"loss": loss, "correct": correct, "entropy": entropy}
 
     base.forward = forward

@@ -56,11 +56,14 @@ class Recorder(TorchDispatchMode):
     out of place for fake tensors: such a sum takes over the storage of the summand that dies with it.
     """
 
-    def __init__(self, scratch: Mapping[Any, Scratch], replacements: Mapping[Any, Replacement]) -> None:
+    def __init__(
+        self, scratch: Mapping[Any, Scratch], replacements: Mapping[Any, Replacement], device: str = "cuda"
+    ) -> None:
         super().__init__()
         self.events: list[Event] = []
         self.segments: list[Segment] = []
         self.shadows = Shadows()
+        self._device = device
         self._scratch = scratch
         self._replacements = replacements
         self._counter = 0
@@ -73,6 +76,9 @@ class Recorder(TorchDispatchMode):
         self.in_backward = False
         self.workspace_sizes: dict[str, int] = {}
         self._workspaces: set[tuple[str, str]] = set()
+        self.side_stream = False  # whether what is born now belongs to a second stream's part of the cache
+        self.streamed: set[int] = set()
+        self.on_host: set[int] = set()
 
     # -- segments ---------------------------------------------------------------------------------------------------
     def mark(self, stage: str, name: str, layer: int = -1, step: int = 0, micro_step: int = 0) -> None:
@@ -102,12 +108,24 @@ class Recorder(TorchDispatchMode):
     # -- storages ---------------------------------------------------------------------------------------------------
     def born(self, tensor: Any, op: str) -> None:
         """Note the storage of a fake CUDA tensor that was not seen before."""
-        if not isinstance(tensor, FakeTensor) or tensor.fake_device.type != "cuda":
+        if not isinstance(tensor, FakeTensor) or tensor.fake_device.type != self._device:
             return
         storage = tensor.untyped_storage()
         address = storage._cdata
         if address in self._alive:
             return
+        self._note(storage, address, op)
+        if self.side_stream:
+            self.streamed.add(self._counter)
+
+    def born_on_host(self, tensor: Any, op: str) -> None:
+        """Note the storage of a fake CPU tensor that holds what was moved off the device."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive:
+            self._note(storage, storage._cdata, op)
+            self.on_host.add(self._counter)
+
+    def _note(self, storage: Any, address: int, op: str) -> None:
         size = storage.nbytes()
         self._counter += 1
         self._alive[address] = (self._counter, size)
@@ -175,22 +193,24 @@ class Recorder(TorchDispatchMode):
         kwargs = dict(kwargs or {})
         frame = caller_frame()
         by_engine = is_engine_frame(frame)
+        for arg in args:
+            # What a saved-tensor hook returns loses its device when autograd wraps it again.
+            if isinstance(arg, FakeTensor) and arg.fake_device.type == "meta":
+                arg.fake_device = torch.device(self._device, 0) if self._device == "cuda" else torch.device("cpu")
         if func is _DEVICE:
             return torch.device("cpu") if by_engine else args[0].fake_device
         self.settle()
         if by_engine and str(kwargs.get(_FACTORY_DEVICE_ARGUMENT)) == "cpu":
-            kwargs[_FACTORY_DEVICE_ARGUMENT] = torch.device("cuda")  # a derivative formula that asked us for a device
+            kwargs[_FACTORY_DEVICE_ARGUMENT] = torch.device(
+                self._device
+            )  # a derivative formula that asked us for a device
         if by_engine:
             func = ENGINE_IN_PLACE.get(func, func)
-            for arg in args:
-                # What a saved-tensor hook returns loses its device when the engine wraps it again.
-                if isinstance(arg, FakeTensor) and arg.fake_device.type == "meta":
-                    arg.fake_device = torch.device("cuda", 0)
         replacement = self._replacements.get(func)
         if replacement is not None:
             with self:
                 return replacement(*args, **kwargs)
-        if func is _GROUPED and args[0].dtype is not torch.bfloat16:
+        if func is _GROUPED and (args[0].dtype is not torch.bfloat16 or self._device == "cpu"):
             with self:
                 return grouped_mm(*args, **kwargs)
         if func in MASKED_INDEXING and has_mask(args):
@@ -199,7 +219,7 @@ class Recorder(TorchDispatchMode):
         if func is MASKED_SELECT:
             with self:
                 return masked_select(*args)
-        if func in MATRIX_PRODUCTS:
+        if func in MATRIX_PRODUCTS and self.workspace_sizes:
             # Only products with a bias vector fused in go through cuBLASLt.
             self._workspace(func is _BIASED or (func is _LINEAR and len(args) > 2 and args[2] is not None))
         known = self.shadows.answer(func, args, kwargs)
@@ -235,7 +255,7 @@ class Recorder(TorchDispatchMode):
         return result
 
     def _take_over(self, result: Any, args: Sequence[Any]) -> bool:
-        if not isinstance(result, FakeTensor) or result.fake_device.type != "cuda":
+        if not isinstance(result, FakeTensor) or result.fake_device.type != self._device:
             return False
         summands = tuple(arg.untyped_storage()._cdata for arg in args if isinstance(arg, FakeTensor))
         storage = result.untyped_storage()

@@ -24,6 +24,7 @@ class SegmentMarker:
         self._inside = 0
         self._after_last = False
         self._forward = False
+        self._stage = ""
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
@@ -44,7 +45,8 @@ class SegmentMarker:
 
     def mark(self, stage: str, name: str, layer: int = -1) -> None:
         """A segment that no hook announces."""
-        self._forward = stage == "forward"
+        self._forward = stage in ("forward", "eval")
+        self._stage = stage
         self._inside, self._after_last = 0, False
         self.recorder.in_backward = stage == "backward"
         self.recorder.mark(stage, name, layer, self.step, self.micro_step)
@@ -53,7 +55,7 @@ class SegmentMarker:
         if not self._forward:
             return
         self._inside += 1
-        self.recorder.mark("forward", "layer", index, self.step, self.micro_step)
+        self.recorder.mark(self._stage, "layer", index, self.step, self.micro_step)
         self._hook(args, kwargs, index - 1)
 
     def _leave(self, index: int) -> None:
@@ -64,7 +66,7 @@ class SegmentMarker:
     def _any_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._forward and self._after_last and not self._inside:
             self._after_last = False
-            self.recorder.mark("forward", "head", -1, self.step, self.micro_step)
+            self.recorder.mark(self._stage, "head", -1, self.step, self.micro_step)
             self._hook(args, {}, len(self._layers) - 1)
 
     def _hook(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> None:

@@ -17,6 +17,7 @@ class TraceSpec:
     quant: str = "nf4"  # nf4, fp4, int8, none
     double_quant: bool = True
     compute_dtype: str = "bfloat16"
+    load_dtype: str = "bfloat16"
     batch_size: int = 1
     seq_len: int = 1024
     grad_accum: int = 1
@@ -33,8 +34,17 @@ class TraceSpec:
     liger: bool = False
     activation_offloading: bool = False
     padding: bool = False
+    packing: bool = False
+    modules_to_save: tuple[str, ...] = ()
+    eval_batch_size: int | None = None
     trl: str = "1.16.0"
     device: CudaTraits = field(default_factory=CudaTraits)
+    on_cpu: bool = False  # what a CPU allocates: no rule of the cuda_* modules, so that real CPU events can judge it
+
+    @property
+    def device_name(self) -> str:
+        """Where tensors are."""
+        return "cpu" if self.on_cpu else "cuda"
 
     @property
     def autocast(self) -> bool:
@@ -48,15 +58,15 @@ class TraceSpec:
 
     @classmethod
     def of(cls, run: RunConfig, stack: Mapping[str, str], device: CudaTraits | None = None) -> TraceSpec:
-        """From a resolved run; raises ValueError for an option that tracing does not follow yet."""
+        """From a resolved run on these library versions and this device."""
         targets = run.target_modules or "all-linear"
-        if run.packing or run.modules_to_save or run.attention == "flash_attention_2":
-            raise ValueError("packing, modules_to_save and flash_attention_2 are not traced")
+        saved = (name.strip() for name in (run.modules_to_save or "").split(","))
         return cls(
             method=run.method,
             quant=run.quant or "none",
             double_quant=run.double_quant,
             compute_dtype=run.compute_dtype or "bfloat16",
+            load_dtype=run.load_dtype or "bfloat16",
             batch_size=run.batch_size,
             seq_len=run.seq_len,
             grad_accum=run.grad_accum,
@@ -73,6 +83,9 @@ class TraceSpec:
             liger=run.liger,
             activation_offloading=run.activation_offloading,
             padding=bool(run.padding),
+            packing=run.packing,
+            modules_to_save=tuple(name for name in saved if name),
+            eval_batch_size=run.eval_batch_size,
             trl=stack.get("trl", "1.16.0"),
             device=device or CudaTraits(),
         )

@@ -1,0 +1,92 @@
+"""Predictions for runs that were measured: from their trace, and by closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.evidence import Measurement
+from qlora_planner.evidence.calibration import TRACED, Prediction, card_slug
+
+if TYPE_CHECKING:
+    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.profile import ModelProfile
+
+TRAINING = ("forward", "loss", "backward", "optimizer")
+Tell = Callable[[str], None]
+
+
+def prediction_of(answer: MemoryEstimate) -> Prediction:
+    """The figures of an estimate that measurements are set beside."""
+    phases = [phase for phase in answer.phases if phase.name in TRAINING]
+    return Prediction(
+        footing=answer.footing,
+        allocated_bytes=max(phase.allocated_bytes or 0 for phase in phases),
+        reserved_bytes=max(phase.reserved_bytes or 0 for phase in phases),
+        device_bytes=answer.peak.device_bytes,
+    )
+
+
+def card_of(measurement: Measurement) -> GpuSpec | None:
+    """The card that a measurement was made on: the catalogue's, else what the driver told; None for none."""
+    from qlora_planner.api import load_gpu
+    from qlora_planner.hardware import GpuSpec
+
+    card = measurement.gpu
+    if card is None:
+        return None
+    slug = card_slug(card.name)
+    try:
+        return load_gpu(slug)
+    except InputError:
+        capability = card.compute_capability
+        return GpuSpec(
+            name=slug,
+            label=card.name,
+            memory_bytes=card.capacity_bytes or 0,
+            form="local",
+            compute_capability=capability,
+            bf16=None if capability is None else int(capability.partition(".")[0]) >= 8,
+        )
+
+
+def profile_of(measurement: Measurement, tell: Tell) -> ModelProfile:
+    """The profile of a measured model: of the config that was kept with it, else the catalogue's of that name.
+
+    Raises MissingError where neither is at hand.
+    """
+    from qlora_planner import api
+    from qlora_planner.sources.configs import RawConfig, config_sha256
+
+    if measurement.config is None:
+        profile = api.load_model(measurement.model, build="never", warn=tell)
+        if profile.config_sha256 != measurement.config_sha256:
+            raise MissingError(f"{measurement.model}: the catalogue's config is not the one that was measured")
+        return profile
+    # A copy: transformers completes nested parts of a config in place.
+    config = deepcopy(dict(measurement.config))
+    return api.profile_of(
+        RawConfig(id=measurement.model, config=config, sha256=config_sha256(config), origin="evidence"), warn=tell
+    )
+
+
+def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
+    """What is predicted now for a measured run: from its trace where that can be had, and by closed forms.
+
+    Raises MissingError for a model that cannot be profiled, InputError for a run that contradicts itself.
+    """
+    from qlora_planner.api import tape_for
+    from qlora_planner.memory.estimate import estimate
+
+    profile, gpu = profile_of(measurement, tell), card_of(measurement)
+    run = measurement.run
+    found = [] if run.eval_batch_size else [prediction_of(estimate(profile, run, gpu))]
+    tape = tape_for(profile, run, gpu, tell=tell)
+    if tape is not None:
+        traced = prediction_of(estimate(profile, run, gpu, tape=tape))
+        found.insert(0, replace(traced, footing=TRACED))
+    return found

@@ -1,0 +1,108 @@
+"""Where a verification can run: packages, the card, who else is on it, the limit that stands for another card."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.cli.values import Output, parse_memory
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.run import RunConfig
+from qlora_planner.units import format_mib
+
+if TYPE_CHECKING:
+    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.memory import MemoryEstimate
+
+# Less than this may be the driver's own.
+_NOTICED_BYTES = 256 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The card that a verification runs on; None on the CPU. `others_bytes` are in use by other processes."""
+
+    gpu: GpuSpec
+    others_bytes: int
+    cap_bytes: int | None
+    processes: tuple[int, ...]
+
+
+def check_packages(run: RunConfig) -> None:
+    """Raises MissingError with the line that installs what this run imports."""
+    from importlib.util import find_spec
+
+    needed = ["torch", "transformers", "accelerate", "bitsandbytes", "peft"]
+    needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
+    needed += ["liger_kernel"] if run.liger else []
+    needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
+    missing = [name for name in needed if find_spec(name) is None]
+    if missing:
+        raise MissingError(f"missing here: {', '.join(missing)}; pip install 'qlora-planner[train]'")
+
+
+def place_of(given: dict[str, Any], output: Output) -> Place:
+    """This machine's card, and the limit that makes it behave like the one asked for.
+
+    Raises MissingError without a card, and for one that is smaller than the one asked for.
+    """
+    from qlora_planner import api
+    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.measure.nvml import local_gpu
+    from qlora_planner.memory.verdict import context_of
+
+    local = local_gpu()
+    gpu = _catalogued(local.spec)
+    cap = None if given.get("cap") is None else parse_memory(str(given["cap"]), "--cap")
+    text = given.get("gpu")
+    if text is not None and text.strip().lower() != "local":
+        asked = api.load_gpu(text, profiles=output.profiles)
+        if asked.memory_bytes > gpu.memory_bytes:
+            raise MissingError(
+                f"{asked.label} has {format_mib(asked.memory_bytes)}, the card here only"
+                f" {format_mib(gpu.memory_bytes)}: {gpu.label} can stand for smaller cards alone"
+            )
+        context = context_of(gpu, api.calibration(output.profiles))
+        reserve = 0 if given.get("reserve") is None else parse_memory(str(given["reserve"]), "--reserve", zero=True)
+        left = usable_bytes(asked, reserve)[0] - context.first_tensor_bytes - context.kernels_bytes
+        if left <= 0:
+            raise InputError(f"--gpu: {asked.label} leaves nothing beside a context of this card")
+        cap = left if cap is None else min(cap, left)
+        output.warn(f"torch is limited to {format_mib(cap)}, what {asked.label} leaves after the context")
+    if cap is not None and cap > gpu.memory_bytes:
+        raise InputError(f"--cap: {format_mib(cap)} is more than the card's {format_mib(gpu.memory_bytes)}")
+    pids = tuple(process.pid for process in local.reading.processes or ())
+    return Place(gpu=gpu, others_bytes=local.reserve_bytes, cap_bytes=cap, processes=pids)
+
+
+def _catalogued(spec: GpuSpec) -> GpuSpec:
+    """The catalogue's card of that name, which knows CUDA's own total, where it has the same memory."""
+    from qlora_planner import api
+
+    try:
+        known = api.load_gpu(spec.name)
+    except InputError:
+        return spec
+    return known if known.memory_bytes == spec.memory_bytes else spec
+
+
+def check_room(place: Place, predicted: MemoryEstimate, output: Output) -> None:
+    """Raises MissingError where the run cannot even load, or where others hold what it needs."""
+    from qlora_planner.hardware import usable_bytes
+
+    whole = usable_bytes(place.gpu)[0]
+    if predicted.static.after_load > whole:
+        raise MissingError(
+            f"{place.gpu.label} is too small: the weights alone take {format_mib(predicted.static.after_load)}"
+            f" of {format_mib(whole)}"
+        )
+    if place.others_bytes and predicted.floor_bytes <= whole < predicted.floor_bytes + place.others_bytes:
+        who = f" (processes {', '.join(map(str, place.processes[:4]))})" if place.processes else ""
+        raise MissingError(
+            f"{place.gpu.label} is in use by others{who}: they hold {format_mib(place.others_bytes)}, and this run"
+            f" needs {format_mib(predicted.floor_bytes)} of {format_mib(whole)}"
+        )
+    if place.processes or place.others_bytes >= _NOTICED_BYTES:
+        output.warn(f"others hold {format_mib(place.others_bytes)} of the card: step times do not count")
+    if predicted.verdict == "does-not-fit":
+        output.warn(f"predicted to run out of memory: it needs {format_mib(predicted.floor_bytes)}")

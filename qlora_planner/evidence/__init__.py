@@ -1,0 +1,15 @@
+"""Evidence: what was measured on real hardware, as records."""
+
+from qlora_planner.evidence.readings import MEASURED_PHASES, CardReading, HostReading, NvmlReading, PhaseReading
+from qlora_planner.evidence.records import SCHEMA, UNATTRIBUTED, Measurement
+
+__all__ = [
+    "MEASURED_PHASES",
+    "SCHEMA",
+    "UNATTRIBUTED",
+    "CardReading",
+    "HostReading",
+    "Measurement",
+    "NvmlReading",
+    "PhaseReading",
+]

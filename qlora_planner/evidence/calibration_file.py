@@ -1,0 +1,75 @@
+"""Reading a calibration back from its JSON, with all faults of the file in one line."""
+
+from __future__ import annotations
+
+from math import isfinite
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, SCHEMA, Calibration, CardContext
+from qlora_planner.profile.faults import plain, quoted, refuse
+
+_CONTEXT = ("first_tensor_bytes", "kernels_bytes", "low_bytes", "high_bytes", "count")
+_KEYS = {"schema", "created", "contexts", "residuals", "stack"}
+
+
+def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
+    """Read `Calibration.to_dict` back.
+
+    Raises InputError naming `where` and all that is wrong.
+    """
+    if type(raw) is not dict or raw.get("schema") != SCHEMA:
+        found = raw.get("schema") if type(raw) is dict else raw
+        raise InputError(
+            f"{plain(where)}: schema must be {SCHEMA}, not {quoted(found)}; `make calibration` rebuilds it"
+        )
+    faults = [f"unknown key {quoted(key)}" for key in raw if key not in _KEYS]
+    if type(raw.get("created")) is not str:
+        faults.append("created must be an ISO date")
+    stack = raw.get("stack", {})
+    if type(stack) is not dict or not all(type(version) is str for version in stack.values()):
+        faults.append("stack must map packages to versions")
+    contexts, residuals = raw.get("contexts"), raw.get("residuals")
+    faults += _context_faults(contexts) + _residual_faults(residuals)
+    if faults or type(contexts) is not dict or type(residuals) is not dict:
+        refuse(faults, where)
+    return Calibration(
+        created=raw["created"],
+        contexts={card: CardContext(**figures) for card, figures in contexts.items()},
+        residuals={
+            footing: {figure: tuple(map(float, values)) for figure, values in figures.items()}
+            for footing, figures in residuals.items()
+        },
+        stack=stack,
+    )
+
+
+def _context_faults(contexts: Any) -> list[str]:
+    if type(contexts) is not dict:
+        return ["contexts must map cards to figures"]
+    faults = []
+    for card, figures in contexts.items():
+        if type(figures) is not dict or set(figures) != set(_CONTEXT):
+            faults.append(f"contexts.{card} must have {', '.join(_CONTEXT)}")
+        elif not all(type(figure) is int and figure >= 0 for figure in figures.values()):
+            faults.append(f"contexts.{card} must hold whole numbers from 0")
+    return faults
+
+
+def _residual_faults(residuals: Any) -> list[str]:
+    if type(residuals) is not dict:
+        return ["residuals must map footings to figures"]
+    faults = []
+    for footing, figures in residuals.items():
+        if footing not in FOOTINGS or type(figures) is not dict:
+            faults.append(f"residuals.{footing} must be one of {', '.join(FOOTINGS)}, with figures")
+            continue
+        for figure, values in figures.items():
+            place = f"residuals.{footing}.{figure}"
+            if figure not in FIGURES:
+                faults.append(f"{place} must be one of {', '.join(FIGURES)}")
+            elif type(values) is not list or not all(type(v) in (int, float) and isfinite(v) for v in values):
+                faults.append(f"{place} must be a list of numbers")
+            elif any(value <= -1 for value in values) or values != sorted(values):
+                faults.append(f"{place} must be ascending, and above -1")
+    return faults

@@ -1,0 +1,124 @@
+"""The measuring child: `python -m qlora_planner.measure.child SPEC.json OUT.json [--with-parent]`.
+
+SPEC.json is a `ChildSpec`; OUT.json becomes a `Measurement`. Progress goes to stdout, one JSON object a line:
+`{"event": "phase"|"step"|"memory"|"result", "elapsed_s": ..., ...}`. What libraries print goes to stderr.
+Exit codes: 0 measured (an out-of-memory is a measurement), 2 bad specification, 3 something is missing, 4 the run
+failed otherwise, 130 interrupted; a failed run has its OUT.json too. With --with-parent it dies when its parent does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.measure import process
+from qlora_planner.measure.spec import ChildSpec
+from qlora_planner.train.options import environment
+
+_EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}
+# The sampler reads fifty times a second; nobody watches more often than this.
+_MEMORY_LINES_S = 0.25
+
+
+class Lines:
+    """Progress as JSON lines; several threads may tell."""
+
+    def __init__(self, out: TextIO) -> None:
+        self._out, self._lock = out, threading.Lock()
+        self._started = time.monotonic()
+        self._last_memory = 0.0
+
+    def tell(self, event: str, facts: Mapping[str, Any]) -> None:
+        """Write one line, unless it is a memory reading too soon after another."""
+        elapsed = time.monotonic() - self._started
+        with self._lock:
+            if event == "memory":
+                if elapsed - self._last_memory < _MEMORY_LINES_S:
+                    return
+                self._last_memory = elapsed
+            print(json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **facts}), file=self._out, flush=True)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the specification named on the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    paths = [argument for argument in given if not argument.startswith("--")]
+    if len(paths) != 2 or set(given) - set(paths) - {"--with-parent"}:
+        print("usage: python -m qlora_planner.measure.child SPEC.json OUT.json [--with-parent]", file=sys.stderr)
+        return 2
+    if "--with-parent" in given:
+        process.die_with_parent()
+    lines = Lines(_own_stdout())
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: still say how far it came
+    try:
+        spec = _read(paths[0])
+        _set_environment(spec)
+        # Imported only now: torch reads the allocator's settings when it is imported.
+        from qlora_planner.measure.execution import Execution
+
+        measurement = Execution(spec, lines.tell).measure()
+    except PlannerError as error:
+        print(str(error), file=sys.stderr)
+        lines.tell("refused", {"message": str(error), "exit_code": error.exit_code})
+        return error.exit_code
+    _write(Path(paths[1]), measurement.to_dict())
+    lines.tell("result", {"outcome": measurement.outcome, "phase": measurement.failed_phase})
+    return _EXIT[measurement.outcome]
+
+
+def _own_stdout() -> TextIO:
+    """The real stdout for progress; whatever else is printed in this process goes to stderr."""
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return out
+
+
+def _read(path: str) -> ChildSpec:
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return ChildSpec.from_dict(raw, path)
+
+
+def _set_environment(spec: ChildSpec) -> None:
+    for name, value in environment(spec.run).items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if spec.device == "cuda":
+        _show_one_card(spec.gpu_index)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        # torch's profiler hears of allocations on the thread that started it, not on a loader's workers.
+        os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+
+
+def _show_one_card(index: int) -> None:
+    """Leave one card visible, in NVML's order: transformers would spread a run over all that it sees."""
+    os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
+    if not names:
+        raise MissingError(f"GPU {index} is not here: CUDA_VISIBLE_DEVICES={visible!r}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = names[0]
+
+
+def _write(path: Path, document: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(document), encoding="utf-8")
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,157 @@
+"""Explicit choices that the stack refuses: each a blocking problem with its cause and the nearest run that works.
+
+What a class or PEFT refuses was asked of the installed code when the model was profiled (`ModelProfile.refusals`); here
+are the rules of trainers, optimizers and kernels, each from the library's own check.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
+from qlora_planner.errors import InputError
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.records import Problem
+from qlora_planner.memory.static import targeted, trainable_tensors
+from qlora_planner.memory.training import training_dtype
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+# flash-attn's forward refuses wider heads (flash_api.cpp, mha_fwd).
+FLASH_WIDEST_HEAD = 256
+# bitsandbytes: LLM.int8 needs Turing's int8 tensor cores; FlashAttention-2 needs Ampere.
+INT8_CAPABILITY, FLASH_CAPABILITY = 7.5, 8.0
+
+
+def refusals(profile: ModelProfile, run: RunConfig, stack: dict[str, str], gpu: GpuSpec | None) -> Iterator[Problem]:
+    """Every reason why `run`, resolved, does not work on this stack and card."""
+    yield from _of_class(profile, run)
+    yield from _of_trainer(profile, run, stack)
+    yield from _of_card(run, gpu)
+    yield from _of_optimizer(profile, run, stack)
+
+
+def _refuse(code: str, message: str, fix: str) -> Problem:
+    return Problem(code=code, message=message, fix=fix, blocking=True)
+
+
+def refusal(error: Exception) -> Problem:
+    """What tracing met in the installed libraries, as a problem."""
+    return _refuse("library-refused", str(error), "another --target-modules, --attention, --quant or --trainer")
+
+
+def on_parameters(profile: ModelProfile, run: RunConfig) -> bool:
+    """Whether the run's adapters wrap bare parameters (fused experts), for which PEFT has fewer options."""
+    try:
+        return any(tensor.on_parameter for tensor in targeted(profile, run))
+    except InputError:  # names that match nothing are refused where they are used, with what exists
+        return False
+
+
+def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
+    if run.quant == "int8" and "int8" in profile.refusals:
+        yield _refuse("int8-refused", profile.refusals["int8"], "--quant nf4")
+    if run.method != "full" and run.dora and "dora" in profile.refusals and on_parameters(profile, run):
+        yield _refuse("dora-refused", profile.refusals["dora"], "--no-dora, or --target-modules attention")
+    rows = profile.dims.get("position_rows")
+    if rows and run.seq_len > rows:
+        yield _refuse(
+            "beyond-positions",
+            f"{profile.class_name} has {int(rows):,} positions and fails on the next one",
+            f"--seq-len {int(rows)}",
+        )
+    widest = max(int(profile.dims.get(name) or 0) for name in ("head_dim", "global_head_dim"))
+    if run.attention == "flash_attention_2" and widest > FLASH_WIDEST_HEAD:
+        yield _refuse(
+            "attention-refused",
+            f"FlashAttention-2 takes heads of at most {FLASH_WIDEST_HEAD} dimensions and this model has {widest}",
+            "--attention sdpa" if profile.supports.get("sdpa") else "--attention eager",
+        )
+
+
+def _of_trainer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) -> Iterator[Problem]:
+    if run.trainer != "trl-sft":
+        for option, on in (("packing", run.packing), ("activation-offloading", run.activation_offloading)):
+            if on:
+                yield _refuse(f"{option}-refused", f"{run.trainer} has no {option}", "--trainer trl-sft")
+    elif "trl-sft" in profile.refusals:
+        yield _refuse("trainer-refused", profile.refusals["trl-sft"], "--trainer hf-trainer")
+    row, _ = trainer_row(run.trainer or "trl-sft", stack)
+    if run.trainer == "trl-sft" and _adapts_head(profile, run) and _scores_in_head(stack):
+        yield _refuse(
+            "targets-refused",
+            "trl from 1.15 reads the output head's weight itself, so an adapter on it would never be trained",
+            "--trainer hf-trainer, or --target-modules all-linear",
+        )
+    if run.compute_dtype != "float16" or not row.autocast:
+        return
+    # torch.amp.GradScaler unscales float32 gradients only: bfloat16 has no kernel, float16 is refused outright.
+    halves = {
+        training_dtype(dtype, run, row, shape)
+        for shape, dtype, _ in _trainable(profile, run)
+        if training_dtype(dtype, run, row, shape) != "float32"
+    }
+    if not halves:
+        return
+    if run.method == "full":
+        why, fix = "full fine-tuning trains 16-bit weights", "--trainer loop, or --compute-dtype bfloat16"
+    elif run.quant != "none" and row.adapters_bfloat16:
+        why, fix = "trl-sft casts the adapters of a quantised base to bfloat16", "--trainer hf-trainer"
+    else:
+        why, fix = "modules_to_save trains 16-bit copies", "--upcast, or --compute-dtype bfloat16"
+    yield _refuse("float16-gradients", f"{why}, whose gradients the float16 GradScaler cannot unscale", fix)
+
+
+def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[tuple[tuple[int, ...], str, int]]:
+    try:
+        return trainable_tensors(profile, run)
+    except InputError:  # refused where the names are used
+        return ()
+
+
+def _scores_in_head(stack: dict[str, str]) -> bool:
+    return trainer_row("trl-sft", stack)[1].kind == "fused"
+
+
+def _adapts_head(profile: ModelProfile, run: RunConfig) -> bool:
+    wanted = (run.target_modules or "").split(",")
+    heads = {group.name.rpartition(".")[0] for group in profile.tensors if group.role == "output_head"}
+    return any(head == name or head.endswith("." + name) for head in heads for name in wanted if name)
+
+
+def _of_card(run: RunConfig, gpu: GpuSpec | None) -> Iterator[Problem]:
+    if gpu is None or gpu.compute_capability is None or gpu.vendor != "nvidia":
+        return
+    capability = float(gpu.compute_capability)
+    if run.attention == "flash_attention_2" and capability < FLASH_CAPABILITY:
+        yield _refuse(
+            "attention-refused",
+            f"FlashAttention-2 needs compute capability {FLASH_CAPABILITY} and {gpu.label} has {capability}",
+            "--attention sdpa",
+        )
+    if run.quant == "int8" and capability < INT8_CAPABILITY:
+        yield _refuse(
+            "int8-refused",
+            f"LLM.int8 needs compute capability {INT8_CAPABILITY} and {gpu.label} has {capability}",
+            "--quant nf4",
+        )
+
+
+def _of_optimizer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) -> Iterator[Problem]:
+    optimizer = find_optimizer(run.optimizer)
+    if optimizer is None or optimizer.bfloat16_gradients:
+        return
+    row, _ = trainer_row(run.trainer or "trl-sft", stack)
+    for shape, created, _ in _trainable(profile, run):
+        numel = 1
+        for size in shape:
+            numel *= size
+        small = optimizer.bits == 32 or numel < MIN_8BIT_ELEMENTS
+        if small and training_dtype(created, run, row, shape) == "bfloat16":
+            yield _refuse(
+                "optimizer-refused",
+                f"bitsandbytes has no 32-bit {run.optimizer} step for bfloat16 gradients, which this run has",
+                "--optimizer paged_adamw_8bit, or --trainer hf-trainer",
+            )
+            return

@@ -1,0 +1,166 @@
+"""Allocated bytes of many runs at once, from one tape: live blocks counted by size, each size rounded on its own.
+
+A moment of a step is how many blocks of each size polynomial are alive. Allocated bytes are the sum of count times size
+rounded up to 512 bytes, which one run and an array of runs work out alike. Blocks that the cache hands out whole,
+although larger than asked for, are the allocator simulation's business and not counted here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, block_bytes
+from qlora_planner.memory.training import TrainingState
+from qlora_planner.profile.tape import Term
+from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+PHASES = ("forward", "loss", "backward", "optimizer")
+# Columns of a moment behind those of the tape's sizes: what the optimizer holds and makes.
+STATES, SCRATCH, NORMS = -1, -2, -3
+_EXACT_FLOAT = 1 << 53
+
+Row = tuple[tuple[int, int], ...]  # (column, count) of what is alive; negative columns as above
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fixed:
+    """Bytes that a rank decides and batch and sequence do not, each tensor rounded to blocks.
+
+    `held`: weights and trained tensors. `states`: optimizer states. `scratch`: what one optimizer step makes.
+    `norms`: gradient norms while clipping.
+    """
+
+    held: int
+    states: int
+    scratch: int
+    norms: int
+
+    @classmethod
+    def of(cls, weights_bytes: int, state: TrainingState, tensors: int, run: RunConfig) -> Fixed:
+        """From the bytes of weights that are not trained and the `tensors` that are."""
+        clipped = tensors * MIN_BLOCK_BYTES + block_bytes(4 * tensors)
+        return cls(
+            held=weights_bytes + state.weights,
+            states=state.optimizer,
+            scratch=state.step_temporaries,
+            norms=0 if run.trainer == "loop" else clipped,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Moments:
+    """By phase, every moment that no other one reaches in every run: no run's peak can lie elsewhere.
+
+    `workspaces` are the columns of cuBLAS handles, which differ by card: see `on`.
+    """
+
+    sizes: tuple[tuple[Term, ...], ...]
+    rows: Mapping[str, tuple[Row, ...]]
+    workspaces: tuple[int, ...] = ()
+
+    def on(self, workspace_bytes: int) -> Moments:
+        """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
+        taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
+        sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
+        return replace(self, sizes=sizes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready, compact: a row is column, count, column, count and so on."""
+        return {
+            "sizes": [[[n, d, *m] for n, d, m in terms] for terms in self.sizes],
+            "rows": {phase: [[x for pair in row for x in pair] for row in rows] for phase, rows in self.rows.items()},
+            "workspaces": list(self.workspaces),
+        }
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> Moments:
+        """Read back what `to_dict` wrote."""
+        return cls(
+            sizes=tuple(tuple((n, d, (b, s, r)) for n, d, b, s, r in terms) for terms in raw["sizes"]),
+            rows={
+                phase: tuple(tuple(zip(row[::2], row[1::2], strict=True)) for row in rows)
+                for phase, rows in raw["rows"].items()
+            },
+            workspaces=tuple(raw["workspaces"]),
+        )
+
+    def allocated_phases(self, batch_size: int, seq_len: int, rank: int, fixed: Fixed) -> dict[str, int]:
+        """The most bytes allocated in each training phase of one run."""
+        values = [rounded_bytes(terms, batch_size, seq_len, rank) for terms in self.sizes]
+        values += [fixed.norms, fixed.scratch, fixed.states]  # columns -3, -2, -1
+        return {
+            phase: fixed.held + max(sum(values[column] * count for column, count in row) for row in rows)
+            for phase, rows in self.rows.items()
+        }
+
+    def allocated_sweep(
+        self, batch_size: Any, seq_len: Any, rank: Any, fixed: Mapping[int, Fixed]
+    ) -> dict[str, NDArray[np.int64]]:
+        """The same for arrays of runs, shape (runs,) each; `fixed` by rank. Equal to the byte.
+
+        Raises InputError for sizes beyond what 53 bits hold, or a rank that `fixed` lacks.
+        """
+        import numpy as np  # late: estimates of single runs do without it
+
+        batch, seq, ranks = np.broadcast_arrays(*(np.asarray(a, dtype=np.int64) for a in (batch_size, seq_len, rank)))
+        top = tuple(int(a.max()) for a in (batch, seq, ranks))
+        if any(_magnitude(terms, top) >= _EXACT_FLOAT for terms in self.sizes):
+            raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
+        powers = {m: batch ** m[0] * seq ** m[1] * ranks ** m[2] for terms in self.sizes for _, _, m in terms}
+        present, where = np.unique(ranks, return_inverse=True)
+        missing = [int(r) for r in present if int(r) not in fixed]
+        if missing:
+            raise InputError(f"no adapter bytes for ranks {missing}: give them in `fixed`")
+        per_rank = [fixed[int(r)] for r in present]
+
+        def spread(name: str) -> NDArray[np.int64]:
+            by_rank: NDArray[np.int64] = np.array([getattr(one, name) for one in per_rank], dtype=np.int64)
+            return by_rank[where.reshape(ranks.shape)]
+
+        width = len(self.sizes)
+        # In blocks of 512 bytes: whole numbers far below 2**53, so that a float product adds them exactly.
+        table = np.empty((width + 3, batch.size), dtype=np.float64)
+        for index, terms in enumerate(self.sizes):
+            whole, denominator = _common(terms)
+            total = sum((n * powers[m] for n, m in whole), start=np.zeros(batch.size, dtype=np.int64))
+            table[index] = np.maximum(0, -(-total // (denominator * MIN_BLOCK_BYTES)))
+        for offset, name in enumerate(("norms", "scratch", "states")):
+            table[width + offset] = spread(name) // MIN_BLOCK_BYTES
+        held = spread("held")
+        found = {}
+        for phase, rows in self.rows.items():
+            counts = np.zeros((len(rows), width + 3))
+            for at, row in enumerate(rows):
+                for column, count in row:
+                    counts[at, column] = count
+            found[phase] = held + (counts @ table).max(axis=0).astype(np.int64) * MIN_BLOCK_BYTES
+        return found
+
+
+def _common(terms: Sequence[Term]) -> tuple[list[tuple[int, tuple[int, int, int]]], int]:
+    denominator = 1
+    for _, d, _ in terms:
+        denominator *= d
+    return [(n * (denominator // d), m) for n, d, m in terms], denominator
+
+
+def rounded_bytes(terms: Sequence[Term], batch: int, seq: int, rank: int) -> int:
+    """A size polynomial at one run's numbers, rounded up to whole blocks."""
+    whole, denominator = _common(terms)
+    total: int = sum(n * batch ** m[0] * seq ** m[1] * rank ** m[2] for n, m in whole)
+    return max(0, -(-total // (denominator * MIN_BLOCK_BYTES))) * MIN_BLOCK_BYTES
+
+
+def _magnitude(terms: Sequence[Term], top: tuple[int, ...]) -> int:
+    total = 0
+    for n, power in _common(terms)[0]:
+        total += abs(n) * prod(value**p for value, p in zip(top, power, strict=True))
+    return total

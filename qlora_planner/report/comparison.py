@@ -1,0 +1,132 @@
+"""Predicted beside measured for one verification: by phase, for the process and the card, and by component."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
+from qlora_planner.memory.records import Component
+from qlora_planner.report.accuracy import phase_figure, training_peak
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compared:
+    """One figure in bytes, predicted and measured; None where it was not."""
+
+    name: str
+    predicted: int | None
+    measured: int | None
+
+    @property
+    def residual(self) -> float | None:
+        """measured / predicted - 1."""
+        if self.predicted is None or self.measured is None or self.predicted == 0:
+            return None
+        return self.measured / self.predicted - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "name": self.name,
+            "predicted_bytes": self.predicted,
+            "measured_bytes": self.measured,
+            "residual": self.residual,
+        }
+
+
+# A measured phase, and the predicted ones it holds: torch cannot be asked between a forward and its loss.
+_PHASES: dict[str, tuple[str, ...]] = {
+    "load": ("load",),
+    "prepare": ("prepare",),
+    "adapters": ("adapters",),
+    "forward": ("forward", "loss"),
+    "backward": ("backward",),
+    "optimizer": ("optimizer",),
+    "eval": ("eval",),
+    "save": ("save",),
+}
+
+
+# What a CPU holds as a card does; the rest is scratch of its own kernels, and what only a card has.
+_ALSO_ON_CPU = (
+    Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS, Component.ADAPTERS,
+    Component.OPTIMIZER_STATES, Component.CHECKPOINTS,
+)  # fmt: skip
+
+
+def compared_static(one: Measurement) -> list[Compared]:
+    """What is alive after loading, preparing and adding adapters."""
+    predicted = (one.predicted or {}).get("static_bytes") or {}
+    return [
+        Compared(name=name, predicted=predicted.get(f"after_{key}"), measured=one.phases[key].live_bytes)
+        for key, name in (("load", "after loading"), ("prepare", "after preparing"), ("adapters", "after adapters"))
+        if key in one.phases
+    ]
+
+
+def compared_phases(one: Measurement, figure: str) -> list[Compared]:
+    """Every phase that was measured, by `allocated_bytes` or `reserved_bytes`, and the training as a whole.
+
+    A CPU's peaks have no prediction: the estimate is of a card.
+    """
+    found = []
+    estimate = one.predicted if one.device == "cuda" else None
+    for name, parts in _PHASES.items():
+        if name not in one.phases:
+            continue
+        predicted = None
+        if estimate is not None:
+            sizes = [phase_figure(estimate, part, figure) for part in parts]
+            predicted = max((size for size in sizes if size is not None), default=None)
+        found.append(Compared(name=name, predicted=predicted, measured=getattr(one.phases[name], figure)))
+    if "training" in one.phases:
+        whole = None if estimate is None else training_peak(estimate, figure)
+        found.append(Compared(name="training", predicted=whole, measured=getattr(one.phases["training"], figure)))
+    return found
+
+
+def compared_process(one: Measurement) -> list[Compared]:
+    """What the process held on the card and on the host."""
+    predicted = (one.predicted if one.device == "cuda" else None) or {}
+    read, host = one.nvml, predicted.get("host") or {}
+    context = None
+    reserved = one.phases.get("training", PhaseReading()).reserved_bytes
+    if read.process_end_bytes is not None and reserved is not None and one.run.eval_batch_size is None:
+        context = read.process_end_bytes - reserved
+    components = predicted.get("components") or {}
+    return [
+        Compared(
+            name="process", predicted=(predicted.get("peak") or {}).get("device_bytes"),
+            measured=read.process_peak_bytes,
+        ),
+        Compared(name="card", predicted=None, measured=read.device_peak_bytes),
+        Compared(name="other processes", predicted=None, measured=read.others_bytes),
+        Compared(name="context", predicted=components.get(Component.CUDA_CONTEXT.value), measured=context),
+        Compared(name="host memory", predicted=host.get("load_peak_bytes"), measured=one.host.rss_peak_bytes),
+        Compared(name="paged memory", predicted=host.get("paged_bytes"), measured=one.host.paged_bytes),
+    ]  # fmt: skip
+
+
+def compared_components(one: Measurement) -> list[Compared]:
+    """The components at the peak, in the estimate's order; empty where none were attributed."""
+    if one.components is None:
+        return []
+    predicted = (one.predicted or {}).get("components") or {}
+    if one.device == "cpu":
+        predicted = {part.value: predicted[part.value] for part in _ALSO_ON_CPU if part.value in predicted}
+    names = [part.value for part in Component if part.value in one.components or part.value in predicted]
+    found = [Compared(name=name, predicted=predicted.get(name), measured=one.components.get(name)) for name in names]
+    rest = one.components.get(UNATTRIBUTED)
+    return found if rest is None else [*found, Compared(name=UNATTRIBUTED, predicted=None, measured=rest)]
+
+
+def to_document(one: Measurement) -> dict[str, Any]:
+    """The comparison, JSON-ready."""
+    return {
+        "static": [row.to_dict() for row in compared_static(one)],
+        "allocated": [row.to_dict() for row in compared_phases(one, "allocated_bytes")],
+        "reserved": [row.to_dict() for row in compared_phases(one, "reserved_bytes")],
+        "process": [row.to_dict() for row in compared_process(one)],
+        "components": [row.to_dict() for row in compared_components(one)],
+    }

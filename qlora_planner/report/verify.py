@@ -1,0 +1,204 @@
+"""A verification as a screen: how far off the prediction was, where, and what the card and the host had to say."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlora_planner.evidence import Measurement
+from qlora_planner.report.comparison import (
+    Compared,
+    compared_components,
+    compared_phases,
+    compared_process,
+    compared_static,
+)
+from qlora_planner.report.theme import Line, Theme, columns
+from qlora_planner.report.words import component_label, gib, recipe
+from qlora_planner.units import KIB, MIB, format_gib, format_mib, format_size
+
+_NAMES = {
+    "load": "loading",
+    "prepare": "preparing",
+    "adapters": "adapters",
+    "eval": "evaluation",
+    "save": "saving",
+    "training": "all training",
+    "process": "this process",
+    "card": "whole card",
+}
+# What a residual is called that nobody would look twice at, and one that asks for an explanation.
+_CLOSE, _OFF = 0.01, 0.03
+
+
+def render_verification(
+    one: Measurement, theme: Theme, *, floor_bytes: int | None = None, kept: str | None = None
+) -> str:
+    """The whole screen. `floor_bytes` is the least limit on torch under which the run worked, `kept` where the
+    evidence was put."""
+    lines = [*_headline(one, theme), []]
+    lines += theme.wrap(recipe(one.run), 6, "run", first_style="dim")
+    lines += [*_card(one, theme), [], *_phases(one, theme), [], *_alive(one, theme), [], *_process(one, theme)]
+    if components := list(_components(one, theme)):
+        lines += [[], *components]
+    if speed := list(_speed(one, theme)):
+        lines += [[], *speed]
+    if floor_bytes is not None:
+        lines += [
+            [],
+            *theme.wrap(f"works under a limit of {format_mib(floor_bytes)} on torch, and not below", style="bold"),
+        ]
+    for note in one.notes:
+        lines += theme.wrap(note, 6, "note", first_style="yellow")
+    if kept is not None:
+        lines += theme.wrap(f"evidence kept in {kept}", style="dim")
+    return theme.render(lines)
+
+
+def _headline(one: Measurement, theme: Theme) -> Iterator[Line]:
+    where = (
+        "the CPU, at a toy size"
+        if one.device == "cpu"
+        else (one.gpu.name.removeprefix("NVIDIA ") if one.gpu else "GPU")
+    )
+    if one.outcome != "ok":
+        yield from _failure(one, where, theme)
+        return
+    process = compared_process(one)[0]
+    if process.residual is not None:
+        text = (
+            f"peak {format_gib(process.predicted)} predicted, {format_gib(process.measured)} measured"
+            f" ({_percent(process.residual)})"
+        )
+    else:
+        training = next((row for row in compared_phases(one, "allocated_bytes") if row.name == "training"), None)
+        text = "it ran" if training is None else f"{format_size(training.measured)} allocated at the peak of training"
+    mark = theme.sign("✓", "+")
+    yield from theme.wrap(
+        f"{one.model} on {where}: {text}", first=f"{mark} ran: ", first_style="bold green", style="bold"
+    )
+
+
+def _failure(one: Measurement, where: str, theme: Theme) -> Iterator[Line]:
+    """A run that did not end: what it wanted, and what was alive."""
+    phase = _NAMES.get(one.failed_phase or "", one.failed_phase or "the start")
+    if one.outcome != "out-of-memory":
+        mark = theme.sign("✗", "x")
+        yield from theme.wrap(
+            f"{one.model} on {where}: {one.error}", first=f"{mark} failed in {phase}: ", first_style="bold red"
+        )
+        return
+    asked = "" if one.requested_bytes is None else f" asking for {format_size(one.requested_bytes)}"
+    limit = "" if one.cap_bytes is None else f" under a limit of {format_mib(one.cap_bytes)}"
+    mark = theme.sign("✗", "x")
+    yield from theme.wrap(
+        f"{one.model} on {where}, in {phase},{asked}{limit}".replace(",,", ","),
+        first=f"{mark} out of memory: ", first_style="bold red", style="bold",
+    )  # fmt: skip
+    held = [phase.allocated_bytes for phase in one.phases.values() if phase.allocated_bytes is not None]
+    if held and one.cap_bytes is not None and one.requested_bytes is not None:
+        short = max(held) + one.requested_bytes - one.cap_bytes
+        if short > 0:
+            yield from theme.wrap(f"short by {format_size(short)}, or more if blocks were cut up", 2)
+    if one.predicted is not None:
+        floor = one.predicted.get("floor_bytes")
+        chance = (one.predicted.get("fit") or {}).get("probability_oom")
+        odds = "" if chance is None else f", with a chance of {100 * chance:.0f} % of running out"
+        yield from theme.wrap(f"predicted: it works from {format_gib(floor)} on{odds}", 2)
+
+
+def _card(one: Measurement, theme: Theme) -> Iterator[Line]:
+    if one.gpu is None:
+        return
+    text = f"{one.gpu.name}, {format_mib(one.gpu.capacity_bytes)}, driver {one.stack.get('driver', 'unknown')}"
+    if one.cap_bytes is not None:
+        text += f"; torch limited to {format_mib(one.cap_bytes)}, so what it reserves is not what it would take"
+    yield from theme.wrap(text, 6, "card", first_style="dim")
+
+
+def _phases(one: Measurement, theme: Theme) -> Iterator[Line]:
+    widths, left = (13, 9, 9, 8, 9, 9, 8), frozenset({0})
+    yield columns([(head, "dim") for head in ("peaks", "", "allocated", "", "", "reserved", "")], widths, left)
+    heads = (_unit(one), "predicted", "measured", "off", "predicted", "measured", "off")
+    yield columns([(head, "dim") for head in heads], widths, left)
+    reserved = {row.name: row for row in compared_phases(one, "reserved_bytes")}
+    for row in compared_phases(one, "allocated_bytes"):
+        style = "bold" if row.name == "training" else ""
+        cells = [(_NAMES.get(row.name, row.name), style)]
+        for part in (row, reserved[row.name]):
+            cells += [(_size(one, part.predicted), style), (_size(one, part.measured), style), _off(part)]
+        yield columns(cells, widths, left)
+
+
+def _alive(one: Measurement, theme: Theme) -> Iterator[Line]:
+    yield from _table(one, f"alive, {_unit(one)}", compared_static(one))
+    if one.device == "cpu":
+        text = (
+            "A card rounds every block up to 512 bytes, which a toy's tensors feel; its peaks are not predicted for a"
+            " CPU, whose kernels take other scratch."
+        )
+        yield from theme.wrap(text, style="dim")
+
+
+def _process(one: Measurement, theme: Theme) -> Iterator[Line]:
+    rows = [row for row in compared_process(one) if row.predicted is not None or row.measured is not None]
+    yield from _table(one, f"in all, {_unit(one)}", rows)
+
+
+def _components(one: Measurement, theme: Theme) -> Iterator[Line]:
+    moment = "when it ran out" if one.outcome == "out-of-memory" else "at the peak"
+    rows = [row for row in compared_components(one) if row.predicted or row.measured]
+    if rows:
+        yield from _table(one, f"{moment}, {_unit(one)}", rows, difference=True)
+
+
+def _table(one: Measurement, head: str, rows: list[Compared], *, difference: bool = False) -> Iterator[Line]:
+    """Predicted, measured, and how far off: in percent, or with `difference` in the unit of the rest."""
+    widths, left = (24, 11, 11, 11), frozenset({0})
+    heads = (head, "predicted", "measured", "residual" if difference else "off")
+    yield columns([(text, "dim") for text in heads], widths, left)
+    for row in rows:
+        name = _NAMES.get(row.name) or component_label(row.name)
+        last = _off(row)
+        if difference:
+            both = row.predicted is not None and row.measured is not None
+            last = (f"{((row.measured or 0) - (row.predicted or 0)) / _scale(one):+,.1f}" if both else "-", "")
+        cells = [(name, ""), (_size(one, row.predicted), ""), (_size(one, row.measured), ""), last]
+        yield columns(cells, widths, left)
+
+
+def _scale(one: Measurement) -> int:
+    """A toy is told in KiB, everything else in MiB."""
+    return KIB if one.toy else MIB
+
+
+def _unit(one: Measurement) -> str:
+    return "KiB" if one.toy else "MiB"
+
+
+def _size(one: Measurement, size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / _scale(one):,.0f}"
+
+
+def _speed(one: Measurement, theme: Theme) -> Iterator[Line]:
+    if not one.step_s:
+        return
+    rest = one.step_s[1:]
+    text = f"first step {one.step_s[0]:.2f} s"
+    if rest:
+        text += f", then {sum(rest) / len(rest):.2f} s each"
+    if one.tokens_per_s is not None:
+        text += f"; {one.tokens_per_s:,.0f} tokens/s"
+    if one.timing_valid is False:
+        text += f"; the card was shared ({gib(one.nvml.others_bytes)} GiB by others), so times do not count"
+    yield from theme.wrap(text, 7, "speed", first_style="dim")
+
+
+def _off(row: Compared) -> tuple[str, str]:
+    if row.residual is None:
+        return "-", "dim"
+    size = abs(row.residual)
+    return _percent(row.residual), "green" if size <= _CLOSE else "yellow" if size <= _OFF else "red"
+
+
+def _percent(part: float) -> str:
+    return f"{100 * part:+.2f} %"

@@ -1,0 +1,75 @@
+"""Synthetic rows of exactly the length that a run is about, already tokenised."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from qlora_planner.run import RunConfig
+
+PAD = 0
+# Ids that models treat specially (padding, begin, end) are among the first few of every vocabulary.
+_FIRST_ID = 3
+IGNORED = -100
+
+
+def row_lengths(run: RunConfig, rows: int) -> list[int]:
+    """Tokens of each row.
+
+    All `seq_len`, except: with padding the last row of every batch has half as many, so that every batch is padded;
+    with packing every row has half as many, so that two fill one packed row.
+    """
+    half = max(1, run.seq_len // 2)
+    if run.packing:
+        return [half] * (2 * rows)
+    if run.padding and run.batch_size > 1:
+        return [half if (row + 1) % run.batch_size == 0 else run.seq_len for row in range(rows)]
+    return [run.seq_len] * rows
+
+
+def token_rows(run: RunConfig, rows: int, vocabulary: int) -> list[list[int]]:
+    """Rows of random token ids, the same in every process."""
+    drawn = random.Random(0)
+    last = max(_FIRST_ID, vocabulary - 1)
+    return [[drawn.randint(_FIRST_ID, last) for _ in range(length)] for length in row_lengths(run, rows)]
+
+
+def synthetic_rows(run: RunConfig, steps: int, vocabulary: int) -> list[list[int]]:
+    """Random rows of the run's length for `steps` optimizer steps."""
+    return token_rows(run, run.batch_size * run.grad_accum * steps, vocabulary)
+
+
+def evaluation_rows(run: RunConfig, rows: list[list[int]]) -> list[list[int]]:
+    """One evaluation batch (twice as many half rows with packing), repeating training rows where they are few."""
+    wanted = (run.eval_batch_size or 1) * (2 if run.packing else 1)
+    return [rows[index % len(rows)] for index in range(wanted)]
+
+
+def dataset(rows: list[list[int]]) -> Any:
+    """A `datasets.Dataset` with `input_ids` and `labels`."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({"input_ids": rows, "labels": rows})
+
+
+def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
+    """One batch of int64 tensors `input_ids`, `attention_mask` and `labels`, [batch, longest], padded on the right."""
+    import torch
+
+    longest = max(len(feature["input_ids"]) for feature in features)
+    padded = [(list(feature["input_ids"]), longest - len(feature["input_ids"])) for feature in features]
+    return {
+        "input_ids": torch.tensor([ids + [PAD] * missing for ids, missing in padded]),
+        "attention_mask": torch.tensor([[1] * len(ids) + [0] * missing for ids, missing in padded]),
+        "labels": torch.tensor([ids + [IGNORED] * missing for ids, missing in padded]),
+    }
+
+
+def tokenizer() -> Any:
+    """The least tokenizer that trl accepts: rows are tokenised already, so it only names the padding token."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from transformers import PreTrainedTokenizerFast
+
+    words = Tokenizer(WordLevel({"<pad>": PAD, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
+    return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")

@@ -1,0 +1,117 @@
+"""The model of a run: transformers' own class, loaded by its own loader, with random or real weights."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.run import RunConfig
+from qlora_planner.train.options import loading_options
+from qlora_planner.train.weights import random_state_dict
+
+# How a checkpoint was stored, or which code made it: not what the model is.
+_NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
+
+
+def model_config(raw: Mapping[str, Any]) -> Any:
+    """transformers' config object of a parsed config.json.
+
+    Raises InputError where it lacks a model type, MissingError where the installed transformers has no such model.
+    """
+    import transformers
+    from transformers import AutoConfig
+
+    fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
+    model_type = fields.pop("model_type", None)
+    if model_type is None:
+        raise InputError("config lacks model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        raise MissingError(
+            f"model_type {model_type!r} is not in transformers {transformers.__version__}; a newer one may have it"
+        )
+    return AutoConfig.for_model(model_type, **fields)
+
+
+def model_class(raw: Mapping[str, Any], config: Any) -> Any:
+    """The class that is trained: the architecture that the config names, else the causal language model of its type.
+
+    Raises InputError where transformers has neither.
+    """
+    import transformers
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    for name in raw.get("architectures") or ():
+        named = getattr(transformers, str(name), None)
+        if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():  # type: ignore[attr-defined]
+            return named
+    mapping = AutoModelForCausalLM._model_mapping
+    if type(config) not in mapping:
+        raise InputError(f"{config.model_type} has no causal language model in transformers")
+    found = mapping[type(config)]
+    return found[0] if isinstance(found, (tuple, list)) else found
+
+
+def random_weights(raw: Mapping[str, Any], device: str) -> dict[str, Any]:
+    """Random tensors on the host in the shape of this model's checkpoint: see `weights.random_state_dict`."""
+    import torch
+
+    config = model_config(raw)
+    # A checkpoint is in bfloat16 even where the run loads it as float16: the loader converts, as it would a real one.
+    # On the host nothing would be converted or copied, so there it is stored in a dtype that no run loads.
+    stored = torch.float64 if device == "cpu" else torch.bfloat16
+    return random_state_dict(model_class(raw, config), config, torch.bfloat16, stored=stored)
+
+
+def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: dict[str, Any]) -> Any:
+    """The model with `weights` of `random_weights`, through the loader that real weights go through."""
+    config = model_config(raw)
+    return model_class(raw, config).from_pretrained(
+        None, config=config, state_dict=weights, device_map=_placement(device), **loading_options(run)
+    )
+
+
+def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
+    """The model with the weights in `folder`."""
+    wanted = model_class(raw, model_config(raw))
+    return wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
+
+
+def vocabulary(model: Any) -> int:
+    """Rows of the model's input embedding."""
+    return int(base_of(model).get_input_embeddings().weight.shape[0])
+
+
+def has_weights(folder: str | Path) -> bool:
+    """Whether a model folder holds weights beside its config."""
+    return any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("pytorch_model*.bin"))
+
+
+def _placement(device: str) -> dict[str, Any]:
+    return {"": 0 if device == "cuda" else device}
+
+
+def base_of(model: Any) -> Any:
+    """The transformers model inside a PEFT model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def decoder_layers(model: Any) -> list[Any]:
+    """The decoder layers in order: the longest module list of as many entries as the text config has layers.
+
+    Empty where no list has that many.
+    """
+    from torch import nn
+
+    base = base_of(model)
+    count = getattr(base.config.get_text_config(decoder=True), "num_hidden_layers", None)
+    lists = [
+        (name, module)
+        for name, module in base.named_modules()
+        if isinstance(module, nn.ModuleList)
+        and len(module) == count
+        and not any(part in name for part in ("vision", "visual", "audio", "encoder"))
+    ]
+    return list(min(lists, key=lambda pair: pair[0].count("."))[1]) if lists else []

@@ -1,0 +1,134 @@
+"""A resolved RunConfig in the words of transformers, peft and trl: every option, nothing that the run does not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.memory.static import load_dtype
+from qlora_planner.run import RunConfig
+
+LEARNING_RATE = 2e-4
+# torch reads the first name since 2.9 and the second before; either alone would be ignored by some supported release.
+ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+def environment(run: RunConfig) -> dict[str, str | None]:
+    """Variables that must be set (None: unset) before torch is imported: the allocator's settings, and no network."""
+    quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**quiet, **dict.fromkeys(ALLOCATOR_VARIABLES, run.alloc_conf)}
+
+
+def torch_dtype(name: str) -> Any:
+    """torch's dtype of `bfloat16`, `float16` or `float32`."""
+    import torch
+
+    return {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}[name]
+
+
+def compute_dtype(run: RunConfig) -> str:
+    """The name of the dtype that the run computes in."""
+    return run.compute_dtype or "bfloat16"
+
+
+def loading_options(run: RunConfig) -> dict[str, Any]:
+    """What `from_pretrained` is told about dtypes, attention and quantisation."""
+    options: dict[str, Any] = {"dtype": torch_dtype(load_dtype(run))}
+    if run.attention is not None:
+        options["attn_implementation"] = run.attention
+    if run.quant not in (None, "none"):
+        options["quantization_config"] = quantization_config(run)
+    return options
+
+
+def quantization_config(run: RunConfig) -> Any:
+    """transformers' BitsAndBytesConfig of a quantised run."""
+    from transformers import BitsAndBytesConfig
+
+    if run.quant == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=run.quant,
+        bnb_4bit_use_double_quant=run.double_quant,
+        bnb_4bit_compute_dtype=torch_dtype(compute_dtype(run)),
+    )
+
+
+def checkpointing_options(run: RunConfig) -> dict[str, Any]:
+    """Arguments of torch's checkpoint function."""
+    return {"use_reentrant": run.use_reentrant}
+
+
+def lora_options(run: RunConfig, attention_modules: list[str] | None = None) -> dict[str, Any]:
+    """Arguments of peft's LoraConfig.
+
+    `attention_modules` are the names that the target `attention` stands for in this model. Raises InputError when it
+    is needed and empty.
+    """
+    if run.target_modules == "attention" and not attention_modules:
+        raise InputError("--target-modules attention: this model has no linear modules in its attention")
+    options: dict[str, Any] = {
+        "r": run.rank,
+        "lora_alpha": run.alpha if run.alpha is not None else 2 * run.rank,
+        "target_modules": _targets(run.target_modules or "all-linear", attention_modules or []),
+        "lora_dropout": run.lora_dropout or 0.0,
+        "use_dora": run.dora,
+        "use_rslora": run.rslora,
+        "task_type": "CAUSAL_LM",
+    }
+    if run.modules_to_save:
+        options["modules_to_save"] = _names(run.modules_to_save)
+    return options
+
+
+def _targets(asked: str, attention_modules: list[str]) -> str | list[str]:
+    if asked == "all-linear":
+        return asked
+    return attention_modules if asked == "attention" else _names(asked)
+
+
+def _names(joined: str) -> list[str]:
+    return [name.strip() for name in joined.split(",") if name.strip()]
+
+
+def training_options(run: RunConfig, *, steps: int, folder: str, device: str) -> dict[str, Any]:
+    """Arguments that transformers' TrainingArguments and trl's SFTConfig share.
+
+    `steps` optimizer steps, files only under `folder`. Rows are taken in order, so that every batch of a padded run
+    holds its one short sequence.
+    """
+    half = compute_dtype(run)
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.grad_accum,
+        "learning_rate": LEARNING_RATE,
+        "optim": run.optimizer,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+        "gradient_checkpointing": run.gradient_checkpointing,
+        "use_liger_kernel": run.liger,
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+    }
+    if run.gradient_checkpointing:
+        options["gradient_checkpointing_kwargs"] = checkpointing_options(run)
+    if run.eval_batch_size is not None:
+        options["per_device_eval_batch_size"] = run.eval_batch_size
+    return options
+
+
+def sft_options(run: RunConfig) -> dict[str, Any]:
+    """What only trl's SFTConfig has."""
+    return {
+        "max_length": run.seq_len,
+        "packing": run.packing,
+        "activation_offloading": run.activation_offloading,
+        # Rows are made in the shape that preparing would give them; packing alone must be done by trl itself.
+        "dataset_kwargs": {"skip_prepare_dataset": not run.packing},
+    }

@@ -1,0 +1,36 @@
+"""Auto options of a run that nobody resolved against a profile, by the same rules, from the model's class alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+from qlora_planner.train.model import model_class, model_config
+
+
+def settle(run: RunConfig, raw: Mapping[str, Any], versions: Mapping[str, str]) -> RunConfig:
+    """`run` without auto options; one that is resolved already comes back as it is.
+
+    What PEFT refuses on this model is not known here: it will say so itself. Raises InputError for options that
+    contradict each other and for a config that describes no model.
+    """
+    config = model_config(raw)
+    wanted = model_class(raw, config)
+    facts = ModelProfile(
+        id=str(raw.get("model_type")),
+        model_type=str(raw.get("model_type")),
+        class_name=wanted.__name__,
+        config_sha256="",
+        params=1,
+        versions=dict(versions),
+        dims={},
+        supports={"eager": True, "sdpa": bool(wanted._supports_sdpa), "flash_attention_2": True},
+        layer_kinds=(),
+        layer_order=(),
+        tensors=(),
+        adapters={},
+    )
+    return resolve(facts, run).run

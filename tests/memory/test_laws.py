@@ -1,0 +1,211 @@
+"""Laws that every traced estimate must keep, on tapes of the catalogue's own models."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qlora_planner.hardware import GpuCatalogue, parse_gpu
+from qlora_planner.memory import PHASES, Component, MemoryEstimate
+from qlora_planner.memory.allocator import OutOfMemory, block_bytes
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.played import Played, play_run
+from qlora_planner.memory.replay import COMPONENTS
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.static import static_memory
+from qlora_planner.run import RunConfig
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.tapes import StoredTape, stored_tape
+
+ROOT = Path(__file__).parents[2] / "profiles"
+CATALOGUE = ModelCatalogue([ROOT / "models"])
+# Grouped heads and a large vocabulary, sliding beside full attention, an untied head, parallel residuals, Conv1D.
+NAMES = (
+    "Qwen/Qwen2.5-0.5B",
+    "google/gemma-2-2b",
+    "meta-llama/Llama-3.2-1B",
+    "EleutherAI/pythia-1.4b",
+    "openai-community/gpt2",
+)
+H200 = parse_gpu("h200", GpuCatalogue([ROOT / "gpus"]))
+WORKSPACE = 32 << 20
+TRAINING = ("forward", "loss", "backward", "optimizer")
+EXPANDABLE = "expandable_segments:True"
+
+
+@cache
+def stored(name: str) -> StoredTape:
+    found = stored_tape(CATALOGUE.load(name), [ROOT / "tapes"])
+    assert found is not None, f"no tape of {name} is shipped, or it is of another config"
+    return found
+
+
+@cache
+def played(name: str, seq_len: int, rank: int, limit_bytes: int | None = None, **options: Any) -> Played:
+    profile = CATALOGUE.load(name)
+    run = RunConfig(seq_len=seq_len, rank=rank, **options)
+    tape = stored(name).tape.at(1, seq_len, rank, WORKSPACE)
+    return play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, limit_bytes)
+
+
+def estimated(name: str, run: RunConfig) -> MemoryEstimate:
+    tape = stored(name).tape.at(run.batch_size, run.seq_len, run.rank, WORKSPACE)
+    return estimate(CATALOGUE.load(name), run, H200, tape=tape)
+
+
+def training_peak(found: Played) -> int:
+    return max(found.training[phase].peak.allocated for phase in TRAINING)
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> tuple[str, int, int]:
+    """A model, a length within its tape's region, and a rank."""
+    name = draw(st.sampled_from(NAMES))
+    region = stored(name).region
+    seq_len = draw(st.integers(region.low // 64 + 1, min(region.high, 4096) // 64)) * 64
+    return name, seq_len, draw(st.integers(1, 64))
+
+
+@given(cases(), st.integers(1, 32), st.integers(1, 64))
+@settings(max_examples=30, deadline=None)
+def test_more_tokens_or_rank_never_lower_the_peak(case: tuple[str, int, int], steps: int, ranks: int) -> None:
+    name, seq_len, rank = case
+    longer = min(seq_len + 64 * steps, stored(name).region.high, 8192)
+    # A larger rank makes 8-bit states out of 32-bit ones, and moves states of 100,000 elements to managed memory: with
+    # bitsandbytes' optimizers it may free bytes on the card. States of torch's AdamW grow with the rank.
+    options = {"optimizer": "adamw_torch"}
+    base = training_peak(played(name, seq_len, rank, **options))
+    assert training_peak(played(name, longer, rank, **options)) >= base
+    assert training_peak(played(name, seq_len, rank + ranks, **options)) >= base
+    assert training_peak(played(name, longer, rank)) >= training_peak(played(name, seq_len, rank))
+
+
+@given(cases(), st.sampled_from([None, EXPANDABLE]))
+@settings(max_examples=25, deadline=None)
+def test_an_estimate_is_whole(case: tuple[str, int, int], alloc_conf: str | None) -> None:
+    name, seq_len, rank = case
+    answer = estimated(name, RunConfig(seq_len=seq_len, rank=rank, alloc_conf=alloc_conf))
+    assert sum(answer.components.values()) == answer.peak.device_bytes
+    assert set(answer.components) == {part.value for part in Component}
+    assert all(size >= 0 for size in answer.components.values()), answer.components
+    assert answer.peak.low_bytes <= answer.peak.device_bytes <= answer.peak.high_bytes
+    assert tuple(phase.name for phase in answer.phases) == PHASES
+    known = [phase for phase in answer.phases if phase.device_bytes is not None]
+    assert answer.peak.device_bytes == max(phase.device_bytes or 0 for phase in known)
+    for phase in known:
+        assert 0 < (phase.allocated_bytes or 0) <= (phase.reserved_bytes or 0) < (phase.device_bytes or 0)
+    assert answer.floor_bytes <= answer.peak.device_bytes
+
+
+@given(cases())
+@settings(max_examples=20, deadline=None)
+def test_every_death_finds_its_block_and_a_step_leaves_nothing(case: tuple[str, int, int]) -> None:
+    found = played(*case)
+    assert found.lost == 0
+    optimizer = dict(zip(COMPONENTS, found.training["optimizer"].components, strict=True))
+    # Beside weights, gradients and states a step leaves the batch and the libraries' buffers alone.
+    assert optimizer[Component.CHECKPOINTS] + optimizer[Component.LOGITS_AND_LOSS] <= 1 << 20
+    assert optimizer[Component.ACTIVATIONS] <= 1 << 20
+
+
+@given(cases())
+@settings(max_examples=20, deadline=None)
+def test_only_adapters_have_gradients(case: tuple[str, int, int]) -> None:
+    name, seq_len, rank = case
+    # Without expandable segments a large block may keep up to 1 MiB beyond its tensor.
+    found = played(*case, alloc_conf=EXPANDABLE)
+    run = resolve(CATALOGUE.load(name), RunConfig(seq_len=seq_len, rank=rank), H200).run
+    trainable = static_memory(CATALOGUE.load(name), run).trainable
+    # trl-sft keeps the adapters of a quantised base, and so their gradients, in two bytes.
+    every = sum(count * block_bytes(2 * numel(shape)) for shape, _, count in trainable)
+    optimizer = dict(zip(COMPONENTS, found.training["optimizer"].components, strict=True))
+    assert optimizer[Component.GRADIENTS] == every
+
+
+def numel(shape: tuple[int, ...]) -> int:
+    product = 1
+    for size in shape:
+        product *= size
+    return product
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nested_constants_are_smaller_than_flat_ones(name: str) -> None:
+    profile = CATALOGUE.load(name)
+    nested, flat = (
+        static_memory(profile, resolve(profile, RunConfig(double_quant=double), H200).run) for double in (True, False)
+    )
+    assert nested.constants < flat.constants
+    assert nested.packed_weights == flat.packed_weights
+
+
+@given(cases(), st.floats(0.97, 1.05), st.integers(1, 1 << 20))
+@settings(max_examples=20, deadline=None)
+def test_what_fits_n_bytes_fits_more(case: tuple[str, int, int], part: float, more: int) -> None:
+    free = played(*case)
+    limit = int(free.reserved * part)
+    if fits(case, limit):
+        assert fits(case, limit + 512 * more)
+
+
+def fits(case: tuple[str, int, int], limit: int) -> bool:
+    try:
+        played(*case, limit_bytes=limit)
+    except OutOfMemory:
+        return False
+    return True
+
+
+@given(cases())
+@settings(max_examples=20, deadline=None)
+def test_limits_bracket_the_run(case: tuple[str, int, int]) -> None:
+    found = played(*case)
+    assert fits(case, found.reserved)
+    assert not fits(case, found.allocated - 512)
+    capped = played(*case, limit_bytes=found.reserved)
+    assert training_peak(capped) == training_peak(found), "a limit that is not reached changes nothing"
+
+
+@given(cases())
+@settings(max_examples=15, deadline=None)
+def test_expandable_segments_never_allocate_more(case: tuple[str, int, int]) -> None:
+    usual, expandable = played(*case), played(*case, alloc_conf=EXPANDABLE)
+    assert expandable.allocated <= usual.allocated, "no remainder stays unsplit"
+    assert expandable.allocated <= expandable.reserved
+    assert played(*case, limit_bytes=expandable.reserved, alloc_conf=EXPANDABLE) == expandable
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"trainer": "trl-sft", "upcast": False},
+        {"trainer": "hf-trainer", "upcast": True},
+        {"trainer": "loop", "upcast": True, "lora_dropout": 0.0},
+        {"trainer": "trl-sft", "upcast": False, "quant": "none", "method": "lora"},
+    ],
+)
+def test_checkpointing_never_raises_what_is_kept(options: dict[str, Any]) -> None:
+    pytest.importorskip("torch")
+    pytest.importorskip("bitsandbytes")
+    from qlora_planner.profiling.tracing import engine
+    from qlora_planner.profiling.tracing.spec import TraceSpec
+
+    config = {
+        "model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": 512, "max_position_embeddings": 512,
+    }  # fmt: skip
+
+    def kept(checkpointing: bool) -> int:
+        tape = engine.trace(config, TraceSpec(seq_len=96, gradient_checkpointing=checkpointing, **options))
+        loss = next(s for s in tape.segments if s.stage == "forward" and s.name == "head")
+        alive: dict[int, int] = {}
+        for storage, size in tape.events[: loss.start]:
+            alive[storage] = size
+        return sum(alive.values())
+
+    assert 0 < kept(True) < kept(False)

@@ -1,0 +1,129 @@
+"""The sweep against the player: same tape, same run, same bytes."""
+
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.errors import InputError
+from qlora_planner.memory import loading
+from qlora_planner.memory.allocator import Block, CachingAllocator, Segment, block_bytes
+from qlora_planner.memory.moments import moments_of
+from qlora_planner.memory.replay import COMPONENTS, Adapter, Player
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.script import write_script
+from qlora_planner.memory.static import static_memory
+from qlora_planner.memory.sweep import Fixed, Moments
+from qlora_planner.memory.training import training_state
+from qlora_planner.profile.tape import CompiledTape
+from qlora_planner.run import RunConfig
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.tapes import stored_tape
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+CATALOGUE = ModelCatalogue([PROFILES / "models"])
+MODELS = ("meta-llama/Llama-3.1-8B", "openai/gpt-oss-20b", "tiiuae/falcon-7b")
+WORKSPACE = 32 << 20
+
+
+class RoundingOnly(CachingAllocator):
+    """Every block is exactly what was asked for, rounded up."""
+
+    def malloc(self, size_bytes: int, side_stream: bool = False) -> Block | None:
+        if size_bytes <= 0:
+            return None
+        size = block_bytes(size_bytes)
+        self.allocated += size
+        self.peak_allocated = max(self.peak_allocated, self.allocated)
+        return Block(0, size, side_stream, Segment(0))
+
+    def free(self, block: Block | None) -> None:
+        if block is not None:
+            self.allocated -= block.size
+
+    def reset_peaks(self) -> None:
+        self.peak_allocated = self.allocated
+
+
+def compiled(model: str) -> tuple[CompiledTape, Moments]:
+    profile = CATALOGUE.load(model)
+    stored = stored_tape(profile, [PROFILES / "tapes"])
+    assert stored is not None
+    return stored.tape, moments_of(stored.tape, resolve(profile, RunConfig()).run, stored.region).on(WORKSPACE)
+
+
+def parts(model: str, rank: int, **options: str) -> tuple[Fixed, list[tuple[tuple[int, ...], str]], RunConfig, int]:
+    profile = CATALOGUE.load(model)
+    resolution = resolve(profile, RunConfig(rank=rank, alpha=32, **options))
+    run = resolution.run
+    trainer, _ = trainer_row(run.trainer or "", resolution.stack)
+    optimizer = find_optimizer(run.optimizer)
+    assert optimizer is not None
+    static = static_memory(profile, run)
+    state = training_state(static.trainable, run, trainer, optimizer)
+    shapes = loading.adapter_shapes(profile, run)
+    return Fixed.of(static.after_prepare, state, len(shapes), run), shapes, run, static.after_prepare
+
+
+def played(model: str, tape: CompiledTape, seq_len: int, rank: int, **options: str) -> dict[str, int]:
+    _, shapes, run, weights = parts(model, rank, **options)
+    trainer, _ = trainer_row(run.trainer or "", resolve(CATALOGUE.load(model), run).stack)
+    optimizer = find_optimizer(run.optimizer)
+    assert optimizer is not None
+    memory = RoundingOnly()
+    memory.malloc(weights)
+    adapters = [Adapter(shape=s, dtype=d, block=memory.malloc(4 * prod(s))) for s, d in shapes]
+    script = write_script(tape.at(1, seq_len, rank, WORKSPACE), run.gradient_checkpointing)
+    player = Player(memory, script, [0] * len(COMPONENTS))
+    player.play(adapters, run, trainer, optimizer)
+    return {phase: player.phases[phase].peak.allocated for phase in ("forward", "loss", "backward", "optimizer")}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_one_run_has_the_players_bytes_in_every_phase(model: str) -> None:
+    tape, moments = compiled(model)
+    for seq_len, rank in ((640, 4), (1999, 16), (3333, 200)):
+        fixed = parts(model, rank)[0]
+        assert moments.allocated_phases(1, seq_len, rank, fixed) == played(model, tape, seq_len, rank)
+
+
+def test_an_optimizer_with_states_and_scratch_on_the_device() -> None:
+    profile = CATALOGUE.load(MODELS[0])
+    stored = stored_tape(profile, [PROFILES / "tapes"])
+    assert stored is not None
+    fixed, _, run, _ = parts(MODELS[0], 256, optimizer="adamw_torch")
+    got = moments_of(stored.tape, run, stored.region).on(WORKSPACE).allocated_phases(1, 600, 256, fixed)
+    assert got == played(MODELS[0], stored.tape, 600, 256, optimizer="adamw_torch")
+    assert got["optimizer"] > got["forward"] - fixed.states  # what an 8-bit optimizer would not show
+
+
+def test_a_sweep_equals_single_runs_to_the_byte() -> None:
+    _, moments = compiled(MODELS[1])
+    random = np.random.default_rng(7)
+    seqs, ranks = random.integers(513, 4097, 400), random.choice([4, 16, 57, 256], 400)
+    fixed = {int(r): parts(MODELS[1], int(r))[0] for r in set(ranks.tolist())}
+    swept = moments.allocated_sweep(1, seqs, ranks, fixed)
+    for at, (seq, rank) in enumerate(zip(seqs.tolist(), ranks.tolist(), strict=True)):
+        single = moments.allocated_phases(1, seq, rank, fixed[rank])
+        assert {phase: int(values[at]) for phase, values in swept.items()} == single
+
+
+def test_sizes_round_to_blocks_and_not_their_sum() -> None:
+    terms = ((1, 3, (0, 1, 0)),)  # a third of a byte per token
+    moments = Moments(sizes=(terms,), rows={"forward": (((0, 5), (-1, 1)),)})
+    fixed = Fixed(held=1024, states=2048, scratch=0, norms=0)
+    assert moments.allocated_phases(1, 1537, 1, fixed) == {"forward": 1024 + 2048 + 5 * 1024}
+    assert moments.allocated_phases(1, 1536, 1, fixed) == {"forward": 1024 + 2048 + 5 * 512}
+    assert moments.allocated_sweep(1, [1536, 1537], 1, {1: fixed})["forward"].tolist() == [5632, 8192]
+
+
+def test_what_cannot_be_swept_says_so() -> None:
+    tape, moments = compiled(MODELS[2])
+    with pytest.raises(InputError, match="too large"):
+        moments.allocated_sweep(1, [1 << 60], 8, {8: parts(MODELS[2], 8)[0]})
+    with pytest.raises(InputError, match="ranks \\[9\\]"):
+        moments.allocated_sweep(1, [1024], [9], {})
+    with pytest.raises(InputError, match="DoRA"):
+        moments_of(tape, RunConfig(dora=True))
