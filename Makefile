@@ -28,10 +28,11 @@ test:
 profiles:
 	$(PYTHON) -m qlora_planner.cli.regenerate profiles
 
-# Trace the default recipe of every model; about half an hour on two cores.
+# Trace the default recipe of every model where it is not current: some seconds a tape, three to six tapes a model.
 tapes:
-	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single
-	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched
+	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single --resume
+	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched --resume
+	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles moments
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
 # own, so that nothing traced by an older tracer stands in.

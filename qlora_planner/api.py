@@ -198,8 +198,10 @@ def tape_for(
     *,
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
+    stored_only: bool = False,
 ) -> Tape | None:
     """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
+    `stored_only` looks among the shipped ones alone.
 
     None for a run that is refused, where the model's code cannot be traced, and where QLORA_PLANNER_TRACE is `never`;
     `tell` gets the reason, and a word while tracing takes time.
@@ -221,6 +223,8 @@ def tape_for(
     if stored is not None and stored.tape.variant == variant:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
         return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
+    if stored_only:
+        return None
     if any(problem.blocking for problem in resolution.problems):
         return None
     versions = installed_versions()
@@ -373,5 +377,6 @@ def plan(
         cap_bytes=cap_bytes,
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
+        stored_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, stored_only=True),
         calibration=calibration(profiles),
     )

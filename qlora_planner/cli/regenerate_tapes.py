@@ -1,7 +1,8 @@
 """`make tapes`: trace the default recipe of every catalogue model and compile it into profiles/tapes.
 
-Called with a folder, `single`, `batched` or `index`, then model ids (none: all), and `--resume` to skip what is
-current. `index` traces nothing and writes the index of the tapes that are there.
+Called with a folder, `single`, `batched`, `moments` or `index`, then model ids (none: all), and `--resume` to skip what
+is current and `--jobs=N` for N processes. `moments` traces nothing: it takes the moments anew from the tapes that are there, as after a change of how
+tapes are played. `index` writes the index alone, with which the others end too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,9 @@ import hashlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
 from pathlib import Path
 
 import qlora_planner.profiling as profiling
@@ -18,20 +22,25 @@ from qlora_planner.errors import PlannerError
 from qlora_planner.memory.moments import moments_of
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.sweep import Moments
-from qlora_planner.memory.variant import Region, regions
+from qlora_planner.memory.variant import LEAST_TOKENS, Region, regions
+from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run
 from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
-from qlora_planner.sources.tapes import TAPE_SCHEMA, StoredTape, encode, header_of, tape_path
+from qlora_planner.sources.tapes import KINDS, TAPE_SCHEMA, StoredTape, encode, header_of, stored_tapes, tape_path
 
 # What is shipped: the default recipe at batch 1 and at larger batches, for cards of compute capability 9.0 and later.
 SHIPPED = {"single": RunConfig(), "batched": RunConfig(batch_size=8)}
 # The families most used come first, so that a run that is stopped has made what is asked for most.
 FIRST = (
-    "meta-llama/Llama-3", "Qwen/Qwen3-", "Qwen/Qwen2.5-", "mistralai/", "google/gemma-3", "google/gemma-2", "microsoft/",
-    "openai/gpt-oss", "meta-llama/",
+    "meta-llama/Llama-3", "Qwen/Qwen3-", "Qwen/Qwen2.5-", "mistralai/", "google/gemma-3", "google/gemma-2",
+    "microsoft/", "openai/gpt-oss", "meta-llama/",
 )  # fmt: skip
+
+
+# Where a region below 512 tokens is cut when its traces differ; how far fused kernels go depends on widths.
+_CUTS = (256, 128, 384, 320, 448, 192)
 
 
 def fingerprint() -> str:
@@ -44,18 +53,36 @@ def fingerprint() -> str:
 
 
 def compiled(name: str, root: Path, which: str) -> Iterator[tuple[Region, tuple[StoredTape, Moments] | PlannerError]]:
-    """By region, the tape of one model's default recipe and its moments, or why it has none."""
+    """By region, the tape of one model's default recipe and its moments, or why it has none.
+
+    In small models bitsandbytes' fused kernels switch inside the shortest region, which is then cut up.
+    """
     profile = ModelCatalogue([root / "models"]).load(name)
     raw = read_config(root / "configs" / (name.replace("/", "__") + ".json"))
-    for region in regions(profile, which == "batched"):
-        resolution = resolve(profile, SHIPPED[which])
+    resolution = resolve(profile, SHIPPED[which])
+    waiting = list(regions(profile, which == "batched"))
+    while waiting:
+        region = waiting.pop(0)
         try:
             tape = compile_run(raw, resolution, None, region)
+        except NotPolynomialError as error:
+            parts = _parts(region)
+            waiting = [*parts, *waiting]
+            if not parts:
+                yield region, error
         except PlannerError as error:
             yield region, error
-            continue
-        moments = moments_of(tape, resolution.run, region, peaks_only=True)
-        yield region, (StoredTape(tape=tape, region=region), moments)
+        else:
+            moments = moments_of(tape, resolution.run, region, peaks_only=True)
+            yield region, (StoredTape(tape=tape, region=region), moments)
+
+
+def _parts(region: Region) -> list[Region]:
+    """Two pieces of a short region at batch 1; none of others, or where the pieces would be too narrow to trace."""
+    cut = next((edge for edge in _CUTS if region.low < edge < region.high), None)
+    if region.batched or region.high > LEAST_TOKENS or cut is None:
+        return []
+    return [replace(region, high=cut), replace(region, low=cut)]
 
 
 def is_current(target: Path, name: str, root: Path, tracer: str) -> bool:
@@ -67,18 +94,30 @@ def is_current(target: Path, name: str, root: Path, tracer: str) -> bool:
     return found == (TAPE_SCHEMA, profile.config_sha256, dict(profile.versions), tracer)
 
 
-def main(root: Path, which: str, names: Sequence[str] = (), resume: bool = False) -> int:
+def main(root: Path, which: str, names: Sequence[str] = (), resume: bool = False, jobs: int = 1) -> int:
     """Make the tapes called `which` (single or batched) of `names`, or of all models under `root`; then the index.
 
-    Those that fail are listed. With `resume`, models whose tapes are current are left as they are.
+    Those that fail are listed. With `resume`, models whose tapes are current are left as they are. `jobs` processes
+    trace side by side.
     """
     catalogue = ModelCatalogue([root / "models"])
     failed: list[str] = []
     tracer = fingerprint()
-    for name in () if which == "index" else names or sorted(catalogue.names(), key=_turn):
-        target = tape_path(root / "tapes", which, name)
-        if not (resume and is_current(target, name, root, tracer)):
-            failed += _make(target, name, root, which, tracer)
+    wanted = names or sorted(catalogue.names(), key=_turn)
+    for name in wanted if which == "moments" else ():
+        for kind in KINDS:
+            _renew(tape_path(root / "tapes", kind, name), name, root, kind)
+    waiting = [
+        (target, name, root, which, tracer)
+        for name in (wanted if which in KINDS else ())
+        for target in [tape_path(root / "tapes", which, name)]
+        if not (resume and is_current(target, name, root, tracer))
+    ]
+    if jobs > 1:
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            failed += [line for lines in pool.map(_make, *zip(*waiting, strict=True)) for line in lines]
+    else:
+        failed += [line for given in waiting for line in _make(*given)]
     write_index(root, (catalogue.load(name) for name in catalogue.names()))
     print("\n".join(["not traced:", *failed]) if failed else "all traced")
     return 0
@@ -107,10 +146,21 @@ def _make(target: Path, name: str, root: Path, which: str, tracer: str) -> list[
     return failed
 
 
+def _renew(target: Path, name: str, root: Path, which: str) -> None:
+    """Take the moments of one file's tapes again."""
+    profile = ModelCatalogue([root / "models"]).load(name)
+    run = resolve(profile, SHIPPED[which]).run
+    tapes = stored_tapes(profile, which, [root / "tapes"])
+    if tapes:
+        kept = [(one, moments_of(one.tape, run, one.region, peaks_only=True)) for one in tapes]
+        target.write_bytes(encode(header_of(target), kept))
+
+
 def _turn(name: str) -> tuple[int, str]:
     return next((at for at, start in enumerate(FIRST) if name.startswith(start)), len(FIRST)), name
 
 
 if __name__ == "__main__":
-    words = [word for word in sys.argv[1:] if word != "--resume"]
-    sys.exit(main(Path(words[0]), words[1], words[2:], resume="--resume" in sys.argv))
+    words = [word for word in sys.argv[1:] if not word.startswith("--")]
+    side = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--jobs=")), 1)
+    sys.exit(main(Path(words[0]), words[1], words[2:], resume="--resume" in sys.argv, jobs=side))

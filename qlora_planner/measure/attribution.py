@@ -36,9 +36,13 @@ class Moment:
     alive: tuple[Block, ...]
 
 
-def highest_moment(events: Sequence[MemoryEvent], timeline: Timeline) -> Moment | None:
-    """The moment of the most allocated bytes, or of the first failed request; None without events."""
-    chosen = _chosen(events)
+def highest_moment(events: Sequence[MemoryEvent], timeline: Timeline, *, in_training: bool = False) -> Moment | None:
+    """The moment of the most allocated bytes, or of the first failed request; None without events.
+
+    With `in_training`, of the steps alone: a process can take most there, with its libraries' kernels, although more
+    was allocated while loading.
+    """
+    chosen = _chosen(events, timeline.training_ns if in_training else None)
     if chosen is None:
         return None
     blocks = _blocks(events, timeline)
@@ -72,8 +76,8 @@ def components_at(moment: Moment, timeline: Timeline, *, checkpointing: bool, wo
     return {name: found[name] for name in order if name in found}
 
 
-def _chosen(events: Sequence[MemoryEvent]) -> int | None:
-    """Position of the event after which most is allocated, or of the first failed request."""
+def _chosen(events: Sequence[MemoryEvent], since_ns: int | None = None) -> int | None:
+    """Position of the event after which most is allocated (from `since_ns` on), or of the first failed request."""
     allocated = highest = 0
     position = None
     known: dict[int, int] = {}
@@ -85,7 +89,7 @@ def _chosen(events: Sequence[MemoryEvent]) -> int | None:
             allocated += event.size
         elif event.kind == FREE:
             allocated -= known.pop(event.address, 0)
-        if allocated > highest:
+        if allocated > highest and (since_ns is None or event.time_ns >= since_ns):
             highest, position = allocated, index
     return position
 

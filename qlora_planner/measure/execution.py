@@ -21,7 +21,7 @@ from qlora_planner.measure.events import MemoryEvent
 from qlora_planner.measure.meter import CpuMeter, CudaMeter, Meter
 from qlora_planner.measure.sampler import Sampler
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.measure.timeline import Timeline
+from qlora_planner.measure.timeline import BEFORE_TRAINING, Timeline
 from qlora_planner.measure.watcher import StepWatcher
 from qlora_planner.memory.records import Component
 from qlora_planner.run import RunConfig
@@ -240,8 +240,20 @@ class Execution:
             notes=() if self._sampler is None else tuple(self._sampler.notes),
         )
 
+    def _peaks_in_training(self) -> bool:
+        """Whether the process took most during the steps: what torch reserved, and the context as it was then."""
+        nvml = None if self._sampler is None else self._sampler.reading
+        training = self._readings.get("training")
+        if nvml is None or training is None or training.reserved_bytes is None:
+            return False
+        if nvml.process_end_bytes is None or nvml.context_bytes is None:
+            return False
+        earlier = [self._readings[name].reserved_bytes or 0 for name in BEFORE_TRAINING if name in self._readings]
+        kernels = max(0, nvml.process_end_bytes - training.reserved_bytes - nvml.context_bytes)
+        return training.reserved_bytes + kernels >= max(earlier, default=0)
+
     def _components(self, outcome: str) -> dict[str, int] | None:
-        moment = highest_moment(self._events, self.timeline)
+        moment = highest_moment(self._events, self.timeline, in_training=self._peaks_in_training())
         if moment is None or not self.spec.snapshot:
             return None
         found = components_at(
@@ -252,7 +264,11 @@ class Execution:
         )
         nvml = None if self._sampler is None else self._sampler.reading
         reserved = [phase.reserved_bytes for phase in self._readings.values() if phase.reserved_bytes is not None]
-        if nvml is not None and nvml.process_peak_bytes is not None and reserved:
+        if self._peaks_in_training() and nvml is not None and nvml.process_end_bytes is not None:
+            steps = self._readings["training"].reserved_bytes or 0
+            found[Component.CUDA_CONTEXT.value] = max(0, nvml.process_end_bytes - steps)
+            found[Component.ALLOCATOR_SLACK.value] = max(0, steps - moment.allocated_bytes)
+        elif nvml is not None and nvml.process_peak_bytes is not None and reserved:
             found[Component.CUDA_CONTEXT.value] = max(0, nvml.process_peak_bytes - max(reserved))
         return found
 

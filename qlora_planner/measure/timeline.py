@@ -30,6 +30,11 @@ class Timeline:
         """These addresses belong to these components now."""
         self.owners.append((time.time_ns(), owners))
 
+    @property
+    def training_ns(self) -> int | None:
+        """When the first step began; None where none did."""
+        return next((at for at, stage in self.stages if stage not in BEFORE_TRAINING), None)
+
     def index_at(self, time_ns: int) -> int:
         """Position of the stage at `time_ns`, -1 before the first."""
         return bisect_right(self.stages, time_ns, key=lambda mark: mark[0]) - 1

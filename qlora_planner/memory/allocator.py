@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from qlora_planner.memory.addresses import AddressSpace
 
 MIN_BLOCK_BYTES = 512
+_ROUND_UP = MIN_BLOCK_BYTES - 1  # a power of two less one: its bits are what rounding clears
 SMALL_LIMIT_BYTES = 1 << 20
 SMALL_SEGMENT_BYTES = 2 << 20
 LARGE_SEGMENT_BYTES = 20 << 20
@@ -94,25 +95,32 @@ class CachingAllocator:
         """Allocate; None for an empty tensor. Raises OutOfMemory past the limit once the cache is given back."""
         if size_bytes <= 0:
             return None
-        size = -(-size_bytes // MIN_BLOCK_BYTES) * MIN_BLOCK_BYTES
+        size = (size_bytes + _ROUND_UP) & ~_ROUND_UP
         small = size <= SMALL_LIMIT_BYTES
         index = small + self.side_pools if side_stream else small
         pool = self._free[index]
         at = bisect_left(pool, (size,))
         block = pool.pop(at)[2] if at < len(pool) else self._grow(size, index)
+        segment = block.segment
         remaining = block.size - size
         if remaining and (small or remaining > self.large_remainder):
-            self._split(block, size)
+            rest = Block(block.address + size, remaining, block.small, segment)
+            rest.free = True
+            block.size = size
+            rest.previous, rest.next = block, block.next
+            if block.next is not None:
+                block.next.previous = rest
+            block.next = rest
+            insort(pool, (remaining, rest.address, rest))
         block.free = False
-        segment = block.segment
         if not segment.live:
             self.pinned += segment.size
             if self.pinned > self.peak_pinned:
                 self.peak_pinned = self.pinned
         segment.live += 1
-        self.allocated += block.size
-        if self.allocated > self.peak_allocated:
-            self.peak_allocated = self.allocated
+        self.allocated = allocated = self.allocated + block.size
+        if allocated > self.peak_allocated:
+            self.peak_allocated = allocated
         return block
 
     def free(self, block: Block | None) -> None:
@@ -128,22 +136,22 @@ class CachingAllocator:
 
     def _release(self, block: Block) -> None:
         """Put a block among the free ones, merged with its free neighbours."""
-        previous, following = block.previous, block.next
+        previous, following, pool = block.previous, block.next, self._free[block.small]
         if previous is not None and previous.free:
-            self._forget(previous)
+            del pool[bisect_left(pool, (previous.size, previous.address))]
             previous.size += block.size
             previous.next = following
             if following is not None:
                 following.previous = previous
             block = previous
         if following is not None and following.free:
-            self._forget(following)
+            del pool[bisect_left(pool, (following.size, following.address))]
             block.size += following.size
             block.next = following.next
             if following.next is not None:
                 following.next.previous = block
         block.free = True
-        insort(self._free[block.small], (block.size, block.address, block))
+        insort(pool, (block.size, block.address, block))
 
     def empty_cache(self) -> None:
         """Return every wholly free segment to the driver (`torch.cuda.empty_cache`)."""
@@ -172,16 +180,6 @@ class CachingAllocator:
         self.reserved += wanted
         if self.reserved > self.peak_reserved:
             self.peak_reserved = self.reserved
-
-    def _split(self, block: Block, size: int) -> None:
-        rest = Block(block.address + size, block.size - size, block.small, block.segment)
-        block.size = size
-        rest.previous, rest.next = block, block.next
-        if block.next is not None:
-            block.next.previous = rest
-        block.next = rest
-        rest.free = True
-        insort(self._free[block.small], (rest.size, rest.address, rest))
 
     def _forget(self, block: Block) -> None:
         pool = self._free[block.small]

@@ -42,12 +42,12 @@ def estimate(
     resolution = resolve(profile, run, gpu)
     workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
     context = with_libraries(context_of(gpu, calibration), resolution.run)
-    view = _view(profile, resolution, tape, workspace, context, gpu)
+    available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
+    view = _view(profile, resolution, tape, workspace, context, gpu, None if available is None else available[0])
     problems = (*resolution.problems, *broken, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
     low, high = interval(device, spread(device, view.footing, context, calibration))
     around_floor = spread(view.floor_bytes, view.footing, context, calibration)
-    available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
     if gpu is not None and available is not None and available[0] < room(gpu, reserve_bytes, None, context)[0]:
         around_floor = beside_a_cap(around_floor, context)
     return MemoryEstimate(
@@ -99,6 +99,7 @@ def _view(
     workspace_bytes: int,
     context: ContextRow,
     gpu: GpuSpec | None,
+    usable_bytes: int | None,
 ) -> View:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
@@ -107,4 +108,4 @@ def _view(
         return closed_view(profile, resolution, workspace_bytes, gpu, context)
     from qlora_planner.memory.traced_view import traced_view
 
-    return traced_view(profile, resolution, tape, workspace_bytes, context)
+    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes)

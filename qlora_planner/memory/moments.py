@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _SMALL_WORKSPACE_BYTES = 1 << 20
 _ANYWHERE = Region(batched=True, low=0, high=1 << 24)
 
+
 def moments_of(tape: CompiledTape, run: RunConfig, region: Region = _ANYWHERE, peaks_only: bool = False) -> Moments:
     """Play two steps of the whole model, counting blocks, and keep the moments that can be a phase's highest.
 
@@ -53,23 +54,14 @@ def moments_of(tape: CompiledTape, run: RunConfig, region: Region = _ANYWHERE, p
 def _packed(tape: CompiledTape, found: dict[str, NDArray[np.int64]], handles: set[int]) -> Moments:
     """Without the sizes that no moment left over has any of."""
     width = len(tape.sizes)
-    used = sorted({int(c) for kept in found.values() for c in _columns(kept) if c < width})
-    place = {column: at for at, column in enumerate(used)}
-    place |= {width + offset: offset - 3 for offset in range(3)}
-    return Moments(
-        sizes=tuple(tape.sizes[index] for index in used),
-        rows={
-            phase: tuple(tuple((place[int(c)], int(row[c])) for c in row.nonzero()[0]) for row in kept)
-            for phase, kept in found.items()
-        },
-        workspaces=tuple(place[index] for index in sorted(handles) if index in place),
-    )
-
-
-def _columns(kept: NDArray[np.int64]) -> list[int]:
-    """Columns in which any moment counts something."""
-    columns: list[int] = kept.any(axis=0).nonzero()[0].tolist()
-    return columns
+    rows = {
+        phase: tuple(
+            tuple((int(c) if c < width else int(c) - width - 3, int(row[c])) for c in row.nonzero()[0]) for row in kept
+        )
+        for phase, kept in found.items()
+    }
+    whole = Moments(sizes=tape.sizes, rows=rows, workspaces=tuple(sorted(handles)))
+    return whole.only({phase: range(len(kept)) for phase, kept in rows.items()})
 
 
 def _across(found: dict[str, NDArray[np.int64]], pruning: _Pruning) -> dict[str, NDArray[np.int64]]:

@@ -24,6 +24,8 @@ from qlora_planner.run import RunConfig
 
 # How close the search for the smallest limit comes, as a part of it.
 FLOOR_TOLERANCE = 0.004
+# A limit this much above what was pinned is met whatever a replay under it would give.
+NEAR = 1.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,16 +78,27 @@ def _uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def floor_bytes(profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, played: Played) -> int:
+def floor_bytes(
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    played: Played,
+    limit_bytes: int | None = None,
+) -> int:
     """The smallest limit on torch's reserved bytes at which the run still works.
 
-    Under pressure the allocator gives back segments that hold nothing, so the floor is what the others come to.
-    Expandable segments give back parts of segments too: there the run is replayed under limits.
+    Under pressure the allocator gives back segments that hold nothing, so the floor is at most what the others come to.
+    It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
+    nothing yet, and for expandable segments, which give back parts of segments too, the run is replayed under limits.
     """
-    if not is_expandable(resolution.run.alloc_conf):
-        return max(played.pinned, played.allocated)
+    most = max(played.pinned, played.allocated)
+    undecided = limit_bytes is not None and played.allocated <= limit_bytes <= NEAR * most
+    expandable = is_expandable(resolution.run.alloc_conf)
+    if not expandable and not undecided:
+        return most
     stage = _Stage(profile, resolution, tape, workspace_bytes)
-    low, high = played.allocated, played.reserved
+    low, high = played.allocated, played.reserved if expandable else most
     while high - low > FLOOR_TOLERANCE * high:
         guess = (low + high) // 2
         if stage.works(guess):

@@ -147,7 +147,7 @@ class Player:
         here: dict[int, tuple[Block | None, int]] = {}
         # What an earlier step left for good, such as a library's workspace, is not made twice.
         kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
-        at_peak = self._at_peak
+        at_peak: Sequence[int] = self._at_peak
         for kind, storage, size, component in self.script.acts[segment]:
             if kind in (BIRTH, BIRTH_STREAMED):
                 if storage in kept:
@@ -157,7 +157,7 @@ class Player:
                 if block is not None:
                     totals[component] += block.size
                     if memory.allocated == memory.peak_allocated:
-                        at_peak = tuple(totals)
+                        at_peak = totals.copy()
             elif kind == DEATH:
                 block, component = here.pop(storage)
                 if component == HOST:
@@ -171,7 +171,7 @@ class Player:
                 here[storage] = (Block(0, size, 0, Cached(size)), HOST)
                 self._host += size
                 self.host_peak = max(self.host_peak, self._host)
-        self._at_peak = at_peak
+        self._at_peak = tuple(at_peak)
         kept.update(here)
 
     def _elsewhere(self, storage: int, segment: Segment, layer: int) -> None:
@@ -179,7 +179,15 @@ class Player:
         origin = self.script.origins[storage]
         born = origin.segment
         if born.name != "layer":
-            self._drop(origin, storage, OUTSIDE)
+            # What layers share, such as a mask, dies with the last that needs it: backward, the first of its part.
+            shared = (born.stage, born.name, segment.stage, segment.name) == (
+                "forward",
+                "embedding",
+                "backward",
+                "layer",
+            )
+            if not shared or self.script.tape.places.index(segment.layer) == layer:
+                self._drop(origin, storage, OUTSIDE)
         elif segment.name != "layer":
             for whole, part in enumerate(self.script.tape.places):
                 if part == born.layer:

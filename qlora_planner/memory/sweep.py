@@ -94,12 +94,51 @@ class Moments:
 
     def allocated_phases(self, batch_size: int, seq_len: int, rank: int, fixed: Fixed) -> dict[str, int]:
         """The most bytes allocated in each training phase of one run."""
-        values = [rounded_bytes(terms, batch_size, seq_len, rank) for terms in self.sizes]
-        values += [fixed.norms, fixed.scratch, fixed.states]  # columns -3, -2, -1
+        values = self._values(batch_size, seq_len, rank, fixed)
         return {
             phase: fixed.held + max(sum(values[column] * count for column, count in row) for row in rows)
             for phase, rows in self.rows.items()
         }
+
+    def leading(self, batch_size: Any, seq_len: Any, rank: int, fixed: Fixed) -> dict[str, list[int]]:
+        """By phase, which of its moments are the highest of all phases in any of these runs, shape (runs,) each."""
+        import numpy as np
+
+        batch, seq = np.broadcast_arrays(np.asarray(batch_size, dtype=np.int64), np.asarray(seq_len, dtype=np.int64))
+        table = np.empty((len(self.sizes) + 3, batch.size))
+        for index, terms in enumerate(self.sizes):
+            whole, denominator = _common(terms)
+            total = sum((n * batch ** m[0] * seq ** m[1] * rank ** m[2] for n, m in whole), start=np.zeros_like(batch))
+            table[index] = np.maximum(0, -(-total // (denominator * MIN_BLOCK_BYTES)))
+        for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
+            table[column] = value // MIN_BLOCK_BYTES
+        owners = [(phase, at) for phase, rows in self.rows.items() for at in range(len(rows))]
+        counts = np.zeros((len(owners), len(table)))
+        for place, (phase, at) in enumerate(owners):
+            for column, count in self.rows[phase][at]:
+                counts[place, column] = count
+        found: dict[str, list[int]] = {}
+        for place in np.unique(np.argmax(counts @ table, axis=0)).tolist():
+            found.setdefault(owners[place][0], []).append(owners[place][1])
+        return found
+
+    def only(self, chosen: Mapping[str, Sequence[int]]) -> Moments:
+        """The same with these moments of these phases alone, and the sizes that they count."""
+        rows = {phase: [self.rows[phase][at] for at in places] for phase, places in chosen.items()}
+        used = sorted({column for kept in rows.values() for row in kept for column, _ in row if column >= 0})
+        place = {column: at for at, column in enumerate(used)} | {c: c for c in (STATES, SCRATCH, NORMS)}
+        return Moments(
+            sizes=tuple(self.sizes[column] for column in used),
+            rows={
+                phase: tuple(tuple((place[column], count) for column, count in row) for row in kept)
+                for phase, kept in rows.items()
+            },
+            workspaces=tuple(place[column] for column in self.workspaces if column in place),
+        )
+
+    def _values(self, batch_size: int, seq_len: int, rank: int, fixed: Fixed) -> list[int]:
+        values = [rounded_bytes(terms, batch_size, seq_len, rank) for terms in self.sizes]
+        return [*values, fixed.norms, fixed.scratch, fixed.states]  # columns -3, -2, -1
 
     def allocated_sweep(
         self, batch_size: Any, seq_len: Any, rank: Any, fixed: Mapping[int, Fixed]

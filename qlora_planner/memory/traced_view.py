@@ -24,9 +24,17 @@ _COUNTED = (
 
 
 def traced_view(
-    profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, context: ContextRow
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    context: ContextRow,
+    usable_bytes: int | None = None,
 ) -> View:
-    """Everything an estimate shows, from the tape of this run played through the allocator."""
+    """Everything an estimate shows, from the tape of this run played through the allocator.
+
+    `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely.
+    """
     run = resolution.run
     played = play_run(profile, resolution, tape, workspace_bytes)
     phases = _phases(run, played, context)
@@ -40,7 +48,18 @@ def traced_view(
         peak=peak,
         lines=_lines(run, played, peak, context),
         # Loading is over before the libraries' kernels join the context: what works at the peak bounds the floor.
-        floor_bytes=min(floor_bytes(profile, resolution, tape, workspace_bytes, played) + full, peak.device_bytes or 0),
+        floor_bytes=min(
+            floor_bytes(
+                profile,
+                resolution,
+                tape,
+                workspace_bytes,
+                played,
+                None if usable_bytes is None else usable_bytes - full,
+            )
+            + full,
+            peak.device_bytes or 0,
+        ),
         trainable_params=played.state.count,
         paged_bytes=played.state.paged,
         offloaded_bytes=played.offloaded,

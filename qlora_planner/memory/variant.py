@@ -84,9 +84,7 @@ def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
     found = []
     for low, high in pairwise([0, *windows, end]):
         if high > LEAST_TOKENS and 2 * (low + 64) <= HEAD_TILE_TOKENS:
-            found.append(
-                Region(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS)
-            )
+            found.append(Region(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS))
         if high > LEAST_TOKENS:
             found.append(Region(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
     return tuple(found)

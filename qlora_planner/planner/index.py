@@ -29,6 +29,8 @@ _CARDS = {
     "bfloat16": GpuSpec(name="any", label="a card with bfloat16", memory_bytes=1, bf16=True),
     "float16": GpuSpec(name="any", label="a card without bfloat16", memory_bytes=1, bf16=False),
 }
+_CAPABILITIES = ("8.0", "9.0")  # with a small and with a large cuBLAS workspace
+_LONGEST = 1 << 18  # tokens up to which moments compete for a place in the index
 _STATIC = tuple(name for name in StaticMemory.__slots__ if name != "trainable")
 
 
@@ -51,15 +53,46 @@ def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
             option: value for option, value in resolution.run.to_dict().items() if value != getattr(default, option)
         }
         row["on"][name] = {"run": changed, "ground": _encode(ground)}
-        row["on"][name]["fixed"] = _values(fixed_of(ground, resolution.run))
-    row["sweep"] = [] if sweep is None else [_swept(part) for part in sweep.parts]
+        fixed = fixed_of(ground, resolution.run)
+        row["on"][name]["fixed"] = _values(fixed)
+        if name == "bfloat16":  # tapes that ship are of cards that have it
+            row["sweep"] = [_swept(part, fixed) for part in (sweep.parts if sweep else ())]
     if row["on"]["float16"]["ground"] == row["on"]["bfloat16"]["ground"]:
         row["on"]["float16"]["ground"] = None
     return row
 
 
-def _swept(part: SweptRegion) -> dict[str, Any]:
-    return {"variant": part.variant, "region": _values(part.region), "moments": part.moments.to_dict()}
+def _swept(part: SweptRegion, fixed: Fixed) -> dict[str, Any]:
+    return {
+        "variant": part.variant,
+        "region": _values(part.region),
+        "moments": _leading(part, fixed).to_dict(),
+    }
+
+
+def _leading(part: SweptRegion, fixed: Fixed) -> Moments:
+    """Moments that lead at the rank that the index answers for: at batch 1 at every length, at larger batches at the
+    default length and at many others, between which one that was left out could lead by little.
+
+    `plan` reads the whole set from the tape.
+    """
+    import numpy as np
+
+    region = part.region
+    if region.batched:
+        lengths = sorted({RunConfig().seq_len, *(64 * round(2 ** (at / 2)) for at in range(20))})
+        batches = [*range(2, 129), *(2**at for at in range(8, 13))]
+        runs = [(batch, length) for batch in batches for length in lengths if region.holds(batch, length)]
+        batch, seq = np.array(runs).T
+    else:
+        seq = np.arange(region.low + 1, min(region.high, _LONGEST) + 1)
+        batch = np.ones_like(seq)
+    kept: dict[str, set[int]] = {}
+    for capability in _CAPABILITIES:
+        moments = part.moments.on(cublas_workspace_bytes(capability))
+        for phase, rows in moments.leading(batch, seq, RunConfig().rank, fixed).items():
+            kept.setdefault(phase, set()).update(rows)
+    return part.moments.only({phase: sorted(rows) for phase, rows in kept.items()})
 
 
 def _encode(ground: Groundwork) -> dict[str, Any]:

@@ -5,18 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import floor_of, phases_of
 from qlora_planner.memory.groundwork import Groundwork, assemble
 from qlora_planner.memory.sweep import Fixed, Moments
 from qlora_planner.memory.variant import Region, variant_key
-from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, room, spread, verdict_of
+from qlora_planner.memory.verdict import (
+    FITS_AT_MOST,
+    context_of,
+    probability_over,
+    room,
+    spread,
+    verdict_of,
+    with_libraries,
+)
 from qlora_planner.run import RunConfig
 
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
+_BEFORE = ("load", "prepare", "adapters")  # phases before the first step
 
 
 def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, calibration: Calibration | None = None) -> int:
@@ -65,21 +75,49 @@ class Bench:
     sweep: Sweep | None = None  # without it, or for other runs than it holds for, closed forms are used
     fixed: Fixed | None = None  # what `sweep` is evaluated with: see `fixed_of`
     calibration: Calibration | None = None
+    over_allocated: float = PINNED_OVER_ALLOCATED
 
     def look(self, seq_len: int, batch_size: int) -> tuple[float, int, int, str]:
         """Chance of running out, device bytes of the peak, floor bytes, and the peak's phase."""
-        padding = batch_size > 1 and not self.run.packing if self.auto_padding else self.run.padding
-        run = self.run.with_(seq_len=seq_len, batch_size=batch_size, padding=padding)
+        run = self._sized(seq_len, batch_size)
         moments = self._moments(run)
         if moments is not None:
             return self._traced(moments, run)
-        parts = replace(
-            assemble(self.ground, run, self.stack, self.gpu), context=context_of(self.gpu, self.calibration)
-        )
+        parts = replace(assemble(self.ground, run, self.stack, self.gpu), context=self._context(run))
         phases, peak = phases_of(run, parts)
         floor = floor_of(phases, parts.context)
         chance = probability_over(self.usable_bytes, spread(floor, parts.footing, parts.context, self.calibration))
         return chance, peak.device_bytes or 0, floor, peak.name
+
+    def ratio_of(self, floor_bytes: int, seq_len: int, batch_size: int) -> float | None:
+        """Played bytes of a run, without the context, over its allocated bytes.
+
+        None where no tape holds, and where no training step leads.
+        """
+        run = self._sized(seq_len, batch_size)
+        moments = self._moments(run)
+        if moments is None or self.fixed is None or self.look(seq_len, batch_size)[3] in _BEFORE:
+            return None
+        training = moments.allocated_phases(batch_size, seq_len, run.rank, self.fixed)
+        return floor_bytes / max(training.values())
+
+    def fits_at(self, floor_bytes: int, run: RunConfig) -> bool:
+        """Whether a run that torch needs this much for runs out in at most one percent."""
+        context = self._context(run)
+        around = spread(floor_bytes + self.beside(run), TRACED, context, self.calibration)
+        return probability_over(self.usable_bytes, around) <= FITS_AT_MOST
+
+    def beside(self, run: RunConfig) -> int:
+        """Bytes of the CUDA context while training."""
+        context = self._context(run)
+        return context.first_tensor_bytes + context.kernels_bytes
+
+    def _sized(self, seq_len: int, batch_size: int) -> RunConfig:
+        padding = batch_size > 1 and not self.run.packing if self.auto_padding else self.run.padding
+        return self.run.with_(seq_len=seq_len, batch_size=batch_size, padding=padding)
+
+    def _context(self, run: RunConfig) -> ContextRow:
+        return with_libraries(context_of(self.gpu, self.calibration), run)
 
     def _moments(self, run: RunConfig) -> Moments | None:
         if self.sweep is None or self.fixed is None:
@@ -89,14 +127,14 @@ class Bench:
 
     def _traced(self, moments: Moments, run: RunConfig) -> tuple[float, int, int, str]:
         assert self.fixed is not None
-        ground, context = self.ground, context_of(self.gpu, self.calibration)
+        ground, context = self.ground, self._context(run)
         beside = context.first_tensor_bytes + context.kernels_bytes
         training = moments.allocated_phases(run.batch_size, run.seq_len, run.rank, self.fixed)
         before = {"load": ground.load, "adapters": ground.adapters}
         if ground.prepare is not None:
             before["prepare"] = ground.prepare
         levels = {name: peak.allocated for name, peak in before.items()}
-        levels |= {name: int(level * PINNED_OVER_ALLOCATED) for name, level in training.items()}
+        levels |= {name: int(level * self.over_allocated) for name, level in training.items()}
         phase = max(levels, key=levels.__getitem__)
         floor = levels[phase] + beside
         chance = probability_over(self.usable_bytes, spread(floor, TRACED, context, self.calibration))

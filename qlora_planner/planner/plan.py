@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,8 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.groundwork import build_groundwork
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, fixed_of, largest_batch, longest_seq_len, usable_on
+from qlora_planner.planner.finalists import Referee, TapeOf
+from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, fixed_of, usable_on
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
@@ -32,7 +33,7 @@ class Plan:
     estimate: MemoryEstimate
     alternatives: tuple[Mapping[str, Any], ...]
     prices: tuple[Mapping[str, Any], ...]
-    frontier: tuple[Mapping[str, int | None], ...]
+    frontier: tuple[Mapping[str, int | bool | None], ...]
     objective: str
     data: Mapping[str, Any] | None
     stack: Mapping[str, str]
@@ -54,7 +55,6 @@ class Plan:
         }
 
 
-TapeOf = Callable[[RunConfig], Tape | None]
 MOST_TRIES = 5
 
 
@@ -72,12 +72,14 @@ def plan(
     cap_bytes: int | None = None,
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
+    stored_of: TapeOf = _no_tape,
     calibration: Calibration | None = None,
 ) -> Plan:
     """The run asked for, made to fit: where it does not, the longest sequence that does is recommended instead.
 
-    `sweep` holds traced moments for the search; `tape_of` gives the trace of the run that is chosen, which is then
-    played. Where playing it needs more than the search thought, the sequence is shortened until it fits.
+    `sweep` holds traced moments, by which runs are ranked. Its finalists are played from the tapes that `stored_of` has
+    at hand; `tape_of` gives the trace of the run that is chosen, which may take a while. Where playing that one needs
+    more than the search thought, the sequence is shortened until it fits.
     Raises InputError for options that contradict each other.
     """
     asked = run or RunConfig()
@@ -97,10 +99,9 @@ def plan(
     )
     limit = profile.dims.get("max_position_embeddings")
     model_limit = int(limit) if limit else None
-    frontier = tuple(
-        {"batch_size": batch, "seq_len": longest_seq_len(bench, batch, model_limit)} for batch in FRONTIER_BATCHES
-    )
-    chosen = _shrink(resolution.run, bench, frontier[0]["seq_len"])
+    referee = Referee(profile=profile, gpu=gpu, asked=asked, bench=bench, tape_of=stored_of)
+    found = {batch: referee.longest(batch, model_limit) for batch in FRONTIER_BATCHES}
+    chosen = _shrink(resolution.run, referee, found[1].value)
     for _ in range(MOST_TRIES):
         picked = asked.with_(**chosen)
         answer = estimate(
@@ -124,34 +125,41 @@ def plan(
         gpu=gpu,
         run=answer.run,
         estimate=answer,
-        alternatives=_alternatives(bench, answer),
+        alternatives=_alternatives(referee, answer),
         prices=(),
-        frontier=frontier,
+        frontier=tuple(
+            {"batch_size": batch, "seq_len": one.value, "played": one.played} for batch, one in found.items()
+        ),
         objective=objective,
         data=None,
         stack=answer.stack,
     )
 
 
-def _shrink(run: RunConfig, bench: Bench, longest: int | None) -> dict[str, Any]:
+def _shrink(run: RunConfig, referee: Referee, longest: int | None) -> dict[str, Any]:
     """What to change of the asked run so that it fits: nothing, a smaller batch, then a shorter sequence."""
-    if longest is None or bench.fits(run.seq_len, run.batch_size):
+    if longest is None:
         return {}
-    batch = largest_batch(bench, run.seq_len)
+    answer = referee.play(referee.asked)
+    if answer.played if answer is not None else referee.bench.fits(run.seq_len, run.batch_size):
+        return {}
+    batch = referee.batch(run.seq_len).value
     if batch is not None:
         whole = run.batch_size * run.grad_accum
         return {"batch_size": batch, "grad_accum": max(1, -(-whole // batch))}
     return {"batch_size": 1, "seq_len": min(longest, run.seq_len)}
 
 
-def _alternatives(bench: Bench, answer: MemoryEstimate) -> tuple[Mapping[str, Any], ...]:
-    batch = largest_batch(bench, answer.run.seq_len)
-    if batch is None or batch <= answer.run.batch_size:
+def _alternatives(referee: Referee, answer: MemoryEstimate) -> tuple[Mapping[str, Any], ...]:
+    seq_len = answer.run.seq_len
+    found = referee.batch(seq_len)
+    if found.value is None or found.value <= answer.run.batch_size:
         return ()
+    peak = found.device_bytes or referee.bench.look(seq_len, found.value)[1]
     return (
         {
-            "change": {"batch_size": batch},
-            "buys": f"{batch} sequences per step instead of {answer.run.batch_size}",
-            "costs": f"{bench.look(answer.run.seq_len, batch)[1] - answer.peak.device_bytes} bytes",
+            "change": {"batch_size": found.value},
+            "buys": f"{found.value} sequences per step instead of {answer.run.batch_size}",
+            "costs": f"{peak - answer.peak.device_bytes} bytes",
         },
     )

@@ -15,6 +15,9 @@ BASIS: tuple[Monomial, ...] = (
     (0, 0, 0), (1, 1, 0), (0, 0, 1), (1, 1, 1), (0, 1, 0), (1, 2, 0), (0, 2, 0), (1, 0, 0), (0, 1, 1), (1, 0, 1),
 )  # fmt: skip
 MOST_TERMS = 3
+# Up to some dozens of tokens bitsandbytes multiplies by a fused kernel that dequantises nothing (backends/cuda/ops.py):
+# tapes are traced above, and bound such short runs from above.
+_SHORTEST = 48
 Point = tuple[int, int, int]
 
 
@@ -30,7 +33,7 @@ def points_in(region: Region) -> list[Point]:
     """
     top = min(region.high, max(2 * region.low, 4096))
     if not region.batched:
-        seqs = [_part(region.low, top, part) for part in (3, 7, 11, 15)]
+        seqs = [_part(max(region.low, _SHORTEST), top, part) for part in (3, 7, 11, 15)]
         return list(zip((1, 1, 1, 1), seqs, (8, 24, 56, 40), strict=True))
     ranks = (8, 24, 56, 40, 16, 72)
     if region.most_tokens < 1 << 20:

@@ -14,7 +14,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, initialization
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
@@ -89,19 +89,26 @@ def build_on_meta(
     config = make_config(raw, where)
     wanted = causal_lm_class(raw, config, where)
     try:
-        with init_empty_weights(include_buffers=True), quiet_transformers():
+        with init_empty_weights(include_buffers=True), quiet_transformers(), initialization.no_tie_weights():
             model = wanted._from_config(config, dtype=dtype)
     except PlannerError:
         raise
     except Exception as error:  # any class's constructor may fail on inconsistent sizes; the cause is passed on
         raise InputError(f"{where}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
+    remember_skipped(model)
     model.tie_weights()
     return model, dict(model._get_dtype_plan(dtype))
 
 
+def remember_skipped(model: PreTrainedModel) -> None:
+    """Ask transformers' rule while nothing is tied yet, as loading does: it spares the last parameter's module."""
+    model._left_alone = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+
+
 def skipped_modules(model: PreTrainedModel) -> list[str]:
     """Modules that the bitsandbytes quantizers leave alone, by transformers' own rule."""
-    return HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+    found: list[str] = model._left_alone
+    return found
 
 
 def quantize_on_meta(model: PreTrainedModel, quant: str = "nf4", double_quant: bool = True) -> PreTrainedModel:

@@ -91,7 +91,7 @@ def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, Moments]]) 
         {"variant": one.tape.variant, "region": asdict(one.region), "moments": moments.to_dict()}
         for one, moments in kept
     ]
-    documents = [{"schema": TAPE_SCHEMA, **header, "regions": regions}, *(one.tape.to_dict() for one, _ in kept)]
+    documents = [{**header, "schema": TAPE_SCHEMA, "regions": regions}, *(one.tape.to_dict() for one, _ in kept)]
     text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
     return gzip.compress(text.encode(), mtime=0)
 
@@ -102,9 +102,7 @@ def header_of(path: Path) -> dict[str, Any]:
     return header
 
 
-def _first(
-    profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[list[bytes]], T | None]
-) -> T | None:
+def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[list[bytes]], T | None]) -> T | None:
     for folder in dirs:
         path = tape_path(folder, kind, profile.id)
         if not path.is_file():

@@ -90,6 +90,8 @@ _LAYERS = (
     "num_transformer_layers",
     "decoder_layers",
     "encoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
 )
 # Where configs list the kind of each layer.
 _KINDS = ("layer_types", "layers_block_type", "hybrid_override_pattern", "block_types", "_block_types")
@@ -155,7 +157,7 @@ def _kept_layers(raw: Mapping[str, Any], layers: int | None, depth: int | None) 
 
 
 def _listed_kinds(raw: Mapping[str, Any], layers: int | None) -> list[Any]:
-    """The kind of each layer as the config lists them, one by one or as a pattern that repeats; empty where it does not."""
+    """The kind of each layer, listed one by one or as a pattern that repeats; empty where the config lists none."""
     for name in _KINDS:
         kinds = raw.get(name)
         if isinstance(kinds, str) and len(kinds) == layers:

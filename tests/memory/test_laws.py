@@ -40,7 +40,8 @@ EXPANDABLE = "expandable_segments:True"
 
 @cache
 def stored(name: str) -> StoredTape:
-    found = stored_tape(CATALOGUE.load(name), [ROOT / "tapes"])
+    profile = CATALOGUE.load(name)
+    found = stored_tape(profile, [ROOT / "tapes"], 1, min(2048, int(profile.dims.get("position_rows") or 2048)))
     assert found is not None, f"no tape of {name} is shipped, or it is of another config"
     return found
 

@@ -20,7 +20,7 @@ from qlora_planner.memory.training import training_state
 from qlora_planner.profile.tape import CompiledTape
 from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.tapes import stored_tape
+from qlora_planner.sources.tapes import stored_sweep, stored_tape
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 CATALOGUE = ModelCatalogue([PROFILES / "models"])
@@ -108,6 +108,27 @@ def test_a_sweep_equals_single_runs_to_the_byte() -> None:
     for at, (seq, rank) in enumerate(zip(seqs.tolist(), ranks.tolist(), strict=True)):
         single = moments.allocated_phases(1, seq, rank, fixed[rank])
         assert {phase: int(values[at]) for phase, values in swept.items()} == single
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_few_moments_that_ship_have_the_highest_of_all(model: str) -> None:
+    profile = CATALOGUE.load(model)
+    sweep = stored_sweep(profile, [PROFILES / "tapes"])
+    assert sweep is not None
+    run = resolve(profile, RunConfig()).run
+    random = np.random.default_rng(3)
+    for part in [part for part in sweep.parts if not part.region.batched]:
+        stored = stored_tape(profile, [PROFILES / "tapes"], 1, part.region.high)
+        assert stored is not None
+        whole = moments_of(stored.tape, run)
+        for workspace in (WORKSPACE, 8519680):
+            for _ in range(12):
+                seq_len = int(random.integers(part.region.low + 1, min(part.region.high, 40000) + 1))
+                rank = int(random.choice([1, 16, 256]))
+                fixed = parts(model, rank)[0]
+                few = part.moments.on(workspace).allocated_phases(1, seq_len, rank, fixed)
+                every = whole.on(workspace).allocated_phases(1, seq_len, rank, fixed)
+                assert max(few.values()) == max(every.values())
 
 
 def test_sizes_round_to_blocks_and_not_their_sum() -> None:

@@ -1,42 +1,85 @@
 """Which tapes are made again, where they end, and what is said of those that cannot be compiled."""
 
-import gzip
-import json
 from pathlib import Path
 
 import pytest
 
 from qlora_planner.cli.regenerate_tapes import is_current
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.variant import usual_region
+from qlora_planner.errors import InputError
+from qlora_planner.memory.variant import regions
 from qlora_planner.profile.tape import Segment, Tape
-from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes
-from qlora_planner.run import RunConfig
+from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 LLAMA = "meta-llama/Llama-3.1-8B"
 
 
-def test_a_region_ends_with_the_table_of_positions() -> None:
+def edges(model: str, batched: bool = False) -> list[tuple[int, int]]:
+    return [(r.low, r.high) for r in regions(ModelCatalogue([PROFILES / "models"]).load(model), batched)]
+
+
+def test_regions_part_where_kernels_switch_and_end_with_the_table_of_positions() -> None:
+    assert edges(LLAMA) == [(0, 512), (512, 4096), (4096, 1 << 24)]
+    assert edges("openai/gpt-oss-20b") == [(0, 128), (128, 512), (512, 4096), (4096, 1 << 24)]
+    assert edges("mosaicml/mpt-7b") == [(0, 512), (512, 2048)]
+
+
+def test_at_batch_one_every_length_has_one_region() -> None:
     catalogue = ModelCatalogue([PROFILES / "models"])
-    mpt, llama = catalogue.load("mosaicml/mpt-7b"), catalogue.load(LLAMA)
-    assert usual_region(mpt, resolve(mpt, RunConfig(seq_len=1024)).run).high == 2048
-    assert usual_region(llama, resolve(llama, RunConfig(seq_len=1024)).run).high == 4096
+    for name in catalogue.names():
+        profile = catalogue.load(name)
+        end = int(profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings") or 4096)
+        for seq_len in {1, 64, 511, 512, 513, 1024, 2048, 4096, 4097, end} - set(range(end + 1, 4098)):
+            assert sum(region.holds(1, seq_len) for region in regions(profile, False)) == 1, (name, seq_len)
 
 
-def test_only_a_tape_of_this_config_and_these_versions_is_current(tmp_path: Path) -> None:
-    shipped = PROFILES / "tapes" / "single" / "meta-llama__Llama-3.1-8B.json.gz"
-    document = json.loads(gzip.decompress(shipped.read_bytes()))
+@pytest.mark.parametrize("batched", [False, True])
+def test_points_lie_in_their_region_and_differ(batched: bool) -> None:
+    catalogue = ModelCatalogue([PROFILES / "models"])
+    for name in (LLAMA, "openai/gpt-oss-20b", "google/gemma-3-1b", "mistralai/Mistral-7B-v0.1", "microsoft/phi-2"):
+        for region in regions(catalogue.load(name), batched):
+            points = points_in(region)
+            assert all(region.holds(batch, seq_len) for batch, seq_len, _ in points), (name, region, points)
+            assert len({seq_len for _, seq_len, _ in points}) >= 4, (name, region, points)
+
+
+def test_only_a_tape_of_this_config_tracer_and_versions_is_current(tmp_path: Path) -> None:
     profile = ModelCatalogue([PROFILES / "models"]).load(LLAMA)
-    document |= {"config_sha256": profile.config_sha256, "versions": dict(profile.versions)}
-    target = tmp_path / "one.json.gz"
-    assert not is_current(target, LLAMA, PROFILES)
-    target.write_bytes(gzip.compress(json.dumps(document).encode()))
-    assert is_current(target, LLAMA, PROFILES)
-    for change in ({"config_sha256": "0"}, {"versions": {"torch": "1.0"}}, {"schema": "other"}):
-        target.write_bytes(gzip.compress(json.dumps(document | change).encode()))
-        assert not is_current(target, LLAMA, PROFILES)
+    header = {"config_sha256": profile.config_sha256, "versions": dict(profile.versions), "tracer": "one"}
+    target = tmp_path / "single" / "a.jsonl.gz"
+    assert not is_current(target, LLAMA, PROFILES, "one")
+    target.parent.mkdir()
+    target.write_bytes(encode(header, []))
+    assert is_current(target, LLAMA, PROFILES, "one")
+    assert not is_current(target, LLAMA, PROFILES, "two")
+    for change in ({"config_sha256": "0"}, {"versions": {"torch": "1.0"}}):
+        target.write_bytes(encode(header | change, []))
+        assert not is_current(target, LLAMA, PROFILES, "one")
+
+
+def test_a_tape_file_gives_back_what_was_put_in(tmp_path: Path) -> None:
+    profile = ModelCatalogue([PROFILES / "models"]).load(LLAMA)
+    kept = stored_tapes(profile, "single", [PROFILES / "tapes"])
+    sweep = stored_sweep(profile, [PROFILES / "tapes"])
+    assert sweep is not None
+    path = tape_path(tmp_path, "single", LLAMA)
+    path.parent.mkdir()
+    single = [part for part in sweep.parts if not part.region.batched]
+    pairs = [(tape, part.moments) for tape, part in zip(kept, single, strict=True)]
+    path.write_bytes(encode({"config_sha256": profile.config_sha256}, pairs))
+    assert stored_tapes(profile, "single", [tmp_path]) == kept
+    again = stored_sweep(profile, [tmp_path])
+    assert again is not None
+    assert list(again.parts) == single
+    for seq_len in (64, 2048, 9000):
+        found = stored_tape(profile, [tmp_path], 1, seq_len)
+        assert found is not None
+        assert found.region.low < seq_len <= found.region.high
+    path.write_bytes(b"no gzip")
+    with pytest.raises(InputError, match="make tapes"):
+        stored_tape(profile, [tmp_path])
 
 
 def test_a_loop_that_grows_with_the_sequence_is_named() -> None:

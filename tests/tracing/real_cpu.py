@@ -12,6 +12,7 @@ Two kinds of allocation are counted apart, because no tensor of the training ste
 
 from __future__ import annotations
 
+import copy
 import functools
 import gc
 import warnings
@@ -41,11 +42,17 @@ class RealStep:
 
 
 def real_model(raw: dict[str, Any], targets: str | list[str], rank: int, checkpointing: bool) -> Any:
-    """The class with random bf16 weights on the CPU, LoRA added; raises whatever the libraries raise."""
-    fields = dict(raw)
+    """The class with random bf16 weights on the CPU, LoRA added; raises whatever the libraries raise.
+
+    transformers' own loader makes it, because some parameters stay in float32 when weights are loaded.
+    """
+    fields = copy.deepcopy(raw)  # some config classes take the dictionaries that they are given apart
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16, attn_implementation="eager")
+    usual: dict[str, Any] = {"dtype": torch.bfloat16, "attn_implementation": "eager"}
+    drawn = AutoModelForCausalLM.from_config(config, **usual)
+    model = type(drawn).from_pretrained(None, config=drawn.config, state_dict=drawn.state_dict(), **usual)
+    del drawn
     lora = peft.LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -161,5 +168,6 @@ def _is_kernel(name: str) -> bool:
 
 
 def quiet() -> None:
-    """No advice from transformers."""
+    """No advice and no progress bars from transformers."""
     transformers.logging.set_verbosity(50)
+    transformers.logging.disable_progress_bar()

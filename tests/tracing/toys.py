@@ -24,6 +24,12 @@ _INDEXER = {
     "indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": HEAD, "indexer_budget": 16,
     "indexer_compress_ratio": 4,
 }  # fmt: skip
+_SOUND = {"text_encoder": "t5", "audio_encoder": "encodec"}
+# Parts without which a config cannot be made: their model types.
+_PARTS: dict[str, dict[str, str]] = {
+    "musicgen": {**_SOUND, "decoder": "musicgen_decoder"},
+    "musicgen_melody": {**_SOUND, "decoder": "musicgen_melody_decoder"},
+}
 # Fields that a class needs and its own defaults lack.
 _MISSING: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
@@ -75,7 +81,8 @@ def toy_of(model_type: str, depth: int | None = None) -> dict[str, Any]:
 
     Raises what a config class raises that cannot be made without arguments.
     """
-    toy = toy_config(_sizes(CONFIG_MAPPING[model_type]().to_dict()), depth)
+    parts = {name: {"model_type": kind} for name, kind in _PARTS.get(model_type, {}).items()}
+    toy = toy_config(_sizes(CONFIG_MAPPING[model_type](**parts).to_dict()), depth)
     own = {**_MISSING.get(model_type, {}), **_OWN_SIZES.get(model_type, {})}
     if depth is not None:
         own |= _DEEP.get(model_type, {})

@@ -17,8 +17,8 @@ from bitsandbytes.functional import QuantState
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, initialization
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
-from transformers.quantizers.base import HfQuantizer
 
+from qlora_planner.profiling.meta_model import remember_skipped, skipped_modules
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -56,7 +56,7 @@ def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype =
     fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     options = {} if attention is None else {"attn_implementation": attention}
-    with quiet(), torch.device("meta"), initialization.no_init_weights():
+    with quiet(), torch.device("meta"), initialization.no_init_weights(), initialization.no_tie_weights():
         wanted: Any = AutoModelForCausalLM
         model = wanted.from_config(config, dtype=dtype, **options)
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
@@ -65,6 +65,7 @@ def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype =
     for name, parameter in model.named_parameters():
         if any(part in name.split(".") for part in keep):
             parameter.data = parameter.data.float()
+    remember_skipped(model)
     model.tie_weights()
     return model
 
@@ -85,7 +86,7 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
                 bnb_4bit_use_double_quant=spec.double_quant,
                 bnb_4bit_compute_dtype=_DTYPES[spec.compute_dtype],
             )
-        skipped = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+        skipped = skipped_modules(model)
         with quiet():
             model = replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=quantization)
         for module in model.modules():

@@ -63,7 +63,10 @@ def _cuda(traits: cuda_semantics.CudaTraits) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording(spec: TraceSpec) -> Iterator[Recorder]:
-    """Fake CUDA (a fake CPU where the spec says so), with a recorder on top, and the functions patched whose choice a CPU would make differently."""
+    """Fake CUDA (a fake CPU where the spec says so) with a recorder on top.
+
+    Functions are patched whose choice a CPU would make differently.
+    """
     traits = spec.device
     with contextlib.ExitStack() as stack:
         stack.enter_context(_no_garbage_collection())

@@ -150,7 +150,9 @@ def apply(model: nn.Module, cut: Cut) -> None:
     for holder in {id(c): c for c in (config, config.get_text_config(decoder=True))}.values():
         # Gemma's embeddings per layer are laid out by the number of layers and stay whole.
         per_layer_inputs = getattr(holder, "hidden_size_per_layer_input", None)
-        if getattr(holder, "num_hidden_layers", None) == depth and not per_layer_inputs:
+        # Some encoder-decoder configs work the number out from other fields and refuse to have it set.
+        worked_out = isinstance(getattr(type(holder), "num_hidden_layers", None), property)
+        if getattr(holder, "num_hidden_layers", None) == depth and not per_layer_inputs and not worked_out:
             holder.num_hidden_layers = len(cut.kept)
 
 

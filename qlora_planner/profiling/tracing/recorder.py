@@ -257,7 +257,8 @@ class Recorder(TorchDispatchMode):
     def _take_over(self, result: Any, args: Sequence[Any]) -> bool:
         if not isinstance(result, FakeTensor) or result.fake_device.type != self._device:
             return False
-        summands = tuple(arg.untyped_storage()._cdata for arg in args if isinstance(arg, FakeTensor))
+        # Engine rule (input_buffer.cpp, can_accumulate_inplace): not into a summand with gaps between its elements.
+        summands = tuple(arg.untyped_storage()._cdata for arg in args if isinstance(arg, FakeTensor) and _dense(arg))
         storage = result.untyped_storage()
         address = storage._cdata
         if address in self._alive:
@@ -267,3 +268,14 @@ class Recorder(TorchDispatchMode):
         self._watchers[address] = weakref.ref(storage, functools.partial(self._gone, address))
         self._pending = (address, summands, "autograd::accumulate")
         return True
+
+
+def _dense(tensor: torch.Tensor) -> bool:
+    """Whether the elements fill a stretch of memory, each place once, in whatever order of dimensions."""
+    expected = 1
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size != 1:
+            if stride != expected:
+                return False
+            expected *= size
+    return True

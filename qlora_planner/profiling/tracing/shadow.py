@@ -1,4 +1,4 @@
-"""Real values behind small integer and boolean fake tensors, so that code which looks at values can be traced.
+"""Real values behind small fake tensors, integers and booleans above all, so that code which reads them can be traced.
 
 Models ask "is this mask all ones?", "what is the largest position?". Those values do not depend on weights: they
 follow from the inputs, which are known. Each fake tensor made only from known ones is computed for real beside it.
@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 _MAX_ELEMENTS = 1 << 22
+_MAX_FLOATS = 1 << 16  # padding masks that a class makes in floating point
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _NONZERO = torch.ops.aten.nonzero.default
 _INDEX = torch.ops.aten.index.Tensor
@@ -46,6 +47,10 @@ def give_shadow(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attach a known value to a fake tensor."""
     setattr(tensor, _NAME, value)
     return tensor
+
+
+def _most(dtype: torch.dtype) -> int:
+    return _MAX_ELEMENTS if _integral(dtype) else _MAX_FLOATS
 
 
 def _integral(dtype: torch.dtype) -> bool:
@@ -87,9 +92,7 @@ class Shadows:
 
     def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Compute the value behind `result` where every tensor argument's value is known."""
-        if not isinstance(result, FakeTensor) or not _integral(result.dtype) or result.numel() > _MAX_ELEMENTS:
-            if isinstance(result, (tuple, list)) and func._schema.name in ("aten::max", "aten::min", "aten::sort"):
-                pass
+        if not isinstance(result, FakeTensor) or result.numel() > _most(result.dtype):
             return
         tensors = [arg for arg in _flat(args) if isinstance(arg, torch.Tensor)]
         if not tensors and func not in _CONSTANTS:
