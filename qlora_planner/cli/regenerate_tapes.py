@@ -1,8 +1,8 @@
 """`make tapes`: trace the default recipe of every catalogue model and compile it into profiles/tapes.
 
 Called with a folder, `single`, `batched`, `moments` or `index`, then model ids (none: all), and `--resume` to skip what
-is current and `--jobs=N` for N processes. `moments` traces nothing: it takes the moments anew from the tapes that are there, as after a change of how
-tapes are played. `index` writes the index alone, with which the others end too.
+is current and `--jobs=N` for N processes. `moments` traces nothing: it takes the moments anew from the tapes that are
+there, as after a change of how tapes are played. `index` writes the index alone, with which the others end too.
 """
 
 from __future__ import annotations

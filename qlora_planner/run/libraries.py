@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from qlora_planner.run.config import RunConfig
 
-
 CUDNN_ATTENTION_BYTES = 16 << 20  # its kernels; without it 742 MiB
 INT8_BYTES = 64 << 20  # bitsandbytes' cuBLASLt handle of its own: 822 MiB
 SECOND_STREAM_BYTES = 70 << 20  # copies beside the computation: 828 MiB

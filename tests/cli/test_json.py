@@ -94,7 +94,8 @@ def test_estimate(invoke: Invoke, args: tuple[str, ...], verdict: str | None) ->
 
 def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
     wanted: dict[str, Any] = {
-        "method": "qlora", "quant": "fp4", "double_quant": False, "compute_dtype": "bfloat16", "seq_len": 1024, "load_dtype": "float16",
+        "method": "qlora", "quant": "fp4", "double_quant": False, "compute_dtype": "bfloat16", "seq_len": 1024,
+        "load_dtype": "float16",
         "batch_size": 2, "grad_accum": 4, "rank": 8, "alpha": 24, "target_modules": "q_proj,v_proj",
         "modules_to_save": "lm_head", "lora_dropout": 0.1, "dora": True, "rslora": True,
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "adamw_torch",
