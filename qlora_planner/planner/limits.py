@@ -156,12 +156,21 @@ def fixed_of(ground: Groundwork, run: RunConfig) -> Fixed:
     return Fixed.of(weights, ground.state, sum(count for _, _, count in trained), run)
 
 
-def largest(fits: Callable[[int], bool], step: int, limit: int) -> int | None:
-    """The largest multiple of `step` up to `limit` that fits, or None when not even one step does."""
+def largest(fits: Callable[[int], bool], step: int, limit: int, known: int = 0) -> int | None:
+    """The largest multiple of `step` up to `limit` that fits, or None when neither one step nor `known` does.
+
+    Where short sequences are not traced, closed forms may refuse one step although `known` fits by its trace.
+    """
     top = limit // step
-    if top < 1 or not fits(step):
+    if top < 1:
         return None
-    low, high = 1, 2
+    if fits(step):
+        low = 1
+    elif 1 < known // step <= top and fits(known // step * step):
+        low = known // step
+    else:
+        return None
+    high = 2 * low
     while high <= top and fits(high * step):
         low, high = high, high * 2
     high = min(high, top + 1)
@@ -177,7 +186,7 @@ def largest(fits: Callable[[int], bool], step: int, limit: int) -> int | None:
 def longest_seq_len(bench: Bench, batch_size: int, model_limit: int | None) -> int | None:
     """Tokens per sequence, a multiple of 64, at most what the model was trained for."""
     limit = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN)
-    return largest(lambda seq_len: bench.fits(seq_len, batch_size), SEQ_STEP, limit)
+    return largest(lambda seq_len: bench.fits(seq_len, batch_size), SEQ_STEP, limit, bench.run.seq_len)
 
 
 def largest_batch(bench: Bench, seq_len: int) -> int | None:
