@@ -1,15 +1,15 @@
 """The campaign: many runs measured on one card, a few minutes at a time, several processes side by side.
 
 usage:
-  campaign.py cases OUT.jsonl                        decide the runs and their roles (no GPU; a minute or two)
+  campaign.py cases OUT.jsonl [--timings]            decide the runs and their roles (no GPU; a minute or two)
   campaign.py run CASES.jsonl OUT.jsonl [options]    measure those that OUT.jsonl lacks (the card; standard library):
-              --batch K/N --jobs 6 --minutes 8 --room-gib 128 --only TEXT --device cuda|cpu
+              --batch K/N --jobs 6 --minutes 8 --room-gib 128 --only TEXT --device cuda|cpu --turns
   campaign.py predict OUT.jsonl                      add today's prediction to each measurement (no GPU)
   campaign.py table OUT.jsonl [--markdown]           predicted beside measured, the holdout apart
 
 A run that is cut off by the time limit leaves nothing and is measured in the next batch. Every measurement is added
 to OUT.jsonl as soon as it is there. NVML's figures are per process, so runs may share the card; their step times may
-not be compared.
+be compared only with --turns: then runs load side by side and step one at a time.
 """
 
 from __future__ import annotations
@@ -34,13 +34,15 @@ sys.path.insert(0, str(ROOT))
 GIB = 1 << 30
 # No run of the list takes longer; one that does is stuck.
 MOST_SECONDS = 300
+STEPS = 3
 # Below this there is no time left for a run to load, step and end.
 LEAST_SECONDS = 40
 
 
-def make_cases(out: Path) -> int:
+def make_cases(out: Path, timings: bool) -> int:
     """Resolve every run of the list and write one case a line; those that the stack refuses are named and left out."""
     from benchmarks import campaign_cases as listed
+    from benchmarks import timing_cases
     from qlora_planner import api
     from qlora_planner.catalog import OPTIMIZERS
     from qlora_planner.errors import PlannerError
@@ -55,7 +57,7 @@ def make_cases(out: Path) -> int:
     for profile in sorted(known.values(), key=lambda one: one.params):
         families.setdefault(profile.model_type, profile.id)
     gpu, lines, left_out = api.load_gpu("h200"), [], []
-    for asked in listed.asked_runs(families, tuple(OPTIMIZERS)):
+    for asked in timing_cases.asked_runs() if timings else listed.asked_runs(families, tuple(OPTIMIZERS)):
         try:
             profile = known[asked.model_id]
             config = dict(read_config(ROOT / "profiles/configs" / (asked.model_id.replace("/", "__") + ".json")).config)
@@ -88,6 +90,7 @@ def make_cases(out: Path) -> int:
                 "run": run,
                 "role": listed.role_of(asked.model_id, profile.config_sha256, run),
                 "cap_bytes": None,
+                "steps": timing_cases.STEPS if timings else STEPS,
             }
         )
     out.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines), encoding="utf-8")
@@ -112,14 +115,16 @@ def measured(out: Path) -> set[str]:
 class Job:
     """One measuring child in a process group of its own."""
 
-    def __init__(self, case: dict[str, Any], folder: Path, device: str) -> None:
+    def __init__(self, case: dict[str, Any], folder: Path, device: str, turns: bool) -> None:
         self.case, self.started = case, time.monotonic()
         name = case["case"].replace("/", "_")
         self.out, self.log = folder / f"{name}.out.json", folder / f"{name}.log"
         spec = {key: case[key] for key in ("model_id", "config", "config_sha256", "run", "role", "cap_bytes")}
         path = folder / f"{name}.spec.json"
-        path.write_text(json.dumps({**spec, "device": device, "steps": 3, "snapshot": False}), encoding="utf-8")
+        path.write_text(json.dumps({**spec, "device": device, "steps": case.get("steps", STEPS), "snapshot": False}), encoding="utf-8")
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
+        if turns:
+            environment["QLORA_PLANNER_TURNS"] = str(folder / "turns.lock")
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "qlora_planner.measure.child", str(path), str(self.out), "--with-parent"],
@@ -201,7 +206,7 @@ def _start(
         used = sum(_share(job.case) for job in running)
         if len(running) < options.jobs and (not running or used + _share(case) <= room):
             waiting.remove(case)
-            running.append(Job(case, folder, options.device))
+            running.append(Job(case, folder, options.device, options.turns))
 
 
 def _share(case: dict[str, Any]) -> int:
@@ -236,7 +241,9 @@ def main() -> int:
     """The stage named on the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     stages = parser.add_subparsers(dest="stage", required=True)
-    stages.add_parser("cases").add_argument("out")
+    cases = stages.add_parser("cases")
+    cases.add_argument("out")
+    cases.add_argument("--timings", action="store_true", help="the runs whose steps are timed, not the campaign's")
     run = stages.add_parser("run")
     run.add_argument("cases")
     run.add_argument("out")
@@ -246,6 +253,7 @@ def main() -> int:
     run.add_argument("--room-gib", type=int, default=128)
     run.add_argument("--only", default="")
     run.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu rehearses with toy sizes")
+    run.add_argument("--turns", action="store_true", help="step one at a time, so that step times may be compared")
     stages.add_parser("predict").add_argument("out")
     shown = stages.add_parser("table")
     shown.add_argument("out")
@@ -254,7 +262,7 @@ def main() -> int:
     if options.stage == "run":
         return run_cases(options)
     if options.stage == "cases":
-        return make_cases(Path(options.out))
+        return make_cases(Path(options.out), options.timings)
     from benchmarks import campaign_report
 
     if options.stage == "table":

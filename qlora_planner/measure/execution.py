@@ -14,7 +14,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import HostReading, Measurement, PhaseReading
-from qlora_planner.measure import bookkeeping, process
+from qlora_planner.measure import bookkeeping, process, turns
 from qlora_planner.measure.attribution import components_at, highest_moment
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.events import MemoryEvent
@@ -107,11 +107,12 @@ class Execution:
         self._meter = make_meter()
         try:
             self._enter("load")
-            if weights is None:
-                loaded = model.load_folder(str(spec.model_dir), self.raw, run, spec.device)
-            else:
-                loaded = model.load_random(self.raw, run, spec.device, weights)
-                del weights
+            with turns.loading():
+                if weights is None:
+                    loaded = model.load_folder(str(spec.model_dir), self.raw, run, spec.device)
+                else:
+                    loaded = model.load_random(self.raw, run, spec.device, weights)
+                    del weights
             self.params = adapters.total_params(loaded)
             self._own(loaded)
             if run.upcast and run.method != "full":
@@ -158,7 +159,8 @@ class Execution:
                 else lambda: None
             )
             try:
-                trainer.train(spec.steps, watcher)
+                with turns.stepping():
+                    trainer.train(spec.steps, watcher)
             finally:
                 # After a failure too: what still lives says what was alive.
                 self.step_s = tuple(watcher.step_s)
@@ -237,8 +239,12 @@ class Execution:
             tokens_per_s=run.tokens * run.grad_accum * len(rest) / sum(rest) if rest else None,
             predicted=spec.predicted,
             role=spec.role,
-            notes=() if self._sampler is None else tuple(self._sampler.notes),
+            notes=self._notes(),
         )
+
+    def _notes(self) -> tuple[str, ...]:
+        found = [] if self._sampler is None else list(self._sampler.notes)
+        return (*found, turns.EXCLUSIVE_NOTE) if turns.takes_turns() else tuple(found)
 
     def _peaks_in_training(self) -> bool:
         """Whether the process took most during the steps: what torch reserved, and the context as it was then."""
