@@ -1,0 +1,249 @@
+"""A model's layers as pieces of work, read off its profile: which linears, norms, experts and attention they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from qlora_planner.memory.static import is_quantized, targeted
+from qlora_planner.planner import speed_pieces as pieces
+from qlora_planner.planner.speed_pieces import Setting
+from qlora_planner.planner.speed_work import Pass, moves, multiplies, terms
+from qlora_planner.profile import LayerKind, ModelProfile, TensorGroup
+from qlora_planner.run import RunConfig
+
+_ATTENTION = re.compile(r"attn|attention")
+# Mixers that are no softmax attention: gated delta nets, state spaces, short convolutions, recurrences.
+_RECURRENT = re.compile(r"linear_attn|mamba|mixer|ssm|recurrent|temporal_block|short_conv|\bconv\b|lightning")
+_FUSED_NORMS = frozenset({"LayerNorm", "FusedLayerNorm"})
+# Classes whose usual activation is gelu_new, written out in Python (transformers, activations.py, NewGELUActivation;
+# modeling_bloom.py has its own of as many operators).
+_WRITTEN_OUT = frozenset({"gpt2", "gpt_neo", "gptj", "codegen", "phi", "bloom"})
+_TOWERS = ("vision", "visual", "audio")
+# Scans that transformers' torch code runs in chunks of so many positions, one after the other, and about how many
+# kernels each chunk launches forwards (modeling_qwen3_next.py, torch_chunk_gated_delta_rule).
+_CHUNK, _CHUNK_KERNELS = 64, 12
+_SCANNED = re.compile(r"linear_attn")
+
+Adapted = Mapping[tuple[str, str | None], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWork:
+    """One kind of layer and how many there are.
+
+    `plain` is its work at sequences up to `window`, `masked` beyond, where a kernel takes a mask and cannot skip half
+    of the square of scores. `window` is None where nothing changes with the length.
+    """
+
+    count: int
+    plain: Pass
+    masked: Pass
+    window: int | None = None
+
+
+def layers_of(profile: ModelProfile, run: RunConfig, at: Setting) -> tuple[LayerWork, ...]:
+    """The work of every kind of layer; raises InputError when target modules match nothing."""
+    adapted = _adapted(profile, run)
+    return tuple(_Layer.of(profile, run, at, kind, adapted).work() for kind in profile.layer_kinds)
+
+
+def has_fused_norms(profile: ModelProfile) -> bool:
+    """Whether the layers' norms are torch's own, which autocast runs in float32 and hands on so."""
+    norms = [group for group in profile.tensors if group.role == "norm" and group.layer_kind is not None]
+    return bool(norms) and all(group.module_class in _FUSED_NORMS for group in norms)
+
+
+def _adapted(profile: ModelProfile, run: RunConfig) -> Adapted:
+    """Elements per rank that adapters add to the modules of one group, by target and layer kind."""
+    found: dict[tuple[str, str | None], float] = {}
+    for tensor in targeted(profile, run):
+        key = (tensor.target, tensor.layer_kind)
+        found[key] = found.get(key, 0.0) + prod(tensor.shape(2)) - prod(tensor.shape(1))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    profile: ModelProfile
+    run: RunConfig
+    at: Setting
+    kind: LayerKind
+    adapted: Adapted
+    groups: tuple[TensorGroup, ...]
+    hidden: int
+
+    @classmethod
+    def of(cls, profile: ModelProfile, run: RunConfig, at: Setting, kind: LayerKind, adapted: Adapted) -> _Layer:
+        groups = tuple(
+            group for group in profile.tensors
+            if group.layer_kind == kind.name and not group.buffer and not any(name in group.name for name in _TOWERS)
+        )  # fmt: skip
+        hidden = int(profile.dims.get("hidden_size") or 1)
+        return cls(profile=profile, run=run, at=at, kind=kind, adapted=adapted, groups=groups, hidden=hidden)
+
+    def work(self) -> LayerWork:
+        """All pieces together."""
+        rest = self._feed_forward() + self._experts() + self._norms() + self._mixer_linears()
+        rest += pieces.residuals(self.hidden, self.at, 2)
+        if self._is_recurrent():
+            whole = rest + self._recurrence()
+            return LayerWork(count=self.kind.count, plain=whole, masked=whole)
+        query, key, value, heads = self._widths()
+        if self._dim("position_rows") is None and self._has_rotary():
+            rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
+        kernel = self.run.attention or "sdpa"
+        plain, masked = (
+            rest + pieces.attention(query, key, value, heads, self.at, kernel, with_mask)
+            for with_mask in (bool(self.run.padding or self.run.packing) and kernel == "sdpa", kernel == "sdpa")
+        )
+        window = self._dim("sliding_window")
+        slides = "sliding" in self.kind.name or len(self.profile.layer_kinds) == 1
+        return LayerWork(count=self.kind.count, plain=plain, masked=masked, window=window if slides else None)
+
+    def _dim(self, name: str) -> int | None:
+        value = self.profile.dims.get(name)
+        return int(value) if value else None
+
+    def _linears(self, mixer: bool) -> list[tuple[TensorGroup, int, int]]:
+        """Linear groups of the mixer or of the rest, with their widths in and out (Conv1D holds them otherwise)."""
+        found = []
+        for group in self.groups:
+            if group.role == "linear" and len(group.shape) == 2 and _in_mixer(group.name) == mixer:
+                outer, inner = group.shape if group.module_class != "Conv1D" else group.shape[::-1]
+                found.append((group, inner, outer))
+        return found
+
+    def _linear(self, group: TensorGroup, inner: int, outer: int, source: int) -> Pass:
+        module = group.name.removesuffix(".weight")
+        one = pieces.linear(
+            inner, outer, self.at, quantized=is_quantized(group, self.run),
+            adapted=(module, self.kind.name) in self.adapted, source=source,
+        )  # fmt: skip
+        return one * self._each(group)
+
+    def _each(self, group: TensorGroup) -> float:
+        """How many of a group one layer has."""
+        return group.count / self.kind.count
+
+    def _mixer_linears(self) -> Pass:
+        found, total = self._linears(mixer=True), Pass()
+        outputs = [index for index, (_, _, outer) in enumerate(found) if outer == self.hidden]
+        last = outputs[-1] if outputs else -1
+        for index, (group, inner, outer) in enumerate(found):
+            # Fused attention gives the compute dtype, whatever the stream is in.
+            source = self.at.compute if index == last and self.at.autocast else self.at.stream
+            total += self._linear(group, inner, outer, source)
+        return total + pieces.shared_inputs(self.hidden, self.at, max(1, len(found) - 1))
+
+    def _feed_forward(self) -> Pass:
+        total, ups, downs, uses = Pass(), 0.0, 0.0, 0.0
+        for group, inner, outer in self._linears(mixer=False):
+            each = self._each(group)
+            total += self._linear(group, inner, outer, self.at.stream)
+            if outer == self.hidden and inner != self.hidden:
+                downs += inner * each
+            elif inner == self.hidden:
+                ups, uses = ups + outer * each, uses + each
+        if downs:
+            written_out = self.profile.model_type in _WRITTEN_OUT
+            total += pieces.activation(downs, self.at, gated=ups >= 1.9 * downs, written_out=written_out)
+        return total + pieces.shared_inputs(self.hidden, self.at, max(1, round(uses)))
+
+    def _experts(self) -> Pass:
+        stacks = [group for group in self.groups if group.role == "experts" and len(group.shape) == 3]
+        routers = [group for group in self.groups if group.role == "router" and len(group.shape) == 2]
+        if not stacks:
+            return Pass()
+        count = stacks[0].shape[0]
+        sides = [[side for side in group.shape[1:] if side != self.hidden] or [self.hidden] for group in stacks]
+        widths = sorted(max(side) for side in sides)
+        inner = widths[0]
+        outer = sum(widths) - inner
+        grown = sum(
+            size for (module, kind), size in self.adapted.items()
+            if kind == self.kind.name and any(_same(group.name, module) for group in stacks)
+        )  # fmt: skip
+        grown = grown or sum(
+            size for (module, kind), size in self.adapted.items() if kind == self.kind.name and module.endswith("experts")
+        )
+        per_token = self._dim("num_experts_per_tok") or 1
+        total = pieces.experts(
+            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=grown > 0, rank_factor=grown
+        )
+        for group in routers[:1]:
+            adapted = any(_same(group.name, module) for module, kind in self.adapted if kind == self.kind.name)
+            total += pieces.router(count, self.hidden, self.at, adapted=adapted)
+        return total
+
+    def _norms(self) -> Pass:
+        total = Pass()
+        query, key, _, _ = self._widths()
+        head = self._dim("head_dim")
+        for group in self.groups:
+            if group.role != "norm" or not group.name.endswith("weight") or len(group.shape) != 1:
+                continue
+            width = group.shape[0]
+            if width == head or (width != self.hidden and width in (query, key)):
+                width = key if "k_" in group.name or "key" in group.name else query
+            fused = group.module_class in _FUSED_NORMS
+            total += pieces.norm(width, self.at, fused=fused) * self._each(group)
+        return total
+
+    def _widths(self) -> tuple[int, int, int, int]:
+        """Elements per token of queries, keys and values, and heads."""
+        heads = self._dim("num_attention_heads") or max(1, self.hidden // 64)
+        head = self._dim("head_dim") or self.hidden // heads
+        keys = self._dim("num_key_value_heads") or heads
+        outs = {
+            group.name.removesuffix(".weight").rpartition(".")[2]: outer for group, _, outer in self._linears(mixer=True)
+        }
+        if "kv_b_proj" in outs:  # latent attention: keys and values of every head are made from a low-rank vector
+            both = outs["kv_b_proj"]
+            rotary = self._dim("qk_rope_head_dim") or 64
+            query = outs.get("q_b_proj", outs.get("q_proj", both))
+            value = max(1, both - (query - heads * rotary))
+            return query, query, value, heads
+        query = outs.get("q_proj", heads * head)
+        return query, outs.get("k_proj", keys * head), outs.get("v_proj", keys * head), heads
+
+    def _has_rotary(self) -> bool:
+        return any(group.role == "rotary" for group in self.profile.tensors) or any(
+            "rotary" in group.name for group in self.profile.tensors
+        )
+
+    def _is_recurrent(self) -> bool:
+        names = [group.name for group in self.groups if _in_mixer(group.name)]
+        return bool(names) and any(_RECURRENT.search(name) for name in names)
+
+    def _recurrence(self) -> Pass:
+        """Convolution, gates and scan between a recurrent mixer's products, by the width of what enters them."""
+        width = sum(outer for _, inner, outer in self._linears(mixer=True) if inner == self.hidden)
+        s = self.at.stream
+        forward, backward = moves(12, 12 * s * width), moves(24, 24 * s * width, engine=True)
+        if any(_SCANNED.search(group.name) for group in self.groups):
+            forward += moves(30, 40 * width, seq=0.0)
+            backward += moves(60, 80 * width, engine=True)
+            per = _CHUNK_KERNELS / _CHUNK
+            forward += _per_position(per, engine=False)
+            backward += _per_position(2 * per, engine=True)
+            products = terms(tokens=2.0 * _CHUNK * 6 * width)
+            forward += multiplies("float", products)
+            backward += multiplies("float", 2 * products)
+        return Pass(forward=forward, backward=backward)
+
+
+def _per_position(kernels: float, *, engine: bool) -> pieces.Work:
+    count = terms(seq=kernels)
+    return pieces.Work(engine_launches=count) if engine else pieces.Work(launches=count)
+
+
+def _in_mixer(name: str) -> bool:
+    inside = name.partition(".*.")[2] or name
+    return bool(_ATTENTION.search(inside) or _RECURRENT.search(inside)) and "mlp" not in inside and "norm" not in inside
+
+
+def _same(name: str, module: str) -> bool:
+    return name.removesuffix(".weight") == module or name.rpartition(".")[0] == module
