@@ -225,7 +225,11 @@ def main(arguments: list[str]) -> int:
             except Exception as error:
                 print(f"{model:40} {type(error).__name__}: {str(error)[:100]}")
                 continue
-            print(f"{model:40}", *(f"{k} {r:.4g} {d / r - 1 if r else 0:+.1%};" for k, (r, d) in found.items()), flush=True)
+            print(
+                f"{model:40}",
+                *(f"{k} {r:.4g} {d / r - 1 if r else 0:+.1%};" for k, (r, d) in found.items()),
+                flush=True,
+            )
         return 0
     profile, resolution, spec = resolved(models[0], options)
     tokens = resolution.run.tokens

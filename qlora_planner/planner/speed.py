@@ -21,13 +21,11 @@ import numpy as np
 from qlora_planner.evidence.calibration import Calibration, card_slug
 from qlora_planner.evidence.speed_traits import ASSUMED, SpeedTraits
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.memory.records import Speed
+from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.planner.speed_model import StepWork, step_work
 from qlora_planner.planner.speed_work import Vector, Work, evaluator, values
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
-
-CALIBRATED, ASSUMED_BASIS = "calibrated", "assumed"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +57,7 @@ class SpeedModel:
     work: StepWork
     rates: Rates
     traits: SpeedTraits
-    basis: str
+    basis: Basis
 
     def step_s(self, batch: Any, seq: Any, rank: Any) -> Any:
         """Seconds per optimizer step; sizes are numbers, or arrays of one shape for as many answers.
@@ -111,12 +109,12 @@ def optimizer_seconds(work: StepWork, rates: Rates, traits: SpeedTraits) -> tupl
     return fixed + work.tensor_steps * traits.tensor_s, work.optimizer_per_rank / moved
 
 
-def traits_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[SpeedTraits, str]:
+def traits_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[SpeedTraits, Basis]:
     """What is known of a card, and its basis: calibrated where it was measured, else assumed."""
     for name in (gpu.name, card_slug(gpu.label)):
         if calibration is not None and name in calibration.speed:
-            return calibration.speed[name], CALIBRATED
-    return ASSUMED, ASSUMED_BASIS
+            return calibration.speed[name], Basis.CALIBRATED
+    return ASSUMED, Basis.ASSUMED
 
 
 def speed_model(

@@ -10,7 +10,7 @@ from math import prod
 from qlora_planner.memory.static import is_quantized, targeted
 from qlora_planner.planner import speed_pieces as pieces
 from qlora_planner.planner.speed_pieces import Setting
-from qlora_planner.planner.speed_work import Pass, moves, multiplies, terms
+from qlora_planner.planner.speed_work import Pass, Work, moves, terms
 from qlora_planner.profile import LayerKind, ModelProfile, TensorGroup
 from qlora_planner.run import RunConfig
 
@@ -21,11 +21,9 @@ _FUSED_NORMS = frozenset({"LayerNorm", "FusedLayerNorm"})
 # Classes whose usual activation is gelu_new, written out in Python (transformers, activations.py, NewGELUActivation;
 # modeling_bloom.py has its own of as many operators).
 _WRITTEN_OUT = frozenset({"gpt2", "gpt_neo", "gptj", "codegen", "phi", "bloom"})
+_BROADCAST_HEADS = frozenset({"falcon"})
 _TOWERS = ("vision", "visual", "audio")
-# Scans that transformers' torch code runs in chunks of so many positions, one after the other, and about how many
-# kernels each chunk launches forwards (modeling_qwen3_next.py, torch_chunk_gated_delta_rule).
-_CHUNK, _CHUNK_KERNELS = 64, 12
-_SCANNED = re.compile(r"linear_attn")
+_DELTA = re.compile(r"linear_attn\.")
 
 Adapted = Mapping[tuple[str, str | None], float]
 
@@ -94,7 +92,8 @@ class _Layer:
         query, key, value, heads = self._widths()
         if self._dim("position_rows") is None and self._has_rotary():
             rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
-        kernel = self.run.attention or "sdpa"
+        # Heads that merely broadcast suit no fused kernel (aten, sdp_utils.cpp).
+        kernel = "eager" if self.profile.model_type in _BROADCAST_HEADS else self.run.attention or "sdpa"
         plain, masked = (
             rest + pieces.attention(query, key, value, heads, self.at, kernel, with_mask)
             for with_mask in (bool(self.run.padding or self.run.packing) and kernel == "sdpa", kernel == "sdpa")
@@ -167,12 +166,15 @@ class _Layer:
             if kind == self.kind.name and any(_same(group.name, module) for group in stacks)
         )  # fmt: skip
         grown = grown or sum(
-            size for (module, kind), size in self.adapted.items() if kind == self.kind.name and module.endswith("experts")
+            size
+            for (module, kind), size in self.adapted.items()
+            if kind == self.kind.name and module.endswith("experts")
         )
         per_token = self._dim("num_experts_per_tok") or 1
         total = pieces.experts(
-            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=grown > 0, rank_factor=grown
-        )
+            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=grown > 0, rank_factor=grown,
+            biased=any("experts" in group.name and group.name.endswith("bias") for group in self.groups),
+        )  # fmt: skip
         for group in routers[:1]:
             adapted = any(_same(group.name, module) for module, kind in self.adapted if kind == self.kind.name)
             total += pieces.router(count, self.hidden, self.at, adapted=adapted)
@@ -198,7 +200,8 @@ class _Layer:
         head = self._dim("head_dim") or self.hidden // heads
         keys = self._dim("num_key_value_heads") or heads
         outs = {
-            group.name.removesuffix(".weight").rpartition(".")[2]: outer for group, _, outer in self._linears(mixer=True)
+            group.name.removesuffix(".weight").rpartition(".")[2]: outer
+            for group, _, outer in self._linears(mixer=True)
         }
         if "kv_b_proj" in outs:  # latent attention: keys and values of every head are made from a low-rank vector
             both = outs["kv_b_proj"]
@@ -219,25 +222,44 @@ class _Layer:
         return bool(names) and any(_RECURRENT.search(name) for name in names)
 
     def _recurrence(self) -> Pass:
-        """Convolution, gates and scan between a recurrent mixer's products, by the width of what enters them."""
+        """What lies between the products of a recurrent mixer: convolution, gates, and the scan."""
         width = sum(outer for _, inner, outer in self._linears(mixer=True) if inner == self.hidden)
         s = self.at.stream
-        forward, backward = moves(12, 12 * s * width), moves(24, 24 * s * width, engine=True)
-        if any(_SCANNED.search(group.name) for group in self.groups):
-            forward += moves(30, 40 * width, seq=0.0)
-            backward += moves(60, 80 * width, engine=True)
-            per = _CHUNK_KERNELS / _CHUNK
-            forward += _per_position(per, engine=False)
-            backward += _per_position(2 * per, engine=True)
-            products = terms(tokens=2.0 * _CHUNK * 6 * width)
-            forward += multiplies("float", products)
-            backward += multiplies("float", 2 * products)
-        return Pass(forward=forward, backward=backward)
+        names = [group.name for group in self.groups]
+        if any(_DELTA.search(name) for name in names):
+            return _delta_scan(width)
+        total = Pass(forward=moves(8, 8 * s * width), backward=moves(14, 14 * s * width, engine=True))
+        heads = [group.shape[0] for group in self.groups if group.name.endswith("A_log")]
+        convolved = [group.shape[0] for group in self.groups if "conv1d.weight" in group.name]
+        if heads and convolved:
+            inner = width - convolved[0] - heads[0]
+            total += _state_space(heads[0], max(0, convolved[0] - inner) // 2)
+        return total
 
 
-def _per_position(kernels: float, *, engine: bool) -> pieces.Work:
-    count = terms(seq=kernels)
-    return pieces.Work(engine_launches=count) if engine else pieces.Work(launches=count)
+def _delta_scan(width: float) -> Pass:
+    """The gated delta rule of transformers' torch code (modeling_qwen3_next.py, torch_chunk_gated_delta_rule): rows of
+    a 64 x 64 triangle solved one after the other, then chunks of 64 positions. Counted: kernels per chunk, kernels
+    besides, bytes by the width of what enters, and the gradients of slices, each as large as what was cut."""
+    chunk = 64
+    products = terms(tokens=1.0 * chunk * width)
+    return Pass(
+        forward=Work(
+            launches=terms(one=140, seq=17 / chunk), traffic=terms(tokens=140.0 * width), float_flops=products
+        ),
+        backward=Work(
+            engine_launches=terms(one=230, seq=43 / chunk), float_flops=2 * products,
+            traffic=terms(tokens=360.0 * width, tokens_seq=0.32 * width),
+        ),
+    )  # fmt: skip
+
+
+def _state_space(heads: int, state: int) -> Pass:
+    """Mamba-2's scan in transformers' torch code (torch_forward of modeling_nemotron_h.py): in chunks of 128 positions,
+    every pair of a chunk's positions meets in every head and state, in float32 and written out."""
+    groups = 8  # heads of one group share inputs and outputs of the state
+    pairs = 128.0 * heads * state / groups
+    return Pass(forward=moves(45, 22 * pairs), backward=moves(75, 43 * pairs, engine=True))
 
 
 def _in_mixer(name: str) -> bool:

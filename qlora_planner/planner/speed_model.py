@@ -64,9 +64,7 @@ def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -
     at = setting_of(profile, run, trainer)
     layers = layers_of(profile, run, at)
     micro = _total([_passes(layer.plain, run) * layer.count for layer in layers])
-    masked = tuple(
-        (layer.window, _beyond(layer, run)) for layer in layers if layer.window is not None
-    )
+    masked = tuple((layer.window, _beyond(layer, run)) for layer in layers if layer.window is not None)
     micro += _head(profile, run, at, loss)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None

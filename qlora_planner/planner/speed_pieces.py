@@ -69,9 +69,8 @@ def _base(inner: int, outer: int, at: Setting, quantized: bool, source: int, bia
     if quantized:
         constants = weights / 64 * (1 + 4 + 8 + 4 if at.double_quant else 4)
         read = weights / 2 + 2 * c * weights + constants
-        weight = dict(one=read)
-        forward = moves(_QUANTIZED_KERNELS if at.double_quant else 2, 0.0, **weight)
-        backward = moves(_QUANTIZED_KERNELS if at.double_quant else 2, 0.0, engine=True, **weight)
+        kernels = _QUANTIZED_KERNELS if at.double_quant else 2
+        forward, backward = moves(kernels, one=read), moves(kernels, engine=True, one=read)
     else:
         kept = 4 if at.stream == 4 and not at.trains_weights else c
         copy = 0.0 if kept == c else weights * (4 + c)  # autocast's copy of a float32 weight
@@ -122,7 +121,7 @@ def _magnitude(inner: int, outer: int, c: int) -> tuple[Work, Work]:
     """DoRA beside an adapter (PEFT, tuners/lora/dora.py): BA whole, through an identity matrix, added to the whole
     weight in float32, its norm by rows; the dropped input times the whole weight; both results scaled."""
     square, dense = float(inner) * inner, float(inner) * outer
-    forward = moves(18, 30 * outer + (4 + c) * inner, one=4 * square + 46 * dense, tokens=0.0)
+    forward = moves(18, 30 * outer + (4 + c) * inner, one=4 * square + 46 * dense)
     forward += multiplies("half", terms(rank=2 * square + 2 * dense, tokens=2 * dense))
     backward = moves(12, 50 * outer + 18 * inner, engine=True, one=c * dense)
     return forward, backward + multiplies("half", terms(tokens=2 * dense))
@@ -136,9 +135,7 @@ def norm(width: float, at: Setting, *, fused: bool) -> Pass:
     s, residual = at.stream, moves(1, 3 * at.stream * width, engine=True)
     if fused:
         casts = moves(2) if at.autocast and s == 4 else NOTHING
-        return Pass(
-            forward=moves(1, 2 * s * width) + casts, backward=moves(1, 3 * s * width, engine=True) + residual
-        )
+        return Pass(forward=moves(1, 2 * s * width) + casts, backward=moves(1, 3 * s * width, engine=True) + residual)
     if s == 4:
         return Pass(forward=moves(6, 28 * width), backward=moves(12, 76 * width, engine=True) + residual)
     return Pass(forward=moves(8, 36 * width), backward=moves(14, 84 * width, engine=True) + residual)
@@ -188,9 +185,9 @@ def attention(query: int, key: int, value: int, heads: int, at: Setting, kernel:
         if key < query:  # repeat_kv, and the sum over the copies
             forward += moves(2, 2 * c * (2 * query))
             backward += moves(2, 2 * c * (2 * query), engine=True)
-        kept = float(heads) * (26 if c == 2 else 36)
-        forward += moves(7, c * 2 * moved, tokens_seq=kept)
-        backward += moves(7, c * 4 * moved, engine=True, tokens_seq=1.2 * kept)
+        # Half scores: product, scale, mask, to float32, softmax, back, product; float32 ones need no casts.
+        forward += moves(8, c * 2 * moved, tokens_seq=heads * (32.0 if c == 2 else 30.0))
+        backward += moves(8, c * 4 * moved, engine=True, tokens_seq=heads * (36.0 if c == 2 else 28.0))
         rate = "float" if c == 4 else "half"
         forward += multiplies(rate, terms(tokens_seq=whole))
         return Pass(forward=forward, backward=backward + multiplies(rate, terms(tokens_seq=2 * whole)))
@@ -210,8 +207,9 @@ def attention(query: int, key: int, value: int, heads: int, at: Setting, kernel:
 
 
 def experts(
-    count: int, per_token: int, hidden: int, inner: int, outer: int, at: Setting, *, adapted: bool, rank_factor: float
-) -> Pass:
+    count: int, per_token: int, hidden: int, inner: int, outer: int, at: Setting, *, biased: bool, adapted: bool,
+    rank_factor: float,
+) -> Pass:  # fmt: skip
     """Experts held as stacks of matrices: tokens sorted by expert, two grouped products, weighted sum.
 
     `outer` is the width of the first stack's output (both halves of a gate), `inner` the second's input. An adapter on
@@ -229,6 +227,9 @@ def experts(
                      experts_tokens=reached) + multiplies("half", flops)  # fmt: skip
     if at.trains_weights:
         backward += multiplies("half", flops) + moves(2, 0.0, engine=True, one=3 * c * stack)
+    if biased:  # biases by expert, and the clamped activation that comes with them (gpt_oss)
+        forward += moves(7, c * k * (2 * outer + 2 * hidden + 11 * inner))
+        backward += moves(10, c * k * (3 * outer + 3 * hidden + 20 * inner), engine=True)
     if adapted:
         products = multiplies("half", terms(rank=2.0 * count * hidden * (outer + inner)))
         # Whole twice in a pass: once as the parametrisation is registered, once as it is read.
