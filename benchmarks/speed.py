@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from math import log
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +72,8 @@ def summary(label: str, rows: Sequence[tuple[float, float]]) -> str:
     mean = sum(map(abs, errors)) / len(errors)
     worst = max(errors, key=abs)
     return (
-        f"{label}: {len(rows)} runs, mean abs. error {mean:.1%}, within 25 % {inside} of {len(rows)}, worst {worst:+.1%},"
-        f" order right in {right} of {pairs} pairs ({right / max(pairs, 1):.1%})"
+        f"{label}: {len(rows)} runs, mean abs. error {mean:.1%}, within 25 % {inside} of {len(rows)},"
+        f" worst {worst:+.1%}, order right in {right} of {pairs} pairs ({right / max(pairs, 1):.1%})"
     )
 
 
@@ -119,9 +118,9 @@ def table(paths: Sequence[Path], traits: Any = None) -> int:
 def fit_card(paths: Sequence[Path], target: Path | None) -> int:
     """Fit to the calibration rows and print the constants; into a calibration file where one is named."""
     from qlora_planner.evidence.calibration import card_slug
+    from qlora_planner.evidence.calibration_file import calibration_from_dict
     from qlora_planner.planner.speed_fit import fit
     from qlora_planner.sources.evidence import write_calibration
-    from qlora_planner.evidence.calibration_file import calibration_from_dict
 
     rows = [(one, run) for one, run in timed_runs(paths) if one.role == "calibration"]
     found = fit([run for _, run in rows])

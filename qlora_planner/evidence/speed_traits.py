@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from math import isfinite
 from typing import Any
 
@@ -70,6 +71,11 @@ def traits_faults(raw: Any, place: str) -> list[str]:
 def traits_from_dict(raw: dict[str, Any]) -> SpeedTraits:
     """Read `SpeedTraits.to_dict` back, once `traits_faults` has found nothing."""
     return SpeedTraits(**raw)
+
+
+def of_fitted(values: Mapping[str, float]) -> SpeedTraits:
+    """Traits by the names of `FITTED`, of no run yet."""
+    return replace(ASSUMED, **dict[str, Any](values))
 
 
 def bounds(name: str) -> tuple[float, float]:

@@ -1,9 +1,10 @@
 """How fast a run is on a card: a roofline over every kernel of a step, and the host that launches them.
 
-    card   = half FLOPs / (rate x product fraction) + float32 FLOPs / (rate x fraction) + int8 FLOPs / (2 x rate x fraction)
-             + attention FLOPs / (rate x attention fraction) + bytes / (bandwidth x bandwidth fraction)
-    host   = launches x launch_s + engine launches x engine_launch_s
-    step   = micro-steps x (card^4 + host^4)^(1/4) + optimizer (bytes, or tensors x tensor_s) + step_s
+    card = half FLOPs / (rate x product fraction) + float32 FLOPs / (float32 rate x product fraction)
+         + int8 FLOPs / (2 x rate x product fraction) + attention FLOPs / (rate x attention fraction)
+         + bytes / (bandwidth x bandwidth fraction)
+    host = launches x launch_s + engine launches x engine_launch_s
+    step = micro-steps x (card^4 + host^4)^(1/4) + optimizer (bytes, and tensors x tensor_s) + step_s
 
 FLOPs, bytes and launches are derived (`speed_model`). The card works off what the host has launched, so a micro-step
 takes about as long as the slower of both; the fourth-power mean rounds the corner, where each waits for the other at

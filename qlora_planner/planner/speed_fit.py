@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import usable
-from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits, bounds
+from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits, bounds, of_fitted
 from qlora_planner.memory.records import Basis
 from qlora_planner.planner.speed import Rates, SpeedModel
 from qlora_planner.planner.speed_model import StepWork
@@ -79,8 +79,8 @@ def fit(runs: Sequence[TimedRun], start: SpeedTraits = ASSUMED) -> Fit:
         others = [*runs[:index], *runs[index + 1 :]]
         errors.append(log(run.predicted(_solve(others, start) if others else start) / run.step_s))
     spread = sum(map(abs, errors)) / len(errors)
-    kept = {name: float(f"{getattr(found, name):.6g}") for name in FITTED}
-    traits = replace(found, **kept, count=len(runs), mean_abs_log=round(spread, 4))
+    kept = of_fitted({name: float(f"{getattr(found, name):.6g}") for name in FITTED})
+    traits = replace(kept, count=len(runs), mean_abs_log=round(spread, 4))
     return Fit(traits=traits, left_out=tuple(errors))
 
 
@@ -108,7 +108,7 @@ def _solve(runs: Sequence[TimedRun], start: SpeedTraits) -> SpeedTraits:
 
 
 def _traits(at: NDArray[np.float64]) -> SpeedTraits:
-    return replace(ASSUMED, **{name: exp(value) for name, value in zip(FITTED, at, strict=True)})
+    return of_fitted({name: exp(value) for name, value in zip(FITTED, at, strict=True)})
 
 
 def _bounded(at: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -38,8 +38,8 @@ class Work:
     """What a stretch of a step costs, each a polynomial.
 
     `half_flops`, `float_flops`, `int8_flops` are multiply-adds counted twice, by the unit that runs them;
-    `attention_flops` those of fused attention kernels, which reach less of the peak; `traffic` bytes read and written by
-    all kernels that move data rather than multiply; `launches` kernels launched from Python, `engine_launches` those
+    `attention_flops` those of fused attention kernels, which reach less of the peak; `traffic` bytes read and written
+    by all kernels that move data rather than multiply; `launches` kernels launched from Python, `engine_launches` those
     launched by autograd's engine.
     """
 
