@@ -33,12 +33,15 @@ class LayerWork:
     """One kind of layer and how many there are.
 
     `plain` is its work at sequences up to `window`, `masked` beyond, where a kernel takes a mask and cannot skip half
-    of the square of scores. `window` is None where nothing changes with the length.
+    of the square of scores. `window` is None where nothing changes with the length. `unneeded` is the end of forward
+    that a recompute leaves out, because backward needs nothing of it (torch.utils.checkpoint stops early, unless
+    reentrant).
     """
 
     count: int
     plain: Pass
     masked: Pass
+    unneeded: Work
     window: int | None = None
 
 
@@ -88,7 +91,7 @@ class _Layer:
         rest += pieces.residuals(self.hidden, self.at, 2)
         if self._is_recurrent():
             whole = rest + self._recurrence()
-            return LayerWork(count=self.kind.count, plain=whole, masked=whole)
+            return LayerWork(count=self.kind.count, plain=whole, masked=whole, unneeded=self._unneeded())
         query, key, value, heads = self._widths()
         if self._dim("position_rows") is None and self._has_rotary():
             rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
@@ -100,7 +103,10 @@ class _Layer:
         )
         window = self._dim("sliding_window")
         slides = "sliding" in self.kind.name or len(self.profile.layer_kinds) == 1
-        return LayerWork(count=self.kind.count, plain=plain, masked=masked, window=window if slides else None)
+        return LayerWork(
+            count=self.kind.count, plain=plain, masked=masked, unneeded=self._unneeded(),
+            window=window if slides else None,
+        )  # fmt: skip
 
     def _dim(self, name: str) -> int | None:
         value = self.profile.dims.get(name)
@@ -150,6 +156,16 @@ class _Layer:
             written_out = self.profile.model_type in _WRITTEN_OUT
             total += pieces.activation(downs, self.at, gated=ups >= 1.9 * downs, written_out=written_out)
         return total + pieces.shared_inputs(self.hidden, self.at, max(1, round(uses)))
+
+    def _unneeded(self) -> Work:
+        """The last product of a dense layer: whole where it has no adapter, else the adapter's second."""
+        downs = [one for one in self._linears(mixer=False) if one[2] == self.hidden and one[1] != self.hidden]
+        if not downs or any(group.role == "experts" for group in self.groups):
+            return Work()
+        group, inner, outer = downs[-1]
+        if (group.name.removesuffix(".weight"), self.kind.name) in self.adapted:
+            return pieces.adapter_end(outer, self.at)
+        return self._linear(group, inner, outer, self.at.stream).forward
 
     def _experts(self) -> Pass:
         stacks = [group for group in self.groups if group.role == "experts" and len(group.shape) == 3]

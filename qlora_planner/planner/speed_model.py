@@ -63,7 +63,7 @@ def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -
     trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
     at = setting_of(profile, run, trainer)
     layers = layers_of(profile, run, at)
-    micro = _total([_passes(layer.plain, run) * layer.count for layer in layers])
+    micro = _total([_passes(layer.plain, run, layer.unneeded) * layer.count for layer in layers])
     masked = tuple((layer.window, _beyond(layer, run)) for layer in layers if layer.window is not None)
     micro += _head(profile, run, at, loss)
     optimizer = find_optimizer(run.optimizer)
@@ -87,9 +87,12 @@ def _total(parts: list[Work]) -> Work:
     return total
 
 
-def _passes(one: Pass, run: RunConfig) -> Work:
-    """Forward and backward; with gradient checkpointing the forward once more, before the backward."""
-    return one.forward * (2 if run.gradient_checkpointing else 1) + one.backward
+def _passes(one: Pass, run: RunConfig, unneeded: Work = NOTHING) -> Work:
+    """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need."""
+    if not run.gradient_checkpointing:
+        return one.forward + one.backward
+    again = one.forward if run.use_reentrant else one.forward + unneeded * -1
+    return one.forward + again + one.backward
 
 
 def _beyond(layer: LayerWork, run: RunConfig) -> Work:

@@ -117,6 +117,14 @@ def _adapter(inner: int, outer: int, at: Setting, quantized: bool, source: int) 
     return Pass(forward=forward, backward=backward)
 
 
+def adapter_end(outer: int, at: Setting) -> Work:
+    """What a recompute of an adapted layer leaves out when nothing follows it: the second small product, the scaling,
+    the sum, and the residual's."""
+    c = at.compute if at.autocast else at.adapter
+    product = multiplies("float" if c == 4 else "half", terms(tokens_rank=2.0 * outer))
+    return product + moves(4, (3 * c + 2 * at.stream + c + 2 * at.stream + 2) * outer)
+
+
 def _magnitude(inner: int, outer: int, c: int) -> tuple[Work, Work]:
     """DoRA beside an adapter (PEFT, tuners/lora/dora.py): BA whole, through an identity matrix, added to the whole
     weight in float32, its norm by rows; the dropped input times the whole weight; both results scaled."""
