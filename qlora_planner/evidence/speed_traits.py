@@ -34,12 +34,12 @@ class SpeedTraits:
         return asdict(self)
 
 
-# Assumed where nobody measured. Fractions: 790 of 989 TFLOP/s in a bf16 product of 8192^3 and 4.3 of 4.8 TB/s in a copy
-# on an H200, less what shapes of real layers and strided kernels lose; cuDNN's and FlashAttention's published rates,
-# backward included, are around half of the peak. Host: tens of microseconds for a kernel that comes with its share of
-# Python in transformers, PEFT and bitsandbytes, less from the engine's C++.
+# Assumed where nobody measured: what an H200 and its host reached over 20 runs (profiles/calibrations/h200.json),
+# rounded. There a bf16 product of 8192^3 alone reaches 0.80 of the data sheet's rate, and a copy 0.90 of its bandwidth;
+# the shapes of real layers and strided kernels lose the rest. The host's times come with their share of the Python of
+# transformers, PEFT and bitsandbytes; a desktop's faster cores may halve them.
 ASSUMED = SpeedTraits(
-    product_fraction=0.70, attention_fraction=0.40, bandwidth_fraction=0.75, launch_s=45e-6, engine_launch_s=25e-6,
+    product_fraction=0.75, attention_fraction=0.40, bandwidth_fraction=0.65, launch_s=65e-6, engine_launch_s=20e-6,
     tensor_s=60e-6, step_s=0.01,
 )  # fmt: skip
 

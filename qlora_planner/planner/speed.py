@@ -4,11 +4,11 @@
          + int8 FLOPs / (2 x rate x product fraction) + attention FLOPs / (rate x attention fraction)
          + bytes / (bandwidth x bandwidth fraction)
     host = launches x launch_s + engine launches x engine_launch_s
-    step = micro-steps x (card^4 + host^4)^(1/4) + optimizer (bytes, and tensors x tensor_s) + step_s
+    step = micro-steps x (card^3 + host^3)^(1/3) + optimizer (bytes, and tensors x tensor_s) + step_s
 
 FLOPs, bytes and launches are derived (`speed_model`). The card works off what the host has launched, so a micro-step
-takes about as long as the slower of both; the fourth-power mean rounds the corner, where each waits for the other at
-times. What is measured of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits` alone.
+takes about as long as the slower of both; the sum of cubes rounds the corner, where each waits for the other at times
+(of the powers 1.5 to 10, the third was nearest to an H200's runs when each was left out of the fit). What is measured of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits` alone.
 """
 
 from __future__ import annotations
@@ -71,8 +71,7 @@ class SpeedModel:
         for (window, _), more_card, more_host in zip(self.work.masked, card[1:], host[1:], strict=True):
             beyond = (seq >= window) * 1.0
             on_card, on_host = on_card + beyond * more_card(sizes), on_host + beyond * more_host(sizes)
-        squares = on_card * on_card, on_host * on_host
-        micro = np.sqrt(np.sqrt(squares[0] * squares[0] + squares[1] * squares[1]))
+        micro = np.cbrt(on_card * on_card * on_card + on_host * on_host * on_host)
         return self.work.micro_steps * micro + per_step[0] + per_step[1] * rank
 
     def tokens_per_s(self, batch: Any, seq: Any, rank: Any) -> Any:

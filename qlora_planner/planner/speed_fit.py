@@ -26,9 +26,10 @@ from qlora_planner.planner.speed_model import StepWork
 EXCLUSIVE = "timing: exclusive"
 # Steps that warm up: kernels are loaded and chosen, optimizer states born.
 WARM_UP = 1
-# Widths of what is assumed, as a standard deviation of the logarithm: cards differ less in the part of a rate that
-# kernels reach than hosts do in how fast they launch.
-_WIDTHS = {name: 0.25 if name.endswith("fraction") else 0.5 for name in FITTED}
+# Widths of what is assumed, as standard deviations of the logarithm: large products reach much the same part of every
+# card's rate, moving data and attention less so, and hosts differ most in how fast they launch.
+_WIDTHS = {"product_fraction": 0.1, "attention_fraction": 0.25, "bandwidth_fraction": 0.2, "launch_s": 0.5,
+           "engine_launch_s": 0.5, "tensor_s": 0.5, "step_s": 0.5}  # fmt: skip
 _NOISE = 0.10  # repeated runs of one host-bound step differ by so much, as a standard deviation of the logarithm
 _ROBUST = 2.0  # in units of the noise
 _ROUNDS = 40

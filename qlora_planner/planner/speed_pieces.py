@@ -40,9 +40,9 @@ class Setting:
         return "float" if self.compute == 4 else "half"
 
 
-def cast(width: float, source: int, target: int, *, engine: bool = False) -> Work:
-    """A copy in another dtype; nothing where both are the same."""
-    return NOTHING if source == target else moves(1, (source + target) * width, engine=engine)
+def cast(width: float, source: int, target: int) -> Work:
+    """A copy in another dtype, launched by autocast or the engine without Python between; nothing for the same one."""
+    return NOTHING if source == target else moves(1, (source + target) * width, engine=True)
 
 
 def linear(
@@ -56,10 +56,10 @@ def linear(
 def _base(inner: int, outer: int, at: Setting, quantized: bool, source: int, bias: bool) -> Pass:
     weights, c = inner * outer, at.compute
     product = multiplies(at.rate, terms(tokens=2.0 * weights))
-    into, back = cast(inner, source, c), cast(inner, c, source, engine=True)
+    into, back = cast(inner, source, c), cast(inner, c, source)
     # Under autocast a quantised layer returns the dtype it was given (bitsandbytes, nn/modules.py); others autocast's.
     out = cast(outer, c, source) if quantized else NOTHING
-    down = cast(outer, source, c, engine=True) if quantized else NOTHING
+    down = cast(outer, source, c) if quantized else NOTHING
     if quantized and at.quant == "int8":
         # Half copy, largest of each row, outliers looked for (abs, compare), quantise; the int32 product is scaled.
         forward = moves(7, 11 * inner + 10 * outer, one=weights)
@@ -94,7 +94,7 @@ def _adapter(inner: int, outer: int, at: Setting, quantized: bool, source: int) 
     drop = moves(1, (2 * given + 1) * inner) if at.dropout else NOTHING
     undrop = moves(1, (2 * given + 1) * inner, engine=True) if at.dropout else NOTHING
     # Adapters in float32 are cast for each pass, and their gradients back.
-    resize = NOTHING if c == at.adapter else moves(2, 0.0, rank=(4 + c) * (inner + outer))
+    resize = NOTHING if c == at.adapter else moves(2, 0.0, engine=True, rank=(4 + c) * (inner + outer))
     regrad = NOTHING if c == at.adapter else moves(2, 0.0, engine=True, rank=(4 + c) * (inner + outer))
     rate = "float" if c == 4 else "half"
     small = terms(tokens_rank=2.0 * (inner + outer))
@@ -108,10 +108,10 @@ def _adapter(inner: int, outer: int, at: Setting, quantized: bool, source: int) 
     scaled = moves(1, 2 * c * outer, engine=True)
     talls = moves(4, 2 * c * (inner + outer), engine=True, tokens_rank=4 * c)
     summed = moves(1, 3 * source * inner, engine=True)  # into the gradient of the input, beside the layer's own
-    backward = cast(outer, result, c, engine=True) + scaled + talls + multiplies(rate, 2 * small) + regrad
-    backward += cast(inner, c, given, engine=True) + undrop + summed
+    backward = cast(outer, result, c) + scaled + talls + multiplies(rate, 2 * small) + regrad
+    backward += cast(inner, c, given) + undrop + summed
     if given != source:
-        backward += cast(inner, given, source, engine=True)
+        backward += cast(inner, given, source)
     if at.dora:
         forward, backward = forward + _magnitude(inner, outer, c)[0], backward + _magnitude(inner, outer, c)[1]
     return Pass(forward=forward, backward=backward)

@@ -40,7 +40,7 @@ class Work:
     `half_flops`, `float_flops`, `int8_flops` are multiply-adds counted twice, by the unit that runs them;
     `attention_flops` those of fused attention kernels, which reach less of the peak; `traffic` bytes read and written
     by all kernels that move data rather than multiply; `launches` kernels launched from Python, `engine_launches` those
-    launched by autograd's engine.
+    launched by C++ alone: by autograd's engine, or by autocast on the way.
     """
 
     half_flops: Vector = field(default_factory=_zero)
