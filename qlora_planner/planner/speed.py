@@ -8,7 +8,8 @@
 
 FLOPs, bytes and launches are derived (`speed_model`). The card works off what the host has launched, so a micro-step
 takes about as long as the slower of both; the sum of cubes rounds the corner, where each waits for the other at times
-(of the powers 1.5 to 10, the third was nearest to an H200's runs when each was left out of the fit). What is measured of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits` alone.
+(of the powers 1.5 to 10, the third was nearest to an H200's runs when each was left out of the fit). What is measured
+of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits` alone.
 """
 
 from __future__ import annotations
