@@ -320,6 +320,7 @@ def estimate(
     """
     from qlora_planner.memory.estimate import estimate as answer
     from qlora_planner.memory.refusals import refusal
+    from qlora_planner.planner.speed import speed_of
     from qlora_planner.run import RunConfig as Run
 
     asked = run or Run()
@@ -334,16 +335,18 @@ def estimate(
         tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
     except RefusedError as error:
         broken = (*broken, refusal(error))
-    return answer(
+    known = calibration(profiles)
+    found = answer(
         profile,
         asked,
         gpu,
         reserve_bytes=reserve_bytes,
         cap_bytes=cap_bytes,
         tape=tape,
-        calibration=calibration(profiles),
+        calibration=known,
         broken=broken,
     )
+    return replace(found, speed=speed_of(profile, found.run, gpu, known, found.stack))
 
 
 def plan(
@@ -359,6 +362,7 @@ def plan(
 ) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`."""
     from qlora_planner.planner.plan import plan as answer
+    from qlora_planner.planner.speed import speed_of
     from qlora_planner.sources.tapes import stored_sweep
 
     def traced(chosen: RunConfig) -> Tape | None:
@@ -368,7 +372,8 @@ def plan(
             tell(str(error))
             return None
 
-    return answer(
+    known = calibration(profiles)
+    found = answer(
         profile,
         gpu,
         run,
@@ -378,5 +383,7 @@ def plan(
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
         stored_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, stored_only=True),
-        calibration=calibration(profiles),
+        calibration=known,
     )
+    speed = speed_of(profile, found.run, gpu, known, found.stack)
+    return replace(found, estimate=replace(found.estimate, speed=speed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,13 +23,14 @@ FILE_NAME = "user.json"
 def command(**given: Any) -> int:
     """Predict every verification of this machine again, and learn how far off that is.
 
-    What is counted or derived is never touched: only the context of a card and the spread of predictions are learnt.
+    What is counted or derived is never touched: only the context of a card, the spread of predictions, and what a card
+    reaches of its rates are learnt, the last from runs that had the card for themselves.
     """
     output = output_from(given)
-    from qlora_planner.cli.predicting import predictions_of
+    from qlora_planner.cli.predicting import predictions_of, speed_traits
     from qlora_planner.evidence.calibration import calibrate, latest, usable
-    from qlora_planner.sources.evidence import read_all, write_calibration
-    from qlora_planner.sources.locations import evidence_path, user_profiles
+    from qlora_planner.sources.evidence import read_all, read_calibration, write_calibration
+    from qlora_planner.sources.locations import calibrations_dirs, evidence_path, user_profiles
 
     everything = read_all(evidence_path())
     rows = [row for row in latest(everything) if usable(row)]
@@ -44,8 +46,11 @@ def command(**given: Any) -> int:
                 pairs += [(row, predicted) for predicted in predictions_of(row, output.warn)]
             except PlannerError as error:
                 skipped.append(str(error))
-    found = calibrate(pairs, datetime.now(UTC).date().isoformat())
     path = user_profiles() / "calibrations" / FILE_NAME
+    shipped = read_calibration([folder for folder in calibrations_dirs() if folder != path.parent])
+    compared = {id(row): row for row, _ in pairs}.values()
+    found = calibrate(pairs, datetime.now(UTC).date().isoformat())
+    found = replace(found, speed=speed_traits(compared, output.warn, shipped))
     write_calibration(path, found)
     for line in skipped:
         output.warn(f"left out: {line}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from copy import deepcopy
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import Measurement
-from qlora_planner.evidence.calibration import TRACED, Prediction, card_slug
+from qlora_planner.evidence.calibration import TRACED, Calibration, Prediction, card_slug, latest
+from qlora_planner.evidence.speed_traits import SpeedTraits
 
 if TYPE_CHECKING:
     from qlora_planner.hardware import GpuSpec
@@ -90,3 +91,37 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
         traced = prediction_of(estimate(profile, run, gpu, tape=tape))
         found.insert(0, replace(traced, footing=TRACED))
     return found
+
+
+def speed_traits(
+    measurements: Iterable[Measurement], tell: Tell, known: Calibration | None = None
+) -> dict[str, SpeedTraits]:
+    """What timed runs say of each card, by its name; `known` is what is believed of a card before, if anything is.
+
+    Runs that shared the card while they were timed, and cards whose rates the catalogue lacks, say nothing.
+    Raises MissingError and InputError as `predictions_of` does.
+    """
+    from qlora_planner.planner.speed import Rates, traits_of
+    from qlora_planner.planner.speed_fit import TimedRun, fit, timed
+    from qlora_planner.planner.speed_model import step_work
+
+    runs: dict[str, list[TimedRun]] = {}
+    cards: dict[str, GpuSpec] = {}
+    for one in latest(row for row in measurements if timed(row) is not None):
+        gpu, seconds = card_of(one), timed(one)
+        rates = None if gpu is None else Rates.of(gpu, one.run.compute_dtype)
+        if gpu is None or rates is None or seconds is None:
+            continue
+        profile = profile_of(one, tell)
+        cards[gpu.name] = gpu
+        runs.setdefault(gpu.name, []).append(
+            TimedRun(
+                work=step_work(profile, one.run, one.stack or profile.versions),
+                rates=rates,
+                batch_size=one.run.batch_size,
+                seq_len=one.run.seq_len,
+                rank=one.run.rank,
+                step_s=seconds,
+            )
+        )
+    return {card: fit(found, traits_of(cards[card], known)[0]).traits for card, found in sorted(runs.items())}

@@ -9,11 +9,12 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.cli.predicting import predictions_of
+from qlora_planner.cli.predicting import predictions_of, speed_traits
 from qlora_planner.errors import PlannerError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading, PhaseReading
 from qlora_planner.evidence.calibration import FOOTINGS, calibrate, latest, usable
@@ -83,6 +84,9 @@ def main(root: Path, name: str) -> int:
         shown = ", ".join(one.footing for one in found)
         print(f"{index + 1}/{len(rows)} {row.model}: {shown}, {time.perf_counter() - started:.1f} s", flush=True)
     calibration = calibrate(pairs, datetime.now(UTC).date().isoformat())
+    # Every row again: of a run measured twice, the later one may have shared the card.
+    rows = [row for row in measured_rows(root / "measurements") if row.role != "holdout"]
+    calibration = replace(calibration, speed=speed_traits(rows, lambda _: None))
     write_calibration(root / "calibrations" / f"{name}.json", calibration)
     for footing in FOOTINGS:
         held = calibration.held_out(footing, "reserved")

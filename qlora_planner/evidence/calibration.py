@@ -14,6 +14,7 @@ from typing import Any
 
 from qlora_planner.evidence.records import Measurement
 from qlora_planner.evidence.residuals import FEWEST, Residuals
+from qlora_planner.evidence.speed_traits import SpeedTraits
 from qlora_planner.run.libraries import library_bytes
 
 SCHEMA = "qlora-plan/calibration/1"
@@ -75,6 +76,7 @@ class Calibration:
     contexts: Mapping[str, CardContext] = field(default_factory=dict)
     residuals: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     stack: Mapping[str, str] = field(default_factory=dict)  # versions that all measured runs share
+    speed: Mapping[str, SpeedTraits] = field(default_factory=dict)  # what cards reach of their rates, by card
 
     def law(self, footing: str, widening: float = 1.0) -> Residuals | None:
         """The law of what torch reserves over what was predicted; None with fewer than `FEWEST` measurements.
@@ -100,6 +102,7 @@ class Calibration:
                 for footing, figures in self.residuals.items()
             },
             "stack": dict(self.stack),
+            **({"speed": {card: traits.to_dict() for card, traits in self.speed.items()}} if self.speed else {}),
         }
 
 
@@ -180,20 +183,21 @@ def calibrate(pairs: Sequence[tuple[Measurement, Prediction]], created: str) -> 
 
 
 def pooled(calibrations: Sequence[Calibration]) -> Calibration | None:
-    """All residuals together; of a card that several know, the context of the first. None for no calibration."""
+    """All residuals together; of a card that several know, context and speed of the first. None for no calibration."""
     if not calibrations:
         return None
     contexts: dict[str, CardContext] = {}
+    speed: dict[str, SpeedTraits] = {}
     residuals: dict[str, dict[str, tuple[float, ...]]] = {}
     for one in calibrations:
         contexts = {**one.contexts, **contexts}
+        speed = {**one.speed, **speed}
         for footing, figures in one.residuals.items():
             known = residuals.setdefault(footing, {})
             for figure, values in figures.items():
                 known[figure] = tuple(sorted((*known.get(figure, ()), *values)))
-    return replace(
-        calibrations[0], contexts=contexts, residuals=residuals, stack=_shared([one.stack for one in calibrations])
-    )
+    stack = _shared([one.stack for one in calibrations])
+    return replace(calibrations[0], contexts=contexts, residuals=residuals, stack=stack, speed=speed)
 
 
 def _residuals(one: Measurement, predicted: Prediction) -> dict[str, float]:

@@ -7,10 +7,11 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, SCHEMA, Calibration, CardContext
+from qlora_planner.evidence.speed_traits import traits_faults, traits_from_dict
 from qlora_planner.profile.faults import plain, quoted, refuse
 
 _CONTEXT = ("first_tensor_bytes", "kernels_bytes", "low_bytes", "high_bytes", "count")
-_KEYS = {"schema", "created", "contexts", "residuals", "stack"}
+_KEYS = {"schema", "created", "contexts", "residuals", "stack", "speed"}
 
 
 def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
@@ -29,8 +30,8 @@ def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
     stack = raw.get("stack", {})
     if type(stack) is not dict or not all(type(version) is str for version in stack.values()):
         faults.append("stack must map packages to versions")
-    contexts, residuals = raw.get("contexts"), raw.get("residuals")
-    faults += _context_faults(contexts) + _residual_faults(residuals)
+    contexts, residuals, speed = raw.get("contexts"), raw.get("residuals"), raw.get("speed", {})
+    faults += _context_faults(contexts) + _residual_faults(residuals) + _speed_faults(speed)
     if faults or type(contexts) is not dict or type(residuals) is not dict:
         refuse(faults, where)
     return Calibration(
@@ -41,6 +42,7 @@ def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
             for footing, figures in residuals.items()
         },
         stack=stack,
+        speed={card: traits_from_dict(traits) for card, traits in speed.items()},
     )
 
 
@@ -54,6 +56,12 @@ def _context_faults(contexts: Any) -> list[str]:
         elif not all(type(figure) is int and figure >= 0 for figure in figures.values()):
             faults.append(f"contexts.{card} must hold whole numbers from 0")
     return faults
+
+
+def _speed_faults(speed: Any) -> list[str]:
+    if type(speed) is not dict:
+        return ["speed must map cards to what they reach"]
+    return [fault for card, traits in speed.items() for fault in traits_faults(traits, f"speed.{card}")]
 
 
 def _residual_faults(residuals: Any) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict
+from math import exp
 from typing import Any
 
 from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, Calibration
@@ -25,6 +26,8 @@ def render_calibration(found: Calibration, used: int, everything: int, path: str
     lines = [*theme.wrap(text, first=f"{mark} calibrated from ", first_style="bold green"), []]
     lines += _contexts(found, theme)
     lines += [[], *_residuals(found, theme), []]
+    if found.speed:
+        lines += [*_speed(found, theme), []]
     lines += theme.wrap(f"kept in {path}; estimates use it from now on", style="dim")
     return theme.render(lines)
 
@@ -52,6 +55,25 @@ def _contexts(found: Calibration, theme: Theme) -> Iterator[Line]:
             format_mib(one.first_tensor_bytes + one.kernels_bytes), f"{low} - {high} MiB", str(one.count),
         )  # fmt: skip
         yield columns([(cell, "") for cell in cells], widths, left)
+
+
+def _speed(found: Calibration, theme: Theme) -> Iterator[Line]:
+    widths, left = (20, 9, 10, 10, 13, 4, 10), frozenset({0})
+    heads = ("speed, by card", "products", "attention", "bandwidth", "launch, us", "runs", "left out")
+    yield columns([(head, "dim") for head in heads], widths, left)
+    for card, one in found.speed.items():
+        parts = (one.product_fraction, one.attention_fraction, one.bandwidth_fraction)
+        cells = (
+            theme.cut(card, 20), *(f"{100 * part:.0f} %" for part in parts),
+            f"{1e6 * one.launch_s:.0f} and {1e6 * one.engine_launch_s:.0f}", str(one.count),
+            "-" if one.mean_abs_log is None else f"{100 * (exp(one.mean_abs_log) - 1):.0f} %",
+        )  # fmt: skip
+        yield columns([(cell, "") for cell in cells], widths, left)
+    text = (
+        "parts of the data sheet's rates, and the time of a kernel's launch forwards and backwards, from runs that had"
+        " the card for themselves; left out: how far off each run is by what the others teach"
+    )
+    yield from theme.wrap(text, style="dim")
 
 
 def _residuals(found: Calibration, theme: Theme) -> Iterator[Line]:

@@ -19,6 +19,7 @@ from qlora_planner.report.words import (
     option,
     recipe,
     segments,
+    speed_line,
     value,
 )
 from qlora_planner.units import format_gib, format_mib, format_size
@@ -120,10 +121,8 @@ def _about(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Itera
     if gpu is not None and estimate.fit is not None:
         text = f"{card_line(gpu)}. A process can use {format_mib(estimate.fit.usable_bytes)}."
         yield from theme.wrap(text, 6, "card", first_style="dim")
-    speed = estimate.speed
-    if speed.tokens_per_s is not None and speed.step_s is not None:
-        text = f"{speed.tokens_per_s:,.0f} tokens/s, {speed.step_s:.2f} s per step ({speed.basis})"
-        yield from theme.wrap(text, 6, "speed", first_style="dim")
+    if (speed := speed_line(estimate.speed)) is not None:
+        yield from theme.wrap(speed, 6, "speed", first_style="dim")
 
 
 def _phases(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:

@@ -10,7 +10,7 @@ from typing import Any
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
 from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import card_line, change, mib, option, recipe, value
+from qlora_planner.report.words import card_line, change, mib, option, recipe, speed_line, value
 from qlora_planner.units import format_mib, format_size
 
 _BYTES = re.compile(r"(-?\d+) bytes")
@@ -36,9 +36,7 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     fit = plan.estimate.fit
     usable = f". A process can use {format_mib(fit.usable_bytes)}." if fit else ""
     yield from theme.wrap(card_line(plan.gpu) + usable, 6, "card", first_style="dim")
-    speed = plan.estimate.speed
-    if speed.tokens_per_s is not None and speed.step_s is not None:
-        text = f"{speed.tokens_per_s:,.0f} tokens/s, {speed.step_s:.2f} s per step ({speed.basis})"
+    if (text := speed_line(plan.estimate.speed)) is not None:
         yield from theme.wrap(text, 6, "speed", first_style="dim")
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.records import Speed
 from qlora_planner.run import RunConfig
 from qlora_planner.units import GIB, format_mib, format_params
 
@@ -34,6 +35,21 @@ _SHORT_LIMITS = {
     "allocator_slack": "slack",
     "cuda_context": "CUDA context",
 }
+
+
+# Where a predicted speed comes from.
+_SPEEDS = {
+    "calibrated": "predicted, calibrated on this card",
+    "assumed": "predicted from the data sheet; nobody timed this card",
+}
+
+
+def speed_line(speed: Speed) -> str | None:
+    """Tokens per second and seconds per step with where they come from; None where they are unknown."""
+    if speed.tokens_per_s is None or speed.step_s is None:
+        return None
+    basis = _SPEEDS.get(str(speed.basis), f"predicted, {speed.basis}")
+    return f"{speed.tokens_per_s:,.0f} tokens/s, {speed.step_s:.2f} s per step ({basis})"
 
 
 def component_label(name: str) -> str:

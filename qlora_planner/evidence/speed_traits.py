@@ -1,0 +1,83 @@
+"""What a card and its host reach of their rates: the only constants of the speed model, assumed or measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import isfinite
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpeedTraits:
+    """Fractions of a card's stated rates, and the host's seconds per act.
+
+    `product_fraction` of the dense matrix rate is what large products reach, `attention_fraction` what fused attention
+    does; `bandwidth_fraction` of the memory's bandwidth what kernels that move data do. `launch_s` is a kernel's launch
+    from Python (forward, recompute), `engine_launch_s` from autograd's engine, `tensor_s` an optimizer's step over one
+    tensor, `step_s` what a trainer does beside. `count` runs were measured for them, 0 for assumed ones;
+    `mean_abs_log` is how far those runs were off when left out, as a mean absolute logarithm of the ratio.
+    """
+
+    product_fraction: float
+    attention_fraction: float
+    bandwidth_fraction: float
+    launch_s: float
+    engine_launch_s: float
+    tensor_s: float
+    step_s: float
+    count: int = 0
+    mean_abs_log: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return asdict(self)
+
+
+# Assumed where nobody measured: what an H200 and its host reached over 20 runs (profiles/calibrations/h200.json),
+# rounded. There a bf16 product of 8192^3 alone reaches 0.80 of the data sheet's rate, and a copy 0.90 of its bandwidth;
+# the shapes of real layers and strided kernels lose the rest. The host's times come with their share of the Python of
+# transformers, PEFT and bitsandbytes; a desktop's faster cores may halve them.
+ASSUMED = SpeedTraits(
+    product_fraction=0.75, attention_fraction=0.40, bandwidth_fraction=0.65, launch_s=65e-6, engine_launch_s=20e-6,
+    tensor_s=60e-6, step_s=0.01,
+)  # fmt: skip
+
+FITTED = (
+    "product_fraction", "attention_fraction", "bandwidth_fraction", "launch_s", "engine_launch_s", "tensor_s", "step_s",
+)  # fmt: skip
+# What a fit may give: a fraction of a stated rate, or a time between a microsecond and a tenth of a second.
+_BOUNDS = {name: (0.02, 1.0) if name.endswith("fraction") else (1e-7, 0.2) for name in FITTED}
+
+
+def traits_faults(raw: Any, place: str) -> list[str]:
+    """What is wrong with the JSON of one card's traits; none when `traits_from_dict` reads it."""
+    names = {spec.name for spec in fields(SpeedTraits)}
+    if type(raw) is not dict or set(raw) != names:
+        return [f"{place} must have {', '.join(sorted(names))}"]
+    faults = []
+    for name, (low, high) in _BOUNDS.items():
+        value = raw[name]
+        if type(value) not in (int, float) or not isfinite(value) or not low <= value <= high:
+            faults.append(f"{place}.{name} must be a number from {low:g} to {high:g}")
+    if type(raw["count"]) is not int or raw["count"] < 0:
+        faults.append(f"{place}.count must be a whole number from 0")
+    error = raw["mean_abs_log"]
+    if error is not None and (type(error) not in (int, float) or not isfinite(error) or error < 0):
+        faults.append(f"{place}.mean_abs_log must be a number from 0, or null")
+    return faults
+
+
+def traits_from_dict(raw: dict[str, Any]) -> SpeedTraits:
+    """Read `SpeedTraits.to_dict` back, once `traits_faults` has found nothing."""
+    return SpeedTraits(**raw)
+
+
+def of_fitted(values: Mapping[str, float]) -> SpeedTraits:
+    """Traits by the names of `FITTED`, of no run yet."""
+    return replace(ASSUMED, **dict[str, Any](values))
+
+
+def bounds(name: str) -> tuple[float, float]:
+    """The least and the most that a fitted trait may be."""
+    return _BOUNDS[name]

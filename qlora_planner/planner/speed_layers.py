@@ -1,0 +1,287 @@
+"""A model's layers as pieces of work, read off its profile: which linears, norms, experts and attention they hold."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from qlora_planner.memory.static import is_quantized, targeted
+from qlora_planner.planner import speed_pieces as pieces
+from qlora_planner.planner.speed_pieces import Setting
+from qlora_planner.planner.speed_work import Pass, Work, moves, terms
+from qlora_planner.profile import LayerKind, ModelProfile, TensorGroup
+from qlora_planner.run import RunConfig
+
+_ATTENTION = re.compile(r"attn|attention")
+# Mixers that are no softmax attention: gated delta nets, state spaces, short convolutions, recurrences.
+_RECURRENT = re.compile(r"linear_attn|mamba|mixer|ssm|recurrent|temporal_block|short_conv|\bconv\b|lightning")
+_FUSED_NORMS = frozenset({"LayerNorm", "FusedLayerNorm"})
+# Classes whose usual activation is gelu_new, written out in Python (transformers, activations.py, NewGELUActivation;
+# modeling_bloom.py has its own of as many operators).
+_WRITTEN_OUT = frozenset({"gpt2", "gpt_neo", "gptj", "codegen", "phi", "bloom"})
+_BROADCAST_HEADS = frozenset({"falcon"})
+_TOWERS = ("vision", "visual", "audio")
+_DELTA = re.compile(r"linear_attn\.")
+
+Adapted = Mapping[tuple[str, str | None], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LayerWork:
+    """One kind of layer and how many there are.
+
+    `plain` is its work at sequences up to `window`, `masked` beyond, where a kernel takes a mask and cannot skip half
+    of the square of scores. `window` is None where nothing changes with the length. `unneeded` is the end of forward
+    that a recompute leaves out, because backward needs nothing of it (torch.utils.checkpoint stops early, unless
+    reentrant).
+    """
+
+    count: int
+    plain: Pass
+    masked: Pass
+    unneeded: Work
+    window: int | None = None
+
+
+def layers_of(profile: ModelProfile, run: RunConfig, at: Setting) -> tuple[LayerWork, ...]:
+    """The work of every kind of layer; raises InputError when target modules match nothing."""
+    adapted = _adapted(profile, run)
+    return tuple(_Layer.of(profile, run, at, kind, adapted).work() for kind in profile.layer_kinds)
+
+
+def has_fused_norms(profile: ModelProfile) -> bool:
+    """Whether the layers' norms are torch's own, which autocast runs in float32 and hands on so."""
+    norms = [group for group in profile.tensors if group.role == "norm" and group.layer_kind is not None]
+    return bool(norms) and all(group.module_class in _FUSED_NORMS for group in norms)
+
+
+def _adapted(profile: ModelProfile, run: RunConfig) -> Adapted:
+    """Elements per rank that adapters add to the modules of one group, by target and layer kind."""
+    found: dict[tuple[str, str | None], float] = {}
+    for tensor in targeted(profile, run):
+        key = (tensor.target, tensor.layer_kind)
+        found[key] = found.get(key, 0.0) + prod(tensor.shape(2)) - prod(tensor.shape(1))
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Layer:
+    profile: ModelProfile
+    run: RunConfig
+    at: Setting
+    kind: LayerKind
+    adapted: Adapted
+    groups: tuple[TensorGroup, ...]
+    hidden: int
+
+    @classmethod
+    def of(cls, profile: ModelProfile, run: RunConfig, at: Setting, kind: LayerKind, adapted: Adapted) -> _Layer:
+        groups = tuple(
+            group for group in profile.tensors
+            if group.layer_kind == kind.name and not group.buffer and not any(name in group.name for name in _TOWERS)
+        )  # fmt: skip
+        hidden = int(profile.dims.get("hidden_size") or 1)
+        return cls(profile=profile, run=run, at=at, kind=kind, adapted=adapted, groups=groups, hidden=hidden)
+
+    def work(self) -> LayerWork:
+        """All pieces together."""
+        rest = self._feed_forward() + self._experts() + self._norms() + self._mixer_linears()
+        rest += pieces.residuals(self.hidden, self.at, 2)
+        if self._is_recurrent():
+            whole = rest + self._recurrence()
+            return LayerWork(count=self.kind.count, plain=whole, masked=whole, unneeded=self._unneeded())
+        query, key, value, heads = self._widths()
+        if self._dim("position_rows") is None and self._has_rotary():
+            rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
+        # Heads that merely broadcast suit no fused kernel (aten, sdp_utils.cpp).
+        kernel = "eager" if self.profile.model_type in _BROADCAST_HEADS else self.run.attention or "sdpa"
+        plain, masked = (
+            rest + pieces.attention(query, key, value, heads, self.at, kernel, with_mask)
+            for with_mask in (bool(self.run.padding or self.run.packing) and kernel == "sdpa", kernel == "sdpa")
+        )
+        window = self._dim("sliding_window")
+        slides = "sliding" in self.kind.name or len(self.profile.layer_kinds) == 1
+        return LayerWork(
+            count=self.kind.count, plain=plain, masked=masked, unneeded=self._unneeded(),
+            window=window if slides else None,
+        )  # fmt: skip
+
+    def _dim(self, name: str) -> int | None:
+        value = self.profile.dims.get(name)
+        return int(value) if value else None
+
+    def _linears(self, mixer: bool) -> list[tuple[TensorGroup, int, int]]:
+        """Linear groups of the mixer or of the rest, with their widths in and out (Conv1D holds them otherwise)."""
+        found = []
+        for group in self.groups:
+            if group.role == "linear" and len(group.shape) == 2 and _in_mixer(group.name) == mixer:
+                outer, inner = group.shape if group.module_class != "Conv1D" else group.shape[::-1]
+                found.append((group, inner, outer))
+        return found
+
+    def _linear(self, group: TensorGroup, inner: int, outer: int, source: int) -> Pass:
+        module = group.name.removesuffix(".weight")
+        one = pieces.linear(
+            inner, outer, self.at, quantized=is_quantized(group, self.run),
+            adapted=(module, self.kind.name) in self.adapted, source=source,
+        )  # fmt: skip
+        return one * self._each(group)
+
+    def _each(self, group: TensorGroup) -> float:
+        """How many of a group one layer has."""
+        return group.count / self.kind.count
+
+    def _mixer_linears(self) -> Pass:
+        found, total = self._linears(mixer=True), Pass()
+        outputs = [index for index, (_, _, outer) in enumerate(found) if outer == self.hidden]
+        last = outputs[-1] if outputs else -1
+        for index, (group, inner, outer) in enumerate(found):
+            # Fused attention gives the compute dtype, whatever the stream is in.
+            source = self.at.compute if index == last and self.at.autocast else self.at.stream
+            total += self._linear(group, inner, outer, source)
+        return total + pieces.shared_inputs(self.hidden, self.at, max(1, len(found) - 1))
+
+    def _feed_forward(self) -> Pass:
+        total, ups, downs, uses = Pass(), 0.0, 0.0, 0.0
+        for group, inner, outer in self._linears(mixer=False):
+            each = self._each(group)
+            total += self._linear(group, inner, outer, self.at.stream)
+            if outer == self.hidden and inner != self.hidden:
+                downs += inner * each
+            elif inner == self.hidden:
+                ups, uses = ups + outer * each, uses + each
+        if downs:
+            written_out = self.profile.model_type in _WRITTEN_OUT
+            total += pieces.activation(downs, self.at, gated=ups >= 1.9 * downs, written_out=written_out)
+        return total + pieces.shared_inputs(self.hidden, self.at, max(1, round(uses)))
+
+    def _unneeded(self) -> Work:
+        """The last product of a dense layer: whole where it has no adapter, else the adapter's second."""
+        downs = [one for one in self._linears(mixer=False) if one[2] == self.hidden and one[1] != self.hidden]
+        if not downs or any(group.role == "experts" for group in self.groups):
+            return Work()
+        group, inner, outer = downs[-1]
+        if (group.name.removesuffix(".weight"), self.kind.name) in self.adapted:
+            return pieces.adapter_end(outer, self.at)
+        return self._linear(group, inner, outer, self.at.stream).forward
+
+    def _experts(self) -> Pass:
+        stacks = [group for group in self.groups if group.role == "experts" and len(group.shape) == 3]
+        routers = [group for group in self.groups if group.role == "router" and len(group.shape) == 2]
+        if not stacks:
+            return Pass()
+        count = stacks[0].shape[0]
+        sides = [[side for side in group.shape[1:] if side != self.hidden] or [self.hidden] for group in stacks]
+        widths = sorted(max(side) for side in sides)
+        inner = widths[0]
+        outer = sum(widths) - inner
+        grown = sum(
+            size for (module, kind), size in self.adapted.items()
+            if kind == self.kind.name and any(_same(group.name, module) for group in stacks)
+        )  # fmt: skip
+        grown = grown or sum(
+            size
+            for (module, kind), size in self.adapted.items()
+            if kind == self.kind.name and module.endswith("experts")
+        )
+        per_token = self._dim("num_experts_per_tok") or 1
+        total = pieces.experts(
+            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=grown > 0, rank_factor=grown,
+            biased=any("experts" in group.name and group.name.endswith("bias") for group in self.groups),
+        )  # fmt: skip
+        for group in routers[:1]:
+            adapted = any(_same(group.name, module) for module, kind in self.adapted if kind == self.kind.name)
+            total += pieces.router(count, self.hidden, self.at, adapted=adapted)
+        return total
+
+    def _norms(self) -> Pass:
+        total = Pass()
+        query, key, _, _ = self._widths()
+        head = self._dim("head_dim")
+        for group in self.groups:
+            if group.role != "norm" or not group.name.endswith("weight") or len(group.shape) != 1:
+                continue
+            width = group.shape[0]
+            if width == head or (width != self.hidden and width in (query, key)):
+                width = key if "k_" in group.name or "key" in group.name else query
+            fused = group.module_class in _FUSED_NORMS
+            total += pieces.norm(width, self.at, fused=fused) * self._each(group)
+        return total
+
+    def _widths(self) -> tuple[int, int, int, int]:
+        """Elements per token of queries, keys and values, and heads."""
+        heads = self._dim("num_attention_heads") or max(1, self.hidden // 64)
+        head = self._dim("head_dim") or self.hidden // heads
+        keys = self._dim("num_key_value_heads") or heads
+        outs = {
+            group.name.removesuffix(".weight").rpartition(".")[2]: outer
+            for group, _, outer in self._linears(mixer=True)
+        }
+        if "kv_b_proj" in outs:  # latent attention: keys and values of every head are made from a low-rank vector
+            both = outs["kv_b_proj"]
+            rotary = self._dim("qk_rope_head_dim") or 64
+            query = outs.get("q_b_proj", outs.get("q_proj", both))
+            value = max(1, both - (query - heads * rotary))
+            return query, query, value, heads
+        query = outs.get("q_proj", heads * head)
+        return query, outs.get("k_proj", keys * head), outs.get("v_proj", keys * head), heads
+
+    def _has_rotary(self) -> bool:
+        return any(group.role == "rotary" for group in self.profile.tensors) or any(
+            "rotary" in group.name for group in self.profile.tensors
+        )
+
+    def _is_recurrent(self) -> bool:
+        names = [group.name for group in self.groups if _in_mixer(group.name)]
+        return bool(names) and any(_RECURRENT.search(name) for name in names)
+
+    def _recurrence(self) -> Pass:
+        """What lies between the products of a recurrent mixer: convolution, gates, and the scan."""
+        width = sum(outer for _, inner, outer in self._linears(mixer=True) if inner == self.hidden)
+        s = self.at.stream
+        names = [group.name for group in self.groups]
+        if any(_DELTA.search(name) for name in names):
+            return _delta_scan(width)
+        total = Pass(forward=moves(8, 8 * s * width), backward=moves(14, 14 * s * width, engine=True))
+        heads = [group.shape[0] for group in self.groups if group.name.endswith("A_log")]
+        convolved = [group.shape[0] for group in self.groups if "conv1d.weight" in group.name]
+        if heads and convolved:
+            inner = width - convolved[0] - heads[0]
+            total += _state_space(heads[0], max(0, convolved[0] - inner) // 2)
+        return total
+
+
+def _delta_scan(width: float) -> Pass:
+    """The gated delta rule of transformers' torch code (modeling_qwen3_next.py, torch_chunk_gated_delta_rule): rows of
+    a 64 x 64 triangle solved one after the other, then chunks of 64 positions. Counted: kernels per chunk, kernels
+    besides, bytes by the width of what enters, and the gradients of slices, each as large as what was cut."""
+    chunk = 64
+    products = terms(tokens=1.0 * chunk * width)
+    return Pass(
+        forward=Work(
+            launches=terms(one=140, seq=17 / chunk), traffic=terms(tokens=140.0 * width), float_flops=products
+        ),
+        backward=Work(
+            engine_launches=terms(one=230, seq=43 / chunk), float_flops=2 * products,
+            traffic=terms(tokens=360.0 * width, tokens_seq=0.32 * width),
+        ),
+    )  # fmt: skip
+
+
+def _state_space(heads: int, state: int) -> Pass:
+    """Mamba-2's scan in transformers' torch code (torch_forward of modeling_nemotron_h.py): in chunks of 128 positions,
+    every pair of a chunk's positions meets in every head and state, in float32 and written out."""
+    groups = 8  # heads of one group share inputs and outputs of the state
+    pairs = 128.0 * heads * state / groups
+    return Pass(forward=moves(45, 22 * pairs), backward=moves(75, 43 * pairs, engine=True))
+
+
+def _in_mixer(name: str) -> bool:
+    inside = name.partition(".*.")[2] or name
+    return bool(_ATTENTION.search(inside) or _RECURRENT.search(inside)) and "mlp" not in inside and "norm" not in inside
+
+
+def _same(name: str, module: str) -> bool:
+    return name.removesuffix(".weight") == module or name.rpartition(".")[0] == module

@@ -1,0 +1,167 @@
+"""The work of one optimizer step of a run: polynomials by stage, compiled once for a model and its options."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer, trainer_row
+from qlora_planner.memory.static import is_quantized, static_memory
+from qlora_planner.memory.training import training_dtype
+from qlora_planner.memory.variant import HEAD_TILE_TOKENS
+from qlora_planner.planner.speed_layers import LayerWork, has_fused_norms, layers_of
+from qlora_planner.planner.speed_pieces import Setting, cast, norm
+from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+# trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
+HEAD_TILE_COLUMNS = 32768
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """One optimizer step: `micro_steps` times `micro`, then the optimizer over `tensors` trainable tensors.
+
+    `micro` holds for sequences up to the first window; `masked` is added once a window is exceeded, by window.
+    """
+
+    micro: Work
+    masked: tuple[tuple[int, Work], ...]
+    micro_steps: int
+    optimizer_fixed: float  # bytes of the optimizer's step that do not depend on the rank
+    optimizer_per_rank: float  # bytes per rank
+    tensor_steps: float  # tensors that are stepped over one by one
+    experts: int
+    head_tile_tokens: int = HEAD_TILE_TOKENS
+
+
+def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Setting:
+    """What of a resolved run decides how its layers are computed."""
+    compute = 4 if run.compute_dtype == "float32" else 2
+    autocast = trainer.autocast and compute == 2
+    quantized = any(is_quantized(group, run) for group in profile.tensors)
+    # Norms that autocast runs in float32 hand it on where a layer returns the dtype it was given: quantised ones do.
+    # DoRA's float32 magnitudes make every result float32.
+    wide = bool(run.upcast) or (autocast and ((has_fused_norms(profile) and quantized) or run.dora))
+    return Setting(
+        quant=run.quant or "none",
+        double_quant=run.double_quant,
+        stream=4 if wide or compute == 4 else 2,
+        compute=compute if autocast or (run.quant or "none") != "none" else (4 if wide else 2),
+        adapter=2 if training_dtype("float32", run, trainer, (1, 1)) == "bfloat16" else 4,
+        autocast=autocast,
+        dropout=bool(run.lora_dropout),
+        dora=run.dora,
+        trains_weights=run.method == "full",
+    )
+
+
+def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> StepWork:
+    """The work of one step of a resolved run; raises InputError when target modules match nothing."""
+    trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
+    at = setting_of(profile, run, trainer)
+    layers = layers_of(profile, run, at)
+    micro = _total([_passes(layer.plain, run, layer.unneeded) * layer.count for layer in layers])
+    masked = tuple((layer.window, _beyond(layer, run)) for layer in layers if layer.window is not None)
+    micro += _head(profile, run, at, loss)
+    optimizer = find_optimizer(run.optimizer)
+    assert optimizer is not None
+    fixed, per_rank, tensors = _optimizer(profile, run, trainer, optimizer)
+    return StepWork(
+        micro=micro,
+        masked=masked,
+        micro_steps=run.grad_accum,
+        optimizer_fixed=fixed,
+        optimizer_per_rank=per_rank,
+        tensor_steps=tensors,
+        experts=int(profile.dims.get("num_experts") or profile.dims.get("num_local_experts") or 0),
+    )
+
+
+def _total(parts: list[Work]) -> Work:
+    total = NOTHING
+    for part in parts:
+        total += part
+    return total
+
+
+def _passes(one: Pass, run: RunConfig, unneeded: Work = NOTHING) -> Work:
+    """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need."""
+    if not run.gradient_checkpointing:
+        return one.forward + one.backward
+    again = one.forward if run.use_reentrant else one.forward + unneeded * -1
+    return one.forward + again + one.backward
+
+
+def _beyond(layer: LayerWork, run: RunConfig) -> Work:
+    """What a mask adds to a kind of layer."""
+    return (_passes(layer.masked, run) + _passes(layer.plain, run) * -1) * layer.count
+
+
+def _head(profile: ModelProfile, run: RunConfig, at: Setting, loss: LossMemory) -> Work:
+    """Embedding, last norm, output head and loss, forwards and backwards."""
+    hidden = int(profile.dims.get("hidden_size") or 1)
+    vocab = int(profile.dims.get("vocab_size") or 1)
+    c, weights = at.compute, float(hidden) * vocab
+    last = norm(hidden, at, fused=has_fused_norms(profile))
+    total = last.forward + last.backward + moves(12, 4 * at.stream * hidden)
+    total += cast(hidden, at.stream, c) + cast(hidden, c, at.stream)
+    product = terms(tokens=2.0 * weights)
+    kept = 4 if run.upcast else 2
+    if loss.kind == "fused":
+        tiles = -(-vocab // HEAD_TILE_COLUMNS)
+        # Each tile of tokens reads the head, forwards once and backwards twice, and casts a float32 one each time.
+        read = weights * (3 * c + (0 if kept == c else 2 * (kept + c)) + (8 if at.trains_weights else 0))
+        kernels = tiles * (2 + 3) + (0 if kept == c else 2 * tiles) + (tiles if at.trains_weights else 0)
+        work = Work(launches=terms(one=120, tiles=kernels), engine_launches=terms(one=40))
+        # Forwards a tile is written and folded; backwards written, turned in place, multiplied.
+        work += Work(traffic=terms(tokens=12.0 * vocab + 20 * hidden, tiles=read))
+        return total + work + multiplies(at.rate, (4 if at.trains_weights else 3) * product)
+    copy = 0.0 if kept == c else (kept + c) * weights
+    # Logits: written, to float32 (by the loss and by accelerate), log-softmax; backwards nll, log-softmax, cast.
+    logits = (c + (c + 4) + (8 if at.autocast else 0) + 8 + 4) + (4 + 12 + (4 + c) + 2 * c)
+    passes = 3 if at.trains_weights else 2
+    work = Work(
+        launches=terms(one=20), engine_launches=terms(one=20),
+        traffic=terms(tokens=float(logits) * vocab, one=passes * c * weights + copy),
+    )  # fmt: skip
+    if loss.kind in ("chunked", "chunked_no_copy"):
+        chunk = (4.0 * weights + 2 * weights if loss.kind == "chunked" else 2.0 * weights) / 256 * 3
+        work += Work(traffic=terms(tokens=chunk), launches=terms(tokens=40 / 256))
+        passes = 3
+    return total + work + multiplies(at.rate, passes * product)
+
+
+# One step of an optimizer that takes tensors one by one (bitsandbytes, adafactor) launches and looks things up for
+# each; torch's take them in lists, with about this part of the work left for each tensor: gathering and checking it.
+_LISTED = 0.15
+
+
+def _optimizer(
+    profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
+) -> tuple[float, float, float]:
+    """Bytes of one step, clipping included, apart from the rank and per rank; tensors stepped over one by one."""
+    here, one = (_optimizer_bytes(profile, at, trainer, optimizer) for at in (run, run.with_(rank=1)))
+    per_rank = (here[0] - one[0]) / (run.rank - 1) if run.rank > 1 else 0.0
+    if run.rank == 1:
+        two = _optimizer_bytes(profile, run.with_(rank=2), trainer, optimizer)
+        per_rank = two[0] - one[0]
+    listed = _LISTED if optimizer.kind in ("torch", "none") else 1.0
+    return here[0] - per_rank * run.rank, per_rank, here[1] * listed
+
+
+def _optimizer_bytes(
+    profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
+) -> tuple[float, int]:
+    traffic, tensors = 0.0, 0
+    for shape, created, count in static_memory(profile, run).trainable:
+        dtype = training_dtype(created, run, trainer, shape)
+        size = 2 if dtype in ("bfloat16", "float16") else 4
+        states = sum(state.size_bytes for state in optimizer.states(shape, dtype))
+        # The norm reads the gradient, clipping reads and writes it; the step reads it, and reads and writes the weight
+        # and the states.
+        traffic += count * (prod(shape) * size * 6.0 + 2 * states)
+        tensors += count
+    return traffic, tensors

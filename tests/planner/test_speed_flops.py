@@ -1,0 +1,104 @@
+"""Derived operations of a step against torch's own counter, on real classes that really compute on the CPU."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("bitsandbytes")
+
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from qlora_planner import api  # noqa: E402
+from qlora_planner.memory.resolve import resolve  # noqa: E402
+from qlora_planner.planner.speed_model import step_work  # noqa: E402
+from qlora_planner.planner.speed_work import evaluator, values  # noqa: E402
+from qlora_planner.profile import ModelProfile  # noqa: E402
+from qlora_planner.run import RunConfig  # noqa: E402
+from qlora_planner.sources.configs import RawConfig, config_sha256  # noqa: E402
+
+BATCH, SEQ, RANK = 2, 48, 4
+SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 320,
+         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+         "tie_word_embeddings": False}  # fmt: skip
+CONFIGS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES},
+    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "head_dim": 32, **SIZES},
+    "gpt_neox": {"model_type": "gpt_neox", "architectures": ["GPTNeoXForCausalLM"], **SIZES},
+    "qwen3_moe": {"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], **SIZES, "head_dim": 16,
+                  "num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48,
+                  "decoder_sparse_step": 1, "mlp_only_layers": []},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+def profile_of(name: str) -> ModelProfile:
+    config = dict(CONFIGS[name])
+    raw = RawConfig(id=f"toy/{name}", config=config, sha256=config_sha256(config), origin="test")
+    return api.profile_of(raw)
+
+
+def counted(config: Mapping[str, Any], run: RunConfig) -> int:
+    """What torch counts over one forward and backward of the real model in float32, attention written out."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    fields = {key: value for key, value in config.items() if key not in ("model_type", "architectures")}
+    made = AutoConfig.for_model(str(config["model_type"]), **fields)
+    model: Any = AutoModelForCausalLM.from_config(
+        made, dtype=torch.float32, attn_implementation="eager", experts_implementation="eager"
+    )
+    base = model
+    if run.method == "lora":
+        import peft
+
+        wanted = run.target_modules or "all-linear"
+        targets: Any = wanted if wanted == "all-linear" else wanted.split(",")
+        lora = peft.LoraConfig(r=RANK, lora_dropout=0.0, target_modules=targets, task_type="CAUSAL_LM")
+        model = peft.get_peft_model(base, lora)
+        base.enable_input_require_grads()
+    if run.gradient_checkpointing:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+    ids = torch.randint(0, 320, (BATCH, SEQ))
+    with warnings.catch_warnings(), FlopCounterMode(display=False) as counter:
+        warnings.simplefilter("ignore")
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("llama", {"method": "full", "gradient_checkpointing": True}),
+        ("llama", {"method": "lora", "gradient_checkpointing": False}),
+        ("llama", {"method": "lora", "gradient_checkpointing": True}),
+        ("qwen3", {"method": "lora", "gradient_checkpointing": True, "target_modules": "q_proj,v_proj"}),
+        ("gpt_neox", {"method": "lora", "gradient_checkpointing": True}),
+        ("qwen3_moe", {"method": "full", "gradient_checkpointing": True}),
+    ],
+)
+def test_operations_are_those_that_torch_counts(name: str, options: dict[str, Any]) -> None:
+    asked = RunConfig(
+        quant="none", trainer="loop", compute_dtype="float32", attention="eager", batch_size=BATCH, seq_len=SEQ,
+        rank=RANK, lora_dropout=0.0, padding=False, optimizer="adamw_torch",
+        **{"target_modules": "all-linear" if options["method"] == "lora" else None, **options},
+    )  # fmt: skip
+    profile = profile_of(name)
+    resolution = resolve(profile, asked)
+    work = step_work(profile, resolution.run, resolution.stack)
+    sizes = values(BATCH, SEQ, RANK, work.head_tile_tokens, work.experts)
+    derived = sum(
+        evaluator(getattr(work.micro, f"{unit}_flops"))(sizes) for unit in ("half", "float", "int8", "attention")
+    )
+    assert derived == pytest.approx(counted(CONFIGS[name], resolution.run), rel=0.01)
