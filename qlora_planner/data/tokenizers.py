@@ -59,9 +59,9 @@ def load_tokenizer(name: str, *, chats: bool, cache: Path | None = None, warn: W
             "counting tokens needs a tokenizer: pip install 'qlora-planner[data]', or guess with --chars-per-token 4"
         )
     folder = _folder_of(name)
-    found = _as_it_is(folder)
+    found = as_it_is(folder)
     if found is None and find_spec("transformers") is None:
-        found = _as_it_is(folder, strict=False)
+        found = as_it_is(folder, strict=False)
         if found is None:
             raise MissingError(
                 f"{plain(name)}: has no tokenizer.json, and building it needs transformers: "
@@ -70,7 +70,7 @@ def load_tokenizer(name: str, *, chats: bool, cache: Path | None = None, warn: W
         warn(f"{plain(name)}: read from its tokenizer.json; transformers, which may change it, is not installed")
     if found is None:
         found = _built(name, folder, cache)
-    return _tokenised(found, plain(name), chats)
+    return tokenised(found, plain(name), chats)
 
 
 def _folder_of(name: str) -> Path:
@@ -109,7 +109,7 @@ def _read(path: Path) -> dict[str, Any]:
     return raw if isinstance(raw, dict) else {}
 
 
-def _as_it_is(folder: Path, strict: bool = True) -> dict[str, Any] | None:
+def as_it_is(folder: Path, strict: bool = True) -> dict[str, Any] | None:
     """What is in the files, where transformers would change nothing; None where it might, if `strict`."""
     file = folder / "tokenizer.json"
     if not file.is_file():
@@ -228,7 +228,7 @@ def _digest(folder: Path) -> str:
     return found.hexdigest()
 
 
-def _tokenised(found: Mapping[str, Any], name: str, chats: bool) -> Tokenised:
+def tokenised(found: Mapping[str, Any], name: str, chats: bool) -> Tokenised:
     from tokenizers import Tokenizer
 
     try:
