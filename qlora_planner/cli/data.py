@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.values import Output
 
 if TYPE_CHECKING:
+    from qlora_planner.data.scan import Moved
     from qlora_planner.planner.dataset import DataSummary
 
 
@@ -39,7 +40,7 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
 
 
 @contextmanager
-def counting(what: str, *, quiet: bool) -> Iterator[Callable[[int, int, int], None] | None]:
+def counting(what: str, *, quiet: bool) -> Iterator[Moved | None]:
     """A bar on a terminal, gone when it is done; nothing elsewhere."""
     if quiet or not on_terminal():
         yield None

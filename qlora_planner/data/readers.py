@@ -79,7 +79,7 @@ def _object(number: int, row: Any) -> RawRow:
 
 def _short(error: ValueError) -> str:
     if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
+        return f"{error.msg.removesuffix(' at')} at column {error.colno}"
     return plain(str(error).partition(";")[0])
 
 

@@ -57,8 +57,8 @@ class Faults:
         """All of them in one line; `rows` are the good ones."""
         first, word = self.first[0], "row" if self.files[0].format == "parquet" else "line"
         others = [f"{row.line}" if row.path == first.path else f"{row.path}:{row.line}" for row in self.first[1:]]
-        more = f", and {word}s {', '.join(others)}" if others else ""
         rest = self.count - len(self.first)
+        more = f", and {word}{'s' if self.count > 2 else ''} {', '.join(others)}" if others else ""
         more += f" and {rest:,} more" if rest > 0 else ""
         name = plain(first.path)
         return (

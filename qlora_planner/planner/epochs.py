@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class Epoch:
     waste: float
     fill: float
     worst_tokens: int
-    basis: str  # exact, or sampled (N orders)
+    method: str  # exact, or sampled (N orders)
     hours: float | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,6 +86,7 @@ class DataPlan:
         return {
             **self.summary.to_dict(),
             "run": {
+                "basis": self.summary.basis,
                 "seq_len": self.seq_len,
                 "batch_size": self.batch_size,
                 "grad_accum": self.grad_accum,
@@ -141,30 +142,46 @@ def plan_data(
         grad_accum=grad_accum,
         packing=packing,
         tokens_per_s=tokens_per_s,
-        truncations=truncations(summary, limit, peak_bytes),
-        cut=truncation(summary, seq_len),
+        truncations=truncations(summary, limit, peak_bytes, packing=packing),
+        cut=truncation(summary, seq_len, packing=packing),
         epochs=epochs,
     )
 
 
 def truncations(
-    summary: DataSummary, limit: int | None = None, peak_bytes: Callable[[int], int | None] | None = None
+    summary: DataSummary,
+    limit: int | None = None,
+    peak_bytes: Callable[[int], int | None] | None = None,
+    *,
+    packing: bool = False,
 ) -> tuple[Truncation, ...]:
     """What is lost at the length of each percentile, rounded up to 64; lengths that come out equal are one row."""
     found: dict[int, Truncation] = {}
     for percent in TRUNCATED_AT:
         seq_len = rounded(summary.percentile(percent), limit)
         peak = None if peak_bytes is None or seq_len in found else peak_bytes(seq_len)
-        if seq_len not in found:
-            found[seq_len] = truncation(summary, seq_len, percent, peak)
+        known = found.get(seq_len)
+        # One row for a length, under the highest percentile that it reaches.
+        found[seq_len] = (
+            replace(known, percentile=percent)
+            if known is not None
+            else truncation(summary, seq_len, percent, peak, packing=packing)
+        )
     return tuple(found.values())
 
 
-def truncation(summary: DataSummary, seq_len: int, percent: float = 100.0, peak_bytes: int | None = None) -> Truncation:
-    """What is lost at one length."""
+def truncation(
+    summary: DataSummary,
+    seq_len: int,
+    percent: float = 100.0,
+    peak_bytes: int | None = None,
+    *,
+    packing: bool = False,
+) -> Truncation:
+    """What is lost at one length; best-fit packing cuts alike and drops nothing."""
     lengths = summary.lengths
     cut = int(np.count_nonzero(lengths > seq_len))
-    kept = np.minimum(_kept(summary, seq_len), seq_len)
+    kept = np.minimum(lengths if packing else _kept(summary, seq_len), seq_len)
     lost = summary.tokens - int(kept.sum(dtype=np.int64))
     return Truncation(
         percentile=percent,
@@ -207,7 +224,7 @@ def _epoch(
     lost: int,
     padded: float,
     worst: int,
-    basis: str,
+    method: str,
     sizes: tuple[int, int, int, float | None],
 ) -> Epoch:
     batch_size, grad_accum, seq_len, tokens_per_s = sizes
@@ -222,7 +239,7 @@ def _epoch(
         waste=max(0.0, 1 - tokens / padded),
         fill=tokens / (len(lengths) * seq_len),
         worst_tokens=worst,
-        basis=basis,
+        method=method,
         hours=padded / tokens_per_s / 3600 if tokens_per_s else None,
     )
 
@@ -231,7 +248,7 @@ def _nothing(summary: DataSummary) -> Epoch:
     """Every row was dropped: a run of no steps."""
     return Epoch(
         name=RANDOM, rows=0, steps=0, tokens=0, tokens_lost=summary.tokens, padded_tokens=0, waste=0.0, fill=0.0,
-        worst_tokens=0, basis="exact", hours=None,
+        worst_tokens=0, method="exact", hours=None,
     )  # fmt: skip
 
 

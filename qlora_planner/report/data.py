@@ -1,4 +1,4 @@
-"""A dataset under a plan as a screen: how long its rows are, what the worst batch holds, what cutting and packing do."""
+"""A dataset under a plan as a screen: how long its rows are, the worst batch, what cutting and packing do."""
 
 from __future__ import annotations
 
@@ -63,14 +63,20 @@ def _lengths(summary: DataSummary, theme: Theme) -> Iterator[Line]:
     if sum(widths) + len(found) > theme.width:
         widths = (max(12, theme.width - 8 * len(found)), *widths[1:])
     yield columns([(theme.cut(head, widths[0]), "dim"), *((name, "dim") for name in names)], widths, left, gap=1)
-    yield columns([("", ""), *((f"{length:,}", "") for length in found.values())], widths, left, gap=1)
+    yield columns([("", ""), *((_length(length), "") for length in found.values())], widths, left, gap=1)
     edges, counts = summary.histogram()
-    most, scale = max(counts), theme.sign(_EIGHTHS, _LEVELS)
+    scale = theme.sign(_EIGHTHS, _LEVELS)
     shown = max(1, theme.width // _MARK)
-    edges, counts = edges[-shown - 1 : -1], counts[-shown:]
+    edges, low = edges[:-1], sum(counts[:-shown])
+    labels = [_short(edge) for edge in edges][-shown:]
+    counts = counts[-shown:]
+    if low:  # what has no room of its own stands in the first bin
+        counts[0] += low
+        labels[0] = f"<{labels[1]}"
+    most = max(counts)
     bars = [_level(count, most, scale).ljust(_MARK - 1) for count in counts]
     yield [(" ".join(bars), "cyan")]
-    yield [(" ".join(_short(edge).ljust(_MARK - 1) for edge in edges), "dim")]
+    yield [(" ".join(label.ljust(_MARK - 1) for label in labels), "dim")]
 
 
 def _level(count: int, most: int, scale: str) -> str:
@@ -83,7 +89,7 @@ def _level(count: int, most: int, scale: str) -> str:
 def _worst(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     epoch, summary = plan.epoch, plan.summary
     rows = min(plan.batch_size, max(1, epoch.rows))
-    longest = min(summary.longest.tokens, plan.seq_len)
+    longest = epoch.worst_tokens // rows
     if plan.packing:
         text = (
             f"{_count(rows, 'packed row')} of at most {plan.seq_len:,} tokens: {_tokens(summary, epoch.worst_tokens)}"
@@ -96,7 +102,7 @@ def _worst(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     if cut.rows_cut:
         text = (
             f"--seq-len {plan.seq_len} cuts {_count(cut.rows_cut, 'row')} ({_share(cut.rows_cut_share)}) and loses "
-            f"{cut.tokens_lost:,} tokens ({_share(cut.tokens_lost_share)})"
+            f"{_tokens(summary, cut.tokens_lost)} ({_share(cut.tokens_lost_share)})"
         )
         if cut.rows_dropped:
             text += f"; {_count(cut.rows_dropped, 'row')} with no answer left dropped" if not plan.packing else ""
@@ -108,6 +114,7 @@ def _worst(plan: DataPlan, theme: Theme) -> Iterator[Line]:
 
 def _truncations(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     peaks = [row.peak_bytes for row in plan.truncations]
+    mark = _mark(plan.summary)
     heads = ["cut at", "--seq-len", "rows cut", "share", "tokens lost", "share"]
     widths = [8, 9, 10, 8, 13, 8]
     if any(peak is not None for peak in peaks):
@@ -117,10 +124,10 @@ def _truncations(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     for row in plan.truncations:
         cells = [
             "longest" if row.percentile == 100 else f"{row.percentile:g} %",
-            f"{row.seq_len:,}",
-            f"{row.rows_cut:,}",
+            f"{mark}{row.seq_len:,}",
+            f"{mark}{row.rows_cut:,}",
             _share(row.rows_cut_share),
-            f"{row.tokens_lost:,}",
+            f"{mark}{row.tokens_lost:,}",
             _share(row.tokens_lost_share),
             gib(row.peak_bytes),
         ]
@@ -132,30 +139,42 @@ def _batching(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     widths = [26, 10, 8, 15, 8, 7]
     hours = any(epoch.hours is not None for epoch in plan.epochs.values())
     if hours:
-        heads[3], widths[0], widths[3] = "tokens", 25, 13
+        heads[3], widths = "tokens", [24, 9, 8, 14, 7, 6]
         heads, widths = [*heads, "hours"], [*widths, 6]
     left = frozenset({0})
     yield columns([(head, "dim") for head in heads], widths, left, gap=1)
     for epoch in plan.epochs.values():
         chosen = epoch.name == plan.epoch.name
-        cells = _cells(epoch, hours)
+        cells = _cells(epoch, _mark(plan.summary), hours)
         yield columns([(cell, "bold" if chosen else "") for cell in cells], widths, left, gap=1)
 
 
-def _cells(epoch: Epoch, hours: bool) -> list[str]:
+def _cells(epoch: Epoch, mark: str, hours: bool) -> list[str]:
     cells = [
         _NAMES[epoch.name],
         f"{epoch.rows:,}",
         f"{epoch.steps:,}",
-        f"{epoch.padded_tokens:,}",
+        f"{mark}{epoch.padded_tokens:,}",
         _share(epoch.waste),
         _share(epoch.fill),
     ]
-    return [*cells, "-" if epoch.hours is None else f"{epoch.hours:.1f}"] if hours else cells
+    return (
+        [*cells, "-" if epoch.hours is None else f"{epoch.hours:.{1 if epoch.hours >= 10 else 2}f}"] if hours else cells
+    )
 
 
 def _tokens(summary: DataSummary, count: int) -> str:
     return f"about {count:,} tokens (a guess)" if summary.guessed else f"{count:,} tokens"
+
+
+def _length(tokens: int) -> str:
+    """In at most seven columns."""
+    return f"{tokens:,}" if tokens < 10**6 else f"{tokens}"
+
+
+def _mark(summary: DataSummary) -> str:
+    """What stands before a figure that is a guess."""
+    return "~" if summary.guessed else ""
 
 
 def _count(count: int, word: str) -> str:
@@ -170,7 +189,9 @@ def _share(share: float) -> str:
 
 
 def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "less than a minute"
 
 
 def _short(edge: int) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-WORDS = ["the", "quick", "brown", "fox", "jumps", "over", "a", "lazy", "dog", "and", "then", "it", "sleeps", "until", "noon", "below", "is", "an", "instruction"]
+SENTENCE = "the quick brown fox jumps over a lazy dog and then it sleeps until noon below is an instruction"
+WORDS = SENTENCE.split(" ")
 # Trims, loops, conditions, tools, a generation prompt and a refusal: what real templates do.
 CHAT_TEMPLATE = """{{ bos_token }}{% if tools %}<|system|> tools {{ tools | tojson }} {{ eos_token }}
 {% endif %}{% for message in messages %}
