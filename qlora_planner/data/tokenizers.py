@@ -179,7 +179,7 @@ def _template(folder: Path, config: Mapping[str, Any]) -> Any:
 
 def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
     """What AutoTokenizer makes of it, from the cache where it was made before of the same files and versions."""
-    key = _digest(folder)
+    key = digest(folder)
     kept = None if cache is None else cache / "tokenizers" / f"{key}.json"
     if kept is not None and kept.is_file():
         with suppress(MissingError):  # a damaged copy is made again
@@ -215,7 +215,7 @@ def _path() -> str:
     return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _digest(folder: Path) -> str:
+def digest(folder: Path) -> str:
     """Of every file that AutoTokenizer may read and of the versions that read them."""
     found = hashlib.sha256()
     for package in ("transformers", "tokenizers"):

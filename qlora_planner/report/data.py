@@ -139,7 +139,7 @@ def _batching(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     widths = [26, 10, 8, 15, 8, 7]
     hours = any(epoch.hours is not None for epoch in plan.epochs.values())
     if hours:
-        heads[3], widths = "tokens", [24, 9, 8, 14, 7, 6]
+        heads[3], widths = "tokens", [24, 9, 8, 13, 7, 7]
         heads, widths = [*heads, "hours"], [*widths, 6]
     left = frozenset({0})
     yield columns([(head, "dim") for head in heads], widths, left, gap=1)
