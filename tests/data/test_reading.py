@@ -259,3 +259,17 @@ def test_progress_goes_up_to_the_whole(tmp_path: Path) -> None:
     assert told[-1] == (size, size, 9000)
     assert all(before <= after for before, after in pairwise(told))
     assert all(whole == size for _, whole, _ in told)
+
+
+def test_without_the_packages(write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without transformers tokenizer.json is read with a note; without tokenizers the fix is named."""
+    path = write("train.jsonl", [{"text": "the fox"}])
+    folder = write_tokenizer(tmp_path / "llama", tokenizer_class="LlamaTokenizer")
+    missing = {"transformers"}
+    monkeypatch.setattr("qlora_planner.data.tokenizers.find_spec", lambda name: None if name in missing else True)
+    said: list[str] = []
+    assert summarise(path, tokenizer=str(folder), warn=said.append).lengths.tolist() == [4]
+    assert said == [f"{folder}: read from its tokenizer.json; transformers, which may change it, is not installed"]
+    missing.add("tokenizers")
+    with pytest.raises(MissingError, match=r"pip install 'qlora-planner\[data\]', or guess with --chars-per-token"):
+        summarise(path, tokenizer=str(folder))
