@@ -9,7 +9,7 @@ import click
 
 from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
 
-RUN, CARD, OUTPUT, OTHER = "Run options", "Card options", "Output options", "Options"
+RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -38,6 +38,12 @@ class CardOption(SectionOption):
     section = CARD
 
 
+class DataOption(SectionOption):
+    """What decides the dataset."""
+
+    section = DATA
+
+
 class OutputOption(SectionOption):
     """What decides how the answer looks."""
 
@@ -49,7 +55,7 @@ class Verb(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One block per section."""
-        blocks: dict[str, list[tuple[str, str]]] = {OTHER: [], CARD: [], RUN: [], OUTPUT: []}
+        blocks: dict[str, list[tuple[str, str]]] = {OTHER: [], CARD: [], DATA: [], RUN: [], OUTPUT: []}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx) if isinstance(parameter, click.Option) else None
             if record is not None:
@@ -110,6 +116,16 @@ def _card_options() -> list[click.Option]:
     ]
 
 
+def _data_options() -> list[click.Option]:
+    bad_rows = click.Choice(("refuse", "skip"))
+    return [
+        DataOption(["--data"], metavar="FILE", help="jsonl, json, csv or parquet, a folder or a pattern of them."),
+        DataOption(["--tokenizer"], metavar="NAME|DIR", help="Whose tokens are counted (the model's own)."),
+        DataOption(["--chars-per-token"], type=float, metavar="F", help="Guess the tokens from characters, as 4."),
+        DataOption(["--bad-rows"], type=bad_rows, default="refuse", help="About rows that cannot be used (refuse)."),
+    ]
+
+
 def _output_options(*, csv: bool, every: bool) -> list[click.Option]:
     found: list[click.Option] = [OutputOption(["--json"], is_flag=True, help="One JSON document.")]
     if csv:
@@ -145,6 +161,11 @@ def card_options() -> Callable[[_Function], _Function]:
     return _adds(_card_options())
 
 
+def data_options() -> Callable[[_Function], _Function]:
+    """Add --data, --tokenizer, --chars-per-token and --bad-rows."""
+    return _adds(_data_options())
+
+
 def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Function], _Function]:
     """Add --json, --explain, --quiet, --no-color and --profiles, and where asked --csv and --all."""
     return _adds(_output_options(csv=csv, every=every))
@@ -153,8 +174,8 @@ def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Func
 def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:
     """Every spelling of a switch and of an option with a value that a model or a card alone can be asked with."""
     flags: set[str] = {"--help"}
-    values: set[str] = {"--objective", "--data"}
-    for option in (*_run_options(), *_card_options(), *_output_options(csv=True, every=True)):
+    values: set[str] = {"--objective"}
+    for option in (*_run_options(), *_card_options(), *_data_options(), *_output_options(csv=True, every=True)):
         spellings = {*option.opts, *option.secondary_opts}
         (flags if option.is_flag else values).update(spellings)
     return frozenset(flags), frozenset(values)

@@ -11,6 +11,7 @@ from qlora_planner.cli.options import (
     SectionOption,
     Verb,
     card_options,
+    data_options,
     explicit_run_options,
     output_options,
     run_from,
@@ -25,7 +26,6 @@ OBJECTIVES = ("throughput",)
 
 @click.command("plan", cls=Verb)
 @click.argument("model")
-@click.option("--data", cls=SectionOption, metavar="FILE", help="Plan for the lengths in it (not built yet).")
 @click.option(
     "--objective",
     cls=SectionOption,
@@ -34,15 +34,16 @@ OBJECTIVES = ("throughput",)
     help="What is best (throughput).",
 )
 @card_options()
+@data_options()
 @run_options()
 @output_options()
-def command(model: str, data: str | None, objective: str, **given: Any) -> int:
+def command(model: str, objective: str, **given: Any) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
 
     Run options that are given are kept as far as they fit. Exits with 1 when nothing fits.
     """
     output = output_from(given)
-    if data is not None:
+    if given["data"] is not None:
         raise MissingError("--data is not built yet; plan with --seq-len at the length of your longest sample")
     explicit = explicit_run_options(given)
     run = run_from(given) if explicit else None

@@ -70,7 +70,7 @@ def watching(what: str, whole_bytes: int | None, *, quiet: bool) -> Iterator[Cal
     state = Watched(what, whole_bytes)
     if quiet:
         yield lambda _progress: None
-    elif not _on_terminal():
+    elif not on_terminal():
 
         def line(progress: Progress) -> None:
             if state.hear(progress):
@@ -83,7 +83,8 @@ def watching(what: str, whole_bytes: int | None, *, quiet: bool) -> Iterator[Cal
             yield hear
 
 
-def _on_terminal() -> bool:
+def on_terminal() -> bool:
+    """Whether somebody sees stderr as it is written."""
     try:
         return sys.stderr is not None and sys.stderr.isatty()
     except ValueError:  # closed

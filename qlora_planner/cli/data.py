@@ -1,0 +1,66 @@
+"""The dataset that --data names, counted with progress on stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.cli.progress import on_terminal
+from qlora_planner.cli.values import Output
+
+if TYPE_CHECKING:
+    from qlora_planner.data.scan import Moved
+    from qlora_planner.planner.dataset import DataSummary
+
+
+def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSummary | None:
+    """The lengths of the dataset that was given; None where none was.
+
+    `model` is the folder or Hub id whose tokenizer is taken where none was named. Raises InputError and MissingError
+    as `qlora_planner.data.summarise` does.
+    """
+    path = given.get("data")
+    if path is None:
+        return None
+    from qlora_planner.data import summarise
+    from qlora_planner.sources.locations import cache_dir
+
+    with counting(path, quiet=output.quiet) as moved:
+        return summarise(
+            path,
+            tokenizer=given.get("tokenizer") or model,
+            chars_per_token=given.get("chars_per_token"),
+            bad_rows=given.get("bad_rows") or "refuse",
+            cache=cache_dir(),
+            warn=output.warn,
+            moved=moved,
+        )
+
+
+@contextmanager
+def counting(what: str, *, quiet: bool) -> Iterator[Moved | None]:
+    """A bar on a terminal, gone when it is done; nothing elsewhere."""
+    if quiet or not on_terminal():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(28),
+        DownloadColumn(),
+        TimeRemainingColumn(),
+        console=Console(file=sys.stderr),
+        transient=True,
+        refresh_per_second=8,
+    )
+    with bar:
+        task = bar.add_task(f"counting {what}", total=None)
+
+        def moved(done_bytes: int, size_bytes: int, rows: int) -> None:
+            bar.update(task, completed=done_bytes, total=size_bytes, description=f"counting {what}: {rows:,} rows")
+
+        yield moved

@@ -1,0 +1,100 @@
+"""Datasets: their lengths in tokens for a plan, and their rows as examples for a run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile.faults import quoted
+
+if TYPE_CHECKING:
+    from qlora_planner.data.scan import Moved
+    from qlora_planner.planner.dataset import DataSummary
+
+Warn = Callable[[str], None]
+
+
+def _silent(_text: str) -> None:
+    """Say nothing."""
+
+
+def summarise(
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    chars_per_token: float | None = None,
+    bad_rows: str = "refuse",
+    cache: Path | None = None,
+    warn: Warn = _silent,
+    moved: Moved | None = None,
+) -> DataSummary:
+    """The lengths of a dataset: a file, a folder of files or a pattern, as jsonl, json, csv, tsv or parquet.
+
+    `tokenizer` is a folder or a Hub id, usually the model's own; rows that are tokenised already need none.
+    `chars_per_token` guesses instead, and the summary's basis is then assumed. `bad_rows` is refuse or skip. `cache`
+    is a folder for tokenizers that transformers built. `warn` gets one line for what is odd and does not stop the
+    answer; `moved(done_bytes, size_bytes, rows)` is called every thousand rows. Files of any size are read in bounded
+    memory.
+    Raises InputError for data that cannot be used, MissingError for a tokenizer or a package that is not there.
+    """
+    from qlora_planner.data.counting import Counter, Guess, TokenisedRows
+    from qlora_planner.data.files import find_files
+    from qlora_planner.data.scan import scan, shape_of
+
+    _check(bad_rows, chars_per_token)
+    files = find_files(path)
+    shape = shape_of(files)
+    counter: Counter
+    if shape == "input_ids":
+        counter = TokenisedRows()
+    elif chars_per_token is not None:
+        counter = Guess(chars_per_token)
+    elif tokenizer is None:
+        raise MissingError(
+            "counting tokens needs a tokenizer: give a folder or a Hub id with --tokenizer, or guess with "
+            "--chars-per-token 4"
+        )
+    else:
+        from qlora_planner.data.tokenizers import load_tokenizer
+
+        counter = load_tokenizer(tokenizer, chats=shape not in ("text", "alpaca"), cache=cache, warn=warn)
+    return scan(files, shape, counter, bad_rows=bad_rows, warn=warn, moved=moved)
+
+
+def rows(path: str | os.PathLike[str], *, bad_rows: str = "refuse", warn: Warn = _silent) -> Iterator[dict[str, Any]]:
+    """Every row in the format that trl trains on: `text`, `messages`, `prompt` and `completion`, or `input_ids`.
+
+    The same rows in the same order as `summarise` counts, but for those that a tokenizer's chat template refuses.
+    Chats keep their `tools` and `chat_template_kwargs`. With `bad_rows` refuse the first row that cannot be used ends
+    it. Raises InputError as `summarise` does, while it is iterated over.
+    """
+    from qlora_planner.data.files import find_files
+    from qlora_planner.data.scan import Faults, examples, shape_of
+
+    _check(bad_rows, None)
+    files = find_files(path)
+    faults, found = Faults(files), 0
+    for place in examples(files, shape_of(files), faults):
+        if bad_rows == "refuse" and faults.count:
+            break
+        found += 1
+        yield place.example
+    if faults.count:
+        if bad_rows == "refuse":
+            raise InputError(f"{faults.words(found)}; mend it, or leave it out with --bad-rows skip")
+        warn(f"{faults.words(found)}; they are left out")
+    if not found:
+        raise InputError(f"{files[0].path}: holds no row that can be used")
+
+
+def _check(bad_rows: str, chars_per_token: float | None) -> None:
+    from qlora_planner.data.scan import BAD_ROWS
+
+    if bad_rows not in BAD_ROWS:
+        raise InputError(f"--bad-rows must be {' or '.join(BAD_ROWS)}, not {quoted(bad_rows)}")
+    # NaN fails both comparisons.
+    if chars_per_token is not None and not 0.1 <= chars_per_token <= 100:
+        raise InputError(f"--chars-per-token must be from 0.1 to 100, not {quoted(chars_per_token)}")

@@ -1,0 +1,114 @@
+"""Which files a dataset is made of, and what each of them is."""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, refuse
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".parquet": "parquet",
+}
+_COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
+# The first bytes tell a compressed file that is not called so, and text that is not UTF-8.
+_MAGIC = {
+    b"\x1f\x8b": "is compressed with gzip",
+    b"BZh": "is compressed with bzip2",
+    b"\xfd7zXZ": "is compressed with xz",
+    b"\x28\xb5\x2f\xfd": "is compressed with zstd",
+    b"PK\x03\x04": "is a zip archive",
+    b"\xff\xfe": "is UTF-16 text",
+    b"\xfe\xff": "is UTF-16 text",
+}
+_KNOWN = ".jsonl, .json, .csv, .tsv and .parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataFile:
+    """One file. `format` is jsonl (one object per line), json (one array of objects), csv or parquet."""
+
+    path: Path
+    format: str
+    size_bytes: int
+
+
+def find_files(text: str | os.PathLike[str]) -> tuple[DataFile, ...]:
+    """The files that `text` names: one file, the data files of a folder, or those that a pattern (`*.jsonl`) matches.
+
+    Raises InputError, one line that names the path, for what is missing, empty, compressed, no text in UTF-8, or of no
+    kind that is understood.
+    """
+    name = os.fspath(text)
+    try:
+        path = Path(name).expanduser()
+        if path.is_dir():
+            return _of_folder(path)
+        if not path.exists() and glob.has_magic(name):
+            return _of_pattern(str(path))
+        return (_checked(path),)
+    except (OSError, RuntimeError, ValueError) as error:  # no permission, an unknown ~user, a null character
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        refuse([f"cannot be read: {reason}"], name)
+
+
+def _of_folder(folder: Path) -> tuple[DataFile, ...]:
+    inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    found = [path for path in inside if path.suffix.lower() in FORMATS]
+    if not found:
+        shown = ", ".join(path.name for path in inside[:5]) or "nothing"
+        more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
+        packed = any(path.suffix.lower() in _COMPRESSED for path in inside)
+        fix = "; unpack them first" if packed else ""
+        refuse([f"a folder without data files ({_KNOWN}); it holds {shown}{more}{fix}"], str(folder))
+    return _all_checked(found)
+
+
+def _of_pattern(pattern: str) -> tuple[DataFile, ...]:
+    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    if not found:
+        refuse(["no file matches this pattern"], pattern)
+    return _all_checked(found)
+
+
+def _all_checked(paths: Sequence[Path]) -> tuple[DataFile, ...]:
+    return tuple(_checked(path) for path in paths)
+
+
+def _checked(path: Path) -> DataFile:
+    where = str(path)
+    if not path.exists():
+        refuse(["no such file or folder"], where)
+    if not path.is_file():
+        refuse(["is no regular file; its length must be known, and it is read more than once"], where)
+    suffix = path.suffix.lower()
+    if suffix in _COMPRESSED:
+        raise InputError(f"{plain(where)}: compressed data is not read; unpack it first")
+    if suffix not in FORMATS:
+        refuse([f"{path.suffix or 'no suffix'} is no kind of data that is understood; {_KNOWN} are"], where)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        head = file.read(4096)
+    if not head.strip():
+        refuse(["is empty"], where)
+    for magic, words in _MAGIC.items():
+        if head.startswith(magic):
+            fix = "save it as UTF-8" if "UTF-16" in words else "unpack it first"
+            refuse([f"{words}; {fix}"], where)
+    return DataFile(path=path, format=_format(suffix, head), size_bytes=size)
+
+
+def _format(suffix: str, head: bytes) -> str:
+    """Many files called .json hold one object per line: an array begins with a bracket."""
+    if suffix == ".json" and not head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"["):
+        return "jsonl"
+    return FORMATS[suffix]

@@ -1,0 +1,167 @@
+"""What the columns of a dataset mean, and each row as the example that trl trains on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, quoted
+
+# By precedence: trl takes tokenised rows as they are, then looks for a prompt, then for messages, then for text.
+SHAPES: Mapping[str, tuple[str, ...]] = {
+    "input_ids": ("input_ids",),
+    "prompt-completion": ("prompt", "completion"),
+    "messages": ("messages",),
+    "conversations": ("conversations",),
+    "alpaca": ("instruction", "output"),
+    "text": ("text",),
+}
+UNDERSTOOD = "text; messages; conversations; prompt and completion; instruction, output and maybe input; input_ids"
+
+# Stanford Alpaca's own words (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with and without an input.
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:\n"
+)
+ALPACA = (
+    "Below is an instruction that describes a task. "
+    "Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Response:\n"
+)
+# ShareGPT's names for who speaks, which no chat template knows.
+_ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "bing": "assistant"}
+_PASSED_ON = ("tools", "chat_template_kwargs")
+
+Example = dict[str, Any]
+
+
+class RowFaultError(Exception):
+    """One row cannot be used; the text says why, as `has no text`."""
+
+
+def detect_shape(columns: Iterable[str], where: str) -> str:
+    """The shape of rows with these columns. Raises InputError that lists what is there and what is understood."""
+    there = set(columns)
+    for shape, needed in SHAPES.items():
+        if there.issuperset(needed):
+            return shape
+    shown = ", ".join(sorted(plain(name) for name in there)[:12]) or "none"
+    raise InputError(f"{plain(where)}: its columns are {shown}; what is understood: {UNDERSTOOD}")
+
+
+def example_of(row: Mapping[str, Any], shape: str) -> Example:
+    """The row in one of trl's formats: `text`, `messages`, `prompt` and `completion`, or `input_ids`.
+
+    `conversations` become messages with ShareGPT's speakers called user and assistant; an alpaca row becomes
+    prompt and completion with Stanford's template. Raises RowFaultError for a row that cannot be trained on.
+    """
+    missing = [name for name in SHAPES[shape] if row.get(name) is None]
+    if missing:
+        raise RowFaultError(f"has no {' and no '.join(missing)}")
+    return _MAKERS[shape](row)
+
+
+def _text(row: Mapping[str, Any]) -> Example:
+    text = _string(row, "text")
+    if not text:
+        raise RowFaultError("has no tokens: its text is empty")
+    return {"text": text}
+
+
+def _messages(row: Mapping[str, Any]) -> Example:
+    return {"messages": _chat(row["messages"], "messages"), **_extras(row)}
+
+
+def _conversations(row: Mapping[str, Any]) -> Example:
+    chat = row["conversations"]
+    if not isinstance(chat, list):
+        raise RowFaultError(f"conversations must be a list, not {quoted(chat)}")
+    return {"messages": _chat([_renamed(message) for message in chat], "conversations"), **_extras(row)}
+
+
+def _renamed(message: Any) -> Any:
+    if not isinstance(message, dict):
+        return message
+    found = {name: value for name, value in message.items() if name not in ("from", "value")}
+    if "from" in message:
+        found["role"] = _ROLES.get(message["from"], message["from"]) if _is_text(message["from"]) else message["from"]
+    if "value" in message:
+        found["content"] = message["value"]
+    return found
+
+
+def _prompt_completion(row: Mapping[str, Any]) -> Example:
+    prompt, completion = row["prompt"], row["completion"]
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return {"prompt": _chat(prompt, "prompt"), "completion": _chat(completion, "completion"), **_extras(row)}
+    if not (_is_text(prompt) and _is_text(completion)):
+        raise RowFaultError("prompt and completion must both be text or both be lists of messages")
+    if not prompt and not completion:
+        raise RowFaultError("has no tokens: prompt and completion are empty")
+    return {"prompt": prompt, "completion": completion}
+
+
+def _alpaca(row: Mapping[str, Any]) -> Example:
+    instruction, output = _string(row, "instruction"), _string(row, "output")
+    given = row.get("input")
+    if given is not None and not _is_text(given):
+        raise RowFaultError(f"input must be text, not {quoted(given)}")
+    if not instruction and not given and not output:
+        raise RowFaultError("has no tokens: all its fields are empty")
+    template = ALPACA_WITH_INPUT if given else ALPACA
+    return {"prompt": template.format(instruction=instruction, input=given), "completion": output}
+
+
+def _input_ids(row: Mapping[str, Any]) -> Example:
+    ids, labels = row["input_ids"], row.get("labels")
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise RowFaultError("input_ids must be a list of whole numbers")
+    if not ids:
+        raise RowFaultError("has no tokens: input_ids is empty")
+    if labels is None:
+        return {"input_ids": ids}
+    if not isinstance(labels, list) or len(labels) != len(ids):
+        raise RowFaultError("labels must be a list as long as input_ids")
+    return {"input_ids": ids, "labels": labels}
+
+
+_MAKERS = {
+    "input_ids": _input_ids,
+    "prompt-completion": _prompt_completion,
+    "messages": _messages,
+    "conversations": _conversations,
+    "alpaca": _alpaca,
+    "text": _text,
+}
+
+
+def _chat(messages: Any, name: str) -> list[dict[str, Any]]:
+    if not isinstance(messages, list):
+        raise RowFaultError(f"{name} must be a list, not {quoted(messages)}")
+    if not messages:
+        raise RowFaultError(f"has no tokens: {name} is empty")
+    for message in messages:
+        if not isinstance(message, dict) or not _is_text(message.get("role")):
+            raise RowFaultError(f"{name} must hold objects with role and content")
+        content = message.get("content")
+        if not (content is None or isinstance(content, (str, list))):
+            raise RowFaultError(f"the content of a message must be text, not {quoted(content)}")
+    return messages
+
+
+def _extras(row: Mapping[str, Any]) -> Example:
+    """What trl hands on to the chat template."""
+    return {name: row[name] for name in _PASSED_ON if row.get(name) is not None}
+
+
+def _string(row: Mapping[str, Any], name: str) -> str:
+    value = row[name]
+    if not _is_text(value):
+        raise RowFaultError(f"{name} must be text, not {quoted(value)}")
+    return str(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
