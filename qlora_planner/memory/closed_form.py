@@ -8,6 +8,7 @@ q, k, v, output and log-sum-exp. A layer of another make is put through the same
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
 from qlora_planner.memory.static import targeted
@@ -43,10 +44,10 @@ class Activations:
     loss on top of the checkpoints; `all_layers` what every layer keeps without checkpointing.
     """
 
-    checkpoints: int
-    layer: int
-    logits: int
-    all_layers: int
+    checkpoints: Any  # an int, or an int64 array for as many runs
+    layer: Any
+    logits: Any
+    all_layers: Any
     exact: bool
 
 
@@ -135,40 +136,67 @@ def proved(shape: ModelShape, run: RunConfig) -> bool:
     )
 
 
-def activations(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Activations:
-    """The activation bytes of one micro-batch."""
-    tokens = run.tokens
+def most(first: Any, *others: Any) -> Any:
+    """The largest of numbers, or element by element where one of them is an array."""
+    for other in others:
+        first = (
+            max(first, other) if isinstance(first, int) and isinstance(other, int) else _numpy().maximum(first, other)
+        )
+    return first
+
+
+def _least(first: Any, other: int) -> Any:
+    return min(first, other) if isinstance(first, int) else _numpy().minimum(first, other)
+
+
+def _numpy() -> Any:
+    import numpy  # estimates of single runs do without it
+
+    return numpy
+
+
+def activations(
+    shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory, tokens: Any = None, seq_len: Any = None
+) -> Activations:
+    """The activation bytes of one micro-batch; of many, when `tokens` and `seq_len` are int64 arrays of one shape.
+
+    Arrays stand in place of the run's own sizes, and every figure is then an array.
+    """
+    tokens = run.tokens if tokens is None else tokens
+    seq_len = run.seq_len if seq_len is None else seq_len
     stream = 4 if run.upcast else 2
-    checkpoints = layer = all_layers = 0
+    checkpoints: Any = 0
+    layer: Any = 0
+    all_layers: Any = 0
     for kind in shape.layers:
         saved = saved_per_token(kind, run, trainer) * tokens
         width = max(kind.mlp, kind.expert_mlp * kind.experts_per_token, kind.hidden)
         if run.upcast:
             beside = 8 * width * tokens
         else:
-            beside = max(4 * width * tokens, 2 * kind.hidden * width + tokens * (2 * width + 6 * kind.hidden // 5))
-        scores = 6 * kind.heads * run.seq_len * tokens if run.attention == "eager" else 0
-        mask = 3 * run.seq_len * tokens if run.padding else 0
-        layer = max(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
+            beside = most(4 * width * tokens, 2 * kind.hidden * width + tokens * (2 * width + 6 * kind.hidden // 5))
+        scores = 6 * kind.heads * seq_len * tokens if run.attention == "eager" else 0
+        mask = 3 * seq_len * tokens if run.padding else 0
+        layer = most(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
         all_layers += (saved + scores) * kind.count
         checkpoints += stream * kind.hidden * tokens * kind.count
     return Activations(
         checkpoints=checkpoints if run.gradient_checkpointing else 0,
         layer=layer,
-        logits=_logits_bytes(shape, run, trainer, loss),
+        logits=_logits_bytes(shape, run, trainer, loss, tokens),
         all_layers=0 if run.gradient_checkpointing else all_layers,
         exact=proved(shape, run),
     )
 
 
-def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> int:
+def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory, tokens: Any) -> Any:
     """Bytes of the head and the loss at their highest, beside the checkpoints."""
-    tokens, hidden, vocab = run.tokens, shape.hidden, shape.vocab
+    hidden, vocab = shape.hidden, shape.vocab
     norm = 4 * hidden * tokens
     # The 16-bit copy of a float32 head that autocast makes, kept for backward.
     head_copy = 2 * vocab * hidden if run.upcast and trainer.autocast else 0
     if loss.kind == "fused":
-        tile = 2 * min(tokens, 4096) * min(vocab, 32768)
+        tile = 2 * _least(tokens, 4096) * min(vocab, 32768)
         return norm + head_copy + tile + tokens * (8 * hidden + 28) + 2 * hidden * tokens
     if loss.kind == "chunked_no_copy":
         return norm + head_copy + 18 * 256 * vocab

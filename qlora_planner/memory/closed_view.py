@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.closed_form import most
 from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.groundwork import Parts, assemble, build_groundwork
@@ -43,23 +45,35 @@ def closed_view(
     )
 
 
-def phases_of(run: RunConfig, parts: Parts) -> tuple[tuple[Phase, ...], Phase]:
-    """All phases, and the one with the highest device figure."""
-    acts, state, context = parts.acts, parts.state, parts.context
-    born = context.first_tensor_bytes
-    full = born + context.kernels_bytes
-    factor = RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(run.alloc_conf) else RESERVED_OVER_ALLOCATED
-    base = parts.adapters.live - (0 if run.method == "full" else parts.static.adapters - state.weights)
+def allocated_levels(run: RunConfig, parts: Parts) -> dict[str, Any]:
+    """Allocated bytes of the training phases at their highest: ints, or arrays where the activations are."""
+    acts, state = parts.acts, parts.state
+    base = base_bytes(run, parts)
     earlier = state.gradients if run.grad_accum > 1 else 0
     kept = base + parts.workspace + acts.checkpoints + acts.all_layers
-    # Adapters in float32 stand beside their 16-bit copies while a trainer casts them, one tensor at a time.
-    training = {
+    return {
         "forward": kept + acts.layer // 2,
         "loss": kept + state.optimizer + acts.logits + earlier,
         # The head comes first in backward: of one micro-batch, no adapter has its gradient yet.
-        "backward": kept + state.optimizer + max(acts.layer + state.gradients, acts.logits + earlier),
+        "backward": kept + state.optimizer + most(acts.layer + state.gradients, acts.logits + earlier),
         "optimizer": base + parts.workspace + state.gradients + state.optimizer + state.step_temporaries,
     }
+
+
+def base_bytes(run: RunConfig, parts: Parts) -> int:
+    """What is alive before a step: weights, and adapters in the dtype that they train in."""
+    return parts.adapters.live - (0 if run.method == "full" else parts.static.adapters - parts.state.weights)
+
+
+def phases_of(run: RunConfig, parts: Parts) -> tuple[tuple[Phase, ...], Phase]:
+    """All phases, and the one with the highest device figure."""
+    state, context = parts.state, parts.context
+    born = context.first_tensor_bytes
+    full = born + context.kernels_bytes
+    factor = RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(run.alloc_conf) else RESERVED_OVER_ALLOCATED
+    base = base_bytes(run, parts)
+    # Adapters in float32 stand beside their 16-bit copies while a trainer casts them, one tensor at a time.
+    training = allocated_levels(run, parts)
     phases = [
         Phase(name="load", allocated_bytes=parts.load.allocated, reserved_bytes=parts.load.reserved,
               device_bytes=parts.load.reserved + born),

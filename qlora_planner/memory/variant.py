@@ -77,7 +77,7 @@ def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
     """
     window, rows = profile.dims.get("sliding_window"), profile.dims.get("position_rows")
     end = int(rows) if rows else _UNBOUNDED
-    # transformers makes a sliding mask from `window` tokens on (masking_utils.py, 5.17: kv_length >= local_attention_size).
+    # transformers makes a sliding mask from `window` tokens on (masking_utils.py: kv_length >= local_attention_size).
     windows = [int(window) - 1] if window and window <= end else []
     if not batched:
         edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})

@@ -1,0 +1,182 @@
+"""What a search varies: the knobs that the user left open, the values tried, and the rules that leave others out.
+
+A rule is something that people who do this know, with its source; `plan --explain` shows them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+# Sequences per optimizer step where the user wants none in particular: what the QLoRA paper's recipes use (Dettmers et
+# al. 2023, table 9: 16 for 7B to 33B).
+EFFECTIVE_BATCH = 16
+RANKS = (8, 16, 32, 64, 128, 256)
+# Beyond what QLoRA found to make no difference (section 4 and appendix A: rank is unrelated to quality once every
+# linear layer is adapted), a larger rank is no better quality.
+QUALITY_RANKS = (16, 32, 64)
+LARGEST_BATCH = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """Why some values are not tried."""
+
+    name: str
+    says: str
+    source: str
+
+
+RULES = (
+    Rule(
+        name="stack",
+        says="nothing that the installed libraries refuse, as dropout on fused experts",
+        source="asked of the model's class, PEFT, trl and bitsandbytes when it was profiled; see `audit`",
+    ),
+    Rule(
+        name="bfloat16",
+        says="bfloat16 where the card has it, float16 elsewhere",
+        source="compute capability 8.0, CUDA C++ programming guide, arithmetic instructions",
+    ),
+    Rule(
+        name="alpha",
+        says="alpha is twice the rank, so that a rank can be changed without a new learning rate",
+        source="LoRA paper (Hu et al. 2021), section 4.1: scaling by alpha / r",
+    ),
+    Rule(
+        name="effective-batch",
+        says="micro-batch times accumulation stays what is wanted, so memory never changes what is learnt",
+        source=f"{EFFECTIVE_BATCH} sequences unless asked otherwise: QLoRA paper, table 9",
+    ),
+    Rule(
+        name="all-linear",
+        says="adapters on every linear layer",
+        source="QLoRA paper, figure 2: needed to match full fine-tuning; attention alone does not",
+    ),
+    Rule(
+        name="nf4",
+        says="nf4 rather than fp4: the same bytes, better values",
+        source="QLoRA paper, table 2 and figure 3",
+    ),
+    Rule(
+        name="no-upcast",
+        says="16-bit weights stay as they are: an fp32 copy costs memory and speed and trains no better",
+        source="trl pull request 4457 took the cast out",
+    ),
+    Rule(
+        name="fused-attention",
+        says="SDPA where the class has it: the same sums without a matrix of sequence x sequence",
+        source="torch.nn.functional.scaled_dot_product_attention",
+    ),
+    Rule(
+        name="near-ties",
+        says="of runs within 2 % of each other in speed, the one that needs least memory",
+        source="nobody can tell runs so near apart beforehand; the accuracy of the speed model is in the README",
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Base:
+    """How weights are stored: one way to train, with a name for people, best quality first."""
+
+    name: str
+    options: Mapping[str, Any]
+    quality: int  # 16-bit before 8-bit before 4-bit
+
+
+BASES = (
+    Base(name="16-bit LoRA", options={"method": "lora", "quant": "none"}, quality=2),
+    Base(name="8-bit", options={"method": "qlora", "quant": "int8"}, quality=1),
+    Base(name="4-bit, plain constants", options={"method": "qlora", "quant": "nf4", "double_quant": False}, quality=0),
+    Base(name="4-bit, double-quantised", options={"method": "qlora", "quant": "nf4", "double_quant": True}, quality=0),
+)
+OPTIMIZERS = ("paged_adamw_8bit", "adamw_8bit", "adamw_torch_fused")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Space:
+    """What may be chosen: option sets, and sizes.
+
+    `effective_batch` sequences a step, reached by any of `batches` with accumulation; None where the accumulation is
+    the run's own.
+    """
+
+    options: tuple[Mapping[str, Any], ...]
+    batches: tuple[int, ...]
+    ranks: tuple[int, ...]
+    effective_batch: int | None
+
+    def accumulation(self, batch: int, run: RunConfig) -> int:
+        """Micro-batches per step with this batch."""
+        return run.grad_accum if self.effective_batch is None else max(1, self.effective_batch // batch)
+
+
+def fixed_options(run: RunConfig, given: Collection[str] | None) -> frozenset[str]:
+    """The options that are the user's: those named, else every one that differs from its default."""
+    if given is not None:
+        return frozenset(given)
+    default = RunConfig()
+    return frozenset(name for name, value in run.to_dict().items() if value != getattr(default, name))
+
+
+def make_space(
+    profile: ModelProfile,
+    run: RunConfig,
+    fixed: frozenset[str],
+    *,
+    effective_batch: int | None = None,
+    packed: bool = False,
+    whole: bool = True,
+) -> Space:
+    """Every combination of what is not `fixed`; `packed` tries packing too.
+
+    With `whole` false the optimizer, offloading and the allocator stay as they are, as for a survey of many models.
+    """
+    open_axes: list[list[dict[str, Any]]] = [_bases(run, fixed)]
+    if "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
+        open_axes.append([{"gradient_checkpointing": True}, {"gradient_checkpointing": False}])
+    if whole:
+        if "optimizer" not in fixed:
+            open_axes.append([{"optimizer": name} for name in OPTIMIZERS])
+        if "activation_offloading" not in fixed:
+            open_axes.append([{"activation_offloading": False}, {"activation_offloading": True}])
+        if "alloc_conf" not in fixed:
+            open_axes.append([{"alloc_conf": None}, {"alloc_conf": "expandable_segments:True"}])
+    if packed and "packing" not in fixed:
+        open_axes.append([{"packing": False}, {"packing": True}])
+    options = tuple(_runs(open_axes))
+    batches, wanted = _batches(run, fixed, effective_batch)
+    return Space(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
+
+
+def _bases(run: RunConfig, fixed: frozenset[str]) -> list[dict[str, Any]]:
+    """Ways to store the weights that agree with what is fixed; the run's own where none does (fp4, full)."""
+    asked = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
+    found = [dict(base.options) for base in BASES if all(base.options.get(k, v) == v for k, v in asked.items())]
+    return found or [{}]
+
+
+def _runs(axes: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    for parts in product(*axes):
+        found: dict[str, Any] = {}
+        for part in parts:
+            found |= part
+        # Without checkpoints there is little to offload, and what there is slows the step by its whole size.
+        if found.get("activation_offloading") and found.get("gradient_checkpointing") is False:
+            continue
+        yield found
+
+
+def _batches(run: RunConfig, fixed: frozenset[str], effective: int | None) -> tuple[tuple[int, ...], int | None]:
+    if "batch_size" in fixed:
+        return (run.batch_size,), effective
+    if effective is None and "grad_accum" in fixed:
+        return tuple(2**power for power in range(LARGEST_BATCH.bit_length())), None
+    wanted = effective or EFFECTIVE_BATCH
+    return tuple(size for size in range(1, min(wanted, LARGEST_BATCH) + 1) if wanted % size == 0), wanted

@@ -1,0 +1,88 @@
+"""What is best: a row per goal. Runs are ordered by a row's keys, the most important first, higher being better."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlora_planner.errors import InputError
+from qlora_planner.planner.axes import QUALITY_RANKS, RANKS
+
+# Speeds nearer to each other than this cannot be told apart beforehand.
+NEAR = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Columns:
+    """What is known of every candidate, shape (candidates,) each; `pace` is tokens per second on the ranking card."""
+
+    pace: NDArray[np.float64]
+    floor: NDArray[np.int64]
+    batch: NDArray[np.int64]
+    seq: NDArray[np.int64]
+    rank: NDArray[np.int64]
+    quality: NDArray[np.int64]
+
+
+def near_pace(columns: Columns) -> NDArray[Any]:
+    """Speed in steps of `NEAR`: runs of one step are as good as each other."""
+    return np.floor(np.log(np.maximum(columns.pace, 1e-9)) / np.log1p(NEAR))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """One goal. `ranks` are tried where the rank is open; `lengths`: every sequence length is tried, at batch 1."""
+
+    name: str
+    says: str
+    keys: Callable[[Columns], tuple[NDArray[Any], ...]]
+    ranks: tuple[int, ...] = ()
+    lengths: bool = False
+    cards: bool = False
+
+
+OBJECTIVES = {
+    row.name: row
+    for row in (
+        Objective(
+            name="throughput",
+            says="most tokens per second",
+            keys=lambda c: (near_pace(c), -c.floor, c.quality),
+        ),
+        Objective(
+            name="context",
+            says="the longest sequence at batch 1",
+            keys=lambda c: (c.seq, near_pace(c), -c.floor),
+            lengths=True,
+        ),
+        Objective(
+            name="rank",
+            says="the largest rank",
+            keys=lambda c: (c.rank, near_pace(c), -c.floor),
+            ranks=RANKS,
+        ),
+        Objective(
+            name="quality",
+            says="16-bit weights where they fit, then the rank, then speed",
+            keys=lambda c: (c.quality, c.rank, near_pace(c), -c.floor),
+            ranks=QUALITY_RANKS,
+        ),
+        Objective(
+            name="cheapest",
+            says="the card of the catalogue on which a token costs least",
+            keys=lambda c: (near_pace(c), -c.floor, c.quality),
+            cards=True,
+        ),
+    )
+}
+
+
+def find_objective(name: str) -> Objective:
+    """Raises InputError listing the objectives for one that is none."""
+    if name not in OBJECTIVES:
+        raise InputError(f"--objective {name!r} is not known; known: {', '.join(OBJECTIVES)}")
+    return OBJECTIVES[name]

@@ -1,0 +1,191 @@
+"""The memory of one option set of one model over many batches and lengths at once, for a search.
+
+Where a trace holds, allocated bytes are those of its moments; elsewhere closed forms stand in. Both become the floor
+that an estimate has, and whether that fits is asked of the same law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory import closed_form
+from qlora_planner.memory.closed_view import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
+from qlora_planner.memory.groundwork import Groundwork, Parts, assemble, build_groundwork
+from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.sweep import Fixed
+from qlora_planner.memory.training import training_state
+from qlora_planner.memory.variant import variant_key
+from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, spread, with_libraries
+from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+Ints = NDArray[np.int64]
+# Options that change nothing of loading, preparing and adding adapters.
+_LATER = (
+    "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger", "padding",
+    "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlook:
+    """One option set; batch and sequence of `run` stand for any."""
+
+    run: RunConfig
+    parts: Parts
+    shape: closed_form.ModelShape
+    variant: str
+    sweep: Sweep | None
+    fixed: Fixed
+    context: ContextRow
+    workspace: int
+    over_allocated: float = PINNED_OVER_ALLOCATED
+
+    @property
+    def footing(self) -> str:
+        """The footing of runs outside every trace."""
+        return self.parts.footing
+
+    def floors(self, batch: Ints, seq: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,)."""
+        before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
+        beside = self.context.first_tensor_bytes + self.context.kernels_bytes
+        floors, traced = self._traced(batch, seq)
+        if not traced.all():
+            closed = self._closed(batch, seq)
+            floors = np.where(traced, floors, np.asarray(closed * RESERVED_OVER_ALLOCATED_EXPANDABLE, dtype=np.int64))
+            before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
+            floors = np.where(traced, np.maximum(floors, before), np.maximum(floors, before_closed))
+        else:
+            floors = np.maximum(floors, before)
+        return floors + beside, traced
+
+    def _traced(self, batch: Ints, seq: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+        floors, traced = np.zeros(batch.shape, dtype=np.int64), np.zeros(batch.shape, dtype=bool)
+        for part in self.sweep.parts if self.sweep is not None else ():
+            if part.variant != self.variant:
+                continue
+            region = part.region
+            tokens = batch * seq
+            inside = (seq > region.low) & (seq <= region.high) & ((batch > 1) == region.batched)
+            inside &= (tokens > region.tokens) & (tokens <= region.most_tokens) & ~traced
+            if not inside.any():
+                continue
+            moments = part.moments.on(self.workspace)
+            phases = moments.allocated_sweep(batch[inside], seq[inside], self.run.rank, {self.run.rank: self.fixed})
+            level = np.maximum.reduce(list(phases.values()))
+            floors[inside] = (level * self.over_allocated).astype(np.int64)
+            traced |= inside
+        return floors, traced
+
+    def _closed(self, batch: Ints, seq: Ints) -> Ints:
+        acts = closed_form.activations(
+            self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
+        )
+        levels = allocated_levels(self.run, replace(self.parts, acts=acts))
+        found: Ints = closed_form.most(*(np.asarray(level, dtype=np.int64) for level in levels.values()))
+        return np.broadcast_to(found, batch.shape)
+
+
+@dataclass(slots=True)
+class Outlooks:
+    """Makes outlooks of one model on one card; what loading takes is played once for all that load alike."""
+
+    profile: ModelProfile
+    gpu: GpuSpec
+    sweep: Sweep | None
+    calibration: Calibration | None
+    _loaded: dict[str, Groundwork]
+    _limits: dict[tuple[int, str, ContextRow], int]
+
+    @classmethod
+    def of(
+        cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
+    ) -> Outlooks:
+        """For one model on one card."""
+        return cls(profile, gpu, sweep, calibration, {}, {})
+
+    def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
+        """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
+        run = resolution.run
+        workspace = cublas_workspace_bytes(self.gpu.compute_capability)
+        ground = self._ground(resolution, workspace)
+        return outlook_of(
+            ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), over_allocated
+        )
+
+    def context(self, run: RunConfig) -> ContextRow:
+        """The CUDA context of a run on this card."""
+        return with_libraries(context_of(self.gpu, self.calibration), run)
+
+    def limit(self, usable_bytes: int, footing: str, context: ContextRow) -> int:
+        """The largest floor that fits, with a chance of at most one percent of running out."""
+        key = (usable_bytes, footing, context)
+        if key not in self._limits:
+            self._limits[key] = most_that_fits(usable_bytes, footing, context, self.calibration)
+        return self._limits[key]
+
+    def _ground(self, resolution: Resolution, workspace: int) -> Groundwork:
+        run = resolution.run
+        default = RunConfig()
+        loads_alike = run.with_(**{name: getattr(default, name) for name in _LATER})
+        key = repr(loads_alike)
+        if key not in self._loaded:
+            self._loaded[key] = build_groundwork(self.profile, resolution, workspace)
+        known = self._loaded[key]
+        trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
+        optimizer = find_optimizer(run.optimizer)
+        assert optimizer is not None
+        return replace(known, state=training_state(known.static.trainable, run, trainer, optimizer))
+
+
+def outlook_of(
+    ground: Groundwork,
+    resolution: Resolution,
+    gpu: GpuSpec,
+    sweep: Sweep | None,
+    context: ContextRow,
+    fixed: Fixed,
+    over_allocated: float = PINNED_OVER_ALLOCATED,
+) -> Outlook:
+    """From a model's groundwork."""
+    run = resolution.run
+    return Outlook(
+        run=run,
+        parts=assemble(ground, run, resolution.stack, gpu),
+        shape=ground.shape,
+        variant=variant_key(run, resolution.stack, gpu),
+        sweep=sweep,
+        fixed=fixed,
+        context=context,
+        workspace=cublas_workspace_bytes(gpu.compute_capability),
+        over_allocated=over_allocated,
+    )
+
+
+def most_that_fits(usable_bytes: int, footing: str, context: ContextRow, calibration: Calibration | None) -> int:
+    """The largest floor of which the chance of running out is at most one percent, to 64 KiB; 0 where none is."""
+    return _last(
+        lambda floor: probability_over(usable_bytes, spread(floor, footing, context, calibration)) <= FITS_AT_MOST,
+        usable_bytes,
+    )
+
+
+def _last(holds: Callable[[int], bool], top: int) -> int:
+    low, high = 0, 2 * top
+    while high - low > 1 << 16:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low

@@ -1,0 +1,199 @@
+"""The search: every option set of a space over every size, as arrays; best first by an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.resolve import Resolution, resolve
+from qlora_planner.planner.axes import BASES, Space
+from qlora_planner.planner.limits import MAX_SEQ_LEN, SEQ_STEP
+from qlora_planner.planner.objectives import Columns, Objective
+from qlora_planner.planner.outlook import Outlook, Outlooks
+from qlora_planner.planner.speed import SpeedModel, speed_model
+from qlora_planner.run import RunConfig
+
+# Lengths tried first where every length may be chosen: four to an octave; then every 64 tokens inside the last gap.
+_OCTAVE = 4
+# Share of the tokens of a step that are a dataset's own, by batch, sequence and packing: the rest is padding.
+Useful = Callable[[int, int, bool], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choice:
+    """One candidate that was ranked. `pace` is in tokens per second on the ranking card, padding left out."""
+
+    run: RunConfig
+    floor_bytes: int
+    fits: bool
+    traced: bool
+    pace: float
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _OptionSet:
+    """One option set at one rank and one kind of batch."""
+
+    asked: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
+    resolution: Resolution
+    outlook: Outlook
+    speed: SpeedModel
+    limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' footing
+    quality: int
+
+
+@dataclass(slots=True)
+class Ranking:
+    """Every candidate, with `order` best first among those that fit, then the others by how little they need."""
+
+    sets: list[_OptionSet]
+    which: NDArray[np.int64]
+    accumulation: NDArray[np.int64]
+    columns: Columns
+    fits: NDArray[np.bool_]
+    traced: NDArray[np.bool_]
+    step_s: NDArray[np.float64]
+    order: NDArray[np.int64]
+
+    @property
+    def count(self) -> int:
+        """Candidates looked at."""
+        return len(self.which)
+
+    def best(self) -> Iterator[Choice]:
+        """Candidates in order."""
+        for at in self.order.tolist():
+            yield self.choice(at)
+
+    def choice(self, at: int) -> Choice:
+        """One candidate by its number."""
+        columns, one = self.columns, self.sets[int(self.which[at])]
+        run = one.asked.with_(
+            batch_size=int(columns.batch[at]), seq_len=int(columns.seq[at]), grad_accum=int(self.accumulation[at])
+        )
+        return Choice(
+            run=run, floor_bytes=int(columns.floor[at]), fits=bool(self.fits[at]), traced=bool(self.traced[at]),
+            pace=float(columns.pace[at]), step_s=float(self.step_s[at]),
+        )  # fmt: skip
+
+
+def search(
+    outlooks: Outlooks,
+    asked: RunConfig,
+    space: Space,
+    objective: Objective,
+    usable_bytes: int,
+    *,
+    pace_on: GpuSpec,
+    model_limit: int | None = None,
+    useful: Useful | None = None,
+) -> Ranking:
+    """Rank every candidate of `space` around `asked` on the card of `outlooks`.
+
+    `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
+    Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
+    """
+    sets, parts = [], []
+    for option_set, batches in _option_sets(outlooks, asked, space, objective, usable_bytes, pace_on):
+        lengths = _lengths(option_set, asked, objective, model_limit)
+        batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
+        parts.append(_evaluate(len(sets), option_set, space, batch, seq, useful))
+        sets.append(option_set)
+    if not sets:
+        raise InputError("no combination of the options left open runs on this stack; leave more of them open")
+    which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
+        np.concatenate(column) for column in zip(*parts, strict=True)
+    )
+    columns = Columns(pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality)
+    # Ties beyond an objective's own keys: the option set that was listed first.
+    keys = objective.keys(columns)
+    order = np.lexsort((which, *(-key for key in reversed(keys))))
+    good = order[fits[order]]
+    rest = order[~fits[order]]
+    rest = rest[np.argsort(floor[rest], kind="stable")]
+    return Ranking(sets, which, accumulation, columns, fits, traced, step_s, np.concatenate([good, rest]))
+
+
+def _option_sets(
+    outlooks: Outlooks, asked: RunConfig, space: Space, objective: Objective, usable: int, pace_on: GpuSpec
+) -> Iterator[tuple[_OptionSet, list[int]]]:
+    ranks = (1,) if objective.lengths else space.batches
+    kinds = [[size for size in ranks if size == 1], [size for size in ranks if size > 1]]
+    for options in space.options:
+        for rank in space.ranks:
+            for batches in kinds:
+                if not batches:
+                    continue
+                run = asked.with_(**options, rank=rank, batch_size=batches[0])
+                resolution = resolve(outlooks.profile, run, outlooks.gpu)
+                if any(problem.blocking for problem in resolution.problems):
+                    continue
+                yield _prepared(outlooks, run, resolution, usable, pace_on), batches
+
+
+def _prepared(outlooks: Outlooks, run: RunConfig, resolution: Resolution, usable: int, pace_on: GpuSpec) -> _OptionSet:
+    outlook = outlooks.make(resolution)
+    speed = speed_model(outlooks.profile, resolution.run, pace_on, outlooks.calibration, resolution.stack)
+    assert speed is not None, "the ranking card has rates"
+    return _OptionSet(
+        asked=run,
+        resolution=resolution,
+        outlook=outlook,
+        speed=speed,
+        limits=(
+            outlooks.limit(usable, TRACED, outlook.context),
+            outlooks.limit(usable, outlook.footing, outlook.context),
+        ),
+        quality=next((base.quality for base in BASES if base.options["quant"] == resolution.run.quant), 0),
+    )
+
+
+def _lengths(one: _OptionSet, asked: RunConfig, objective: Objective, model_limit: int | None) -> NDArray[np.int64]:
+    """The run's own length; where every length may be chosen, the longest that fits by bisection in two steps."""
+    if not objective.lengths:
+        return np.array([asked.seq_len], dtype=np.int64)
+    top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
+    if top < 1:
+        return np.array([asked.seq_len], dtype=np.int64)
+    steps = np.unique(np.minimum(top, (2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)).astype(np.int64)))
+    fits = _fitting(one, steps)
+    # Memory never falls as a sequence grows: the boundary lies behind the last length that fits.
+    last = int(np.flatnonzero(fits)[-1]) if fits.any() else -1
+    if last < 0:
+        return np.array([SEQ_STEP], dtype=np.int64)
+    if last + 1 < len(steps):
+        fine = np.arange(steps[last], steps[last + 1], dtype=np.int64)
+        found = fine[_fitting(one, fine)]
+        return found[-1:] * SEQ_STEP
+    return steps[last:] * SEQ_STEP
+
+
+def _fitting(one: _OptionSet, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    floors, traced = one.outlook.floors(np.ones_like(steps), steps * SEQ_STEP)
+    return floors <= np.where(traced, *one.limits)
+
+
+def _evaluate(
+    number: int, one: _OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], useful: Useful | None
+) -> tuple[NDArray[Any], ...]:
+    floors, traced = one.outlook.floors(batch, seq)
+    fits = floors <= np.where(traced, *one.limits)
+    run = one.resolution.run
+    accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
+    timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
+    step_s = timed.step_s(batch, seq, run.rank)
+    pace = batch * seq * accumulation / step_s
+    if useful is not None:
+        pace = pace * np.array([useful(b, s, run.packing) for b, s in zip(batch.tolist(), seq.tolist(), strict=True)])
+    same = np.ones_like(batch)
+    return (
+        same * number, accumulation, pace, floors, batch, seq, same * run.rank, same * one.quality, fits, traced, step_s,
+    )  # fmt: skip
