@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.exchange.axolotl_keys import FAMILIES, NEUTRAL, NOT_MODELLED
+from qlora_planner.exchange.axolotl_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
 from qlora_planner.exchange.reading import Config, Reading
 from qlora_planner.profile.faults import quoted
 
@@ -53,7 +53,9 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused"), "liger": _liger(config)}
     options |= _evaluation(config, options["batch_size"])
     _own_kernels(config, options)
-    return config.finish(FORMAT, model_id, options, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED)
+    return config.finish(
+        FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
+    )
 
 
 def _method(config: Config) -> dict[str, Any]:
@@ -202,9 +204,9 @@ def _liger(config: Config) -> bool:
 
 
 def _evaluation(config: Config, micro: int) -> dict[str, Any]:
-    held_out = bool(config.number("val_set_size", 0.0)) or bool(config.get("test_datasets"))
+    held_out = any([config.number("val_set_size", 0.0), config.get("test_datasets")])
     strategy = config.text("eval_strategy")
-    asked = bool(config.get("eval_steps")) or bool(config.get("evals_per_epoch")) or strategy not in (None, "no")
+    asked = any([config.get("eval_steps"), config.get("evals_per_epoch"), strategy not in (None, "no")])
     size = config.integer("eval_batch_size", micro)
     return {"eval_batch_size": size} if held_out and asked and strategy != "no" else {}
 

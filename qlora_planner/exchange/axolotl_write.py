@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_planner.exchange.axolotl import ALLOC_CONF, KERNELS, LIGER_PARTS
@@ -92,4 +92,26 @@ def _differences(run: RunConfig) -> list[str]:
         found.append("The plan upcasts; axolotl casts norms and embeddings back to 16 bits.")
     if run.alloc_conf != ALLOC_CONF:
         found.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
+    return found
+
+
+_KEYS = {
+    "seq_len": "sequence_len",
+    "batch_size": "micro_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "eval_batch_size": "eval_batch_size",
+    "rank": "lora_r",
+    "optimizer": "optimizer",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "attention": "attn_implementation",
+}
+
+
+def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed run options as they are written in an axolotl config."""
+    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+    if changes.get("quant") == "nf4":
+        found |= {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
+    elif changes.get("double_quant"):
+        found["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": True}
     return found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED
+from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
 from qlora_planner.exchange.reading import Config, Reading
 
 FORMAT = "llama-factory"
@@ -52,7 +52,9 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     options |= _attention(config)
     options |= _packing(config, stage)
     options |= _evaluation(config)
-    return config.finish(FORMAT, model_id, options, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED)
+    return config.finish(
+        FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
+    )
 
 
 def _method(config: Config) -> dict[str, Any]:
@@ -126,7 +128,7 @@ def _packing(config: Config, stage: str) -> dict[str, Any]:
 
 
 def _evaluation(config: Config) -> dict[str, Any]:
-    held_out = bool(config.number("val_size", 0.0)) or bool(config.get("eval_dataset"))
+    held_out = any([config.number("val_size", 0.0), config.get("eval_dataset")])
     strategy = config.text("eval_strategy", "no", ("no", "steps", "epoch"))
     asked = config.flag("do_eval") or strategy != "no"
     size = config.integer("per_device_eval_batch_size", _BATCH_SIZE)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_planner.exchange.commented import document, target_names
@@ -90,4 +90,27 @@ def _differences(run: RunConfig, data: str) -> list[str]:
         found.append("The plan upcasts; LLaMA-Factory casts what is trained alone to float32.")
     if run.alloc_conf is not None:
         found.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
+    return found
+
+
+_KEYS = {
+    "seq_len": "cutoff_len",
+    "batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "rank": "lora_rank",
+    "optimizer": "optim",
+    "double_quant": "double_quantization",
+}
+
+
+def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed run options as they are written in a LLaMA-Factory config."""
+    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+    if changes.get("quant") == "nf4":
+        found["quantization_bit"] = 4
+    if changes.get("gradient_checkpointing"):
+        found["disable_gradient_checkpointing"] = False
+    if "attention" in changes:
+        found["flash_attn"] = _KERNELS[changes["attention"]]
     return found

@@ -11,6 +11,11 @@ from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, quoted, refuse
 from qlora_planner.run import RunConfig
 
+# torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
+STAND_INS: Mapping[str, str] = dict.fromkeys(
+    ("adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "ao_adamw_fp8"), "adamw_8bit"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reading:
@@ -115,6 +120,9 @@ class Config:
     def optimizer(self, key: str, default: str) -> str:
         """An optimizer by transformers' name."""
         name = self.text(key, default) or default
+        if name in STAND_INS:
+            self.leave(key, f"{name} keeps its states in torchao's way; taken as {STAND_INS[name]}")
+            return STAND_INS[name]
         if name not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             self.faults.append(f"{key}: the memory of {quoted(name)} is not known here; known: {known}")
@@ -139,21 +147,22 @@ class Config:
         model_id: str,
         options: Mapping[str, Any],
         *,
+        used: Collection[str],
         neutral: Collection[str],
         families: tuple[str, ...],
         not_modelled: Mapping[str, str],
     ) -> Reading:
         """The run of `options`, and every key in its place.
 
-        A key that is null, false or empty asks for nothing, whatever it could ask for. Raises InputError naming the
-        file and all of its faults.
+        A key that decides nothing here, as an adapter's rank without an adapter, is ignored; one that is null,
+        false or empty asks for nothing, whatever it could ask for. Raises InputError naming the file and all faults.
         """
         ignored: list[str] = []
         unknown: list[str] = []
         for key, value in self.raw.items():
             if key in self.seen:
                 continue
-            known = key in neutral or key.startswith(families) or key in not_modelled
+            known = key in used or key in neutral or key.startswith(families) or key in not_modelled
             if key in not_modelled and value not in (None, False, "", 0) and value != [] and value != {}:
                 self.not_modelled[key] = not_modelled[key]
             else:
