@@ -125,7 +125,7 @@ def _dtypes(config: Config) -> dict[str, Any]:
 
     `auto` stands where bf16 is absent; a null is no absence, but off.
     """
-    auto = "bf16" not in config.raw or config.get("bf16") == "auto"
+    auto = config.get("bf16") == "auto" or "bf16" not in config.raw
     bf16, fp16 = not auto and config.flag("bf16"), config.flag("fp16")
     weights = [key for key in ("bfloat16", "float16") if config.flag(key)]
     if weights and not (bf16 or fp16 or auto):
