@@ -121,7 +121,10 @@ class Job:
         self.out, self.log = folder / f"{name}.out.json", folder / f"{name}.log"
         spec = {key: case[key] for key in ("model_id", "config", "config_sha256", "run", "role", "cap_bytes")}
         path = folder / f"{name}.spec.json"
-        path.write_text(json.dumps({**spec, "device": device, "steps": case.get("steps", STEPS), "snapshot": False}), encoding="utf-8")
+        path.write_text(
+            json.dumps({**spec, "device": device, "steps": case.get("steps", STEPS), "snapshot": False}),
+            encoding="utf-8",
+        )
         environment = {**os.environ, "OMP_NUM_THREADS": "2", "TOKENIZERS_PARALLELISM": "false"}
         if turns:
             environment["QLORA_PLANNER_TURNS"] = str(folder / "turns.lock")

@@ -24,6 +24,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "plan": ("plan", "The recommended run for one model on a card; MODEL alone does the same."),
     "survey": ("survey", "What fits on a card, over the whole catalogue; --gpu alone does the same."),
     "estimate": ("estimate", "The memory of exactly this run."),
+    "check": ("check", "Whether a plan, an axolotl or a LLaMA-Factory file fits."),
     "audit": ("audit", "What will really be 4-bit, what will not, and why."),
     "profile": ("profile", "Build and keep the profile of a model (needs torch)."),
     "gpus": ("gpus", "The cards that are known by name."),
@@ -34,7 +35,6 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 PENDING: dict[str, str] = {
     "train": "Run a plan.",
-    "check": "Say whether a plan or an axolotl or LLaMA-Factory file fits.",
     "merge": "Merge the adapters of a run into its base.",
     "generate": "Try a prompt on a run.",
     "explain-oom": "What ran out of memory, from a log.",

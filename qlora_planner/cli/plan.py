@@ -17,6 +17,7 @@ from qlora_planner.cli.options import (
     run_from,
     run_options,
 )
+from qlora_planner.cli.plan_files import wanted_files, write_files
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import card_from, output_from
 from qlora_planner.errors import MissingError
@@ -33,11 +34,21 @@ OBJECTIVES = ("throughput",)
     default="throughput",
     help="What is best (throughput).",
 )
+@click.option("--save", cls=SectionOption, metavar="FILE", help="Write the plan as YAML for verify, check and train.")
+@click.option("--force", cls=SectionOption, is_flag=True, help="Let --save and --export write over a file.")
+@click.option(
+    "--export",
+    "exports",
+    cls=SectionOption,
+    multiple=True,
+    metavar="KIND[=FILE]",
+    help="The run as trl, notebook, accelerate, axolotl or llama-factory: printed, or into FILE.",
+)
 @card_options()
 @data_options()
 @run_options()
 @output_options()
-def command(model: str, objective: str, **given: Any) -> int:
+def command(model: str, objective: str, save: str | None, force: bool, exports: tuple[str, ...], **given: Any) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
 
     Run options that are given are kept as far as they fit. Exits with 1 when nothing fits.
@@ -45,6 +56,7 @@ def command(model: str, objective: str, **given: Any) -> int:
     output = output_from(given)
     if given["data"] is not None:
         raise MissingError("--data is not built yet; plan with --seq-len at the length of your longest sample")
+    wanted = wanted_files(save, exports, output, force=force)
     explicit = explicit_run_options(given)
     run = run_from(given) if explicit else None
     card = card_from(given, output, required=True)
@@ -62,7 +74,10 @@ def command(model: str, objective: str, **given: Any) -> int:
         profiles=output.profiles,
         tell=output.warn,
     )
-    if output.json:
+    printed = write_files(found, wanted, profile, data, output)
+    if printed is not None:
+        answer(printed)
+    elif output.json:
         answer_json(found.to_dict())
     else:
         from qlora_planner.report.plan import render_plan

@@ -79,18 +79,14 @@ def _asked(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
     path = Path(model)
     if path.suffix.lower() not in (".yaml", ".yml", ".json") or not path.is_file() or path.name == "config.json":
         return model, RunConfig(**explicit)
-    import yaml
+    from qlora_planner.exchange.files import read_yaml
+    from qlora_planner.exchange.plan_file import is_plan, plan_of
 
-    try:
-        raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if not isinstance(raw, dict) or raw.get("schema") != "qlora-plan/plan/1":
+    raw = read_yaml(path)
+    if not is_plan(raw):
         return model, RunConfig(**explicit)  # a config.json under another name
-    named = raw.get("model", {}).get("id") if isinstance(raw.get("model"), dict) else None
-    if not isinstance(named, str) or not isinstance(raw.get("run"), dict):
-        raise InputError(f"{path}: a plan names its model (model.id) and its run")
-    return named, RunConfig.from_dict({**raw["run"], **explicit}, str(path))
+    plan = plan_of(raw, str(path))
+    return plan.model_id, plan.run.with_(**explicit)
 
 
 def _specification(

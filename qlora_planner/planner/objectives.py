@@ -30,7 +30,8 @@ class Columns:
 
 def near_pace(columns: Columns) -> NDArray[Any]:
     """Speed in steps of `NEAR`: runs of one step are as good as each other."""
-    return np.floor(np.log(np.maximum(columns.pace, 1e-9)) / np.log1p(NEAR))
+    steps: NDArray[np.float64] = np.floor(np.log(np.maximum(columns.pace, 1e-9)) / np.log1p(NEAR))
+    return steps
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -101,7 +101,8 @@ def search(
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
-    sets, parts = [], []
+    sets: list[_OptionSet] = []
+    parts: list[tuple[NDArray[Any], ...]] = []
     for option_set, batches in _option_sets(outlooks, asked, space, objective, usable_bytes, pace_on):
         lengths = _lengths(option_set, asked, objective, model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
@@ -195,5 +196,6 @@ def _evaluate(
         pace = pace * np.array([useful(b, s, run.packing) for b, s in zip(batch.tolist(), seq.tolist(), strict=True)])
     same = np.ones_like(batch)
     return (
-        same * number, accumulation, pace, floors, batch, seq, same * run.rank, same * one.quality, fits, traced, step_s,
+        same * number, accumulation, pace, floors, batch, seq,
+        same * run.rank, same * one.quality, fits, traced, step_s,
     )  # fmt: skip

@@ -9,6 +9,7 @@ from qlora_planner.memory.static import load_dtype
 from qlora_planner.run import RunConfig
 
 LEARNING_RATE = 2e-4
+COMPUTE_DTYPE = "bnb_4bit_compute_dtype"
 # torch reads the first name since 2.9 and the second before; either alone would be ignored by some supported release.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -16,7 +17,12 @@ ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 def environment(run: RunConfig) -> dict[str, str | None]:
     """Variables that must be set (None: unset) before torch is imported: the allocator's settings, and no network."""
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {**quiet, **dict.fromkeys(ALLOCATOR_VARIABLES, run.alloc_conf)}
+    return {**quiet, **allocator_environment(run)}
+
+
+def allocator_environment(run: RunConfig) -> dict[str, str | None]:
+    """The variables that carry the allocator's settings (None: unset)."""
+    return dict.fromkeys(ALLOCATOR_VARIABLES, run.alloc_conf)
 
 
 def torch_dtype(name: str) -> Any:
@@ -33,11 +39,18 @@ def compute_dtype(run: RunConfig) -> str:
 
 def loading_options(run: RunConfig) -> dict[str, Any]:
     """What `from_pretrained` is told about dtypes, attention and quantisation."""
-    options: dict[str, Any] = {"dtype": torch_dtype(load_dtype(run))}
+    named = model_options(run)
+    options: dict[str, Any] = {**named, "dtype": torch_dtype(named["dtype"])}
+    if quantization_options(run):
+        options["quantization_config"] = quantization_config(run)
+    return options
+
+
+def model_options(run: RunConfig) -> dict[str, Any]:
+    """Arguments of `from_pretrained` but for quantisation, with dtypes by name: no torch is needed."""
+    options: dict[str, Any] = {"dtype": load_dtype(run)}
     if run.attention is not None:
         options["attn_implementation"] = run.attention
-    if run.quant not in (None, "none"):
-        options["quantization_config"] = quantization_config(run)
     return options
 
 
@@ -45,14 +58,24 @@ def quantization_config(run: RunConfig) -> Any:
     """transformers' BitsAndBytesConfig of a quantised run."""
     from transformers import BitsAndBytesConfig
 
+    options = quantization_options(run)
+    if COMPUTE_DTYPE in options:
+        options[COMPUTE_DTYPE] = torch_dtype(options[COMPUTE_DTYPE])
+    return BitsAndBytesConfig(**options)
+
+
+def quantization_options(run: RunConfig) -> dict[str, Any]:
+    """Arguments of BitsAndBytesConfig, with dtypes by name; none for a run that is not quantised."""
+    if run.quant in (None, "none"):
+        return {}
     if run.quant == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type=run.quant,
-        bnb_4bit_use_double_quant=run.double_quant,
-        bnb_4bit_compute_dtype=torch_dtype(compute_dtype(run)),
-    )
+        return {"load_in_8bit": True}
+    return {
+        "load_in_4bit": True,
+        "bnb_4bit_quant_type": run.quant,
+        "bnb_4bit_use_double_quant": run.double_quant,
+        COMPUTE_DTYPE: compute_dtype(run),
+    }
 
 
 def checkpointing_options(run: RunConfig) -> dict[str, Any]:
@@ -98,10 +121,22 @@ def training_options(run: RunConfig, *, steps: int, folder: str, device: str) ->
     `steps` optimizer steps, files only under `folder`. Rows are taken in order, so that every batch of a padded run
     holds its one short sequence.
     """
-    half = compute_dtype(run)
-    options: dict[str, Any] = {
+    return {
         "output_dir": folder,
         "max_steps": steps,
+        **trainer_options(run),
+        "train_sampling_strategy": "sequential",
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+    }
+
+
+def trainer_options(run: RunConfig) -> dict[str, Any]:
+    """What the run itself decides of TrainingArguments and SFTConfig, wherever it is run."""
+    half = compute_dtype(run)
+    options: dict[str, Any] = {
         "per_device_train_batch_size": run.batch_size,
         "gradient_accumulation_steps": run.grad_accum,
         "learning_rate": LEARNING_RATE,
@@ -110,11 +145,6 @@ def training_options(run: RunConfig, *, steps: int, folder: str, device: str) ->
         "fp16": half == "float16",
         "gradient_checkpointing": run.gradient_checkpointing,
         "use_liger_kernel": run.liger,
-        "train_sampling_strategy": "sequential",
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "use_cpu": device == "cpu",
     }
     if run.gradient_checkpointing:
         options["gradient_checkpointing_kwargs"] = checkpointing_options(run)
@@ -124,11 +154,18 @@ def training_options(run: RunConfig, *, steps: int, folder: str, device: str) ->
 
 
 def sft_options(run: RunConfig) -> dict[str, Any]:
-    """What only trl's SFTConfig has."""
+    """What only trl's SFTConfig has, for rows that are tokenised already."""
+    return {
+        **sequence_options(run),
+        # Rows are made in the shape that preparing would give them; packing alone must be done by trl itself.
+        "dataset_kwargs": {"skip_prepare_dataset": not run.packing},
+    }
+
+
+def sequence_options(run: RunConfig) -> dict[str, Any]:
+    """What the run itself decides of what only SFTConfig has."""
     return {
         "max_length": run.seq_len,
         "packing": run.packing,
         "activation_offloading": run.activation_offloading,
-        # Rows are made in the shape that preparing would give them; packing alone must be done by trl itself.
-        "dataset_kwargs": {"skip_prepare_dataset": not run.packing},
     }

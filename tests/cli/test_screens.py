@@ -39,6 +39,8 @@ SCREENS = [
     ["estimate", "--help"],
     ["verify", "--help"],
     ["calibrate", "--help"],
+    ["check", "--help"],
+    ["plan", "--help"],
 ]
 
 

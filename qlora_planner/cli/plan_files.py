@@ -1,0 +1,91 @@
+"""What `plan` writes beside its answer: the plan itself, and its run in the words of other tools."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlora_planner.cli.values import Output
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, quoted
+
+if TYPE_CHECKING:
+    from qlora_planner.planner import Plan
+    from qlora_planner.profile import ModelProfile
+
+EXPORTS = ("trl", "notebook", "accelerate", "axolotl", "llama-factory")
+_PLAN = "plan"
+
+
+@dataclass(frozen=True, slots=True)
+class WantedFiles:
+    """Files to write, each with its kind, and at most one kind to print in place of the plan."""
+
+    files: tuple[tuple[str, str], ...]
+    printed: str | None
+    force: bool
+
+
+def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, force: bool) -> WantedFiles:
+    """Looked at before anything is planned: a typing error should not cost a trace.
+
+    Raises InputError for an unknown kind, for two answers on stdout, and for a file that is there already.
+    """
+    files = [] if save is None else [(_PLAN, save)]
+    printed: list[str] = []
+    for text in exports:
+        kind, equals, path = text.partition("=")
+        if kind not in EXPORTS:
+            raise InputError(f"--export: {quoted(kind)} is not known; known: {', '.join(EXPORTS)}")
+        if equals and not path:
+            raise InputError(f"--export {kind}=: name a file after it, or leave the = out to print it")
+        if equals:
+            files.append((kind, path))
+        else:
+            printed.append(kind)
+    if len(printed) + output.json > 1:
+        raise InputError("--export: stdout takes one answer; give the others a file, as --export trl=train.py")
+    for kind, path in files:
+        _check(kind, path, force)
+    return WantedFiles(tuple(files), printed[0] if printed else None, force)
+
+
+def _check(kind: str, path: str, force: bool) -> None:
+    option = "--save" if kind == _PLAN else f"--export {kind}"
+    if Path(path).is_dir():
+        raise InputError(f"{option}: {plain(path)} is a folder; name a file in it")
+    if Path(path).exists() and not force:
+        raise InputError(f"{option}: {plain(path)} is there already; --force writes over it")
+    if not Path(path).absolute().parent.is_dir():
+        raise InputError(f"{option}: there is no folder {plain(os.path.dirname(path))}")
+
+
+def write_files(
+    found: Plan, wanted: WantedFiles, profile: ModelProfile, data: str | None, output: Output
+) -> str | None:
+    """Write every file, all rendered before the first is written; the text to print in place of the plan, if any."""
+    if not wanted.files and wanted.printed is None:
+        return None
+    from qlora_planner.exchange.export import export
+    from qlora_planner.exchange.files import write_text
+    from qlora_planner.exchange.plan_file import render_plan_file
+
+    document = found.to_dict()
+    names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
+
+    def rendered(kind: str) -> str:
+        if kind == _PLAN:
+            return render_plan_file(document)
+        return export(kind, document, data, attention_modules=names)
+
+    printed = None if wanted.printed is None else rendered(wanted.printed)
+    texts = [(path, rendered(kind)) for kind, path in wanted.files]
+    for path, text in texts:
+        write_text(path, text, force=wanted.force)
+        output.warn(f"wrote {plain(path)}")
+    if found.estimate.verdict in ("does-not-fit", "will-not-run"):
+        output.warn("what is written does not fit this card")
+    return None if printed is None else printed.rstrip("\n")

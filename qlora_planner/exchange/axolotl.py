@@ -1,0 +1,219 @@
+"""axolotl configs read as a run. See `axolotl_keys` for every key and what it means."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_planner.exchange.axolotl_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
+from qlora_planner.exchange.reading import Config, Reading
+from qlora_planner.profile.faults import quoted
+
+FORMAT = "axolotl"
+STANDS_IN = "axolotl trains through transformers' Trainer; modelled as hf-trainer"
+# axolotl sets this before it imports torch (utils/__init__.py, set_pytorch_cuda_alloc_conf).
+ALLOC_CONF = "expandable_segments:True"
+LIGER_PARTS = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy")
+KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
+# In the order in which axolotl looks at its deprecated switches.
+_OLD_ATTENTION = {
+    "xformers_attention": "xformers",
+    "sage_attention": "sage",
+    "flex_attention": "flex_attention",
+    "flash_attention": "flash_attention_2",
+    "sdp_attention": "sdpa",
+    "eager_attention": "eager",
+}
+_ATTENTIONS = {name: name for name in ("eager", "sdpa", "flash_attention_2")}
+_ATTENTIONS["kernels-community/flash-attn2"] = "flash_attention_2"
+
+
+def is_axolotl(raw: Mapping[str, Any]) -> bool:
+    """Whether a parsed file is an axolotl config: it alone names its model `base_model`."""
+    return "base_model" in raw
+
+
+def read(raw: Mapping[str, Any], where: str) -> Reading:
+    """A parsed axolotl config, with axolotl's own defaults.
+
+    Raises InputError naming `where` and every fault: no model, values of the wrong kind, switches that exclude each
+    other, an optimizer whose memory is not known.
+    """
+    config = Config(raw, where)
+    model_id = config.model("base_model")
+    options: dict[str, Any] = {"trainer": "hf-trainer", "upcast": False, "alloc_conf": ALLOC_CONF}
+    config.notes.append(STANDS_IN)
+    options |= _method(config)
+    options |= _adapters(config) if options["method"] != "full" else {}
+    options |= _dtypes(config)
+    options |= _sizes(config)
+    options |= _checkpointing(config)
+    options |= _attention(config)
+    options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused"), "liger": _liger(config)}
+    options |= _evaluation(config, options["batch_size"])
+    _own_kernels(config, options)
+    return config.finish(
+        FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
+    )
+
+
+def _method(config: Config) -> dict[str, Any]:
+    """What is trained, and how the base is stored."""
+    adapter = config.text("adapter", None, ("lora", "qlora"))
+    four, eight = config.flag("load_in_4bit"), config.flag("load_in_8bit")
+    kwargs = config.get("bnb_config_kwargs") or {}
+    if four and eight:
+        config.faults.append("load_in_4bit and load_in_8bit are both on: a weight is stored one way, so switch one off")
+    elif (four or eight) and adapter is None and config.raw.get("adapter") is None:
+        on = "load_in_4bit" if four else "load_in_8bit"
+        config.faults.append(f"{on} without adapter: quantised weights are not trained; add adapter: qlora or lora")
+    elif adapter == "qlora" and not four:
+        config.faults.append("adapter: qlora needs load_in_4bit: true, and no load_in_8bit")
+    elif adapter == "lora" and four:
+        config.faults.append("load_in_4bit with adapter: lora leaves the base in 16 bits; write adapter: qlora")
+    if not isinstance(kwargs, Mapping):
+        config.faults.append(f"bnb_config_kwargs must hold names with values, not {quoted(kwargs)}")
+        kwargs = {}
+    if not adapter:
+        return {"method": "full", "quant": "none"}
+    if not four:
+        return {"method": "qlora", "quant": "int8"} if eight else {"method": "lora", "quant": "none"}
+    others = sorted(set(kwargs) - {"bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"})
+    if others:
+        config.leave("bnb_config_kwargs", f"{', '.join(map(str, others))}: other settings of bitsandbytes")
+    return {
+        "method": "qlora",
+        "quant": kwargs.get("bnb_4bit_quant_type", "nf4"),
+        "double_quant": kwargs.get("bnb_4bit_use_double_quant", True),
+    }
+
+
+def _adapters(config: Config) -> dict[str, Any]:
+    rank = config.integer("lora_r", None)
+    if rank is None and config.get("lora_r") is None:
+        config.faults.append("adapter without lora_r: name the rank")
+    saved = config.names("lora_modules_to_save")
+    return {
+        "rank": rank or 1,
+        "alpha": config.integer("lora_alpha", None),
+        "lora_dropout": config.number("lora_dropout", 0.0),
+        "target_modules": _targets(config),
+        "modules_to_save": ",".join(saved) or None,
+        "dora": config.flag("peft_use_dora"),
+        "rslora": config.flag("peft_use_rslora"),
+    }
+
+
+def _targets(config: Config) -> str | None:
+    named = config.get("lora_target_modules")
+    if config.flag("lora_target_linear") or named == "all-linear":
+        if named and named != "all-linear":
+            config.leave("lora_target_modules", "beside lora_target_linear, which takes all linear layers already")
+        return "all-linear"
+    if isinstance(named, str) and not re.fullmatch(r"[\w.]+", named):
+        config.leave("lora_target_modules", "a pattern; taken as all linear layers")
+        return "all-linear"
+    names = config.names("lora_target_modules")
+    if not names:
+        config.notes.append("no lora_target_linear and no lora_target_modules: taken as all linear layers")
+    return ",".join(names) or None
+
+
+def _dtypes(config: Config) -> dict[str, Any]:
+    """axolotl's own order (utils/config, resolve_dtype): bf16 wins over fp16, and `auto` asks the card.
+
+    `auto` stands where bf16 is absent; a null is no absence, but off.
+    """
+    auto = config.get("bf16") == "auto" or "bf16" not in config.raw
+    bf16, fp16 = not auto and config.flag("bf16"), config.flag("fp16")
+    weights = [key for key in ("bfloat16", "float16") if config.flag(key)]
+    if weights and not (bf16 or fp16 or auto):
+        config.notes.append(f"{weights[0]} without bf16 or fp16 trains without autocast; modelled with it")
+    if bf16 or "bfloat16" in weights:
+        return dict.fromkeys(("compute_dtype", "load_dtype"), "bfloat16")
+    if fp16 or "float16" in weights:
+        return dict.fromkeys(("compute_dtype", "load_dtype"), "float16")
+    if auto:
+        return {}
+    config.leave("bf16", "neither bf16 nor fp16: all is in float32, which takes about twice what is said")
+    return {"compute_dtype": "float32"}
+
+
+def _sizes(config: Config) -> dict[str, Any]:
+    micro, accumulated = config.integer("micro_batch_size", None), config.integer("gradient_accumulation_steps", None)
+    whole = config.integer("batch_size", None)
+    if whole is not None and accumulated is not None:
+        config.faults.append("batch_size and gradient_accumulation_steps are both given: leave one out")
+    elif (micro, accumulated, whole).count(None) > 1 and not config.faults:
+        config.faults.append("two of micro_batch_size, gradient_accumulation_steps and batch_size must be given")
+    micro = micro or 1
+    found = {
+        "seq_len": config.integer("sequence_len", 512),
+        "batch_size": micro,
+        "grad_accum": accumulated or max(1, (whole or micro) // micro),
+    }
+    if config.flag("sample_packing"):
+        config.notes.append("sample_packing: rows are full, micro_batch_size x sequence_len tokens in each micro-batch")
+        found["padding"] = False
+    return found
+
+
+def _checkpointing(config: Config) -> dict[str, Any]:
+    value = config.get("gradient_checkpointing")
+    if value in ("offload", "offload_disk"):
+        config.leave("gradient_checkpointing", "checkpoints are offloaded, so the card needs less than is said")
+        on = True
+    else:
+        on = config.flag("gradient_checkpointing")
+    kwargs = config.get("gradient_checkpointing_kwargs")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        config.faults.append(f"gradient_checkpointing_kwargs must hold names with values, not {quoted(kwargs)}")
+    # utils/config, normalize_config: reentrant unless it is told otherwise.
+    reentrant = kwargs.get("use_reentrant", True) if isinstance(kwargs, Mapping) else True
+    return {"gradient_checkpointing": on, "use_reentrant": bool(on and reentrant)}
+
+
+def _attention(config: Config) -> dict[str, Any]:
+    old = [name for name in _OLD_ATTENTION if config.flag(name)]
+    named = config.text("attn_implementation")
+    if named is not None and old:
+        config.faults.append(f"attn_implementation and {old[0]} are both given: leave the latter out")
+    key = old[0] if old and named is None else "attn_implementation"
+    kernel = _OLD_ATTENTION[old[0]] if old and named is None else named
+    if kernel is None:
+        return {}
+    if kernel not in _ATTENTIONS:
+        config.leave(key, f"{quoted(kernel)} is not modelled; taken as flash_attention_2")
+    return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
+
+
+def _liger(config: Config) -> bool:
+    """Whether all of Liger's fused kernels are on, which is what a run's `liger` means."""
+    plugins = config.names("plugins")
+    parts = [name for name in (*LIGER_PARTS, "liger_swiglu") if config.flag(name)]
+    liger = any("integrations.liger" in name for name in plugins)
+    others = [name for name in plugins if "integrations.liger" not in name]
+    if others:
+        config.leave("plugins", f"{', '.join(map(quoted, others))} may change what is kept")
+    whole = {"liger_glu_activation" if name == "liger_swiglu" else name for name in parts} == set(LIGER_PARTS)
+    if liger and parts and not whole:
+        for name in parts:
+            config.leave(name, "a part of Liger alone; modelled without it")
+    return liger and whole
+
+
+def _evaluation(config: Config, micro: int) -> dict[str, Any]:
+    held_out = any([config.number("val_set_size", 0.0), config.get("test_datasets")])
+    strategy = config.text("eval_strategy")
+    asked = any([config.get("eval_steps"), config.get("evals_per_epoch"), strategy not in (None, "no")])
+    size = config.integer("eval_batch_size", micro)
+    return {"eval_batch_size": size} if held_out and asked and strategy != "no" else {}
+
+
+def _own_kernels(config: Config, options: Mapping[str, Any]) -> None:
+    """axolotl switches its LoRA kernels on by itself (schemas/config, check_auto_enable_lora_kernels)."""
+    given = any(config.raw.get(name) is not None for name in KERNELS)
+    refused = config.raw.get("rl") or config.raw.get("trust_remote_code") or options["quant"] == "int8"
+    if options["method"] != "full" and not given and not refused:
+        config.notes.append("axolotl switches its fused LoRA kernels on here by itself; modelled without them")

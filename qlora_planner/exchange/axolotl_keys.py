@@ -1,0 +1,163 @@
+"""axolotl's keys by what they do to memory, as its config models of July 2026 define them.
+
+Source: axolotl-ai-cloud/axolotl 067b021, src/axolotl/utils/schemas/ and src/axolotl/integrations/*/args.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+# Key -> what it decides of a run.
+USED: Mapping[str, str] = {
+    "base_model": "the model",
+    "adapter": "method: qlora or lora; without it every weight is trained",
+    "load_in_4bit": "quant: nf4, for adapter qlora alone",
+    "load_in_8bit": "quant: int8, for adapter lora alone",
+    "bnb_config_kwargs": "double_quant and quant (fp4), over the defaults of true and nf4",
+    "sequence_len": "seq_len; 512 where it is absent",
+    "micro_batch_size": "batch_size",
+    "gradient_accumulation_steps": "grad_accum",
+    "batch_size": "sequences per optimizer step: grad_accum = batch_size / micro_batch_size",
+    "lora_r": "rank",
+    "lora_alpha": "alpha",
+    "lora_dropout": "lora_dropout; 0 where it is absent",
+    "lora_target_linear": "target_modules: all-linear",
+    "lora_target_modules": "target_modules by name",
+    "lora_modules_to_save": "modules_to_save",
+    "peft_use_dora": "dora",
+    "peft_use_rslora": "rslora",
+    "gradient_checkpointing": "gradient_checkpointing; off where it is absent",
+    "gradient_checkpointing_kwargs": "use_reentrant; true where it is absent",
+    "attn_implementation": "attention; transformers' choice where it is absent",
+    "flash_attention": "attention: flash_attention_2 (deprecated)",
+    "sdp_attention": "attention: sdpa (deprecated)",
+    "eager_attention": "attention: eager (deprecated)",
+    "xformers_attention": "attention: xformers (deprecated)",
+    "flex_attention": "attention: flex_attention (deprecated)",
+    "sage_attention": "attention: sage (deprecated)",
+    "optimizer": "optimizer; adamw_torch_fused where it is absent",
+    "sample_packing": "full rows: padding off",
+    "bf16": "compute_dtype and load_dtype; auto where it is absent",
+    "fp16": "compute_dtype and load_dtype",
+    "bfloat16": "load_dtype, without autocast",
+    "float16": "load_dtype, without autocast",
+    "val_set_size": "evaluation, with eval_steps, evals_per_epoch or eval_strategy",
+    "test_datasets": "evaluation, with eval_steps, evals_per_epoch or eval_strategy",
+    "eval_batch_size": "eval_batch_size; micro_batch_size where it is absent",
+    "eval_steps": "whether it evaluates",
+    "evals_per_epoch": "whether it evaluates",
+    "eval_strategy": "whether it evaluates",
+    "plugins": "liger, for axolotl.integrations.liger with all of its fused kernels",
+    "liger_rope": "liger",
+    "liger_rms_norm": "liger",
+    "liger_glu_activation": "liger",
+    "liger_swiglu": "liger",
+    "liger_fused_linear_cross_entropy": "liger",
+}
+
+# Key -> why it is not in the estimate. It counts only where it is switched on.
+NOT_MODELLED: Mapping[str, str] = {
+    **dict.fromkeys(("deepspeed", "deepcompile"), "DeepSpeed shards and offloads"),
+    **dict.fromkeys(("fsdp", "fsdp_config", "fsdp_version", "dp_shard_size"), "FSDP shards over several cards"),
+    **dict.fromkeys(
+        ("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree", "dp_replicate_size", "ddp",
+         "expert_parallel_size"),
+        "several cards share the work",
+    ),
+    **dict.fromkeys(("rl", "trl", "ebft", "vllm", "precompute_ref_log_probs"), "preference training has other losses"),
+    **dict.fromkeys(
+        ("reward_model", "process_reward_model", "num_labels", "kd_trainer", "trainer_cls", "use_eaft"),
+        "the loss is not a language model's",
+    ),
+    **dict.fromkeys((
+            "torch_compile", "use_kernels", "tiled_mlp", "fused_attn_kernel", "flash_attn_fuse_mlp",
+            "flash_attn_rms_norm", "flash_attn_d512", "use_scattermoe", "use_sonicmoe",
+        ), "compiled and fused code"),
+    **dict.fromkeys(
+        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"),
+        "axolotl's fused LoRA kernels keep less than PEFT's",
+    ),
+    **dict.fromkeys(
+        ("activation_offloading", "layer_offloading", "selective_checkpointing"),
+        "keeps other activations on the card than checkpointing does",
+    ),
+    **dict.fromkeys(
+        ("cut_cross_entropy", "chunked_cross_entropy", "liger_cross_entropy", "flash_attn_cross_entropy"),
+        "another loss kernel, which keeps less of the logits",
+    ),
+    **dict.fromkeys(("liger_layer_norm", "liger_rms_norm_gated", "liger_use_token_scaling"), "a part of Liger alone"),
+    **dict.fromkeys(
+        ("gptq", "use_onebitllms", "model_quantization_config", "qat", "quantization", "fp8"), "another quantisation"
+    ),
+    **dict.fromkeys(("quantize_moe_experts", "experts_implementation"), "other code for experts"),
+    **dict.fromkeys(("unfrozen_parameters", "lisa_n_layers", "peft_layers_to_transform"), "only a part is trained"),
+    **dict.fromkeys(
+        ("lora_target_parameters", "lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices",
+         "lora_on_cpu", "relora", "peft"),
+        "other adapters than plain LoRA",
+    ),
+    **dict.fromkeys(("tokens", "added_tokens_overrides", "resize_token_embeddings_to_32x", "shrink_embeddings"),
+                    "may resize the embedding"),
+    **dict.fromkeys(("overrides_of_model_config", "model_config", "overrides_of_model_kwargs", "model_kwargs"),
+                    "changes the model's own config"),
+    **dict.fromkeys(("auto_find_batch_size", "batch_flattening", "max_memory", "gpu_memory_limit"),
+                    "decided when it runs"),
+    **dict.fromkeys(("pretraining_dataset", "pretraining_sample_concatenation"), "rows are joined as they stream"),
+    "optim_target_modules": "the optimizer projects gradients",
+    "fp32_norms": "norms in float32",
+    "peft_autocast_adapter_dtype": "adapters in another dtype",
+    "float32": "everything in float32",
+    "eval_sequence_len": "evaluation at another length",
+    "generate_samples": "generates while it trains",
+    "do_causal_lm_eval": "generates while it evaluates",
+    "do_bench_eval": "generates while it evaluates",
+    "image_size": "images",
+    "lora_model_dir": "starts from an adapter, whose own rank counts",
+    "flash_optimum": "other attention code",
+    "large_head_attention": "other attention code",
+    "sdpa_varlen": "other attention code",
+    "gemma4_hybrid_attn_impl": "other attention code",
+    "use_pose": "rows are cut otherwise",
+    "s2_attention": "other attention code",
+    "max_packed_sequence_len": "an old way of packing",
+}  # fmt: skip
+
+# Known, and they take no memory on the card.
+_NEUTRAL = """
+accelerator_config adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2 auto_resume_from_checkpoints
+axolotl_config_path base_model_config bench_dataset bench_split center_rewards_coefficient chat_template
+chat_template_jinja chat_template_kwargs chunked_cross_entropy_num_chunks cls_model_config cosine_constant_lr_ratio
+cosine_min_lr_ratio curriculum_sampling datasets ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
+ddp_timeout debug default_system_message device device_map dynamic_checkpoint early_stopping_patience embedding_lr
+embedding_lr_scale embeddings_skip_upcast eot_tokens eta_min eval_causal_lm_metrics eval_max_new_tokens
+eval_sample_packing eval_table_size evaluation_strategy excess_length_strategy experimental_skip_move_to_device
+fix_untrained_tokens flex_attn_compile_kwargs fp32_norm_classes fp8_enable_fsdp_float8_all_gather freeze_mm_modules
+fsdp_final_state_dict_type gc_collect_steps gc_steps generation_max_new_tokens greater_is_better group_by_length
+heads_k_stride hf_use_auth_token image_resize_algorithm include_tkps include_tokens_per_second is_falcon_derived_model
+is_llama_derived_model is_mistral_derived_model is_preprocess is_qwen_derived_model jagged_restart_anneal_steps
+jagged_restart_steps jagged_restart_warmup_steps learning_rate llama4_linearized_experts load_best_model_at_end
+local_rank logging_steps lora_alpha_pattern lora_fan_in_fan_out loraplus_lr_embedding loraplus_lr_ratio
+loss_watchdog_patience loss_watchdog_threshold low_cpu_mem_usage lr_div_factor lr_groups lr_quadratic_warmup
+lr_scheduler lr_scheduler_kwargs max_grad_norm max_prompt_len max_steps mean_resizing_embeddings merge_lora
+merge_method metric_for_best_model min_sample_len model_quantization_config_kwargs model_revision model_type
+multipack_real_batches neftune_noise_alpha noisy_embedding_alpha num_dataset_shards_to_save num_epochs
+num_generation_samples optim_args output_dir pad_to_multiple_of pad_to_sequence_len peft_ensure_weight_tying
+peft_init_lora_weights peft_layers_pattern pose_max_context_len pose_num_chunks pose_split_on_token_ids
+preprocess_iterable pretrain_multipack_attn pretrain_multipack_buffer_size processor_kwargs processor_type
+profiler_steps profiler_steps_start qlora_sharded_model_loading reinit_weights relora_cpu_offload relora_prune_method
+relora_prune_ratio remove_unused_columns resources_per_worker resume_from_checkpoint revision_of_model ring_attn_func
+role_boundaries rope_scaling rpo_alpha save_first_step save_only_model save_safetensors save_steps save_strategy
+save_total_limit saves_per_epoch scaling_softmax scaling_softmax_bias scaling_softmax_factor seed
+shuffle_before_merging_datasets shuffle_merged_datasets skip_prepare_dataset special_tokens streaming
+streaming_multipack_buffer_size strict tf32 tiled_mlp_num_shards tiled_mlp_use_original_mlp torch_compile_backend
+torch_compile_mode torch_compile_options torch_empty_cache_steps torchdistx_path total_num_tokens
+total_supervised_tokens train_on_inputs trust_remote_code type_of_model use_comet use_mlflow use_otel_metrics use_ray
+use_swanlab use_tensorboard use_trackio use_wandb warmup_ratio warmup_steps weight_decay world_size
+"""
+NEUTRAL = frozenset(_NEUTRAL.split())
+# Whole families of such keys.
+FAMILIES = (
+    "wandb_", "mlflow_", "hf_mlflow_", "comet_", "trackio_", "otel_", "gradio_", "ray_", "swanlab_", "hub_",
+    "push_dataset_", "dataset_", "dataloader_", "tokenizer_", "sample_packing_", "dpo_", "kto_", "orpo_", "simpo_",
+    "cpo_", "rl_", "kd_", "dion_", "qgalore_", "generation_", "eaft_", "lisa_",
+)  # fmt: skip

@@ -1,0 +1,117 @@
+"""A run as an axolotl config. See `axolotl_keys` for what its keys mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_planner.exchange.axolotl import ALLOC_CONF, KERNELS, LIGER_PARTS
+from qlora_planner.exchange.commented import document, target_names
+from qlora_planner.run import RunConfig
+from qlora_planner.train.options import LEARNING_RATE, compute_dtype
+
+LIGER = "axolotl.integrations.liger.LigerPlugin"
+
+
+def render(run: RunConfig, model_id: str, data: str, heading: list[str], attention_modules: Sequence[str]) -> str:
+    """A resolved run as an axolotl config, with what axolotl does otherwise said above it.
+
+    Raises InputError for targets that cannot be written down without their names.
+    """
+    half = compute_dtype(run)
+    config: dict[str, Any] = {"base_model": model_id}
+    if run.method != "full":
+        config["adapter"] = "qlora" if run.quant in ("nf4", "fp4") else "lora"
+        config |= {"load_in_4bit": run.quant in ("nf4", "fp4"), "load_in_8bit": run.quant == "int8"}
+    changed: dict[str, Any] = {}
+    if run.quant == "fp4":
+        changed["bnb_4bit_quant_type"] = "fp4"
+    if run.quant in ("nf4", "fp4") and not run.double_quant:
+        changed["bnb_4bit_use_double_quant"] = False
+    if changed:
+        config["bnb_config_kwargs"] = changed
+    config["datasets"] = [{"path": data, "ds_type": "json", "type": "chat_template"}]
+    config |= {"val_set_size": 0.02 if run.eval_batch_size else 0.0, "output_dir": "./outputs"}
+    if run.eval_batch_size:
+        config |= {"evals_per_epoch": 1, "eval_batch_size": run.eval_batch_size}
+    config |= {"sequence_len": run.seq_len, "sample_packing": run.packing}
+    if run.method != "full":
+        config |= _adapters_of(run, attention_modules)
+    config |= {
+        "micro_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.grad_accum,
+        "num_epochs": 1,
+        "optimizer": run.optimizer,
+        "lr_scheduler": "cosine",
+        "learning_rate": LEARNING_RATE,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+        "tf32": False,
+        "gradient_checkpointing": run.gradient_checkpointing,
+    }
+    if run.gradient_checkpointing:
+        config["gradient_checkpointing_kwargs"] = {"use_reentrant": run.use_reentrant}
+    if run.attention is not None:
+        config["attn_implementation"] = run.attention
+    if run.liger:
+        config |= {"plugins": [LIGER], **dict.fromkeys(LIGER_PARTS, True)}
+    return document(config, [*heading, *_differences(run)], _ABOVE)
+
+
+_ABOVE = {
+    "datasets": "JSON lines with messages; type: completion for plain text.",
+    "sequence_len": "Tokens of a row, and what of a batch: these decide the memory.",
+    "lora_mlp_kernel": "axolotl would switch these on by itself; the plan counts PEFT's own code.",
+}
+
+
+def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {"lora_r": run.rank, "lora_alpha": run.alpha, "lora_dropout": run.lora_dropout or 0.0}
+    targets = run.target_modules or "all-linear"
+    if targets == "all-linear":
+        found["lora_target_linear"] = True
+    else:
+        found["lora_target_modules"] = target_names(targets, attention_modules)
+    if run.modules_to_save:
+        found["lora_modules_to_save"] = [name.strip() for name in run.modules_to_save.split(",")]
+    if run.dora:
+        found["peft_use_dora"] = True
+    if run.rslora:
+        found["peft_use_rslora"] = True
+    return found | dict.fromkeys(KERNELS, False)
+
+
+def _differences(run: RunConfig) -> list[str]:
+    """Where axolotl cannot do what the plan says, so that nobody takes the plan's figures for this file's."""
+    found = ["axolotl trains through transformers' Trainer. `qlora-plan check` estimates this very file."]
+    if run.trainer != "hf-trainer":
+        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
+    if run.activation_offloading:
+        found.append("The plan offloads activations; axolotl's own offloading keeps others, so it is left out here.")
+    if run.upcast:
+        found.append("The plan upcasts; axolotl casts norms and embeddings back to 16 bits.")
+    if run.alloc_conf != ALLOC_CONF:
+        found.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
+    return found
+
+
+_KEYS = {
+    "seq_len": "sequence_len",
+    "batch_size": "micro_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "eval_batch_size": "eval_batch_size",
+    "rank": "lora_r",
+    "optimizer": "optimizer",
+    "gradient_checkpointing": "gradient_checkpointing",
+    "attention": "attn_implementation",
+}
+
+
+def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed run options as they are written in an axolotl config."""
+    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+    if changes.get("quant") == "nf4":
+        found |= {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
+    elif changes.get("double_quant"):
+        found["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": True}
+    return found

@@ -1,0 +1,62 @@
+"""Training configs of every kind, told apart by their keys."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_factory_write, plan_file
+from qlora_planner.exchange.files import read_yaml
+from qlora_planner.exchange.reading import Reading
+from qlora_planner.profile.faults import plain, refuse
+
+PLAN = "plan"
+
+
+def _read_plan(raw: Mapping[str, Any], where: str) -> Reading:
+    plan = plan_file.plan_of(raw, where)
+    return Reading(
+        format=PLAN,
+        model_id=plan.model_id,
+        run=plan.run,
+        used=tuple(name for name in raw if name in ("model", "gpu", "run")),
+        ignored=tuple(name for name in raw if name in plan_file.KNOWN_KEYS - {"model", "gpu", "run"}),
+        not_modelled={},
+        unknown=tuple(plain(name) for name in raw if name not in plan_file.KNOWN_KEYS),
+        gpu=plan.gpu,
+    )
+
+
+Reader = Callable[[Mapping[str, Any], str], Reading]
+# Format -> whether a file is one, and its reader.
+FORMATS: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Reader]] = {
+    PLAN: (plan_file.is_plan, _read_plan),
+    axolotl.FORMAT: (axolotl.is_axolotl, axolotl.read),
+    llama_factory.FORMAT: (llama_factory.is_llama_factory, llama_factory.read),
+}
+
+
+def read_config(path: str | os.PathLike[str], kind: str | None = None) -> Reading:
+    """The model and run of a plan file or another tool's config; `kind` is one of FORMATS, else its keys tell.
+
+    Raises InputError naming `path` and every fault.
+    """
+    raw = read_yaml(path)
+    if kind is None:
+        kinds = [name for name, (fits, _) in FORMATS.items() if fits(raw)]
+        if not kinds:
+            refuse(
+                ["names no model: a plan has schema, axolotl base_model, LLaMA-Factory model_name_or_path"], str(path)
+            )
+        if len(kinds) > 1:
+            refuse([f"could be {' or '.join(kinds)}; --format says which"], str(path))
+        kind = kinds[0]
+    return FORMATS[kind][1](raw, str(path))
+
+
+def keys_of(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed run options in the keys of a config of this kind."""
+    if kind == axolotl.FORMAT:
+        return axolotl_write.keys_of(changes)
+    return llama_factory_write.keys_of(changes) if kind == llama_factory.FORMAT else dict(changes)

@@ -1,0 +1,84 @@
+"""A plan in the words of other tools: scripts, notebooks, accelerate, axolotl, LLaMA-Factory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.exchange.plan_file import headline, plan_of
+from qlora_planner.profile.faults import plain
+from qlora_planner.run import RunConfig
+
+DATA = "train.jsonl"
+
+
+def export(
+    kind: str, plan_document: Mapping[str, Any], data: str | None = None, *, attention_modules: Sequence[str] = ()
+) -> str:
+    """The plan of `Plan.to_dict()` as `kind` (see KINDS), ready to be run or written to a file.
+
+    `data` is the path of the samples, JSON lines; without it the plan's own, else a placeholder. `attention_modules`
+    are the names that the target `attention` stands for, for tools whose configs cannot say so.
+    Raises InputError for an unknown kind, a document that is no plan, and what `kind` cannot express.
+    """
+    if kind not in KINDS:
+        raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(KINDS)}")
+    plan = plan_of(plan_document, "the plan")
+    samples = data or _path_of(plan_document.get("data")) or DATA
+    return KINDS[kind](plan.run, plan.model_id, samples, _heading(plan_document), attention_modules)
+
+
+def _path_of(data: object) -> str | None:
+    """The file that a plan was made for, where it names one."""
+    path = data.get("path") or data.get("file") if isinstance(data, Mapping) else None
+    return path if isinstance(path, str) else None
+
+
+def _heading(document: Mapping[str, Any]) -> list[str]:
+    """What stands at the top of every file: the plan, and the versions that its figures hold for."""
+    stack = document.get("stack")
+    versions = " ".join(f"{name}=={version}" for name, version in stack.items()) if isinstance(stack, Mapping) else ""
+    return [headline(document), *([plain(f"Planned for {versions}")] if versions else [])]
+
+
+Writer = Callable[[RunConfig, str, str, list[str], Sequence[str]], str]
+
+
+def _script(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.scripts import script
+
+    return script(run, model_id, data, heading)
+
+
+def _notebook(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.scripts import script
+
+    return script(run, model_id, data, heading, notebook=True)
+
+
+def _accelerate(run: RunConfig, _model: str, _data: str, heading: list[str], _modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.accelerate import render
+
+    return render(run, heading)
+
+
+def _axolotl(run: RunConfig, model_id: str, data: str, heading: list[str], modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.axolotl_write import render
+
+    return render(run, model_id, data, heading, modules)
+
+
+def _llama_factory(run: RunConfig, model_id: str, data: str, heading: list[str], modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.llama_factory_write import render
+
+    return render(run, model_id, data, heading, modules)
+
+
+KINDS: Mapping[str, Writer] = {
+    "trl": _script,
+    "notebook": _notebook,
+    "accelerate": _accelerate,
+    "axolotl": _axolotl,
+    "llama-factory": _llama_factory,
+}

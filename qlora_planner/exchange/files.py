@@ -1,0 +1,135 @@
+"""YAML that anybody may have written, read safely; text files written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, quoted, refuse
+
+# A training config is a few KiB: what is larger is something else.
+LARGEST_BYTES = 4 << 20
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader, which builds plain data alone, and remembers keys that are given twice."""
+
+    def __init__(self, stream: str) -> None:
+        super().__init__(stream)
+        self.twice: list[str] = []
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        self.twice += [key for index, key in enumerate(keys) if key in keys[:index]]
+        return super().construct_mapping(node, deep=deep)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The mapping that a YAML or JSON file holds; tags that would build objects are refused.
+
+    Raises InputError naming `path` for what cannot be read, is no mapping of names, or gives a key twice.
+    """
+    where = str(path)
+    found, twice = _parsed(_text(Path(path)), where)
+    if found is None:
+        refuse(["is empty"], where)
+    if not isinstance(found, dict):
+        refuse([f"must hold names with values, not {_kind(found)}"], where)
+    faults = [f"{quoted(key)} is given twice" for key in twice]
+    faults += [f"{quoted(key)} is no name of an option" for key in found if not isinstance(key, str)]
+    if faults:
+        refuse(faults, where)
+    return found
+
+
+def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
+    """The data, and the keys that are given twice."""
+    if text.lstrip().startswith("{"):
+        twice: list[str] = []
+
+        def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            keys = [key for key, _ in pairs]
+            twice.extend(key for index, key in enumerate(keys) if key in keys[:index])
+            return dict(pairs)
+
+        # JSON is YAML but for tabs, which YAML refuses; what is no JSON either is told in YAML's words.
+        with suppress(ValueError, RecursionError):
+            return json.loads(text, object_pairs_hook=merged), twice
+    loader = None
+    try:
+        loader = _Loader(text)
+        return loader.get_single_data(), loader.twice
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        refuse([f"is no YAML that can be read: {_why(error)}"], where)
+    finally:
+        if loader is not None:
+            loader.dispose()
+
+
+def _text(path: Path) -> str:
+    where = str(path)
+    try:
+        if path.is_dir():
+            refuse(["is a folder; name the file in it"], where)
+        if path.exists() and not path.is_file():
+            refuse(["is not a regular file"], where)
+        if path.stat().st_size > LARGEST_BYTES:
+            refuse([f"is {path.stat().st_size >> 20:,} MiB large, so it is no training config"], where)
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        refuse(["no such file"], where)
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a path with a null character
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        refuse([f"cannot be read: {reason or error}"], where)
+
+
+def _why(error: Exception) -> str:
+    """The parser's own words and where, in one line."""
+    if isinstance(error, yaml.MarkedYAMLError):
+        mark = error.problem_mark or error.context_mark
+        place = "" if mark is None else f" (line {mark.line + 1})"
+        return plain(" ".join(f"{error.problem or error.context or 'not understood'}{place}".split()))
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return plain(" ".join(str(error).split()))
+
+
+def _kind(value: object) -> str:
+    return "a list" if isinstance(value, list) else f"the bare value {quoted(value)}"
+
+
+def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) -> None:
+    """Write `text` under a name of its own beside `path`, then rename it: a reader sees all of it or nothing.
+
+    Raises InputError naming `path` where something is there already (unless `force`), or it cannot be written.
+    """
+    target = Path(path)
+    if target.is_dir():
+        raise InputError(f"{plain(target)}: is a folder; name a file in it")
+    if target.exists() and not force:
+        raise InputError(f"{plain(target)}: is there already; --force writes over it")
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
+            stream.write(text)
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise InputError(f"{plain(target)}: cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    """The process's mask, which can only be read by setting it."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

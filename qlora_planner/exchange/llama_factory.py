@@ -1,0 +1,135 @@
+"""LLaMA-Factory configs read as a run. See `llama_factory_keys` for every key and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
+from qlora_planner.exchange.reading import Config, Reading
+
+FORMAT = "llama-factory"
+STANDS_IN = (
+    "LLaMA-Factory trains through transformers' Seq2SeqTrainer with what is trained in float32; modelled as hf-trainer"
+)
+ATTENTIONS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+_STAGES = ("sft", "pt", "rm", "ppo", "dpo", "kto")
+# transformers 5.17, TrainingArguments.
+_BATCH_SIZE = 8
+
+
+def is_llama_factory(raw: Mapping[str, Any]) -> bool:
+    """Whether a parsed file is a LLaMA-Factory config: it alone names its model `model_name_or_path`."""
+    return "model_name_or_path" in raw
+
+
+def read(raw: Mapping[str, Any], where: str) -> Reading:
+    """A parsed LLaMA-Factory config, with its and transformers' own defaults.
+
+    Raises InputError naming `where` and every fault: no model, values of the wrong kind, options that exclude each
+    other, an optimizer whose memory is not known.
+    """
+    config = Config(raw, where)
+    model_id = config.model("model_name_or_path")
+    config.notes.append(STANDS_IN)
+    options: dict[str, Any] = {"trainer": "hf-trainer", "upcast": False}
+    stage = config.text("stage", "sft", _STAGES) or "sft"
+    if stage not in ("sft", "pt"):
+        config.leave("stage", f"{stage} has another loss, and may hold a second model")
+    options |= _method(config)
+    options |= _adapters(config) if options["method"] != "full" else {}
+    options |= _dtypes(config, options["method"])
+    options |= {
+        "seq_len": config.integer("cutoff_len", 2048),
+        "batch_size": config.integer("per_device_train_batch_size", _BATCH_SIZE),
+        "grad_accum": config.integer("gradient_accumulation_steps", 1),
+        "gradient_checkpointing": not config.flag("disable_gradient_checkpointing"),
+        "optimizer": config.optimizer("optim", "adamw_torch_fused"),
+        "liger": any([config.flag("enable_liger_kernel"), config.flag("use_liger_kernel")]),
+    }
+    reentrant = config.flag("use_reentrant_gc", True)
+    options["use_reentrant"] = reentrant and options["gradient_checkpointing"]
+    options |= _attention(config)
+    options |= _packing(config, stage)
+    options |= _evaluation(config)
+    return config.finish(
+        FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
+    )
+
+
+def _method(config: Config) -> dict[str, Any]:
+    kind = config.text("finetuning_type", "lora", ("lora", "full", "freeze", "oft"))
+    bits = config.integer("quantization_bit", None)
+    family = config.text("quantization_method", "bnb")
+    stored = config.text("quantization_type", "nf4", ("nf4", "fp4"))
+    double = config.flag("double_quantization", True)
+    if kind in ("freeze", "oft"):
+        config.leave("finetuning_type", f"{kind} trains other weights; taken as lora")
+    if bits is not None and kind in ("full", "freeze"):
+        config.faults.append(f"finetuning_type: {kind} with quantization_bit: quantised weights are not trained")
+    if bits is None:
+        return {"method": "full", "quant": "none"} if kind == "full" else {"method": "lora", "quant": "none"}
+    if family != "bnb":
+        config.leave("quantization_method", f"{family} stores weights in its own way; taken as bitsandbytes")
+    if bits not in (4, 8):
+        config.faults.append(f"quantization_bit must be 4 or 8, not {bits}")
+    return {"method": "qlora", "quant": "int8" if bits == 8 else stored, "double_quant": double}
+
+
+def _adapters(config: Config) -> dict[str, Any]:
+    targets, saved = config.names("lora_target"), config.names("additional_target")
+    return {
+        "rank": config.integer("lora_rank", 8),
+        "alpha": config.integer("lora_alpha", None),
+        "lora_dropout": config.number("lora_dropout", 0.0),
+        "target_modules": "all-linear" if targets in ([], ["all"]) else ",".join(targets),
+        "modules_to_save": ",".join(saved) or None,
+        "dora": config.flag("use_dora"),
+        "rslora": config.flag("use_rslora"),
+    }
+
+
+def _dtypes(config: Config, method: str) -> dict[str, Any]:
+    bf16, fp16, pure = config.flag("bf16"), config.flag("fp16"), config.flag("pure_bf16")
+    if bf16 and fp16:
+        config.faults.append("bf16 and fp16 are both on: switch one off")
+    if method == "full" and not pure:
+        config.leave(
+            "finetuning_type",
+            "full without pure_bf16 trains float32 weights: weights, gradients and optimizer take twice what is said",
+        )
+    elif pure and method != "full":
+        config.notes.append("pure_bf16: adapters stay in bfloat16; modelled in float32, which takes more")
+    if not (bf16 or fp16 or pure):
+        config.notes.append("neither bf16 nor fp16: LLaMA-Factory trains without autocast; modelled with it")
+        return {}
+    half = "float16" if fp16 else "bfloat16"
+    return {"compute_dtype": half, "load_dtype": half}
+
+
+def _attention(config: Config) -> dict[str, Any]:
+    kernel = config.text("flash_attn", "auto", ("auto", "disabled", "sdpa", "fa2", "fa3"))
+    if kernel in (None, "auto"):
+        return {}
+    if kernel == "fa3":
+        config.leave("flash_attn", "FlashAttention-3 is not modelled; taken as flash_attention_2")
+    return {"attention": ATTENTIONS.get(kernel, "flash_attention_2")}
+
+
+def _packing(config: Config, stage: str) -> dict[str, Any]:
+    neat = config.flag("neat_packing")
+    packed = config.flag("packing", stage == "pt") or neat
+    if neat and config.raw.get("flash_attn") != "fa2":
+        config.leave("neat_packing", "its mask of whole rows takes memory, but for flash_attn: fa2")
+    if not packed:
+        return {}
+    config.notes.append("packing: every row is full")
+    return {"padding": False}
+
+
+def _evaluation(config: Config) -> dict[str, Any]:
+    held_out = any([config.number("val_size", 0.0), config.get("eval_dataset")])
+    strategy = config.text("eval_strategy", "no", ("no", "steps", "epoch"))
+    asked = config.flag("do_eval") or strategy != "no"
+    size = config.integer("per_device_eval_batch_size", _BATCH_SIZE)
+    return {"eval_batch_size": size} if held_out and asked else {}

@@ -1,0 +1,116 @@
+"""A run as a LLaMA-Factory config. See `llama_factory_keys` for what its keys mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from qlora_planner.exchange.commented import document, target_names
+from qlora_planner.exchange.llama_factory import ATTENTIONS
+from qlora_planner.run import RunConfig
+from qlora_planner.train.options import LEARNING_RATE, compute_dtype
+
+_ABOVE = {
+    "dataset": "A name in dataset_dir/dataset_info.json, and the template of the model's own chat format.",
+    "cutoff_len": "Tokens of a row, and what of a batch: these decide the memory.",
+}
+_KERNELS = {kernel: name for name, kernel in ATTENTIONS.items()}
+
+
+def render(run: RunConfig, model_id: str, data: str, heading: list[str], attention_modules: Sequence[str]) -> str:
+    """A resolved run as a LLaMA-Factory config, with what LLaMA-Factory does otherwise said above it.
+
+    Raises InputError for targets that cannot be written down without their names.
+    """
+    half = compute_dtype(run)
+    config: dict[str, Any] = {
+        "model_name_or_path": model_id,
+        "stage": "sft",
+        "do_train": True,
+        "finetuning_type": "full" if run.method == "full" else "lora",
+    }
+    if run.quant in ("nf4", "fp4"):
+        config |= {"quantization_bit": 4, "quantization_type": run.quant, "double_quantization": run.double_quant}
+    elif run.quant == "int8":
+        config["quantization_bit"] = 8
+    if run.method != "full":
+        config |= _adapters_of(run, attention_modules)
+    config |= {"dataset": "my_dataset", "dataset_dir": "data", "template": "default", "cutoff_len": run.seq_len}
+    if run.packing:
+        config["packing"] = True
+    config |= {
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.grad_accum,
+        "num_train_epochs": 1.0,
+        "optim": run.optimizer,
+        "lr_scheduler_type": "cosine",
+        "learning_rate": LEARNING_RATE,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+        "disable_gradient_checkpointing": not run.gradient_checkpointing,
+        "use_reentrant_gc": run.use_reentrant,
+        "flash_attn": _KERNELS.get(run.attention or "", "auto"),
+        "enable_liger_kernel": run.liger,
+    }
+    if run.method == "full":
+        config["pure_bf16"] = half == "bfloat16"
+    if run.eval_batch_size:
+        config |= {"val_size": 0.02, "eval_strategy": "epoch", "per_device_eval_batch_size": run.eval_batch_size}
+    config |= {"output_dir": "outputs", "logging_steps": 10, "report_to": "none"}
+    return document(config, [*heading, *_differences(run, data)], _ABOVE)
+
+
+def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
+    targets = run.target_modules or "all-linear"
+    names = ["all"] if targets == "all-linear" else target_names(targets, attention_modules)
+    found: dict[str, Any] = {
+        "lora_rank": run.rank,
+        "lora_alpha": run.alpha,
+        "lora_dropout": run.lora_dropout or 0.0,
+        "lora_target": ",".join(names),
+    }
+    if run.modules_to_save:
+        found["additional_target"] = run.modules_to_save
+    if run.dora:
+        found["use_dora"] = True
+    if run.rslora:
+        found["use_rslora"] = True
+    return found
+
+
+def _differences(run: RunConfig, data: str) -> list[str]:
+    """Where LLaMA-Factory cannot do what the plan says, so that nobody takes the plan's figures for this file's."""
+    found = ["LLaMA-Factory trains through transformers' Seq2SeqTrainer. `qlora-plan check` estimates this very file."]
+    found.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
+    if run.trainer != "hf-trainer":
+        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
+    if run.activation_offloading:
+        found.append("The plan offloads activations; LLaMA-Factory has no such option.")
+    if run.upcast:
+        found.append("The plan upcasts; LLaMA-Factory casts what is trained alone to float32.")
+    if run.alloc_conf is not None:
+        found.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
+    return found
+
+
+_KEYS = {
+    "seq_len": "cutoff_len",
+    "batch_size": "per_device_train_batch_size",
+    "grad_accum": "gradient_accumulation_steps",
+    "eval_batch_size": "per_device_eval_batch_size",
+    "rank": "lora_rank",
+    "optimizer": "optim",
+    "double_quant": "double_quantization",
+}
+
+
+def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Changed run options as they are written in a LLaMA-Factory config."""
+    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+    if changes.get("quant") == "nf4":
+        found["quantization_bit"] = 4
+    if changes.get("gradient_checkpointing"):
+        found["disable_gradient_checkpointing"] = False
+    if "attention" in changes:
+        found["flash_attn"] = _KERNELS[changes["attention"]]
+    return found

@@ -1,0 +1,197 @@
+"""What a training config of another tool says, and what became of each of its keys."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from qlora_planner.catalog import OPTIMIZERS
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.run import RunConfig
+
+# torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
+STAND_INS: Mapping[str, str] = dict.fromkeys(
+    ("adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "ao_adamw_fp8"), "adamw_8bit"
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reading:
+    """A config as a model and a run. Every key of the file is in exactly one of the four kinds.
+
+    `used` decided the run; `ignored` take no memory, or are switched off; `not_modelled` may change memory and are not
+    in the estimate, with the reason; `unknown` are no options of that tool, as far as is known here.
+    `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
+    """
+
+    format: str
+    model_id: str
+    run: RunConfig
+    used: tuple[str, ...]
+    ignored: tuple[str, ...]
+    not_modelled: Mapping[str, str]
+    unknown: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    gpu: Mapping[str, Any] | None = None
+
+    def keys_to_dict(self) -> dict[str, Any]:
+        """The four kinds, JSON-ready."""
+        return {
+            "used": list(self.used),
+            "ignored": list(self.ignored),
+            "not_modelled": dict(self.not_modelled),
+            "unknown": list(self.unknown),
+        }
+
+
+@dataclass(slots=True)
+class Config:
+    """One tool's config while it is read: values by key, the keys that were looked at, and every fault."""
+
+    raw: Mapping[str, Any]
+    where: str
+    seen: dict[str, None] = field(default_factory=dict)
+    faults: list[str] = field(default_factory=list)
+    not_modelled: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def get(self, key: str) -> Any:
+        """The value as it is written; None where it is absent or null, which these tools do not tell apart."""
+        if key in self.raw:
+            self.seen[key] = None
+        return self.raw.get(key)
+
+    def flag(self, key: str, default: bool = False) -> bool:
+        """A switch."""
+        value = self.get(key)
+        if value is None or isinstance(value, bool):
+            return default if value is None else value
+        if isinstance(value, str) and value.lower() in ("true", "false"):
+            return value.lower() == "true"
+        self.faults.append(f"{key} must be true or false, not {quoted(value)}")
+        return default
+
+    def integer(self, key: str, default: int | None) -> int | None:
+        """A whole number from 1 on."""
+        value = self.get(key)
+        if value is None:
+            return default
+        number = _number(value)
+        if number is None or number != int(number) or not 1 <= number <= 1 << 24:
+            self.faults.append(f"{key} must be a whole number from 1 on, not {quoted(value)}")
+            return default
+        return int(number)
+
+    def number(self, key: str, default: float) -> float:
+        """A number from 0 on."""
+        value = self.get(key)
+        if value is None:
+            return default
+        number = _number(value)
+        if number is None or number < 0:
+            self.faults.append(f"{key} must be a number from 0 on, not {quoted(value)}")
+            return default
+        return number
+
+    def text(self, key: str, default: str | None = None, allowed: Collection[str] = ()) -> str | None:
+        """A word, one of `allowed` where it is given."""
+        value = self.get(key)
+        if value is None or value == "":
+            return default
+        if not isinstance(value, str) or (allowed and value not in allowed):
+            choices = f"one of {', '.join(allowed)}" if allowed else "a word"
+            self.faults.append(f"{key} must be {choices}, not {quoted(value)}")
+            return default
+        return value
+
+    def names(self, key: str) -> list[str]:
+        """A list of names, written as one or joined by commas."""
+        value = self.get(key)
+        if value is None or value == "":
+            return []
+        listed = value.split(",") if isinstance(value, str) else value
+        if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+            self.faults.append(f"{key} must be a list of names, not {quoted(value)}")
+            return []
+        return [name.strip() for name in listed if name.strip()]
+
+    def optimizer(self, key: str, default: str) -> str:
+        """An optimizer by transformers' name."""
+        name = self.text(key, default) or default
+        if name in STAND_INS:
+            self.leave(key, f"{name} keeps its states in torchao's way; taken as {STAND_INS[name]}")
+            return STAND_INS[name]
+        if name not in OPTIMIZERS:
+            known = ", ".join(OPTIMIZERS)
+            self.faults.append(f"{key}: the memory of {quoted(name)} is not known here; known: {known}")
+            return default
+        return name
+
+    def model(self, key: str) -> str:
+        """The model, which every config must name."""
+        name = self.text(key)
+        if name is None or not name.strip():
+            self.faults.append(f"names no model: {key} is missing")
+        return (name or "").strip()
+
+    def leave(self, key: str, why: str) -> None:
+        """Say that what `key` asks for is not in the estimate."""
+        self.seen[key] = None
+        self.not_modelled[key] = why
+
+    def finish(
+        self,
+        tool: str,
+        model_id: str,
+        options: Mapping[str, Any],
+        *,
+        used: Collection[str],
+        neutral: Collection[str],
+        families: tuple[str, ...],
+        not_modelled: Mapping[str, str],
+    ) -> Reading:
+        """The run of `options`, and every key in its place.
+
+        A key that decides nothing here, as an adapter's rank without an adapter, is ignored; one that is null,
+        false or empty asks for nothing, whatever it could ask for. Raises InputError naming the file and all faults.
+        """
+        ignored: list[str] = []
+        unknown: list[str] = []
+        for key, value in self.raw.items():
+            if key in self.seen:
+                continue
+            known = key in used or key in neutral or key.startswith(families) or key in not_modelled
+            if key in not_modelled and value not in (None, False, "", 0) and value != [] and value != {}:
+                self.not_modelled[key] = not_modelled[key]
+            else:
+                (ignored if known else unknown).append(key)
+        run = None
+        try:
+            run = RunConfig(**options)
+        except InputError as error:
+            self.faults.append(str(error))
+        if self.faults or run is None:
+            refuse(self.faults, self.where)
+        return Reading(
+            format=tool,
+            model_id=model_id,
+            run=run,
+            used=tuple(key for key in self.seen if key not in self.not_modelled),
+            ignored=tuple(ignored),
+            not_modelled={plain(key): why for key, why in self.not_modelled.items()},
+            unknown=tuple(plain(key) for key in unknown),
+            notes=tuple(self.notes),
+        )
+
+
+def _number(value: Any) -> float | None:
+    """A number, also where YAML took it for text, as it does with 2e-4."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if number == number and abs(number) != float("inf") else None

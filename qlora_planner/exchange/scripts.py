@@ -1,0 +1,271 @@
+"""A plan as a Python script of its own: transformers, peft, bitsandbytes and trl, nothing of this package.
+
+Every argument comes from `train.options`, so that a script trains the very run that `verify` measures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qlora_planner.catalog import find_optimizer
+from qlora_planner.exchange.code import Code, call, literal
+from qlora_planner.run import RunConfig
+from qlora_planner.train import options
+
+_SPLIT = "parts = dataset.train_test_split(test_size=0.02, seed=0)"
+# How scripts that train without trl turn a sample into tokens: the same three shapes of samples that trl takes.
+_TOKENIZE = '''
+def tokens_of(sample):
+    """Tokens of one sample: `messages`, `prompt` with `completion`, or `text`."""
+    if "messages" in sample:
+        text = tokenizer.apply_chat_template(sample["messages"], tokenize=False)
+        return tokenizer(text, add_special_tokens=False, truncation=True, max_length=SEQ_LEN)
+    text = sample["text"] if "text" in sample else sample["prompt"] + sample["completion"]
+    return tokenizer(text + tokenizer.eos_token, truncation=True, max_length=SEQ_LEN)
+
+
+dataset = dataset.map(tokens_of, remove_columns=dataset.column_names)'''
+# The same rule by which a plan counts them: linear modules that sit directly in an attention module.
+_ATTENTION = '''
+def attention_modules(model):
+    """Full names of the linear modules that sit directly in an attention module."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D))
+        and re.search("attention|attn", type(model.get_submodule(name.rpartition(".")[0])).__name__, re.IGNORECASE)
+    ]
+'''
+_LIGER = """from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+_apply_liger_kernel_to_instance(model=BASE)"""
+
+
+def script(run: RunConfig, model_id: str, data: str, heading: list[str], *, notebook: bool = False) -> str:
+    """The whole script of a resolved run; `heading` are printable lines about the plan.
+
+    As a `notebook` cell it installs its packages, and refuses to start where torch is imported already and the
+    allocator's settings would be ignored.
+    """
+    parts = [
+        "\n".join(f"# {line}".rstrip() for line in heading),
+        *_opening(run, notebook=notebook),
+        "\n".join(_imports(run)),
+        "\n".join(_constants(run, model_id, data)),
+        "\n".join(_model(run)),
+        _dataset(run),
+        "\n".join({"trl-sft": _sft, "loop": _loop}.get(run.trainer or "trl-sft", _trainer)(run)),
+    ]
+    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+
+
+def packages(run: RunConfig) -> list[str]:
+    """What the script imports, by the names that pip installs."""
+    found = ["torch", "transformers", "accelerate", "datasets"]
+    found += ["peft"] if run.method != "full" else []
+    optimizer = find_optimizer(run.optimizer)
+    states = None if optimizer is None else optimizer.package
+    found += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
+    found += ["trl"] if run.trainer == "trl-sft" else []
+    return [*found, "liger-kernel"] if run.liger else found
+
+
+def _opening(run: RunConfig, *, notebook: bool) -> Iterator[str]:
+    """What must come before torch is imported."""
+    if notebook:
+        yield f"%pip install -q {' '.join(packages(run))}"
+    if run.alloc_conf is None:
+        return
+    lines = ["import os"]
+    if notebook:
+        lines += [
+            "import sys",
+            "",
+            'assert "torch" not in sys.modules, "restart the kernel: torch is imported already"',
+        ]
+    lines += ["", "# torch reads its allocator's settings once, when it is imported."]
+    lines += [
+        f"os.environ[{literal(name)}] = {literal(value)}"
+        for name, value in options.allocator_environment(run).items()
+        if value is not None
+    ]
+    yield "\n".join(lines)
+
+
+def _imports(run: RunConfig) -> Iterator[str]:
+    if run.target_modules == "attention":
+        yield "import re\n"
+    yield "import torch"
+    yield "import transformers"
+    yield "from datasets import load_dataset"
+    if run.method != "full":
+        names = ["LoraConfig", "get_peft_model", *(["prepare_model_for_kbit_training"] if run.upcast else [])]
+        yield f"from peft import {', '.join(names)}"
+    names = ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"]
+    if options.quantization_options(run):
+        names.append("BitsAndBytesConfig")
+    if run.trainer != "trl-sft":
+        names += ["DataCollatorForLanguageModeling", "Trainer", "TrainingArguments"]
+    yield "from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")"
+    if run.target_modules == "attention":
+        yield "from transformers.pytorch_utils import Conv1D"
+    if run.trainer == "trl-sft":
+        yield "from trl import SFTConfig, SFTTrainer"
+
+
+def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
+    yield f"MODEL = {literal(model_id)}"
+    yield f"DATA = {literal(data)}  # JSON lines with messages, text, or prompt and completion"
+    yield 'OUTPUT = "outputs"'
+    if run.trainer != "trl-sft":
+        yield f"SEQ_LEN = {run.seq_len}"
+    yield 'DEVICE = 0 if torch.cuda.is_available() else "cpu"'
+
+
+def _model(run: RunConfig) -> Iterator[str]:
+    yield "tokenizer = AutoTokenizer.from_pretrained(MODEL)"
+    yield "if tokenizer.pad_token is None:"
+    yield "    tokenizer.pad_token = tokenizer.eos_token"
+    yield "# The class that the checkpoint names: it is the one that was planned for."
+    yield "architectures = AutoConfig.from_pretrained(MODEL).architectures or [None]"
+    yield 'model_class = getattr(transformers, architectures[0] or "", AutoModelForCausalLM)'
+    loading: dict[str, Any] = {"device_map": Code('{"": DEVICE}'), **_dtypes(options.model_options(run))}
+    quantization = options.quantization_options(run)
+    if quantization:
+        loading["quantization_config"] = Code(call("BitsAndBytesConfig", _dtypes(quantization)))
+    yield f"model = {call('model_class.from_pretrained', loading, 'MODEL')}"
+    if run.method == "full":
+        return
+    if run.upcast:
+        preparing = {
+            "use_gradient_checkpointing": run.gradient_checkpointing,
+            "gradient_checkpointing_kwargs": options.checkpointing_options(run),
+        }
+        yield f"model = {call('prepare_model_for_kbit_training', preparing, 'model')}"
+    if run.target_modules == "attention":
+        yield f"\n{_ATTENTION}\n"
+        adapters = {**options.lora_options(run, ["?"]), "target_modules": Code("attention_modules(model)")}
+    else:
+        adapters = options.lora_options(run)
+    yield f"adapters = {call('LoraConfig', adapters)}"
+    yield "model = get_peft_model(model, adapters)"
+
+
+def _dtypes(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Options with torch's dtypes in place of their names."""
+    return {
+        name: Code(f"torch.{value}") if name in ("dtype", options.COMPUTE_DTYPE) else value
+        for name, value in named.items()
+    }
+
+
+def _dataset(run: RunConfig) -> str:
+    lines = ['dataset = load_dataset("json", data_files=DATA, split="train")']
+    if run.trainer != "trl-sft":
+        lines.append(f"\n{_TOKENIZE}")
+    if run.eval_batch_size is not None:
+        lines.append(_SPLIT)
+    return "\n".join(lines)
+
+
+def _arguments(run: RunConfig) -> dict[str, Any]:
+    """The run's own options, and what a script must say beside them, none of which takes memory."""
+    own: dict[str, Any] = {
+        "output_dir": Code("OUTPUT"),
+        "num_train_epochs": 1,
+        "logging_steps": 10,
+        "save_strategy": "epoch",
+        "report_to": "none",
+        "use_cpu": Code('DEVICE == "cpu"'),
+    }
+    if run.eval_batch_size is not None:
+        own["eval_strategy"] = "epoch"
+    return {**own, **options.trainer_options(run)}
+
+
+def _sets(run: RunConfig) -> dict[str, Any]:
+    if run.eval_batch_size is None:
+        return {"train_dataset": Code("dataset")}
+    return {"train_dataset": Code('parts["train"]'), "eval_dataset": Code('parts["test"]')}
+
+
+def _sft(run: RunConfig) -> Iterator[str]:
+    arguments = {**_arguments(run), **options.sequence_options(run)}
+    parts = {
+        "model": Code("model"),
+        "args": Code(call("SFTConfig", arguments)),
+        **_sets(run),
+        "processing_class": Code("tokenizer"),
+    }
+    yield f"trainer = {call('SFTTrainer', parts)}"
+    yield from _ending()
+
+
+def _trainer(run: RunConfig) -> Iterator[str]:
+    parts = {
+        "model": Code("model"),
+        "args": Code(call("TrainingArguments", _arguments(run))),
+        **_sets(run),
+        "data_collator": Code("DataCollatorForLanguageModeling(tokenizer, mlm=False)"),
+        "processing_class": Code("tokenizer"),
+    }
+    yield f"trainer = {call('Trainer', parts)}"
+    yield from _ending()
+
+
+def _ending() -> Iterator[str]:
+    yield "trainer.train()"
+    yield "trainer.save_model(OUTPUT)"
+    yield "if torch.cuda.is_available():"
+    yield '    print(f"peak allocated {torch.cuda.max_memory_allocated():,} bytes")'
+
+
+def _loop(run: RunConfig) -> Iterator[str]:
+    """The plain loop: no autocast, the model's own loss, no attention mask over full rows."""
+    base = "model" if run.method == "full" else "model.get_base_model()"
+    if run.liger:
+        yield _LIGER.replace("BASE", base)
+    prepared = run.upcast and run.method != "full"
+    if run.gradient_checkpointing and not prepared:  # else preparing has switched it on
+        yield call(
+            "model.gradient_checkpointing_enable",
+            {"gradient_checkpointing_kwargs": options.checkpointing_options(run)},
+        )
+        if run.method != "full":
+            yield "model.enable_input_require_grads()"
+    chosen = options.trainer_options(run)
+    yield "# transformers' own table of optimizers: the constructor and its arguments."
+    asked = {"output_dir": Code("OUTPUT"), **{name: chosen[name] for name in ("optim", "learning_rate")}}
+    yield f"arguments = {call('TrainingArguments', asked)}"
+    yield "kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)"
+    yield "optimizer = kind([p for p in model.parameters() if p.requires_grad], **settings)"
+    rows = "dataset" if run.eval_batch_size is None else 'parts["train"]'
+    yield _LOOP.format(rows=rows, batch=run.batch_size, accumulated=run.grad_accum)
+    if run.eval_batch_size is not None:
+        yield _EVALUATION.format(batch=run.eval_batch_size)
+    yield "model.save_pretrained(OUTPUT)"
+
+
+_LOOP = """collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
+BATCH_SIZE, GRAD_ACCUM = {batch}, {accumulated}
+batches = torch.utils.data.DataLoader(
+    {rows}, batch_size=BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate
+)
+model.train()
+for step, batch in enumerate(batches, start=1):
+    placed = {{name: value.to(model.device) for name, value in batch.items()}}
+    if bool(placed["attention_mask"].all()):
+        del placed["attention_mask"]  # full rows need none
+    outputs = model(**placed)
+    loss = outputs.loss / GRAD_ACCUM
+    loss.backward()
+    if step % GRAD_ACCUM == 0:
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        print(f"step {{step // GRAD_ACCUM}}: loss {{outputs.loss.item():.4f}}")"""
+_EVALUATION = """model.eval()
+with torch.no_grad():
+    held_out = torch.utils.data.DataLoader(parts["test"], batch_size={batch}, collate_fn=collate)
+    losses = [model(**{{name: value.to(model.device) for name, value in batch.items()}}).loss for batch in held_out]
+print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
