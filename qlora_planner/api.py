@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError
 from qlora_planner.profile.faults import plain, quoted
@@ -24,7 +24,7 @@ from qlora_planner.sources.locations import (
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
-    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.hardware import GpuCatalogue, GpuSpec
     from qlora_planner.memory import MemoryEstimate, Problem
     from qlora_planner.planner import Plan
     from qlora_planner.profile.tape import Tape
@@ -354,36 +354,54 @@ def plan(
     gpu: GpuSpec,
     run: RunConfig | None = None,
     *,
-    objective: str = "throughput",
-    reserve_bytes: int = 0,
-    cap_bytes: int | None = None,
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
+    **asked: Any,
 ) -> Plan:
-    """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`."""
+    """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`.
+
+    `asked` are the other fields of `qlora_planner.planner.plan.Request`, such as `objective`, `fixed`, `data`.
+    """
+    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.planner.plan import Request
     from qlora_planner.planner.plan import plan as answer
-    from qlora_planner.planner.speed import speed_of
+    from qlora_planner.run import RunConfig as Run
     from qlora_planner.sources.tapes import stored_sweep
+
+    told: set[str] = set()
 
     def traced(chosen: RunConfig) -> Tape | None:
         try:
             return tape_for(profile, chosen, gpu, profiles=profiles, tell=tell)
         except MissingError as error:  # closed forms answer instead, and the plan says so
-            tell(str(error))
+            if not told:
+                tell(str(error))
+            told.add(str(error))
             return None
 
-    known = calibration(profiles)
-    found = answer(
+    catalogue = GpuCatalogue(gpus_dirs(profiles))
+    asked.setdefault("cards", catalogue.all())
+    return answer(
         profile,
-        gpu,
-        run,
-        objective=objective,
-        reserve_bytes=reserve_bytes,
-        cap_bytes=cap_bytes,
+        Request(gpu=gpu, run=run or Run(), pace_on=_with_rates(gpu, catalogue), **asked),
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
-        stored_of=lambda chosen: tape_for(profile, chosen, gpu, profiles=profiles, stored_only=True),
-        calibration=known,
+        calibration=calibration(profiles),
     )
-    speed = speed_of(profile, found.run, gpu, known, found.stack)
-    return replace(found, estimate=replace(found.estimate, speed=speed))
+
+
+def _with_rates(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
+    """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.
+
+    That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has it.
+    """
+    from qlora_planner.hardware.sizes import marketed_size
+
+    if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
+        return gpu
+    if gpu.form == "size" and gpu.marketed_gb:
+        named = catalogue.get(marketed_size(gpu.marketed_gb).card)
+        if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):
+            return named
+    rated = [card for card in catalogue.all() if card.bandwidth_bytes_per_s and card.bf16_flops]
+    return min(rated, key=lambda card: (card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name))

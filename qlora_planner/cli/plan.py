@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import (
     SectionOption,
@@ -19,10 +22,14 @@ from qlora_planner.cli.options import (
 )
 from qlora_planner.cli.plan_files import wanted_files, write_files
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import card_from, output_from
-from qlora_planner.errors import MissingError
+from qlora_planner.cli.values import Card, Output, card_from, output_from
+from qlora_planner.errors import InputError
 
-OBJECTIVES = ("throughput",)
+if TYPE_CHECKING:
+    from qlora_planner.profile import ModelProfile
+    from qlora_planner.run import RunConfig
+
+OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
 
 
 @click.command("plan", cls=Verb)
@@ -34,6 +41,14 @@ OBJECTIVES = ("throughput",)
     default="throughput",
     help="What is best (throughput).",
 )
+@click.option(
+    "--effective-batch",
+    cls=SectionOption,
+    type=click.IntRange(1, 1 << 16),
+    metavar="N",
+    help="Sequences per optimizer step, whatever the micro-batch (16).",
+)
+@click.option("--compare", cls=SectionOption, multiple=True, metavar="GPU,..", help="The same run on these cards too.")
 @click.option("--save", cls=SectionOption, metavar="FILE", help="Write the plan as YAML for verify, check and train.")
 @click.option("--force", cls=SectionOption, is_flag=True, help="Let --save and --export write over a file.")
 @click.option(
@@ -48,33 +63,51 @@ OBJECTIVES = ("throughput",)
 @data_options()
 @run_options()
 @output_options()
-def command(model: str, objective: str, save: str | None, force: bool, exports: tuple[str, ...], **given: Any) -> int:
+def command(
+    model: str,
+    objective: str,
+    effective_batch: int | None,
+    compare: tuple[str, ...],
+    save: str | None,
+    force: bool,
+    exports: tuple[str, ...],
+    **given: Any,
+) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
 
-    Run options that are given are kept as far as they fit. Exits with 1 when nothing fits.
+    Run options that are given are kept as far as they fit; everything else is searched. Exits with 1 when nothing fits.
     """
     output = output_from(given)
-    if given["data"] is not None:
-        raise MissingError("--data is not built yet; plan with --seq-len at the length of your longest sample")
     wanted = wanted_files(save, exports, output, force=force)
     explicit = explicit_run_options(given)
-    run = run_from(given) if explicit else None
-    card = card_from(given, output, required=True)
-    assert card is not None
-    profile = profile_for(model, output)
-    from qlora_planner.api import plan
+    run = run_from(given)
+    _check_batch(explicit, effective_batch)
+    from qlora_planner import api
 
-    found = plan(
+    others = [api.load_gpu(name, profiles=output.profiles) for text in compare for name in text.split(",")]
+    if objective == "cheapest":
+        profile = profile_for(model, output)
+        card: Card | None = cheapest_card(profile, run, explicit, given, output)
+    else:
+        card = card_from(given, output, required=True)
+        profile = profile_for(model, output)
+    assert card is not None
+    data = summary_from(given, model if Path(model).exists() else profile.id, output)
+    found = api.plan(
         profile,
         card.gpu,
         run,
+        fixed=explicit,
         objective=objective,
+        effective_batch=effective_batch,
         reserve_bytes=card.reserve_bytes,
         cap_bytes=card.cap_bytes,
+        data=data,
+        compare=others,
         profiles=output.profiles,
         tell=output.warn,
     )
-    printed = write_files(found, wanted, profile, data, output)
+    printed = write_files(found, wanted, profile, given["data"], output)
     if printed is not None:
         answer(printed)
     elif output.json:
@@ -84,3 +117,42 @@ def command(model: str, objective: str, save: str | None, force: bool, exports: 
 
         answer(render_plan(found, explicit, card.asked, output.theme, explain=output.explain))
     return 1 if found.estimate.verdict in ("does-not-fit", "will-not-run") else 0
+
+
+def _check_batch(explicit: Mapping[str, Any], effective_batch: int | None) -> None:
+    batch = explicit.get("batch_size")
+    if effective_batch is not None and "grad_accum" in explicit:
+        raise InputError("--effective-batch and --grad-accum say the same thing twice: leave one out")
+    if effective_batch is not None and batch is not None and effective_batch % batch:
+        raise InputError(f"--effective-batch {effective_batch} is no multiple of --batch-size {batch}")
+
+
+def cheapest_card(
+    profile: ModelProfile, run: RunConfig, explicit: Mapping[str, Any], given: Mapping[str, Any], output: Output
+) -> Card:
+    """The card with a price on which a token of the best run costs least; those of --gpu, or the whole catalogue."""
+    from qlora_planner import api
+    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.planner.cheapest import cheapest
+    from qlora_planner.sources.locations import gpus_dirs, tapes_dirs
+    from qlora_planner.sources.tapes import stored_sweep
+
+    if given.get("gpu"):
+        asked = card_from(given, output, required=True)
+        assert asked is not None
+        cards = [asked.gpu]
+    else:
+        cards = list(GpuCatalogue(gpus_dirs(output.profiles)).all())
+    found = cheapest(
+        profile,
+        run,
+        explicit,
+        cards,
+        stored_sweep(profile, tapes_dirs(output.profiles)),
+        api.calibration(output.profiles),
+    )
+    if found is None:
+        raise InputError(
+            f"--objective cheapest: {profile.id} fits on no card with a known price; see `qlora-plan gpus`"
+        )
+    return Card(gpu=found, reserve_bytes=0, cap_bytes=None, asked=found.name)

@@ -34,8 +34,11 @@ from qlora_planner.run import RunConfig
 OUTSIDE = -1
 COMPONENTS = tuple(Component)
 _ADAPTERS = COMPONENTS.index(Component.ADAPTERS)
+_GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
 _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
+
+_MICRO_BATCH = ("forward", "backward", "after")
 
 # Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
 Survivors = dict[int, tuple[Block | None, int]]
@@ -83,8 +86,10 @@ class Player:
         steps = {segment.step for segment in self.script.tape.segments}
         started = False
         rounds = 2 if len(steps) == 1 else 1
+        # A tape of steps without accumulation: a second micro-batch meets the first one's gradients, as any later one.
+        again = run.grad_accum > 1 and not any(segment.micro_step for segment in self.script.tape.segments)
         for done in range(1, rounds + 1):
-            for segment, layer in _walk(self.script):
+            for segment, layer in _accumulated(self.script) if again else _walk(self.script):
                 if segment.stage == "eval" and done < rounds:
                     continue  # evaluation comes once the optimizer has its states
                 self._begin()
@@ -151,6 +156,8 @@ class Player:
         for kind, storage, size, component in self.script.acts[segment]:
             if kind in (BIRTH, BIRTH_STREAMED):
                 if storage in kept:
+                    if component == _GRADIENTS:  # added to the gradient that is there, and gone
+                        free(malloc(size, kind == BIRTH_STREAMED))
                     continue
                 block = malloc(size, kind == BIRTH_STREAMED)
                 here[storage] = (block, component)
@@ -255,6 +262,19 @@ def _walk(script: Script) -> Iterator[tuple[Segment, int]]:
             for part in parts.get(places[whole], ()):
                 yield part, whole
         index = stop
+
+
+def _accumulated(script: Script) -> Iterator[tuple[Segment, int]]:
+    """The same with every micro-batch twice before the optimizer's step."""
+    micro_batch: list[tuple[Segment, int]] = []
+    for segment, layer in _walk(script):
+        if segment.stage in _MICRO_BATCH:
+            micro_batch.append((segment, layer))
+        elif micro_batch:
+            yield from micro_batch
+            micro_batch = []
+        yield segment, layer
+    yield from micro_batch
 
 
 def _phase(segment: Segment) -> str:

@@ -14,7 +14,7 @@ from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
 # Sequences per optimizer step where the user wants none in particular: what the QLoRA paper's recipes use (Dettmers et
-# al. 2023, table 9: 16 for 7B to 33B).
+# al. 2023, table 9: 16 on OASST1 at every size).
 EFFECTIVE_BATCH = 16
 RANKS = (8, 16, 32, 64, 128, 256)
 # Beyond what QLoRA found to make no difference (section 4 and appendix A: rank is unrelated to quality once every
@@ -74,8 +74,19 @@ RULES = (
         source="torch.nn.functional.scaled_dot_product_attention",
     ),
     Rule(
+        name="int8",
+        says="8-bit weights only where quality is asked for before speed",
+        source="bitsandbytes multiplies outlier columns of activations apart: their number, and so speed and memory,"
+        " depends on trained weights, which no measurement here had",
+    ),
+    Rule(
+        name="offloading",
+        says="activations go to the host only where the longest context is asked for, or nothing else fits",
+        source="each layer's input crosses PCIe twice: 1 x 4,096 tokens of Llama-3.1-8B took 0.87 s instead of 0.73 s",
+    ),
+    Rule(
         name="near-ties",
-        says="of runs within 2 % of each other in speed, the one that needs least memory",
+        says="of runs within 2 % of each other in speed: more bits, then the usual options, then least memory",
         source="nobody can tell runs so near apart beforehand; the accuracy of the speed model is in the README",
     ),
 )
@@ -132,19 +143,21 @@ def make_space(
     *,
     effective_batch: int | None = None,
     packed: bool = False,
+    int8: bool = False,
+    offloading: bool = False,
     whole: bool = True,
 ) -> Space:
-    """Every combination of what is not `fixed`; `packed` tries packing too.
+    """Every combination of what is not `fixed`; `packed`, `int8` and `offloading` try those too.
 
-    With `whole` false the optimizer, offloading and the allocator stay as they are, as for a survey of many models.
+    With `whole` false the optimizer and the allocator stay as they are, as for a survey of many models.
     """
-    open_axes: list[list[dict[str, Any]]] = [_bases(run, fixed)]
+    open_axes: list[list[dict[str, Any]]] = [_bases(run, fixed, int8)]
     if "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
         open_axes.append([{"gradient_checkpointing": True}, {"gradient_checkpointing": False}])
     if whole:
         if "optimizer" not in fixed:
             open_axes.append([{"optimizer": name} for name in OPTIMIZERS])
-        if "activation_offloading" not in fixed:
+        if offloading and "activation_offloading" not in fixed:
             open_axes.append([{"activation_offloading": False}, {"activation_offloading": True}])
         if "alloc_conf" not in fixed:
             open_axes.append([{"alloc_conf": None}, {"alloc_conf": "expandable_segments:True"}])
@@ -155,10 +168,15 @@ def make_space(
     return Space(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
 
 
-def _bases(run: RunConfig, fixed: frozenset[str]) -> list[dict[str, Any]]:
+def _bases(run: RunConfig, fixed: frozenset[str], int8: bool) -> list[dict[str, Any]]:
     """Ways to store the weights that agree with what is fixed; the run's own where none does (fp4, full)."""
     asked = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
-    found = [dict(base.options) for base in BASES if all(base.options.get(k, v) == v for k, v in asked.items())]
+    found = [
+        dict(base.options)
+        for base in BASES
+        if all(base.options.get(name, value) == value for name, value in asked.items())
+        and (int8 or base.options["quant"] != "int8" or "quant" in fixed)
+    ]
     return found or [{}]
 
 

@@ -26,6 +26,7 @@ class Columns:
     seq: NDArray[np.int64]
     rank: NDArray[np.int64]
     quality: NDArray[np.int64]
+    plain: NDArray[np.int64]
 
 
 def near_pace(columns: Columns) -> NDArray[Any]:
@@ -52,30 +53,30 @@ OBJECTIVES = {
         Objective(
             name="throughput",
             says="most tokens per second",
-            keys=lambda c: (near_pace(c), -c.floor, c.quality),
+            keys=lambda c: (near_pace(c), c.quality, c.plain, -c.floor),
         ),
         Objective(
             name="context",
             says="the longest sequence at batch 1",
-            keys=lambda c: (c.seq, near_pace(c), -c.floor),
+            keys=lambda c: (c.seq, near_pace(c), c.plain, -c.floor),
             lengths=True,
         ),
         Objective(
             name="rank",
             says="the largest rank",
-            keys=lambda c: (c.rank, near_pace(c), -c.floor),
+            keys=lambda c: (c.rank, near_pace(c), c.plain, -c.floor),
             ranks=RANKS,
         ),
         Objective(
             name="quality",
             says="16-bit weights where they fit, then the rank, then speed",
-            keys=lambda c: (c.quality, c.rank, near_pace(c), -c.floor),
+            keys=lambda c: (c.quality, c.rank, near_pace(c), c.plain, -c.floor),
             ranks=QUALITY_RANKS,
         ),
         Objective(
             name="cheapest",
             says="the card of the catalogue on which a token costs least",
-            keys=lambda c: (near_pace(c), -c.floor, c.quality),
+            keys=lambda c: (near_pace(c), c.quality, c.plain, -c.floor),
             cards=True,
         ),
     )

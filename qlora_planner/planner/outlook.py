@@ -18,13 +18,18 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form
 from qlora_planner.memory.closed_view import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
+from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.groundwork import Groundwork, Parts, assemble, build_groundwork
+from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.static import static_memory
 from qlora_planner.memory.sweep import Fixed
 from qlora_planner.memory.training import training_state
 from qlora_planner.memory.variant import variant_key
 from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, spread, with_libraries
 from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
+from qlora_planner.planner.speed import SpeedModel, speed_model
+from qlora_planner.planner.speed_model import optimizer_work
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -33,6 +38,11 @@ Ints = NDArray[np.int64]
 _LATER = (
     "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger", "padding",
     "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
+)  # fmt: skip
+# Options that change nothing of what layers and head compute.
+_NOT_IN_LAYERS = (
+    "batch_size", "seq_len", "grad_accum", "optimizer", "alloc_conf", "eval_batch_size", "rank", "alpha", "packing",
+    "activation_offloading",
 )  # fmt: skip
 
 
@@ -54,6 +64,11 @@ class Outlook:
     def footing(self) -> str:
         """The footing of runs outside every trace."""
         return self.parts.footing
+
+    @property
+    def _over(self) -> float:
+        """Segments in use over allocated bytes, for a traced run."""
+        return RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(self.run.alloc_conf) else self.over_allocated
 
     def floors(self, batch: Ints, seq: Ints) -> tuple[Ints, NDArray[np.bool_]]:
         """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,)."""
@@ -83,7 +98,7 @@ class Outlook:
             moments = part.moments.on(self.workspace)
             phases = moments.allocated_sweep(batch[inside], seq[inside], self.run.rank, {self.run.rank: self.fixed})
             level = np.maximum.reduce(list(phases.values()))
-            floors[inside] = (level * self.over_allocated).astype(np.int64)
+            floors[inside] = (level * self._over).astype(np.int64)
             traced |= inside
         return floors, traced
 
@@ -104,7 +119,8 @@ class Outlooks:
     gpu: GpuSpec
     sweep: Sweep | None
     calibration: Calibration | None
-    _loaded: dict[str, Groundwork]
+    _loaded: dict[str, tuple[int, Groundwork]]
+    _paces: dict[tuple[str, str], SpeedModel | None]
     _limits: dict[tuple[int, str, ContextRow], int]
 
     @classmethod
@@ -112,7 +128,7 @@ class Outlooks:
         cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
     ) -> Outlooks:
         """For one model on one card."""
-        return cls(profile, gpu, sweep, calibration, {}, {})
+        return cls(profile, gpu, sweep, calibration, {}, {}, {})
 
     def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
         """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
@@ -122,6 +138,29 @@ class Outlooks:
         return outlook_of(
             ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), over_allocated
         )
+
+    def pace(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
+        """The speed of a resolved run's options on a card; None where the card's rates are unknown.
+
+        Layers and head are worked out once for all runs that differ in sizes, optimizer or the allocator alone.
+        Raises InputError when target modules match nothing.
+        """
+        run, default = resolution.run, RunConfig()
+        key = repr(run.with_(**{name: getattr(default, name) for name in _NOT_IN_LAYERS})), on.name
+        if key not in self._paces:
+            self._paces[key] = speed_model(self.profile, run, on, self.calibration, resolution.stack)
+        known = self._paces[key]
+        if known is None:
+            return None
+        trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
+        optimizer = find_optimizer(run.optimizer)
+        assert optimizer is not None
+        fixed, per_rank, tensors = optimizer_work(self.profile, run, trainer, optimizer)
+        work = replace(
+            known.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
+            tensor_steps=tensors,
+        )  # fmt: skip
+        return replace(known, work=work)
 
     def context(self, run: RunConfig) -> ContextRow:
         """The CUDA context of a run on this card."""
@@ -135,13 +174,18 @@ class Outlooks:
         return self._limits[key]
 
     def _ground(self, resolution: Resolution, workspace: int) -> Groundwork:
-        run = resolution.run
-        default = RunConfig()
-        loads_alike = run.with_(**{name: getattr(default, name) for name in _LATER})
-        key = repr(loads_alike)
+        """Played once for all that load alike; another rank is the played one with other adapters."""
+        run, default = resolution.run, RunConfig()
+        key = repr(run.with_(**{name: getattr(default, name) for name in (*_LATER, "rank")}))
         if key not in self._loaded:
-            self._loaded[key] = build_groundwork(self.profile, resolution, workspace)
-        known = self._loaded[key]
+            self._loaded[key] = run.rank, build_groundwork(self.profile, resolution, workspace)
+        rank, known = self._loaded[key]
+        if rank != run.rank:
+            static = static_memory(self.profile, run)
+            more = static.adapters - known.static.adapters
+            at = known.adapters
+            adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
+            known = replace(known, static=static, adapters=adapters, shape=closed_form.model_shape(self.profile, run))
         trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None

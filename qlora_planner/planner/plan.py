@@ -1,26 +1,56 @@
-"""plan: the run that is recommended for one model on one card."""
+"""plan: the run that is recommended for one model on one card, and what lies around it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.groundwork import build_groundwork
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.finalists import Referee, TapeOf
-from qlora_planner.planner.limits import SEQ_STEP, Bench, Sweep, fixed_of, usable_on
+from qlora_planner.planner.advice import advice
+from qlora_planner.planner.around import frontier, outlook_at, prices
+from qlora_planner.planner.axes import RULES, fixed_options, make_space
+from qlora_planner.planner.cards import Standing, smallest_card, standing
+from qlora_planner.planner.dataset import DataSummary, seq_len_for
+from qlora_planner.planner.epochs import DataPlan, plan_data
+from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
+from qlora_planner.planner.outlook import Outlooks
+from qlora_planner.planner.padding import padded_by_random
+from qlora_planner.planner.search import Choice, Ranking, Useful, search
+from qlora_planner.planner.speed import cost_of, speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/plan/1"
-FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
+TapeOf = Callable[[RunConfig], Tape | None]
+# Finalists that are estimated on their own before the search is content with fewer tokens.
+MOST_TRIES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a plan.
+
+    `fixed` names the options of `run` that must stay; None: those that differ from their defaults. `effective_batch`
+    is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where `gpu` is but a size.
+    """
+
+    gpu: GpuSpec
+    run: RunConfig = field(default_factory=RunConfig)
+    fixed: Collection[str] | None = None
+    objective: str = "throughput"
+    effective_batch: int | None = None
+    reserve_bytes: int = 0
+    cap_bytes: int | None = None
+    pace_on: GpuSpec | None = None
+    data: DataSummary | None = None
+    cards: Sequence[GpuSpec] = ()  # from which the smallest that would do is named
+    compare: Sequence[GpuSpec] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,8 +65,13 @@ class Plan:
     prices: tuple[Mapping[str, Any], ...]
     frontier: tuple[Mapping[str, int | bool | None], ...]
     objective: str
-    data: Mapping[str, Any] | None
+    data: DataPlan | None
     stack: Mapping[str, str]
+    advice: tuple[Mapping[str, Any], ...] = ()
+    smallest_card: Mapping[str, Any] | None = None
+    compared: tuple[Mapping[str, Any], ...] = ()
+    cost: Mapping[str, float | None] = field(default_factory=dict)
+    search: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys of the stable surface."""
@@ -50,116 +85,223 @@ class Plan:
             "prices": [dict(one) for one in self.prices],
             "frontier": [dict(one) for one in self.frontier],
             "objective": self.objective,
-            "data": None if self.data is None else dict(self.data),
+            "data": None if self.data is None else self.data.to_dict(),
             "stack": dict(self.stack),
+            "advice": [dict(one) for one in self.advice],
+            "smallest_card": None if self.smallest_card is None else dict(self.smallest_card),
+            "compared": [dict(one) for one in self.compared],
+            "cost": dict(self.cost),
+            "search": dict(self.search),
         }
-
-
-MOST_TRIES = 5
 
 
 def _no_tape(_run: RunConfig) -> Tape | None:
     return None
 
 
+@dataclass(slots=True, kw_only=True)
+class _Planner:
+    profile: ModelProfile
+    asked: Request
+    run: RunConfig
+    outlooks: Outlooks
+    calibration: Calibration | None
+    tape_of: TapeOf
+    looked_at: int = 0
+
+    @property
+    def usable(self) -> int:
+        return usable_on(self.asked.gpu, self.asked.reserve_bytes, self.asked.cap_bytes, self.calibration)
+
+    @property
+    def pace_on(self) -> GpuSpec:
+        return self.asked.pace_on or self.asked.gpu
+
+    @property
+    def model_limit(self) -> int | None:
+        limit = self.profile.dims.get("position_rows") or self.profile.dims.get("max_position_embeddings")
+        return int(limit) if limit else None
+
+    def rank(
+        self,
+        run: RunConfig,
+        fixed: frozenset[str],
+        objective: Objective,
+        *,
+        effective_batch: int | None = None,
+        longest: int | None = None,
+        whole: bool = True,
+    ) -> Ranking:
+        """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
+        data = self.asked.data
+        space = make_space(
+            self.profile, run, fixed, effective_batch=effective_batch or self.asked.effective_batch,
+            packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
+        )  # fmt: skip
+        if objective.ranks and "rank" not in fixed:
+            space = replace(space, ranks=objective.ranks)
+        limits = [limit for limit in (self.model_limit, longest) if limit is not None]
+        found = search(
+            self.outlooks, run, space, objective, self.usable, pace_on=self.pace_on,
+            model_limit=min(limits, default=None), useful=None if data is None else useful_tokens(data),
+        )  # fmt: skip
+        self.looked_at += found.count
+        return found
+
+    def settle(self, ranking: Ranking) -> tuple[Choice, MemoryEstimate] | None:
+        """The best choice that fits when it is estimated on its own; None where none of those tried does."""
+        off = 1.0  # how much more a choice took than it was ranked at, at the most
+        tries = 0
+        for choice in ranking.best():
+            if not choice.fits or tries >= MOST_TRIES:
+                return None
+            if choice.floor_bytes * off > self.usable:
+                continue
+            answer = self.answer(choice.run)
+            tries += 1
+            if answer.verdict == "fits":
+                return choice, answer
+            off = max(off, answer.floor_bytes / choice.floor_bytes)
+        return None
+
+    def answer(self, run: RunConfig) -> MemoryEstimate:
+        asked = self.asked
+        found = estimate(
+            self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
+            tape=self.tape_of(run), calibration=self.calibration,
+        )  # fmt: skip
+        return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
+
+
+def useful_tokens(data: DataSummary) -> Useful:
+    """The share of tokens that are a dataset's own: packing leaves no padding, shuffled batches leave some."""
+    known: dict[tuple[int, int], float] = {}
+
+    def share(batch: int, seq: int, packing: bool) -> float:
+        if packing or batch == 1:
+            return 1.0
+        if (batch, seq) not in known:
+            lengths = data.lengths.clip(max=seq)
+            known[batch, seq] = float(lengths.sum()) / padded_by_random(lengths, min(batch, len(lengths)))
+        return known[batch, seq]
+
+    return share
+
+
 def plan(
     profile: ModelProfile,
-    gpu: GpuSpec,
-    run: RunConfig | None = None,
+    asked: Request,
     *,
-    objective: str = "throughput",
-    reserve_bytes: int = 0,
-    cap_bytes: int | None = None,
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
-    stored_of: TapeOf = _no_tape,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """The run asked for, made to fit: where it does not, the longest sequence that does is recommended instead.
+    """The best run that fits, by the objective, over everything that is not fixed.
 
-    `sweep` holds traced moments, by which runs are ranked. Its finalists are played from the tapes that `stored_of` has
-    at hand; `tape_of` gives the trace of the run that is chosen, which may take a while. Where playing that one needs
-    more than the search thought, the sequence is shortened until it fits.
-    Raises InputError for options that contradict each other.
+    `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
+    may take a while. Where nothing fits at the length asked for, the longest that does is recommended; where nothing
+    fits at all, the run that needs least.
+    Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
     """
-    asked = run or RunConfig()
-    usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
-    resolution = resolve(profile, asked, gpu)
-    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
-    bench = Bench(
-        ground=ground,
-        run=resolution.run,
-        stack=resolution.stack,
-        gpu=gpu,
-        usable_bytes=usable,
-        auto_padding="padding" in resolution.why,
-        sweep=sweep,
-        fixed=fixed_of(ground, resolution.run),
-        calibration=calibration,
-    )
-    limit = profile.dims.get("max_position_embeddings")
-    model_limit = int(limit) if limit else None
-    referee = Referee(profile=profile, gpu=gpu, asked=asked, bench=bench, tape_of=stored_of)
-    found = {batch: referee.longest(batch, model_limit) for batch in FRONTIER_BATCHES}
-    chosen = _shrink(resolution.run, referee, found[1].value)
-    for _ in range(MOST_TRIES):
-        picked = asked.with_(**chosen)
-        answer = estimate(
-            profile,
-            picked,
-            gpu,
-            reserve_bytes=reserve_bytes,
-            cap_bytes=cap_bytes,
-            tape=tape_of(picked),
-            calibration=calibration,
-        )
-        if not chosen or answer.verdict == "fits" or picked.seq_len <= SEQ_STEP:
-            break
-        over = answer.floor_bytes / usable
-        chosen = {
-            **chosen,
-            "seq_len": max(SEQ_STEP, int(picked.seq_len / (1.02 * max(over, 1))) // SEQ_STEP * SEQ_STEP),
-        }
+    objective = find_objective(asked.objective)
+    run, fixed = asked.run, fixed_options(asked.run, asked.fixed)
+    if asked.data is not None and "seq_len" not in fixed:
+        limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
+        run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
+    planner = _Planner(
+        profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
+        calibration=calibration, tape_of=tape_of,
+    )  # fmt: skip
+    ranking = planner.rank(run, fixed, objective)
+    settled = planner.settle(ranking)
+    if settled is None and "batch_size" in fixed and run.batch_size > 1:
+        # The same effective batch in smaller micro-batches learns the same.
+        whole = run.batch_size * run.grad_accum
+        ranking = planner.rank(run, fixed - {"batch_size", "grad_accum"}, objective, effective_batch=whole)
+        settled = planner.settle(ranking)
+    if settled is None and not objective.lengths:
+        shorter = planner.rank(run, fixed - {"batch_size"}, OBJECTIVES["context"], longest=run.seq_len - 1)
+        settled = planner.settle(shorter)
+    if settled is None:
+        choice = next(ranking.best())
+        settled = choice, planner.answer(choice.run)
+    return _around(planner, ranking, *settled)
+
+
+def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
+    asked, outlooks = planner.asked, planner.outlooks
+    ratio = answer.floor_bytes / choice.floor_bytes
+    cost = cost_of(answer.speed, asked.gpu)
+    points = [standing(planner.profile, answer, card, planner.calibration, asked.gpu) for card in asked.compare]
     return Plan(
         model=answer.model,
-        gpu=gpu,
+        gpu=asked.gpu,
         run=answer.run,
         estimate=answer,
-        alternatives=_alternatives(referee, answer),
-        prices=(),
-        frontier=tuple(
-            {"batch_size": batch, "seq_len": one.value, "played": one.played} for batch, one in found.items()
-        ),
-        objective=objective,
-        data=None,
+        alternatives=tuple(_alternatives(planner, ranking, choice)),
+        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.usable)),
+        frontier=frontier(outlooks, answer.run, planner.usable, planner.model_limit, ratio),
+        objective=asked.objective,
+        data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
-    )
-
-
-def _shrink(run: RunConfig, referee: Referee, longest: int | None) -> dict[str, Any]:
-    """What to change of the asked run so that it fits: nothing, a smaller batch, then a shorter sequence."""
-    if longest is None:
-        return {}
-    answer = referee.play(referee.asked)
-    if answer.played if answer is not None else referee.bench.fits(run.seq_len, run.batch_size):
-        return {}
-    batch = referee.batch(run.seq_len).value
-    if batch is not None:
-        whole = run.batch_size * run.grad_accum
-        return {"batch_size": batch, "grad_accum": max(1, -(-whole // batch))}
-    return {"batch_size": 1, "seq_len": min(longest, run.seq_len)}
-
-
-def _alternatives(referee: Referee, answer: MemoryEstimate) -> tuple[Mapping[str, Any], ...]:
-    seq_len = answer.run.seq_len
-    found = referee.batch(seq_len)
-    if found.value is None or found.value <= answer.run.batch_size:
-        return ()
-    peak = found.device_bytes or referee.bench.look(seq_len, found.value)[1]
-    return (
-        {
-            "change": {"batch_size": found.value},
-            "buys": f"{found.value} sequences per step instead of {answer.run.batch_size}",
-            "costs": f"{peak - answer.peak.device_bytes} bytes",
+        advice=tuple(advice(planner.profile, answer)),
+        smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
+        compared=tuple(point.to_dict() for point in points),
+        cost={
+            "usd_per_million_tokens": cost.usd_per_million_tokens, "usd_per_hour": asked.gpu.rent_usd_per_hour,
         },
-    )
+        search={
+            "candidates": planner.looked_at, "ranked_on": planner.pace_on.name,
+            "speed_unknown": answer.speed.tokens_per_s is None,
+            "rules": [{"name": rule.name, "says": rule.says, "source": rule.source} for rule in RULES],
+        },
+    )  # fmt: skip
+
+
+def _card(found: Standing | None) -> Mapping[str, Any] | None:
+    return None if found is None else found.to_dict()
+
+
+def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[Mapping[str, Any]]:
+    """The best run of each other objective, by rank, where it differs."""
+    found: list[Mapping[str, Any]] = []
+    fixed = fixed_options(planner.asked.run, planner.asked.fixed)
+    shown = chosen.run.to_dict()
+    for objective in OBJECTIVES.values():
+        if objective.name == planner.asked.objective or objective.cards:
+            continue
+        other = next(planner.rank(planner.run, fixed, objective, whole=False).best(), None)
+        if other is None or not other.fits:
+            continue
+        change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
+        if not change:
+            continue
+        found.append(
+            {
+                "objective": objective.name,
+                "change": change,
+                "buys": objective.says,
+                "bytes": other.floor_bytes - chosen.floor_bytes,
+                "speed": other.pace / chosen.pace if chosen.pace else None,
+            }
+        )
+    return found
+
+
+def _data(planner: _Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan:
+    """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
+    data, run = planner.asked.data, answer.run
+    assert data is not None
+    outlook = outlook_at(planner.outlooks, run, run.batch_size)
+    scale = answer.peak.device_bytes / choice.floor_bytes
+
+    def peak_bytes(seq_len: int) -> int:
+        import numpy as np
+
+        sizes = np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64)
+        return int(float(outlook.floors(*sizes)[0][0]) * scale)
+
+    return plan_data(
+        data, seq_len=run.seq_len, batch_size=run.batch_size, grad_accum=run.grad_accum, packing=run.packing,
+        tokens_per_s=answer.speed.tokens_per_s, limit=planner.model_limit, peak_bytes=peak_bytes,
+    )  # fmt: skip

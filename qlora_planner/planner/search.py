@@ -13,15 +13,15 @@ from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import Resolution, resolve
+from qlora_planner.planner.around import longest_within
 from qlora_planner.planner.axes import BASES, Space
-from qlora_planner.planner.limits import MAX_SEQ_LEN, SEQ_STEP
+from qlora_planner.planner.limits import SEQ_STEP
 from qlora_planner.planner.objectives import Columns, Objective
 from qlora_planner.planner.outlook import Outlook, Outlooks
-from qlora_planner.planner.speed import SpeedModel, speed_model
+from qlora_planner.planner.speed import SpeedModel
 from qlora_planner.run import RunConfig
 
-# Lengths tried first where every length may be chosen: four to an octave; then every 64 tokens inside the last gap.
-_OCTAVE = 4
+_DEFAULT = RunConfig()
 # Share of the tokens of a step that are a dataset's own, by batch, sequence and packing: the rest is padding.
 Useful = Callable[[int, int, bool], float]
 
@@ -48,6 +48,7 @@ class _OptionSet:
     speed: SpeedModel
     limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' footing
     quality: int
+    plain: int  # options as in the default recipe, of those that are a matter of habit
 
 
 @dataclass(slots=True)
@@ -104,7 +105,7 @@ def search(
     sets: list[_OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
     for option_set, batches in _option_sets(outlooks, asked, space, objective, usable_bytes, pace_on):
-        lengths = _lengths(option_set, asked, objective, model_limit)
+        lengths = _lengths(option_set, asked, objective, batches[0], model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
         parts.append(_evaluate(len(sets), option_set, space, batch, seq, useful))
         sets.append(option_set)
@@ -113,7 +114,8 @@ def search(
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    columns = Columns(pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality)
+    plain = np.array([one.plain for one in sets], dtype=np.int64)[which]
+    columns = Columns(pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain)
     # Ties beyond an objective's own keys: the option set that was listed first.
     keys = objective.keys(columns)
     order = np.lexsort((which, *(-key for key in reversed(keys))))
@@ -126,8 +128,8 @@ def search(
 def _option_sets(
     outlooks: Outlooks, asked: RunConfig, space: Space, objective: Objective, usable: int, pace_on: GpuSpec
 ) -> Iterator[tuple[_OptionSet, list[int]]]:
-    ranks = (1,) if objective.lengths else space.batches
-    kinds = [[size for size in ranks if size == 1], [size for size in ranks if size > 1]]
+    sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
+    kinds = [[size for size in sizes if size == 1], [size for size in sizes if size > 1]]
     for options in space.options:
         for rank in space.ranks:
             for batches in kinds:
@@ -142,7 +144,7 @@ def _option_sets(
 
 def _prepared(outlooks: Outlooks, run: RunConfig, resolution: Resolution, usable: int, pace_on: GpuSpec) -> _OptionSet:
     outlook = outlooks.make(resolution)
-    speed = speed_model(outlooks.profile, resolution.run, pace_on, outlooks.calibration, resolution.stack)
+    speed = outlooks.pace(resolution, pace_on)
     assert speed is not None, "the ranking card has rates"
     return _OptionSet(
         asked=run,
@@ -153,33 +155,19 @@ def _prepared(outlooks: Outlooks, run: RunConfig, resolution: Resolution, usable
             outlooks.limit(usable, TRACED, outlook.context),
             outlooks.limit(usable, outlook.footing, outlook.context),
         ),
+        plain=sum(getattr(run, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
         quality=next((base.quality for base in BASES if base.options["quant"] == resolution.run.quant), 0),
     )
 
 
-def _lengths(one: _OptionSet, asked: RunConfig, objective: Objective, model_limit: int | None) -> NDArray[np.int64]:
-    """The run's own length; where every length may be chosen, the longest that fits by bisection in two steps."""
+def _lengths(
+    one: _OptionSet, asked: RunConfig, objective: Objective, batch: int, model_limit: int | None
+) -> NDArray[np.int64]:
+    """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
         return np.array([asked.seq_len], dtype=np.int64)
-    top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
-    if top < 1:
-        return np.array([asked.seq_len], dtype=np.int64)
-    steps = np.unique(np.minimum(top, (2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)).astype(np.int64)))
-    fits = _fitting(one, steps)
-    # Memory never falls as a sequence grows: the boundary lies behind the last length that fits.
-    last = int(np.flatnonzero(fits)[-1]) if fits.any() else -1
-    if last < 0:
-        return np.array([SEQ_STEP], dtype=np.int64)
-    if last + 1 < len(steps):
-        fine = np.arange(steps[last], steps[last + 1], dtype=np.int64)
-        found = fine[_fitting(one, fine)]
-        return found[-1:] * SEQ_STEP
-    return steps[last:] * SEQ_STEP
-
-
-def _fitting(one: _OptionSet, steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-    floors, traced = one.outlook.floors(np.ones_like(steps), steps * SEQ_STEP)
-    return floors <= np.where(traced, *one.limits)
+    found = longest_within(one.outlook, one.limits, batch, model_limit)
+    return np.array([found or SEQ_STEP], dtype=np.int64)
 
 
 def _evaluate(

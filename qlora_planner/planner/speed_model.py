@@ -68,7 +68,7 @@ def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -
     micro += _head(profile, run, at, loss)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
-    fixed, per_rank, tensors = _optimizer(profile, run, trainer, optimizer)
+    fixed, per_rank, tensors = optimizer_work(profile, run, trainer, optimizer)
     return StepWork(
         micro=micro,
         masked=masked,
@@ -139,7 +139,7 @@ def _head(profile: ModelProfile, run: RunConfig, at: Setting, loss: LossMemory) 
 _LISTED = 0.15
 
 
-def _optimizer(
+def optimizer_work(
     profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
 ) -> tuple[float, float, float]:
     """Bytes of one step, clipping included, apart from the rank and per rank; tensors stepped over one by one."""

@@ -1,0 +1,98 @@
+"""What this stack costs on this model, in gigabytes: each line with the figure it rests on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from qlora_planner.memory.expandable import is_expandable
+from qlora_planner.memory.records import Component, MemoryEstimate
+from qlora_planner.memory.static import is_quantized, load_dtype, static_memory
+from qlora_planner.profile import ModelProfile
+from qlora_planner.units import format_size
+
+# Slack below which another allocator setting is not worth a line.
+_WORTH_SAYING = 256 << 20
+
+
+def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[str, Any]]:
+    """Lines with a code, the words and the bytes: what to know before following common advice.
+
+    `answer` is the estimate of the run that is recommended.
+    """
+    run = answer.run
+    static = static_memory(profile, run)
+    if run.method == "qlora" and not run.upcast:
+        cast = static_memory(profile, run.with_(upcast=True))
+        more = cast.unquantized_prepared - static.unquantized_loaded
+        if more > 0:
+            yield _line(
+                "prepare",
+                f"prepare_model_for_kbit_training would cost {format_size(more)} here, and {run.trainer} does not"
+                " need it",
+                more,
+            )
+    if run.upcast and run.method != "full":
+        more = static.unquantized_prepared - static.unquantized_loaded
+        yield _line("upcast", f"upcasting holds {format_size(more)} more than 16-bit weights would", more)
+    if run.quant not in (None, "none"):
+        yield from _kept_wide(profile, answer)
+    slack = next((line.size_bytes for line in answer.lines if line.component is Component.ALLOCATOR_SLACK), 0)
+    if slack >= _WORTH_SAYING and not is_expandable(run.alloc_conf):
+        yield _line(
+            "expandable-segments",
+            f"{format_size(slack)} of the peak are slack between what torch reserves and what it uses;"
+            " --alloc-conf expandable_segments:True frees most of it",
+            slack,
+        )
+    if answer.peak.phase in ("load", "prepare", "adapters"):
+        train = max(
+            (
+                phase.device_bytes or 0
+                for phase in answer.phases
+                if phase.name in ("forward", "loss", "backward", "optimizer")
+            ),
+            default=0,
+        )
+        more = answer.peak.device_bytes - train
+        yield _line(
+            "peak-before-training",
+            f"the peak is not in training but in the phase {answer.peak.phase}, {format_size(more)} above the steps:"
+            " shorter sequences will not lower it",
+            more,
+        )
+
+
+def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[str, Any]]:
+    run = answer.run
+    wide = {"linear": 0, "experts": 0}
+    narrow = 0
+    for group in profile.tensors:
+        if group.buffer or group.tied_with:
+            continue
+        size = group.numel * group.count
+        if is_quantized(group, run):
+            narrow += size
+        elif group.role in wide:
+            wide[group.role] += size
+    width = 2 if load_dtype(run) in ("bfloat16", "float16") else 4
+    name, bits = profile.id, "8-bit" if run.quant == "int8" else "4-bit"
+    transformers = answer.stack.get("transformers", "this version")
+    if narrow == 0:
+        yield _line(
+            "nothing-quantised",
+            f"{name} will not be quantised at all by transformers {transformers}: its linear layers are a class of"
+            f" their own, and {format_size(width * (wide['linear'] + wide['experts']))} stay 16-bit",
+            width * (wide["linear"] + wide["experts"]),
+        )
+    elif wide["experts"]:
+        yield _line(
+            "experts-kept",
+            f"{format_size(width * wide['experts'])} of fused experts stay 16-bit: transformers {transformers} makes no"
+            f" {bits} weights of them",
+            width * wide["experts"],
+        )
+
+
+def _line(code: str, message: str, size: int) -> Mapping[str, Any]:
+    return {"code": code, "message": message, "bytes": size}

@@ -1,0 +1,224 @@
+"""What lies around one run: a price for each knob, the longest sequence of each batch, and lengths at one batch.
+
+All of it is ranked, not played: differences between two figures of the same making. Where a trace holds for one of two
+runs alone, both are worked out by closed forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.planner.limits import MAX_SEQ_LEN, PINNED_OVER_ALLOCATED, SEQ_STEP
+from qlora_planner.planner.outlook import Outlook, Outlooks
+from qlora_planner.run import RunConfig
+
+FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
+# Lengths tried first: four to an octave; then every 64 tokens inside the last gap.
+_OCTAVE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob:
+    """A knob, and what turning it would make of a run; None where it is there already."""
+
+    name: str
+    turn: Callable[[RunConfig], dict[str, Any] | None]
+    note: str = ""
+
+
+def _halved(run: RunConfig) -> dict[str, Any] | None:
+    if run.batch_size == 1:
+        return None
+    return {
+        "batch_size": run.batch_size // 2,
+        "grad_accum": -(-run.batch_size * run.grad_accum // (run.batch_size // 2)),
+    }
+
+
+def _doubled(run: RunConfig) -> dict[str, Any] | None:
+    return {"batch_size": 2 * run.batch_size, "grad_accum": max(1, run.grad_accum // 2)}
+
+
+def _set(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
+    def turn(run: RunConfig) -> dict[str, Any] | None:
+        changed = {name: value for name, value in options.items() if getattr(run, name) != value}
+        return changed or None
+
+    return turn
+
+
+def _base(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
+    plain = _set(**options)
+
+    def turn(run: RunConfig) -> dict[str, Any] | None:
+        return None if run.method == "full" or run.quant == options["quant"] else plain(run)
+
+    return turn
+
+
+KNOBS = (
+    Knob(name="batch_size", turn=_halved, note="the same effective batch"),
+    Knob(name="batch_size", turn=_doubled, note="the same effective batch while there is accumulation to halve"),
+    Knob(name="seq_len", turn=lambda run: {"seq_len": 2 * run.seq_len}),
+    Knob(name="seq_len", turn=lambda run: {"seq_len": max(1, run.seq_len // 2)} if run.seq_len > 1 else None),
+    Knob(name="rank", turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None}),
+    Knob(
+        name="target_modules",
+        turn=lambda run: None if run.method == "full" else _set(target_modules="attention")(run),
+    ),
+    Knob(name="quant", turn=_base(method="qlora", quant="nf4", double_quant=True)),
+    Knob(name="quant", turn=_base(method="qlora", quant="int8"), note="outliers of real activations cost more"),
+    Knob(name="quant", turn=_base(method="lora", quant="none")),
+    Knob(
+        name="double_quant",
+        turn=lambda run: {"double_quant": not run.double_quant} if run.quant in ("nf4", "fp4") else None,
+    ),
+    Knob(name="gradient_checkpointing", turn=lambda run: {"gradient_checkpointing": not run.gradient_checkpointing}),
+    Knob(name="attention", turn=_set(attention="eager")),
+    Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
+    Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),
+    Knob(name="trainer", turn=_set(trainer="hf-trainer", packing=False, activation_offloading=False)),
+    Knob(name="trainer", turn=_set(trainer="trl-sft")),
+    Knob(name="upcast", turn=lambda run: {"upcast": not run.upcast}, note="prepare_model_for_kbit_training"),
+    Knob(
+        name="activation_offloading",
+        turn=_set(activation_offloading=True),
+        note="needs host RAM; its speed is not modelled",
+    ),
+    Knob(
+        name="alloc_conf", turn=_set(alloc_conf="expandable_segments:True"),
+        note="less slack between what is reserved and what is used",
+    ),
+)  # fmt: skip
+
+
+def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, usable_bytes: int) -> Iterator[dict[str, Any]]:
+    """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
+
+    `run` is resolved. What the stack refuses has its reason and no figures; a knob that changes nothing is left out.
+    """
+    base = _Point.of(outlooks, run, pace_on)
+    for knob in KNOBS:
+        change = knob.turn(run)
+        if not change:
+            continue
+        row: dict[str, Any] = {
+            "knob": knob.name, "change": {k: v for k, v in change.items() if v is not None}, "bytes": None,
+            "speed": None, "fits": None, "note": knob.note or None, "refused": None,
+        }  # fmt: skip
+        try:
+            other = _Point.of(outlooks, _open(run, change), pace_on)
+        except InputError as error:
+            yield {**row, "refused": str(error)}
+            continue
+        traced = base.traced is not None and other.traced is not None
+        now, then = (base.traced, other.traced) if traced else (base.closed, other.closed)
+        assert now is not None and then is not None
+        limit = outlooks.limit(usable_bytes, TRACED if traced else other.footing, other.outlook.context)
+        yield {
+            **row, "bytes": then - now, "speed": other.pace / base.pace if base.pace and other.pace else None,
+            "fits": then <= limit,
+        }  # fmt: skip
+
+
+def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
+    """The changed run with its autos open again, as far as they hang on what was changed."""
+    opened: dict[str, Any] = {
+        "padding": None if run.padding == (run.batch_size > 1 and not run.packing) else run.padding
+    }
+    if "target_modules" in change or "quant" in change or "trainer" in change:
+        opened["lora_dropout"] = None
+    return run.with_(**{**opened, **change})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Point:
+    outlook: Outlook
+    footing: str
+    traced: int | None
+    closed: int
+    pace: float | None
+
+    @classmethod
+    def of(cls, outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec) -> _Point:
+        resolution = resolve(outlooks.profile, run, outlooks.gpu)
+        refused = [problem.message for problem in resolution.problems if problem.blocking]
+        if refused:
+            raise InputError(refused[0])
+        outlook, resolved = outlooks.make(resolution), resolution.run
+        batch, seq = (np.array([size], dtype=np.int64) for size in (resolved.batch_size, resolved.seq_len))
+        floor, traced = outlook.floors(batch, seq)
+        closed, _ = replace(outlook, sweep=None).floors(batch, seq)
+        model = outlooks.pace(resolution, pace_on)
+        pace = (
+            None if model is None else float(model.tokens_per_s(resolved.batch_size, resolved.seq_len, resolved.rank))
+        )
+        return cls(
+            outlook=outlook, footing=outlook.footing, traced=int(floor[0]) if traced[0] else None,
+            closed=int(closed[0]), pace=pace,
+        )  # fmt: skip
+
+
+def frontier(
+    outlooks: Outlooks, run: RunConfig, usable_bytes: int, model_limit: int | None, ratio: float = 1.0
+) -> tuple[dict[str, int | bool | None], ...]:
+    """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
+
+    `ratio`: what playing the chosen run took over its rank; every rank is scaled by it.
+    """
+    found = []
+    for batch in FRONTIER_BATCHES:
+        try:
+            outlook = outlook_at(outlooks, run, batch, ratio)
+        except InputError:  # this batch is refused
+            continue
+        seq = longest(outlook, outlooks, usable_bytes, batch, model_limit)
+        found.append({"batch_size": batch, "seq_len": seq, "played": False})
+    return tuple(found)
+
+
+def outlook_at(outlooks: Outlooks, run: RunConfig, batch: int, ratio: float = 1.0) -> Outlook:
+    """The outlook of `run` at another batch, where rows of unequal length are padded."""
+    resolution = resolve(outlooks.profile, _open(run, {"batch_size": batch}), outlooks.gpu)
+    return outlooks.make(resolution, over_allocated=PINNED_OVER_ALLOCATED * ratio)
+
+
+def longest(outlook: Outlook, outlooks: Outlooks, usable_bytes: int, batch: int, model_limit: int | None) -> int | None:
+    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit."""
+    limits = (
+        outlooks.limit(usable_bytes, TRACED, outlook.context),
+        outlooks.limit(usable_bytes, outlook.footing, outlook.context),
+    )
+    return longest_within(outlook, limits, batch, model_limit)
+
+
+def longest_within(outlook: Outlook, limits: tuple[int, int], batch: int, model_limit: int | None) -> int | None:
+    """The same against the largest floors that fit: of traced runs, and of others."""
+
+    def fitting(steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+        floors, traced = outlook.floors(np.full_like(steps, batch), steps * SEQ_STEP)
+        return floors <= np.where(traced, *limits)
+
+    top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
+    if top < 1:
+        return None
+    octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
+    steps = np.unique(np.minimum(top, octaves.astype(np.int64)))
+    # Memory never falls as a sequence grows: the boundary lies behind the last length that fits.
+    good = np.flatnonzero(fitting(steps))
+    if not len(good):
+        return None
+    last = int(good[-1])
+    if last + 1 == len(steps):
+        return int(steps[last]) * SEQ_STEP
+    fine = np.arange(steps[last], steps[last + 1], dtype=np.int64)
+    return int(fine[fitting(fine)][-1]) * SEQ_STEP

@@ -1,0 +1,104 @@
+"""The same run on other cards: which is the smallest that holds it, and how each does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
+from qlora_planner.planner.speed import cost_of, speed_of
+from qlora_planner.profile import ModelProfile
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standing:
+    """One run on one card. Speed and cost are None where the card's rates or price are unknown."""
+
+    card: GpuSpec
+    verdict: str
+    device_bytes: int
+    usable_bytes: int
+    probability_oom: float
+    tokens_per_s: float | None
+    step_s: float | None
+    speed_basis: str | None
+    usd_per_million_tokens: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "gpu": self.card.name,
+            "label": self.card.label,
+            "verdict": self.verdict,
+            "device_bytes": self.device_bytes,
+            "usable_bytes": self.usable_bytes,
+            "headroom_bytes": self.usable_bytes - self.device_bytes,
+            "probability_oom": self.probability_oom,
+            "tokens_per_s": self.tokens_per_s,
+            "step_s": self.step_s,
+            "speed_basis": self.speed_basis,
+            "usd_per_million_tokens": self.usd_per_million_tokens,
+        }
+
+
+def fitting_on(answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None) -> float:
+    """The chance of running out on `card`, for a run estimated `here`: the other card's own context and its spread."""
+    was, now = (with_libraries(context_of(gpu, known), answer.run) for gpu in (here, card))
+    beside = now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
+    around = spread(answer.floor_bytes + beside, answer.footing, now, known)
+    return probability_over(room(card, 0, None, now)[0], around)
+
+
+def standing(
+    profile: ModelProfile,
+    answer: MemoryEstimate,
+    card: GpuSpec,
+    calibration: Calibration | None,
+    here: GpuSpec | None = None,
+) -> Standing:
+    """How the run of `answer`, estimated on the card `here`, does on `card`.
+
+    A card that lacks bfloat16 cannot do a bfloat16 run: its verdict is `will-not-run`.
+    """
+    chance = fitting_on(answer, here, card, calibration)
+    was, now = (with_libraries(context_of(gpu, calibration), answer.run) for gpu in (here, card))
+    beside = now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
+    speed = speed_of(profile, answer.run, card, calibration, answer.stack)
+    lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
+    return Standing(
+        card=card,
+        verdict="will-not-run" if lacks else verdict_of(chance),
+        device_bytes=answer.peak.device_bytes + beside,
+        usable_bytes=room(card, 0, None, now)[0],
+        probability_oom=chance,
+        tokens_per_s=speed.tokens_per_s,
+        step_s=speed.step_s,
+        speed_basis=speed.basis,
+        usd_per_million_tokens=cost_of(speed, card).usd_per_million_tokens,
+    )
+
+
+def smallest_card(
+    profile: ModelProfile,
+    answer: MemoryEstimate,
+    cards: Iterable[GpuSpec],
+    calibration: Calibration | None,
+    here: GpuSpec | None = None,
+) -> Standing | None:
+    """The card with the least memory on which the run fits; None where none of `cards` does."""
+    for card in by_size(cards):
+        if card.vendor != "nvidia":
+            continue
+        found = standing(profile, answer, card, calibration, here)
+        if found.verdict == "fits":
+            return found
+    return None
+
+
+def by_size(cards: Iterable[GpuSpec]) -> Sequence[GpuSpec]:
+    """Smallest memory first, then the cheaper, then by name."""
+    return sorted(cards, key=lambda card: (card.memory_bytes, card.rent_usd_per_hour or float("inf"), card.name))

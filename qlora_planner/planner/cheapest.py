@@ -1,0 +1,48 @@
+"""On which card a token of the best run costs least."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.planner.axes import fixed_options, make_space
+from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.objectives import OBJECTIVES
+from qlora_planner.planner.outlook import Outlooks
+from qlora_planner.planner.search import search
+from qlora_planner.planner.speed import Rates
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+
+def cheapest(
+    profile: ModelProfile,
+    run: RunConfig,
+    fixed: Collection[str] | None,
+    cards: Iterable[GpuSpec],
+    sweep: Sweep | None,
+    calibration: Calibration | None,
+) -> GpuSpec | None:
+    """The card with a price on which the fastest run that fits costs least a token, by rank; None where none holds it.
+
+    Cards without a known price or known rates cannot be compared and are left out.
+    """
+    prices: list[tuple[float, str, GpuSpec]] = []
+    named = fixed_options(run, fixed)
+    for card in cards:
+        if card.rent_usd_per_hour is None or card.vendor != "nvidia" or Rates.of(card, "bfloat16") is None:
+            continue
+        space = make_space(profile, run, named, whole=False)
+        outlooks = Outlooks.of(profile, card, sweep, calibration)
+        try:
+            found = search(
+                outlooks, run, space, OBJECTIVES["throughput"], usable_on(card, 0, None, calibration), pace_on=card
+            )
+        except InputError:  # this card's stack refuses all that is left open
+            continue
+        best = next(found.best())
+        if best.fits:
+            prices.append((card.rent_usd_per_hour / best.pace, card.name, card))
+    return min(prices)[2] if prices else None
