@@ -26,36 +26,11 @@ DEFAULT = ROOT / "profiles" / "measurements" / "h200-timings.jsonl"
 
 def timed_runs(paths: Iterable[Path]) -> list[tuple[Any, Any]]:
     """Each exclusive measurement of these files with its derived work."""
-    from qlora_planner.api import load_gpu, load_model
-    from qlora_planner.evidence.calibration import card_slug
-    from qlora_planner.planner.speed import Rates
-    from qlora_planner.planner.speed_fit import TimedRun, timed
-    from qlora_planner.planner.speed_model import step_work
+    from qlora_planner.cli.predicting import timed_run
     from qlora_planner.sources.evidence import measurements_in
 
-    found = []
-    for one in measurements_in(paths):
-        seconds = timed(one)
-        if seconds is None or one.gpu is None:
-            continue
-        profile = profile_for(one, load_model(one.model))
-        rates = Rates.of(load_gpu(card_slug(one.gpu.name)), one.run.compute_dtype)
-        assert rates is not None
-        work = step_work(profile, one.run, one.stack)
-        size = {"batch_size": one.run.batch_size, "seq_len": one.run.seq_len, "rank": one.run.rank}
-        found.append((one, TimedRun(work=work, rates=rates, step_s=seconds, **size)))
-    return found
-
-
-def profile_for(one: Any, profile: Any) -> Any:
-    """The profile that was measured: a model cut down in depth has as many of each kind of layer fewer."""
-    if one.config_sha256 in (None, profile.config_sha256) or one.config is None:
-        return profile
-    from qlora_planner.api import profile_of
-    from qlora_planner.sources.configs import RawConfig
-
-    raw = RawConfig(id=one.model, config=dict(one.config), sha256=one.config_sha256, origin="timings")
-    return profile_of(raw)
+    rows = [(one, timed_run(one, lambda _: None)) for one in measurements_in(paths)]
+    return [(one, run) for one, run in rows if run is not None]
 
 
 def agreement(rows: Sequence[tuple[float, float]]) -> tuple[int, int]:

@@ -162,10 +162,11 @@ def whole_step(counter: Counter, cut: Any) -> Whole:
     for place in represent(cut.kept, cut.order):
         copies[place] += 1
     total = Whole()
+    steps = 1 + max(segment.step for segment in counter.segments)
     for (stage, name, layer), names in counter.counts.items():
         if stage not in ("forward", "backward"):
             continue
-        times = copies[layer] if name == "layer" else 1
+        times = (copies[layer] if name == "layer" else 1) / steps
         for operator, count in names.items():
             if operator == "(view)" or operator in _EMPTY or operator == "device":
                 continue

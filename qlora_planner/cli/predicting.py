@@ -15,6 +15,7 @@ from qlora_planner.evidence.speed_traits import SpeedTraits
 if TYPE_CHECKING:
     from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.planner.speed_fit import TimedRun
     from qlora_planner.profile import ModelProfile
 
 TRAINING = ("forward", "loss", "backward", "optimizer")
@@ -93,35 +94,43 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
     return found
 
 
+def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
+    """A measured run with its derived work; None where it shared the card while it was timed, or the card's rates are
+    unknown. Raises MissingError and InputError as `predictions_of` does."""
+    from qlora_planner.planner.speed import Rates
+    from qlora_planner.planner.speed_fit import TimedRun, timed
+    from qlora_planner.planner.speed_model import step_work
+
+    run, seconds, gpu = measurement.run, timed(measurement), card_of(measurement)
+    rates = None if gpu is None else Rates.of(gpu, run.compute_dtype)
+    if seconds is None or rates is None:
+        return None
+    profile = profile_of(measurement, tell)
+    return TimedRun(
+        work=step_work(profile, run, measurement.stack or profile.versions),
+        rates=rates,
+        batch_size=run.batch_size,
+        seq_len=run.seq_len,
+        rank=run.rank,
+        step_s=seconds,
+    )
+
+
 def speed_traits(
     measurements: Iterable[Measurement], tell: Tell, known: Calibration | None = None
 ) -> dict[str, SpeedTraits]:
     """What timed runs say of each card, by its name; `known` is what is believed of a card before, if anything is.
 
-    Runs that shared the card while they were timed, and cards whose rates the catalogue lacks, say nothing.
-    Raises MissingError and InputError as `predictions_of` does.
+    Of repeats of one run the last counts. Raises MissingError and InputError as `predictions_of` does.
     """
-    from qlora_planner.planner.speed import Rates, traits_of
-    from qlora_planner.planner.speed_fit import TimedRun, fit, timed
-    from qlora_planner.planner.speed_model import step_work
+    from qlora_planner.planner.speed import traits_of
+    from qlora_planner.planner.speed_fit import fit, timed
 
     runs: dict[str, list[TimedRun]] = {}
     cards: dict[str, GpuSpec] = {}
     for one in latest(row for row in measurements if timed(row) is not None):
-        gpu, seconds = card_of(one), timed(one)
-        rates = None if gpu is None else Rates.of(gpu, one.run.compute_dtype)
-        if gpu is None or rates is None or seconds is None:
-            continue
-        profile = profile_of(one, tell)
-        cards[gpu.name] = gpu
-        runs.setdefault(gpu.name, []).append(
-            TimedRun(
-                work=step_work(profile, one.run, one.stack or profile.versions),
-                rates=rates,
-                batch_size=one.run.batch_size,
-                seq_len=one.run.seq_len,
-                rank=one.run.rank,
-                step_s=seconds,
-            )
-        )
+        gpu, run = card_of(one), timed_run(one, tell)
+        if gpu is not None and run is not None:
+            cards[gpu.name] = gpu
+            runs.setdefault(gpu.name, []).append(run)
     return {card: fit(found, traits_of(cards[card], known)[0]).traits for card, found in sorted(runs.items())}

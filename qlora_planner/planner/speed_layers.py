@@ -256,12 +256,14 @@ class _Layer:
 def _delta_scan(width: float) -> Pass:
     """The gated delta rule of transformers' torch code (modeling_qwen3_next.py, torch_chunk_gated_delta_rule): rows of
     a 64 x 64 triangle solved one after the other, then chunks of 64 positions. Counted: kernels per chunk, kernels
-    besides, bytes by the width of what enters, and the gradients of slices, each as large as what was cut."""
+    besides, bytes by the width of what enters, and the gradients of slices, each as large as what was cut. Forwards too
+    its launches are bare tensor operators in a loop, which cost the host what the engine's do."""
     chunk = 64
     products = terms(tokens=1.0 * chunk * width)
     return Pass(
         forward=Work(
-            launches=terms(one=140, seq=17 / chunk), traffic=terms(tokens=140.0 * width), float_flops=products
+            engine_launches=terms(one=140, seq=17 / chunk), float_flops=products,
+            traffic=terms(tokens=140.0 * width),
         ),
         backward=Work(
             engine_launches=terms(one=230, seq=43 / chunk), float_flops=2 * products,

@@ -55,6 +55,7 @@ def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Se
         dropout=bool(run.lora_dropout),
         dora=run.dora,
         trains_weights=run.method == "full",
+        liger=run.liger,
     )
 
 
@@ -120,6 +121,15 @@ def _head(profile: ModelProfile, run: RunConfig, at: Setting, loss: LossMemory) 
         work += Work(traffic=terms(tokens=12.0 * vocab + 20 * hidden, tiles=read))
         return total + work + multiplies(at.rate, (4 if at.trains_weights else 3) * product)
     copy = 0.0 if kept == c else (kept + c) * weights
+    if run.liger:
+        # Logits in chunks of a few rows, turned into their gradient in place, and multiplied with the head at once
+        # (liger_kernel, ops/fused_linear_cross_entropy.py): the head is read twice for every chunk of T d / V rows.
+        chunks = vocab / hidden
+        work = Work(
+            launches=terms(one=20 + 6 * chunks), engine_launches=terms(one=4),
+            traffic=terms(tokens=5.0 * c * vocab, one=2 * chunks * c * weights + copy),
+        )  # fmt: skip
+        return total + work + multiplies(at.rate, (3 if at.trains_weights else 2) * product)
     # Logits: written, to float32 (by the loss and by accelerate), log-softmax; backwards nll, log-softmax, cast.
     logits = (c + (c + 4) + (8 if at.autocast else 0) + 8 + 4) + (4 + 12 + (4 + c) + 2 * c)
     passes = 3 if at.trains_weights else 2

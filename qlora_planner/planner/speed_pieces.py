@@ -13,6 +13,8 @@ from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multipl
 
 # A weight is read through dequantising: constants by `dequantize_blockwise` and `add`, then the matrix, then a product.
 _QUANTIZED_KERNELS = 4
+# A Triton kernel inside an autograd function written in Python passes through as much Python as several operators.
+_TRITON_LAUNCHES = 3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +34,7 @@ class Setting:
     dropout: bool
     dora: bool
     trains_weights: bool
-    reaches_input: bool = True  # whether a gradient has to reach the layer's input
+    liger: bool = False
 
     @property
     def rate(self) -> str:
@@ -141,6 +143,11 @@ def norm(width: float, at: Setting, *, fused: bool) -> Pass:
     `fused` is torch's own layer norm; the others are written out: pow, mean, add, rsqrt, mul, mul in float32.
     """
     s, residual = at.stream, moves(1, 3 * at.stream * width, engine=True)
+    if at.liger:  # one Triton kernel each way (liger_kernel, ops/rms_norm.py), and a sum over blocks
+        return Pass(
+            forward=moves(_TRITON_LAUNCHES, 2 * s * width),
+            backward=moves(_TRITON_LAUNCHES, 3 * s * width) + moves(1, engine=True) + residual,
+        )
     if fused:
         casts = moves(2) if at.autocast and s == 4 else NOTHING
         return Pass(forward=moves(1, 2 * s * width) + casts, backward=moves(1, 3 * s * width, engine=True) + residual)
@@ -152,6 +159,9 @@ def norm(width: float, at: Setting, *, fused: bool) -> Pass:
 def rotary(width: float, at: Setting) -> Pass:
     """Rotating `width` elements a token: x * cos + cat(-x2, x1) * sin, for queries and keys apart."""
     s = at.stream
+    if at.liger:  # one kernel, after copies that make queries and keys dense (ops/rope.py); half of it for either
+        each = _TRITON_LAUNCHES / 2 + 1
+        return Pass(forward=moves(each, 4 * s * width), backward=moves(each, 4 * s * width))
     return Pass(forward=moves(5, 10 * s * width), backward=moves(7, 14 * s * width, engine=True))
 
 
@@ -160,6 +170,8 @@ def activation(width: float, at: Setting, *, gated: bool, written_out: bool) -> 
     s = at.stream
     if written_out:
         return Pass(forward=moves(8, 18 * s * width), backward=moves(14, 34 * s * width, engine=True))
+    if gated and at.liger:  # ops/swiglu.py, ops/geglu.py
+        return Pass(forward=moves(_TRITON_LAUNCHES, 3 * s * width), backward=moves(_TRITON_LAUNCHES, 5 * s * width))
     if gated:
         return Pass(forward=moves(2, 5 * s * width), backward=moves(3, 9 * s * width, engine=True))
     return Pass(forward=moves(1, 2 * s * width), backward=moves(1, 3 * s * width, engine=True))

@@ -76,7 +76,7 @@ class Pass:
         return Pass(forward=self.forward * factor, backward=self.backward * factor)
 
 
-def moves(kernels: int, per_token: float = 0.0, *, engine: bool = False, **more: float) -> Work:
+def moves(kernels: float, per_token: float = 0.0, *, engine: bool = False, **more: float) -> Work:
     """Kernels that move `per_token` bytes a token in all, and `more` by the names of `BASIS`."""
     count = terms(one=kernels)
     traffic = terms(tokens=per_token, **more)

@@ -102,3 +102,14 @@ def test_operations_are_those_that_torch_counts(name: str, options: dict[str, An
         evaluator(getattr(work.micro, f"{unit}_flops"))(sizes) for unit in ("half", "float", "int8", "attention")
     )
     assert derived == pytest.approx(counted(CONFIGS[name], resolution.run), rel=0.01)
+
+
+@pytest.mark.parametrize("upcast", [False, True])
+def test_launches_and_bytes_are_those_of_the_traced_operators(upcast: bool) -> None:
+    """The tracer runs the installed transformers, PEFT, bitsandbytes and trl on fake CUDA tensors."""
+    from benchmarks.speed_counts import compare
+
+    found = compare("HuggingFaceTB/SmolLM2-1.7B", {"batch_size": 2, "padding": False, "upcast": upcast})
+    for quantity in ("launches", "traffic"):
+        real, derived = found[quantity]
+        assert derived == pytest.approx(real, rel=0.06), quantity
