@@ -211,7 +211,7 @@ def tape_for(
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.resolve import resolve
     from qlora_planner.memory.static import targeted
-    from qlora_planner.memory.variant import variant_key
+    from qlora_planner.memory.variant import accumulates_apart, variant_key
     from qlora_planner.sources.profile_cache import installed_versions
     from qlora_planner.sources.tape_cache import TapeCache
     from qlora_planner.sources.tapes import stored_tape
@@ -239,6 +239,8 @@ def tape_for(
     if source is None:
         tell(f"{profile.id}: its config is not at hand, so this run cannot be traced; name its config.json")
         return None
+    if not accumulates_apart(resolved):
+        resolution = replace(resolution, run=resolved.with_(grad_accum=1))
     tell(f"{profile.id}: tracing this run, a quarter of a minute; the trace is kept")
     from qlora_planner.profiling.tapes import trace_run
 

@@ -49,6 +49,14 @@ def kernel_class(gpu: GpuSpec | None) -> str:
     return "sm70"
 
 
+def accumulates_apart(run: RunConfig) -> bool:
+    """Whether accumulation must be traced: elsewhere a micro-batch is the one before beside its gradients.
+
+    A plain loop keeps the last micro-batch's outputs, and offloading its copies, into the next one.
+    """
+    return run.grad_accum > 1 and (run.trainer == "loop" or run.activation_offloading)
+
+
 def variant_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
     trl = parse_version(stack.get("trl", "1.16")) if run.trainer == "trl-sft" else None
@@ -60,7 +68,7 @@ def variant_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -
     flags = {
         "float16-weights": run.load_dtype == "float16", "upcast": run.upcast,
         "padding": run.padding, "dora": run.dora, "liger": run.liger, "packing": run.packing,
-        "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": run.grad_accum > 1,
+        "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
         f"trl{trl}": trl is not None and trl < (1, 15),

@@ -70,13 +70,22 @@ class Outlook:
         """Segments in use over allocated bytes, for a traced run."""
         return RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(self.run.alloc_conf) else self.over_allocated
 
-    def floors(self, batch: Ints, seq: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-        """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,)."""
+    def floors(
+        self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None
+    ) -> tuple[Ints, NDArray[np.bool_]]:
+        """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,).
+
+        Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches are counted at every
+        moment, which is at most their own bytes too much.
+        """
+        earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
+        gradients = np.where(earlier, self.parts.state.gradients, 0)
         before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
         beside = self.context.first_tensor_bytes + self.context.kernels_bytes
         floors, traced = self._traced(batch, seq)
+        floors = floors + gradients
         if not traced.all():
-            closed = self._closed(batch, seq)
+            closed = self._closed(batch, seq) + gradients
             floors = np.where(traced, floors, np.asarray(closed * RESERVED_OVER_ALLOCATED_EXPANDABLE, dtype=np.int64))
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
             floors = np.where(traced, np.maximum(floors, before), np.maximum(floors, before_closed))
@@ -106,7 +115,7 @@ class Outlook:
         acts = closed_form.activations(
             self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
         )
-        levels = allocated_levels(self.run, replace(self.parts, acts=acts))
+        levels = allocated_levels(self.run.with_(grad_accum=1), replace(self.parts, acts=acts))
         found: Ints = closed_form.most(*(np.asarray(level, dtype=np.int64) for level in levels.values()))
         return np.broadcast_to(found, batch.shape)
 

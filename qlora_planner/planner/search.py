@@ -173,10 +173,10 @@ def _lengths(
 def _evaluate(
     number: int, one: _OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], useful: Useful | None
 ) -> tuple[NDArray[Any], ...]:
-    floors, traced = one.outlook.floors(batch, seq)
-    fits = floors <= np.where(traced, *one.limits)
     run = one.resolution.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
+    floors, traced = one.outlook.floors(batch, seq, accumulation > 1)
+    fits = floors <= np.where(traced, *one.limits)
     timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
     step_s = timed.step_s(batch, seq, run.rank)
     pace = batch * seq * accumulation / step_s
