@@ -201,11 +201,13 @@ def longest(outlook: Outlook, outlooks: Outlooks, usable_bytes: int, batch: int,
     return longest_within(outlook, limits, batch, model_limit)
 
 
-def longest_within(outlook: Outlook, limits: tuple[int, int], batch: int, model_limit: int | None) -> int | None:
+def longest_within(
+    outlook: Outlook, limits: tuple[int, int], batch: int, model_limit: int | None, accumulated: bool | None = None
+) -> int | None:
     """The same against the largest floors that fit: of traced runs, and of others."""
 
     def fitting(steps: NDArray[np.int64]) -> NDArray[np.bool_]:
-        floors, traced = outlook.floors(np.full_like(steps, batch), steps * SEQ_STEP)
+        floors, traced = outlook.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return floors <= np.where(traced, *limits)
 
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP

@@ -93,9 +93,9 @@ def smallest_card(
     for card in by_size(cards):
         if card.vendor != "nvidia":
             continue
-        found = standing(profile, answer, card, calibration, here)
-        if found.verdict == "fits":
-            return found
+        lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
+        if not lacks and verdict_of(fitting_on(answer, here, card, calibration)) == "fits":
+            return standing(profile, answer, card, calibration, here)
     return None
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -130,6 +131,7 @@ class Outlooks:
     calibration: Calibration | None
     _loaded: dict[str, tuple[int, Groundwork]]
     _paces: dict[tuple[str, str], SpeedModel | None]
+    _steps: dict[tuple[Any, ...], tuple[float, float, float]]
     _limits: dict[tuple[int, str, ContextRow], int]
 
     @classmethod
@@ -137,7 +139,7 @@ class Outlooks:
         cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
     ) -> Outlooks:
         """For one model on one card."""
-        return cls(profile, gpu, sweep, calibration, {}, {}, {})
+        return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
 
     def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
         """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
@@ -164,7 +166,10 @@ class Outlooks:
         trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        fixed, per_rank, tensors = optimizer_work(self.profile, run, trainer, optimizer)
+        cased = (run.optimizer, run.rank, run.quant, run.method, run.target_modules, run.trainer, run.modules_to_save)
+        if cased not in self._steps:
+            self._steps[cased] = optimizer_work(self.profile, run, trainer, optimizer)
+        fixed, per_rank, tensors = self._steps[cased]
         work = replace(
             known.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
             tensor_steps=tensors,

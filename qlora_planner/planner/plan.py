@@ -6,14 +6,16 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.advice import advice
 from qlora_planner.planner.around import frontier, outlook_at, prices
 from qlora_planner.planner.axes import RULES, fixed_options, make_space
-from qlora_planner.planner.cards import Standing, smallest_card, standing
+from qlora_planner.planner.cards import Standing, smallest_card
 from qlora_planner.planner.dataset import DataSummary, seq_len_for
 from qlora_planner.planner.epochs import DataPlan, plan_data
 from qlora_planner.planner.limits import Sweep, usable_on
@@ -21,7 +23,7 @@ from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objecti
 from qlora_planner.planner.outlook import Outlooks
 from qlora_planner.planner.padding import padded_by_random
 from qlora_planner.planner.search import Choice, Ranking, Useful, search
-from qlora_planner.planner.speed import cost_of, speed_of
+from qlora_planner.planner.speed import Rates, cost_of, speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
@@ -232,7 +234,6 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
     asked, outlooks = planner.asked, planner.outlooks
     ratio = answer.floor_bytes / choice.floor_bytes
     cost = cost_of(answer.speed, asked.gpu)
-    points = [standing(planner.profile, answer, card, planner.calibration, asked.gpu) for card in asked.compare]
     return Plan(
         model=answer.model,
         gpu=asked.gpu,
@@ -246,7 +247,7 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
         stack=answer.stack,
         advice=tuple(advice(planner.profile, answer)),
         smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
-        compared=tuple(point.to_dict() for point in points),
+        compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
         cost={
             "usd_per_million_tokens": cost.usd_per_million_tokens, "usd_per_hour": asked.gpu.rent_usd_per_hour,
         },
@@ -256,6 +257,40 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
             "rules": [{"name": rule.name, "says": rule.says, "source": rule.source} for rule in RULES],
         },
     )  # fmt: skip
+
+
+def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
+    """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
+    asked = planner.asked
+    other = _Planner(
+        profile=planner.profile, asked=replace(asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on,
+        cap_bytes=None, reserve_bytes=0), run=planner.run,
+        outlooks=Outlooks.of(planner.profile, card, planner.outlooks.sweep, planner.calibration),
+        calibration=planner.calibration, tape_of=planner.tape_of,
+    )  # fmt: skip
+    objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
+    row: dict[str, Any] = {
+        "gpu": card.name, "label": card.label, "usable_bytes": other.usable, "verdict": "will-not-run", "run": None,
+        "change": None, "floor_bytes": None, "tokens_per_s": None, "step_s": None,
+        "usd_per_hour": card.rent_usd_per_hour, "usd_per_million_tokens": None, "speed_basis": None, "played": False,
+    }  # fmt: skip
+    try:
+        best = next(other.rank(planner.run, fixed, objective, whole=False).best())
+    except InputError:  # the stack refuses everything left open on that card
+        return row
+    shown = here.run.to_dict()
+    resolved = resolve(planner.profile, best.run, card).run
+    row |= {
+        "verdict": "fits" if best.fits else "does-not-fit", "floor_bytes": best.floor_bytes, "run": resolved.to_dict(),
+        "change": {name: value for name, value in best.run.to_dict().items() if value != shown[name]},
+    }  # fmt: skip
+    speed = speed_of(planner.profile, resolved, card, planner.calibration)
+    if best.fits and speed.tokens_per_s is not None:
+        row |= {
+            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": speed.basis,
+            "usd_per_million_tokens": cost_of(speed, card).usd_per_million_tokens,
+        }  # fmt: skip
+    return row
 
 
 def _card(found: Standing | None) -> Mapping[str, Any] | None:

@@ -105,7 +105,8 @@ def search(
     sets: list[_OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
     for option_set, batches in _option_sets(outlooks, asked, space, objective, usable_bytes, pace_on):
-        lengths = _lengths(option_set, asked, objective, batches[0], model_limit)
+        accumulated = space.accumulation(batches[0], option_set.resolution.run) > 1
+        lengths = _lengths(option_set, asked, objective, batches[0], accumulated, model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
         parts.append(_evaluate(len(sets), option_set, space, batch, seq, useful))
         sets.append(option_set)
@@ -161,12 +162,12 @@ def _prepared(outlooks: Outlooks, run: RunConfig, resolution: Resolution, usable
 
 
 def _lengths(
-    one: _OptionSet, asked: RunConfig, objective: Objective, batch: int, model_limit: int | None
+    one: _OptionSet, asked: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
 ) -> NDArray[np.int64]:
     """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
         return np.array([asked.seq_len], dtype=np.int64)
-    found = longest_within(one.outlook, one.limits, batch, model_limit)
+    found = longest_within(one.outlook, one.limits, batch, model_limit, accumulated)
     return np.array([found or SEQ_STEP], dtype=np.int64)
 
 

@@ -7,7 +7,7 @@ sums of coefficients, and one candidate or a million are evaluated alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,14 @@ def terms(**coefficients: float) -> Vector:
 _PLACE = {name: index for index, name in enumerate(BASIS)}
 
 
-def _zero() -> Vector:
-    return np.zeros(len(BASIS))
+QUANTITIES = (
+    "half_flops", "float_flops", "int8_flops", "attention_flops", "traffic", "launches", "engine_launches",
+)  # fmt: skip
+_ROW = {name: index for index, name in enumerate(QUANTITIES)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """What a stretch of a step costs, each a polynomial.
+    """What a stretch of a step costs, each of `QUANTITIES` a polynomial.
 
     `half_flops`, `float_flops`, `int8_flops` are multiply-adds counted twice, by the unit that runs them;
     `attention_flops` those of fused attention kernels, which reach less of the peak; `traffic` bytes read and written
@@ -43,22 +44,27 @@ class Work:
     launched by C++ alone: by autograd's engine, or by autocast on the way.
     """
 
-    half_flops: Vector = field(default_factory=_zero)
-    float_flops: Vector = field(default_factory=_zero)
-    int8_flops: Vector = field(default_factory=_zero)
-    attention_flops: Vector = field(default_factory=_zero)
-    traffic: Vector = field(default_factory=_zero)
-    launches: Vector = field(default_factory=_zero)
-    engine_launches: Vector = field(default_factory=_zero)
+    __slots__ = ("table",)
+
+    def __init__(self, table: Vector | None = None, **quantities: Vector) -> None:
+        # One table for all: works are added up by the thousand. Shape (quantities, terms of `BASIS`).
+        self.table = np.zeros((len(QUANTITIES), len(BASIS))) if table is None else table
+        for name, vector in quantities.items():
+            self.table[_ROW[name]] = vector
+
+    def __getattr__(self, name: str) -> Vector:
+        if name not in _ROW:
+            raise AttributeError(name)
+        row: Vector = self.table[_ROW[name]]
+        return row
 
     def __add__(self, other: Work) -> Work:
-        return Work(**{name: getattr(self, name) + getattr(other, name) for name in QUANTITIES})
+        return Work(self.table + other.table)
 
     def __mul__(self, factor: float) -> Work:
-        return Work(**{name: getattr(self, name) * factor for name in QUANTITIES})
+        return Work(self.table * factor)
 
 
-QUANTITIES = tuple(spec.name for spec in fields(Work))
 NOTHING = Work()
 
 
