@@ -15,6 +15,9 @@ from qlora_planner.memory.static import targeted
 from qlora_planner.profile import LayerKind, ModelProfile
 from qlora_planner.run import RunConfig
 
+# trl 1.16, models/activation_offloading.py: so many layer inputs wait on the card for their copy to the host.
+STASHED = 5
+
 _LLAMA_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
 
@@ -180,6 +183,9 @@ def activations(
         layer = most(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
         all_layers += (saved + scores) * kind.count
         checkpoints += stream * kind.hidden * tokens * kind.count
+    if run.activation_offloading and shape.layers:
+        layers = sum(kind.count for kind in shape.layers)
+        checkpoints = checkpoints * min(STASHED, layers) // layers
     return Activations(
         checkpoints=checkpoints if run.gradient_checkpointing else 0,
         layer=layer,

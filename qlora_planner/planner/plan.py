@@ -32,6 +32,7 @@ SCHEMA = "qlora-plan/plan/1"
 TapeOf = Callable[[RunConfig], Tape | None]
 # Finalists that are estimated on their own before the search is content with fewer tokens.
 MOST_TRIES = 6
+_DEFAULT = RunConfig()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ class Plan:
     objective: str
     data: DataPlan | None
     stack: Mapping[str, str]
+    options: Mapping[str, Any] = field(default_factory=dict)  # what to type for this run: all that is no default
     advice: tuple[Mapping[str, Any], ...] = ()
     smallest_card: Mapping[str, Any] | None = None
     compared: tuple[Mapping[str, Any], ...] = ()
@@ -89,6 +91,7 @@ class Plan:
             "objective": self.objective,
             "data": None if self.data is None else self.data.to_dict(),
             "stack": dict(self.stack),
+            "options": dict(self.options),
             "advice": [dict(one) for one in self.advice],
             "smallest_card": None if self.smallest_card is None else dict(self.smallest_card),
             "compared": [dict(one) for one in self.compared],
@@ -245,6 +248,7 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
         objective=asked.objective,
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
+        options=_options(planner, choice),
         advice=tuple(advice(planner.profile, answer)),
         smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
@@ -293,6 +297,16 @@ def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, A
     return row
 
 
+def _options(planner: _Planner, choice: Choice) -> Mapping[str, Any]:
+    """What of the chosen run is neither a default nor what a default becomes here."""
+    usual = resolve(planner.profile, _DEFAULT, planner.asked.gpu).run
+    return {
+        name: value
+        for name, value in choice.run.to_dict().items()
+        if value not in (getattr(_DEFAULT, name), getattr(usual, name))
+    }
+
+
 def _card(found: Standing | None) -> Mapping[str, Any] | None:
     return None if found is None else found.to_dict()
 
@@ -309,7 +323,7 @@ def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[M
         if other is None or not other.fits:
             continue
         change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
-        if not change:
+        if not change or not _gains(objective, other, chosen):
             continue
         found.append(
             {
@@ -321,6 +335,15 @@ def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[M
             }
         )
     return found
+
+
+def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
+    """Whether a run that is best by another objective is better by it than the one recommended."""
+    if objective.lengths:
+        return other.run.seq_len > chosen.run.seq_len
+    if objective.name == "quality":
+        return (other.quality, other.run.rank) > (chosen.quality, chosen.run.rank)
+    return other.run.rank > chosen.run.rank if objective.ranks else other.pace > chosen.pace
 
 
 def _data(planner: _Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan:

@@ -36,6 +36,7 @@ class Choice:
     traced: bool
     pace: float
     step_s: float
+    quality: int  # of the stored weights: 2 for 16-bit, 1 for 8-bit, 0 for 4-bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +83,7 @@ class Ranking:
         )
         return Choice(
             run=run, floor_bytes=int(columns.floor[at]), fits=bool(self.fits[at]), traced=bool(self.traced[at]),
-            pace=float(columns.pace[at]), step_s=float(self.step_s[at]),
+            pace=float(columns.pace[at]), step_s=float(self.step_s[at]), quality=int(columns.quality[at]),
         )  # fmt: skip
 
 

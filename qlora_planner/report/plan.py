@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import re
 import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
+from qlora_planner.report.plan_parts import advised, compared, percent, searched
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import card_line, change, mib, option, recipe, speed_line, value
 from qlora_planner.units import format_mib, format_size
 
-_BYTES = re.compile(r"(-?\d+) bytes")
+_PRICES = (44, 10, 8, 6)
 
 
 def render_plan(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme, *, explain: bool = False) -> str:
     """The whole screen. `asked` are the run options that were typed, `card` the card as it was."""
     lines = [*headline(plan.estimate, plan.gpu, theme), [], *_about(plan, theme)]
     lines += _changed(plan, asked, theme)
-    sections = [_frontier(plan, theme), _alternatives(plan, theme), _prices(plan, theme)]
+    sections = [_frontier(plan, theme), _alternatives(plan, theme), _prices(plan, theme), compared(plan, theme)]
+    if plan.data is not None:
+        from qlora_planner.report.data import render_data
+
+        sections.append(iter(render_data(plan.data, theme)))
     if explain:
-        sections += [render_components(plan.estimate, theme), chosen(plan.estimate, theme)]
-    sections.append(problems(plan.estimate, theme))
+        sections += [render_components(plan.estimate, theme), chosen(plan.estimate, theme), searched(plan, theme)]
+    sections += [advised(plan, theme), problems(plan.estimate, theme)]
     for section in sections:
         if found := list(section):
             lines += [[], *found]
@@ -37,7 +41,17 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     usable = f". A process can use {format_mib(fit.usable_bytes)}." if fit else ""
     yield from theme.wrap(card_line(plan.gpu) + usable, 6, "card", first_style="dim")
     if (text := speed_line(plan.estimate.speed)) is not None:
+        yield from theme.wrap(f"{text}{_price(plan)}", 6, "speed", first_style="dim")
+    elif plan.search:
+        text = f"unknown for a bare size; runs are ranked as on {plan.search['ranked_on']}: name your card"
         yield from theme.wrap(text, 6, "speed", first_style="dim")
+
+
+def _price(plan: Plan) -> str:
+    price = plan.cost.get("usd_per_million_tokens")
+    if price is None:
+        return ""
+    return f"; about ${price:.3f} per million tokens at ${plan.cost['usd_per_hour']:.2f} an hour"
 
 
 def _changed(plan: Plan, asked: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
@@ -67,33 +81,31 @@ def _alternatives(plan: Plan, theme: Theme) -> Iterator[Line]:
         return
     yield [("instead", "dim")]
     for row in plan.alternatives:
-        changes = row.get("change")
-        name = change(changes) if isinstance(changes, Mapping) else str(row.get("name", "other"))
-        costs = f"; costs {_amount(row['costs'])}" if row.get("costs") else ""
-        yield from theme.wrap(f"{_amount(row.get('buys', ''))}{costs}", 30, f"  {name}  ", first_style="cyan")
+        buys = str(row.get("buys", ""))
+        size, speed = row.get("bytes"), row.get("speed")
+        costs = f" ({'+' if size > 0 else ''}{format_size(size)}" if isinstance(size, int) else ""
+        costs += f", {percent(speed)} speed)" if isinstance(speed, float) else ")" if costs else ""
+        yield from theme.wrap(f"{buys}{costs}", 2)
+        yield from theme.wrap(change(row["change"]), 4, style="cyan")
 
 
 def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
-    if not plan.prices:
+    """One row a knob; what the stack refuses is left to `--json`."""
+    rows = [row for row in plan.prices if row.get("bytes") is not None]
+    if not rows:
         return
-    yield columns([("what a knob changes", "dim"), ("MiB", "dim"), ("speed", "dim")], (44, 10, 10), frozenset({0}))
-    for row in plan.prices:
-        changes = row.get("change")
-        name = change(changes) if isinstance(changes, Mapping) else str(row.get("knob") or row.get("option") or "")
-        size, speed = row.get("bytes"), row.get("speed")
+    yield columns(
+        [("what a knob changes", "dim"), ("MiB", "dim"), ("speed", "dim"), ("fits", "dim")], _PRICES, frozenset({0})
+    )
+    for row in rows:
+        size, speed, fits = row["bytes"], row.get("speed"), row.get("fits")
         cells = [
-            (theme.cut(name, 44), ""),
-            (("+" if size > 0 else "") + mib(size) if isinstance(size, int) else "-", ""),
-            (f"{100 * (speed - 1):+.0f} %" if isinstance(speed, float) else str(speed or "-"), ""),
+            (theme.cut(change(row["change"]), _PRICES[0]), ""),
+            (("+" if size > 0 else "") + mib(size), ""),
+            (percent(speed) if isinstance(speed, float) else "-", ""),
+            ("" if fits is None else "yes" if fits else "no", "" if fits else "dim"),
         ]
-        yield columns(cells, (44, 10, 10), frozenset({0}))
-
-
-def _amount(raw: object) -> str:
-    """Bytes in a unit that can be read; words as they are."""
-    if isinstance(raw, int):
-        return format_size(raw)
-    return _BYTES.sub(lambda match: format_size(int(match[1])), str(raw))
+        yield columns(cells, _PRICES, frozenset({0}))
 
 
 def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
@@ -103,10 +115,7 @@ def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iter
         yield from theme.wrap("(the models that fit on this card)", 6, style="dim")
         return
     run = plan.run.to_dict()
-    options = {name: run[name] for name in ("seq_len", "batch_size", "grad_accum") if run[name] != _DEFAULTS[name]}
+    options = {name: raw for name, raw in plan.options.items() if name != "stack"}
     options |= {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
     words = f"--gpu {shlex.quote(card)} {change(options)}".strip()
     yield from next_command(f"qlora-plan estimate {{}} {words}", str(plan.model["id"]), theme)
-
-
-_DEFAULTS = {"seq_len": 2048, "batch_size": 1, "grad_accum": 1}

@@ -16,10 +16,22 @@ def make_plan(**changes: Any) -> Plan:
     estimate = changes.pop("estimate", make_estimate())
     fields: dict[str, Any] = {
         "model": estimate.model, "gpu": CARD, "run": estimate.run, "estimate": estimate,
-        "alternatives": ({"change": {"batch_size": 4}, "buys": "4 sequences per step", "costs": f"{3 * GIB} bytes"},),
-        "prices": ({"change": {"gradient_checkpointing": False}, "bytes": 2 * GIB, "speed": 1.3},),
+        "alternatives": (
+            {"change": {"rank": 64}, "buys": "the largest rank", "bytes": 3 * GIB, "speed": 0.9},
+        ),
+        "prices": (
+            {"change": {"gradient_checkpointing": False}, "bytes": 2 * GIB, "speed": 1.3, "fits": True},
+            {"change": {"attention": "eager"}, "bytes": None, "speed": None, "fits": None, "refused": "no eager"},
+        ),
         "frontier": ({"batch_size": 1, "seq_len": 8192}, {"batch_size": 2, "seq_len": None}),
         "objective": "throughput", "data": None, "stack": {},
+        "advice": ({"code": "prepare", "message": "preparing would cost 1.96 GiB here", "bytes": 1},),
+        "compared": (
+            {
+                "gpu": "t4", "label": "Tesla T4", "verdict": "does-not-fit", "floor_bytes": 20 * GIB,
+                "tokens_per_s": None, "usd_per_million_tokens": None, "change": {"compute_dtype": "float16"},
+            },
+        ),
     }  # fmt: skip
     return Plan(**{**fields, **changes})
 
@@ -29,8 +41,11 @@ def test_everything_is_there_and_fits_the_screen() -> None:
     assert text.splitlines()[0] == "✓ fits: org/some-model-7b on 24GB"
     assert max(map(len, text.splitlines())) <= 80
     assert "8,192" in text
-    assert "--batch-size 4" in text
-    assert "costs 3.00 GiB" in text
+    assert "--rank 64" in text
+    assert "the largest rank (+3.00 GiB, -10 % speed)" in text
+    assert "preparing would cost 1.96 GiB here" in text
+    assert "Tesla T4" in text
+    assert "--attention eager" not in text
     assert "--no-gradient-checkpointing" in text
     assert "+2,048" in text
     assert "+30 %" in text
@@ -38,7 +53,7 @@ def test_everything_is_there_and_fits_the_screen() -> None:
 
 
 def test_what_was_typed_and_not_kept_is_told() -> None:
-    plan = make_plan(estimate=make_estimate(run=RUN.with_(seq_len=4096)))
+    plan = make_plan(estimate=make_estimate(run=RUN.with_(seq_len=4096)), options={"seq_len": 4096})
     text = render_plan(plan, {"seq_len": 9000, "rank": 16}, "24GB", THEME)
     assert "changed  --seq-len 4096 instead of the 9000 asked for, to fit" in text
     assert "--rank 16 instead" not in text

@@ -1,0 +1,68 @@
+"""What a plan's screen says beside the run: other cards, advice, and how the search went."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qlora_planner.report.theme import Line, Theme, columns
+from qlora_planner.report.words import change, gib
+from qlora_planner.units import format_size
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.plan import Plan
+
+_CARDS = (27, 13, 10, 10, 11)
+_SIZES = ("seq_len", "batch_size", "grad_accum")
+
+
+def percent(ratio: float) -> str:
+    """A ratio of two speeds as a difference."""
+    return f"{100 * (ratio - 1):+.0f} %"
+
+
+def compared(plan: Plan, theme: Theme) -> Iterator[Line]:
+    """The best run of the model on each other card; ranked, not played."""
+    if not plan.compared:
+        return
+    heads = ("the best run on", "", "needs GiB", "tokens/s", "$ per Mtok")
+    yield columns([(head, "dim") for head in heads], _CARDS, frozenset({0, 1}))
+    for row in plan.compared:
+        price, pace = row["usd_per_million_tokens"], row["tokens_per_s"]
+        cells = [
+            (theme.cut(str(row["label"]), _CARDS[0]), ""),
+            (str(row["verdict"]), ""),
+            (gib(row["floor_bytes"], 1), ""),
+            ("-" if pace is None else f"{pace:,.0f}", ""),
+            ("-" if price is None else f"{price:.3f}", ""),
+        ]
+        yield columns(cells, _CARDS, frozenset({0, 1}))
+        if row["change"]:
+            yield from theme.wrap(change(row["change"]), 4, style="cyan")
+
+
+def advised(plan: Plan, theme: Theme) -> Iterator[Line]:
+    """What this stack costs here, and the smallest card that would do."""
+    for row in plan.advice:
+        yield from theme.wrap(str(row["message"]), 6, "note", first_style="dim")
+    card = plan.smallest_card
+    here = plan.estimate.fit
+    if (
+        card is not None
+        and card["gpu"] != plan.gpu.name
+        and (here is None or card["usable_bytes"] != here.usable_bytes)
+    ):
+        text = f"the smallest card of the catalogue that holds this run: {card['label']}"
+        yield from theme.wrap(f"{text} ({format_size(card['usable_bytes'])} usable)", 6, "note", first_style="dim")
+    elif card is None and plan.estimate.verdict == "does-not-fit" and plan.search:
+        yield from theme.wrap("no single card of the catalogue holds this run", 6, "note", first_style="dim")
+
+
+def searched(plan: Plan, theme: Theme) -> Iterator[Line]:
+    """How many candidates were looked at, and the rules that left others out."""
+    if not plan.search:
+        return
+    text = f"{plan.search['candidates']:,} candidates, ranked as on {plan.search['ranked_on']}"
+    yield from theme.wrap(text, 8, "search", first_style="dim")
+    for rule in plan.search["rules"]:
+        yield from theme.wrap(f"{rule['says']} ({rule['source']})", 18, f"  {rule['name']}", first_style="cyan")
