@@ -53,6 +53,7 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     """A row per model of the catalogue, largest first. Raises MissingError for an empty catalogue."""
     from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
+    from qlora_planner.planner.index import bases_of, serves
     from qlora_planner.planner.limits import usable_on
     from qlora_planner.planner.outlook import Limits
     from qlora_planner.planner.recommend import Recommender
@@ -80,6 +81,9 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         cap_bytes=card.cap_bytes,
         sweep_of=lambda profile: stored_sweep(profile, folders),
         calibration=known_spread,
+        # With options of the user's nothing is searched: the run is theirs.
+        bases_of=(lambda profile: bases_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
+        recommend=recommender.best,
     )
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 

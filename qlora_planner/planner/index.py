@@ -140,6 +140,14 @@ class IndexedBase:
         return self.works[2 * (not checkpointing) + padding]
 
 
+def bases_of(profile: ModelProfile, gpu: GpuSpec) -> tuple[IndexedBase, ...]:
+    """The same for a model that the index lacks."""
+    name = "float16" if gpu.bf16 is False else "bfloat16"
+    bases = [_base(profile, base.options, _CARDS[name]) for base in BASES if base.quality != 1]
+    row = {"on": {name: {"bases": bases}, "bfloat16": {"bases": bases}}}
+    return tuple(_bases_of(row, name, cublas_workspace_bytes(gpu.compute_capability)))
+
+
 def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[IndexedBase]:
     usual = row["on"]["bfloat16"]["bases"]
     for at, base in enumerate(row["on"][name]["bases"]):

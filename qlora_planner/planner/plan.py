@@ -301,7 +301,7 @@ def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, A
     speed = speed_of(planner.profile, resolved, card, planner.calibration)
     if best.fits and speed.tokens_per_s is not None:
         row |= {
-            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": speed.basis,
+            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": str(speed.basis),
             "usd_per_million_tokens": cost_of(speed, card).usd_per_million_tokens,
         }  # fmt: skip
     return row

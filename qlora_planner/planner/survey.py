@@ -7,7 +7,7 @@ plays the runs that it answers with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -96,6 +96,13 @@ class Candidate:
 SweepOf = Callable[[ModelProfile], Sweep | None]
 
 
+BasesOf = Callable[[ModelProfile], "tuple[IndexedBase, ...]"]
+
+
+def _no_bases(_profile: ModelProfile) -> tuple[IndexedBase, ...]:
+    return ()
+
+
 def _no_sweep(_profile: ModelProfile) -> Sweep | None:
     return None
 
@@ -127,8 +134,12 @@ def survey(
     cap_bytes: int | None = None,
     sweep_of: SweepOf = _no_sweep,
     calibration: Calibration | None = None,
+    bases_of: BasesOf = _no_bases,
+    recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> list[SurveyRow]:
     """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
+
+    `bases_of` gives the ways to store a model's weights among which `recommend` searches.
 
     `sweep_of` gives a model's traced moments, where they are kept.
     """
@@ -138,7 +149,8 @@ def survey(
     rows = []
     for profile in profiles:
         try:
-            rows.append(judge(candidate(profile, asked, gpu, sweep_of(profile)), gpu, limits))
+            one = candidate(profile, asked, gpu, sweep_of(profile))
+            rows.append(judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend))
         except InputError as error:
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
