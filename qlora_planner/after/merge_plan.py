@@ -1,4 +1,4 @@
-"""What merging will do to every tensor of a checkpoint, what it needs, and what forbids it: before a byte is written."""
+"""What merging will do to every tensor of a checkpoint, what it needs and what forbids it, before a byte is written."""
 
 from __future__ import annotations
 
