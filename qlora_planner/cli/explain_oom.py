@@ -87,7 +87,7 @@ def _content(log: str) -> bytes:
 
 
 def _against_plan(file: str, report: OomReport, output: Output) -> _Planned:
-    from qlora_planner.cli.check import Estimates, _fixes
+    from qlora_planner.cli.check import Estimates, fixes_for
     from qlora_planner.cli.loading import profile_for
     from qlora_planner.exchange.plan_file import read_plan
     from qlora_planner.planner.oom import against
@@ -95,15 +95,16 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned:
     plan = read_plan(file)
     profile = profile_for(plan.model_id, output)
     card = _card(plan.gpu, report, output)
+    sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
     found = Estimates(profile, card, output).full(plan.run)
-    compared = against(report, found, profile.dims)
+    compared = against(report, found, sizes)
     if compared.excess_bytes:
         # What was more than planned will be there again: the change has to make room for it too.
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
         card = Card(gpu=card.gpu, reserve_bytes=more, cap_bytes=card.cap_bytes, asked=card.asked)
         estimates = Estimates(profile, card, output)
-        return _Planned(compared, _fixes(estimates.full(plan.run), estimates), found.verdict or "")
-    return _Planned(compared, _fixes(found, Estimates(profile, card, output)), found.verdict or "")
+        return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), found.verdict or "")
+    return _Planned(compared, fixes_for(found, Estimates(profile, card, output)), found.verdict or "")
 
 
 def _card(gpu: Any, report: OomReport, output: Output) -> Card:

@@ -62,8 +62,12 @@ def tensors_of(requested_bytes: int | None, estimate: MemoryEstimate, dims: Mapp
     """
     if requested_bytes is None or requested_bytes < _MIDDLE:
         return
+    said: set[str] = set()
     for words, size in _candidates(estimate, dims):
-        if size >= _MIDDLE and _printed(asked_for(size)) == _printed(requested_bytes):
+        what = words.partition(":")[0]
+        # A token more or less is often the same to the digits that are printed: once is enough.
+        if size >= _MIDDLE and what not in said and _printed(asked_for(size)) == _printed(requested_bytes):
+            said.add(what)
             yield words
 
 

@@ -75,7 +75,7 @@ def render_oom(
         lines.append([])
         for label, text in _beside(report, compared, verdict):
             lines += theme.wrap(text, 10, label, first_style="dim")
-    told = list(advice(report)) if not fixes else [one for one in advice(report) if "expandable" in one]
+    told = list(advice(report, general=not fixes))
     if told or fixes:
         lines += [[], [("what to do", "bold")]]
     for fix in fixes:
@@ -94,9 +94,9 @@ def _changes(fix: Fix) -> Mapping[str, Any]:
 def headline(report: OomReport) -> str:
     """What ran out and when, in one line."""
     what = {
-        "torch": f"the {'card' if report.device is None else f'card {report.device}'} ran out of memory",
+        "torch": f"{'the card' if report.device is None else f'card {report.device}'} ran out of memory",
         "cuda": "the card ran out of memory outside torch's allocator",
-        "cublas": "cuBLAS could not get its workspace: the card was full",
+        "cublas": "a CUDA library could not get its workspace, as on a full card",
         "bitsandbytes": "bitsandbytes could not allocate on the card (its paged memory or its workspace)",
         "host": "the host ran out of memory, and the system killed the process",
     }[report.kind]
@@ -139,31 +139,28 @@ def _beside(report: OomReport, compared: Compared, verdict: str) -> Iterator[tup
     for words in compared.tensors:
         yield "tensor", f"that is {words}"
     planned = format_size(compared.planned_bytes)
+    tried = format_size(compared.tried_bytes)
     if compared.tried_bytes is None:
         yield "plan", f"tensors hold {planned} at the most; the message does not tell what they held"
     elif compared.excess_bytes is not None:
-        yield (
-            "plan",
-            (
-                f"tensors hold {planned} at the most; here they would have come to {format_size(compared.tried_bytes)},"
-                f" {format_size(compared.excess_bytes)} more: another run than the plan's (longer samples, a larger batch,"
-                " no checkpointing), tensors that are kept from step to step, or a prediction that is too low"
-            ),
+        text = (
+            f"tensors hold {planned} at the most; here they would have come to {tried},"
+            f" {format_size(compared.excess_bytes)} more: another run than the plan's (longer samples, a larger"
+            " batch, no checkpointing), tensors that are kept from step to step, or a prediction that is too low"
         )
+        yield "plan", text
     else:
-        yield (
-            "plan",
-            (
-                f"tensors were within it: {format_size(compared.tried_bytes)} of {planned}; what beat the plan is not the"
-                " run itself but the room: others on the card, idle memory in pieces, or a plan for a larger card"
-            ),
+        text = (
+            f"tensors were within it: {tried} of {planned}; what beat the plan is not the run itself but the room:"
+            " others on the card, idle memory in pieces, or a plan for a larger card"
         )
+        yield "plan", text
     if verdict:
         yield "verdict", f"the plan's run on this card as it was: {verdict.replace('-', ' ')}"
 
 
-def advice(report: OomReport) -> Iterator[str]:
-    """What helps in such a case, from the failure alone."""
+def advice(report: OomReport, *, general: bool = True) -> Iterator[str]:
+    """What helps in such a case, from the failure alone; `general` also what helps in that phase of any run."""
     if report.kind == "host":
         yield (
             "more host memory, or less of it: fewer dataloader workers, a streamed dataset, weights as safetensors,"
@@ -182,11 +179,15 @@ def advice(report: OomReport) -> Iterator[str]:
     if report.allowed_bytes is not None and (report.free_bytes or 0) >= (report.requested_bytes or 1):
         yield "the card had room: torch's own limit was reached. Raise set_per_process_memory_fraction."
     if report.kind == "cublas":
-        yield "CUBLAS_STATUS_NOT_INITIALIZED can also be a wrong token id or a broken driver; with a full card it is this."
+        yield (
+            "CUBLAS_STATUS_NOT_INITIALIZED can also come of a token id beyond the vocabulary or of a broken driver;"
+            " CUDA_LAUNCH_BLOCKING=1 tells them apart."
+        )
     if report.kind == "bitsandbytes":
         yield "a paged optimizer needs host memory that can be pinned: see `ulimit -l` and the host's free memory."
-    hint = _HINTS.get(report.phase or "")
-    yield hint or (
+    if not general:
+        return
+    yield _HINTS.get(report.phase or "") or (
         "in the order of harm: gradient checkpointing on, batch size 1 with more accumulation, a paged 8-bit optimizer,"
         " then a shorter sequence. `qlora-plan check` or --plan finds the smallest change for this very run."
     )
