@@ -100,14 +100,16 @@ def _whole(target: Path) -> Iterator[Path]:
         partial.mkdir()
     except OSError as error:
         raise InputError(f"{plain(partial)}: cannot be made: {error.strerror or error}") from None
+    old = target.with_name(target.name + ".old")
     try:
         yield partial
-        old = target.with_name(target.name + ".old")
         if target.exists():
             os.replace(target, old)
         os.replace(partial, target)
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
+        if old.exists() and not target.exists():
+            os.replace(old, target)
         raise RunError(f"{plain(target)}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

@@ -30,6 +30,13 @@ def gpt2() -> Any:
     return transformers.GPT2LMHeadModel(config).to(torch.bfloat16)
 
 
+def mixtral() -> Any:
+    """Experts are one parameter in the class and many in its files."""
+    sizes = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
+    config = transformers.MixtralConfig(**sizes, num_local_experts=4, num_experts_per_tok=2)
+    return transformers.MixtralForCausalLM(config).to(torch.bfloat16)
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Make:
     """Save a model, put adapters of random weights on it, and save those beside it."""

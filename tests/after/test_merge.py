@@ -11,7 +11,7 @@ import pytest
 
 from qlora_planner.after import merge as merging
 from qlora_planner.cli.main import cli
-from tests.after.conftest import Make, gpt2, llama, peft, torch, transformers
+from tests.after.conftest import Make, gpt2, llama, mixtral, peft, torch, transformers
 
 click_testing = pytest.importorskip("click.testing")
 
@@ -41,6 +41,7 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
     "biases": (lambda: llama(attention_bias=True), {"bias": "all"}),
     "tied": (lambda: llama(tie_word_embeddings=True), {}),
     "Conv1D": (gpt2, {"fan_in_fan_out": True}),
+    "experts left alone": (mixtral, {"target_modules": ["q_proj", "v_proj"]}),
 }  # fmt: skip
 
 
@@ -208,3 +209,25 @@ def test_a_broken_adapter_is_named(make: Make, tmp_path: Path) -> None:
     result = run("merge", tmp_path / "run", "--base", base, "--output", tmp_path / "m")
     assert result.exit_code == 2
     assert "model.layers.1.mlp.up_proj.weight: not finite" in result.stderr
+
+
+def test_keys_without_the_prefix_of_the_class(make: Make, tmp_path: Path) -> None:
+    """As GPT-2 lies on the Hub; the merged file keeps the names of the base's."""
+    from safetensors.torch import load_file, save_file
+
+    base, adapter = make(gpt2())
+    path = base / "model.safetensors"
+    bare = {key.removeprefix("transformer."): tensor for key, tensor in load_file(path).items()}
+    save_file(bare, path, metadata={"format": "pt"})
+    result = run("merge", tmp_path / "run", "--base", base, "--output", tmp_path / "m")
+    assert result.exit_code == 0, result.stderr
+    assert load_file(tmp_path / "m" / "model.safetensors").keys() == bare.keys()
+    theirs = dict(peft.PeftModel.from_pretrained(loaded(base), adapter).merge_and_unload().named_parameters())
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in loaded(tmp_path / "m").named_parameters())
+
+
+def test_adapted_experts_are_refused_by_name(make: Make, tmp_path: Path) -> None:
+    base, _ = make(mixtral(), target_modules=["q_proj"], target_parameters=["mlp.experts.gate_up_proj"])
+    result = run("merge", tmp_path / "run", "--base", base, "--output", tmp_path / "m")
+    assert result.exit_code == 2
+    assert "fused experts" in result.stderr
