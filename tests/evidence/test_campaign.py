@@ -88,7 +88,7 @@ def test_a_batch_takes_up_where_the_last_one_ended(tmp_path: Path, monkeypatch: 
     class FakeJob:
         seconds = 1.0
 
-        def __init__(self, case: dict[str, Any], folder: Path, device: str) -> None:
+        def __init__(self, case: dict[str, Any], folder: Path, device: str, turns: bool) -> None:
             self.case, self.process = case, Done()
             ran.append(case["case"])
 
@@ -135,7 +135,7 @@ def test_runs_share_the_card_only_as_far_as_there_is_room(monkeypatch: pytest.Mo
     started: list[str] = []
 
     class FakeJob:
-        def __init__(self, case: dict[str, Any], folder: Path, device: str) -> None:
+        def __init__(self, case: dict[str, Any], folder: Path, device: str, turns: bool) -> None:
             self.case = case
             started.append(case["case"])
 
