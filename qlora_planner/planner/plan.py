@@ -33,6 +33,7 @@ TapeOf = Callable[[RunConfig], Tape | None]
 # Finalists that are estimated on their own before the search is content with fewer tokens.
 MOST_TRIES = 6
 _DEFAULT = RunConfig()
+_STORED = ("method", "quant", "double_quant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -329,7 +330,10 @@ def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[M
     for objective in OBJECTIVES.values():
         if objective.name == planner.asked.objective or objective.cards:
             continue
-        other = next(planner.rank(planner.run, fixed, objective, whole=False).best(), None)
+        # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
+        kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
+        around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)
+        other = next(around.best(), None)
         if other is None or not other.fits:
             continue
         change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
