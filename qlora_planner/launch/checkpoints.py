@@ -57,7 +57,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest complete checkpoint, and a line for each newer one that is not. Nothing is changed."""
-    notes = []
+    notes: list[str] = []
     for path in checkpoints(folder):
         fault = fault_of(path)
         if fault is None:

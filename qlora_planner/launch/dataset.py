@@ -52,7 +52,9 @@ def _settle_padding(tokenizer: Any, settings: Settings, note: Note) -> None:
         note(f"the pad token is the end token ({tokenizer.eos_token}): ends of answers are trained on all the same")
 
 
-def load_rows(path: str, run: RunConfig, settings: Settings, *, bad_rows: str, cache: Path, note: Note) -> tuple[Any, Any]:
+def load_rows(
+    path: str, run: RunConfig, settings: Settings, *, bad_rows: str, cache: Path, note: Note
+) -> tuple[Any, Any]:
     """Rows as `datasets.Dataset`s: to train on, and those held out (None where the run does not evaluate).
 
     Raises InputError for data that cannot be used or is too little to be split.
@@ -83,11 +85,15 @@ def check_chats(rows: Any, tokenizer: Any, settings: Settings, note: Note) -> No
     first = rows[0]
     chats = "messages" in first or isinstance(first.get("prompt"), list)
     if settings.assistant_only_loss and not chats:
-        raise InputError("--assistant-only-loss needs chats (messages); prompt and completion mask the prompt by themselves")
+        raise InputError(
+            "--assistant-only-loss needs chats (messages); prompt and completion mask the prompt by themselves"
+        )
     if not chats:
         return
     if tokenizer.chat_template is None:
-        raise MissingError("the tokenizer has no chat template, and the rows are chats; --tokenizer DIR of a chat model")
+        raise MissingError(
+            "the tokenizer has no chat template, and the rows are chats; --tokenizer DIR of a chat model"
+        )
     probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the answer"}]
     try:
         text = str(tokenizer.apply_chat_template(probe, tokenize=False))

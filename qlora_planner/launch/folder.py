@@ -81,7 +81,9 @@ def open_new(folder: RunFolder, *, force: bool) -> None:
                 raise InputError(
                     f"--output: {where} holds a run already; --resume goes on with it, --force starts it anew"
                 )
-            raise InputError(f"--output: {where} is not empty and no run of ours; name another, or --force writes in it")
+            raise InputError(
+                f"--output: {where} is not empty and no run of ours; name another, or --force writes in it"
+            )
         path.mkdir(parents=True, exist_ok=True)
         if there and folder.record.is_file():
             for name in _OUR_FOLDERS:
@@ -118,7 +120,9 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     try:
         raw = json.loads(folder.record.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"--resume: {plain(folder.path)} holds no run (no run.json); start it without --resume") from None
+        raise InputError(
+            f"--resume: {plain(folder.path)} holds no run (no run.json); start it without --resume"
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"--resume: {where} cannot be read: {plain(error)[:120]}") from None
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:

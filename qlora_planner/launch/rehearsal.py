@@ -1,4 +1,4 @@
-"""The longest batch first: one step and one evaluation that leave no trace, so that memory runs out now or not at all."""
+"""The longest batch first: a step and an evaluation that leave no trace, so that memory runs out now or not at all."""
 
 from __future__ import annotations
 

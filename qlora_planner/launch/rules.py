@@ -52,7 +52,9 @@ def check_gradients(model: Any, run: RunConfig) -> str | None:
         )
         raise RunError(f"gradients do not reach the adapters: {fix}")
     if without:
-        return f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
+        return (
+            f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
+        )
     return None
 
 

@@ -85,7 +85,9 @@ def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
         raise InputError(f"{name}: its weights are quantised with {plain(method)}; train the unquantised model instead")
     found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
     if run.quant != found:
-        raise InputError(f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}")
+        raise InputError(
+            f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}"
+        )
     return f"{name} is stored as {found} already: it is loaded as it is, with the settings that it was stored with"
 
 

@@ -39,7 +39,7 @@ def rungs(run: RunConfig, profile: ModelProfile | None = None, *, phase: str | N
         run = run.with_(gradient_checkpointing=True)
         yield run, "gradient checkpointing on: slower, the same result"
     row = find_optimizer(run.optimizer)
-    if row is None or not (row.paged and row.bits == 8) and row.kind != "none":
+    if row is None or (not (row.paged and row.bits == 8) and row.kind != "none"):
         run = run.with_(optimizer=SMALL_OPTIMIZER)
         yield run, f"{SMALL_OPTIMIZER}: its states start anew"
     if run.trainer == "trl-sft" and run.gradient_checkpointing and not run.activation_offloading:
