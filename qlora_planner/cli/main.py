@@ -31,10 +31,10 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("models", "The models that are known by name."),
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
+    "train": ("train", "Run a plan: watched, recovered, resumable (needs torch)."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
 }
 PENDING: dict[str, str] = {
-    "train": "Run a plan.",
     "merge": "Merge the adapters of a run into its base.",
     "generate": "Try a prompt on a run.",
     "explain-oom": "What ran out of memory, from a log.",

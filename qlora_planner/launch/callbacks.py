@@ -99,7 +99,7 @@ def make_callback(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.flush()
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-            seal(folder)
+            seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
             tell("checkpoint", {"step": state.global_step, "path": str(folder)})
 
         def on_train_end(self, *_: Any, **__: Any) -> None:

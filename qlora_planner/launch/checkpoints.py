@@ -14,15 +14,15 @@ SEAL = "complete.json"
 _NAME = re.compile(r"checkpoint-(\d+)")
 
 
-def seal(folder: Path) -> None:
-    """Make every file of a checkpoint last, then say so in its seal, whole or not at all.
+def seal(folder: Path, *, optimizer: str) -> None:
+    """Make every file of a checkpoint last, then say so in its seal, whole or not at all; `optimizer` made its states.
 
     Raises OSError where the disk takes it no longer: the checkpoint then stays unsealed.
     """
     files = {str(path.relative_to(folder)): _digest(path, sync=True) for path in _files(folder)}
     partial = folder / (SEAL + ".partial")
     with partial.open("w", encoding="utf-8") as stream:
-        json.dump({"files": files}, stream)
+        json.dump({"optimizer": optimizer, "files": files}, stream)
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(folder / SEAL)
@@ -64,6 +64,11 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
             return path, notes
         notes.append(f"{path.name} {fault}: passed over")
     return None, notes
+
+
+def optimizer_of(folder: Path) -> str:
+    """The name of the optimizer whose states a complete checkpoint holds."""
+    return str(json.loads((folder / SEAL).read_text(encoding="utf-8"))["optimizer"])
 
 
 def set_aside(folder: Path, keep: Path | None) -> None:

@@ -99,6 +99,16 @@ def open_new(folder: RunFolder, *, force: bool) -> None:
         raise InputError(f"--output: {where} cannot be written: {error.strerror or error}") from error
 
 
+def discard(folder: RunFolder) -> None:
+    """Remove what a run that never began has written, and its folder where nothing else is in it."""
+    for name in _OUR_FOLDERS:
+        shutil.rmtree(folder.path / name, ignore_errors=True)
+    for name in _OURS:
+        (folder.path / name).unlink(missing_ok=True)
+    if not any(folder.path.iterdir()):
+        folder.path.rmdir()
+
+
 def check_writable(folder: RunFolder) -> None:
     """Raises InputError where nothing can be written into the folder of a run that is gone on with."""
     try:

@@ -50,9 +50,9 @@ def rungs(run: RunConfig, profile: ModelProfile | None = None, *, phase: str | N
         yield run, f"SEQUENCES CUT TO {run.seq_len} TOKENS: longer samples lose their end, this is another training"
 
 
-def keeps_optimizer(before: RunConfig, after: RunConfig) -> bool:
-    """Whether the optimizer states of a checkpoint of `before` fit `after`: paging changes only where they lie."""
-    return before.optimizer.removeprefix("paged_") == after.optimizer.removeprefix("paged_")
+def keeps_states(before: str, after: str) -> bool:
+    """Whether the states of optimizer `before` fit optimizer `after`: paging changes only where they lie."""
+    return before.removeprefix("paged_") == after.removeprefix("paged_")
 
 
 def _least_factor(number: int) -> int:
