@@ -73,8 +73,9 @@ def optimizer_of(folder: Path) -> str:
 
 def set_aside(folder: Path, keep: Path | None) -> None:
     """Take what is newer than `keep` out of the trainer's sight: unfinished ones go, damaged ones are renamed."""
+    kept = -1 if keep is None else step_of(keep)
     for path in checkpoints(folder):
-        if path == keep:
+        if step_of(path) <= kept:
             return
         if (path / SEAL).exists():
             target = path.with_name(f"damaged-{path.name}")

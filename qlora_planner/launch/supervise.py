@@ -124,7 +124,7 @@ def going_on(spec: LaunchSpec, checkpoint: Path | None) -> LaunchSpec:
     if checkpoint is None:
         return replace(spec, resume=None, fresh_optimizer=False)
     fresh = not keeps_states(optimizer_of(checkpoint), spec.run.optimizer)
-    return replace(spec, resume=str(checkpoint), fresh_optimizer=fresh)
+    return replace(spec, resume=str(checkpoint.absolute()), fresh_optimizer=fresh)
 
 
 def _next_rung(

@@ -1,22 +1,31 @@
-"""Tiny real models with tokenizers of their own, and a task that they can learn in a few steps."""
+"""A tiny real model with a tokenizer of its own, and chats that it can learn in a minute on a CPU.
+
+python examples/toy_model.py FOLDER [llama | qwen3 | gemma]
+
+FOLDER becomes a model folder as one would download it (random weights, 115,000 parameters), with train.jsonl beside it:
+conversations that count on from a number. Everything is the same in every run.
+"""
 
 from __future__ import annotations
 
 import json
 import random
+import sys
 from pathlib import Path
 from typing import Any
 
 SIZES: dict[str, Any] = {
     "vocab_size": 320, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
+    # Ten times the usual: a frozen base of small numbers would leave adapters little to work with.
+    "initializer_range": 0.2,
 }  # fmt: skip
 TEMPLATE = (
     "{% for message in messages %}{% if message['role'] == 'assistant' %}<|assistant|>{% generation %}"
     "{{ message['content'] }}{{ eos_token }}{% endgeneration %}{% else %}<|user|>{{ message['content'] }}{% endif %}"
     "{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-NUMBERS = "zero one two three four five six seven eight nine".split()
+NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<|user|>", "<|assistant|>"]
 
 
@@ -78,3 +87,9 @@ def write_model(folder: Path, family: str = "llama") -> Path:
     getattr(transformers, names[1])(config).to(torch.bfloat16).save_pretrained(folder)
     write_tokenizer(folder)
     return folder
+
+
+if __name__ == "__main__":
+    place = Path(sys.argv[1])
+    write_model(place, *sys.argv[2:3])
+    write_rows(place.parent / "train.jsonl", rows(200))
