@@ -22,13 +22,17 @@ from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
 from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
-from qlora_planner.errors import InputError, RefusedError
+from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
 if TYPE_CHECKING:
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.profile import ModelProfile
+
+
+# Larger data is read by the child alone: its faults then come a little later.
+_SOON_READ_BYTES = 256 << 20
 
 
 def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,6 +78,8 @@ def command(what: str, **given: Any) -> int:
     asked = asked_from(what, explicit_run_options(given), given)
     if asked.device == "cpu" and given.get("cap"):
         raise InputError("--device cpu: --cap needs a card; leave it out")
+    if not (asked.planned or given["yes"] or sys.stdin.isatty()):
+        raise InputError("train asks before it starts what it planned, and nobody can answer here; --yes starts it")
     check_packages(asked.run)
     spec, profile, place, document = _prepared(asked, given, output)
     return execute(asked, spec, profile, place, document, given, output)
@@ -83,11 +89,11 @@ def _prepared(
     asked: Asked, given: Mapping[str, Any], output: Output
 ) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
     """Everything that can be known to be wrong before a process is started."""
-    from qlora_planner.data.files import find_files
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.launch.weights import check_stored, weights_folder
 
-    find_files(asked.data)
+    _check_reporters(asked.settings.report_to)
+    _check_data(asked, output)
     folder = weights_folder(asked.weights, output.warn)
     place = place_of(dict(given), output) if asked.device == "cuda" else None
     profile = profile_of(asked, output)
@@ -108,6 +114,23 @@ def _prepared(
         quantized=None if profile is None else _quantized(profile, run),
     )
     return spec, profile, place, document
+
+
+def _check_data(asked: Asked, output: Output) -> None:
+    """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
+    from qlora_planner import data
+    from qlora_planner.data.files import find_files
+
+    if sum(file.size_bytes for file in find_files(asked.data)) <= _SOON_READ_BYTES:
+        for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
+            pass
+
+
+def _check_reporters(names: tuple[str, ...]) -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise MissingError(f"--report-to: missing here: {', '.join(missing)}; pip install {' '.join(missing)}")
 
 
 def _name(asked: Asked, folder: Path) -> str:
@@ -172,11 +195,8 @@ def _plan(
 
 
 def _ask(shown: str, given: Mapping[str, Any]) -> None:
-    """Show what will be run, and ask once. Raises InputError where nobody can answer, Abort for a no."""
+    """Show what will be run, and ask once. Raises click's Abort for a no."""
     if not given["quiet"]:
         click.echo(shown, err=True)
-    if given["yes"]:
-        return
-    if not sys.stdin.isatty():
-        raise InputError("train asks before it starts what it planned, and nobody can answer here; --yes starts it")
-    click.confirm("Start it?", default=True, abort=True, err=True)
+    if not given["yes"]:
+        click.confirm("Start it?", default=True, abort=True, err=True)

@@ -47,7 +47,9 @@ def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) ->
     """Raises InputError for a plan that is none, missing data, and a run that cannot be gone on with."""
     from qlora_planner.launch.folder import RunFolder, read_record
 
-    settings = {name: given[name] for name in SETTINGS if given.get(name) not in (None, (), False)}
+    typed = {name: given[name] for name in SETTINGS if given.get(name) is not None}
+    # A switch that is off and a list that is empty were not typed.
+    settings = {name: value for name, value in typed.items() if value is not False and value != ()}
     if given["resume"]:
         folder = RunFolder(Path(given["output"] or what))
         if given["output"] is None and not folder.path.is_dir():

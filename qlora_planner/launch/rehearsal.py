@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.errors import RunError
+from qlora_planner.launch.rules import gradient_fix
 from qlora_planner.run import RunConfig
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")
@@ -42,7 +43,7 @@ def rehearse(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> R
             inputs = trainer.data_collator([dict(row) for row in batch])
             shape = tuple(inputs["input_ids"].shape)
             trainer.current_gradient_accumulation_steps = 1
-            loss = float(trainer.training_step(model, inputs, _labels(inputs)))
+            loss = _step(trainer, model, inputs, run)
         if loss != loss or loss in (float("inf"), float("-inf")):
             raise RunError(
                 f"the loss of the longest batch is {loss}: --compute-dtype bfloat16 where the card has it, else check"
@@ -55,6 +56,15 @@ def rehearse(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> R
             _evaluate(trainer, run)
     longest = max(len(row["input_ids"]) for row in batch)
     return Rehearsed(rows=len(batch), longest=longest, tokens=shape[0] * shape[1], loss=loss)
+
+
+def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
+    try:
+        return float(trainer.training_step(model, inputs, _labels(inputs)))
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}") from error
+        raise
 
 
 def longest_rows(dataset: Any, count: int) -> list[dict[str, Any]]:

@@ -25,13 +25,26 @@ def check_quantized(model: Any, run: RunConfig, expected: int | None) -> str | N
 
 def check_compute_dtype(model: Any, run: RunConfig) -> None:
     """Raises RunError where 4-bit layers compute in another dtype than the trainer."""
+    if run.quant not in ("nf4", "fp4"):
+        return
+    import bitsandbytes
+
     wanted = torch_dtype(compute_dtype(run))
     for name, module in model.named_modules():
-        if type(module).__name__ == "Linear4bit" and module.compute_dtype not in (None, wanted):
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.compute_dtype not in (None, wanted):
             raise RunError(
                 f"{name} computes in {_short(module.compute_dtype)} and the trainer in {_short(wanted)}:"
                 f" --compute-dtype {_short(module.compute_dtype)}, or a checkpoint that is not quantised yet"
             )
+
+
+def keep_constants(model: Any) -> None:
+    """On a CPU with AVX-512 bitsandbytes packs 4-bit weights anew to evaluate, and restores the constants of double
+    quantisation only nearly (functional.py, `_convert_weight_packed_for_cpu_inverse`): evaluating would change the
+    model. Its other kernel leaves them alone."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def check_gradients(model: Any, run: RunConfig) -> str | None:
@@ -43,19 +56,21 @@ def check_gradients(model: Any, run: RunConfig) -> str | None:
     if len(without) == len(trained) or not any(
         bool(parameter.grad.abs().max() > 0) for _, parameter in trained if parameter.grad is not None
     ):
-        fix = (
-            "re-entrant checkpointing cuts them where inputs need none: --no-use-reentrant"
-            if run.gradient_checkpointing and run.use_reentrant
-            else "the model's inputs must need gradients (enable_input_require_grads), or leave checkpointing off"
-            if run.gradient_checkpointing
-            else "the loss does not depend on the adapters; see --target-modules"
-        )
-        raise RunError(f"gradients do not reach the adapters: {fix}")
+        raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}")
     if without:
         return (
             f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
         )
     return None
+
+
+def gradient_fix(run: RunConfig) -> str:
+    """What to change where no gradient comes through."""
+    if run.gradient_checkpointing and run.use_reentrant:
+        return "re-entrant checkpointing cuts them off where the inputs need none; use --no-use-reentrant"
+    if run.gradient_checkpointing:
+        return "the model's inputs must need gradients (enable_input_require_grads); or --no-gradient-checkpointing"
+    return "the loss does not depend on the adapters; see --target-modules"
 
 
 def _short(dtype: Any) -> str:

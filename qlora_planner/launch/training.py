@@ -128,6 +128,8 @@ class Training:
         if note := rules.check_quantized(loaded, run, spec.quantized):
             self.note(note)
         rules.check_compute_dtype(loaded, run)
+        if spec.device == "cpu":
+            rules.keep_constants(loaded)
         if run.upcast and run.method != "full":
             self._enter("prepare")
             loaded = adapters.prepare(loaded, run)

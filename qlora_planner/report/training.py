@@ -37,10 +37,16 @@ def render_training(summary: Mapping[str, Any], theme: Theme, *, folder: str) ->
     return theme.render(lines)
 
 
+def model_name(summary: Mapping[str, Any]) -> str:
+    """A Hub id as it is, a folder by its name."""
+    known = str(summary["model"]["id"])
+    return known.rpartition("/")[2] if known.startswith("/") else known
+
+
 def _headline(summary: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
     fancy, plain, word, style = _OUTCOMES[summary["outcome"]]
     loss = summary["loss"]
-    text = f"{summary['model']['id']}: {summary['steps']} of {summary['of'] or '?'} steps"
+    text = f"{model_name(summary)}: {summary['steps']} of {summary['of'] or '?'} steps"
     if loss["first"] is not None:
         text += f", loss {loss['first']:.3f} to {loss['last']:.3f}"
     if summary["message"] and summary["outcome"] != "interrupted":
@@ -51,7 +57,7 @@ def _headline(summary: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
 def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     settings, data, speed = summary["settings"], summary["data"], summary["speed"]
     yield "run", recipe(RunConfig.from_dict(summary["run"]))
-    steps = f"{settings['max_steps']} steps at most" if settings["max_steps"] else f"{settings['epochs']:g} epochs"
+    steps = f"{settings['max_steps']} steps at most" if settings["max_steps"] else f"epochs {settings['epochs']:g}"
     yield (
         "settings",
         (

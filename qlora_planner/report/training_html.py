@@ -10,7 +10,7 @@ from html import escape
 from typing import Any
 
 from qlora_planner.report.theme import Theme
-from qlora_planner.report.training import render_training
+from qlora_planner.report.training import model_name, render_training
 from qlora_planner.units import GIB
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 240, 64, 28, 12
@@ -24,7 +24,7 @@ Series = tuple[str, str, Sequence[tuple[float, float]]]  # name, colour, points
 
 def render_html(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, folder: str) -> str:
     """The whole page of a summary.json and the rows of its metrics.jsonl."""
-    title = f"{escape(summary['model']['id'])}: {escape(summary['outcome'])}"
+    title = f"{escape(model_name(summary))}: {escape(summary['outcome'])}"
     text = escape(render_training(summary, Theme(unicode=True, width=100), folder=folder))
     parts = [f"<h1>{title}</h1>", f"<pre>{text}</pre>"]
     for heading, unit, series, level in _plots(summary, metrics):

@@ -28,7 +28,7 @@ from qlora_planner.train.settings import Settings
 ROOT = Path(__file__).parents[2]
 # Resolved, as a plan holds it.
 RUN = RunConfig(
-    quant="nf4", compute_dtype="bfloat16", load_dtype="bfloat16", seq_len=64, batch_size=4, grad_accum=1, rank=8, alpha=16,
+    quant="nf4", compute_dtype="bfloat16", load_dtype="bfloat16", seq_len=64, batch_size=4, rank=8, alpha=16,
     target_modules="all-linear", lora_dropout=0.05, attention="sdpa", trainer="trl-sft", upcast=False, padding=True,
 )  # fmt: skip
 STEPS, SAVED = 12, 4
