@@ -19,8 +19,8 @@ from tests.launch.conftest import RUN, Home, Make, trained
 FREE = {
     "output_dir", "logging_dir", "run_name", "max_steps", "num_train_epochs", "seed", "data_seed", "disable_tqdm",
     "report_to", "use_cpu", "train_sampling_strategy", "dataset_kwargs", "save_strategy", "save_steps",
-    "save_total_limit", "do_eval", "logging_steps", "logging_nan_inf_filter", "eval_strategy", "eval_steps", "warmup_steps",
-    "learning_rate", "lr_scheduler_type",
+    "save_total_limit", "do_eval", "logging_steps", "logging_nan_inf_filter", "eval_strategy", "eval_steps",
+    "warmup_steps", "learning_rate", "lr_scheduler_type",
 }  # fmt: skip
 
 
