@@ -134,7 +134,10 @@ def _check_reporters(names: tuple[str, ...]) -> None:
 
 
 def _name(asked: Asked, folder: Path) -> str:
-    """What the adapter names as its base: a Hub id as it is, a folder by its path."""
+    """What the adapter names as its base: a Hub id as it is, a folder by its path, the same at every start."""
+    known = None if asked.record is None else asked.record["model"]
+    if known is not None and known["path"] == asked.weights:
+        return str(known["id"])
     return str(folder.absolute()) if Path(asked.weights).exists() else asked.weights
 
 

@@ -63,6 +63,7 @@ def execute(
             discard(asked.folder)  # refused before it began: nothing is left that would be in the way
         raise
     metrics = records.read_metrics(asked.folder.metrics)
+    predicted = predict(attempts[-1].run)  # of the rung that it ended on
     summary = records.summary(
         record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes
     )  # fmt: skip

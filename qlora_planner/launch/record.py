@@ -189,13 +189,15 @@ def evidence(
 ) -> Measurement | None:
     """The attempt as evidence for `calibrate`; None where nothing was measured on a card.
 
-    It counts as the run of its longest batch: that is what made its peak. Its steps were of rows of all lengths, so no
-    step time is kept.
+    A run that evaluates is none either: its peak may be an evaluation's. Another counts as the run of its longest
+    batch: that is what made its peak. Its steps were of rows of all lengths, so no step time is kept.
     """
     facts = attempt.facts
     if spec.device != "cuda" or attempt.outcome not in ("ok", "out-of-memory") or not facts.get("gpu"):
         return None
     run: RunConfig = attempt.run
+    if run.eval_batch_size is not None:
+        return None
     longest = facts.get("longest")
     if longest and not run.packing and longest < run.seq_len:
         run = run.with_(seq_len=int(longest))

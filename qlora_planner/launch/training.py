@@ -183,6 +183,8 @@ class Training:
 
     def _begin(self) -> None:
         """Everything is built and wrapped: the longest batch, and a checkpoint's worth of writing, before any step."""
+        if self._meter is not None:
+            self._meter.enter("between")  # the trainer has cast the adapters: what follows is training's own peak
         if self.spec.resume is not None:
             self._restore()
         done = rehearse(self.trainer, self.run, check=self._check_gradients)

@@ -222,3 +222,11 @@ def test_a_disk_that_is_too_small(
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1 << 40, 1 << 40, 100 << 20))
     refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 3, "checkpoints need")
+
+
+def test_a_model_of_the_hub_is_the_same_model_at_resume(here: Path) -> None:
+    folder = begun()
+    record = json.loads(folder.record.read_text())
+    write_json(folder.record, record | {"model": {"id": "org/name", "path": str(here / "tiny")}})
+    result = train("begun", "--resume", "--seed", "7")
+    refused(result, 2, "was begun otherwise: seed was 42 and is 7; go on")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -212,4 +213,5 @@ def test_evidence_is_of_the_longest_batch_on_a_card_alone(tmp_path: Path) -> Non
     assert found is not None and found.run.seq_len == 48 and found.predicted is None
     assert found.figures()["train_peak"] == 5 and found.step_s == ()
     assert json.loads(json.dumps(found.to_dict()))["nvml"]["process_peak_bytes"] == 9
+    assert evidence(spec, replace(one, run=RUN.with_(eval_batch_size=1)), **given) is None
     assert evidence(LaunchSpec.from_dict(spec.to_dict() | {"device": "cpu"}), one, **given) is None
