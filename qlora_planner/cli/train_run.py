@@ -13,7 +13,7 @@ from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
 from qlora_planner.cli.verify_place import Place, check_room
-from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ def execute(
     """Look at card and disk, write what is run, run it, keep what came of it, and answer; the exit code."""
     from qlora_planner.launch import record as records
     from qlora_planner.launch.folder import check_writable, discard, open_new, write_json
+    from qlora_planner.launch.preflight import version_notes
     from qlora_planner.measure.process import versions
 
     predict = _predictor(profile, place, output)
@@ -44,7 +45,8 @@ def execute(
         _check_card(spec.run, profile, place, predicted, given, output)
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     record = records.run_record(spec, created=created, versions=versions())
-    notes: list[str] = []
+    planned = (asked.plan or {}).get("stack")
+    notes = list(version_notes(planned, versions())) if isinstance(planned, Mapping) else []
     if asked.record is None:
         open_new(asked.folder, force=bool(given["force"]))
         _check_disk(asked, spec, profile)
@@ -67,7 +69,10 @@ def execute(
     summary = records.summary(
         record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes
     )  # fmt: skip
-    _keep(asked, spec, attempts[-1], summary, metrics, predict, created, output)
+    try:
+        _keep(asked, spec, attempts[-1], summary, metrics, predict, created, output)
+    except (RunError, InputError) as error:  # a full disk: what came of it is said all the same
+        output.warn(str(error))
     if output.json:
         answer_json(summary)
     else:

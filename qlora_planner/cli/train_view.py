@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.streams import say
-from qlora_planner.errors import MissingError
+from qlora_planner.errors import MissingError, RunError
 from qlora_planner.report.theme import Theme
 from qlora_planner.units import format_gib, format_size
 
@@ -79,22 +79,22 @@ class Watch:
                 f"the longest batch works: {facts['rows']} x {facts['longest']:,} of {facts['seq_len']:,} tokens, loss"
                 f" {facts['loss']:.3f}{self._words_of_memory(facts)}"
             )
-            self._metrics.add("rehearsed", facts)
+            self._keep("rehearsed", facts)
         elif told.event == "begin":
             self.step, self.of = int(facts["step"]), int(facts["of"])
         elif told.event == "step":
             self._stepped(facts)
         elif told.event == "evaluation":
             self.line(f"step {facts['step']}: held-out loss {_figure(facts['eval_loss'])}")
-            self._metrics.add("evaluation", facts)
+            self._keep("evaluation", facts)
         elif told.event == "checkpoint":
             self.line(f"step {facts['step']}: checkpoint kept")
-            self._metrics.add("checkpoint", {"step": facts["step"]})
+            self._keep("checkpoint", {"step": facts["step"]})
         self._look()
 
     def began(self, number: int, from_step: int) -> None:
         """An attempt begins: what metrics.jsonl says of later steps is done again."""
-        self._metrics.add("attempt", {"number": number, "from_step": from_step})
+        self._keep("attempt", {"number": number, "from_step": from_step})
 
     def ended(self, attempt: Attempt) -> None:
         """How an attempt ended, and what the next one changes."""
@@ -112,8 +112,23 @@ class Watch:
     def line(self, text: str) -> None:
         """One plain line, on stderr and in log.txt."""
         self._out(text)
-        with self._folder.log.open("a", encoding="utf-8") as log:
-            log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        try:
+            with self._folder.log.open("a", encoding="utf-8") as log:
+                log.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+        except OSError as error:
+            self._cannot_keep(f"{self._folder.log} cannot be written: {error.strerror or error}")
+
+    def _keep(self, kind: str, facts: Mapping[str, Any]) -> None:
+        try:
+            self._metrics.add(kind, facts)
+        except RunError as error:
+            self._cannot_keep(str(error))
+
+    def _cannot_keep(self, text: str) -> None:
+        """Said once: a full disk ends a run when a checkpoint cannot be saved, not when a line cannot."""
+        if text not in self.notes:
+            self.notes.append(text)
+            self._out(text)
 
     def _stepped(self, facts: Mapping[str, Any]) -> None:
         self.step, self.of, self.last = int(facts["step"]), int(facts["of"]), facts
@@ -122,7 +137,7 @@ class Watch:
         if facts.get("step_s") is not None:
             self._times = [*self._times, float(facts["step_s"])][-_LATELY:]
         memory = {"process_bytes": self.used_bytes} if self.used_bytes is not None else {}
-        self._metrics.add("step", {**facts, **memory})
+        self._keep("step", {**facts, **memory})
         self.line(self.words())
 
     def _memory(self, facts: Mapping[str, Any]) -> None:

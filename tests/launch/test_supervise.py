@@ -17,7 +17,8 @@ from qlora_planner.launch import supervise
 from qlora_planner.launch.checkpoints import seal
 from qlora_planner.launch.folder import RunFolder
 from qlora_planner.launch.post_mortem import beaten, verdict
-from qlora_planner.launch.record import Metrics, evidence, read_metrics
+from qlora_planner.launch.preflight import version_notes
+from qlora_planner.launch.record import Metrics, check_same, evidence, read_metrics
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.launch.supervise import Attempt, StopAsked
 from qlora_planner.measure.verify import Progress
@@ -215,3 +216,22 @@ def test_evidence_is_of_the_longest_batch_on_a_card_alone(tmp_path: Path) -> Non
     assert json.loads(json.dumps(found.to_dict()))["nvml"]["process_peak_bytes"] == 9
     assert evidence(spec, replace(one, run=RUN.with_(eval_batch_size=1)), **given) is None
     assert evidence(LaunchSpec.from_dict(spec.to_dict() | {"device": "cpu"}), one, **given) is None
+
+
+def test_lines_that_cannot_be_kept_do_not_end_a_run(tmp_path: Path) -> None:
+    found, said = watch(tmp_path / "gone")
+    found.hear(event("step", step=1, of=4, loss=2.0, step_s=1.0))
+    found.hear(event("step", step=2, of=4, loss=1.0, step_s=1.0))
+    assert len([line for line in said if "metrics.jsonl cannot be written" in line]) == 1
+    assert len([line for line in said if "log.txt cannot be written" in line]) == 1
+    assert said[-1].startswith("step 2/4: loss 1.0000")
+
+
+def test_other_versions_are_noted() -> None:
+    planned = {"torch": "2.13.0+cu130", "trl": "1.15.0", "liger-kernel": "0.8"}
+    assert list(version_notes(planned, {"torch": "2.13.0+cpu", "trl": "1.16.0"})) == [
+        "planned for trl 1.15.0, 1.16.0 is installed: memory may differ"
+    ]
+    then = {"run": RUN.to_dict(), "settings": SETTINGS.to_dict(), "model": {"id": "m"}, "data": {"files": []}}
+    old, now = ({**then, "versions": {"trl": version}} for version in ("1.15.0", "1.16.0"))
+    assert check_same(old, now, RunFolder(Path("run"))) == ["trl was 1.15.0 and is 1.16.0: going on, not bit for bit"]
