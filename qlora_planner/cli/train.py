@@ -186,6 +186,7 @@ def _plan(
     assert card is not None
     found = plan(
         profile, card.gpu, run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
+        fixed=_fixed(asked, run),
         cap_bytes=card.cap_bytes if place is None else place.cap_bytes,
     )  # fmt: skip
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
@@ -195,6 +196,11 @@ def _plan(
         )
     _ask(render_plan(found, asked.explicit, card.asked, output.theme), given)
     return found.run, found.to_dict()
+
+
+def _fixed(asked: Asked, run: RunConfig) -> set[str]:
+    """What was typed, and the length that the data asks for."""
+    return {*asked.explicit, *({"seq_len"} if run.seq_len != RunConfig().seq_len else ())}
 
 
 def _ask(shown: str, given: Mapping[str, Any]) -> None:

@@ -46,7 +46,8 @@ def held(model: Any, optimizer: Any, device: str, process_bytes: int | None) -> 
     found["activations"] = max(0, allocated - sum(found.values()))
     found["allocator_slack"] = reserved - allocated
     if process_bytes is not None:
-        found["cuda_context"] = max(0, process_bytes - reserved)
+        # The process was largest when torch had reserved most; by now a failed allocation has given the cache back.
+        found["cuda_context"] = max(0, process_bytes - torch.cuda.max_memory_reserved())
     return found
 
 
@@ -75,7 +76,7 @@ def _storages(model: Any, optimizer: Any) -> dict[int, int]:
 
 
 def verdict(facts: Mapping[str, Any], run: RunConfig, predicted: Mapping[str, Any] | None) -> str:
-    """What ran out where, and the component furthest above its plan; one line.
+    """What ran out where, and why: predicted, or the component furthest above its plan; one line.
 
     `facts` are those of a child's result, `predicted` an estimate's document, None where there was no plan.
     """
@@ -86,6 +87,10 @@ def verdict(facts: Mapping[str, Any], run: RunConfig, predicted: Mapping[str, An
     text = f"out of memory in {where} ({run.batch_size} x {run.seq_len} tokens)"
     if asked:
         text += f", asking for {format_size(asked)}"
+    fit = (predicted or {}).get("fit") or {}
+    needed, usable = (predicted or {}).get("floor_bytes"), fit.get("usable_bytes")
+    if fit.get("verdict") == "does-not-fit" and needed and usable:
+        return text + f"; as predicted: it needs {format_size(needed)} and {format_size(usable)} can be used"
     over = beaten(facts.get("alive") or {}, facts.get("others_bytes"), predicted)
     if over is None:
         return text + (

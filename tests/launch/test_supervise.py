@@ -152,6 +152,10 @@ def test_the_post_mortem_names_what_beat_the_plan() -> None:
         " of the step beat the plan: 500 B where 360 B were planned"
     )
     assert "no component is above its plan" in verdict({"phase": "rehearsal", "alive": {}}, RUN, PREDICTED)
+    # A run that was started although it was not predicted to fit has no component to blame.
+    small = {**PREDICTED, "floor_bytes": 16 << 30, "fit": {"verdict": "does-not-fit", "usable_bytes": 9 << 30}}
+    said = verdict({"phase": "rehearsal", "alive": alive}, RUN, small)
+    assert said.endswith("as predicted: it needs 16.00 GiB and 9.00 GiB can be used")
 
 
 def watch(folder: Path, **more: Any) -> tuple[Watch, list[str]]:
