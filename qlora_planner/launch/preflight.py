@@ -23,7 +23,8 @@ _BESIDE_BYTES = 32 << 20
 def checkpoint_bytes(profile: ModelProfile, run: RunConfig) -> int:
     """About what one checkpoint takes: trained tensors, the optimizer's states, and what stands beside them."""
     row, total = find_optimizer(run.optimizer), _BESIDE_BYTES
-    for shape, dtype, count in trainable_tensors(profile, run):
+    for tensor in trainable_tensors(profile, run):
+        shape, dtype, count = tensor.shape, tensor.dtype, tensor.count
         numel = 1
         for size in shape:
             numel *= size

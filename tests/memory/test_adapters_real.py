@@ -50,5 +50,5 @@ def test_trainable_tensors_are_those_that_peft_makes(options: dict[str, Any], mo
     expected = sorted(
         (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for p in real.parameters() if p.requires_grad
     )
-    ours = sorted((shape, dtype) for shape, dtype, count in static.trainable for _ in range(count))
+    ours = sorted((each.shape, each.dtype) for each in static.trainable for _ in range(each.count))
     assert ours == expected
