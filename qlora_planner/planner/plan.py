@@ -12,7 +12,7 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.advice import advice
-from qlora_planner.planner.around import frontier, outlook_at, prices
+from qlora_planner.planner.around import frontier, ladder, outlook_at, prices
 from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
 from qlora_planner.planner.dataset import seq_len_for
@@ -46,6 +46,7 @@ class Plan:
     data: DataPlan | None
     stack: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)  # what to type for this run: all that is no default
+    ladder: tuple[Mapping[str, Any], ...] = ()
     advice: tuple[Mapping[str, Any], ...] = ()
     smallest_card: Mapping[str, Any] | None = None
     compared: tuple[Mapping[str, Any], ...] = ()
@@ -67,6 +68,7 @@ class Plan:
             "data": None if self.data is None else self.data.to_dict(),
             "stack": dict(self.stack),
             "options": dict(self.options),
+            "ladder": [dict(one) for one in self.ladder],
             "advice": [dict(one) for one in self.advice],
             "smallest_card": None if self.smallest_card is None else dict(self.smallest_card),
             "compared": [dict(one) for one in self.compared],
@@ -132,6 +134,7 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
+        ladder=tuple(ladder(outlooks, answer.run, planner.pace_on, planner.limits)),
         advice=tuple(advice(planner.profile, answer)),
         smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
