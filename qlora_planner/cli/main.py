@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("models", "The models that are known by name."),
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
+    "table": ("table", "Memory by model and method, and the largest model per card."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
 }
 PENDING: dict[str, str] = {
@@ -39,7 +40,6 @@ PENDING: dict[str, str] = {
     "generate": "Try a prompt on a run.",
     "explain-oom": "What ran out of memory, from a log.",
     "tui": "The explorer.",
-    "table": "Models against cards, as one table.",
 }
 
 EXAMPLES = (
