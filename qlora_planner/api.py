@@ -24,7 +24,7 @@ from qlora_planner.sources.locations import (
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
-    from qlora_planner.hardware import GpuCatalogue, GpuSpec
+    from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate, Problem
     from qlora_planner.planner import Plan
     from qlora_planner.profile.tape import Tape
@@ -385,22 +385,24 @@ def plan(
     asked.setdefault("cards", catalogue.all())
     return answer(
         profile,
-        Request(gpu=gpu, run=run or Run(), pace_on=_with_rates(gpu, catalogue), **asked),
+        Request(gpu=gpu, run=run or Run(), pace_on=ranking_card(gpu, profiles=profiles), **asked),
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
         calibration=calibration(profiles),
     )
 
 
-def _with_rates(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
+def ranking_card(gpu: GpuSpec, *, profiles: str | os.PathLike[str] | None = None) -> GpuSpec:
     """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.
 
     That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has it.
     """
+    from qlora_planner.hardware import GpuCatalogue
     from qlora_planner.hardware.sizes import marketed_size
 
     if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
         return gpu
+    catalogue = GpuCatalogue(gpus_dirs(profiles))
     if gpu.form == "size" and gpu.marketed_gb:
         named = catalogue.get(marketed_size(gpu.marketed_gb).card)
         if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):

@@ -44,7 +44,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
     _warn(reading, output)
     estimates = Estimates(profile, card, output)
     found = estimates.full(reading.run)
-    fixes = _fixes(found, estimates)
+    fixes = fixes_for(found, estimates)
     if output.json:
         answer_json(_document(file, reading, found, fixes))
     else:
@@ -139,7 +139,7 @@ class Estimates:
         return fits
 
 
-def _fixes(found: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
+def fixes_for(found: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
     """What would make it fit; nothing for what fits surely, or is refused for another reason than its memory."""
     if found.verdict not in ("tight", "does-not-fit"):
         return []

@@ -33,12 +33,12 @@ VERBS: dict[str, tuple[str, str]] = {
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
     "table": ("table", "Memory by model and method, and the largest model per card."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
+    "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
+    "generate": ("generate", "Try a prompt on a run (needs torch)."),
+    "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
 }
 PENDING: dict[str, str] = {
     "train": "Run a plan.",
-    "merge": "Merge the adapters of a run into its base.",
-    "generate": "Try a prompt on a run.",
-    "explain-oom": "What ran out of memory, from a log.",
     "tui": "The explorer.",
 }
 

@@ -21,6 +21,11 @@ def answer(text: str) -> None:
 
     Raises RunError when it cannot be written at all, to a full disk for instance.
     """
+    answer_part(text + "\n")
+
+
+def answer_part(text: str) -> None:
+    """Print a part of the answer at once, without a line end; see `answer`."""
     stream = sys.stdout
     if stream is None:  # closed by the shell, as `>&-` does
         return
@@ -28,7 +33,7 @@ def answer(text: str) -> None:
     if reconfigure is not None:
         reconfigure(errors="replace")
     try:
-        stream.write(text + "\n")
+        stream.write(text)
         stream.flush()
     except BrokenPipeError:
         _silence(stream)

@@ -51,9 +51,12 @@ def command(**given: Any) -> int:
 
 def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     """A row per model of the catalogue, largest first. Raises MissingError for an empty catalogue."""
-    from qlora_planner.api import calibration
+    from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
+    from qlora_planner.planner.index import bases_of, serves
     from qlora_planner.planner.limits import usable_on
+    from qlora_planner.planner.outlook import Limits
+    from qlora_planner.planner.recommend import Recommender
     from qlora_planner.planner.survey import judge, survey
     from qlora_planner.sources.locations import models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
@@ -63,7 +66,12 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
     known_spread = calibration(output.profiles)
     usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes, known_spread)
-    rows = [judge(one, card.gpu, usable, known_spread) for one in known]
+    limits = Limits(usable_bytes=usable, calibration=known_spread)
+    recommender = Recommender(
+        gpu=card.gpu, limits=limits, pace_on=ranking_card(card.gpu, profiles=output.profiles),
+        calibration=known_spread,
+    )  # fmt: skip
+    rows = [judge(one, card.gpu, limits, recommender.best) for one in known]
     folders = tapes_dirs(output.profiles)
     rows += survey(
         others,
@@ -73,6 +81,9 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         cap_bytes=card.cap_bytes,
         sweep_of=lambda profile: stored_sweep(profile, folders),
         calibration=known_spread,
+        # With options of the user's nothing is searched: the run is theirs.
+        bases_of=(lambda profile: bases_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
+        recommend=recommender.best,
     )
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 

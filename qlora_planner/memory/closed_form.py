@@ -52,6 +52,7 @@ class Activations:
     logits: Any
     all_layers: Any
     exact: bool
+    offloaded: Any = 0  # on the host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,6 +184,7 @@ def activations(
         layer = most(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
         all_layers += (saved + scores) * kind.count
         checkpoints += stream * kind.hidden * tokens * kind.count
+    offloaded = checkpoints if run.activation_offloading else 0
     if run.activation_offloading and shape.layers:
         layers = sum(kind.count for kind in shape.layers)
         checkpoints = checkpoints * min(STASHED, layers) // layers
@@ -192,6 +194,7 @@ def activations(
         logits=_logits_bytes(shape, run, trainer, loss, tokens),
         all_layers=0 if run.gradient_checkpointing else all_layers,
         exact=proved(shape, run),
+        offloaded=offloaded,
     )
 
 

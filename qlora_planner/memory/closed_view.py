@@ -112,4 +112,4 @@ def _eval_phase(run: RunConfig, parts: Parts, base: int, factor: float, full: in
 
 
 def _offloaded(run: RunConfig, parts: Parts) -> int | None:
-    return (parts.acts.checkpoints or parts.acts.all_layers) if run.activation_offloading else 0
+    return (parts.acts.offloaded or parts.acts.all_layers) if run.activation_offloading else 0

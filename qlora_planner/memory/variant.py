@@ -85,8 +85,10 @@ def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
     """
     window, rows = profile.dims.get("sliding_window"), profile.dims.get("position_rows")
     end = int(rows) if rows else _UNBOUNDED
-    # transformers makes a sliding mask from `window` tokens on (masking_utils.py: kv_length >= local_attention_size).
-    windows = [int(window) - 1] if window and window <= end else []
+    # With SDPA transformers makes a sliding mask from `window` tokens on (masking_utils.py: kv_length >=
+    # local_attention_size). Eager attention has one at every length: its window changes no size that is traced.
+    last = int(window or 0) - (1 if profile.supports.get("sdpa") else 0)
+    windows = [last] if 0 < last < end else []
     if not batched:
         edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})
         return tuple(Region(batched=False, low=low, high=high) for low, high in pairwise(edges))

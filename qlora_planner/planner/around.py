@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.limits import MAX_SEQ_LEN, PINNED_OVER_ALLOCATED, SEQ_STEP
-from qlora_planner.planner.outlook import Outlook, Outlooks
+from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, PINNED_OVER_ALLOCATED, SEQ_STEP
+from qlora_planner.planner.outlook import Ints, Limits, Outlook, Outlooks
 from qlora_planner.run import RunConfig
 
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -101,7 +100,7 @@ KNOBS = (
 )  # fmt: skip
 
 
-def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, usable_bytes: int) -> Iterator[dict[str, Any]]:
+def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits) -> Iterator[dict[str, Any]]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
     `run` is resolved. What the stack refuses has its reason and no figures; a knob that changes nothing is left out.
@@ -123,7 +122,7 @@ def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, usable_bytes: i
         traced = base.traced is not None and other.traced is not None
         now, then = (base.traced, other.traced) if traced else (base.closed, other.closed)
         assert now is not None and then is not None
-        limit = outlooks.limit(usable_bytes, TRACED if traced else other.footing, other.outlook.context)
+        limit = limits.of(other.outlook)[0 if traced else 1]
         yield {
             **row, "bytes": then - now, "speed": other.pace / base.pace if base.pace and other.pace else None,
             "fits": then <= limit,
@@ -169,7 +168,7 @@ class _Point:
 
 
 def frontier(
-    outlooks: Outlooks, run: RunConfig, usable_bytes: int, model_limit: int | None, ratio: float = 1.0
+    outlooks: Outlooks, run: RunConfig, limits: Limits, model_limit: int | None, ratio: float = 1.0
 ) -> tuple[dict[str, int | bool | None], ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
@@ -181,7 +180,7 @@ def frontier(
             outlook = outlook_at(outlooks, run, batch, ratio)
         except InputError:  # this batch is refused
             continue
-        seq = longest(outlook, outlooks, usable_bytes, batch, model_limit)
+        seq = longest(outlook, limits.of(outlook), batch, model_limit)
         found.append({"batch_size": batch, "seq_len": seq, "played": False})
     return tuple(found)
 
@@ -192,35 +191,47 @@ def outlook_at(outlooks: Outlooks, run: RunConfig, batch: int, ratio: float = 1.
     return outlooks.make(resolution, over_allocated=PINNED_OVER_ALLOCATED * ratio)
 
 
-def longest(outlook: Outlook, outlooks: Outlooks, usable_bytes: int, batch: int, model_limit: int | None) -> int | None:
-    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit."""
-    limits = (
-        outlooks.limit(usable_bytes, TRACED, outlook.context),
-        outlooks.limit(usable_bytes, outlook.footing, outlook.context),
-    )
-    return longest_within(outlook, limits, batch, model_limit)
-
-
-def longest_within(
+def longest(
     outlook: Outlook, limits: tuple[int, int], batch: int, model_limit: int | None, accumulated: bool | None = None
 ) -> int | None:
-    """The same against the largest floors that fit: of traced runs, and of others."""
+    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit.
 
-    def fitting(steps: NDArray[np.int64]) -> NDArray[np.bool_]:
+    `limits` are the largest floors that fit: of traced runs, and of others.
+    """
+    top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
+
+    def fitting(steps: Ints) -> NDArray[np.bool_]:
         floors, traced = outlook.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return floors <= np.where(traced, *limits)
 
-    top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
+    found = _largest(fitting, top)
+    return None if found is None else found * SEQ_STEP
+
+
+def largest_batch(single: Outlook, several: Outlook, limits: Limits, seq_len: int) -> int | None:
+    """Sequences per micro-batch; `single` is the outlook of one, `several` of more, which are padded."""
+
+    def fitting(sizes: Ints) -> NDArray[np.bool_]:
+        seq = np.full_like(sizes, seq_len)
+        floors, traced = several.floors(sizes, seq)
+        fits = floors <= np.where(traced, *limits.of(several))
+        alone, known = single.floors(np.ones_like(sizes), seq)
+        return np.where(sizes == 1, alone <= np.where(known, *limits.of(single)), fits)
+
+    return _largest(fitting, MAX_BATCH)
+
+
+def _largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | None:
+    """The largest size from 1 to `top` that fits; memory never falls as a size grows."""
     if top < 1:
         return None
     octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
-    steps = np.unique(np.minimum(top, octaves.astype(np.int64)))
-    # Memory never falls as a sequence grows: the boundary lies behind the last length that fits.
-    good = np.flatnonzero(fitting(steps))
+    sizes = np.unique(np.minimum(top, octaves.astype(np.int64)))
+    good = np.flatnonzero(fitting(sizes))
     if not len(good):
         return None
     last = int(good[-1])
-    if last + 1 == len(steps):
-        return int(steps[last]) * SEQ_STEP
-    fine = np.arange(steps[last], steps[last + 1], dtype=np.int64)
-    return int(fine[fitting(fine)][-1]) * SEQ_STEP
+    if last + 1 == len(sizes):
+        return int(sizes[last])
+    fine = np.arange(sizes[last], sizes[last + 1], dtype=np.int64)
+    return int(fine[fitting(fine)][-1])

@@ -40,7 +40,7 @@ class Standing:
             "probability_oom": self.probability_oom,
             "tokens_per_s": self.tokens_per_s,
             "step_s": self.step_s,
-            "speed_basis": self.speed_basis,
+            "speed_basis": None if self.speed_basis is None else str(self.speed_basis),
             "usd_per_million_tokens": self.usd_per_million_tokens,
         }
 

@@ -10,7 +10,7 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.planner.axes import fixed_options, make_space
 from qlora_planner.planner.limits import Sweep, usable_on
 from qlora_planner.planner.objectives import OBJECTIVES
-from qlora_planner.planner.outlook import Outlooks
+from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
 from qlora_planner.planner.speed import Rates
 from qlora_planner.profile import ModelProfile
@@ -37,9 +37,8 @@ def cheapest(
         space = make_space(profile, run, named, whole=False)
         outlooks = Outlooks.of(profile, card, sweep, calibration)
         try:
-            found = search(
-                outlooks, run, space, OBJECTIVES["throughput"], usable_on(card, 0, None, calibration), pace_on=card
-            )
+            limits = Limits(usable_bytes=usable_on(card, 0, None, calibration), calibration=calibration)
+            found = search(outlooks, run, space, OBJECTIVES["throughput"], limits, pace_on=card)
         except InputError:  # this card's stack refuses all that is left open
             continue
         best = next(found.best())

@@ -5,7 +5,8 @@ The index holds nothing that the profiles do not: `build_index` makes it from th
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
@@ -18,12 +19,15 @@ from qlora_planner.memory.static import StaticMemory
 from qlora_planner.memory.sweep import Fixed, Moments
 from qlora_planner.memory.training import TrainingState
 from qlora_planner.memory.variant import Region
+from qlora_planner.planner.axes import BASES
 from qlora_planner.planner.limits import Sweep, SweptRegion, fixed_of
+from qlora_planner.planner.speed_model import StepWork, step_work
+from qlora_planner.planner.speed_work import Work
 from qlora_planner.planner.survey import Candidate
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
-SCHEMA = "qlora-plan/index/2"
+SCHEMA = "qlora-plan/index/3"
 # The default recipe resolves in one way on cards with bfloat16 and in another on cards without.
 _CARDS = {
     "bfloat16": GpuSpec(name="any", label="a card with bfloat16", memory_bytes=1, bf16=True),
@@ -55,11 +59,104 @@ def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
         row["on"][name] = {"run": changed, "ground": _encode(ground)}
         fixed = fixed_of(ground, resolution.run)
         row["on"][name]["fixed"] = _values(fixed)
+        row["on"][name]["bases"] = [_base(profile, base.options, card) for base in BASES if base.quality != 1]
         if name == "bfloat16":  # tapes that ship are of cards that have it
             row["sweep"] = [_swept(part, fixed) for part in (sweep.parts if sweep else ())]
+    for first, second in zip(row["on"]["bfloat16"]["bases"], row["on"]["float16"]["bases"], strict=True):
+        if first["ground"] == second["ground"]:
+            second["ground"] = None
     if row["on"]["float16"]["ground"] == row["on"]["bfloat16"]["ground"]:
         row["on"]["float16"]["ground"] = None
     return row
+
+
+def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> dict[str, Any]:
+    """One way to store the weights: its groundwork, and the work of a step with and without checkpoints and padding."""
+    asked = RunConfig(**options)
+    resolution = resolve(profile, asked, card)
+    run = resolution.run
+    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(None))
+    works = []
+    for checkpointing in (True, False):
+        for padding in (False, True):
+            turned = run.with_(gradient_checkpointing=checkpointing, padding=padding)
+            works.append(_encode_work(step_work(profile, turned, resolution.stack)))
+    return {
+        "options": dict(options),
+        "run": {name: value for name, value in run.to_dict().items() if value != getattr(asked, name)},
+        "ground": _encode(ground),
+        "fixed": _values(fixed_of(ground, run)),
+        "works": works,
+        "refused": any(problem.blocking for problem in resolution.problems),
+    }
+
+
+def _encode_work(work: StepWork) -> list[Any]:
+    return [
+        _sparse(work.micro), [[window, _sparse(more)] for window, more in work.masked], work.optimizer_fixed,
+        work.optimizer_per_rank, work.tensor_steps, work.experts, work.head_tile_tokens,
+    ]  # fmt: skip
+
+
+def _decode_work(raw: Sequence[Any]) -> StepWork:
+    micro, masked, fixed, per_rank, tensors, experts, tile = raw
+    return StepWork(
+        micro=_dense(micro), masked=tuple((window, _dense(more)) for window, more in masked), micro_steps=1,
+        optimizer_fixed=fixed, optimizer_per_rank=per_rank, tensor_steps=tensors, experts=experts,
+        head_tile_tokens=tile,
+    )  # fmt: skip
+
+
+def _sparse(work: Work) -> list[float]:
+    """Places in the flat table and what stands there, in turn."""
+    flat = work.table.ravel()
+    return [number for at in flat.nonzero()[0].tolist() for number in (at, float(flat[at]))]
+
+
+def _dense(raw: Sequence[float]) -> Work:
+    work = Work()
+    flat = work.table.ravel()  # a view: the table is contiguous
+    for at, value in zip(raw[::2], raw[1::2], strict=True):
+        flat[int(at)] = value
+    return work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexedBase:
+    """One way to store a model's weights, as the index has it for a kind of card.
+
+    `options` are as they would be typed, `settled` what the open ones became. `works`: with checkpoints and without
+    padding, with both, with neither, with padding alone.
+    """
+
+    options: Mapping[str, Any]
+    settled: Mapping[str, Any]
+    ground: Groundwork
+    fixed: Fixed
+    works: tuple[StepWork, ...]
+
+    def work(self, *, checkpointing: bool, padding: bool) -> StepWork:
+        """The work of a step with and without checkpoints and padding."""
+        return self.works[2 * (not checkpointing) + padding]
+
+
+def bases_of(profile: ModelProfile, gpu: GpuSpec) -> tuple[IndexedBase, ...]:
+    """The same for a model that the index lacks."""
+    name = "float16" if gpu.bf16 is False else "bfloat16"
+    bases = [_base(profile, base.options, _CARDS[name]) for base in BASES if base.quality != 1]
+    row = {"on": {name: {"bases": bases}, "bfloat16": {"bases": bases}}}
+    return tuple(_bases_of(row, name, cublas_workspace_bytes(gpu.compute_capability)))
+
+
+def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[IndexedBase]:
+    usual = row["on"]["bfloat16"]["bases"]
+    for at, base in enumerate(row["on"][name]["bases"]):
+        if not base["refused"]:
+            yield IndexedBase(
+                options=base["options"], settled=base["run"], fixed=_record(Fixed, base["fixed"]),
+                ground=replace(_decode(base["ground"] or usual[at]["ground"]), workspace=workspace),
+                works=tuple(_decode_work(work) for work in base["works"]),
+            )  # fmt: skip
 
 
 def _swept(part: SweptRegion, fixed: Fixed) -> dict[str, Any]:
@@ -132,8 +229,6 @@ def _decode(raw: Mapping[str, Any]) -> Groundwork:
 
 def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[Candidate]:
     """Every model of the index for a survey on `gpu`, when `run` is the default but for batch and sequence."""
-    from dataclasses import replace
-
     workspace = cublas_workspace_bytes(gpu.compute_capability)
     name = "float16" if gpu.bf16 is False else "bfloat16"
     found = []
@@ -149,6 +244,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                 sweep=_sweep(row["sweep"]),
                 fixed=_record(Fixed, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
+                bases=tuple(_bases_of(row, name, workspace)),
             )
         )  # fmt: skip
     return found

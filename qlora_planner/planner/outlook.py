@@ -7,7 +7,7 @@ that an estimate has, and whether that fits is asked of the same law.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
-from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form
 from qlora_planner.memory.closed_view import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
@@ -132,14 +132,13 @@ class Outlooks:
     _loaded: dict[str, tuple[int, Groundwork]]
     _paces: dict[tuple[str, str], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
-    _limits: dict[tuple[int, str, ContextRow], int]
 
     @classmethod
     def of(
         cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
     ) -> Outlooks:
         """For one model on one card."""
-        return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
+        return cls(profile, gpu, sweep, calibration, {}, {}, {})
 
     def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
         """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
@@ -179,13 +178,6 @@ class Outlooks:
     def context(self, run: RunConfig) -> ContextRow:
         """The CUDA context of a run on this card."""
         return with_libraries(context_of(self.gpu, self.calibration), run)
-
-    def limit(self, usable_bytes: int, footing: str, context: ContextRow) -> int:
-        """The largest floor that fits, with a chance of at most one percent of running out."""
-        key = (usable_bytes, footing, context)
-        if key not in self._limits:
-            self._limits[key] = most_that_fits(usable_bytes, footing, context, self.calibration)
-        return self._limits[key]
 
     def _ground(self, resolution: Resolution, workspace: int) -> Groundwork:
         """Played once for all that load alike; another rank is the played one with other adapters."""
@@ -230,12 +222,29 @@ def outlook_of(
     )
 
 
-def most_that_fits(usable_bytes: int, footing: str, context: ContextRow, calibration: Calibration | None) -> int:
-    """The largest floor of which the chance of running out is at most one percent, to 64 KiB; 0 where none is."""
-    return _last(
-        lambda floor: probability_over(usable_bytes, spread(floor, footing, context, calibration)) <= FITS_AT_MOST,
-        usable_bytes,
-    )
+@dataclass(slots=True, kw_only=True)
+class Limits:
+    """The largest floors that fit, on one card's usable bytes; each is found once."""
+
+    usable_bytes: int
+    calibration: Calibration | None
+    _known: dict[tuple[str, ContextRow, float], int] = field(default_factory=dict)
+
+    def most(self, footing: str, context: ContextRow, chance: float = FITS_AT_MOST) -> int:
+        """The largest floor, to 64 KiB, of which the chance of running out is at most `chance`; 0 where none is."""
+        key = footing, context, chance
+        if key not in self._known:
+            self._known[key] = _last(
+                lambda floor: (
+                    probability_over(self.usable_bytes, spread(floor, footing, context, self.calibration)) <= chance
+                ),
+                self.usable_bytes,
+            )
+        return self._known[key]
+
+    def of(self, outlook: Outlook, chance: float = FITS_AT_MOST) -> tuple[int, int]:
+        """For runs of an option set: those that are traced, and the others."""
+        return self.most(TRACED, outlook.context, chance), self.most(outlook.footing, outlook.context, chance)
 
 
 def _last(holds: Callable[[int], bool], top: int) -> int:

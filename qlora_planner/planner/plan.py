@@ -20,7 +20,7 @@ from qlora_planner.planner.dataset import DataSummary, seq_len_for
 from qlora_planner.planner.epochs import DataPlan, plan_data
 from qlora_planner.planner.limits import Sweep, usable_on
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
-from qlora_planner.planner.outlook import Outlooks
+from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.padding import padded_by_random
 from qlora_planner.planner.search import Choice, Ranking, Useful, search
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
@@ -112,11 +112,24 @@ class _Planner:
     outlooks: Outlooks
     calibration: Calibration | None
     tape_of: TapeOf
+    limits: Limits
     looked_at: int = 0
 
-    @property
-    def usable(self) -> int:
-        return usable_on(self.asked.gpu, self.asked.reserve_bytes, self.asked.cap_bytes, self.calibration)
+    @classmethod
+    def of(
+        cls,
+        profile: ModelProfile,
+        asked: Request,
+        run: RunConfig,
+        sweep: Sweep | None,
+        calibration: Calibration | None,
+        tape_of: TapeOf,
+    ) -> _Planner:
+        usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
+        return cls(
+            profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
+            calibration=calibration, tape_of=tape_of, limits=Limits(usable_bytes=usable, calibration=calibration),
+        )  # fmt: skip
 
     @property
     def pace_on(self) -> GpuSpec:
@@ -147,7 +160,7 @@ class _Planner:
             space = replace(space, ranks=objective.ranks)
         limits = [limit for limit in (self.model_limit, longest) if limit is not None]
         found = search(
-            self.outlooks, run, space, objective, self.usable, pace_on=self.pace_on,
+            self.outlooks, run, space, objective, self.limits, pace_on=self.pace_on,
             model_limit=min(limits, default=None), useful=None if data is None else useful_tokens(data),
         )  # fmt: skip
         self.looked_at += found.count
@@ -160,7 +173,7 @@ class _Planner:
         for choice in ranking.best():
             if not choice.fits or tries >= MOST_TRIES:
                 return None
-            if choice.floor_bytes * off > self.usable:
+            if choice.floor_bytes * off > self.limits.usable_bytes:
                 continue
             answer = self.answer(choice.run)
             tries += 1
@@ -213,10 +226,7 @@ def plan(
     if asked.data is not None and "seq_len" not in fixed:
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
-    planner = _Planner(
-        profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
-        calibration=calibration, tape_of=tape_of,
-    )  # fmt: skip
+    planner = _Planner.of(profile, asked, run, sweep, calibration, tape_of)
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking)
     if settled is None and "batch_size" in fixed and run.batch_size > 1:
@@ -243,8 +253,8 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
         run=answer.run,
         estimate=answer,
         alternatives=tuple(_alternatives(planner, ranking, choice)),
-        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.usable)),
-        frontier=frontier(outlooks, answer.run, planner.usable, planner.model_limit, ratio),
+        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits)),
+        frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, ratio),
         objective=asked.objective,
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
@@ -266,16 +276,16 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
 def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
     asked = planner.asked
-    other = _Planner(
-        profile=planner.profile, asked=replace(asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on,
-        cap_bytes=None, reserve_bytes=0), run=planner.run,
-        outlooks=Outlooks.of(planner.profile, card, planner.outlooks.sweep, planner.calibration),
-        calibration=planner.calibration, tape_of=planner.tape_of,
-    )  # fmt: skip
+    there = replace(
+        asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on, cap_bytes=None, reserve_bytes=0
+    )
+    other = _Planner.of(
+        planner.profile, there, planner.run, planner.outlooks.sweep, planner.calibration, planner.tape_of
+    )
     objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
     row: dict[str, Any] = {
-        "gpu": card.name, "label": card.label, "usable_bytes": other.usable, "verdict": "will-not-run", "run": None,
-        "change": None, "floor_bytes": None, "tokens_per_s": None, "step_s": None,
+        "gpu": card.name, "label": card.label, "usable_bytes": other.limits.usable_bytes, "verdict": "will-not-run",
+        "run": None, "change": None, "floor_bytes": None, "tokens_per_s": None, "step_s": None,
         "usd_per_hour": card.rent_usd_per_hour, "usd_per_million_tokens": None, "speed_basis": None, "played": False,
     }  # fmt: skip
     try:
@@ -291,7 +301,7 @@ def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, A
     speed = speed_of(planner.profile, resolved, card, planner.calibration)
     if best.fits and speed.tokens_per_s is not None:
         row |= {
-            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": speed.basis,
+            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": str(speed.basis),
             "usd_per_million_tokens": cost_of(speed, card).usd_per_million_tokens,
         }  # fmt: skip
     return row

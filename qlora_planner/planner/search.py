@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.planner.around import longest_within
+from qlora_planner.planner.around import longest
 from qlora_planner.planner.axes import BASES, Space
 from qlora_planner.planner.limits import SEQ_STEP
 from qlora_planner.planner.objectives import Columns, Objective
-from qlora_planner.planner.outlook import Outlook, Outlooks
+from qlora_planner.planner.outlook import Limits, Outlook, Outlooks
 from qlora_planner.planner.speed import SpeedModel
 from qlora_planner.run import RunConfig
 
@@ -40,23 +39,27 @@ class Choice:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _OptionSet:
+class OptionSet:
     """One option set at one rank and one kind of batch."""
 
     asked: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
-    resolution: Resolution
     outlook: Outlook
     speed: SpeedModel
     limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' footing
     quality: int
     plain: int  # options as in the default recipe, of those that are a matter of habit
 
+    @property
+    def run(self) -> RunConfig:
+        """Resolved; batch and sequence stand for any."""
+        return self.outlook.run
+
 
 @dataclass(slots=True)
 class Ranking:
     """Every candidate, with `order` best first among those that fit, then the others by how little they need."""
 
-    sets: list[_OptionSet]
+    sets: list[OptionSet]
     which: NDArray[np.int64]
     accumulation: NDArray[np.int64]
     columns: Columns
@@ -92,7 +95,7 @@ def search(
     asked: RunConfig,
     space: Space,
     objective: Objective,
-    usable_bytes: int,
+    limits: Limits,
     *,
     pace_on: GpuSpec,
     model_limit: int | None = None,
@@ -103,14 +106,28 @@ def search(
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
-    sets: list[_OptionSet] = []
+    prepared = _option_sets(outlooks, asked, space, objective, limits, pace_on)
+    return rank(prepared, asked, space, objective, model_limit=model_limit, useful=useful)
+
+
+def rank(
+    prepared: Iterable[tuple[OptionSet, list[int]]],
+    asked: RunConfig,
+    space: Space,
+    objective: Objective,
+    *,
+    model_limit: int | None = None,
+    useful: Useful | None = None,
+) -> Ranking:
+    """Rank option sets, each with the batches that it holds for. Raises InputError when there is none."""
+    sets: list[OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
-    for option_set, batches in _option_sets(outlooks, asked, space, objective, usable_bytes, pace_on):
-        accumulated = space.accumulation(batches[0], option_set.resolution.run) > 1
-        lengths = _lengths(option_set, asked, objective, batches[0], accumulated, model_limit)
+    for one, batches in prepared:
+        accumulated = space.accumulation(batches[0], one.run) > 1
+        lengths = _lengths(one, asked, objective, batches[0], accumulated, model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
-        parts.append(_evaluate(len(sets), option_set, space, batch, seq, useful))
-        sets.append(option_set)
+        parts.append(_evaluate(len(sets), one, space, batch, seq, useful))
+        sets.append(one)
     if not sets:
         raise InputError("no combination of the options left open runs on this stack; leave more of them open")
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
@@ -128,8 +145,8 @@ def search(
 
 
 def _option_sets(
-    outlooks: Outlooks, asked: RunConfig, space: Space, objective: Objective, usable: int, pace_on: GpuSpec
-) -> Iterator[tuple[_OptionSet, list[int]]]:
+    outlooks: Outlooks, asked: RunConfig, space: Space, objective: Objective, limits: Limits, pace_on: GpuSpec
+) -> Iterator[tuple[OptionSet, list[int]]]:
     sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
     kinds = [[size for size in sizes if size == 1], [size for size in sizes if size > 1]]
     for options in space.options:
@@ -141,41 +158,44 @@ def _option_sets(
                 resolution = resolve(outlooks.profile, run, outlooks.gpu)
                 if any(problem.blocking for problem in resolution.problems):
                     continue
-                yield _prepared(outlooks, run, resolution, usable, pace_on), batches
+                yield _prepared(outlooks, run, resolution, limits, pace_on), batches
 
 
-def _prepared(outlooks: Outlooks, run: RunConfig, resolution: Resolution, usable: int, pace_on: GpuSpec) -> _OptionSet:
+def _prepared(
+    outlooks: Outlooks, run: RunConfig, resolution: Resolution, limits: Limits, pace_on: GpuSpec
+) -> OptionSet:
     outlook = outlooks.make(resolution)
     speed = outlooks.pace(resolution, pace_on)
     assert speed is not None, "the ranking card has rates"
-    return _OptionSet(
-        asked=run,
-        resolution=resolution,
+    return option_set(run, outlook, speed, limits.of(outlook))
+
+
+def option_set(asked: RunConfig, outlook: Outlook, speed: SpeedModel, limits: tuple[int, int]) -> OptionSet:
+    """An option set with its place among others in quality and habit."""
+    return OptionSet(
+        asked=asked,
         outlook=outlook,
         speed=speed,
-        limits=(
-            outlooks.limit(usable, TRACED, outlook.context),
-            outlooks.limit(usable, outlook.footing, outlook.context),
-        ),
-        plain=sum(getattr(run, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
-        quality=next((base.quality for base in BASES if base.options["quant"] == resolution.run.quant), 0),
+        limits=limits,
+        quality=next((base.quality for base in BASES if base.options["quant"] == outlook.run.quant), 0),
+        plain=sum(getattr(asked, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
     )
 
 
 def _lengths(
-    one: _OptionSet, asked: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
+    one: OptionSet, asked: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
 ) -> NDArray[np.int64]:
     """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
         return np.array([asked.seq_len], dtype=np.int64)
-    found = longest_within(one.outlook, one.limits, batch, model_limit, accumulated)
+    found = longest(one.outlook, one.limits, batch, model_limit, accumulated)
     return np.array([found or SEQ_STEP], dtype=np.int64)
 
 
 def _evaluate(
-    number: int, one: _OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], useful: Useful | None
+    number: int, one: OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], useful: Useful | None
 ) -> tuple[NDArray[Any], ...]:
-    run = one.resolution.run
+    run = one.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
     floors, traced = one.outlook.floors(batch, seq, accumulation > 1)
     fits = floors <= np.where(traced, *one.limits)

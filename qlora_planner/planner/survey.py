@@ -6,9 +6,11 @@ plays the runs that it answers with.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError
@@ -19,9 +21,15 @@ from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.sweep import Fixed
-from qlora_planner.planner.limits import Bench, Sweep, fixed_of, largest_batch, longest_seq_len, usable_on
+from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
+from qlora_planner.planner.around import largest_batch, longest
+from qlora_planner.planner.limits import Sweep, fixed_of, usable_on
+from qlora_planner.planner.outlook import Limits, Outlook, outlook_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.index import IndexedBase
 
 REFERENCE_SEQ_LEN = 2048
 
@@ -43,12 +51,31 @@ class SurveyRow:
     limiting: str
     shortfall_bytes: int | None
     note: str | None = None
+    recommended: Recommended | None = None  # None where nothing fits, or nothing was searched
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         row = {name: getattr(self, name) for name in self.__slots__}
         row["run"] = self.run.to_dict()
+        row["recommended"] = None if self.recommended is None else self.recommended.to_dict()
         return row
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recommended:
+    """The best run of a model on the card by a search over what was left open; ranked, not played.
+
+    `options` is what to type. `tokens_per_s` is None on a card of unknown rates.
+    """
+
+    options: Mapping[str, Any]
+    floor_bytes: int
+    traced: bool
+    tokens_per_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: getattr(self, name) for name in self.__slots__} | {"options": dict(self.options)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,9 +90,17 @@ class Candidate:
     ground: Groundwork
     sweep: Sweep | None = None
     fixed: Fixed | None = None
+    bases: tuple[IndexedBase, ...] = ()  # of a model of the index: every way to store its weights
 
 
 SweepOf = Callable[[ModelProfile], Sweep | None]
+
+
+BasesOf = Callable[[ModelProfile], "tuple[IndexedBase, ...]"]
+
+
+def _no_bases(_profile: ModelProfile) -> tuple[IndexedBase, ...]:
+    return ()
 
 
 def _no_sweep(_profile: ModelProfile) -> Sweep | None:
@@ -99,60 +134,77 @@ def survey(
     cap_bytes: int | None = None,
     sweep_of: SweepOf = _no_sweep,
     calibration: Calibration | None = None,
+    bases_of: BasesOf = _no_bases,
+    recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> list[SurveyRow]:
     """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
+
+    `bases_of` gives the ways to store a model's weights among which `recommend` searches.
 
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     asked = run or RunConfig()
     usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
+    limits = Limits(usable_bytes=usable, calibration=calibration)
     rows = []
     for profile in profiles:
         try:
-            rows.append(judge(candidate(profile, asked, gpu, sweep_of(profile)), gpu, usable, calibration))
+            one = candidate(profile, asked, gpu, sweep_of(profile))
+            rows.append(judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend))
         except InputError as error:
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
-def judge(one: Candidate, gpu: GpuSpec, usable: int, calibration: Calibration | None = None) -> SurveyRow:
-    """The row of one model on a card of which a process can use `usable` bytes."""
-    run, ground = one.resolution.run, one.ground
-    bench = Bench(
-        ground=ground,
-        run=run,
-        stack=one.resolution.stack,
-        gpu=gpu,
-        usable_bytes=usable,
-        auto_padding="padding" in one.resolution.why,
-        sweep=one.sweep,
-        fixed=one.fixed,
-        calibration=calibration,
-    )
+def judge(
+    one: Candidate,
+    gpu: GpuSpec,
+    limits: Limits,
+    recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
+) -> SurveyRow:
+    """The row of one model within `limits`; `recommend` searches for its best run."""
+    run, usable = one.resolution.run, limits.usable_bytes
     seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
-    parts = assemble(ground, run.with_(seq_len=seq_len), one.resolution.stack, gpu)
-    _, peak = phases_of(run.with_(seq_len=seq_len), parts)
-    lines = component_lines(run.with_(seq_len=seq_len), parts, peak)
-    limiting = max(lines, key=lambda line: line.size_bytes)
+    run = run.with_(seq_len=seq_len)
+    single, several = (outlook_for(one, run, gpu, limits.calibration, padded=padded) for padded in (False, True))
+    parts = assemble(one.ground, run, one.resolution.stack, gpu)
+    _, peak = phases_of(run, parts)
+    limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
     refused = [problem for problem in one.resolution.problems if problem.blocking]
-    verdict = "will-not-run" if refused else bench.verdict(seq_len, run.batch_size)
-    _, device, floor, _ = bench.look(seq_len, run.batch_size)
-    fits = verdict == "fits"
+    own = several if run.padding else single
+    floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
+    floor, at = int(floors[0]), 0 if traced[0] else 1
+    fits = floor <= limits.of(own)[at]
+    tight = floor <= limits.of(own, TIGHT_AT_MOST)[at]
+    verdict = "will-not-run" if refused else "fits" if fits else "tight" if tight else "does-not-fit"
     return SurveyRow(
         model_id=one.model_id,
         family=one.family,
         params=one.params,
         verdict=verdict,
-        run=run.with_(seq_len=seq_len),
-        longest_seq_len=longest_seq_len(bench, 1, one.max_seq_len),
-        largest_batch=largest_batch(bench, seq_len) if fits else None,
-        peak_bytes=device,
-        headroom_bytes=usable - device,
+        run=run,
+        longest_seq_len=longest(single, limits.of(single), 1, one.max_seq_len),
+        largest_batch=largest_batch(single, several, limits, seq_len) if verdict == "fits" else None,
+        peak_bytes=floor,
+        headroom_bytes=usable - floor,
         usable_bytes=usable,
         limiting=limiting.component.value,
         shortfall_bytes=max(0, floor - usable) or None,
         note=refused[0].message if refused else None,
+        recommended=None if refused else recommend(one),
     )
+
+
+def outlook_for(
+    one: Candidate, run: RunConfig, gpu: GpuSpec, calibration: Calibration | None, *, padded: bool
+) -> Outlook:
+    """The memory of a candidate's run at any size, with and without padded rows where padding was left open."""
+    if "padding" in one.resolution.why:
+        run = run.with_(padding=padded and not run.packing)
+    resolution = Resolution(run=run, why={}, problems=(), stack=one.resolution.stack)
+    context = with_libraries(context_of(gpu, calibration), run)
+    assert one.fixed is not None
+    return outlook_of(one.ground, resolution, gpu, one.sweep, context, one.fixed)
 
 
 def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:

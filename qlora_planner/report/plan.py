@@ -109,13 +109,14 @@ def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
 
 
 def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
-    """The run as a command that shows all of its memory; where nothing fits, the models that do."""
+    """How to keep the plan; where nothing fits, the models that do."""
     if plan.estimate.verdict == "does-not-fit":
         yield [("next: ", "bold"), (f"qlora-plan --gpu {shlex.quote(card)}", "cyan")]
         yield from theme.wrap("(the models that fit on this card)", 6, style="dim")
         return
     run = plan.run.to_dict()
-    options = {name: raw for name, raw in plan.options.items() if name != "stack"}
-    options |= {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
+    options = {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
     words = f"--gpu {shlex.quote(card)} {change(options)}".strip()
-    yield from next_command(f"qlora-plan estimate {{}} {words}", str(plan.model["id"]), theme)
+    yield from next_command(f"qlora-plan {{}} {words} --save plan.yaml", str(plan.model["id"]), theme)
+    then = "(then `qlora-plan verify plan.yaml` proves it, `qlora-plan train plan.yaml` runs it)"
+    yield from theme.wrap(then, 6, style="dim")

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.planner.survey import SurveyRow
+from qlora_planner.planner.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
 from qlora_planner.report.folding import fold_text, pick
 from qlora_planner.report.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style
@@ -29,7 +29,8 @@ _EXPLANATION = (
     "batch: sequences per step at the run's sequence length",
     "fits: the chance of running out of memory is at most 1 %; tight: at most 50 %",
     "peak: what the driver would show at the run's batch and sequence; of card: against what a process can use",
-    "limited by: the largest part of that peak",
+    "best run: the fastest that fits, by rank: how weights are stored, batch x accumulation, + if no checkpoints;",
+    "without a best run: the largest part of the peak",
 )
 
 
@@ -97,7 +98,7 @@ def _widths(theme: Theme) -> tuple[int, ...]:
 def _heads(widths: Sequence[int], run: RunConfig) -> Iterator[Line]:
     left = frozenset({0, 5, 6})
     top = ("", "", "longest", "batch", "peak", "", "")
-    low = ("model", "size", "@batch 1", f"@{run.seq_len:,}", "GiB", "of card", "limited by")
+    low = ("model", "size", "@batch 1", f"@{run.seq_len:,}", "GiB", "of card", "best run")
     for names in (top, low):
         cells = [(name[:width], "dim") for name, width in zip(names, widths, strict=True)]
         yield [("  ", ""), *columns(cells, widths, left, gap=1)]
@@ -133,7 +134,16 @@ def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Ite
     else:
         line += theme.gauge(row.peak_bytes, row.usable_bytes, widths[5], style)
     room = theme.width - sum(len(text) for text, _ in line) - 1
-    yield [*line, (" ", ""), (limit_label(row.limiting, row.run.quant)[:room], "dim")]
+    last = limit_label(row.limiting, row.run.quant) if row.recommended is None else best_run(row.recommended)
+    yield [*line, (" ", ""), (last[:room], "dim")]
+
+
+def best_run(best: Recommended) -> str:
+    """`4-bit 8x2+`: how weights are stored, micro-batch times accumulation, and a plus without checkpointing."""
+    options = best.options
+    bits = "16-bit" if options.get("method") == "lora" else "8-bit" if options.get("quant") == "int8" else "4-bit"
+    kept = "" if options.get("gradient_checkpointing", True) else "+"
+    return f"{bits} {options.get('batch_size', 1)}x{options.get('grad_accum', 1)}{kept}"
 
 
 def _short_gib(size_bytes: int) -> str:

@@ -34,6 +34,9 @@ print(" ".join(sorted({{name.partition(".")[0] for name in sys.modules}})), file
         ["models"],
         ["gpus"],
         ["train", "x"],
+        ["explain-oom", "x"],
+        ["merge", "x"],
+        ["generate", "x", "--prompt", "x"],
     ],
     ids=" ".join,
 )

@@ -43,7 +43,7 @@ def test_two_steps(
     document: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
 ) -> None:
     document["model"]["id"] = str(tiny)
-    document["run"] |= {"trainer": trainer, "seq_len": 32}
+    document["run"] |= {"trainer": trainer, "seq_len": 32, "batch_size": 1, "grad_accum": 1}
     text = export("trl", document, data=str(tiny / "train.jsonl"))
     assert "qlora_planner" not in text
     (tmp_path / "train.py").write_text(text)

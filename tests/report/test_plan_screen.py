@@ -49,7 +49,7 @@ def test_everything_is_there_and_fits_the_screen() -> None:
     assert "--no-gradient-checkpointing" in text
     assert "+2,048" in text
     assert "+30 %" in text
-    assert text.splitlines()[-1] == "next: qlora-plan estimate org/some-model-7b --gpu 24GB"
+    assert "next: qlora-plan org/some-model-7b --gpu 24GB --save plan.yaml" in text.splitlines()
 
 
 def test_what_was_typed_and_not_kept_is_told() -> None:
@@ -57,7 +57,7 @@ def test_what_was_typed_and_not_kept_is_told() -> None:
     text = render_plan(plan, {"seq_len": 9000, "rank": 16}, "24GB", THEME)
     assert "changed  --seq-len 4096 instead of the 9000 asked for, to fit" in text
     assert "--rank 16 instead" not in text
-    assert text.splitlines()[-1].endswith("--gpu 24GB --seq-len 4096 --rank 16")
+    assert "next: qlora-plan org/some-model-7b --gpu 24GB --seq-len 4096 --rank 16 --save plan.yaml" in text
 
 
 def test_nothing_fits() -> None:

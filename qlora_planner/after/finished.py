@@ -1,0 +1,82 @@
+"""A finished run on disk: the adapters, what they were trained on, and how."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.run import RunConfig
+from qlora_planner.sources.json_files import read_object
+
+ADAPTER_CONFIG = "adapter_config.json"
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What RUN holds. `bases` are model folders and Hub ids that it names as its base, the surest first.
+
+    `run` is None for a bare adapter folder, whose run nobody wrote down; `adapter_config` is PEFT's own file.
+    """
+
+    folder: Path
+    adapter: Path
+    bases: tuple[str, ...]
+    run: RunConfig | None
+    adapter_config: Mapping[str, Any]
+
+
+def read_finished(text: str) -> Finished:
+    """The run in folder `text`: what `train` writes, or a PEFT adapter folder of any other tool.
+
+    Raises InputError naming the folder or the file for what is neither, and for files that cannot be read.
+    """
+    folder = Path(text).expanduser()
+    where = plain(text)
+    if not folder.is_dir():
+        raise InputError(f"{where}: no such folder; give what `qlora-plan train` wrote, or a PEFT adapter folder")
+    document = read_object(folder / RUN_FILE, constants=True) if (folder / RUN_FILE).is_file() else {}
+    run = _run(document, folder / RUN_FILE)
+    adapter = next((place for place in (folder / "adapter", folder) if (place / ADAPTER_CONFIG).is_file()), None)
+    if adapter is None:
+        raise InputError(f"{where}: {_no_adapter(folder, run)}")
+    config = read_object(adapter / ADAPTER_CONFIG)
+    return Finished(folder=folder, adapter=adapter, bases=_bases(document, config), run=run, adapter_config=config)
+
+
+def _run(document: Mapping[str, Any], path: Path) -> RunConfig | None:
+    found = document.get("run")
+    if found is None:
+        return None
+    if not isinstance(found, Mapping):
+        refuse([f"run must hold options with values, not {quoted(found)}"], str(path))
+    try:
+        return RunConfig.from_dict(found)
+    except InputError as error:
+        refuse([str(error)], str(path))
+
+
+def _no_adapter(folder: Path, run: RunConfig | None) -> str:
+    """Why there is nothing to merge or to try."""
+    if run is not None and run.method == "full":
+        return "a full fine-tune has no adapters; what it saved is the whole model already"
+    saved = sorted(place.parent for place in folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"))
+    if saved:
+        newest = max(saved, key=lambda place: place.stat().st_mtime)
+        return f"holds no adapter of its own; name the checkpoint, as {plain(newest)}"
+    if any(folder.glob("*.safetensors")):
+        return f"holds weights and no {ADAPTER_CONFIG}, so it is a whole model and no adapter"
+    return f"holds neither adapter/{ADAPTER_CONFIG} nor {ADAPTER_CONFIG}; give what `qlora-plan train` wrote"
+
+
+def _bases(document: Mapping[str, Any], config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Every name of the base that is written down: a folder that is there first."""
+    model = document.get("model")
+    named = [model.get("folder"), model.get("id")] if isinstance(model, Mapping) else [model]
+    named.append(config.get("base_model_name_or_path"))
+    texts = list(dict.fromkeys(name for name in named if isinstance(name, str) and name.strip()))
+    return tuple(sorted(texts, key=lambda name: not Path(name).is_dir()))

@@ -1,0 +1,149 @@
+"""explain-oom: what ran out of memory, when, who held it, and what would have fitted; from a log or a snapshot."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qlora_planner.cli.options import SectionOption, Verb, output_options
+from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.values import Card, Output, output_from
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain
+
+if TYPE_CHECKING:
+    from qlora_planner.evidence.oom import OomReport
+    from qlora_planner.exchange.remedy import Remedy
+    from qlora_planner.planner.oom import Against
+
+# Of a log that is larger, its end, where the failure is; a snapshot must be read whole.
+LOG_BYTES = 64 << 20
+SNAPSHOT_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Planned:
+    compared: Against
+    fixes: list[Remedy]
+    verdict: str
+
+
+@click.command("explain-oom", cls=Verb)
+@click.argument("log", metavar="LOG")
+@click.option("--plan", "plan", cls=SectionOption, metavar="FILE", help="The plan of the run that failed.")
+@output_options()
+def command(log: str, plan: str | None, **given: Any) -> int:
+    """What LOG (a log, a pasted traceback, a memory snapshot of torch; - for stdin) says about running out of memory.
+
+    Needs no torch, and runs nothing of a snapshot. With --plan, what beat the plan and the smallest change that fits.
+    """
+    output = output_from(given)
+    content = _content(log)
+    from qlora_planner.evidence.oom import explain
+    from qlora_planner.evidence.snapshot import looks_like_snapshot, read_snapshot
+
+    if looks_like_snapshot(content):
+        report = read_snapshot(content, plain(log))
+    else:
+        try:
+            report = explain(content.decode("utf-8", errors="replace").replace("\r", "\n"))
+        except InputError as error:
+            raise InputError(f"{plain(log)}: {error}") from None
+    planned = None if plan is None else _against_plan(plan, report, output)
+    if output.json:
+        answer_json(_document(report, planned))
+        return 0
+    from qlora_planner.report.oom import render_oom
+
+    if planned is None:
+        answer(render_oom(report, output.theme))
+    else:
+        answer(render_oom(report, output.theme, planned.compared, planned.fixes, planned.verdict))
+    return 0
+
+
+def _content(log: str) -> bytes:
+    """The file's bytes; of a large log its end."""
+    if log == "-":
+        return sys.stdin.buffer.read(SNAPSHOT_BYTES)
+    path = Path(log).expanduser()
+    try:
+        with path.open("rb") as stream:
+            size = path.stat().st_size
+            head = stream.read(1)
+            snapshot = head in (b"\x80", b"{")
+            if snapshot and size > SNAPSHOT_BYTES:
+                raise InputError(f"{plain(log)}: is {size >> 20:,} MiB large, too much for a snapshot")
+            stream.seek(0 if snapshot else max(0, size - LOG_BYTES))
+            return stream.read()
+    except FileNotFoundError:
+        raise InputError(f"{plain(log)}: no such file; give a log, or - and paste the traceback") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{plain(log)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _against_plan(file: str, report: OomReport, output: Output) -> _Planned:
+    from qlora_planner.cli.check import Estimates, fixes_for
+    from qlora_planner.cli.loading import profile_for
+    from qlora_planner.exchange.plan_file import read_plan
+    from qlora_planner.planner.oom import against
+
+    plan = read_plan(file)
+    profile = profile_for(plan.model_id, output)
+    card = _card(plan.gpu, report, output)
+    sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
+    found = Estimates(profile, card, output).full(plan.run)
+    compared = against(report, found, sizes)
+    if compared.excess_bytes:
+        # What was more than planned will be there again: the change has to make room for it too.
+        more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
+        card = Card(gpu=card.gpu, reserve_bytes=more, cap_bytes=card.cap_bytes, asked=card.asked)
+        estimates = Estimates(profile, card, output)
+        return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), found.verdict or "")
+    return _Planned(compared, fixes_for(found, Estimates(profile, card, output)), found.verdict or "")
+
+
+def _card(gpu: Any, report: OomReport, output: Output) -> Card:
+    """The plan's card as it was when the run failed: with what others held of it, and with torch's limit.
+
+    A card of another size than the plan's is taken as it is.
+    """
+    from qlora_planner import api
+    from qlora_planner.hardware import usable_bytes
+
+    name = gpu["name"] if gpu is not None else None
+    capacity = report.capacity_bytes
+    if name is None and capacity is None:
+        raise InputError("--plan: neither the plan nor the message names a card")
+    spec = api.load_gpu(str(name), profiles=output.profiles) if name and name != "local" else None
+    if spec is None or (capacity is not None and capacity < 0.97 * usable_bytes(spec)[0]):
+        if capacity is None:
+            raise InputError("--plan: was made for `local` and the message does not tell the card's size")
+        output.warn(f"the card that failed has {capacity >> 20:,} MiB, not the plan's")
+        spec = api.load_gpu(f"{capacity >> 20}MiB", profiles=output.profiles)
+    # CUDA's own total counts the driver's part as used by nobody; what is left of it others hold.
+    others = report.others_bytes or 0
+    return Card(
+        gpu=spec, reserve_bytes=min(others, spec.memory_bytes - 1), cap_bytes=report.allowed_bytes, asked=spec.name
+    )
+
+
+def _document(report: OomReport, planned: _Planned | None) -> dict[str, Any]:
+    from qlora_planner.report.oom import advice, headline
+
+    return {
+        **report.to_dict(),
+        "summary": headline(report),
+        "advice": list(advice(report)),
+        "plan": None
+        if planned is None
+        else {
+            **planned.compared.to_dict(),
+            "verdict": planned.verdict or None,
+            "fixes": [fix.to_dict() for fix in planned.fixes],
+        },
+    }

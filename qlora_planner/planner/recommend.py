@@ -1,0 +1,74 @@
+"""The best run of each model of the index on one card: the search of `plan`, on figures worked out beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.verdict import context_of, with_libraries
+from qlora_planner.planner.axes import EFFECTIVE_BATCH, LARGEST_BATCH, Space
+from qlora_planner.planner.index import IndexedBase
+from qlora_planner.planner.objectives import OBJECTIVES
+from qlora_planner.planner.outlook import Limits, outlook_of
+from qlora_planner.planner.search import OptionSet, option_set, rank
+from qlora_planner.planner.speed import Rates, SpeedModel, traits_of
+from qlora_planner.planner.survey import Candidate, Recommended
+from qlora_planner.run import RunConfig
+
+_BATCHES = tuple(size for size in range(1, LARGEST_BATCH + 1) if EFFECTIVE_BATCH % size == 0)
+_SPACE = Space(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)
+_KINDS = (_BATCHES[:1], _BATCHES[1:])  # one sequence a row, and several, which are padded
+
+
+@dataclass(slots=True, kw_only=True)
+class Recommender:
+    """Searches for many models on one card; `pace_on` has the rates that speeds are ranked by."""
+
+    gpu: GpuSpec
+    limits: Limits
+    pace_on: GpuSpec
+    calibration: Calibration | None
+
+    def best(self, one: Candidate) -> Recommended | None:
+        """The fastest run that fits at the length asked for; None where none does."""
+        run = one.resolution.run
+        asked = RunConfig(seq_len=min(run.seq_len, one.max_seq_len or run.seq_len))
+        prepared = list(self._option_sets(one, asked))
+        if not prepared:
+            return None
+        choice = next(rank(prepared, asked, _SPACE, OBJECTIVES["throughput"]).best())
+        if not choice.fits:
+            return None
+        default, typed = RunConfig(), choice.run.to_dict()
+        return Recommended(
+            options={
+                name: value for name, value in typed.items() if value != getattr(default, name) and value != "nf4"
+            },
+            floor_bytes=choice.floor_bytes,
+            traced=choice.traced,
+            tokens_per_s=choice.pace if Rates.of(self.gpu, run.compute_dtype) else None,
+        )
+
+    def _option_sets(self, one: Candidate, asked: RunConfig) -> Iterator[tuple[OptionSet, list[int]]]:
+        for base in one.bases:
+            for checkpointing in (True, False):
+                for sizes in _KINDS:
+                    run = asked.with_(**base.options, gradient_checkpointing=checkpointing)
+                    yield self._option_set(one, base, run, padded=sizes[0] > 1), list(sizes)
+
+    def _option_set(self, one: Candidate, base: IndexedBase, asked: RunConfig, *, padded: bool) -> OptionSet:
+        resolved = asked.with_(**{**base.settled, "padding": padded})
+        resolution = Resolution(run=resolved, why={}, problems=(), stack=one.resolution.stack)
+        context = with_libraries(context_of(self.gpu, self.calibration), resolved)
+        outlook = outlook_of(base.ground, resolution, self.gpu, one.sweep, context, base.fixed)
+        rates = Rates.of(self.pace_on, resolved.compute_dtype)
+        assert rates is not None, "the ranking card has rates"
+        traits, basis = traits_of(self.pace_on, self.calibration)
+        work = base.work(checkpointing=asked.gradient_checkpointing, padding=padded)
+        return option_set(
+            asked, outlook, SpeedModel(work=work, rates=rates, traits=traits, basis=basis),
+            self.limits.of(outlook),
+        )  # fmt: skip

@@ -1,0 +1,121 @@
+"""explain-oom as a command: the screen, the JSON, a plan beside it, and one line for what is no failure."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_planner import RunConfig, estimate, load_gpu, load_model
+from qlora_planner.planner.oom import asked_for, tensors_of
+from qlora_planner.units import GIB, MIB
+from tests.cli.conftest import Invoke, Process
+
+# Llama 3.1 8B at 4,096 tokens: logits in float32 are 4,096 x 128,256 x 4 bytes, 1.96 GiB.
+TEXT = (
+    'Traceback (most recent call last):\n  File "/x/transformers/loss/loss_utils.py", line 47, in ForCausalLMLoss\n'
+    "    logits = logits.float()\n"
+    "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.96 GiB. GPU 0 has a total capacity of 23.52 GiB of"
+    " which 1.02 GiB is free. Process 4711 has {others} GiB memory in use. Including non-PyTorch memory, this process"
+    " has {process} GiB memory in use. Of the allocated memory {held} GiB is allocated by PyTorch, and 1.05 GiB is"
+    " reserved by PyTorch but unallocated.\n"
+)
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    path = tmp_path / "train.log"
+    path.write_text(TEXT.format(others="12.10", process="10.30", held="8.80"))
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    found = estimate(load_model("llama-3.1-8b"), RunConfig(seq_len=4096), load_gpu("rtx-4090"))
+    document = {
+        "schema": "qlora-plan/plan/1", "model": {"id": "llama-3.1-8b"}, "gpu": {"name": "rtx-4090"},
+        "run": found.run.to_dict(), "estimate": found.to_dict(),
+    }  # fmt: skip
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps(document))
+    return path
+
+
+def test_the_screen(invoke: Invoke, log: Path) -> None:
+    result = invoke("explain-oom", str(log))
+    assert (result.exit_code, result.stderr) == (0, "")
+    text = " ".join(result.stdout.split())
+    assert text.startswith("card 0 ran out of memory, while computing the loss")
+    assert "1.96 GiB, 1.02 GiB was free of 23.52 GiB" in text
+    assert "12.20 GiB of the card (process 4711: 12.10 GiB)" in text
+    assert "1.05 GiB was reserved and idle, in pieces: PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True" in text
+
+
+def test_json_from_stdin(process: Process, log: Path) -> None:
+    import subprocess
+
+    done = subprocess.run(
+        (sys.executable, "-m", "qlora_planner", "explain-oom", "-", "--json"),
+        input=log.read_bytes(), capture_output=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    assert document["schema"] == "qlora-plan/oom/1"
+    assert (document["phase"], document["kind"], document["plan"]) == ("loss", "torch", None)
+    assert document["others_bytes"] == pytest.approx(12.2 * GIB, abs=64)
+
+
+def test_with_its_plan_it_names_the_tensor_and_a_change_that_fits(invoke: Invoke, log: Path, plan: Path) -> None:
+    result = invoke("explain-oom", str(log), "--plan", str(plan), "--json", "--quiet")
+    assert result.exit_code == 0, result.stderr
+    beside: dict[str, Any] = json.loads(result.stdout)["plan"]
+    assert "the logits in float32: batch 1 x 4,096 tokens x 128,256 x 4 bytes" in beside["tensors"]
+    assert beside["tried_bytes"] == pytest.approx((8.80 + 1.96) * GIB, abs=64)
+    assert beside["excess_bytes"] == beside["tried_bytes"] - beside["planned_bytes"]
+    first = beside["fixes"][0]
+    # The change leaves room for others and for what was more than planned.
+    assert first["floor_bytes"] < 23.52 * GIB - 12.20 * GIB - beside["excess_bytes"]
+    assert first["verdict"] == "fits"
+
+
+def test_within_the_plan_it_blames_the_room(invoke: Invoke, log: Path, plan: Path) -> None:
+    log.write_text(TEXT.format(others="17.00", process="5.40", held="4.00"))
+    result = invoke("explain-oom", str(log), "--plan", str(plan), "--quiet")
+    text = " ".join(result.stdout.split())
+    assert "tensors were within it: 5.96 GiB of" in text
+    assert "nvidia-smi shows whose" in text
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [
+        (4096 * 128256 * 4, "the logits in float32"),
+        (4096 * 14336 * 2, "a feed-forward activation in 16 bits"),
+        (32 * 4096 * 4096 * 2, "attention scores in 16 bits"),
+    ],
+)
+def test_the_tensor_of_a_size(size: int, words: str) -> None:
+    found = estimate(load_model("llama-3.1-8b"), RunConfig(seq_len=4096), load_gpu("rtx-4090"))
+    dims = {"vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_attention_heads": 32}
+    assert any(one.startswith(words) for one in tensors_of(asked_for(size), found, dims))
+    assert list(tensors_of(20 * MIB, found, dims)) == []
+    assert list(tensors_of(None, found, dims)) == []
+    assert list(tensors_of(777 * MIB, found, dims)) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [("all is well\n", "looked for torch's"), ('{"segments": 3}', "holds no segments"), ("", "looked for torch's")],
+)
+def test_what_is_no_failure_is_one_line(invoke: Invoke, tmp_path: Path, content: str, says: str) -> None:
+    path = tmp_path / "x.log"
+    path.write_text(content)
+    result = invoke("explain-oom", str(path))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr
+    assert invoke("explain-oom", str(tmp_path / "nowhere")).exit_code == 2
+    assert invoke("explain-oom", str(tmp_path)).exit_code == 2
