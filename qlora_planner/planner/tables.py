@@ -9,16 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.variant import variant_key
-from qlora_planner.memory.verdict import verdict_of
+from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
+from qlora_planner.planner.around import longest
 from qlora_planner.planner.cards import fitting_on
-from qlora_planner.planner.limits import SEQ_STEP, Bench, longest_seq_len, usable_on
-from qlora_planner.planner.survey import Candidate
+from qlora_planner.planner.limits import SEQ_STEP, usable_on
+from qlora_planner.planner.outlook import Limits, Outlook
+from qlora_planner.planner.survey import Candidate, outlook_for
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
@@ -207,6 +210,7 @@ class _Known:
     calibration: Calibration | None
     forms: dict[tuple[str, str], MemoryEstimate] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
+    cards: dict[str, Limits] = field(default_factory=dict)
 
     def form(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
         """The estimate by closed forms."""
@@ -230,16 +234,20 @@ class _Known:
         answer = self._played(profile, run) or estimate(profile, run, calibration=self.calibration)
         return verdict_of(fitting_on(answer, None, card, self.calibration)) == "fits"
 
-    def bench(self, profile: ModelProfile, card: GpuSpec) -> Bench:
-        """The 4-bit run on a card, ranked from its trace where one is stored."""
+    def outlook(self, profile: ModelProfile, card: GpuSpec) -> Outlook:
+        """The memory of the 4-bit run, ranked from its trace where one is stored."""
         if profile.id not in self.candidates:
             self.candidates[profile.id] = self.candidate_of(profile)
         one = self.candidates[profile.id]
-        return Bench(
-            ground=one.ground, run=one.resolution.run, stack=one.resolution.stack, gpu=card,
-            usable_bytes=usable_on(card, 0, None, self.calibration), auto_padding="padding" in one.resolution.why,
-            sweep=one.sweep, fixed=one.fixed, calibration=self.calibration,
-        )  # fmt: skip
+        padded = one.resolution.run.batch_size > 1
+        return outlook_for(one, one.resolution.run, card, self.calibration, padded=padded)
+
+    def limits(self, card: GpuSpec) -> Limits:
+        """The largest floors that fit a card."""
+        if card.name not in self.cards:
+            usable = usable_on(card, 0, None, self.calibration)
+            self.cards[card.name] = Limits(usable_bytes=usable, calibration=self.calibration)
+        return self.cards[card.name]
 
 
 def positions(profile: ModelProfile) -> int:
@@ -330,31 +338,30 @@ def _largest(
 
 def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Known) -> Largest:
     if method is METHODS[-1]:
-        bench = known.bench(profile, card)
+        outlook, limits = known.outlook(profile, card), known.limits(card)
         refused = any(problem.blocking for problem in known.candidates[profile.id].resolution.problems)
-        chance, device, _, _ = bench.look(known.run.seq_len, known.run.batch_size)
-        basis = "swept" if _is_swept(bench) else "closed-form"
+        run = known.run
+        floors, traced = outlook.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
+        device, at = int(floors[0]), 0 if traced[0] else 1
+        basis = "swept" if traced[0] else "closed-form"
+        fits, tight = (device <= limits.of(outlook, most)[at] for most in (FITS_AT_MOST, TIGHT_AT_MOST))
+        verdict = "fits" if fits else "tight" if tight else "does-not-fit"
     else:
         answer = known.form(profile, method)
         refused = Figure.of(answer).refused is not None
-        chance = fitting_on(answer, None, card, known.calibration)
         device, basis = answer.peak.device_bytes, "closed-form"
+        verdict = verdict_of(fitting_on(answer, None, card, known.calibration))
     return Largest(
         model_id=profile.id, params=profile.params, device_bytes=device, basis=basis,
-        verdict="will-not-run" if refused else verdict_of(chance),
+        verdict="will-not-run" if refused else verdict,
     )  # fmt: skip
-
-
-def _is_swept(bench: Bench) -> bool:
-    run = bench.run.with_(padding=bench.run.batch_size > 1)
-    key = variant_key(run, bench.stack, bench.gpu)
-    return bench.sweep is not None and bench.sweep.find(key, run.batch_size, run.seq_len) is not None
 
 
 def _six_gb(profile: ModelProfile, card: GpuSpec, known: _Known) -> SixGb:
     answer = known.best(profile, METHODS[-1])
     # Ranked first, then played: a step or two settle it.
-    steps = (longest_seq_len(known.bench(profile, card), 1, positions(profile)) or 0) // SEQ_STEP
+    outlook = known.outlook(profile, card)
+    steps = (longest(outlook, known.limits(card).of(outlook), 1, positions(profile)) or 0) // SEQ_STEP
     while steps and not known.fits_played(profile, card, steps * SEQ_STEP):
         steps -= 1
     while known.fits_played(profile, card, (steps + 1) * SEQ_STEP):
