@@ -6,6 +6,7 @@
 For every model of the catalogue, card size and objective the best run is taken from the search. Runs of one model class
 that differ in nothing but sizes are one case: the first model stands for them. A toy has two layers of each kind, so
 what is shown is that transformers, bitsandbytes, PEFT and the trainer take the options together, not that it fits.
+Offloaded activations need a card: on the CPU those cases are left out, and said to be.
 Exits with 1 where one is refused.
 """
 
@@ -29,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from qlora_planner import api
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
+from qlora_planner.hardware.sizes import marketed_size
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.limits import usable_on
@@ -85,20 +87,21 @@ def recommended(
 ) -> Iterator[tuple[ModelProfile, str, RunConfig]]:
     """The first choice of the search for every model, card and goal, resolved, where one fits."""
     known, catalogue = api.calibration(), GpuCatalogue(gpus_dirs())
-    stand_in = catalogue.get("h200")  # speeds of bare sizes are ranked on some card
     default = RunConfig()
     for profile in profiles:
         sweep = stored_sweep(profile, tapes_dirs())
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         for card in cards:
             outlooks = Outlooks.of(profile, card, sweep, known)
+            # Speeds of a bare size are ranked on the card that it was taken from.
+            pace_on = catalogue.get(marketed_size(card.marketed_gb).card) if card.form == "size" else card
             limits = Limits(usable_bytes=usable_on(card, 0, None, known), calibration=known)
             for name in goals:
                 goal = OBJECTIVES[name]
                 space = make_space(profile, default, frozenset(), int8=name == "quality", offloading=goal.lengths)
                 try:
                     ranking = search(
-                        outlooks, default, space, goal, limits, pace_on=stand_in,
+                        outlooks, default, space, goal, limits, pace_on=pace_on,
                         model_limit=int(limit) if limit else None,
                     )  # fmt: skip
                 except InputError:
@@ -109,7 +112,7 @@ def recommended(
 
 
 def cases_of(found: Iterable[tuple[ModelProfile, str, RunConfig]]) -> list[Case]:
-    """Distinct cases, those that stand for most first."""
+    """Distinct cases: the one that stands for most of every class, then the second of every class, and so on."""
     cases: dict[str, Case] = {}
     for profile, asked_by, run in found:
         toy = toy_of(run)
@@ -118,7 +121,17 @@ def cases_of(found: Iterable[tuple[ModelProfile, str, RunConfig]]) -> list[Case]
         )
         case.stands_for += 1
         case.asked_by[asked_by] += 1
-    return sorted(cases.values(), key=lambda case: (-case.stands_for, case.model_type, case.options))
+    turns: Counter[str] = Counter()
+    ordered = []
+    for case in sorted(cases.values(), key=lambda case: (-case.stands_for, case.model_type, case.options)):
+        ordered.append((turns[case.model_type], case))
+        turns[case.model_type] += 1
+    return [case for _, case in sorted(ordered, key=lambda pair: pair[0])]
+
+
+def runs_here(case: Case) -> bool:
+    """trl copies activations between a card and the host: without a card there is nothing to copy."""
+    return not case.run.activation_offloading
 
 
 def step(case: Case) -> str | None:
@@ -169,7 +182,9 @@ def main(argv: Sequence[str]) -> int:
         for case in cases:
             print(f"{case.stands_for:5}  {case.model_type:16} {case.options}")
         return 0
-    return _run(cases, asked.seconds, asked.jobs)
+    away = [case for case in cases if not runs_here(case)]
+    print(f"{len(away)} offload activations (stand for {sum(case.stands_for for case in away):,}): a card is needed")
+    return _run([case for case in cases if runs_here(case)], asked.seconds, asked.jobs)
 
 
 def _run(cases: Sequence[Case], seconds: float, jobs: int) -> int:

@@ -92,7 +92,8 @@ def _words(args: Sequence[str]) -> list[int]:
         elif arg == "--":
             only_words = True
         else:
-            skip = arg in values
+            # A plan's --csv names a file; a survey's is a switch.
+            skip = arg in values or (arg == "--csv" and "".join(args[index + 1 : index + 2]).endswith(".csv"))
     return places
 
 
