@@ -125,6 +125,5 @@ def _html(block: Block) -> Iterator[str]:
 
 
 def _cells(tag: str, row: Sequence[str], numbers: frozenset[int]) -> str:
-    return "".join(
-        f"<{tag}{' class=number' if at in numbers else ''}>{escape(cell)}</{tag}>" for at, cell in enumerate(row)
-    )
+    number = ' class="number"'
+    return "".join(f"<{tag}{number if at in numbers else ''}>{escape(cell)}</{tag}>" for at, cell in enumerate(row))
