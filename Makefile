@@ -8,12 +8,12 @@ install:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[train,test]'
 
 format:
-	ruff format qlora_planner tests benchmarks
-	ruff check --fix qlora_planner tests benchmarks
+	ruff format qlora_planner tests benchmarks examples
+	ruff check --fix qlora_planner tests benchmarks examples
 
 lint:
-	ruff format --check qlora_planner tests benchmarks
-	ruff check qlora_planner tests benchmarks
+	ruff format --check qlora_planner tests benchmarks examples
+	ruff check qlora_planner tests benchmarks examples
 
 types:
 	mypy

@@ -51,11 +51,14 @@ class Result:
 
 
 def sources() -> dict[str, Path]:
-    """The files of measured rows by short name: the open set, and each file of the project's own evidence."""
+    """The files of measured rows by short name: the open set, and the project's own that are written alike.
+
+    Measurements in the campaign's form are `campaign.py table`'s.
+    """
     found = {"open": ROOT / "tests/data/truth/h200-open.jsonl"}
     for path in sorted((ROOT / "profiles/measurements").glob("*.jsonl")):
         rows = read_rows(path)
-        if rows and {"run", "outcome", "model"} <= set(rows[0]):
+        if rows and {"run", "outcome", "model", "measured_bytes"} <= set(rows[0]):
             found[path.stem.removeprefix("h200-")] = path
     return found
 

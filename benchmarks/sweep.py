@@ -52,7 +52,7 @@ def measure(name: str) -> str:
     assert optimizer is not None
     static = static_memory(profile, run)
     state = training_state(static.trainable, run, trainer, optimizer)
-    fixed = Fixed.of(static.after_prepare, state, sum(count for _, _, count in static.trainable), run)
+    fixed = Fixed.of(static.after_prepare, state, sum(tensor.count for tensor in static.trainable), run)
     moments = moments_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES)
     compiling = best_s(lambda: moments_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES), 2)
     single = best_s(lambda: moments.allocated_phases(1, 2048, run.rank, fixed), 50)

@@ -362,11 +362,11 @@ def plan(
 ) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`.
 
-    `asked` are the other fields of `qlora_planner.planner.plan.Request`, such as `objective`, `fixed`, `data`.
+    `asked` are the other fields of `qlora_planner.planner.planning.Request`, such as `objective`, `fixed`, `data`.
     """
     from qlora_planner.hardware import GpuCatalogue
-    from qlora_planner.planner.plan import Request
     from qlora_planner.planner.plan import plan as answer
+    from qlora_planner.planner.planning import Request
     from qlora_planner.run import RunConfig as Run
     from qlora_planner.sources.tapes import stored_sweep
 

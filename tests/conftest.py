@@ -1,24 +1,46 @@
-"""Shared fixtures: profiles of the measured models are built once per test session."""
+"""Shared fixtures: profiles of the measured models are built once per worker."""
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Tracing takes ten seconds a run: tests of screens and options do without; tests/tracing calls the tracer itself.
 os.environ.setdefault("QLORA_PLANNER_TRACE", "never")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A worker per core: more threads than one each would wait for one another. Processes that tests start inherit it.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from qlora_planner.profile import ModelProfile
+
+
+@pytest.fixture(autouse=True, scope="session")
+def own_caches(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Each worker has caches and data of its own, so that none reads what another, or the user, has written."""
+    home = tmp_path_factory.mktemp("session")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable, folder in (("XDG_DATA_HOME", "data"), ("XDG_CACHE_HOME", "cache")):
+            patch.setenv(variable, str(home / folder))
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick_collection() -> None:
+    """Tracing collects garbage first; what the libraries left since the last module is not looked through each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
 def measured_profiles() -> dict[str, ModelProfile]:
     """Profiles of all models in the truth rows, built from their configs."""
     pytest.importorskip("torch")
-    from qlora_planner.profiling.build import build_profile
     from qlora_planner.sources.configs import read_config
+    from tests.profiles import unprobed
     from tests.truth import config_path, rows
 
-    return {model: build_profile(read_config(config_path(model))) for model in sorted({row.model for row in rows()})}
+    return {model: unprobed(read_config(config_path(model))) for model in sorted({row.model for row in rows()})}

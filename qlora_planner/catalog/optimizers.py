@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import prod
 
 from qlora_planner.catalog.dtypes import DTYPE_BYTES
 
@@ -41,11 +42,13 @@ class OptimizerRow:
     package: str | None = None  # needed beside torch
     bfloat16_gradients: bool = True  # whether its 32-bit step takes them (8-bit ones use it for small tensors)
 
-    def states(self, shape: tuple[int, ...], dtype: str) -> list[StateTensor]:
-        """State tensors of one parameter of `shape` and `dtype` after the first step."""
-        numel = 1
-        for size in shape:
-            numel *= size
+    def in_8_bits(self, shape: tuple[int, ...], forced_32bit: bool = False) -> bool:
+        """Whether the states of a parameter are 8-bit ones; `forced_32bit` where a trainer overrides the optimizer."""
+        return self.kind == "bnb" and self.bits == 8 and prod(shape) >= MIN_8BIT_ELEMENTS and not forced_32bit
+
+    def states(self, shape: tuple[int, ...], dtype: str, forced_32bit: bool = False) -> list[StateTensor]:
+        """State tensors of one parameter of `shape` and `dtype` after the first step; see `in_8_bits`."""
+        numel = prod(shape)
         if self.kind == "none":
             return []
         if self.kind == "adafactor":
@@ -55,10 +58,9 @@ class OptimizerRow:
             return [StateTensor(size_bytes=size) for size in sizes] + (
                 [StateTensor(size_bytes=4)] if self.step_on_gpu else []
             )
-        return self._bitsandbytes_states(numel)
+        return self._bitsandbytes_states(numel, self.in_8_bits(shape, forced_32bit))
 
-    def _bitsandbytes_states(self, numel: int) -> list[StateTensor]:
-        eight_bit = self.bits == 8 and numel >= MIN_8BIT_ELEMENTS
+    def _bitsandbytes_states(self, numel: int, eight_bit: bool) -> list[StateTensor]:
         paged = self.paged and numel >= MIN_PAGED_ELEMENTS
         width = 1 if eight_bit else 4
         blocks = -(-numel // STATE_BLOCK)

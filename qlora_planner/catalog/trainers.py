@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +23,8 @@ class TrainerRow:
 
     `adapters_bfloat16`: adapters on a quantised base are cast to bfloat16 before training.
     `autocast`: forward runs under autocast in the compute dtype. `keeps_outputs`: logits live through backward.
+    `embeddings_32bit`: 8-bit optimizers keep the states of embeddings in 32 bits (transformers 5.17 trainer.py,
+    create_optimizer, for every `nn.Embedding`).
     """
 
     name: str
@@ -31,6 +33,7 @@ class TrainerRow:
     adapters_bfloat16: bool
     keeps_outputs: bool
     upcasts: bool
+    embeddings_32bit: bool
 
 
 TRAINER_ROWS: dict[str, TrainerRow] = {
@@ -38,13 +41,31 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
     for row in (
         # trl 1.16 sft_trainer.py: casts LoRA weights of a quantised base; bf16 defaults to True.
         TrainerRow(
-            name="trl-sft", packages=("trl",), autocast=True, adapters_bfloat16=True, keeps_outputs=False, upcasts=False
+            name="trl-sft",
+            packages=("trl",),
+            autocast=True,
+            adapters_bfloat16=True,
+            keeps_outputs=False,
+            upcasts=False,
+            embeddings_32bit=True,
         ),
         TrainerRow(
-            name="hf-trainer", packages=(), autocast=True, adapters_bfloat16=False, keeps_outputs=False, upcasts=False
+            name="hf-trainer",
+            packages=(),
+            autocast=True,
+            adapters_bfloat16=False,
+            keeps_outputs=False,
+            upcasts=False,
+            embeddings_32bit=True,
         ),
         TrainerRow(
-            name="loop", packages=(), autocast=False, adapters_bfloat16=False, keeps_outputs=True, upcasts=False
+            name="loop",
+            packages=(),
+            autocast=False,
+            adapters_bfloat16=False,
+            keeps_outputs=True,
+            upcasts=False,
+            embeddings_32bit=False,
         ),
     )
 }
@@ -68,14 +89,7 @@ def trainer_row(name: str, versions: dict[str, str]) -> tuple[TrainerRow, LossMe
     version = parse_version(versions.get("trl", "999"))
     loss = next(loss for first, loss in _TRL_LOSSES if version >= first)
     if version <= _TRL_LAST_UPCASTING:
-        row = TrainerRow(
-            name=row.name,
-            packages=row.packages,
-            autocast=True,
-            adapters_bfloat16=True,
-            keeps_outputs=False,
-            upcasts=True,
-        )
+        row = replace(row, upcasts=True)
     return row, loss
 
 

@@ -32,13 +32,13 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
     "table": ("table", "Memory by model and method, and the largest model per card."),
+    "train": ("train", "Run a plan: watched, recovered, resumable (needs torch)."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
 }
 PENDING: dict[str, str] = {
-    "train": "Run a plan.",
     "tui": "The explorer.",
 }
 

@@ -161,9 +161,9 @@ def card_options() -> Callable[[_Function], _Function]:
     return _adds(_card_options())
 
 
-def data_options() -> Callable[[_Function], _Function]:
-    """Add --data, --tokenizer, --chars-per-token and --bad-rows."""
-    return _adds(_data_options())
+def data_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+    """Add --data, --tokenizer, --chars-per-token and --bad-rows, or some of them by their parameter names."""
+    return _adds([option for option in _data_options() if not only or option.name in only])
 
 
 def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Function], _Function]:

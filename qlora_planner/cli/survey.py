@@ -97,5 +97,6 @@ def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, An
         "cap_bytes": card.cap_bytes,
         "usable_bytes": rows[0].usable_bytes if rows else None,
         "run": run.to_dict(),
+        "played": False,  # ranked by a sweep or closed forms; `plan` plays
         "models": [row.to_dict() for row in rows],
     }

@@ -8,7 +8,8 @@ from typing import Any
 from qlora_planner.exchange.axolotl import ALLOC_CONF, KERNELS, LIGER_PARTS
 from qlora_planner.exchange.commented import document, target_names
 from qlora_planner.run import RunConfig
-from qlora_planner.train.options import LEARNING_RATE, compute_dtype
+from qlora_planner.train.options import compute_dtype
+from qlora_planner.train.settings import LEARNING_RATE
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 

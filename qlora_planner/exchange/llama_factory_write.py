@@ -8,7 +8,8 @@ from typing import Any
 from qlora_planner.exchange.commented import document, target_names
 from qlora_planner.exchange.llama_factory import ATTENTIONS
 from qlora_planner.run import RunConfig
-from qlora_planner.train.options import LEARNING_RATE, compute_dtype
+from qlora_planner.train.options import compute_dtype
+from qlora_planner.train.settings import LEARNING_RATE
 
 _ABOVE = {
     "dataset": "A name in dataset_dir/dataset_info.json, and the template of the model's own chat format.",

@@ -26,6 +26,13 @@ SECTIONS: Mapping[str, str] = {
     "objective": "What this run was chosen for.",
     "data": "The samples that it was planned for; null: none were given.",
     "stack": "The library versions that the figures hold for.",
+    "options": "What to type for this run: options that are neither defaults nor what these become here.",
+    "ladder": "What to give up, in order, if memory runs out; `train` climbs down it by itself.",
+    "advice": "What this stack costs on this model, in bytes.",
+    "smallest_card": "The smallest card of the catalogue that holds this run.",
+    "compared": "The best run of the model on other cards, ranked.",
+    "cost": "Dollars, by the catalogue's price of the card; null where it has none.",
+    "search": "How many candidates were looked at, and the rules that left others out.",
 }
 KNOWN_KEYS = frozenset({"schema", *SECTIONS})
 

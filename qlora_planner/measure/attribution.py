@@ -36,13 +36,12 @@ class Moment:
     alive: tuple[Block, ...]
 
 
-def highest_moment(events: Sequence[MemoryEvent], timeline: Timeline, *, in_training: bool = False) -> Moment | None:
+def highest_moment(events: Sequence[MemoryEvent], timeline: Timeline, *, phase: str | None = None) -> Moment | None:
     """The moment of the most allocated bytes, or of the first failed request; None without events.
 
-    With `in_training`, of the steps alone: a process can take most there, with its libraries' kernels, although more
-    was allocated while loading.
+    With `phase`, of that phase alone: see `qlora_planner.measure.peak`.
     """
-    chosen = _chosen(events, timeline.training_ns if in_training else None)
+    chosen = _chosen(events, timeline, phase)
     if chosen is None:
         return None
     blocks = _blocks(events, timeline)
@@ -76,8 +75,8 @@ def components_at(moment: Moment, timeline: Timeline, *, checkpointing: bool, wo
     return {name: found[name] for name in order if name in found}
 
 
-def _chosen(events: Sequence[MemoryEvent], since_ns: int | None = None) -> int | None:
-    """Position of the event after which most is allocated (from `since_ns` on), or of the first failed request."""
+def _chosen(events: Sequence[MemoryEvent], timeline: Timeline, phase: str | None) -> int | None:
+    """Position of the event after which most is allocated (in `phase`), or of the first failed request."""
     allocated = highest = 0
     position = None
     known: dict[int, int] = {}
@@ -89,7 +88,7 @@ def _chosen(events: Sequence[MemoryEvent], since_ns: int | None = None) -> int |
             allocated += event.size
         elif event.kind == FREE:
             allocated -= known.pop(event.address, 0)
-        if allocated > highest and (since_ns is None or event.time_ns >= since_ns):
+        if allocated > highest and (phase is None or timeline.phase_at(event.time_ns) == phase):
             highest, position = allocated, index
     return position
 

@@ -26,7 +26,7 @@ def model_owners(model: Any, *, adapted: bool) -> dict[int, str]:
             part = Component.UNQUANTIZED_WEIGHTS
         _put(found, [parameter], part)
         if quantized:
-            _put(found, _constants(parameter), Component.QUANTIZATION_CONSTANTS)
+            _put(found, constants(parameter), Component.QUANTIZATION_CONSTANTS)
     for module in model.modules():
         state: Any = getattr(module, "state", None)
         if type(state).__name__ == "MatmulLtState":
@@ -46,13 +46,13 @@ def gradient_owners(model: Any) -> dict[int, str]:
 def optimizer_owners(optimizer: Any) -> dict[int, str]:
     """Address of every state tensor that torch's allocator counts."""
     found: dict[int, str] = {}
-    _put(found, (tensor for tensor in _states(optimizer) if not is_paged(tensor)), Component.OPTIMIZER_STATES)
+    _put(found, (tensor for tensor in states(optimizer) if not is_paged(tensor)), Component.OPTIMIZER_STATES)
     return found
 
 
 def paged_bytes(optimizer: Any) -> int:
     """Bytes of states in managed memory, which torch's counters do not see."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in _states(optimizer) if is_paged(tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in states(optimizer) if is_paged(tensor))
 
 
 def is_paged(tensor: Any) -> bool:
@@ -100,7 +100,7 @@ def _put(found: dict[int, str], tensors: Iterable[Any], part: Component) -> None
     found.pop(0, None)  # an empty tensor has no address
 
 
-def _constants(parameter: Any) -> Iterator[Any]:
+def constants(parameter: Any) -> Iterator[Any]:
     """What stands beside a quantised weight, down to the second level."""
     state = getattr(parameter, "quant_state", None)
     while state is not None:
@@ -109,7 +109,7 @@ def _constants(parameter: Any) -> Iterator[Any]:
     yield getattr(parameter, "SCB", None)
 
 
-def _states(optimizer: Any) -> Iterator[Any]:
+def states(optimizer: Any) -> Iterator[Any]:
     import torch
 
     for state in optimizer.state.values():

@@ -21,6 +21,7 @@ from typing import Any, TextIO
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.measure import process
 from qlora_planner.measure.spec import ChildSpec
+from qlora_planner.run import RunConfig
 from qlora_planner.train.options import environment
 
 _EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}
@@ -56,11 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if "--with-parent" in given:
         process.die_with_parent()
-    lines = Lines(_own_stdout())
+    lines = Lines(own_stdout())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: still say how far it came
     try:
         spec = _read(paths[0])
-        _set_environment(spec)
+        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.measure.execution import Execution
 
@@ -74,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
     return _EXIT[measurement.outcome]
 
 
-def _own_stdout() -> TextIO:
+def own_stdout() -> TextIO:
     """The real stdout for progress; whatever else is printed in this process goes to stderr."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
@@ -89,14 +90,18 @@ def _read(path: str) -> ChildSpec:
     return ChildSpec.from_dict(raw, path)
 
 
-def _set_environment(spec: ChildSpec) -> None:
-    for name, value in environment(spec.run).items():
+def set_environment(run: RunConfig, *, device: str, gpu_index: int) -> None:
+    """What must be set before torch is imported: the allocator, no network, one card or none.
+
+    Raises MissingError where there is no such card.
+    """
+    for name, value in environment(run).items():
         if value is None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-    if spec.device == "cuda":
-        _show_one_card(spec.gpu_index)
+    if device == "cuda":
+        _show_one_card(gpu_index)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # torch's profiler hears of allocations on the thread that started it, not on a loader's workers.

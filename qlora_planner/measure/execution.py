@@ -15,15 +15,14 @@ from typing import Any
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import HostReading, Measurement, PhaseReading
 from qlora_planner.measure import bookkeeping, process, turns
-from qlora_planner.measure.attribution import components_at, highest_moment
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.events import MemoryEvent
 from qlora_planner.measure.meter import CpuMeter, CudaMeter, Meter
+from qlora_planner.measure.peak import peak_components
 from qlora_planner.measure.sampler import Sampler
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.measure.timeline import BEFORE_TRAINING, Timeline
+from qlora_planner.measure.timeline import Timeline
 from qlora_planner.measure.watcher import StepWatcher
-from qlora_planner.memory.records import Component
 from qlora_planner.run import RunConfig
 
 Tell = Callable[[str, Mapping[str, Any]], None]
@@ -246,37 +245,18 @@ class Execution:
         found = [] if self._sampler is None else list(self._sampler.notes)
         return (*found, turns.EXCLUSIVE_NOTE) if turns.takes_turns() else tuple(found)
 
-    def _peaks_in_training(self) -> bool:
-        """Whether the process took most during the steps: what torch reserved, and the context as it was then."""
-        nvml = None if self._sampler is None else self._sampler.reading
-        training = self._readings.get("training")
-        if nvml is None or training is None or training.reserved_bytes is None:
-            return False
-        if nvml.process_end_bytes is None or nvml.context_bytes is None:
-            return False
-        earlier = [self._readings[name].reserved_bytes or 0 for name in BEFORE_TRAINING if name in self._readings]
-        kernels = max(0, nvml.process_end_bytes - training.reserved_bytes - nvml.context_bytes)
-        return training.reserved_bytes + kernels >= max(earlier, default=0)
-
     def _components(self, outcome: str) -> dict[str, int] | None:
-        moment = highest_moment(self._events, self.timeline, in_training=self._peaks_in_training())
-        if moment is None or not self.spec.snapshot:
+        if not self.spec.snapshot:
             return None
-        found = components_at(
-            moment,
+        return peak_components(
+            self._events,
             self.timeline,
+            self._readings,
+            None if self._sampler is None else self._sampler.reading,
+            failed=outcome == "out-of-memory",
             checkpointing=self.run.gradient_checkpointing,
             workspace_bytes=self._workspace_bytes,
         )
-        nvml = None if self._sampler is None else self._sampler.reading
-        reserved = [phase.reserved_bytes for phase in self._readings.values() if phase.reserved_bytes is not None]
-        if self._peaks_in_training() and nvml is not None and nvml.process_end_bytes is not None:
-            steps = self._readings["training"].reserved_bytes or 0
-            found[Component.CUDA_CONTEXT.value] = max(0, nvml.process_end_bytes - steps)
-            found[Component.ALLOCATOR_SLACK.value] = max(0, steps - moment.allocated_bytes)
-        elif nvml is not None and nvml.process_peak_bytes is not None and reserved:
-            found[Component.CUDA_CONTEXT.value] = max(0, nvml.process_peak_bytes - max(reserved))
-        return found
 
 
 def _read_config(folder: str) -> dict[str, Any]:

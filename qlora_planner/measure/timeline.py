@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 BEFORE_TRAINING = ("load", "prepare", "adapters")
+TRAINING = "training"
+AFTER_TRAINING = ("eval", "save")
 # Stages of a training step beside `forward`, `backward` and `optimizer`: the head starts where the last layer ends.
 HEAD, LAYER = "head", "layer"
 
@@ -30,10 +32,10 @@ class Timeline:
         """These addresses belong to these components now."""
         self.owners.append((time.time_ns(), owners))
 
-    @property
-    def training_ns(self) -> int | None:
-        """When the first step began; None where none did."""
-        return next((at for at, stage in self.stages if stage not in BEFORE_TRAINING), None)
+    def phase_at(self, time_ns: int) -> str | None:
+        """The phase at `time_ns`, all stages of the steps being one; None before the first."""
+        stage = self.stage_at(time_ns)
+        return stage if stage is None or stage in (*BEFORE_TRAINING, *AFTER_TRAINING) else TRAINING
 
     def index_at(self, time_ns: int) -> int:
         """Position of the stage at `time_ns`, -1 before the first."""

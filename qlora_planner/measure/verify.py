@@ -90,7 +90,7 @@ def _progress(child: subprocess.Popen[str], timeout_s: float | None) -> Generato
     """Lines of the child as Progress until it ends; returns whether the time limit came first."""
     lines: queue.Queue[str | None] = queue.Queue()
     assert child.stdout is not None
-    reader = threading.Thread(target=_read_lines, args=(child.stdout, lines), daemon=True)
+    reader = threading.Thread(target=read_lines, args=(child.stdout, lines), daemon=True)
     reader.start()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     while True:
@@ -105,19 +105,20 @@ def _progress(child: subprocess.Popen[str], timeout_s: float | None) -> Generato
         if line is None:
             child.wait()
             return False
-        told = _parsed(line)
+        told = parsed_line(line)
         if told is not None:
             yield told
 
 
-def _read_lines(stream: TextIO, lines: queue.Queue[str | None]) -> None:
+def read_lines(stream: TextIO, lines: queue.Queue[str | None]) -> None:
+    """Every line of `stream` into the queue, then None: the body of a reading thread."""
     for line in stream:
         lines.put(line)
     lines.put(None)
 
 
-def _parsed(line: str) -> Progress | None:
-    """A line that is none of the child's own is none of ours."""
+def parsed_line(line: str) -> Progress | None:
+    """What a child told in one line; None for a line that is none of its own."""
     try:
         raw = json.loads(line)
     except ValueError:

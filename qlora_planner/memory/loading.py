@@ -8,11 +8,12 @@ quantize_4bit and backends/cuda/ops.py; peft 0.21 utils/other.py prepare_model_f
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
 from qlora_planner.memory.allocator import Block, CachingAllocator
 from qlora_planner.memory.static import is_quantized, load_dtype, targeted, trainable_tensors
+from qlora_planner.memory.training import Trainable
 from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.run import RunConfig
 
@@ -196,17 +197,17 @@ def _in_model_order(profile: ModelProfile, run: RunConfig) -> Iterator[AdapterTe
             yield from [tensor] * tensor.count
 
 
-def adapter_shapes(profile: ModelProfile, run: RunConfig) -> list[tuple[tuple[int, ...], str]]:
-    """Shape and dtype of every trainable tensor in the order in which `add_adapters` returns its block."""
-    found: list[tuple[tuple[int, ...], str]] = []
+def adapter_shapes(profile: ModelProfile, run: RunConfig) -> list[Trainable]:
+    """Every trainable tensor, one by one, in the order in which `add_adapters` returns its block."""
+    found: list[Trainable] = []
     weights = {group.name for group in profile.tensors}
     for tensor in _in_model_order(profile, run):
         shape = tensor.shape(run.rank)
-        found.append((shape, "float32"))
+        found.append(Trainable(shape=shape, dtype="float32"))
         if run.dora and tensor.name == "lora_B" and tensor.module + ".weight" in weights:
-            found.append(((shape[0],), "float32"))
-    for shape, dtype, count in _saved_copies(profile, run):
-        found += [(shape, dtype)] * count
+            found.append(Trainable(shape=(shape[0],), dtype="float32"))
+    for saved in _saved_copies(profile, run):
+        found += [replace(saved, count=1)] * saved.count
     return found
 
 
@@ -237,8 +238,8 @@ def add_adapters(
                 places.append(place)
                 workspace_taken = True
         born = [entry for _, entry in sorted(zip(places, born, strict=True), key=lambda item: item[0])]
-        for shape, dtype, count in _saved_copies(profile, run):
-            born += [(memory.malloc(size), size, size) for size in [_bytes(shape, dtype)] * count]
+        for saved in _saved_copies(profile, run):
+            born += [(memory.malloc(size), size, size) for size in [_bytes(saved.shape, saved.dtype)] * saved.count]
     blocks: list[Block | None] = []
     for block, birth, size in born:
         if birth < size:
@@ -275,7 +276,7 @@ def _dora_magnitude(
     return magnitude, 2 * base.shape[0], 4 * base.shape[0]
 
 
-def _saved_copies(profile: ModelProfile, run: RunConfig) -> tuple[tuple[tuple[int, ...], str, int], ...]:
+def _saved_copies(profile: ModelProfile, run: RunConfig) -> tuple[Trainable, ...]:
     if not run.modules_to_save:
         return ()
     count = sum(2 if run.dora and t.name in ("lora_B", "lora_embedding_A") else 1 for t in targeted(profile, run))

@@ -8,7 +8,7 @@ from itertools import product
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.catalog import TRAINER_ROWS, OptimizerRow, find_optimizer
+from qlora_planner.catalog import TRAINER_ROWS, OptimizerRow, TrainerRow, find_optimizer
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
 from qlora_planner.memory.replay import COMPONENTS, Player
@@ -122,7 +122,7 @@ class _Counting(Player):
         self.found.setdefault(phase, set()).update(self.memory.seen)
         self.memory.seen = set()
 
-    def _optimizer(self, trained: Sequence[Any], run: RunConfig, optimizer: OptimizerRow, first: bool) -> None:
+    def _optimizer(self, trained: Sequence[Any], trainer: TrainerRow, optimizer: OptimizerRow, first: bool) -> None:
         memory = self.memory
         for column in (NORMS, STATES, SCRATCH):
             memory.counts[column] += 1 if column != STATES or first else 0

@@ -16,8 +16,8 @@ from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay import COMPONENTS, Adapter, PlayedPhase, Player
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.script import write_script
-from qlora_planner.memory.static import StaticMemory, load_dtype, static_memory
-from qlora_planner.memory.training import TrainingState, training_state
+from qlora_planner.memory.static import StaticMemory, embedding_names, load_dtype, static_memory
+from qlora_planner.memory.training import Trainable, TrainingState, training_state
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
@@ -161,14 +161,13 @@ class _Stage:
         run = self.run
         blocks, added = loading.add_adapters(memory, self.profile, run, self.workspace_bytes)
         if run.method == "full":
-            half = load_dtype(run)
-            trained = [entry for entry in tensors if not entry.group.buffer]
-            return [
-                Adapter(shape=e.group.shape, dtype="float32" if run.upcast else half, block=e.blocks[0])
-                for e in trained
-            ], added
-        shapes = loading.adapter_shapes(self.profile, run)
-        return [Adapter(shape=s, dtype=d, block=b) for (s, d), b in zip(shapes, blocks, strict=True)], added
+            dtype, embeddings = "float32" if run.upcast else load_dtype(run), embedding_names(self.profile)
+            trained = [entry.group for entry in tensors if not entry.group.buffer]
+            whole = [Trainable(shape=g.shape, dtype=dtype, embedding=g.name in embeddings) for g in trained]
+            blocks = [entry.blocks[0] for entry in tensors if not entry.group.buffer]
+        else:
+            whole = loading.adapter_shapes(self.profile, run)
+        return [Adapter(tensor=tensor, block=block) for tensor, block in zip(whole, blocks, strict=True)], added
 
     def _components(self, adapters: list[Adapter]) -> list[int]:
         static = self.static

@@ -9,12 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_row
-from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.static import targeted, trainable_tensors
-from qlora_planner.memory.training import training_dtype
+from qlora_planner.memory.training import Trainable, training_dtype
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -87,12 +86,8 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) ->
     if run.compute_dtype != "float16" or not row.autocast:
         return
     # torch.amp.GradScaler unscales float32 gradients only: bfloat16 has no kernel, float16 is refused outright.
-    halves = {
-        training_dtype(dtype, run, row, shape)
-        for shape, dtype, _ in _trainable(profile, run)
-        if training_dtype(dtype, run, row, shape) != "float32"
-    }
-    if not halves:
+    dtypes = {training_dtype(tensor.dtype, run, row, tensor.shape) for tensor in _trainable(profile, run)}
+    if not dtypes - {"float32"}:
         return
     if run.method == "full":
         why, fix = "full fine-tuning trains 16-bit weights", "--trainer loop, or --compute-dtype bfloat16"
@@ -103,7 +98,7 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) ->
     yield _refuse("float16-gradients", f"{why}, whose gradients the float16 GradScaler cannot unscale", fix)
 
 
-def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[tuple[tuple[int, ...], str, int]]:
+def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:
     try:
         return trainable_tensors(profile, run)
     except InputError:  # refused where the names are used
@@ -143,12 +138,9 @@ def _of_optimizer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) 
     if optimizer is None or optimizer.bfloat16_gradients:
         return
     row, _ = trainer_row(run.trainer or "trl-sft", stack)
-    for shape, created, _ in _trainable(profile, run):
-        numel = 1
-        for size in shape:
-            numel *= size
-        small = optimizer.bits == 32 or numel < MIN_8BIT_ELEMENTS
-        if small and training_dtype(created, run, row, shape) == "bfloat16":
+    for tensor in _trainable(profile, run):
+        wide = not optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(row))
+        if wide and training_dtype(tensor.dtype, run, row, tensor.shape) == "bfloat16":
             yield _refuse(
                 "optimizer-refused",
                 f"bitsandbytes has no 32-bit {run.optimizer} step for bfloat16 gradients, which this run has",

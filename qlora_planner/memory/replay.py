@@ -8,10 +8,9 @@ all adapters at once, are played from the adapters' own shapes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
-from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
 from qlora_planner.memory.allocator import Block, CachingAllocator
 from qlora_planner.memory.allocator import Segment as Cached
 from qlora_planner.memory.loading import PhasePeak
@@ -27,7 +26,7 @@ from qlora_planner.memory.script import (
     Origin,
     Script,
 )
-from qlora_planner.memory.training import training_dtype
+from qlora_planner.memory.training import Trainable, training_dtype
 from qlora_planner.profile.tape import Segment
 from qlora_planner.run import RunConfig
 
@@ -48,8 +47,7 @@ Survivors = dict[int, tuple[Block | None, int]]
 class Adapter:
     """One trainable tensor with its block on the device."""
 
-    shape: tuple[int, ...]
-    dtype: str
+    tensor: Trainable
     block: Block | None
 
 
@@ -96,7 +94,7 @@ class Player:
                 if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
                     self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
                 if segment.stage == "optimizer":
-                    self._optimizer(trained, run, optimizer, first=not started)
+                    self._optimizer(trained, trainer, optimizer, first=not started)
                     started = True
                 if segment.stage != "prepare":
                     self._segment(segment, layer)
@@ -119,16 +117,16 @@ class Player:
             components=self._at_peak if higher or old is None else old.components,
         )
 
-    def _cast(
-        self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow
-    ) -> list[tuple[tuple[int, ...], str]]:
+    def _cast(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow) -> list[Trainable]:
         trained = []
         for adapter in adapters:
-            dtype = training_dtype(adapter.dtype, run, trainer, adapter.shape)
-            if dtype != adapter.dtype:
-                self._malloc(_bytes(adapter.shape, dtype), _ADAPTERS)
+            cast = replace(
+                adapter.tensor, dtype=training_dtype(adapter.tensor.dtype, run, trainer, adapter.tensor.shape)
+            )
+            if cast.dtype != adapter.tensor.dtype:
+                self._malloc(_bytes(cast), _ADAPTERS)
                 self._free(adapter.block, _ADAPTERS)
-            trained.append((adapter.shape, dtype))
+            trained.append(cast)
         return trained
 
     def _malloc(self, size: int, component: int) -> Block | None:
@@ -216,26 +214,24 @@ class Player:
         self._free(*living.pop(storage))
 
     def _optimizer(
-        self, trained: Sequence[tuple[tuple[int, ...], str]], run: RunConfig, optimizer: OptimizerRow, first: bool
+        self, trained: Sequence[Trainable], trainer: TrainerRow, optimizer: OptimizerRow, first: bool
     ) -> None:
-        if run.trainer != "loop":
+        if trainer.name != "loop":
             # clip_grad_norm_: one norm per gradient, then their stack.
             norms = [self._malloc(4, _WORKSPACE) for _ in trained]
             norms.append(self._malloc(4 * len(norms), _WORKSPACE))
             for block in norms:
                 self._free(block, _WORKSPACE)
         if first:
-            eight_bit = any(_numel(shape) >= MIN_8BIT_ELEMENTS for shape, _ in trained)
+            eight_bit = any(optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(trainer)) for tensor in trained)
             for size in optimizer.shared_bytes(eight_bit):
                 self._malloc(size, _STATES)
-            for shape, dtype in trained:
-                for state in optimizer.states(shape, dtype):
+            for tensor in trained:
+                for state in optimizer.states(tensor.shape, tensor.dtype, tensor.forced_32bit(trainer)):
                     if not state.paged:
                         self._malloc(state.size_bytes, _STATES)
         temporaries = [
-            self._malloc(_bytes(shape, dtype), _WORKSPACE)
-            for _ in range(optimizer.step_temporaries)
-            for shape, dtype in trained
+            self._malloc(_bytes(tensor), _WORKSPACE) for _ in range(optimizer.step_temporaries) for tensor in trained
         ]
         for block in temporaries:
             self._free(block, _WORKSPACE)
@@ -283,15 +279,8 @@ def _phase(segment: Segment) -> str:
     return {"after": "backward", "zero_grad": "optimizer"}.get(segment.stage, segment.stage)
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
-
-
-def _bytes(shape: tuple[int, ...], dtype: str) -> int:
-    return _numel(shape) * DTYPE_BYTES[dtype]
+def _bytes(tensor: Trainable) -> int:
+    return tensor.numel * DTYPE_BYTES[tensor.dtype]
 
 
 __all__ = ["COMPONENTS", "Act", "Adapter", "PlayedPhase", "Player"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import block_bytes
+from qlora_planner.memory.training import Trainable
 from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.run import RunConfig
 
@@ -23,7 +24,7 @@ class StaticMemory:
     adapters: int
     largest_upcast: int  # the largest tensor that preparing casts, in bytes after the cast
     largest_loaded: int  # the largest 16-bit tensor that loading holds beside its quantised form
-    trainable: tuple[tuple[tuple[int, ...], str, int], ...]  # shape, dtype after adapters, how many
+    trainable: tuple[Trainable, ...]
 
     @property
     def after_load(self) -> int:
@@ -80,7 +81,7 @@ def static_memory(profile: ModelProfile, run: RunConfig) -> StaticMemory:
     adapters = (
         0
         if run.method == "full"
-        else sum(block_bytes(DTYPE_BYTES[dtype] * _numel(shape)) * count for shape, dtype, count in trainable)
+        else sum(block_bytes(DTYPE_BYTES[tensor.dtype] * tensor.numel) * tensor.count for tensor in trainable)
     )
     return StaticMemory(
         packed_weights=packed, constants=constants, unquantized_loaded=loaded, unquantized_prepared=prepared,
@@ -89,27 +90,35 @@ def static_memory(profile: ModelProfile, run: RunConfig) -> StaticMemory:
     )  # fmt: skip
 
 
-def _numel(shape: tuple[int, ...]) -> int:
-    numel = 1
-    for size in shape:
-        numel *= size
-    return numel
+def embedding_names(profile: ModelProfile) -> frozenset[str]:
+    """The weights of every `nn.Embedding`, a tied one by the name that holds the storage."""
+    return frozenset(group.tied_with or group.name for group in profile.tensors if _embeds(group))
 
 
-def trainable_tensors(profile: ModelProfile, run: RunConfig) -> tuple[tuple[tuple[int, ...], str, int], ...]:
-    """Shape, dtype right after `get_peft_model`, and count of every trainable tensor."""
+def _embeds(group: TensorGroup) -> bool:
+    return group.role == "embedding" and group.name.endswith(".weight")
+
+
+def trainable_tensors(profile: ModelProfile, run: RunConfig) -> tuple[Trainable, ...]:
+    """Every trainable tensor: the whole model, or adapters in PEFT's order and then saved modules."""
+    whole = "float32" if run.upcast else load_dtype(run)
     if run.method == "full":
-        dtype = "float32" if run.upcast else load_dtype(run)
-        return tuple((g.shape, dtype, g.count) for g in profile.tensors if not g.buffer and not g.tied_with)
+        embeddings = embedding_names(profile)
+        return tuple(
+            Trainable(shape=g.shape, dtype=whole, count=g.count, embedding=g.name in embeddings)
+            for g in profile.tensors
+            if not g.buffer and not g.tied_with
+        )
     found = []
     for tensor in targeted(profile, run):
-        found.append((tensor.shape(run.rank), tensor.dtype, tensor.count))
+        found.append(Trainable(shape=tensor.shape(run.rank), dtype=tensor.dtype, count=tensor.count))
         if run.dora and tensor.name in ("lora_B", "lora_embedding_A"):
             # PEFT's magnitude vector: one float32 per output feature (lora/dora.py).
             width = tensor.shape(run.rank)[0 if tensor.name == "lora_B" else 1]
-            found.append(((width,), "float32", tensor.count))
+            found.append(Trainable(shape=(width,), dtype="float32", count=tensor.count))
     for group in _saved_modules(profile, run):
-        found.append((group.shape, "float32" if run.upcast else load_dtype(run), group.count))
+        # The copy of a tied head is a linear layer's weight, although the original is the embedding's.
+        found.append(Trainable(shape=group.shape, dtype=whole, count=group.count, embedding=_embeds(group)))
     return tuple(found)
 
 

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from math import prod
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
-from qlora_planner.catalog.optimizers import MIN_8BIT_ELEMENTS
 from qlora_planner.memory.allocator import block_bytes
 from qlora_planner.run import RunConfig
 
-Trainable = tuple[tuple[tuple[int, ...], str, int], ...]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trainable:
+    """`count` trainable tensors of one shape, with their dtype right after `get_peft_model`.
+
+    `embedding`: the weight of an `nn.Embedding`.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    count: int = 1
+    embedding: bool = False
+
+    @property
+    def numel(self) -> int:
+        """Elements of one tensor."""
+        return prod(self.shape)
+
+    def forced_32bit(self, trainer: TrainerRow) -> bool:
+        """Whether the trainer has an 8-bit optimizer keep its states in 32 bits."""
+        return self.embedding and trainer.embeddings_32bit
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,22 +52,22 @@ def training_dtype(dtype: str, run: RunConfig, trainer: TrainerRow, shape: tuple
     return "bfloat16" if cast else dtype
 
 
-def training_state(trainable: Trainable, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow) -> TrainingState:
+def training_state(
+    trainable: Iterable[Trainable], run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
+) -> TrainingState:
     """Sum over every trainable tensor, each rounded as its own allocation."""
     weights = gradients = states = paged = temporaries = count = 0
     any_8bit = False
-    for shape, created, copies in trainable:
-        dtype = training_dtype(created, run, trainer, shape)
-        numel = 1
-        for size in shape:
-            numel *= size
-        count += numel * copies
-        any_8bit = any_8bit or numel >= MIN_8BIT_ELEMENTS
-        size_bytes = block_bytes(numel * DTYPE_BYTES[dtype])
+    for tensor in trainable:
+        copies, forced = tensor.count, tensor.forced_32bit(trainer)
+        dtype = training_dtype(tensor.dtype, run, trainer, tensor.shape)
+        count += tensor.numel * copies
+        any_8bit = any_8bit or optimizer.in_8_bits(tensor.shape, forced)
+        size_bytes = block_bytes(tensor.numel * DTYPE_BYTES[dtype])
         weights += size_bytes * copies
         gradients += size_bytes * copies
         temporaries += optimizer.step_temporaries * size_bytes * copies
-        for state in optimizer.states(shape, dtype):
+        for state in optimizer.states(tensor.shape, dtype, forced):
             if state.paged:
                 paged += state.size_bytes * copies
             else:

@@ -11,7 +11,7 @@ from qlora_planner.memory.static import is_quantized, load_dtype, static_memory
 from qlora_planner.profile import ModelProfile
 from qlora_planner.units import format_size
 
-# Slack below which another allocator setting is not worth a line.
+# Less is not worth a line.
 _WORTH_SAYING = 256 << 20
 
 
@@ -55,6 +55,8 @@ def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[st
             default=0,
         )
         more = answer.peak.device_bytes - train
+        if more < _WORTH_SAYING:
+            return
         yield _line(
             "peak-before-training",
             f"the peak is not in training but in the phase {answer.peak.phase}, {format_size(more)} above the steps:"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import resolve
+from qlora_planner.planner.ladder import rungs
 from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, PINNED_OVER_ALLOCATED, SEQ_STEP
 from qlora_planner.planner.outlook import Ints, Limits, Outlook, Outlooks
 from qlora_planner.run import RunConfig
@@ -119,14 +120,42 @@ def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits)
         except InputError as error:
             yield {**row, "refused": str(error)}
             continue
-        traced = base.traced is not None and other.traced is not None
-        now, then = (base.traced, other.traced) if traced else (base.closed, other.closed)
-        assert now is not None and then is not None
-        limit = limits.of(other.outlook)[0 if traced else 1]
+        now, then, at = _alike(base, other)
+        limit = limits.of(other.outlook)[at]
         yield {
             **row, "bytes": then - now, "speed": other.pace / base.pace if base.pace and other.pace else None,
             "fits": then <= limit,
         }  # fmt: skip
+
+
+def ladder(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits) -> Iterator[dict[str, Any]]:
+    """What to give up, in order, if memory runs out: each rung keeps what those above it changed, and is ranked.
+
+    `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out.
+    """
+    base = above = _Point.of(outlooks, run, pace_on)
+    before, freed = run, 0
+    for lower, says in rungs(run, outlooks.profile):
+        changed = {name: value for name, value in lower.to_dict().items() if value != getattr(before, name)}
+        try:
+            other = _Point.of(outlooks, lower, pace_on)
+        except InputError:
+            continue
+        # Rung by rung: two that stand beside each other are most likely of the same making.
+        now, then, at = _alike(above, other)
+        freed += then - now
+        before, above = lower, other
+        yield {
+            "change": changed, "says": says, "bytes": freed, "fits": then <= limits.of(other.outlook)[at],
+            "speed": other.pace / base.pace if base.pace and other.pace else None,
+        }  # fmt: skip
+
+
+def _alike(one: _Point, other: _Point) -> tuple[int, int, int]:
+    """Two floors of the same making, and which limit they are held to: 0 for traced ones, 1 for closed forms."""
+    if one.traced is not None and other.traced is not None:
+        return one.traced, other.traced, 0
+    return one.closed, other.closed, 1
 
 
 def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:

@@ -56,6 +56,5 @@ class Sweep:
 
 def fixed_of(ground: Groundwork, run: RunConfig) -> Fixed:
     """What a run holds whatever its batch and sequence, for a sweep; `ground` must name what is trained."""
-    trained = ground.static.trainable
     weights = ground.static.buffers if run.method == "full" else ground.static.after_prepare
-    return Fixed.of(weights, ground.state, sum(count for _, _, count in trained), run)
+    return Fixed.of(weights, ground.state, sum(tensor.count for tensor in ground.static.trainable), run)

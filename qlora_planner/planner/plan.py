@@ -2,58 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.advice import advice
-from qlora_planner.planner.around import frontier, outlook_at, prices
-from qlora_planner.planner.axes import RULES, fixed_options, make_space
+from qlora_planner.planner.around import frontier, ladder, outlook_at, prices
+from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
-from qlora_planner.planner.dataset import DataSummary, seq_len_for
+from qlora_planner.planner.dataset import seq_len_for
 from qlora_planner.planner.epochs import DataPlan, plan_data
-from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.limits import Sweep
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
-from qlora_planner.planner.outlook import Limits, Outlooks
-from qlora_planner.planner.padding import padded_by_random
-from qlora_planner.planner.search import Choice, Ranking, Useful, search
+from qlora_planner.planner.planning import Planning, Request, TapeOf, rows_of
+from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/plan/1"
-TapeOf = Callable[[RunConfig], Tape | None]
-# Finalists that are estimated on their own before the search is content with fewer tokens.
-MOST_TRIES = 6
 _DEFAULT = RunConfig()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is asked of a plan.
-
-    `fixed` names the options of `run` that must stay; None: those that differ from their defaults. `effective_batch`
-    is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where `gpu` is but a size.
-    """
-
-    gpu: GpuSpec
-    run: RunConfig = field(default_factory=RunConfig)
-    fixed: Collection[str] | None = None
-    objective: str = "throughput"
-    effective_batch: int | None = None
-    reserve_bytes: int = 0
-    cap_bytes: int | None = None
-    pace_on: GpuSpec | None = None
-    data: DataSummary | None = None
-    cards: Sequence[GpuSpec] = ()  # from which the smallest that would do is named
-    compare: Sequence[GpuSpec] = ()
+_STORED = ("method", "quant", "double_quant")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +46,7 @@ class Plan:
     data: DataPlan | None
     stack: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)  # what to type for this run: all that is no default
+    ladder: tuple[Mapping[str, Any], ...] = ()
     advice: tuple[Mapping[str, Any], ...] = ()
     smallest_card: Mapping[str, Any] | None = None
     compared: tuple[Mapping[str, Any], ...] = ()
@@ -92,6 +68,7 @@ class Plan:
             "data": None if self.data is None else self.data.to_dict(),
             "stack": dict(self.stack),
             "options": dict(self.options),
+            "ladder": [dict(one) for one in self.ladder],
             "advice": [dict(one) for one in self.advice],
             "smallest_card": None if self.smallest_card is None else dict(self.smallest_card),
             "compared": [dict(one) for one in self.compared],
@@ -102,108 +79,6 @@ class Plan:
 
 def _no_tape(_run: RunConfig) -> Tape | None:
     return None
-
-
-@dataclass(slots=True, kw_only=True)
-class _Planner:
-    profile: ModelProfile
-    asked: Request
-    run: RunConfig
-    outlooks: Outlooks
-    calibration: Calibration | None
-    tape_of: TapeOf
-    limits: Limits
-    looked_at: int = 0
-
-    @classmethod
-    def of(
-        cls,
-        profile: ModelProfile,
-        asked: Request,
-        run: RunConfig,
-        sweep: Sweep | None,
-        calibration: Calibration | None,
-        tape_of: TapeOf,
-    ) -> _Planner:
-        usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
-        return cls(
-            profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
-            calibration=calibration, tape_of=tape_of, limits=Limits(usable_bytes=usable, calibration=calibration),
-        )  # fmt: skip
-
-    @property
-    def pace_on(self) -> GpuSpec:
-        return self.asked.pace_on or self.asked.gpu
-
-    @property
-    def model_limit(self) -> int | None:
-        limit = self.profile.dims.get("position_rows") or self.profile.dims.get("max_position_embeddings")
-        return int(limit) if limit else None
-
-    def rank(
-        self,
-        run: RunConfig,
-        fixed: frozenset[str],
-        objective: Objective,
-        *,
-        effective_batch: int | None = None,
-        longest: int | None = None,
-        whole: bool = True,
-    ) -> Ranking:
-        """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
-        data = self.asked.data
-        space = make_space(
-            self.profile, run, fixed, effective_batch=effective_batch or self.asked.effective_batch,
-            packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
-        )  # fmt: skip
-        if objective.ranks and "rank" not in fixed:
-            space = replace(space, ranks=objective.ranks)
-        limits = [limit for limit in (self.model_limit, longest) if limit is not None]
-        found = search(
-            self.outlooks, run, space, objective, self.limits, pace_on=self.pace_on,
-            model_limit=min(limits, default=None), useful=None if data is None else useful_tokens(data),
-        )  # fmt: skip
-        self.looked_at += found.count
-        return found
-
-    def settle(self, ranking: Ranking) -> tuple[Choice, MemoryEstimate] | None:
-        """The best choice that fits when it is estimated on its own; None where none of those tried does."""
-        off = 1.0  # how much more a choice took than it was ranked at, at the most
-        tries = 0
-        for choice in ranking.best():
-            if not choice.fits or tries >= MOST_TRIES:
-                return None
-            if choice.floor_bytes * off > self.limits.usable_bytes:
-                continue
-            answer = self.answer(choice.run)
-            tries += 1
-            if answer.verdict == "fits":
-                return choice, answer
-            off = max(off, answer.floor_bytes / choice.floor_bytes)
-        return None
-
-    def answer(self, run: RunConfig) -> MemoryEstimate:
-        asked = self.asked
-        found = estimate(
-            self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
-            tape=self.tape_of(run), calibration=self.calibration,
-        )  # fmt: skip
-        return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
-
-
-def useful_tokens(data: DataSummary) -> Useful:
-    """The share of tokens that are a dataset's own: packing leaves no padding, shuffled batches leave some."""
-    known: dict[tuple[int, int], float] = {}
-
-    def share(batch: int, seq: int, packing: bool) -> float:
-        if packing or batch == 1:
-            return 1.0
-        if (batch, seq) not in known:
-            lengths = data.lengths.clip(max=seq)
-            known[batch, seq] = float(lengths.sum()) / padded_by_random(lengths, min(batch, len(lengths)))
-        return known[batch, seq]
-
-    return share
 
 
 def plan(
@@ -226,7 +101,7 @@ def plan(
     if asked.data is not None and "seq_len" not in fixed:
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
-    planner = _Planner.of(profile, asked, run, sweep, calibration, tape_of)
+    planner = Planning.of(profile, asked, run, sweep, calibration, tape_of)
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking)
     if settled is None and "batch_size" in fixed and run.batch_size > 1:
@@ -243,7 +118,7 @@ def plan(
     return _around(planner, ranking, *settled)
 
 
-def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
+def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
     asked, outlooks = planner.asked, planner.outlooks
     ratio = answer.floor_bytes / choice.floor_bytes
     cost = cost_of(answer.speed, asked.gpu)
@@ -259,6 +134,7 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
+        ladder=tuple(ladder(outlooks, answer.run, planner.pace_on, planner.limits)),
         advice=tuple(advice(planner.profile, answer)),
         smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
@@ -273,13 +149,13 @@ def _around(planner: _Planner, ranking: Ranking, choice: Choice, answer: MemoryE
     )  # fmt: skip
 
 
-def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
+def _elsewhere(planner: Planning, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
     asked = planner.asked
     there = replace(
         asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on, cap_bytes=None, reserve_bytes=0
     )
-    other = _Planner.of(
+    other = Planning.of(
         planner.profile, there, planner.run, planner.outlooks.sweep, planner.calibration, planner.tape_of
     )
     objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
@@ -307,7 +183,7 @@ def _elsewhere(planner: _Planner, here: Choice, card: GpuSpec) -> Mapping[str, A
     return row
 
 
-def _options(planner: _Planner, choice: Choice) -> Mapping[str, Any]:
+def _options(planner: Planning, choice: Choice) -> Mapping[str, Any]:
     """What of the chosen run is neither a default nor what a default becomes here."""
     usual = resolve(planner.profile, _DEFAULT, planner.asked.gpu).run
     return {
@@ -321,7 +197,7 @@ def _card(found: Standing | None) -> Mapping[str, Any] | None:
     return None if found is None else found.to_dict()
 
 
-def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[Mapping[str, Any]]:
+def _alternatives(planner: Planning, ranking: Ranking, chosen: Choice) -> list[Mapping[str, Any]]:
     """The best run of each other objective, by rank, where it differs."""
     found: list[Mapping[str, Any]] = []
     fixed = fixed_options(planner.asked.run, planner.asked.fixed)
@@ -329,7 +205,10 @@ def _alternatives(planner: _Planner, ranking: Ranking, chosen: Choice) -> list[M
     for objective in OBJECTIVES.values():
         if objective.name == planner.asked.objective or objective.cards:
             continue
-        other = next(planner.rank(planner.run, fixed, objective, whole=False).best(), None)
+        # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
+        kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
+        around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)
+        other = next(around.best(), None)
         if other is None or not other.fits:
             continue
         change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
@@ -356,7 +235,18 @@ def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
     return other.run.rank > chosen.run.rank if objective.ranks else other.pace > chosen.pace
 
 
-def _data(planner: _Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan:
+def _pace_on_rows(planner: Planning, answer: MemoryEstimate) -> float | None:
+    """Tokens computed on per second at the mean length of the run's batches; None on a card of unknown rates."""
+    run, data = answer.run, planner.asked.data
+    assert data is not None
+    model = planner.outlooks.pace(resolve(planner.profile, run, planner.asked.gpu), planner.asked.gpu)
+    if model is None:
+        return None
+    padded, _ = rows_of(data)(run.batch_size, run.seq_len, run.packing)
+    return float(model.tokens_per_s(run.batch_size, padded, run.rank))
+
+
+def _data(planner: Planning, choice: Choice, answer: MemoryEstimate) -> DataPlan:
     """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
     data, run = planner.asked.data, answer.run
     assert data is not None
@@ -371,5 +261,5 @@ def _data(planner: _Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan
 
     return plan_data(
         data, seq_len=run.seq_len, batch_size=run.batch_size, grad_accum=run.grad_accum, packing=run.packing,
-        tokens_per_s=answer.speed.tokens_per_s, limit=planner.model_limit, peak_bytes=peak_bytes,
+        tokens_per_s=_pace_on_rows(planner, answer), limit=planner.model_limit, peak_bytes=peak_bytes,
     )  # fmt: skip

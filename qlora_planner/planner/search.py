@@ -21,8 +21,9 @@ from qlora_planner.planner.speed import SpeedModel
 from qlora_planner.run import RunConfig
 
 _DEFAULT = RunConfig()
-# Share of the tokens of a step that are a dataset's own, by batch, sequence and packing: the rest is padding.
-Useful = Callable[[int, int, bool], float]
+# Of a dataset's rows in a batch, by batch, sequence and packing: tokens computed on a row, padding with them, and the
+# row's own, both in the mean.
+Rows = Callable[[int, int, bool], tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,7 +100,7 @@ def search(
     *,
     pace_on: GpuSpec,
     model_limit: int | None = None,
-    useful: Useful | None = None,
+    rows: Rows | None = None,
 ) -> Ranking:
     """Rank every candidate of `space` around `asked` on the card of `outlooks`.
 
@@ -107,7 +108,7 @@ def search(
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
     prepared = _option_sets(outlooks, asked, space, objective, limits, pace_on)
-    return rank(prepared, asked, space, objective, model_limit=model_limit, useful=useful)
+    return rank(prepared, asked, space, objective, model_limit=model_limit, rows=rows)
 
 
 def rank(
@@ -117,7 +118,7 @@ def rank(
     objective: Objective,
     *,
     model_limit: int | None = None,
-    useful: Useful | None = None,
+    rows: Rows | None = None,
 ) -> Ranking:
     """Rank option sets, each with the batches that it holds for. Raises InputError when there is none."""
     sets: list[OptionSet] = []
@@ -126,7 +127,7 @@ def rank(
         accumulated = space.accumulation(batches[0], one.run) > 1
         lengths = _lengths(one, asked, objective, batches[0], accumulated, model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
-        parts.append(_evaluate(len(sets), one, space, batch, seq, useful))
+        parts.append(_evaluate(len(sets), one, space, batch, seq, rows))
         sets.append(one)
     if not sets:
         raise InputError("no combination of the options left open runs on this stack; leave more of them open")
@@ -193,17 +194,21 @@ def _lengths(
 
 
 def _evaluate(
-    number: int, one: OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], useful: Useful | None
+    number: int, one: OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], rows: Rows | None
 ) -> tuple[NDArray[Any], ...]:
     run = one.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
     floors, traced = one.outlook.floors(batch, seq, accumulation > 1)
     fits = floors <= np.where(traced, *one.limits)
     timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
-    step_s = timed.step_s(batch, seq, run.rank)
-    pace = batch * seq * accumulation / step_s
-    if useful is not None:
-        pace = pace * np.array([useful(b, s, run.packing) for b, s in zip(batch.tolist(), seq.tolist(), strict=True)])
+    if rows is None:
+        step_s = timed.step_s(batch, seq, run.rank)
+        pace = batch * seq * accumulation / step_s
+    else:
+        sizes = [rows(b, s, run.packing) for b, s in zip(batch.tolist(), seq.tolist(), strict=True)]
+        padded, own = np.array(sizes, dtype=np.float64).T
+        step_s = timed.step_s(batch, padded, run.rank)
+        pace = batch * own * accumulation / step_s
     same = np.ones_like(batch)
     return (
         same * number, accumulation, pace, floors, batch, seq,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 
 from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.memory.static import is_quantized, static_memory
@@ -166,12 +165,12 @@ def _optimizer_bytes(
     profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
 ) -> tuple[float, int]:
     traffic, tensors = 0.0, 0
-    for shape, created, count in static_memory(profile, run).trainable:
-        dtype = training_dtype(created, run, trainer, shape)
+    for tensor in static_memory(profile, run).trainable:
+        dtype, count = training_dtype(tensor.dtype, run, trainer, tensor.shape), tensor.count
         size = 2 if dtype in ("bfloat16", "float16") else 4
-        states = sum(state.size_bytes for state in optimizer.states(shape, dtype))
+        states = sum(state.size_bytes for state in optimizer.states(tensor.shape, dtype, tensor.forced_32bit(trainer)))
         # The norm reads the gradient, clipping reads and writes it; the step reads it, and reads and writes the weight
         # and the states.
-        traffic += count * (prod(shape) * size * 6.0 + 2 * states)
+        traffic += count * (tensor.numel * size * 6.0 + 2 * states)
         tensors += count
     return traffic, tensors

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
-from qlora_planner.report.plan_parts import advised, compared, percent, searched
+from qlora_planner.report.plan_parts import advised, compared, given_up, percent, searched
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import card_line, change, mib, option, recipe, speed_line, value
 from qlora_planner.units import format_mib, format_size
@@ -21,6 +21,8 @@ def render_plan(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme, *
     lines = [*headline(plan.estimate, plan.gpu, theme), [], *_about(plan, theme)]
     lines += _changed(plan, asked, theme)
     sections = [_frontier(plan, theme), _alternatives(plan, theme), _prices(plan, theme), compared(plan, theme)]
+    if explain or plan.estimate.verdict != "fits":
+        sections.append(given_up(plan, theme))
     if plan.data is not None:
         from qlora_planner.report.data import render_data
 

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import change, gib
-from qlora_planner.units import format_size
+from qlora_planner.units import MIB, format_size
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
 
 _CARDS = (27, 13, 10, 10, 11)
-_SIZES = ("seq_len", "batch_size", "grad_accum")
+_LADDER = (44, 10, 8, 6)
 
 
 def percent(ratio: float) -> str:
@@ -39,6 +39,23 @@ def compared(plan: Plan, theme: Theme) -> Iterator[Line]:
         yield columns(cells, _CARDS, frozenset({0, 1}))
         if row["change"]:
             yield from theme.wrap(change(row["change"]), 4, style="cyan")
+
+
+def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
+    """What to give up, in order, each rung below the one before it; `train` climbs down by itself."""
+    if not plan.ladder:
+        return
+    heads = ("what to give up, in order", "MiB", "speed", "fits")
+    yield columns([(head, "dim") for head in heads], _LADDER, frozenset({0}))
+    for row in plan.ladder:
+        speed = row["speed"]
+        cells = [
+            (theme.cut(change({k: v for k, v in row["change"].items() if k != "padding"}), _LADDER[0]), ""),
+            (f"{row['bytes'] / MIB:+,.0f}", ""),
+            ("-" if speed is None else percent(speed), ""),
+            ("yes" if row["fits"] else "no", "" if row["fits"] else "dim"),
+        ]
+        yield columns(cells, _LADDER, frozenset({0}))
 
 
 def advised(plan: Plan, theme: Theme) -> Iterator[Line]:

@@ -24,6 +24,7 @@ CSV_HEADS = (
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
 _SHARES = {"fits": 15, "tight": 4, "does-not-fit": 5, "will-not-run": 2}
 _ROWS = sum(_SHARES.values())
+_RANKED = "basis: ranked, not played through the allocator; `plan MODEL` plays"
 _EXPLANATION = (
     "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
     "batch: sequences per step at the run's sequence length",
@@ -47,7 +48,8 @@ def render_survey(
     """The whole screen. `asked` is the card as it was typed, for the command at the end."""
     usable = rows[0].usable_bytes if rows else gpu.memory_bytes
     lines = theme.wrap(f"{card_line(gpu)}. A process can use {format_mib(usable)}.")
-    lines += [*theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim"), []]
+    lines += theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim")
+    lines += [*theme.wrap(_RANKED, 2, style="dim"), []]
     widths = _widths(theme)
     lines += _heads(widths, run)
     shares = dict(_SHARES)

@@ -7,8 +7,9 @@ from typing import Any
 from qlora_planner.errors import InputError
 from qlora_planner.memory.static import load_dtype
 from qlora_planner.run import RunConfig
+from qlora_planner.train.settings import LEARNING_RATE, Settings
 
-LEARNING_RATE = 2e-4
+CHECKPOINTS_KEPT = 2
 COMPUTE_DTYPE = "bnb_4bit_compute_dtype"
 # torch reads the first name since 2.9 and the second before; either alone would be ignored by some supported release.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
@@ -131,6 +132,33 @@ def training_options(run: RunConfig, *, steps: int, folder: str, device: str) ->
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
     }
+
+
+def launch_options(run: RunConfig, settings: Settings, *, folder: str, device: str) -> dict[str, Any]:
+    """`training_options` of a run over a real dataset, by epochs or steps, with checkpoints under `folder`."""
+    options: dict[str, Any] = {
+        "output_dir": folder,
+        "num_train_epochs": settings.epochs,
+        "max_steps": -1 if settings.max_steps is None else settings.max_steps,
+        **trainer_options(run),
+        "learning_rate": settings.learning_rate,
+        "lr_scheduler_type": settings.scheduler,
+        "warmup_steps": settings.warmup,  # transformers takes a number below one as a part of all steps
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "save_strategy": "steps",
+        "save_steps": settings.save_steps,
+        "save_total_limit": CHECKPOINTS_KEPT,
+        "logging_steps": settings.logging_steps,
+        # A loss that is no number must be seen, not averaged away.
+        "logging_nan_inf_filter": False,
+        "report_to": list(settings.report_to) or "none",
+        "disable_tqdm": True,
+        "use_cpu": device == "cpu",
+    }
+    if run.eval_batch_size is not None:
+        options |= {"eval_strategy": "steps", "eval_steps": settings.save_steps}
+    return options
 
 
 def trainer_options(run: RunConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,32 +60,56 @@ def _ready_for_loop(model: Any, run: RunConfig) -> None:
             model.enable_input_require_grads()
 
 
+def library_trainer(
+    model: Any,
+    run: RunConfig,
+    arguments: Mapping[str, Any],
+    *,
+    sequence: Mapping[str, Any],
+    tokenizer: Any,
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]],
+    **more: Any,
+) -> Any:
+    """trl's SFTTrainer or transformers' Trainer itself: the one place where a run's trainer is made.
+
+    `sequence` are arguments that only SFTConfig has, `collate` makes the batches of transformers' Trainer; `more` goes
+    to either (datasets, callbacks). Raises whatever the libraries refuse.
+    """
+    if run.trainer == "trl-sft":
+        import trl
+
+        chosen = trl.SFTConfig(**arguments, **sequence)
+        return trl.SFTTrainer(model=model, args=chosen, processing_class=tokenizer, **more)
+    import transformers
+
+    return transformers.Trainer(
+        model=model,
+        args=transformers.TrainingArguments(**arguments),
+        data_collator=collate,
+        processing_class=tokenizer,
+        **more,
+    )
+
+
 class _LibraryTrainer:
     """trl's or transformers' trainer."""
 
     def __init__(
         self, model: Any, run: RunConfig, rows: list[list[int]], *, steps: int, folder: str, device: str
     ) -> None:
-        import transformers
-
         self.model, self.run, self.folder = model, run, folder
-        shared = options.training_options(run, steps=steps, folder=folder, device=device)
         sets: dict[str, Any] = {"train_dataset": data.dataset(rows)}
         if run.eval_batch_size is not None:
             sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows))
-        if run.trainer == "trl-sft":
-            import trl
-
-            self.trainer: Any = trl.SFTTrainer(
-                model=model,
-                args=trl.SFTConfig(**shared, **options.sft_options(run)),
-                processing_class=data.tokenizer(),
-                **sets,
-            )
-        else:
-            self.trainer = transformers.Trainer(
-                model=model, args=transformers.TrainingArguments(**shared), data_collator=data.collate, **sets
-            )
+        self.trainer: Any = library_trainer(
+            model,
+            run,
+            options.training_options(run, steps=steps, folder=folder, device=device),
+            sequence=options.sft_options(run),
+            tokenizer=data.tokenizer() if run.trainer == "trl-sft" else None,
+            collate=data.collate,
+            **sets,
+        )
 
     @property
     def optimizer(self) -> Any:

@@ -140,6 +140,7 @@ def test_survey_gives_every_model(invoke: Invoke) -> None:
     models = json.loads(invoke("models", "--json").stdout)["models"]
     document = json.loads(invoke("--gpu", "24GB", "--json").stdout)
     assert {row["model_id"] for row in document["models"]} == {row["model"] for row in models}
+    assert document["played"] is False
     table = list(csv.DictReader(io.StringIO(invoke("--gpu", "24GB", "--csv").stdout)))
     assert [row["model"] for row in table] == [row["model_id"] for row in document["models"]]
     assert all(row["verdict"] and row["recipe"] for row in table)

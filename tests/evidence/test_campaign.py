@@ -88,7 +88,7 @@ def test_a_batch_takes_up_where_the_last_one_ended(tmp_path: Path, monkeypatch: 
     class FakeJob:
         seconds = 1.0
 
-        def __init__(self, case: dict[str, Any], folder: Path, device: str) -> None:
+        def __init__(self, case: dict[str, Any], folder: Path, device: str, turns: bool) -> None:
             self.case, self.process = case, Done()
             ran.append(case["case"])
 
@@ -108,7 +108,15 @@ def test_a_batch_takes_up_where_the_last_one_ended(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(campaign, "Job", FakeJob)
     monkeypatch.setattr("benchmarks.campaign.time.sleep", lambda _s: None)
     options = argparse.Namespace(
-        cases=str(listed), out=str(out), batch="1/1", jobs=2, minutes=5, room_gib=128, only="", device="cuda"
+        cases=str(listed),
+        out=str(out),
+        batch="1/1",
+        jobs=2,
+        minutes=5,
+        room_gib=128,
+        only="",
+        device="cuda",
+        turns=False,
     )
     ran: list[str] = []
     assert campaign.run_cases(options) == 1  # c2 left nothing
@@ -127,7 +135,7 @@ def test_runs_share_the_card_only_as_far_as_there_is_room(monkeypatch: pytest.Mo
     started: list[str] = []
 
     class FakeJob:
-        def __init__(self, case: dict[str, Any], folder: Path, device: str) -> None:
+        def __init__(self, case: dict[str, Any], folder: Path, device: str, turns: bool) -> None:
             self.case = case
             started.append(case["case"])
 
@@ -140,7 +148,7 @@ def test_runs_share_the_card_only_as_far_as_there_is_room(monkeypatch: pytest.Mo
         {"case": "d", "expected_bytes": 60 * gib, "cap_bytes": None},
     ]
     running: list[Any] = []
-    options = argparse.Namespace(jobs=3, device="cuda")
+    options = argparse.Namespace(jobs=3, device="cuda", turns=False)
     campaign._start(waiting, running, 100 * gib, options, float("inf"), Path())
     assert started == ["a"]  # alone on the card, however large
     running.clear()

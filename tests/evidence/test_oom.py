@@ -47,8 +47,8 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 2 has a total capacity of 39.39"
         " GiB of which 1.20 GiB is free. Process 99 has 5.00 GiB memory in use. Including non-PyTorch memory, this"
         " process has 33.10 GiB memory in use. 35.00 GiB allowed; Of the allocated memory 31.00 GiB is allocated by"
-        " PyTorch, with 64.00 MiB allocated in private pools (e.g., CUDA Graphs), and 1.10 GiB is reserved by PyTorch but"
-        " unallocated." + _TAIL,
+        " PyTorch, with 64.00 MiB allocated in private pools (e.g., CUDA Graphs), and 1.10 GiB is reserved by PyTorch"
+        " but unallocated." + _TAIL,
         {"device": 2, "process_bytes": 33.10, "allowed_bytes": 35.0, "private_pools_bytes": 64 * MIB,
          "processes": {99: 5 * GIB}, "others_bytes": 39.39 - 1.20 - 33.10, "fragmented": False},
     ),

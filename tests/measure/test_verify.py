@@ -18,7 +18,7 @@ import pytest
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.measure import verify as parent
-from qlora_planner.measure.child import _set_environment
+from qlora_planner.measure.child import set_environment
 from qlora_planner.measure.floor import cap_for, find_floor
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.run import RunConfig
@@ -192,12 +192,12 @@ def test_the_childs_environment_is_the_runs_alone(monkeypatch: pytest.MonkeyPatc
     found = {"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64", "CUDA_VISIBLE_DEVICES": "3,5"}
     monkeypatch.setattr(os, "environ", found)
     asked = replace(SPEC, device="cuda", gpu_index=1)
-    _set_environment(asked)
+    set_environment(asked.run, device="cuda", gpu_index=1)
     assert "PYTORCH_CUDA_ALLOC_CONF" not in found
     assert found["CUDA_VISIBLE_DEVICES"] == "5"
     with pytest.raises(MissingError, match="GPU 1 is not here"):
-        _set_environment(asked)
-    _set_environment(replace(SPEC, run=SPEC.run.with_(alloc_conf="expandable_segments:True")))
+        set_environment(asked.run, device="cuda", gpu_index=1)
+    set_environment(SPEC.run.with_(alloc_conf="expandable_segments:True"), device="cpu", gpu_index=0)
     assert found["PYTORCH_CUDA_ALLOC_CONF"] == found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True"
     assert found["CUDA_VISIBLE_DEVICES"] == ""
 

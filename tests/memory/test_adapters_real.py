@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,8 +13,8 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from qlora_planner.memory.resolve import resolve  # noqa: E402
 from qlora_planner.memory.static import static_memory  # noqa: E402
-from qlora_planner.profiling.build import build_profile  # noqa: E402
 from qlora_planner.run import RunConfig  # noqa: E402
+from tests.profiles import toy_profile  # noqa: E402
 
 CONFIG: dict[str, Any] = {
     "model_type": "llama", "hidden_size": 64, "intermediate_size": 176, "num_hidden_layers": 3,
@@ -36,7 +35,7 @@ CONFIG: dict[str, Any] = {
 )
 def test_trainable_tensors_are_those_that_peft_makes(options: dict[str, Any], more: dict[str, Any]) -> None:
     run = RunConfig(method="lora", **options)
-    profile = build_profile(SimpleNamespace(config=CONFIG, id="toy", sha256=""))
+    profile = toy_profile(CONFIG)
     static = static_memory(profile, resolve(profile, run).run)
     fields = {key: value for key, value in CONFIG.items() if key != "model_type"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.bfloat16)
@@ -51,5 +50,5 @@ def test_trainable_tensors_are_those_that_peft_makes(options: dict[str, Any], mo
     expected = sorted(
         (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for p in real.parameters() if p.requires_grad
     )
-    ours = sorted((shape, dtype) for shape, dtype, count in static.trainable for _ in range(count))
+    ours = sorted((each.shape, each.dtype) for each in static.trainable for _ in range(each.count))
     assert ours == expected

@@ -33,10 +33,10 @@ RUNS = [RunConfig(quant=quant, double_quant=double) for quant in ("nf4", "int8")
 
 
 def profile_of(name: str, **extra: Any) -> ModelProfile:
-    from qlora_planner.profiling.build import build_profile
+    from tests.profiles import unprobed
 
     raw = {**CONFIGS[name], **extra}
-    return build_profile(RawConfig(id=f"test/{name}", config=raw, sha256=config_sha256(raw), origin="file"))
+    return unprobed(RawConfig(id=f"test/{name}", config=raw, sha256=config_sha256(raw), origin="file"))
 
 
 @pytest.fixture(scope="module")

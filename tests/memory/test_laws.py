@@ -123,16 +123,9 @@ def test_only_adapters_have_gradients(case: tuple[str, int, int]) -> None:
     run = resolve(CATALOGUE.load(name), RunConfig(seq_len=seq_len, rank=rank), H200).run
     trainable = static_memory(CATALOGUE.load(name), run).trainable
     # trl-sft keeps the adapters of a quantised base, and so their gradients, in two bytes.
-    every = sum(count * block_bytes(2 * numel(shape)) for shape, _, count in trainable)
+    every = sum(tensor.count * block_bytes(2 * tensor.numel) for tensor in trainable)
     optimizer = dict(zip(COMPONENTS, found.training["optimizer"].components, strict=True))
     assert optimizer[Component.GRADIENTS] == every
-
-
-def numel(shape: tuple[int, ...]) -> int:
-    product = 1
-    for size in shape:
-        product *= size
-    return product
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,6 +1,5 @@
 """The sweep against the player: same tape, same run, same bytes."""
 
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.script import write_script
 from qlora_planner.memory.static import static_memory
 from qlora_planner.memory.sweep import Fixed, Moments
-from qlora_planner.memory.training import training_state
+from qlora_planner.memory.training import Trainable, training_state
 from qlora_planner.profile.tape import CompiledTape
 from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -54,7 +53,7 @@ def compiled(model: str) -> tuple[CompiledTape, Moments]:
     return stored.tape, moments_of(stored.tape, resolve(profile, RunConfig()).run, stored.region).on(WORKSPACE)
 
 
-def parts(model: str, rank: int, **options: str) -> tuple[Fixed, list[tuple[tuple[int, ...], str]], RunConfig, int]:
+def parts(model: str, rank: int, **options: str) -> tuple[Fixed, list[Trainable], RunConfig, int]:
     profile = CATALOGUE.load(model)
     resolution = resolve(profile, RunConfig(rank=rank, alpha=32, **options))
     run = resolution.run
@@ -74,7 +73,7 @@ def played(model: str, tape: CompiledTape, seq_len: int, rank: int, **options: s
     assert optimizer is not None
     memory = RoundingOnly()
     memory.malloc(weights)
-    adapters = [Adapter(shape=s, dtype=d, block=memory.malloc(4 * prod(s))) for s, d in shapes]
+    adapters = [Adapter(tensor=each, block=memory.malloc(4 * each.numel)) for each in shapes]
     script = write_script(tape.at(1, seq_len, rank, WORKSPACE), run.gradient_checkpointing)
     player = Player(memory, script, [0] * len(COMPONENTS))
     player.play(adapters, run, trainer, optimizer)

@@ -57,7 +57,7 @@ def test_what_was_typed_and_not_kept_is_told() -> None:
     text = render_plan(plan, {"seq_len": 9000, "rank": 16}, "24GB", THEME)
     assert "changed  --seq-len 4096 instead of the 9000 asked for, to fit" in text
     assert "--rank 16 instead" not in text
-    assert "next: qlora-plan org/some-model-7b --gpu 24GB --seq-len 4096 --rank 16 --save plan.yaml" in text
+    assert "next: qlora-plan some-model-7b --gpu 24GB --seq-len 4096 --rank 16 --save plan.yaml" in text
 
 
 def test_nothing_fits() -> None:

@@ -61,6 +61,7 @@ def test_groups_columns_and_the_last_line() -> None:
     text = survey(rows)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
+    assert "  basis: ranked, not played through the allocator; `plan MODEL` plays" in lines
     assert f"✓ fits ({len(MANY)})" in lines
     assert "≈ tight (1)" in lines
     assert "✗ does not fit (1)" in lines

@@ -16,9 +16,9 @@ from qlora_planner.hardware import GpuCatalogue, parse_gpu
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.configs import read_config
+from tests.profiles import unprobed
 from tests.truth import config_path, rows, run_of
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ def training(answer: MemoryEstimate) -> tuple[int, int]:
 @pytest.mark.parametrize("row", OPEN, ids=lambda row: f"{row.index}-{row.model}")
 def test_open_rows(row: Any) -> None:
     source = read_config(config_path(row.model))
-    profile = build_profile(source)
+    profile = unprobed(source)
     tape = trace_run(source, resolve(profile, row.run, H200), H200)
     answer = estimate(profile, row.run, H200, tape=tape)
     allocated, reserved = training(answer)
@@ -55,7 +55,7 @@ def test_open_rows(row: Any) -> None:
 def test_other_families(case: str) -> None:
     row = FAMILIES[case]
     source: Any = SimpleNamespace(config=row["config"], id=case, sha256="")
-    profile, run, measured = build_profile(source), run_of(row["run"]), row["measured_bytes"]
+    profile, run, measured = unprobed(source), run_of(row["run"]), row["measured_bytes"]
     answer = estimate(profile, run, H200, tape=trace_run(source, resolve(profile, run, H200), H200))
     assert answer.static.after_load == measured["load_alloc"]
     assert answer.static.after_adapters == pytest.approx(measured["peft_alloc"], rel=1e-3)

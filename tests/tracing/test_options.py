@@ -18,13 +18,13 @@ from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.variant import variant_key
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import CompiledTape, Tape
-from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.run import RunConfig
+from tests.profiles import toy_profile
 from tests.tracing.test_engine import played, toy
 
 VOCABULARY = 40960
@@ -40,14 +40,14 @@ def peaks(raw: dict[str, Any] = LLAMA, **options: Any) -> dict[str, int]:
 
 
 @cache
-def toy_profile() -> ModelProfile:
-    return build_profile(SimpleNamespace(config=LLAMA, id="toy", sha256=""))  # type: ignore[arg-type]
+def llama() -> ModelProfile:
+    return toy_profile(LLAMA)
 
 
 def answer(**options: Any) -> tuple[Tape, MemoryEstimate]:
     """Tape and estimate of a run of the toy Llama."""
     source: Any = SimpleNamespace(config=LLAMA, id="toy", sha256="")
-    profile = toy_profile()
+    profile = llama()
     run = RunConfig(**({"seq_len": 256, "rank": 8} | options))
     tape = trace_run(source, resolve(profile, run), None)
     return tape, estimate(profile, run, tape=tape)
@@ -77,7 +77,7 @@ def phase(found: MemoryEstimate, name: str) -> Any:
 )
 def test_every_option_traces(raw: dict[str, Any], options: dict[str, Any]) -> None:
     if options.get("liger"):
-        pytest.importorskip("liger_kernel")
+        pytest.importorskip("liger_kernel.transformers")
     assert peaks(raw, **({"seq_len": 64} | options))["backward"] > 0
 
 
@@ -108,13 +108,13 @@ def test_a_tape_keeps_where_its_storages_are() -> None:
 
 def test_offloaded_runs_are_not_compiled() -> None:
     source: Any = SimpleNamespace(config=LLAMA, id="toy", sha256="")
-    resolution = resolve(toy_profile(), RunConfig(activation_offloading=True))
+    resolution = resolve(llama(), RunConfig(activation_offloading=True))
     with pytest.raises(NotPolynomialError):
         compile_run(source, resolution, None, SimpleNamespace(low=0, high=512, batched=False))  # type: ignore[arg-type]
 
 
 def test_liger_needs_no_whole_logits() -> None:
-    pytest.importorskip("liger_kernel")
+    pytest.importorskip("liger_kernel.transformers")
     plain = peaks(trainer="hf-trainer", seq_len=512)["loss"]
     fused = peaks(trainer="hf-trainer", seq_len=512, liger=True)["loss"]
     assert plain - fused > 4 * 512 * VOCABULARY  # at least the fp32 logits are gone

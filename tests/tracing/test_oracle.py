@@ -116,7 +116,7 @@ def test_a_layer_keeps_what_the_form_says(name: str) -> None:
 
 
 def test_liger_keeps_16_bit_inputs_of_norms_and_no_activation() -> None:
-    pytest.importorskip("liger_kernel")
+    pytest.importorskip("liger_kernel.transformers")
     assert (
         kept_by_a_layer(traced(**TRL, liger=True))
         == S * (8 * d + 4 * q + 4 * kv + 4 * H + 6 * MLP + 14 * r + 8) + SEEDS

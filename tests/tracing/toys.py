@@ -53,6 +53,7 @@ _OWN_SIZES: dict[str, dict[str, Any]] = {
     "codegen": {"n_head": 4},  # its heads are laid out in four groups
     "deepseek_v4": {"o_groups": 2, "o_lora_rank": HEAD, "index_n_heads": 2, "index_head_dim": HEAD, "index_topk": 8},
     "hrm_text": {"num_hidden_layers": 2, "num_layers_per_stack": None},
+    "mamba2": {"chunk_size": 16},  # sequences are padded to whole chunks, 256 tokens by default
     "reformer": {
         "axial_pos_embds": False, "feed_forward_size": 2 * HIDDEN,
         "attn_layers": ["local", "lsh"], "attention_head_size": HEAD,

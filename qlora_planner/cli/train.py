@@ -1,0 +1,211 @@
+"""train: run what was planned, watch it, survive it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from qlora_planner.cli.options import (
+    SectionOption,
+    Verb,
+    card_options,
+    data_options,
+    explicit_run_options,
+    output_options,
+    run_options,
+)
+from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
+from qlora_planner.cli.train_run import execute
+from qlora_planner.cli.values import Output, card_from, output_from
+from qlora_planner.cli.verify_place import Place, check_packages, place_of
+from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.run import RunConfig
+from qlora_planner.train.settings import REPORTERS, SCHEDULERS
+
+if TYPE_CHECKING:
+    from qlora_planner.launch.spec import LaunchSpec
+    from qlora_planner.profile import ModelProfile
+
+
+# Larger data is read by the child alone: its faults then come a little later.
+_SOON_READ_BYTES = 256 << 20
+
+
+def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    return click.option(f"--{name}", cls=SectionOption, type=kind, default=None, metavar=metavar, help=text)
+
+
+@click.command("train", cls=Verb)
+@click.argument("what", metavar="PLAN|MODEL|RUN")
+@_option("output", str, "The run's own folder (runs/NAME of the model).", "DIR")
+@click.option("--resume", cls=SectionOption, is_flag=True, help="Go on with the run in --output.")
+@click.option("--yes", cls=SectionOption, is_flag=True, help="Start without asking, though it may not fit.")
+@click.option("--force", cls=SectionOption, is_flag=True, help="Start anew where a run, or something else, is.")
+@click.option("--no-recover", cls=SectionOption, is_flag=True, help="Do not try a smaller run when memory runs out.")
+@click.option("--device", cls=SectionOption, type=click.Choice(("cuda", "cpu")), default=None, help="Where (cuda).")
+@_option("model", str, "Where the weights are, if the plan's own name does not lead there.", "DIR|ID")
+@_option("epochs", float, "Passes over the data (1).", "F")
+@_option("max-steps", int, "Optimizer steps at most (all epochs).")
+@_option("learning-rate", float, "The highest learning rate (2e-4).", "F")
+@_option("warmup", float, "Steps of warm-up; below 1 a part of all steps (0.03).", "F")
+@click.option(
+    "--scheduler", cls=SectionOption, type=click.Choice(SCHEDULERS), default=None, help="How it falls (cosine)."
+)
+@_option("save-steps", int, "A checkpoint, and an evaluation, every so many steps (50).")
+@_option("logging-steps", int, "A loss every so many steps (1).")
+@_option("seed", int, "Of adapters, order of the data, dropout (42).")
+@_option("eval-split", float, "Part of the rows that is held out (none).", "F")
+@click.option("--assistant-only-loss", cls=SectionOption, is_flag=True, help="Learn from the answers of chats alone.")
+@_option("pad-token", str, "The token that pads (the tokenizer's).", "TEXT")
+@click.option(
+    "--report-to", cls=SectionOption, type=click.Choice(REPORTERS), multiple=True, help="The trainer's own reporters."
+)
+@card_options()
+@data_options(only=("data", "tokenizer", "bad_rows"))
+@run_options()
+@output_options()
+def command(what: str, **given: Any) -> int:
+    """Train, with trl's SFTTrainer in a process of its own: a PLAN as it is, a MODEL after planning it.
+
+    The longest batch is tried first. When memory runs out, the run goes on one rung lower. Ctrl-C saves a checkpoint.
+    """
+    output = output_from(given)
+    given["weights"] = given.pop("model")
+    asked = asked_from(what, explicit_run_options(given), given)
+    if asked.device == "cpu" and given.get("cap"):
+        raise InputError("--device cpu: --cap needs a card; leave it out")
+    if not (asked.planned or given["yes"] or sys.stdin.isatty()):
+        raise InputError("train asks before it starts what it planned, and nobody can answer here; --yes starts it")
+    check_packages(asked.run)
+    spec, profile, place, document = _prepared(asked, given, output)
+    return execute(asked, spec, profile, place, document, given, output)
+
+
+def _prepared(
+    asked: Asked, given: Mapping[str, Any], output: Output
+) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
+    """Everything that can be known to be wrong before a process is started."""
+    from qlora_planner.launch.spec import LaunchSpec
+    from qlora_planner.launch.weights import check_stored, weights_folder
+
+    _check_reporters(asked.settings.report_to)
+    _check_data(asked, output)
+    folder = weights_folder(asked.weights, output.warn)
+    place = place_of(dict(given), output) if asked.device == "cuda" else None
+    profile = profile_of(asked, output)
+    run, document = _planned(asked, fitted(asked, output), profile, place, given, output)
+    if note := check_stored(folder, run, asked.model):
+        output.warn(note)
+    spec = LaunchSpec(
+        run=run,
+        settings=asked.settings,
+        model_id=_name(asked, folder),
+        weights=str(folder.absolute()),
+        tokenizer=asked.tokenizer,
+        data=str(Path(asked.data).absolute()),
+        bad_rows=asked.bad_rows,
+        output=str(asked.folder.path.absolute()),
+        device=asked.device,
+        cap_bytes=None if place is None else place.cap_bytes,
+        quantized=None if profile is None else _quantized(profile, run),
+    )
+    return spec, profile, place, document
+
+
+def _check_data(asked: Asked, output: Output) -> None:
+    """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
+    from qlora_planner import data
+    from qlora_planner.data.files import find_files
+
+    if sum(file.size_bytes for file in find_files(asked.data)) <= _SOON_READ_BYTES:
+        for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
+            pass
+
+
+def _check_reporters(names: tuple[str, ...]) -> None:
+    from importlib.util import find_spec
+
+    if missing := [name for name in names if find_spec(name) is None]:
+        raise MissingError(f"--report-to: missing here: {', '.join(missing)}; pip install {' '.join(missing)}")
+
+
+def _name(asked: Asked, folder: Path) -> str:
+    """What the adapter names as its base: a Hub id as it is, a folder by its path, the same at every start."""
+    known = None if asked.record is None else asked.record["model"]
+    if known is not None and known["path"] == asked.weights:
+        return str(known["id"])
+    return str(folder.absolute()) if Path(asked.weights).exists() else asked.weights
+
+
+def _quantized(profile: ModelProfile, run: RunConfig) -> int:
+    from qlora_planner.memory.static import is_quantized
+
+    return sum(group.count for group in profile.tensors if not group.tied_with and is_quantized(group, run))
+
+
+def _planned(
+    asked: Asked,
+    run: RunConfig,
+    profile: ModelProfile | None,
+    place: Place | None,
+    given: Mapping[str, Any],
+    output: Output,
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    """The run without unknowns, and the plan that plan.yaml will hold; a MODEL's plan is shown and asked about."""
+    from qlora_planner.planner.plan import SCHEMA
+
+    if profile is None:
+        return run, asked.plan or {"schema": SCHEMA, "model": {"id": asked.model}, "gpu": None, "run": run.to_dict()}
+    if asked.planned or (place is None and given.get("gpu") is None):
+        from qlora_planner.memory.resolve import resolve
+
+        found = resolve(profile, run, None if place is None else place.gpu)
+        refused = [problem for problem in found.problems if problem.blocking]
+        if refused:
+            raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
+        head = asked.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
+        if not asked.planned:
+            from qlora_planner.report.words import recipe
+
+            _ask(f"{profile.id} on the CPU, which nothing is planned for: {recipe(found.run)}", given)
+        return found.run, {**head, "run": found.run.to_dict()}
+    return _plan(asked, run, profile, place, given, output)
+
+
+def _plan(
+    asked: Asked, run: RunConfig, profile: ModelProfile, place: Place | None, given: Mapping[str, Any], output: Output
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    from qlora_planner.api import plan
+    from qlora_planner.report.plan import render_plan
+
+    card = card_from(given, output, required=True)
+    assert card is not None
+    found = plan(
+        profile, card.gpu, run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
+        fixed=_fixed(asked, run),
+        cap_bytes=card.cap_bytes if place is None else place.cap_bytes,
+    )  # fmt: skip
+    if found.estimate.verdict in ("does-not-fit", "will-not-run"):
+        reasons = found.estimate.fit.reasons if found.estimate.fit else ()
+        raise RefusedError(
+            f"{profile.id} {found.estimate.verdict} on {card.gpu.label}: {'; '.join(reasons) or 'too large'}"
+        )
+    _ask(render_plan(found, asked.explicit, card.asked, output.theme), given)
+    return found.run, found.to_dict()
+
+
+def _fixed(asked: Asked, run: RunConfig) -> set[str]:
+    """What was typed, and the length that the data asks for."""
+    return {*asked.explicit, *({"seq_len"} if run.seq_len != RunConfig().seq_len else ())}
+
+
+def _ask(shown: str, given: Mapping[str, Any]) -> None:
+    """Show what will be run, and ask once. Raises click's Abort for a no."""
+    if not given["quiet"]:
+        click.echo(shown, err=True)
+    if not given["yes"]:
+        click.confirm("Start it?", default=True, abort=True, err=True)

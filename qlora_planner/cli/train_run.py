@@ -1,0 +1,231 @@
+"""Running what `train` was asked to: the last looks, the run itself, and what is kept of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.train_asked import Asked
+from qlora_planner.cli.values import Output
+from qlora_planner.cli.verify_place import Place, check_room
+from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
+from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.launch.spec import LaunchSpec
+    from qlora_planner.launch.supervise import Attempt
+    from qlora_planner.profile import ModelProfile
+
+_EXIT = {"ok": 0, "out-of-memory": 1, "interrupted": 130}
+
+
+def execute(
+    asked: Asked,
+    spec: LaunchSpec,
+    profile: ModelProfile | None,
+    place: Place | None,
+    document: Mapping[str, Any],
+    given: Mapping[str, Any],
+    output: Output,
+) -> int:
+    """Look at card and disk, write what is run, run it, keep what came of it, and answer; the exit code."""
+    from qlora_planner.launch import record as records
+    from qlora_planner.launch.folder import check_writable, discard, open_new, write_json
+    from qlora_planner.launch.preflight import version_notes
+    from qlora_planner.measure.process import versions
+
+    predict = _predictor(profile, place, output)
+    predicted = predict(spec.run)
+    if place is not None and predicted is not None:
+        _check_card(spec.run, profile, place, predicted, given, output)
+    created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    record = records.run_record(spec, created=created, versions=versions())
+    planned = (asked.plan or {}).get("stack")
+    notes = list(version_notes(planned, versions())) if isinstance(planned, Mapping) else []
+    if asked.record is None:
+        open_new(asked.folder, force=bool(given["force"]))
+        _check_disk(asked, spec, profile)
+        _write_plan(asked, document)
+        write_json(asked.folder.record, record)
+    else:
+        check_writable(asked.folder)
+        notes += records.check_same(asked.record, record, asked.folder)
+        record = {**record, **asked.record}
+        spec = _going_on(asked, spec, notes)
+        _check_disk(asked, spec, profile)
+    try:
+        attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output)
+    except (InputError, MissingError, RefusedError):
+        if asked.record is None:
+            discard(asked.folder)  # refused before it began: nothing is left that would be in the way
+        raise
+    metrics = records.read_metrics(asked.folder.metrics)
+    predicted = predict(attempts[-1].run)  # of the rung that it ended on
+    summary = records.summary(
+        record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes
+    )  # fmt: skip
+    try:
+        _keep(asked, spec, attempts[-1], summary, metrics, predict, created, output)
+    except (RunError, InputError) as error:  # a full disk: what came of it is said all the same
+        output.warn(str(error))
+    if output.json:
+        answer_json(summary)
+    else:
+        from qlora_planner.report.training import render_training
+
+        answer(render_training(summary, output.theme, folder=str(asked.folder.path)))
+    return _EXIT.get(attempts[-1].outcome, 4)
+
+
+def _predictor(profile: ModelProfile | None, place: Place | None, output: Output) -> Any:
+    """An estimate's document by run, each made once; None on the CPU, for which nothing is planned."""
+    known: dict[str, Mapping[str, Any] | None] = {}
+
+    def predict(run: RunConfig) -> Mapping[str, Any] | None:
+        if profile is None or place is None:
+            return None
+        key = repr(run)
+        if key not in known:
+            from qlora_planner import api
+
+            known[key] = api.estimate(
+                profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
+                profiles=output.profiles, tell=output.warn,
+            ).to_dict()  # fmt: skip
+        return known[key]
+
+    return predict
+
+
+def _check_card(
+    run: RunConfig, profile: ModelProfile | None, place: Place, predicted: Mapping[str, Any], given: Mapping[str, Any],
+    output: Output,
+) -> None:  # fmt: skip
+    """Raises MissingError where others hold what the run needs, RefusedError where it does not fit without --yes."""
+    from qlora_planner import api
+
+    assert profile is not None
+    found = api.estimate(
+        profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes, profiles=output.profiles
+    )
+    blocking = [problem for problem in predicted["problems"] if problem["blocking"]]
+    if blocking:
+        raise RefusedError(f"{blocking[0]['message']}; use {blocking[0]['fix']}")
+    check_room(place, found, output)
+    if found.verdict == "does-not-fit" and not given["yes"]:
+        raise RefusedError(
+            f"{profile.id} does not fit {place.gpu.label} so: `qlora-plan check` says what would;"
+            " --yes tries all the same"
+        )
+
+
+def _check_disk(asked: Asked, spec: LaunchSpec, profile: ModelProfile | None) -> None:
+    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes
+
+    if profile is not None:
+        check_disk(asked.folder.path, checkpoint_bytes(profile, spec.run))
+
+
+def _write_plan(asked: Asked, document: Mapping[str, Any]) -> None:
+    from qlora_planner.exchange.files import write_text
+    from qlora_planner.exchange.plan_file import render_plan_file
+
+    write_text(asked.folder.plan, render_plan_file(document), force=True)
+
+
+def _going_on(asked: Asked, spec: LaunchSpec, notes: list[str]) -> LaunchSpec:
+    """From the newest complete checkpoint, on the rung that the run had come to."""
+    from qlora_planner.launch.checkpoints import newest_complete
+    from qlora_planner.launch.supervise import going_on
+
+    newest, broken = newest_complete(asked.folder.checkpoints)
+    notes += broken
+    notes.append("no complete checkpoint is there: starting anew" if newest is None else f"going on from {newest.name}")
+    assert asked.record is not None
+    lower = asked.record.get("rung")
+    if lower is not None:
+        spec = replace(spec, run=RunConfig.from_dict(lower, str(asked.folder.record)))
+    return going_on(spec, newest)
+
+
+def _watched(
+    asked: Asked,
+    spec: LaunchSpec,
+    profile: ModelProfile | None,
+    place: Place | None,
+    predicted: Mapping[str, Any] | None,
+    predict: Any,
+    notes: list[str],
+    given: Mapping[str, Any],
+    output: Output,
+) -> tuple[list[Attempt], list[str], float]:
+    """Run it to its end; every attempt, every note, and the seconds that it took."""
+    from qlora_planner.cli.train_view import Watch, shown
+    from qlora_planner.launch.checkpoints import step_of
+    from qlora_planner.launch.record import Metrics
+    from qlora_planner.launch.supervise import Attempt, stop_signals, supervise
+
+    begun = time.monotonic()
+    attempts: list[Attempt] = []
+
+    def make(out: Any) -> Watch:
+        return Watch(
+            spec.model_id if "/" not in spec.model_id else Path(spec.model_id).name,
+            metrics=Metrics(asked.folder.metrics), folder=asked.folder, predicted=predicted, out=out,
+            whole_bytes=None if place is None else place.gpu.memory_bytes, card=None if place is None else 0,
+        )  # fmt: skip
+
+    with stop_signals() as stop, shown(make, quiet=output.quiet) as (watch, draw):
+        for note in notes:
+            watch.note(note)
+        watch.began(1, step_of(spec.resume) if spec.resume else 0)
+        recover = not given["no_recover"]
+        for item in supervise(spec, asked=stop, profile=profile, predict=predict, recover=recover):
+            if isinstance(item, Attempt):
+                attempts.append(item)
+                watch.ended(item)
+                if item.rung is not None:
+                    watch.began(item.number + 1, step_of(item.checkpoint) if item.checkpoint else 0)
+            else:
+                watch.hear(item)
+            draw()
+    return attempts, watch.notes, time.monotonic() - begun
+
+
+def _keep(
+    asked: Asked,
+    spec: LaunchSpec,
+    attempt: Attempt,
+    summary: Mapping[str, Any],
+    metrics: list[dict[str, Any]],
+    predict: Any,
+    created: str,
+    output: Output,
+) -> None:
+    """summary.json, report.html, the rung in run.json, and the evidence where there is any."""
+    import json
+
+    from qlora_planner.exchange.files import write_text
+    from qlora_planner.launch.folder import read_record, write_json
+    from qlora_planner.launch.record import evidence
+    from qlora_planner.report.training_html import render_html
+    from qlora_planner.sources.configs import config_sha256
+    from qlora_planner.sources.evidence import append
+    from qlora_planner.sources.locations import evidence_path
+
+    write_json(asked.folder.summary, summary)
+    write_text(asked.folder.report, render_html(summary, metrics, folder=str(asked.folder.path)), force=True)
+    if attempt.run != spec.run:
+        write_json(asked.folder.record, {**read_record(asked.folder), "rung": attempt.run.to_dict()})
+    config = json.loads((Path(spec.weights) / "config.json").read_text(encoding="utf-8"))
+    found = evidence(
+        spec, attempt, created=created, config=config, config_sha256=config_sha256(config),
+        predicted=predict(attempt.run),
+    )  # fmt: skip
+    if found is not None:
+        append(evidence_path(), found)

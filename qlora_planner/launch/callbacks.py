@@ -1,0 +1,124 @@
+"""What a trainer tells while it trains, seals its checkpoints, and stops when it is asked to."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import RunError
+from qlora_planner.launch.checkpoints import seal
+
+Tell = Callable[[str, Mapping[str, Any]], None]
+
+
+class Stop:
+    """Set by a signal; looked at between steps."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self.training = False
+
+    def ask(self, *_: Any) -> None:
+        """Before training there is nothing to save: leave at once."""
+        self.asked = True
+        if not self.training:
+            raise KeyboardInterrupt
+
+
+class Tokens:
+    """Counts the tokens that go into a model while it trains, by their shape: nothing waits for the device."""
+
+    def __init__(self, model: Any) -> None:
+        self.seen = 0
+        self.longest = 0
+        self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
+
+    def _count(self, model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+        ids = named.get("input_ids")
+        if model.training and ids is not None:
+            self.seen += ids.numel()
+            self.longest = max(self.longest, ids.shape[-1])
+
+
+def make_callback(
+    tell: Tell, stop: Stop, tokens: Tokens, *, begin: Callable[[], None], live: Callable[[], Mapping[str, Any]]
+) -> Any:
+    """The callback of a run. `begin` is called when everything is built and no step was taken; `live` gives what is
+    to be told beside each step."""
+    from transformers import TrainerCallback
+
+    class Callback(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            self.since = 0.0
+            self.tokens = 0
+            self.held: dict[str, Any] | None = None
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            begin()
+            tell("begin", {"step": state.global_step, "of": state.max_steps})
+            stop.training = True
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.flush()
+            self.since, self.tokens = time.perf_counter(), tokens.seen
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            seconds, count = time.perf_counter() - self.since, tokens.seen - self.tokens
+            self.held = {
+                "step": state.global_step,
+                "of": state.max_steps,
+                "epoch": state.epoch,
+                "step_s": seconds,
+                "tokens": count,
+                "tokens_per_s": count / seconds if seconds > 0 else None,
+                **live(),
+            }
+            if stop.asked:
+                control.should_save = control.should_training_stop = True
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
+            if logs is None or "loss" not in logs:
+                return
+            told = {name: _number(logs.get(name)) for name in ("loss", "learning_rate", "grad_norm")}
+            self.held = {**(self.held or {"step": state.global_step, "of": state.max_steps}), **told}
+            self.flush()
+            loss = float(logs["loss"])
+            if not math.isfinite(loss):
+                raise RunError(
+                    f"the loss became {loss} at step {state.global_step}: a lower --learning-rate, or --compute-dtype"
+                    " bfloat16 where the card has it"
+                )
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **_: Any) -> None:
+            self.flush()
+            tell("evaluation", {"step": state.global_step, "eval_loss": _number((metrics or {}).get("eval_loss"))})
+
+        def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.flush()
+            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
+            tell("checkpoint", {"step": state.global_step, "path": str(folder)})
+
+        def on_train_end(self, *_: Any, **__: Any) -> None:
+            self.flush()
+            stop.training = False
+
+        def flush(self) -> None:
+            """Tell of a step that no log line came for."""
+            if self.held is not None:
+                tell("step", self.held)
+                self.held = None
+
+    return Callback()
+
+
+def _number(value: Any) -> float | None:
+    """A JSON number; what is none (a NaN too) is null there."""
+    try:
+        found = float(value)
+    except (TypeError, ValueError):
+        return None
+    return found if math.isfinite(found) else None

@@ -1,0 +1,104 @@
+"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent]`.
+
+SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "note" | "rehearsed"
+| "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`. What
+libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes: 0
+for a result of any outcome but an error, else as the program's.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import signal
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import InputError, PlannerError
+from qlora_planner.launch.callbacks import Stop
+from qlora_planner.launch.spec import LaunchSpec
+from qlora_planner.measure import process
+from qlora_planner.measure.child import Lines, own_stdout, set_environment
+
+# What libraries say when the disk is full and their own exception carries no errno.
+_FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the specification named on the command line."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or set(given[1:]) - {"--with-parent"}:
+        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent]", file=sys.stderr)
+        return 2
+    if "--with-parent" in given:
+        process.die_with_parent()
+    lines, stop = Lines(own_stdout()), Stop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, stop.ask)
+    try:
+        spec = _read(given[0])
+        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
+        # Imported only now: torch reads the allocator's settings when it is imported.
+        from qlora_planner.launch.training import Training
+
+        training = Training(spec, lines.tell, stop)
+        facts = attempt(training, stop)
+    except PlannerError as error:
+        print(str(error), file=sys.stderr)
+        lines.tell("refused", {"message": str(error), "exit_code": error.exit_code})
+        return error.exit_code
+    except KeyboardInterrupt:
+        lines.tell("result", {"outcome": "interrupted", "phase": "start"})
+        return 130
+    lines.tell("result", facts)
+    return 4 if facts["outcome"] == "error" else 0
+
+
+def attempt(training: Any, stop: Stop) -> dict[str, Any]:
+    """The facts of one attempt, whatever became of it. PlannerErrors pass through."""
+    outcome, message, more = "ok", None, dict[str, Any]()
+    try:
+        outcome = "ok" if training.execute() else "interrupted"
+    except PlannerError:
+        if training.phase != "training":
+            raise
+        outcome, message = "error", process.one_line(sys.exception() or RuntimeError()).partition(": ")[2]
+    except KeyboardInterrupt:
+        outcome = "interrupted"
+    except Exception as error:  # whatever the libraries raise is the finding; its trace goes to the log
+        traceback.print_exc()
+        message = process.one_line(error)
+        if is_disk_full(error):
+            outcome = "disk-full"
+        elif process.is_out_of_memory(error):
+            outcome = "out-of-memory"
+            more = {"requested_bytes": process.requested_bytes(str(error)), "alive": training.alive()}
+        else:
+            outcome = "error"
+    return {**training.report(), "outcome": outcome, "message": message, **more}
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Whether this exception, or one that led to it, says that the disk took no more."""
+    one: BaseException | None = error
+    while one is not None:
+        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if any(sign in str(one) for sign in _FULL):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
+
+
+def _read(path: str) -> LaunchSpec:
+    try:
+        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from error
+    return LaunchSpec.from_dict(raw, path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,158 @@
+"""The tokenizer and the rows of a run, checked before any weight is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from qlora_planner import data
+from qlora_planner.data.files import find_files
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.run import RunConfig
+from qlora_planner.train.data import IGNORED
+from qlora_planner.train.settings import EVAL_SPLIT, Settings
+
+Note = Callable[[str], None]
+# Rows of larger files are kept on the disk, beside the run, and not in host memory.
+_IN_MEMORY_BYTES = 256 << 20
+
+
+def load_tokenizer(folder: str, settings: Settings, note: Note) -> Any:
+    """The tokenizer in `folder`, with a token that pads. Raises MissingError where there is none that works."""
+    from transformers import AutoTokenizer
+
+    where = plain(folder)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise MissingError(f"{where}: has no tokenizer that works ({plain(first)[:160]}); --tokenizer DIR") from None
+    if len(tokenizer) <= len(tokenizer.all_special_tokens):
+        raise MissingError(f"{where}: its tokenizer knows no words; give another with --tokenizer DIR")
+    if tokenizer.eos_token is None:
+        raise MissingError(f"{where}: its tokenizer has no end token, so answers would have no end; --tokenizer DIR")
+    _settle_padding(tokenizer, settings, note)
+    return tokenizer
+
+
+def _settle_padding(tokenizer: Any, settings: Settings, note: Note) -> None:
+    """One token pads. Labels are made before a batch is padded, so the end token can pad without being masked."""
+    if settings.pad_token is not None:
+        if settings.pad_token not in tokenizer.get_vocab():
+            raise InputError(f"--pad-token: {quoted(settings.pad_token)} is no token of this tokenizer")
+        tokenizer.pad_token = settings.pad_token
+    elif tokenizer.pad_token is None:
+        spare = tokenizer.unk_token
+        tokenizer.pad_token = spare if spare is not None and spare != tokenizer.eos_token else tokenizer.eos_token
+        note(f"the tokenizer names no pad token: {tokenizer.pad_token} pads; --pad-token says otherwise")
+        return
+    if tokenizer.pad_token == tokenizer.eos_token:
+        note(f"the pad token is the end token ({tokenizer.eos_token}): ends of answers are trained on all the same")
+
+
+def load_rows(
+    path: str, run: RunConfig, settings: Settings, *, bad_rows: str, cache: Path, note: Note
+) -> tuple[Any, Any]:
+    """Rows as `datasets.Dataset`s: to train on, and those held out (None where the run does not evaluate).
+
+    Raises InputError for data that cannot be used or is too little to be split.
+    """
+    from datasets import Dataset
+
+    size = sum(file.size_bytes for file in find_files(path))
+
+    def rows() -> Iterator[dict[str, Any]]:
+        return data.rows(path, bad_rows=bad_rows, warn=note)
+
+    if size <= _IN_MEMORY_BYTES:
+        whole = Dataset.from_list(list(rows()))
+    else:
+        whole = Dataset.from_generator(rows, cache_dir=str(cache))
+    if run.eval_batch_size is None:
+        return whole, None
+    split = settings.eval_split if settings.eval_split is not None else EVAL_SPLIT
+    held_out = max(1, round(split * len(whole)))
+    if held_out >= len(whole):
+        raise InputError(f"{plain(path)}: {len(whole)} rows are too few to hold {held_out} out; leave --eval-split out")
+    parts = whole.train_test_split(test_size=held_out, seed=settings.seed)
+    return parts["train"], parts["test"]
+
+
+def check_chats(rows: Any, tokenizer: Any, settings: Settings, note: Note) -> None:
+    """What a chat template must do for these rows. Raises InputError for one that is missing or marks no answers."""
+    first = rows[0]
+    chats = "messages" in first or isinstance(first.get("prompt"), list)
+    if settings.assistant_only_loss and not chats:
+        raise InputError(
+            "--assistant-only-loss needs chats (messages); prompt and completion mask the prompt by themselves"
+        )
+    if not chats:
+        return
+    if tokenizer.chat_template is None:
+        raise MissingError(
+            "the tokenizer has no chat template, and the rows are chats; --tokenizer DIR of a chat model"
+        )
+    probe = [{"role": "user", "content": "question"}, {"role": "assistant", "content": "the answer"}]
+    try:
+        text = str(tokenizer.apply_chat_template(probe, tokenize=False))
+    except Exception as error:  # a template is a program that comes with the model: anything can go wrong in it
+        note(f"the chat template does not take a question and an answer ({plain(error)[:120]}): its end is not checked")
+        return
+    after = text.rpartition("the answer")[2]
+    ends = [token for token in tokenizer.all_special_tokens if token in after]
+    if not ends:
+        note("the chat template puts no end token behind an answer: the model may never learn to stop")
+    if settings.assistant_only_loss and "generation" not in str(tokenizer.chat_template):
+        note("the chat template does not mark answers: trl's own training template of this family stands in for it")
+
+
+def tokenised(rows: Any, tokenizer: Any, run: RunConfig) -> Any:
+    """Rows for transformers' own Trainer, which tokenises nothing: `input_ids` and `labels`, as trl would make them."""
+    return rows.map(lambda row: _tokens(row, tokenizer, run.seq_len), remove_columns=rows.column_names).filter(
+        lambda row: any(label != IGNORED for label in row["labels"])
+    )
+
+
+def _tokens(row: dict[str, Any], tokenizer: Any, most: int) -> dict[str, list[int]]:
+    if row.get("input_ids") is not None:
+        ids, labels = row["input_ids"], row.get("labels") or row["input_ids"]
+    elif row.get("messages") is not None:
+        ids = tokenizer.apply_chat_template(row["messages"], tokenize=True, return_dict=True)["input_ids"]
+        labels = ids
+    elif row.get("text") is not None:
+        ids = tokenizer(_ended(row["text"], tokenizer))["input_ids"]
+        labels = ids
+    else:
+        prompt = tokenizer(row["prompt"])["input_ids"]
+        ids = tokenizer(row["prompt"] + _ended(row["completion"], tokenizer))["input_ids"]
+        same = next((at for at, (one, other) in enumerate(zip(prompt, ids, strict=False)) if one != other), len(prompt))
+        labels = [IGNORED] * same + ids[same:]
+    return {"input_ids": ids[:most], "labels": labels[:most]}
+
+
+def _ended(text: str, tokenizer: Any) -> str:
+    return text if text.endswith(tokenizer.eos_token) else text + str(tokenizer.eos_token)
+
+
+def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
+    """Batches of tokenised rows for transformers' own Trainer, [batch, longest], padded on the right."""
+    pad = tokenizer.pad_token_id
+
+    def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
+        import torch
+
+        longest = max(len(feature["input_ids"]) for feature in features)
+
+        def padded(name: str, filler: int) -> Any:
+            return torch.tensor([list(f[name]) + [filler] * (longest - len(f[name])) for f in features])
+
+        mask = [[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in features]
+        return {
+            "input_ids": padded("input_ids", pad),
+            "attention_mask": torch.tensor(mask),
+            "labels": padded("labels", IGNORED),
+        }
+
+    return collate

@@ -1,0 +1,53 @@
+"""What is looked at before a run starts: versions, the disk, who else is on the card is the caller's."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.catalog import DTYPE_BYTES, find_optimizer
+from qlora_planner.errors import MissingError
+from qlora_planner.memory.static import trainable_tensors
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.faults import plain
+from qlora_planner.run import RunConfig
+from qlora_planner.train.options import CHECKPOINTS_KEPT
+from qlora_planner.units import format_size
+
+# A tokenizer, the trainer's state, random numbers.
+_BESIDE_BYTES = 32 << 20
+
+
+def checkpoint_bytes(profile: ModelProfile, run: RunConfig) -> int:
+    """About what one checkpoint takes: trained tensors, the optimizer's states, and what stands beside them."""
+    row, total = find_optimizer(run.optimizer), _BESIDE_BYTES
+    for tensor in trainable_tensors(profile, run):
+        shape, dtype, count = tensor.shape, tensor.dtype, tensor.count
+        numel = 1
+        for size in shape:
+            numel *= size
+        states = sum(state.size_bytes for state in row.states(shape, dtype)) if row else 8 * numel
+        total += count * (numel * DTYPE_BYTES[dtype] + states)
+    return total
+
+
+def check_disk(folder: Path, one_bytes: int) -> int:
+    """The bytes that the run will write. Raises MissingError where the disk has less: checkpoints that are kept, the
+    one that is being written, and the adapter."""
+    needed = (CHECKPOINTS_KEPT + 2) * one_bytes
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise MissingError(
+            f"{plain(folder)}: checkpoints need {format_size(needed)} and the disk has {format_size(free)} left;"
+            " make room, or name another --output"
+        )
+    return needed
+
+
+def version_notes(planned: Mapping[str, Any], installed: Mapping[str, str]) -> Iterator[str]:
+    """A note for each library that is not the one that the plan's figures hold for."""
+    for name, version in planned.items():
+        if name in installed and str(version).partition("+")[0] != installed[name].partition("+")[0]:
+            yield f"planned for {name} {version}, {installed[name]} is installed: memory may differ"

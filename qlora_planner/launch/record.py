@@ -1,0 +1,228 @@
+"""What a run writes down beside its checkpoints: run.json, metrics.jsonl, summary.json, and the evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from qlora_planner.data.files import find_files
+from qlora_planner.errors import InputError, RunError
+from qlora_planner.evidence import CardReading, HostReading, Measurement, NvmlReading, PhaseReading
+from qlora_planner.launch.folder import SCHEMA, RunFolder
+from qlora_planner.launch.spec import LaunchSpec
+from qlora_planner.launch.supervise import Attempt
+from qlora_planner.profile.faults import plain
+from qlora_planner.run import RunConfig
+
+SUMMARY_SCHEMA = "qlora-plan/training/1"
+# The first step compiles kernels and makes optimizer states.
+_WARM_UP = 1
+
+
+def data_digest(path: str) -> list[dict[str, Any]]:
+    """Name, bytes and SHA-256 of every file of a dataset. Raises InputError as `find_files` does."""
+    found = []
+    for file in find_files(path):
+        with file.path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        found.append({"name": file.path.name, "size_bytes": file.size_bytes, "sha256": digest})
+    return found
+
+
+def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -> dict[str, Any]:
+    """The run.json of a run that is about to start."""
+    return {
+        "schema": SCHEMA,
+        "created": created,
+        "model": {"id": spec.model_id, "path": str(Path(spec.weights).absolute())},
+        "adapter": "adapter",
+        "run": spec.run.to_dict(),
+        "settings": spec.settings.to_dict(),
+        "data": {"path": str(Path(spec.data).absolute()), "bad_rows": spec.bad_rows, "files": data_digest(spec.data)},
+        "tokenizer": spec.tokenizer,
+        "device": spec.device,
+        "versions": dict(versions),
+    }
+
+
+def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> list[str]:
+    """That a run is gone on with as it was begun; a note for each other version of a library.
+
+    What only watches (saving, logging, reporting) may change. Raises InputError naming everything else that did.
+    """
+    changed = []
+    for part in ("run", "settings"):
+        known, asked = record.get(part) or {}, now[part]
+        free = ("save_steps", "logging_steps", "report_to", "stack")
+        changed += [
+            f"{name} was {known.get(name)} and is {asked[name]}"
+            for name in asked
+            if name not in free and known.get(name) != asked[name]
+        ]
+    if (record.get("model") or {}).get("id") != now["model"]["id"]:
+        changed.append(f"the model was {(record.get('model') or {}).get('id')} and is {now['model']['id']}")
+    if (record.get("data") or {}).get("files") != now["data"]["files"]:
+        changed.append("the data is not what it was")
+    if changed:
+        raise InputError(
+            f"--resume: {plain(folder.path)} was begun otherwise: {plain('; '.join(changed[:6]))};"
+            " go on with what it was begun with, or start anew in another --output"
+        )
+    old, new = record.get("versions") or {}, now["versions"]
+    return [f"{name} was {old[name]} and is {new[name]}: going on, not bit for bit" for name in old
+            if name in new and old[name] != new[name]]  # fmt: skip
+
+
+class Metrics:
+    """metrics.jsonl, a line at a time. Raises RunError where the disk takes no more."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def add(self, kind: str, facts: Mapping[str, Any]) -> None:
+        """One line."""
+        try:
+            with self._path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps({"kind": kind, **facts}) + "\n")
+        except OSError as error:
+            raise RunError(f"{plain(self._path)} cannot be written: {error.strerror or error}") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Every whole line, in order; a step that was done again after a resume counts as it was done last."""
+    found: list[dict[str, Any]] = []
+    if not path.exists():
+        return found
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # cut off when the process was killed
+        if isinstance(row, dict) and row.get("kind") == "attempt":
+            first = int(row.get("from_step") or 0)
+            found = [known for known in found if known["kind"] == "attempt" or known.get("step", 0) <= first]
+        if isinstance(row, dict) and "kind" in row:
+            found.append(row)
+    return found
+
+
+def summary(
+    record: Mapping[str, Any],
+    attempts: Sequence[Attempt],
+    metrics: Sequence[Mapping[str, Any]],
+    predicted: Mapping[str, Any] | None,
+    *,
+    wall_s: float,
+    folder: RunFolder,
+    notes: Sequence[str],
+) -> dict[str, Any]:
+    """summary.json: what was run, how it went, predicted beside measured."""
+    last = attempts[-1]
+    facts = last.facts
+    steps = [row for row in metrics if row["kind"] == "step"]
+    losses = [row["loss"] for row in steps if row.get("loss") is not None]
+    evaluations = [row["eval_loss"] for row in metrics if row["kind"] == "evaluation"]
+    seconds = [row["step_s"] for row in steps if row.get("step_s") is not None][_WARM_UP:]
+    training = (facts.get("phases") or {}).get("training") or {}
+    nvml = facts.get("nvml") or {}
+    done = last.outcome == "ok"
+    return {
+        "schema": SUMMARY_SCHEMA,
+        "outcome": last.outcome,
+        "message": None if done else last.says,
+        "model": record["model"],
+        "run": last.run.to_dict(),
+        "settings": record["settings"],
+        "data": {**record["data"], "rows": facts.get("rows"), "rows_given": facts.get("rows_given"),
+                 "eval_rows": facts.get("eval_rows"), "longest": facts.get("longest")},
+        "device": record["device"],
+        "gpu": facts.get("gpu"),
+        "stack": facts.get("versions") or record["versions"],
+        "steps": facts.get("steps") or (steps[-1]["step"] if steps else 0),
+        "of": facts.get("of") or (steps[-1].get("of") if steps else None),
+        "epochs": facts.get("epochs"),
+        "loss": {"first": losses[0] if losses else None, "last": losses[-1] if losses else None,
+                 "least": min(losses, default=None), "evaluation": evaluations[-1] if evaluations else None},
+        "tokens": sum(row.get("tokens") or 0 for row in steps),
+        "speed": {
+            "step_s": median(seconds) if seconds else None,
+            "tokens_per_s": sum(row.get("tokens") or 0 for row in steps[_WARM_UP:]) / sum(seconds) if seconds else None,
+            "predicted": None if predicted is None else predicted.get("speed"),
+        },
+        "memory": {
+            "predicted": None if predicted is None else predicted.get("peak"),
+            "allocated_bytes": training.get("allocated_bytes"),
+            "reserved_bytes": training.get("reserved_bytes"),
+            "device_bytes": nvml.get("process_peak_bytes"),
+            "others_bytes": nvml.get("others_bytes"),
+            "host_bytes": facts.get("rss_peak_bytes"),
+        },
+        "params": facts.get("params"),
+        "trainable_params": facts.get("trainable_params"),
+        "wall_s": wall_s,
+        "attempts": [
+            {"number": one.number, "outcome": one.outcome, "from_step": one.from_step, "says": one.says,
+             "rung": one.rung} for one in attempts
+        ],
+        "adapter": {"path": str(folder.adapter), "size_bytes": _size(folder.adapter)} if done else None,
+        "checkpoint": last.checkpoint,
+        "notes": list(notes),
+    }  # fmt: skip
+
+
+def _size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def evidence(
+    spec: LaunchSpec,
+    attempt: Attempt,
+    *,
+    created: str,
+    config: Mapping[str, Any],
+    config_sha256: str | None,
+    predicted: Mapping[str, Any] | None,
+) -> Measurement | None:
+    """The attempt as evidence for `calibrate`; None where nothing was measured on a card.
+
+    A run that evaluates is none either: its peak may be an evaluation's. Another counts as the run of its longest
+    batch: that is what made its peak. Its steps were of rows of all lengths, so no step time is kept.
+    """
+    facts = attempt.facts
+    if spec.device != "cuda" or attempt.outcome not in ("ok", "out-of-memory") or not facts.get("gpu"):
+        return None
+    run: RunConfig = attempt.run
+    if run.eval_batch_size is not None:
+        return None
+    longest = facts.get("longest")
+    if longest and not run.packing and longest < run.seq_len:
+        run = run.with_(seq_len=int(longest))
+        predicted = None  # it was made for another length
+    failed = attempt.outcome == "out-of-memory"
+    return Measurement(
+        created=created,
+        model=spec.model_id,
+        config_sha256=config_sha256,
+        config=dict(config),
+        params=facts.get("params"),
+        trainable_params=facts.get("trainable_params"),
+        run=run,
+        stack=dict(facts.get("versions") or {}),
+        gpu=CardReading(**facts["gpu"]),
+        cap_bytes=spec.cap_bytes,
+        outcome=attempt.outcome,
+        failed_phase={"rehearsal": "training"}.get(str(facts.get("phase")), str(facts.get("phase")))
+        if failed
+        else None,
+        error=facts.get("message") if failed else None,
+        requested_bytes=facts.get("requested_bytes"),
+        phases={name: PhaseReading(**figures) for name, figures in (facts.get("phases") or {}).items()},
+        nvml=NvmlReading(**(facts.get("nvml") or {})),
+        host=HostReading(rss_peak_bytes=facts.get("rss_peak_bytes"), paged_bytes=facts.get("paged_bytes")),
+        predicted=predicted,
+        notes=(*facts.get("notes", ()), "a training run on its own data: rows of all lengths"),
+    )

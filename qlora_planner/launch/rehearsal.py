@@ -1,0 +1,146 @@
+"""The longest batch first: a step and an evaluation that leave no trace, so that memory runs out now or not at all."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from qlora_planner.catalog import find_optimizer
+from qlora_planner.errors import RunError
+from qlora_planner.launch.rules import gradient_fix
+from qlora_planner.run import RunConfig
+
+_COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rehearsed:
+    """What the longest batch was: its rows, the tokens of its longest row, all its tokens with padding, its loss."""
+
+    rows: int
+    longest: int
+    tokens: int
+    loss: float
+
+
+def rehearse(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Rehearsed:
+    """Forward and backward of the longest batch, as the trainer does it, then an evaluation batch if the run evaluates.
+
+    Called when the trainer has wrapped its model and made its optimizer. `check` sees the model while gradients are
+    there. Two micro-batches where gradients accumulate, because the second meets the gradients of the first; room is
+    taken for optimizer states that are still to come. Afterwards weights, gradients, optimizer, counters and random
+    numbers are as they were. Raises what the step raises, and RunError for a loss that is no number.
+    """
+    model = trainer.model_wrapped
+    batch = longest_rows(trainer.train_dataset, run.batch_size)
+    with _untouched(trainer):
+        room = _room(trainer, run)
+        loss = 0.0
+        for _ in range(min(2, run.grad_accum)):
+            inputs = trainer.data_collator([dict(row) for row in batch])
+            shape = tuple(inputs["input_ids"].shape)
+            trainer.current_gradient_accumulation_steps = 1
+            loss = _step(trainer, model, inputs, run)
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise RunError(
+                f"the loss of the longest batch is {loss}: --compute-dtype bfloat16 where the card has it, else check"
+                " the weights and the data"
+            )
+        check(model)
+        del room
+        model.zero_grad(set_to_none=True)
+        if run.eval_batch_size is not None and trainer.eval_dataset is not None:
+            _evaluate(trainer, run)
+    longest = max(len(row["input_ids"]) for row in batch)
+    return Rehearsed(rows=len(batch), longest=longest, tokens=shape[0] * shape[1], loss=loss)
+
+
+def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
+    try:
+        return float(trainer.training_step(model, inputs, _labels(inputs)))
+    except RuntimeError as error:
+        if "does not require grad" in str(error):
+            raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}") from error
+        raise
+
+
+def longest_rows(dataset: Any, count: int) -> list[dict[str, Any]]:
+    """The `count` longest rows of a tokenised dataset, longest first; fewer where it holds fewer."""
+    import heapq
+
+    import pyarrow.compute as compute
+
+    lengths: list[int] = []
+    for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
+        lengths += compute.list_value_length(part["input_ids"]).to_pylist()
+    places = heapq.nlargest(count, range(len(lengths)), key=lengths.__getitem__)
+    columns = [name for name in _COLUMNS if name in dataset.column_names]
+    return list(dataset.select_columns(columns).select(places))
+
+
+def _labels(inputs: Any) -> Any:
+    """How many tokens are learnt from, as the trainer counts them."""
+    return (inputs["labels"][..., 1:] != -100).sum()
+
+
+def _evaluate(trainer: Any, run: RunConfig) -> None:
+    assert run.eval_batch_size is not None
+    batch = longest_rows(trainer.eval_dataset, run.eval_batch_size)
+    if batch:
+        trainer.model.eval()
+        trainer.prediction_step(
+            trainer.model_wrapped, trainer.data_collator([dict(row) for row in batch]), prediction_loss_only=True
+        )
+        trainer.model.train()
+
+
+def _room(trainer: Any, run: RunConfig) -> Any:
+    """Memory as large as the optimizer's states on the device, where they are not made yet."""
+    import torch
+
+    row, optimizer = find_optimizer(run.optimizer), trainer.optimizer
+    if row is None or getattr(optimizer, "optimizer", optimizer).state:
+        return None
+    size = 0
+    for parameter in trainer.model.parameters():
+        if parameter.requires_grad:
+            states = row.states(tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."))
+            size += sum(state.size_bytes for state in states if not state.paged)
+    return torch.empty(size, dtype=torch.uint8, device=trainer.args.device)
+
+
+@contextmanager
+def _untouched(trainer: Any) -> Iterator[None]:
+    """Random numbers and the trainer's own counters come back as they were; gradients go in any case."""
+    import numpy
+    import torch
+
+    on_card = torch.cuda.is_available() and trainer.args.device.type == "cuda"
+    drawn = random.getstate(), numpy.random.get_state(), torch.get_rng_state()
+    card = torch.cuda.get_rng_state_all() if on_card else None
+    metrics = {mode: {key: list(values) for key, values in kept.items()} for mode, kept in _metrics(trainer).items()}
+    tokens = getattr(trainer, "_total_train_tokens", None)
+    try:
+        yield
+    finally:
+        trainer.model_wrapped.zero_grad(set_to_none=True)
+        random.setstate(drawn[0])
+        numpy.random.set_state(drawn[1])
+        torch.set_rng_state(drawn[2])
+        if card is not None:
+            torch.cuda.set_rng_state_all(card)
+            torch.cuda.empty_cache()
+        for mode, kept in _metrics(trainer).items():
+            kept.clear()
+            kept.update(metrics.get(mode, {}))
+        if tokens is not None:
+            trainer._total_train_tokens = tokens
+
+
+def _metrics(trainer: Any) -> dict[str, Any]:
+    """trl averages what it keeps here into the next log line; transformers' own Trainer keeps nothing."""
+    found: dict[str, Any] = getattr(trainer, "_metrics", {})
+    return found

@@ -1,0 +1,77 @@
+"""What must hold of a built run before its first step: each broken rule names its fix."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from qlora_planner.errors import RunError
+from qlora_planner.run import RunConfig
+from qlora_planner.train.options import compute_dtype, torch_dtype
+
+_PACKED = ("Params4bit", "Int8Params")
+
+
+def check_quantized(model: Any, run: RunConfig, expected: int | None) -> str | None:
+    """A note where another number of matrices is quantised than was planned. Raises RunError where none is."""
+    found = sum(type(parameter).__name__ in _PACKED for parameter in model.parameters())
+    if run.quant in (None, "none"):
+        return None
+    if not found:
+        raise RunError(f"nothing was quantised though the run says {run.quant}; `qlora-plan audit` says why not")
+    if expected is not None and found != expected:
+        return f"{found} matrices are quantised where the plan counts {expected}: its memory is that of another model"
+    return None
+
+
+def check_compute_dtype(model: Any, run: RunConfig) -> None:
+    """Raises RunError where 4-bit layers compute in another dtype than the trainer."""
+    if run.quant not in ("nf4", "fp4"):
+        return
+    import bitsandbytes
+
+    wanted = torch_dtype(compute_dtype(run))
+    for name, module in model.named_modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit) and module.compute_dtype not in (None, wanted):
+            raise RunError(
+                f"{name} computes in {_short(module.compute_dtype)} and the trainer in {_short(wanted)}:"
+                f" --compute-dtype {_short(module.compute_dtype)}, or a checkpoint that is not quantised yet"
+            )
+
+
+def keep_constants(model: Any) -> None:
+    """On a CPU with AVX-512 bitsandbytes packs 4-bit weights anew to evaluate, and restores the constants of double
+    quantisation only nearly (functional.py, `_convert_weight_packed_for_cpu_inverse`): evaluating would change the
+    model. Its other kernel leaves them alone."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def check_gradients(model: Any, run: RunConfig) -> str | None:
+    """After a backward pass: a note where some adapters got no gradient. Raises RunError where none did."""
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise RunError("nothing is trained: no parameter takes a gradient; see --target-modules")
+    without = [name for name, parameter in trained if parameter.grad is None]
+    if len(without) == len(trained) or not any(
+        bool(parameter.grad.abs().max() > 0) for _, parameter in trained if parameter.grad is not None
+    ):
+        raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}")
+    if without:
+        return (
+            f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
+        )
+    return None
+
+
+def gradient_fix(run: RunConfig) -> str:
+    """What to change where no gradient comes through."""
+    if run.gradient_checkpointing and run.use_reentrant:
+        return "re-entrant checkpointing cuts them off where the inputs need none; use --no-use-reentrant"
+    if run.gradient_checkpointing:
+        return "the model's inputs must need gradients (enable_input_require_grads); or --no-gradient-checkpointing"
+    return "the loss does not depend on the adapters; see --target-modules"
+
+
+def _short(dtype: Any) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,62 @@
+"""What a training child is told: one JSON file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import quoted
+from qlora_planner.run import RunConfig
+from qlora_planner.train.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchSpec:
+    """One attempt at a run.
+
+    `weights` is the folder with config, weights and (unless `tokenizer` names another) tokenizer; `model_id` what the
+    adapter will name as its base. `output` is the run's folder, `resume` a checkpoint to go on from, whose optimizer
+    states are dropped where `fresh_optimizer` says so. `quantized` is how many matrices the plan counts as quantised,
+    None where nobody counted. `cap_bytes` is torch's per-process limit; `gpu_index` counts visible cards.
+    """
+
+    run: RunConfig
+    settings: Settings
+    model_id: str
+    weights: str
+    data: str
+    output: str
+    tokenizer: str | None = None
+    bad_rows: str = "refuse"
+    device: str = "cuda"
+    gpu_index: int = 0
+    cap_bytes: int | None = None
+    quantized: int | None = None
+    resume: str | None = None
+    fresh_optimizer: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        plain = {name: value for name, value in asdict(self).items() if name not in ("run", "settings")}
+        return plain | {"run": self.run.to_dict(), "settings": self.settings.to_dict()}
+
+    @classmethod
+    def from_dict(cls, raw: Any, where: str = "specification") -> LaunchSpec:
+        """Raises InputError for what is no object, unknown or missing fields and bad values."""
+        if not isinstance(raw, Mapping):
+            raise InputError(f"{where}: must be an object, not {quoted(raw)}")
+        known = {spec.name for spec in fields(cls)}
+        if unknown := sorted(set(map(str, raw)) - known):
+            raise InputError(f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        needed = ("run", "settings", "model_id", "weights", "data", "output")
+        if lacking := [name for name in needed if name not in raw]:
+            raise InputError(f"{where}: lacks {', '.join(lacking)}")
+        if raw.get("device", "cuda") not in ("cuda", "cpu"):
+            raise InputError(f"{where}: device must be cuda or cpu, not {quoted(raw['device'])}")
+        parts = {
+            "run": RunConfig.from_dict(raw["run"], f"{where}: run"),
+            "settings": Settings.from_dict(raw["settings"], f"{where}: settings"),
+        }
+        return cls(**{**raw, **parts})

@@ -1,0 +1,224 @@
+"""The parent of a training run: starts a child for each attempt, passes on what it tells, and recovers when it can."""
+
+from __future__ import annotations
+
+import json
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
+from qlora_planner.launch.checkpoints import newest_complete, optimizer_of, set_aside, step_of
+from qlora_planner.launch.folder import RunFolder
+from qlora_planner.launch.post_mortem import verdict
+from qlora_planner.launch.spec import LaunchSpec
+from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
+from qlora_planner.planner.ladder import keeps_states, rungs
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+CHILD = (sys.executable, "-m", "qlora_planner.launch.child")
+MOST_RECOVERIES = 3
+_TICK_S = 0.25
+_ERRORS: Mapping[int, type[PlannerError]] = {1: RefusedError, 2: InputError, 3: MissingError}
+
+Predict = Callable[[RunConfig], Mapping[str, Any] | None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """How one attempt ended: `outcome` is ok, interrupted, out-of-memory, disk-full, killed or error.
+
+    `facts` is what the child reported (empty where it died without a word), `says` one line for people, `rung` what
+    the next attempt changes (None: there is none), `checkpoint` the newest complete one.
+    """
+
+    number: int
+    run: RunConfig
+    outcome: str
+    facts: Mapping[str, Any]
+    from_step: int
+    says: str
+    checkpoint: str | None
+    rung: str | None = None
+
+
+class StopAsked:
+    """How often somebody asked to stop."""
+
+    def __init__(self) -> None:
+        self.times = 0
+
+
+@contextmanager
+def stop_signals() -> Iterator[StopAsked]:
+    """Ctrl-C and SIGTERM count instead of breaking off: the child gets to save first."""
+    asked = StopAsked()
+
+    def ask(_number: int, _frame: FrameType | None) -> None:
+        asked.times += 1
+
+    known = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in known.items():
+            signal.signal(number, handler)
+
+
+def supervise(
+    spec: LaunchSpec,
+    *,
+    asked: StopAsked,
+    profile: ModelProfile | None = None,
+    predict: Predict = lambda _run: None,
+    recover: bool = True,
+) -> Generator[Progress | Attempt, None, None]:
+    """Attempts at a run until one ends it: what each tells as it comes, then how it ended.
+
+    After an attempt that ran out of memory comes one on the next rung of the ladder, from the newest complete
+    checkpoint, at most three times. `predict` gives an estimate's document for a run; a rung that is not predicted to
+    need less is passed over. A `tick` event comes four times a second while nothing is told.
+    Raises what the child refuses (InputError, MissingError, RefusedError, RunError).
+    """
+    folder = RunFolder(Path(spec.output))
+    predicted = predict(spec.run)
+    for number in range(1, MOST_RECOVERIES + 2):
+        facts, code = yield from _one(spec, folder, asked)
+        newest, notes = newest_complete(folder.checkpoints)
+        for note in notes:
+            yield Progress(event="note", elapsed_s=0.0, facts={"message": note})
+        outcome = _outcome(facts, code, asked)
+        attempt = Attempt(
+            number=number,
+            run=spec.run,
+            outcome=outcome,
+            facts=facts,
+            from_step=step_of(spec.resume) if spec.resume else 0,
+            says=_says(outcome, facts, code, spec.run, predicted),
+            checkpoint=None if newest is None else str(newest),
+        )
+        rung = None
+        if outcome == "out-of-memory" and recover and number <= MOST_RECOVERIES and not asked.times:
+            rung = _next_rung(spec.run, profile, str(facts.get("phase")), predicted, predict)
+        if rung is None:
+            yield attempt
+            return
+        run, says, predicted = rung
+        yield replace(attempt, rung=says)
+        spec = going_on(replace(spec, run=run), newest)
+
+
+def going_on(spec: LaunchSpec, checkpoint: Path | None) -> LaunchSpec:
+    """`spec` from a complete checkpoint on (None: from the beginning); newer, broken ones are taken out of the way."""
+    set_aside(RunFolder(Path(spec.output)).checkpoints, checkpoint)
+    if checkpoint is None:
+        return replace(spec, resume=None, fresh_optimizer=False)
+    fresh = not keeps_states(optimizer_of(checkpoint), spec.run.optimizer)
+    return replace(spec, resume=str(checkpoint.absolute()), fresh_optimizer=fresh)
+
+
+def _next_rung(
+    run: RunConfig, profile: ModelProfile | None, phase: str, before: Mapping[str, Any] | None, predict: Predict
+) -> tuple[RunConfig, str, Mapping[str, Any] | None] | None:
+    """The first rung below that is predicted to need less, or about which nothing is predicted."""
+    for lower, says in rungs(run, profile, phase=phase):
+        predicted = predict(lower)
+        if predicted is None or before is None or predicted["floor_bytes"] < before["floor_bytes"]:
+            return lower, says, predicted
+    return None
+
+
+def _one(
+    spec: LaunchSpec, folder: RunFolder, asked: StopAsked
+) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
+    """One child from start to end; the facts of its result and its exit code."""
+    facts: Mapping[str, Any] = {}
+    refused: Mapping[str, Any] | None = None
+    with TemporaryDirectory(prefix="qlora-plan-train-") as home, folder.log.open("a", encoding="utf-8") as log:
+        written = Path(home) / "spec.json"
+        written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+        child = subprocess.Popen(
+            [*CHILD, str(written), "--with-parent"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,  # its own group: Ctrl-C reaches this process, which asks it to save
+        )
+        try:
+            for told in _heard(child, asked):
+                if told.event == "result":
+                    facts = told.facts
+                elif told.event == "refused":
+                    refused = told.facts
+                else:
+                    yield told
+        finally:
+            end_group(child)
+    if refused is not None:
+        raise _ERRORS.get(int(refused["exit_code"]), RunError)(str(refused["message"]))
+    return facts, child.returncode
+
+
+def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]:
+    """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice."""
+    lines: queue.Queue[str | None] = queue.Queue()
+    assert child.stdout is not None
+    threading.Thread(target=read_lines, args=(child.stdout, lines), daemon=True).start()
+    passed_on = 0
+    while True:
+        if asked.times > passed_on:
+            passed_on = asked.times
+            if passed_on > 1:
+                return
+            child.send_signal(signal.SIGTERM)
+            message = "asked to stop: saving a checkpoint after this step; once more to stop at once"
+            yield Progress(event="note", elapsed_s=0.0, facts={"message": message})
+        try:
+            line = lines.get(timeout=_TICK_S)
+        except queue.Empty:
+            yield Progress(event="tick", elapsed_s=0.0)
+            continue
+        if line is None:
+            child.wait()
+            return
+        if (told := parsed_line(line)) is not None:
+            yield told
+
+
+def _outcome(facts: Mapping[str, Any], code: int | None, asked: StopAsked) -> str:
+    if facts:
+        return str(facts["outcome"])
+    if asked.times:
+        return "interrupted"
+    return "killed" if code is not None and code < 0 else "error"
+
+
+def _says(
+    outcome: str, facts: Mapping[str, Any], code: int | None, run: RunConfig, predicted: Mapping[str, Any] | None
+) -> str:
+    if outcome == "out-of-memory":
+        nvml = facts.get("nvml") or {}
+        return verdict({**facts, "others_bytes": nvml.get("others_bytes")}, run, predicted)
+    if outcome == "disk-full":
+        return "the disk is full; make room, then go on with --resume"
+    if outcome == "killed":
+        name = signal.Signals(-(code or 0)).name
+        hint = " (the system ends processes so when host memory runs out)" if name == "SIGKILL" else ""
+        return f"the training process was ended by {name}{hint}"
+    if outcome == "error":
+        return str(
+            facts.get("message") or f"the training process ended with code {code}; its last words are in log.txt"
+        )
+    return "interrupted" if outcome == "interrupted" else "finished"

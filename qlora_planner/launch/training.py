@@ -1,0 +1,292 @@
+"""One attempt at a run, in this process: data, model, adapters, the longest batch, training, saving."""
+
+from __future__ import annotations
+
+import gc
+import json
+import shutil
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.evidence import PhaseReading
+from qlora_planner.launch import dataset, rules
+from qlora_planner.launch.callbacks import Stop, Tell, Tokens, make_callback
+from qlora_planner.launch.folder import RunFolder
+from qlora_planner.launch.rehearsal import rehearse
+from qlora_planner.launch.spec import LaunchSpec
+from qlora_planner.measure import bookkeeping, process
+from qlora_planner.measure.card import Card
+from qlora_planner.measure.meter import CudaMeter
+from qlora_planner.measure.sampler import Sampler
+
+
+class Training:
+    """Runs a specification once. `tell(event, facts)` hears of phases, steps, memory, checkpoints and notes."""
+
+    def __init__(self, spec: LaunchSpec, tell: Tell, stop: Stop) -> None:
+        self.spec, self.run, self._tell, self._stop = spec, spec.run, tell, stop
+        self.folder = RunFolder(Path(spec.output))
+        self.phase = "start"
+        self.card: Card | None = None
+        self.sampler: Sampler | None = None
+        self.model: Any = None
+        self.trainer: Any = None
+        self.raw: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self._meter: CudaMeter | None = None
+        self._readings: dict[str, PhaseReading] = {}
+        self._tokens: Tokens | None = None
+        self._rows_given = 0
+
+    def execute(self) -> bool:
+        """Train to the end; False where it was asked to stop and saved a checkpoint.
+
+        Raises what libraries raise (out of memory too), InputError and MissingError for what cannot be begun,
+        RunError for a rule that is broken, KeyboardInterrupt where it was stopped before training began.
+        """
+        with self._on_card():
+            self._enter("data")
+            tokenizer = dataset.load_tokenizer(self.spec.tokenizer or self.spec.weights, self.spec.settings, self.note)
+            rows = self._rows(tokenizer)
+            self._load()
+            self._build(tokenizer, *rows)
+            finished = self._train()
+            if finished:
+                self._save(tokenizer)
+            self._finish_meter()
+        return finished
+
+    def note(self, text: str) -> None:
+        """Something to know that stops nothing."""
+        self._tell("note", {"message": text})
+
+    def _on_card(self) -> AbstractContextManager[Any]:
+        if self.spec.device != "cuda":
+            return nullcontext()
+        import torch
+
+        self.card = Card.find(0)  # the child leaves one card visible
+        if not torch.cuda.is_available():
+            raise MissingError("torch sees no CUDA device here; see `qlora-plan doctor`, or use --device cpu")
+        self.sampler = Sampler(self.card.nvml_index, heard=self._heard)
+        return self.sampler
+
+    def _heard(self, process_bytes: int | None, device_bytes: int | None) -> None:
+        self._tell("memory", {"process_bytes": process_bytes, "device_bytes": device_bytes})
+
+    def _enter(self, phase: str) -> None:
+        self.phase = phase
+        self._tell("phase", {"phase": phase})
+        if self._meter is not None:
+            stretch = {"rehearsal": "cast", "training": "between"}.get(phase, phase)
+            self._meter.enter(stretch)
+            if self.sampler is not None:
+                self.sampler.look()
+
+    def _rows(self, tokenizer: Any) -> tuple[Any, Any]:
+        spec = self.spec
+        train, held_out = dataset.load_rows(
+            spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=self.folder.path / ".data", note=self.note
+        )
+        self._rows_given = len(train)
+        dataset.check_chats(train, tokenizer, spec.settings, self.note)
+        if self.run.trainer == "hf-trainer":
+            if self.run.packing or spec.settings.assistant_only_loss or self.run.activation_offloading:
+                raise InputError(
+                    "--packing, --assistant-only-loss and --activation-offloading are trl-sft's; hf-trainer has none"
+                )
+            train = dataset.tokenised(train, tokenizer, self.run)
+            held_out = None if held_out is None else dataset.tokenised(held_out, tokenizer, self.run)
+        elif self.run.trainer != "trl-sft":
+            raise InputError(f"--trainer {self.run.trainer} is for measuring alone; train with --trainer trl-sft")
+        return train, held_out
+
+    def _load(self) -> None:
+        import transformers
+
+        from qlora_planner.train import adapters, model
+
+        spec, run = self.spec, self.run
+        transformers.set_seed(spec.settings.seed)  # adapters are born at random
+        self.raw = json.loads((Path(spec.weights) / "config.json").read_text(encoding="utf-8"))
+        if spec.device == "cuda":
+            import torch
+
+            if spec.cap_bytes is not None:
+                total = torch.cuda.get_device_properties(0).total_memory
+                torch.cuda.set_per_process_memory_fraction(min(1.0, spec.cap_bytes / total))
+            torch.zeros(1, device="cuda")
+            assert self.sampler is not None
+            self.sampler.context_made()
+            self._meter = CudaMeter(keep_events=False)
+        self._enter("load")
+        loaded = model.load_folder(spec.weights, self.raw, run, spec.device)
+        self.facts["params"] = adapters.total_params(loaded)
+        if note := rules.check_quantized(loaded, run, spec.quantized):
+            self.note(note)
+        rules.check_compute_dtype(loaded, run)
+        if spec.device == "cpu":
+            rules.keep_constants(loaded)
+        if run.upcast and run.method != "full":
+            self._enter("prepare")
+            loaded = adapters.prepare(loaded, run)
+        self._enter("adapters")
+        self.model = adapters.add_adapters(loaded, run)
+        for config in getattr(self.model, "peft_config", {}).values():
+            config.base_model_name_or_path = spec.model_id  # not the cache that it was loaded from
+        self.facts["trainable_params"] = adapters.trainable_params(self.model)
+        del loaded
+        gc.collect()
+        if spec.device == "cuda":
+            import torch
+
+            torch.cuda.empty_cache()
+
+    def _build(self, tokenizer: Any, train: Any, held_out: Any) -> None:
+        from qlora_planner.train import options
+        from qlora_planner.train.trainer import library_trainer
+
+        spec, run = self.spec, self.run
+        self._enter("rehearsal")
+        sequence = {**options.sequence_options(run), "assistant_only_loss": spec.settings.assistant_only_loss}
+        self._tokens = Tokens(self.model)
+        callback = make_callback(self._tell, self._stop, self._tokens, begin=self._begin, live=self._live)
+        self.trainer = library_trainer(
+            self.model,
+            run,
+            options.launch_options(run, spec.settings, folder=str(self.folder.checkpoints), device=spec.device),
+            sequence=sequence,
+            tokenizer=tokenizer,
+            collate=dataset.collator(tokenizer),
+            train_dataset=train,
+            **({} if held_out is None else {"eval_dataset": held_out}),
+            callbacks=[callback],
+        )
+        self._check_rows()
+
+    def _check_rows(self) -> None:
+        kept, run = len(self.trainer.train_dataset), self.run
+        if not kept:
+            raise InputError(
+                f"{self.spec.data}: no row is left at --seq-len {run.seq_len}: the prompt fills it and the answer is"
+                " cut off everywhere; give a longer --seq-len"
+            )
+        if not run.packing and kept < self._rows_given:
+            self.note(
+                f"{self._rows_given - kept} of {self._rows_given} rows lose their whole answer to --seq-len: left out"
+            )
+        self.facts["rows"], self.facts["rows_given"] = kept, self._rows_given
+        self.facts["eval_rows"] = None if self.trainer.eval_dataset is None else len(self.trainer.eval_dataset)
+
+    def _begin(self) -> None:
+        """Everything is built and wrapped: the longest batch, and a checkpoint's worth of writing, before any step."""
+        if self._meter is not None:
+            self._meter.enter("between")  # the trainer has cast the adapters: what follows is training's own peak
+        if self.spec.resume is not None:
+            self._restore()
+        done = rehearse(self.trainer, self.run, check=self._check_gradients)
+        self.facts["rehearsed"] = asdict(done)
+        trial = self.folder.path / ".rehearsal"
+        self.model.save_pretrained(str(trial))
+        shutil.rmtree(trial)
+        self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
+        self._enter("training")
+
+    def _restore(self) -> None:
+        """What resuming leaves undone: adapters back in the dtype that they train in, and a schedule kept when the
+        optimizer starts anew."""
+        import torch
+
+        if self.run.trainer == "trl-sft" and self.run.quant not in (None, "none"):
+            for name, parameter in self.model.named_parameters():
+                if parameter.requires_grad and "lora_magnitude_vector" not in name:
+                    parameter.data = parameter.data.to(torch.bfloat16)
+        if self.spec.fresh_optimizer:
+            state = torch.load(Path(str(self.spec.resume)) / "scheduler.pt", weights_only=True)
+            self.trainer.lr_scheduler.load_state_dict(state)
+
+    def _check_gradients(self, model: Any) -> None:
+        if note := rules.check_gradients(model, self.run):
+            self.note(note)
+
+    def _train(self) -> bool:
+        resume = self.spec.resume
+        if self.spec.fresh_optimizer and resume is not None:
+            # The trainer takes up optimizer and schedule together or not at all: it is shown the checkpoint without
+            # the former, and _restore puts the latter back.
+            shown = self.folder.path / ".data" / "without-optimizer"
+            shutil.rmtree(shown, ignore_errors=True)
+            shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt"))
+            resume = str(shown)
+        result = self.trainer.train(resume_from_checkpoint=resume)
+        self.facts["train_loss"] = getattr(result, "training_loss", None)
+        if self.sampler is not None:
+            self.sampler.last_step_done()
+        state = self.trainer.state
+        self.facts["steps"], self.facts["of"], self.facts["epochs"] = state.global_step, state.max_steps, state.epoch
+        return not (self._stop.asked and state.global_step < state.max_steps)
+
+    def _save(self, tokenizer: Any) -> None:
+        """The adapter and its tokenizer, whole or not at all."""
+        self._enter("save")
+        partial = self.folder.path / "adapter.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        self.model.save_pretrained(str(partial))
+        tokenizer.save_pretrained(str(partial))
+        shutil.rmtree(self.folder.adapter, ignore_errors=True)
+        partial.rename(self.folder.adapter)
+        shutil.rmtree(self.folder.path / ".data", ignore_errors=True)
+
+    def _live(self) -> dict[str, Any]:
+        """Memory now, beside a step: torch's figures on a card, resident host memory elsewhere."""
+        if self.spec.device != "cuda":
+            return {"host_peak_bytes": process.rss_peak_bytes()}
+        import torch
+
+        return {
+            "allocated_bytes": torch.cuda.memory_allocated(),
+            "allocated_peak_bytes": torch.cuda.max_memory_allocated(),
+            "reserved_bytes": torch.cuda.memory_reserved(),
+        }
+
+    def _finish_meter(self) -> None:
+        if self._meter is not None:
+            self._readings, _ = self._meter.finish()
+            self._meter = None
+
+    def report(self) -> dict[str, Any]:
+        """Everything that was read, however far it came; JSON-ready."""
+        self._finish_meter()
+        sampler = self.sampler
+        return {
+            **self.facts,
+            "phase": self.phase,
+            "longest": None if self._tokens is None else self._tokens.longest,
+            "versions": process.versions() | ({} if self.card is None else self.card.versions()),
+            "gpu": None if self.card is None else asdict(self.card.reading()),
+            "phases": {name: asdict(reading) for name, reading in self._readings.items()},
+            "nvml": None if sampler is None else asdict(sampler.reading),
+            "notes": [] if sampler is None else list(sampler.notes),
+            "rss_peak_bytes": process.rss_peak_bytes(),
+            "paged_bytes": self._paged_bytes(),
+        }
+
+    def _paged_bytes(self) -> int | None:
+        wrapped = getattr(self.trainer, "optimizer", None)
+        optimizer = getattr(wrapped, "optimizer", wrapped)
+        return None if optimizer is None else bookkeeping.paged_bytes(optimizer)
+
+    def alive(self) -> dict[str, int]:
+        """Bytes by component, as far as tensors can be told apart: what the model, its gradients and its optimizer
+        hold; on a card also what else is allocated, what torch reserves beyond it, and the context."""
+        from qlora_planner.launch.post_mortem import held
+
+        wrapped = getattr(self.trainer, "optimizer", None)
+        return held(self.model, getattr(wrapped, "optimizer", wrapped), self.spec.device, self._process_bytes())
+
+    def _process_bytes(self) -> int | None:
+        reading = None if self.sampler is None else self.sampler.reading
+        return None if reading is None else reading.process_peak_bytes

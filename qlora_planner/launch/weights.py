@@ -1,0 +1,100 @@
+"""Where the weights of a model are: a folder, or the cache of Hub files, filled when the network may be used."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile.faults import plain
+from qlora_planner.run import RunConfig
+from qlora_planner.train.model import has_weights
+
+_INSTEAD = "give a folder with its files, as --model DIR"
+_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jinja", "chat_template*"]
+
+
+def weights_folder(model: str, tell: Callable[[str], None]) -> Path:
+    """The folder with config and weights of a model folder, config.json or Hub id; downloads what is not cached.
+
+    Raises InputError for what is neither, MissingError for no weights, a gated model, no network.
+    """
+    path = Path(model).expanduser()
+    if path.is_file() and path.name == "config.json":
+        path = path.parent
+    if path.is_dir():
+        return _checked(path, plain(model))
+    return _checked(_from_hub(model, tell), plain(model))
+
+
+def _checked(path: Path, name: str) -> Path:
+    if not (path / "config.json").is_file():
+        raise InputError(f"{name}: a folder without config.json; give the folder of a transformers model")
+    if not has_weights(path):
+        raise MissingError(f"{name}: its folder holds no weights (*.safetensors); fetch them, or {_INSTEAD}")
+    return path
+
+
+def _from_hub(model: str, tell: Callable[[str], None]) -> Path:
+    from qlora_planner.sources.configs import is_hub_id
+
+    name = plain(model)
+    if not is_hub_id(model):
+        raise InputError(f"{name}: neither a folder nor the id of a Hub repository; {_INSTEAD}")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants, errors, snapshot_download
+
+    page = f"{os.environ.get('HF_ENDPOINT', '').rstrip('/') or constants.ENDPOINT}/{name}"
+    try:
+        cached = Path(snapshot_download(model, allow_patterns=_PATTERNS, local_files_only=True))
+        if has_weights(cached):
+            return cached
+    except (errors.LocalEntryNotFoundError, OSError):
+        pass  # not cached: asked for below
+    if constants.HF_HUB_OFFLINE:
+        raise MissingError(
+            f"{name}: its weights are not among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {_INSTEAD}"
+        )
+    tell(f"fetching {name} from the Hub")
+    try:
+        return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=5.0))
+    except errors.GatedRepoError:
+        raise MissingError(
+            f"{name}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise InputError(f"{name}: no such model on the Hub, or a private one; log in with `hf auth login`") from None
+    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise MissingError(f"{name}: cannot be fetched ({plain(lines[0])[:120]}); {_INSTEAD}") from None
+
+
+def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
+    """What there is to know of a checkpoint that is quantised already; None for one that is not.
+
+    Raises InputError for one that this run's quantisation cannot be laid over.
+    """
+    stored = _quantization(folder)
+    if stored is None:
+        return None
+    method = str(stored.get("quant_method", "bitsandbytes"))
+    if method != "bitsandbytes":
+        raise InputError(f"{name}: its weights are quantised with {plain(method)}; train the unquantised model instead")
+    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
+    if run.quant != found:
+        raise InputError(
+            f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}"
+        )
+    return f"{name} is stored as {found} already: it is loaded as it is, with the settings that it was stored with"
+
+
+def _quantization(folder: Path) -> dict[str, Any] | None:
+    try:
+        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{plain(folder / 'config.json')}: cannot be read: {plain(error)[:120]}") from None
+    found = raw.get("quantization_config") if isinstance(raw, dict) else None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,59 @@
+"""The ladder that a run climbs down when memory is short: each rung takes less, and costs as little as can be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from qlora_planner.catalog import find_optimizer
+from qlora_planner.profile import ModelProfile
+from qlora_planner.run import RunConfig
+
+SMALL_OPTIMIZER = "paged_adamw_8bit"
+# A sequence is never cut below this by itself: what is left would hardly be the same task.
+SHORTEST = 256
+
+Rung = tuple[RunConfig, str]
+
+
+def rungs(run: RunConfig, profile: ModelProfile | None = None, *, phase: str | None = None) -> Iterator[Rung]:
+    """Every rung below a resolved `run`, in order, each with what it says; a rung keeps what the ones above it changed.
+
+    Smaller micro-batches with more accumulation come first: the same effective batch, the same schedule. Then gradient
+    checkpointing, an optimizer whose states are paged 8-bit ones, activations kept in host memory, and at the very end
+    sequences of half the length. Where memory ran out in `phase` "eval", evaluation batches shrink before all that.
+    `profile` tells whether the class can be checkpointed. Nothing is yielded that changes nothing.
+    """
+    if phase == "eval":
+        while run.eval_batch_size is not None and run.eval_batch_size > 1:
+            run = run.with_(eval_batch_size=run.eval_batch_size // 2)
+            yield run, f"evaluation batches of {run.eval_batch_size}"
+    while run.batch_size > 1:
+        factor = _least_factor(run.batch_size)
+        batch, accumulated = run.batch_size // factor, run.grad_accum * factor
+        run = run.with_(
+            batch_size=batch, grad_accum=accumulated, padding=run.padding if batch > 1 else False,
+            eval_batch_size=None if run.eval_batch_size is None else min(run.eval_batch_size, batch),
+        )  # fmt: skip
+        yield run, f"micro-batches of {batch}, {accumulated} of them a step: the same effective batch and schedule"
+    if not run.gradient_checkpointing and (profile is None or profile.supports.get("gradient_checkpointing", True)):
+        run = run.with_(gradient_checkpointing=True)
+        yield run, "gradient checkpointing on: slower, the same result"
+    row = find_optimizer(run.optimizer)
+    if row is None or (not (row.paged and row.bits == 8) and row.kind != "none"):
+        run = run.with_(optimizer=SMALL_OPTIMIZER)
+        yield run, f"{SMALL_OPTIMIZER}: its states start anew"
+    if run.trainer == "trl-sft" and run.gradient_checkpointing and not run.activation_offloading:
+        run = run.with_(activation_offloading=True)
+        yield run, "activations kept in host memory: slower, the same result"
+    while run.seq_len // 2 >= SHORTEST:
+        run = run.with_(seq_len=run.seq_len // 2)
+        yield run, f"SEQUENCES CUT TO {run.seq_len} TOKENS: longer samples lose their end, this is another training"
+
+
+def keeps_states(before: str, after: str) -> bool:
+    """Whether the states of optimizer `before` fit optimizer `after`: paging changes only where they lie."""
+    return before.removeprefix("paged_") == after.removeprefix("paged_")
+
+
+def _least_factor(number: int) -> int:
+    return next((factor for factor in range(2, int(number**0.5) + 1) if number % factor == 0), number)

@@ -1,0 +1,152 @@
+"""The planner at work: what is asked of it, candidates ranked, and the best one settled by its own estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
+
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.planner.axes import make_space
+from qlora_planner.planner.dataset import DataSummary
+from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.objectives import Objective
+from qlora_planner.planner.outlook import Limits, Outlooks
+from qlora_planner.planner.padding import padded_by_random
+from qlora_planner.planner.search import Choice, Ranking, Rows, search
+from qlora_planner.planner.speed import speed_of
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import Tape
+from qlora_planner.run import RunConfig
+
+TapeOf = Callable[[RunConfig], Tape | None]
+# Finalists that are estimated on their own before the search is content with fewer tokens.
+MOST_TRIES = 6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked of a plan.
+
+    `fixed` names the options of `run` that must stay; None: those that differ from their defaults. `effective_batch`
+    is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where `gpu` is but a size.
+    """
+
+    gpu: GpuSpec
+    run: RunConfig = field(default_factory=RunConfig)
+    fixed: Collection[str] | None = None
+    objective: str = "throughput"
+    effective_batch: int | None = None
+    reserve_bytes: int = 0
+    cap_bytes: int | None = None
+    pace_on: GpuSpec | None = None
+    data: DataSummary | None = None
+    cards: Sequence[GpuSpec] = ()  # from which the smallest that would do is named
+    compare: Sequence[GpuSpec] = ()
+
+
+@dataclass(slots=True, kw_only=True)
+class Planning:
+    """One model on one card for one request; `looked_at` counts candidates."""
+
+    profile: ModelProfile
+    asked: Request
+    run: RunConfig
+    outlooks: Outlooks
+    calibration: Calibration | None
+    tape_of: TapeOf
+    limits: Limits
+    looked_at: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        profile: ModelProfile,
+        asked: Request,
+        run: RunConfig,
+        sweep: Sweep | None,
+        calibration: Calibration | None,
+        tape_of: TapeOf,
+    ) -> Planning:
+        usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
+        return cls(
+            profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
+            calibration=calibration, tape_of=tape_of, limits=Limits(usable_bytes=usable, calibration=calibration),
+        )  # fmt: skip
+
+    @property
+    def pace_on(self) -> GpuSpec:
+        return self.asked.pace_on or self.asked.gpu
+
+    @property
+    def model_limit(self) -> int | None:
+        limit = self.profile.dims.get("position_rows") or self.profile.dims.get("max_position_embeddings")
+        return int(limit) if limit else None
+
+    def rank(
+        self,
+        run: RunConfig,
+        fixed: frozenset[str],
+        objective: Objective,
+        *,
+        effective_batch: int | None = None,
+        longest: int | None = None,
+        whole: bool = True,
+    ) -> Ranking:
+        """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
+        data = self.asked.data
+        space = make_space(
+            self.profile, run, fixed, effective_batch=effective_batch or self.asked.effective_batch,
+            packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
+        )  # fmt: skip
+        if objective.ranks and "rank" not in fixed:
+            space = replace(space, ranks=objective.ranks)
+        limits = [limit for limit in (self.model_limit, longest) if limit is not None]
+        found = search(
+            self.outlooks, run, space, objective, self.limits, pace_on=self.pace_on,
+            model_limit=min(limits, default=None), rows=None if data is None else rows_of(data),
+        )  # fmt: skip
+        self.looked_at += found.count
+        return found
+
+    def settle(self, ranking: Ranking) -> tuple[Choice, MemoryEstimate] | None:
+        """The best choice that fits when it is estimated on its own; None where none of those tried does."""
+        off = 1.0  # how much more a choice took than it was ranked at, at the most
+        tries = 0
+        for choice in ranking.best():
+            if not choice.fits or tries >= MOST_TRIES:
+                return None
+            if choice.floor_bytes * off > self.limits.usable_bytes:
+                continue
+            answer = self.answer(choice.run)
+            tries += 1
+            if answer.verdict == "fits":
+                return choice, answer
+            off = max(off, answer.floor_bytes / choice.floor_bytes)
+        return None
+
+    def answer(self, run: RunConfig) -> MemoryEstimate:
+        asked = self.asked
+        found = estimate(
+            self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
+            tape=self.tape_of(run), calibration=self.calibration,
+        )  # fmt: skip
+        return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
+
+
+def rows_of(data: DataSummary) -> Rows:
+    """How long a dataset's rows are in batches: packed rows are full, shuffled ones are padded to the longest."""
+    known: dict[tuple[int, int], tuple[float, float]] = {}
+
+    def sizes(batch: int, seq: int, packing: bool) -> tuple[float, float]:
+        if packing:
+            return float(seq), float(seq)
+        if (batch, seq) not in known:
+            lengths = data.lengths.clip(max=seq)
+            padded = padded_by_random(lengths, min(batch, len(lengths))) / len(lengths)
+            known[batch, seq] = padded, float(lengths.mean())
+        return known[batch, seq]
+
+    return sizes

@@ -1,0 +1,89 @@
+"""How long, how fast and how watched a run trains: what decides no memory, and so stands in no plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from math import isfinite
+from typing import Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import quoted, refuse
+
+LEARNING_RATE = 2e-4
+SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
+REPORTERS = ("tensorboard", "wandb")
+# Used where a run evaluates and nobody said how much to hold out: what exported scripts hold out too.
+EVAL_SPLIT = 0.02
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """Settings of a training run beside its RunConfig.
+
+    `epochs` passes over the data, unless `max_steps` optimizer steps end it earlier. `warmup` below 1 is a part of all
+    steps, from 1 on a number of steps. A checkpoint (and an evaluation, where there is one) every `save_steps`.
+    `eval_split` is the part of the rows that is held out, `report_to` the trainer's own reporters.
+    Raises InputError listing every value that is out of range.
+    """
+
+    epochs: float = 1.0
+    max_steps: int | None = None
+    learning_rate: float = LEARNING_RATE
+    warmup: float = 0.03
+    scheduler: str = "cosine"
+    save_steps: int = 50
+    logging_steps: int = 1
+    seed: int = 42
+    eval_split: float | None = None
+    assistant_only_loss: bool = False
+    pad_token: str | None = None
+    report_to: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        faults = [
+            fault
+            for fault in (
+                _number("--epochs", self.epochs, above=0.0, most=10_000),
+                None if self.max_steps is None else _whole("--max-steps", self.max_steps, 1),
+                _number("--learning-rate", self.learning_rate, above=0.0, most=1.0),
+                _number("--warmup", self.warmup, above=-1e-12, most=1e9),
+                _whole("--save-steps", self.save_steps, 1),
+                _whole("--logging-steps", self.logging_steps, 1),
+                _whole("--seed", self.seed, 0),
+                None if self.eval_split is None else _number("--eval-split", self.eval_split, above=0.0, most=0.9),
+                _choice("--scheduler", self.scheduler, SCHEDULERS),
+                *(_choice("--report-to", name, REPORTERS) for name in self.report_to),
+            )
+            if fault
+        ]
+        if faults:
+            refuse(faults, "training settings")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` reads it back."""
+        return asdict(self) | {"report_to": list(self.report_to)}
+
+    @classmethod
+    def from_dict(cls, raw: Any, where: str = "settings") -> Settings:
+        """Raises InputError for what is no object, unknown fields and bad values."""
+        if not isinstance(raw, Mapping):
+            raise InputError(f"{where}: must be an object, not {quoted(raw)}")
+        known = {spec.name for spec in fields(cls)}
+        if unknown := sorted(set(map(str, raw)) - known):
+            raise InputError(f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        return cls(**{**raw, "report_to": tuple(raw.get("report_to") or ())})
+
+
+def _number(option: str, value: Any, *, above: float, most: float) -> str | None:
+    good = type(value) in (int, float) and isfinite(value) and above < value <= most
+    return None if good else f"{option} must be a number above {max(above, 0.0):g} up to {most:g}, not {quoted(value)}"
+
+
+def _whole(option: str, value: Any, least: int) -> str | None:
+    good = type(value) is int and value >= least
+    return None if good else f"{option} must be a whole number from {least}, not {quoted(value)}"
+
+
+def _choice(option: str, value: Any, known: tuple[str, ...]) -> str | None:
+    return None if value in known else f"{option} must be one of {', '.join(known)}, not {quoted(value)}"

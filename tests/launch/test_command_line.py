@@ -1,0 +1,165 @@
+"""Runs through the command line, each in processes of its own: trained, interrupted, killed, out of memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from qlora_planner.exchange.plan_file import read_plan
+from qlora_planner.launch.checkpoints import checkpoints, fault_of
+from qlora_planner.launch.record import read_metrics
+from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained
+
+OPTIONS = ("--device", "cpu", "--max-steps", str(STEPS), "--save-steps", str(SAVED), "--learning-rate", "5e-3")
+# What stands in a child's sitecustomize: it patches the trainer when that is imported.
+_WHEN_IMPORTED = """
+import sys
+if "qlora_planner.launch.child" in sys.orig_argv:
+    import importlib.abc, importlib.machinery, importlib.util
+    class Finder(importlib.abc.MetaPathFinder):
+        def find_spec(self, name, path, target=None):
+            if name != "transformers.trainer":
+                return None
+            sys.meta_path.remove(self)
+            spec = importlib.util.find_spec(name)
+            inner = spec.loader.exec_module
+            def load(module):
+                inner(module)
+                patch(module.Trainer)
+            spec.loader.exec_module = load
+            return spec
+    sys.meta_path.insert(0, Finder())
+"""
+KILLED_WHILE_SAVING = (
+    _WHEN_IMPORTED
+    + """
+    def patch(trainer):
+        import os, signal
+        inner = trainer._save_rng_state
+        def save(self, folder):
+            if self.state.global_step == 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+            inner(self, folder)
+        trainer._save_rng_state = save
+"""
+)
+SLOWED = (
+    _WHEN_IMPORTED
+    + """
+    def patch(trainer):
+        import time
+        inner = trainer.training_step
+        def step(self, *rest, **more):
+            time.sleep(0.15)
+            return inner(self, *rest, **more)
+        trainer.training_step = step
+"""
+)
+OUT_OF_MEMORY = (
+    _WHEN_IMPORTED
+    + """
+    def patch(trainer):
+        import torch
+        inner = trainer.training_step
+        def step(self, model, inputs, *rest, **more):
+            if self.state.global_step >= 5 and len(inputs["input_ids"]) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return inner(self, model, inputs, *rest, **more)
+        trainer.training_step = step
+"""
+)
+
+
+@pytest.fixture(scope="module")
+def run(home: Home, start: Start) -> tuple[Path, str, str]:
+    """A whole run of a MODEL: its folder, what it answered, what it said."""
+    model = home.model("llama")
+    code, out, err = finished(start(
+        f"./{model.name}", "--data", home.data.name, "--yes", "--output", "whole", "--eval-split", "0.1",
+        "--batch-size", "4", "--rank", "8", "--json", *OPTIONS,
+    ))  # fmt: skip
+    assert code == 0, err
+    return home.path / "whole", out, err
+
+
+def test_a_model_is_trained_in_4_bit_and_its_loss_falls(run: tuple[Path, str, str]) -> None:
+    folder, out, err = run
+    summary = json.loads(out)
+    assert summary == json.loads((folder / "summary.json").read_text())
+    assert summary["outcome"] == "ok" and (summary["steps"], summary["of"]) == (STEPS, STEPS)
+    assert summary["run"]["quant"] == "nf4" and summary["run"]["seq_len"] == 64
+    assert summary["loss"]["last"] < 0.75 * summary["loss"]["first"]
+    assert summary["loss"]["evaluation"] < summary["loss"]["first"]
+    assert summary["data"]["rows"] + summary["data"]["eval_rows"] == 64
+    assert summary["memory"]["predicted"] is None and summary["memory"]["host_bytes"] > 0
+    assert "the longest batch works: 4 x 19 of 64 tokens" in err
+    assert "quantised where the plan counts" not in err  # the profile counts as many as there are
+    assert f"step {STEPS}/{STEPS}: loss" in err
+
+
+def test_what_a_run_leaves_behind(run: tuple[Path, str, str]) -> None:
+    folder, _, _ = run
+    assert {path.name for path in folder.iterdir()} == {
+        "plan.yaml", "run.json", "checkpoints", "adapter", "metrics.jsonl", "log.txt", "summary.json", "report.html",
+    }  # fmt: skip
+    assert read_plan(folder / "plan.yaml").run.rank == 8
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == ["checkpoint-12", "checkpoint-8"]
+    assert all(fault_of(path) is None for path in checkpoints(folder / "checkpoints"))
+    adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"].endswith("/llama") and adapter["r"] == 8
+    assert (folder / "adapter" / "tokenizer.json").exists()
+    steps = [row["step"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 1))
+    page = (folder / "report.html").read_text()
+    assert page.count("<svg") == 4 and "<polyline" in page and "http" not in page
+
+
+def test_the_folder_of_a_run_is_not_written_over(run: tuple[Path, str, str], home: Home, start: Start) -> None:
+    code, out, err = finished(start(str(home.plan("llama")), "--data", home.data.name, "--output", "whole", *OPTIONS))
+    assert (code, out) == (2, "")
+    assert "whole holds a run already; --resume goes on with it, --force starts it anew" in err
+
+
+def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
+    home: Home, start: Start, make: Make
+) -> None:
+    folder, arguments = home.path / "broken", (str(home.plan("qwen3")), "--data", home.data.name, "--output", "broken")
+    home.model("qwen3")
+    process = start(*arguments, *OPTIONS, hook=SLOWED)
+    interrupt_at(process, folder / "metrics.jsonl", 5)
+    code, out, err = finished(process)
+    assert code == 130 and "~ interrupted" in out.replace("≈", "~")
+    assert "qlora-plan train broken --resume" in out, err
+    reached = json.loads((folder / "summary.json").read_text())
+    assert 5 <= reached["steps"] < STEPS and reached["checkpoint"].endswith(f"checkpoint-{reached['steps']}")
+
+    code, out, err = finished(start("broken", "--resume", hook=KILLED_WHILE_SAVING))
+    assert code == 4 and "ended by SIGKILL" in out, err
+    assert f"going on from checkpoint-{reached['steps']}" in err
+    assert "checkpoint-8 was not finished: passed over" in err
+    assert fault_of(folder / "checkpoints" / "checkpoint-8") == "was not finished"
+
+    code, out, err = finished(start(*arguments, *OPTIONS, "--resume"))
+    assert code == 0, err
+    reference, _ = trained(make("qwen3"))
+    assert reference["outcome"] == "ok"
+    assert same(folder / "adapter", Path(make("qwen3").output) / "adapter")
+
+
+def test_out_of_memory_goes_on_one_rung_lower_from_the_last_checkpoint(home: Home, start: Start) -> None:
+    home.model("gemma")
+    arguments = (str(home.plan("gemma")), "--data", home.data.name, "--output", "short", *OPTIONS)
+    code, out, err = finished(start(*arguments, hook=OUT_OF_MEMORY))
+    assert code == 0, err
+    summary = json.loads((home.path / "short" / "summary.json").read_text())
+    first, second = summary["attempts"]
+    assert first["outcome"] == "out-of-memory" and "asking for 2.00 GiB" in first["says"]
+    assert first["rung"] == "micro-batches of 2, 2 of them a step: the same effective batch and schedule"
+    assert (second["outcome"], second["from_step"]) == ("ok", 4)
+    assert (summary["run"]["batch_size"], summary["run"]["grad_accum"]) == (2, 2)
+    assert summary["steps"] == STEPS and summary["loss"]["last"] < summary["loss"]["first"]
+    assert "recovered" in out
+    record = json.loads((home.path / "short" / "run.json").read_text())
+    assert record["run"]["batch_size"] == RUN.batch_size and record["rung"]["batch_size"] == 2

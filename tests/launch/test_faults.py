@@ -1,0 +1,232 @@
+"""Faults that are known before a process is started: one clear line, the exit code, nothing left behind."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+
+from examples.toy_model import SIZES, rows, write_rows
+from qlora_planner.api import load_gpu
+from qlora_planner.cli.main import cli
+from qlora_planner.cli.verify_place import Place
+from qlora_planner.launch.folder import RunFolder, write_json
+from qlora_planner.launch.record import run_record
+from qlora_planner.launch.spec import LaunchSpec
+from tests.launch.conftest import RUN, SETTINGS
+
+CONFIGS = Path(__file__).parents[2] / "profiles" / "configs"
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a model (its weights are not read here), data and a plan."""
+    for variable in ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path / variable))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES}
+    (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"")
+    write_rows(tmp_path / "train.jsonl", rows(8))
+    plan("plan.yaml")
+    return tmp_path
+
+
+def plan(name: str, model: str = "tiny", **changes: Any) -> None:
+    run = {**RUN.to_dict(), **changes}
+    document = {"schema": "qlora-plan/plan/1", "model": {"id": model}, "gpu": None, "run": run}
+    Path(name).write_text(json.dumps(document))
+
+
+def train(*args: str, device: str = "cpu") -> click.testing.Result:
+    return click.testing.CliRunner().invoke(cli, ["train", *args, "--device", device], prog_name="qlora-plan")
+
+
+def refused(result: click.testing.Result, code: int, says: str) -> None:
+    assert (result.exit_code, result.stdout) == (code, ""), result.output
+    line = result.stderr.strip().splitlines()[-1]
+    assert says in line, result.stderr
+    assert line.startswith("qlora-plan: ") and "a bug in" not in line
+
+
+def begun() -> RunFolder:
+    """A run that was begun with the plan and the data that are here."""
+    folder = RunFolder(Path("begun"))
+    folder.path.mkdir()
+    spec = LaunchSpec(
+        run=RUN, settings=SETTINGS, model_id=str(Path("tiny").absolute()), weights="tiny", data="train.jsonl",
+        output="begun", device="cpu",
+    )  # fmt: skip
+    write_json(folder.record, run_record(spec, created="2026-01-01T00:00:00Z", versions={}))
+    return folder
+
+
+Change = Callable[[], None]
+
+
+def _write(name: str, text: str) -> Change:
+    return lambda: (Path(name).write_text(text), None)[1]
+
+
+def _stored(**settings: Any) -> Change:
+    def change() -> None:
+        path = Path("tiny/config.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": settings}))
+
+    return change
+
+
+def _foreign() -> None:
+    Path("out").mkdir()
+    Path("out/thesis.txt").write_text("years of work")
+
+
+_SAME = ("--max-steps", "12", "--save-steps", "4", "--learning-rate", "5e-3")
+
+FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
+    ("no data", None, ("plan.yaml",), 2, "--data is missing"),
+    ("data gone", None, ("plan.yaml", "--data", "nowhere.jsonl"), 2, "nowhere.jsonl: no such file or folder"),
+    ("empty data", _write("none.jsonl", ""), ("plan.yaml", "--data", "none.jsonl"), 2, "none.jsonl: is empty"),
+    ("broken line", _write("bad.jsonl", '{"text": "a"}\n{"text": \n'), ("plan.yaml", "--data", "bad.jsonl"), 2,
+     "line 2 is not JSON"),
+    ("no column", _write("odd.jsonl", '{"story": "a"}\n'), ("plan.yaml", "--data", "odd.jsonl"), 2,
+     "its columns are story; what is understood"),
+    ("unknown plan key", lambda: plan("plan.yaml", colour="red"), ("plan.yaml", "--data", "train.jsonl"), 2,
+     "unknown option colour"),
+    ("no plan", _write("other.yaml", "a: 1\n"), ("other.yaml", "--data", "train.jsonl"), 2, "schema must be"),
+    ("no steps", None, ("plan.yaml", "--data", "train.jsonl", "--max-steps", "0"), 2, "--max-steps must be a whole"),
+    ("negative steps", None, ("plan.yaml", "--data", "train.jsonl", "--save-steps", "-1"), 2, "--save-steps must be"),
+    ("no learning rate", None, ("plan.yaml", "--data", "train.jsonl", "--learning-rate", "0"), 2, "--learning-rate"),
+    ("all held out", None, ("plan.yaml", "--data", "train.jsonl", "--eval-split", "1"), 2, "--eval-split must be"),
+    ("no weights", lambda: Path("tiny/model.safetensors").unlink(), ("plan.yaml", "--data", "train.jsonl"), 3,
+     "holds no weights"),
+    ("no such model", lambda: plan("plan.yaml", model="no/such/thing"), ("plan.yaml", "--data", "train.jsonl"), 2,
+     "neither a folder nor the id of a Hub repository"),
+    ("not fetched", lambda: plan("plan.yaml", model="some/model"), ("plan.yaml", "--data", "train.jsonl"), 3,
+     "HF_HUB_OFFLINE forbids asking"),
+    ("gptq", _stored(quant_method="gptq"), ("plan.yaml", "--data", "train.jsonl"), 2, "quantised with gptq"),
+    ("int8 stored", _stored(load_in_8bit=True), ("plan.yaml", "--data", "train.jsonl"), 2, "wants nf4; --quant int8"),
+    ("nobody to ask", None, ("./tiny", "--data", "train.jsonl"), 2, "--yes starts it"),
+    ("foreign folder", _foreign, ("plan.yaml", "--data", "train.jsonl", "--output", "out"), 2, "is not empty"),
+    ("output is a file", None, ("plan.yaml", "--data", "train.jsonl", "--output", "train.jsonl"), 2, "is a file"),
+    ("unwritable", None, ("plan.yaml", "--data", "train.jsonl", "--output", "train.jsonl/run"), 2, "cannot be written"),
+    ("a run is there", lambda: (begun(), None)[1], ("plan.yaml", "--data", "train.jsonl", "--output", "begun"), 2,
+     "--resume goes on with it"),
+    ("nothing to resume", None, ("plan.yaml", "--data", "train.jsonl", "--resume", "--output", "tiny"), 2,
+     "holds no run (no run.json)"),
+    ("broken record", lambda: begun().record.write_text("{"), ("begun", "--resume"), 2, "run.json cannot be read"),
+    ("other data", lambda: (begun(), write_rows(Path("train.jsonl"), rows(9)), None)[2], ("begun", "--resume"), 2,
+     "the data is not what it was"),
+    ("other plan", lambda: (begun(), plan("plan.yaml", rank=4))[1],
+     ("plan.yaml", "--data", "train.jsonl", "--resume", "--output", "begun", *_SAME), 2, "rank was 8 and is 4"),
+    ("other settings", lambda: (begun(), None)[1], ("begun", "--resume", "--seed", "7"), 2, "seed was 42 and is 7"),
+    ("no card", None, ("plan.yaml", "--data", "train.jsonl", "cuda"), 3, "NVML"),
+    ("reporter missing", None, ("plan.yaml", "--data", "train.jsonl", "--report-to", "wandb"), 3, "pip install wandb"),
+    ("cap on the CPU", None, ("plan.yaml", "--data", "train.jsonl", "--cap", "4GiB"), 2, "--cap needs a card"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "args", "code", "says"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS]
+)
+def test_a_fault_is_one_line(
+    change: Change | None, args: tuple[str, ...], code: int, says: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if change is not None:
+        change()
+    before = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    device = "cuda" if args[-1] == "cuda" else "cpu"
+    if says == "NVML":
+        monkeypatch.setitem(__import__("sys").modules, "pynvml", None)
+    if "wandb" in says:
+        monkeypatch.setattr("importlib.util.find_spec", _without("wandb"))
+    refused(train(*(arg for arg in args if arg != "cuda"), device=device), code, says)
+    own = ("XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME")
+    after = {path: path.read_bytes() for path in here.rglob("*") if path.is_file()}
+    assert {p: c for p, c in after.items() if p.relative_to(here).parts[0] not in own} == before
+
+
+def _without(*names: str) -> Callable[..., Any]:
+    import importlib.util
+
+    inner = importlib.util.find_spec
+    return lambda name, *rest: None if name in names else inner(name, *rest)
+
+
+def test_a_missing_package_names_the_line_that_gets_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", _without("trl", "bitsandbytes"))
+    refused(train("plan.yaml", "--data", "train.jsonl"), 3, "missing here: bitsandbytes, trl; pip install")
+
+
+def test_a_gated_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def snapshot(*_: Any, local_files_only: bool = False, **__: Any) -> str:
+        if local_files_only:
+            raise errors.LocalEntryNotFoundError("not cached")
+        answer = httpx.Response(403, request=httpx.Request("GET", "https://huggingface.co"))
+        raise errors.GatedRepoError("gated", response=answer)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    plan("plan.yaml", model="meta-llama/Llama-3.1-8B")
+    refused(train("plan.yaml", "--data", "train.jsonl"), 3, "gated; accept its licence at")
+
+
+@pytest.fixture
+def on_card(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int], None]:
+    """A plan for Llama-3.1-8B, and a card here of which others hold something."""
+    shutil.copy(CONFIGS / "meta-llama__Llama-3.1-8B.json", here / "tiny" / "config.json")
+
+    def card(name: str, others_bytes: int) -> None:
+        place = Place(gpu=load_gpu(name), others_bytes=others_bytes, cap_bytes=None, processes=(4711,))
+        monkeypatch.setattr("qlora_planner.cli.train.place_of", lambda *_: place)
+
+    return card
+
+
+def test_a_card_that_others_hold(on_card: Callable[[str, int], None]) -> None:
+    on_card("24GB", 20 << 30)
+    plan("plan.yaml", seq_len=2048, batch_size=1, padding=False, rank=16, alpha=32)
+    refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 3, "is in use by others (processes 4711)")
+
+
+def test_a_run_that_does_not_fit_is_not_started(on_card: Callable[[str, int], None]) -> None:
+    on_card("8GB", 0)
+    plan("plan.yaml", seq_len=8192, batch_size=8, rank=16, alpha=32)
+    refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 1, "does not fit")
+    assert not Path("runs").exists()
+
+
+def test_a_dtype_that_the_card_has_not(on_card: Callable[[str, int], None]) -> None:
+    on_card("t4", 0)
+    plan("plan.yaml", compute_dtype="bfloat16")
+    refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 1, "bfloat16")
+
+
+def test_a_disk_that_is_too_small(
+    on_card: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch, here: Path
+) -> None:
+    on_card("24GB", 0)
+    plan("plan.yaml", seq_len=2048, batch_size=1, padding=False, rank=16, alpha=32)
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage(1 << 40, 1 << 40, 100 << 20))
+    refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 3, "checkpoints need")
+
+
+def test_a_model_of_the_hub_is_the_same_model_at_resume(here: Path) -> None:
+    folder = begun()
+    record = json.loads(folder.record.read_text())
+    write_json(folder.record, record | {"model": {"id": "org/name", "path": str(here / "tiny")}})
+    result = train("begun", "--resume", "--seed", "7")
+    refused(result, 2, "was begun otherwise: seed was 42 and is 7; go on")
