@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles tapes calibration install
+.PHONY: check format lint types layers test profiles tapes tables calibration install
 
 check: lint types layers test
 
@@ -33,6 +33,10 @@ tapes:
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single --resume
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched --resume
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles moments
+
+# Write the README's tables again.
+tables:
+	$(PYTHON) -m qlora_planner.cli.regenerate_readme README.md
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
 # own, so that nothing traced by an older tracer stands in.

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "models": ("models", "The models that are known by name."),
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
+    "table": ("table", "Memory by model and method, and the largest model per card."),
     "train": ("train", "Run a plan: watched, recovered, resumable (needs torch)."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
@@ -39,7 +40,6 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 PENDING: dict[str, str] = {
     "tui": "The explorer.",
-    "table": "Models against cards, as one table.",
 }
 
 EXAMPLES = (
@@ -92,7 +92,8 @@ def _words(args: Sequence[str]) -> list[int]:
         elif arg == "--":
             only_words = True
         else:
-            skip = arg in values
+            # A plan's --csv names a file; a survey's is a switch.
+            skip = arg in values or (arg == "--csv" and "".join(args[index + 1 : index + 2]).endswith(".csv"))
     return places
 
 

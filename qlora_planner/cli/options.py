@@ -174,7 +174,10 @@ def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Func
 def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:
     """Every spelling of a switch and of an option with a value that a model or a card alone can be asked with."""
     flags: set[str] = {"--help"}
-    values: set[str] = {"--objective", "--effective-batch", "--compare", "--save", "--export", "--format", "--model"}
+    values: set[str] = {
+        "--objective", "--effective-batch", "--compare", "--save", "--export", "--format", "--model", "--report",
+        "--parquet",
+    }  # fmt: skip
     for option in (*_run_options(), *_card_options(), *_data_options(), *_output_options(csv=True, every=True)):
         spellings = {*option.opts, *option.secondary_opts}
         (flags if option.is_flag else values).update(spellings)

@@ -21,6 +21,7 @@ from qlora_planner.cli.options import (
     run_options,
 )
 from qlora_planner.cli.plan_files import wanted_files, write_files
+from qlora_planner.cli.plan_shared import check_shared, write_shared
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Card, Output, card_from, output_from
 from qlora_planner.errors import InputError
@@ -50,7 +51,10 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
 )
 @click.option("--compare", cls=SectionOption, multiple=True, metavar="GPU,..", help="The same run on these cards too.")
 @click.option("--save", cls=SectionOption, metavar="FILE", help="Write the plan as YAML for verify, check and train.")
-@click.option("--force", cls=SectionOption, is_flag=True, help="Let --save and --export write over a file.")
+@click.option("--force", cls=SectionOption, is_flag=True, help="Write over files that are there.")
+@click.option("--report", cls=SectionOption, metavar="FILE", help="A report to hand on, .md or .html.")
+@click.option("--csv", "csv_file", cls=SectionOption, metavar="FILE", help="Compared cards and prices as CSV.")
+@click.option("--parquet", "parquet_file", cls=SectionOption, metavar="FILE", help="The same as parquet.")
 @click.option(
     "--export",
     "exports",
@@ -71,6 +75,9 @@ def command(
     save: str | None,
     force: bool,
     exports: tuple[str, ...],
+    report: str | None,
+    csv_file: str | None,
+    parquet_file: str | None,
     **given: Any,
 ) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
@@ -79,6 +86,8 @@ def command(
     """
     output = output_from(given)
     wanted = wanted_files(save, exports, output, force=force)
+    shared = {"--report": report, "--csv": csv_file, "--parquet": parquet_file}
+    check_shared(shared, force=force)
     explicit = explicit_run_options(given)
     run = run_from(given)
     _check_batch(explicit, effective_batch)
@@ -108,6 +117,7 @@ def command(
         tell=output.warn,
     )
     printed = write_files(found, wanted, profile, given["data"], output)
+    write_shared(found, shared, explicit, card, output, force=force)
     if printed is not None:
         answer(printed)
     elif output.json:

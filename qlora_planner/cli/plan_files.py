@@ -49,12 +49,12 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
     if len(printed) + output.json > 1:
         raise InputError("--export: stdout takes one answer; give the others a file, as --export trl=train.py")
     for kind, path in files:
-        _check(kind, path, force)
+        check_target("--save" if kind == _PLAN else f"--export {kind}", path, force)
     return WantedFiles(tuple(files), printed[0] if printed else None, force)
 
 
-def _check(kind: str, path: str, force: bool) -> None:
-    option = "--save" if kind == _PLAN else f"--export {kind}"
+def check_target(option: str, path: str, force: bool) -> None:
+    """Raises InputError naming the option for a folder, a file that is there already, and a folder that is not."""
     if Path(path).is_dir():
         raise InputError(f"{option}: {plain(path)} is a folder; name a file in it")
     if Path(path).exists() and not force:

@@ -106,7 +106,12 @@ def _kind(value: object) -> str:
 
 
 def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) -> None:
-    """Write `text` under a name of its own beside `path`, then rename it: a reader sees all of it or nothing.
+    """Write `text` as UTF-8: see `write_bytes`."""
+    write_bytes(path, text.encode(), force=force)
+
+
+def write_bytes(path: str | os.PathLike[str], data: bytes, *, force: bool = False) -> None:
+    """Write `data` under a name of its own beside `path`, then rename it: a reader sees all of it or nothing.
 
     Raises InputError naming `path` where something is there already (unless `force`), or it cannot be written.
     """
@@ -118,8 +123,8 @@ def write_text(path: str | os.PathLike[str], text: str, *, force: bool = False) 
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(data)
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
     except OSError as error:

@@ -135,6 +135,8 @@ def toy_config(raw: Mapping[str, Any], depth: int | None = None) -> dict[str, An
 
 
 def _size(name: str, value: Any) -> Any:
+    if name == "partial_rotary_factor" and isinstance(value, float) and HEAD * value % 2:
+        return 0.5  # the part of a toy's head that turns must have two halves
     if name in _SIZES and type(value) is int and value > 0:
         return min(value, _SIZES[name]) if name in ("sliding_window",) else _SIZES[name]
     return value

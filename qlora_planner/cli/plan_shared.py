@@ -1,0 +1,60 @@
+"""What `plan` writes to be handed on: a report, and its comparisons as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.cli.plan_files import check_target
+from qlora_planner.cli.values import Card, Output
+from qlora_planner.errors import InputError
+from qlora_planner.profile.faults import plain
+
+if TYPE_CHECKING:
+    from qlora_planner.planner import Plan
+
+REPORTS = (".md", ".html")
+
+
+def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
+    """Look at every file before anything is planned; `files` are those of --report, --csv and --parquet.
+
+    Raises InputError for a report of an unknown kind, one file for two things, a file that is there already; and
+    MissingError without pyarrow.
+    """
+    given = {option: path for option, path in files.items() if path is not None}
+    report = given.get("--report")
+    if report is not None and PurePath(report).suffix.lower() not in REPORTS:
+        raise InputError(f"--report: {plain(report)} must end in .md or .html, which says what is written")
+    if len(set(given.values())) < len(given):
+        raise InputError(f"{' and '.join(given)}: one file cannot hold them all; name a file each")
+    for option, path in given.items():
+        check_target(option, path, force)
+    if "--parquet" in given:
+        from qlora_planner.report.frames import check_parquet
+
+        check_parquet()
+
+
+def write_shared(
+    found: Plan, files: Mapping[str, str | None], asked: Mapping[str, Any], card: Card, output: Output, *, force: bool
+) -> None:
+    """Write every file, all rendered before the first is written."""
+    rendered = {path: _rendered(option, path, found, asked, card) for option, path in files.items() if path is not None}
+    if rendered:
+        from qlora_planner.exchange.files import write_bytes
+
+        for path, data in rendered.items():
+            write_bytes(path, data, force=force)
+            output.warn(f"wrote {plain(path)}")
+
+
+def _rendered(option: str, path: str, found: Plan, asked: Mapping[str, Any], card: Card) -> bytes:
+    if option == "--report":
+        from qlora_planner.report.share import render_share
+
+        return render_share(found, asked, card.asked, html=PurePath(path).suffix.lower() == ".html").encode()
+    from qlora_planner.report.frames import to_csv, to_parquet
+
+    return (to_csv if option == "--csv" else to_parquet)(found.to_dict())

@@ -1,0 +1,372 @@
+"""The two tables that everyone copies: memory by size of model and method, and the largest model per card.
+
+Every figure is an estimate of one stated recipe: played from a trace where one is stored, else by closed forms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED, Calibration
+from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
+from qlora_planner.planner.around import longest
+from qlora_planner.planner.cards import fitting_on
+from qlora_planner.planner.limits import SEQ_STEP, usable_on
+from qlora_planner.planner.outlook import Limits, Outlook
+from qlora_planner.planner.survey import Candidate, outlook_for
+from qlora_planner.profile import ModelProfile
+from qlora_planner.profile.tape import Tape
+from qlora_planner.run import RunConfig
+
+SCHEMA = "qlora-plan/table/1"
+TapeOf = Callable[[ModelProfile, RunConfig], Tape | None]
+CandidateOf = Callable[[ModelProfile], Candidate]
+# Well-known models by size; the last two have experts.
+MODELS = (
+    "Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf",
+    "Qwen/Qwen2.5-7B", "meta-llama/Llama-3.1-8B", "meta-llama/Llama-2-13b-hf", "Qwen/Qwen2.5-14B", "Qwen/Qwen3-32B",
+    "meta-llama/Llama-3.1-70B", "meta-llama/Llama-3.1-405B", "Qwen/Qwen3-30B-A3B", "mistralai/Mixtral-8x7B-v0.1",
+)  # fmt: skip
+CARD_SIZES_GB = (8, 10, 11, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141)
+COMMON_CARD_GB = 6  # what "a 7B model needs" by the tables that are copied
+_SEVEN_B = (6.5e9, 8e9)
+# Bytes of a weight that a run needs at the least: itself, and in full fine-tuning its gradient and two states.
+_LEAST_BYTES = {"full": 8.0, "lora": 2.0, "qlora-8bit": 1.0, "qlora-4bit": 0.5}
+# From 16-bit weights to 4-bit ones: with a sixteenth or an eighth of a byte for constants it is 3.6 at best, and less
+# where embeddings are large; below this a model's weights for the most part stay as they are.
+_MOSTLY_4BIT = 2.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Method:
+    """A column: a way to train."""
+
+    name: str
+    label: str
+    options: Mapping[str, Any]
+
+
+METHODS = (
+    Method(
+        name="full", label="full, 16-bit",
+        options={"method": "full", "optimizer": "adamw_torch_fused"},
+    ),
+    Method(name="lora", label="LoRA, 16-bit", options={"method": "lora", "quant": "none"}),
+    Method(name="qlora-8bit", label="QLoRA, 8-bit", options={"method": "qlora", "quant": "int8"}),
+    Method(name="qlora-4bit", label="QLoRA, 4-bit", options={"method": "qlora", "quant": "nf4"}),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """Device bytes of one run at its peak. A refused run has no bytes.
+
+    `basis` is `traced` (played from its trace), `swept` (allocated bytes of its trace, with what segments usually take
+    more: as a survey ranks) or `closed-form`.
+    """
+
+    device_bytes: int | None
+    basis: str | None
+    refused: str | None = None
+
+    @classmethod
+    def of(cls, answer: MemoryEstimate) -> Figure:
+        """What an estimate says."""
+        blocking = [problem.message for problem in answer.problems if problem.blocking]
+        if blocking:
+            return cls(device_bytes=None, basis=None, refused=blocking[0])
+        return cls(device_bytes=answer.peak.device_bytes, basis=basis_of(answer))
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+def basis_of(answer: MemoryEstimate) -> str:
+    """`traced` for a run that was played from its trace, else `closed-form`."""
+    return TRACED if answer.footing == TRACED else "closed-form"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemoryRow:
+    """One model under every method.
+
+    `double_quant_saves_bytes` are constants, counted. `upcast_costs_bytes` is the difference of two peaks by closed
+    forms; `upcast_weights_bytes` the counted part of it, float32 copies of 16-bit weights. Weights are what is alive
+    after loading, counted.
+    """
+
+    model_id: str
+    params: int
+    figures: Mapping[str, Figure]
+    double_quant_saves_bytes: int
+    upcast_costs_bytes: int | None
+    upcast_weights_bytes: int
+    weights_16bit_bytes: int
+    weights_4bit_bytes: int
+
+    @property
+    def weights_ratio(self) -> float:
+        """16-bit weights over those that a 4-bit load leaves."""
+        return self.weights_16bit_bytes / self.weights_4bit_bytes
+
+    @property
+    def mostly_16bit(self) -> bool:
+        """Whether 4-bit loading leaves most weights as they are."""
+        return self.weights_ratio < _MOSTLY_4BIT
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        row = {name: getattr(self, name) for name in self.__slots__}
+        return row | {"figures": {name: figure.to_dict() for name, figure in self.figures.items()}}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Largest:
+    """The largest model of the catalogue that fits, or is `tight`, on a card with one method; `basis` as in Figure."""
+
+    model_id: str
+    params: int
+    device_bytes: int
+    basis: str
+    verdict: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardRow:
+    """One card, as sold, and the largest model for each method; None where no model fits.
+
+    `perhaps` is a larger one that more likely than not fits, where closed forms cannot say more.
+    """
+
+    card: GpuSpec
+    usable_bytes: int
+    largest: Mapping[str, Largest | None]
+    perhaps: Mapping[str, Largest | None]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "gpu": self.card.name, "memory_bytes": self.card.memory_bytes, "usable_bytes": self.usable_bytes,
+            "largest": {name: None if found is None else found.to_dict() for name, found in self.largest.items()},
+            "perhaps": {name: None if found is None else found.to_dict() for name, found in self.perhaps.items()},
+        }  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SixGb:
+    """What a model of about seven billion parameters really does with the 6 GB that tables give it."""
+
+    model_id: str
+    device_bytes: int
+    basis: str
+    longest_seq_len: int | None  # at batch 1 on a card sold with 6 GB; None where not even 64 tokens fit
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tables:
+    """Both tables, and what of common advice they show to be wrong."""
+
+    run: RunConfig
+    memory: tuple[MemoryRow, ...]
+    cards: tuple[CardRow, ...]
+    six_gb: tuple[SixGb, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {
+            "schema": SCHEMA,
+            "run": self.run.to_dict(),
+            "methods": {method.name: {"label": method.label, **method.options} for method in METHODS},
+            "memory": [row.to_dict() for row in self.memory],
+            "cards": [row.to_dict() for row in self.cards],
+            "six_gb": [row.to_dict() for row in self.six_gb],
+        }
+
+
+@dataclass(slots=True, kw_only=True)
+class _Known:
+    """Estimates and candidates of one recipe, each made once."""
+
+    run: RunConfig
+    tape_of: TapeOf
+    candidate_of: CandidateOf
+    calibration: Calibration | None
+    forms: dict[tuple[str, str], MemoryEstimate] = field(default_factory=dict)
+    candidates: dict[str, Candidate] = field(default_factory=dict)
+    cards: dict[str, Limits] = field(default_factory=dict)
+
+    def form(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
+        """The estimate by closed forms."""
+        key = profile.id, method.name
+        if key not in self.forms:
+            run = self.run.with_(**method.options)
+            self.forms[key] = estimate(profile, run, calibration=self.calibration)
+        return self.forms[key]
+
+    def best(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
+        """The estimate from the stored trace of the run where there is one."""
+        return self._played(profile, self.run.with_(**method.options)) or self.form(profile, method)
+
+    def _played(self, profile: ModelProfile, run: RunConfig) -> MemoryEstimate | None:
+        tape = self.tape_of(profile, run)
+        return None if tape is None else estimate(profile, run, tape=tape, calibration=self.calibration)
+
+    def fits_played(self, profile: ModelProfile, card: GpuSpec, seq_len: int) -> bool:
+        """Whether the 4-bit run fits at a length, batch 1."""
+        run = self.run.with_(**METHODS[-1].options, batch_size=1, seq_len=seq_len)
+        answer = self._played(profile, run) or estimate(profile, run, calibration=self.calibration)
+        return verdict_of(fitting_on(answer, None, card, self.calibration)) == "fits"
+
+    def outlook(self, profile: ModelProfile, card: GpuSpec) -> Outlook:
+        """The memory of the 4-bit run, ranked from its trace where one is stored."""
+        if profile.id not in self.candidates:
+            self.candidates[profile.id] = self.candidate_of(profile)
+        one = self.candidates[profile.id]
+        padded = one.resolution.run.batch_size > 1
+        return outlook_for(one, one.resolution.run, card, self.calibration, padded=padded)
+
+    def limits(self, card: GpuSpec) -> Limits:
+        """The largest floors that fit a card."""
+        if card.name not in self.cards:
+            usable = usable_on(card, 0, None, self.calibration)
+            self.cards[card.name] = Limits(usable_bytes=usable, calibration=self.calibration)
+        return self.cards[card.name]
+
+
+def positions(profile: ModelProfile) -> int:
+    """Tokens per sequence that a model can look positions up for; as many as any run has where it computes them."""
+    return int(profile.dims.get("position_rows") or 1 << 24)
+
+
+def make_tables(
+    shown: Sequence[ModelProfile],
+    catalogue: Sequence[ModelProfile],
+    cards: Sequence[GpuSpec],
+    *,
+    run: RunConfig,
+    tape_of: TapeOf,
+    candidate_of: CandidateOf,
+    calibration: Calibration | None = None,
+    common_card: GpuSpec | None = None,
+) -> Tables:
+    """Both tables: of the `shown` models, and the largest of `catalogue` on each of `cards`.
+
+    `tape_of` gives the trace of a run where one is stored, `candidate_of` what a survey ranks a model's 4-bit run by.
+    `common_card` is the one that a 7B model is said to need.
+    Raises InputError for a length that a model of `shown` has no positions for.
+    """
+    known = _Known(run=run, tape_of=tape_of, candidate_of=candidate_of, calibration=calibration)
+    for profile in shown:
+        if (limit := positions(profile)) < run.seq_len:
+            raise InputError(f"--seq-len {run.seq_len}: {profile.id} has positions for {limit:,} tokens")
+    largest_first = sorted(
+        (profile for profile in catalogue if positions(profile) >= run.seq_len),
+        key=lambda profile: (-profile.params, profile.id),
+    )
+    sevens = [profile for profile in shown if _SEVEN_B[0] <= profile.params <= _SEVEN_B[1]]
+    return Tables(
+        run=run,
+        memory=tuple(_memory_row(profile, known) for profile in shown),
+        cards=tuple(_card_row(largest_first, card, known) for card in cards),
+        six_gb=() if common_card is None else tuple(_six_gb(profile, common_card, known) for profile in sevens),
+    )
+
+
+def _memory_row(profile: ModelProfile, known: _Known) -> MemoryRow:
+    lora, nf4 = METHODS[1], METHODS[-1]
+    now = known.form(profile, nf4)
+    flat, upcast = (
+        estimate(profile, known.run.with_(**nf4.options, **change), calibration=known.calibration)
+        for change in ({"double_quant": False}, {"upcast": True})
+    )
+    refused = Figure.of(upcast).refused
+    return MemoryRow(
+        model_id=profile.id,
+        params=profile.params,
+        figures={method.name: Figure.of(known.best(profile, method)) for method in METHODS},
+        double_quant_saves_bytes=flat.static.after_load - now.static.after_load,
+        upcast_costs_bytes=None if refused else upcast.peak.device_bytes - now.peak.device_bytes,
+        upcast_weights_bytes=upcast.static.after_prepare - now.static.after_prepare,
+        weights_16bit_bytes=known.form(profile, lora).static.after_load,
+        weights_4bit_bytes=now.static.after_load,
+    )
+
+
+def _card_row(models: Sequence[ModelProfile], card: GpuSpec, known: _Known) -> CardRow:
+    found = {method.name: _largest(models, card, method, known) for method in METHODS}
+    return CardRow(
+        card=card,
+        usable_bytes=usable_on(card, 0, None, known.calibration),
+        largest={name: fits for name, (fits, _) in found.items()},
+        perhaps={name: tight for name, (_, tight) in found.items()},
+    )
+
+
+def _largest(
+    models: Sequence[ModelProfile], card: GpuSpec, method: Method, known: _Known
+) -> tuple[Largest | None, Largest | None]:
+    """The largest model that fits, and a larger one by closed forms that is tight."""
+    usable = usable_on(card, 0, None, known.calibration)
+    tight = None
+    for profile in models:
+        if profile.params * _LEAST_BYTES[method.name] > usable:
+            continue
+        one = _standing(profile, card, method, known)
+        if one.verdict == "fits":
+            return one, tight
+        if one.verdict == "tight" and one.basis == "closed-form" and tight is None:
+            tight = one
+    return None, tight
+
+
+def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Known) -> Largest:
+    if method is METHODS[-1]:
+        outlook, limits = known.outlook(profile, card), known.limits(card)
+        refused = any(problem.blocking for problem in known.candidates[profile.id].resolution.problems)
+        run = known.run
+        floors, traced = outlook.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
+        device, at = int(floors[0]), 0 if traced[0] else 1
+        basis = "swept" if traced[0] else "closed-form"
+        fits, tight = (device <= limits.of(outlook, most)[at] for most in (FITS_AT_MOST, TIGHT_AT_MOST))
+        verdict = "fits" if fits else "tight" if tight else "does-not-fit"
+    else:
+        answer = known.form(profile, method)
+        refused = Figure.of(answer).refused is not None
+        device, basis = answer.peak.device_bytes, "closed-form"
+        verdict = verdict_of(fitting_on(answer, None, card, known.calibration))
+    return Largest(
+        model_id=profile.id, params=profile.params, device_bytes=device, basis=basis,
+        verdict="will-not-run" if refused else verdict,
+    )  # fmt: skip
+
+
+def _six_gb(profile: ModelProfile, card: GpuSpec, known: _Known) -> SixGb:
+    answer = known.best(profile, METHODS[-1])
+    # Ranked first, then played: a step or two settle it.
+    outlook = known.outlook(profile, card)
+    steps = (longest(outlook, known.limits(card).of(outlook), 1, positions(profile)) or 0) // SEQ_STEP
+    while steps and not known.fits_played(profile, card, steps * SEQ_STEP):
+        steps -= 1
+    while known.fits_played(profile, card, (steps + 1) * SEQ_STEP):
+        steps += 1
+    return SixGb(
+        model_id=profile.id, device_bytes=answer.peak.device_bytes, basis=basis_of(answer),
+        longest_seq_len=steps * SEQ_STEP or None,
+    )  # fmt: skip

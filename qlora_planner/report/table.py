@@ -1,0 +1,204 @@
+"""The two tables as a screen, as Markdown and as CSV rows; what of common advice their figures contradict."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from qlora_planner.planner.tables import COMMON_CARD_GB, METHODS, CardRow, Figure, Largest, MemoryRow, Tables
+from qlora_planner.report.theme import Line, Theme, columns
+from qlora_planner.report.words import gib
+from qlora_planner.run import RunConfig
+from qlora_planner.units import format_gib
+
+CSV_HEADS = ("table", "model", "params", "card", "method", "figure", "bytes", "basis", "verdict")
+_LEFT = frozenset({0})
+_FULL = METHODS[0].options["optimizer"]
+
+
+def recipe_line(run: RunConfig) -> str:
+    """What every figure holds for."""
+    kept = "gradient checkpointing" if run.gradient_checkpointing else "no gradient checkpointing"
+    return (
+        f"{run.batch_size} x {run.seq_len:,} tokens, {kept}, LoRA rank {run.rank} on all linear layers with"
+        f" {run.optimizer}; full fine-tuning keeps bfloat16 weights, gradients and states of {_FULL}"
+    )
+
+
+NOTES = (
+    "GiB that the driver shows for the process at its peak, CUDA context included; ~ by closed forms, without a trace",
+    "dq: what double quantisation saves, counted; upcast: what prepare_model_for_kbit_training costs at the peak",
+    "the largest model whose chance of running out is at most 1 %; after /, a larger one that more likely than not"
+    " fits, where closed forms can say no more",
+)
+
+
+def render_tables(tables: Tables, theme: Theme) -> str:
+    """The whole screen."""
+    lines: list[Line] = [*theme.wrap(recipe_line(tables.run), style="dim"), []]
+    if tables.memory:
+        lines += [*_memory(tables.memory, theme), []]
+    if tables.cards:
+        lines += [*_cards(tables.cards, theme), []]
+    for text in advice_lines(tables):
+        lines += theme.wrap(text, 2, "- ")
+    lines.append([])
+    for text in NOTES:
+        lines += theme.wrap(text, 2, style="dim")
+    return theme.render(lines)
+
+
+def _memory(rows: Sequence[MemoryRow], theme: Theme) -> Iterator[Line]:
+    figures = (9, 8, 8, 8)
+    widths = (theme.width - sum(figures) - 14 - 12, *figures, 5, 7)
+    heads = ("GiB by model", "full", "LoRA", "8-bit", "4-bit", "dq", "upcast")
+    yield columns([(head, "dim") for head in heads], widths, _LEFT)
+    for row in rows:
+        cells = [(theme.cut(_short(row.model_id), widths[0]), "")]
+        cells += [(_figure(row.figures[method.name]), "") for method in METHODS]
+        cells += [(f"-{gib(row.double_quant_saves_bytes)}", "green"), (_upcast(row), "yellow")]
+        yield columns(cells, widths, _LEFT)
+
+
+def _cards(rows: Sequence[CardRow], theme: Theme) -> Iterator[Line]:
+    room = (theme.width - 6 - 2 * len(METHODS)) // len(METHODS)
+    widths, left = (6, *[room] * len(METHODS)), frozenset(range(len(METHODS) + 1))
+    yield columns([("card", "dim"), *((method.label, "dim") for method in METHODS)], widths, left)
+    for row in rows:
+        cells = [(_mark(found) + _name(found), "") for found in row.largest.values()]
+        yield columns([(row.card.name, ""), *((theme.cut(text, room), style) for text, style in cells)], widths, left)
+
+
+def markdown_memory(tables: Tables) -> str:
+    """Memory by model, with what it holds for."""
+    heads = ["model", *(f"{method.label}" for method in METHODS), "double quantisation saves", "upcast costs"]
+    rows = [
+        [
+            f"{_short(row.model_id)} ({row.params / 1e9:.1f}B)",
+            *(_figure(row.figures[method.name]) for method in METHODS),
+            gib(row.double_quant_saves_bytes),
+            _upcast(row),
+        ]
+        for row in tables.memory
+    ]
+    notes = [*NOTES[:1], "Upcast: `prepare_model_for_kbit_training`"]
+    return f"{_sentence(recipe_line(tables.run))} {' '.join(_sentence(note) for note in notes)}\n\n" + _table(
+        heads, rows, numbers=True
+    )
+
+
+def markdown_cards(tables: Tables) -> str:
+    """The largest model per card."""
+    heads = ["card", *(method.label for method in METHODS)]
+    rows = [
+        [row.card.name, *(_pair(row.largest[method.name], row.perhaps[method.name]) for method in METHODS)]
+        for row in tables.cards
+    ]
+    return f"{_sentence(NOTES[2])}\n\n{_table(heads, rows)}"
+
+
+def markdown_advice(tables: Tables) -> str:
+    """What common advice says and the figures do not."""
+    return "\n".join(f"- {text}" for text in advice_lines(tables))
+
+
+def render_markdown(tables: Tables) -> str:
+    """Both tables and the advice."""
+    parts = [markdown_memory(tables), markdown_cards(tables), markdown_advice(tables)]
+    return "\n\n".join(part for part in parts if part)
+
+
+def advice_lines(tables: Tables) -> Iterator[str]:
+    """Common advice that these figures contradict, each with its figure."""
+    at = f"{tables.run.batch_size} x {tables.run.seq_len:,} tokens"
+    if tables.six_gb:
+        found = "; ".join(
+            f"{_short(one.model_id)} needs {'' if one.basis == 'traced' else '~'}{format_gib(one.device_bytes)} at {at}"
+            f" and on a {COMMON_CARD_GB} GB card "
+            + (f"stops at {one.longest_seq_len:,} tokens" if one.longest_seq_len else "fits at no length")
+            for one in tables.six_gb
+        )
+        yield f'"7B needs {COMMON_CARD_GB} GB": {found}.'
+    dense = [row for row in tables.memory if not row.mostly_16bit and row.upcast_costs_bytes]
+    if dense:
+        least, most = (pick(dense, key=lambda row: row.upcast_costs_bytes or 0) for pick in (min, max))
+        told = " to ".join(
+            f"{gib(row.upcast_costs_bytes)} GiB ({_short(row.model_id)})"
+            for row in ([least] if least is most else [least, most])
+        )
+        yield (
+            f'"Always call prepare_model_for_kbit_training": it costs ~{told}; trl no longer does it, and gradient'
+            " checkpointing works without."
+        )
+    experts = [row for row in tables.memory if row.mostly_16bit]
+    if experts:
+        found = "; ".join(
+            f"{_short(row.model_id)}'s weights take {format_gib(row.weights_4bit_bytes)} instead of"
+            f" {format_gib(row.weights_16bit_bytes)}"
+            for row in experts
+        )
+        yield (f'"4-bit divides memory by four": {found}, because transformers 5 keeps fused experts in 16 bits.')
+    plain = [row for row in tables.memory if not row.mostly_16bit]
+    if plain:
+        low, high = (pick(row.weights_ratio for row in plain) for pick in (min, max))
+        yield f"For the dense models shown 4-bit weights are {low:.1f} to {high:.1f} times smaller, not four."
+
+
+def csv_rows(tables: Tables) -> list[list[Any]]:
+    """Every figure of both tables, a row each, as CSV_HEADS names the fields."""
+    found: list[list[Any]] = []
+    for row in tables.memory:
+        start = ["memory", row.model_id, row.params, None]
+        for name, figure in row.figures.items():
+            verdict = "will-not-run" if figure.refused else None
+            found.append([*start, name, "device", figure.device_bytes, figure.basis, verdict])
+        found.append([*start, "qlora-4bit", "double_quant_saves", row.double_quant_saves_bytes, "counted", None])
+        found.append([*start, "qlora-4bit", "upcast_costs", row.upcast_costs_bytes, "closed-form", None])
+    for card in tables.cards:
+        for kind in (card.largest, card.perhaps):
+            for name, one in kind.items():
+                if one is not None:
+                    found.append(
+                        ["card", one.model_id, one.params, card.card.name, name, "device", one.device_bytes, one.basis,
+                         one.verdict]
+                    )  # fmt: skip
+    return found
+
+
+def _short(model_id: str) -> str:
+    return model_id.partition("/")[2] or model_id
+
+
+def _figure(figure: Figure) -> str:
+    if figure.device_bytes is None:
+        return "refused"
+    digits = 0 if figure.device_bytes >= 1000 << 30 else 1
+    return f"{'~' if figure.basis == 'closed-form' else ''}{gib(figure.device_bytes, digits)}"
+
+
+def _upcast(row: MemoryRow) -> str:
+    return "refused" if row.upcast_costs_bytes is None else f"~{gib(row.upcast_costs_bytes, 1)}"
+
+
+def _mark(found: Largest | None) -> str:
+    return "~" if found is not None and found.basis == "closed-form" else ""
+
+
+def _name(found: Largest | None) -> str:
+    return "-" if found is None else _short(found.model_id)
+
+
+def _pair(sure: Largest | None, perhaps: Largest | None) -> str:
+    def told(found: Largest | None) -> str:
+        return "-" if found is None else f"{_mark(found)}{_name(found)} {gib(found.device_bytes, 1)}"
+
+    return told(sure) if perhaps is None else f"{told(sure)} / {told(perhaps)}"
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: bool = False) -> str:
+    rule = ["---", *["---:" if numbers else "---"] * (len(heads) - 1)]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows))

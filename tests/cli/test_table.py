@@ -1,0 +1,73 @@
+"""The two tables: figures that are the estimate's own, and the README's copies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+from qlora_planner import api
+from qlora_planner.run import RunConfig
+from tests.cli.conftest import Invoke
+
+README = Path(__file__).parents[2] / "README.md"
+
+
+def test_readme_holds_what_the_code_says_now() -> None:
+    from qlora_planner.cli.regenerate_readme import regenerated, sections
+
+    text = README.read_text(encoding="utf-8")
+    assert regenerated(text, sections()) == text, "`make tables` writes the README's tables again"
+
+
+def test_figures_are_those_of_estimate(invoke: Invoke) -> None:
+    done = invoke("table", "--models", "qwen2.5-7b,Qwen3-30B-A3B", "--json")
+    assert done.exit_code == 0, done.stderr
+    document = json.loads(done.stdout)
+    row, experts = document["memory"]
+    profile = api.load_model("qwen2.5-7b")
+    traced = api.estimate(profile, RunConfig())
+    assert row["figures"]["qlora-4bit"] == {
+        "device_bytes": traced.peak.device_bytes, "basis": "traced", "refused": None,
+    }  # fmt: skip
+    formed = api.estimate(profile, RunConfig(method="lora", quant="none"))
+    assert row["figures"]["lora"]["device_bytes"] == formed.peak.device_bytes
+    assert row["figures"]["lora"]["basis"] == "closed-form"
+    # Fused experts stay as they are: nearly nothing is saved, and an upcast would double them.
+    assert experts["weights_16bit_bytes"] < 1.1 * experts["weights_4bit_bytes"]
+    assert experts["upcast_weights_bytes"] > 0.9 * experts["weights_4bit_bytes"]
+    assert [card["gpu"] for card in document["cards"]][::12] == ["8GB", "141GB"]
+
+
+def test_larger_cards_hold_no_smaller_models(invoke: Invoke) -> None:
+    document = json.loads(invoke("table", "--models", "qwen2.5-0.5b", "--json").stdout)
+    for method in ("full", "lora", "qlora-8bit", "qlora-4bit"):
+        sizes = [card["largest"][method]["params"] for card in document["cards"]]
+        assert sizes == sorted(sizes)
+    for card in document["cards"]:
+        for found in (*card["largest"].values(), *card["perhaps"].values()):
+            assert found is None or found["device_bytes"] <= card["usable_bytes"] * 1.01
+
+
+def test_csv_and_markdown_have_every_figure(invoke: Invoke) -> None:
+    args = ("table", "--models", "qwen2.5-0.5b", "--seq-len", "1024")
+    rows = list(csv.DictReader(io.StringIO(invoke(*args, "--csv").stdout)))
+    of_model = [row for row in rows if row["table"] == "memory"]
+    assert [row["method"] for row in of_model][:4] == ["full", "lora", "qlora-8bit", "qlora-4bit"]
+    assert all(int(row["bytes"]) > 0 for row in rows)
+    text = invoke(*args, "--markdown").stdout
+    assert "1 x 1,024 tokens" in text
+    assert "| Qwen2.5-0.5B (0.5B) |" in text
+
+
+def test_bad_input(invoke: Invoke) -> None:
+    for args in (
+        ("--models", ","),
+        ("--models", "gpt2", "--seq-len", "4096"),
+        ("--json", "--markdown"),
+    ):
+        done = invoke("table", *args)
+        assert done.exit_code == 2
+        assert done.stdout == ""
+        assert len(done.stderr.splitlines()) == 1, done.stderr
