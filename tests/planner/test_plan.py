@@ -1,0 +1,174 @@
+"""A recommended run, and what lies around it, held against single estimates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from qlora_planner import api
+from qlora_planner.errors import InputError
+from qlora_planner.hardware import GpuCatalogue, GpuSpec
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.resolve import resolve
+from qlora_planner.planner.axes import make_space
+from qlora_planner.planner.cards import fitting_on
+from qlora_planner.planner.outlook import Limits, Outlooks
+from qlora_planner.planner.plan import Plan, plan
+from qlora_planner.planner.planning import Request
+from qlora_planner.profile.tape import Tape
+from qlora_planner.run import RunConfig
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.tapes import stored_sweep
+
+PROFILES = Path(__file__).parents[2] / "profiles"
+TAPES = [PROFILES / "tapes"]
+CATALOGUE = ModelCatalogue([PROFILES / "models"])
+CARDS = GpuCatalogue([PROFILES / "gpus"])
+LLAMA = CATALOGUE.load("meta-llama/Llama-3.1-8B")
+CARD = CARDS.get("rtx-4090")
+CALIBRATION = api.calibration()
+
+
+def stored(run: RunConfig, gpu: GpuSpec = CARD) -> Tape | None:
+    return api.tape_for(LLAMA, run, gpu, stored_only=True)
+
+
+def answer(run: RunConfig) -> MemoryEstimate:
+    return estimate(LLAMA, run, CARD, tape=stored(run), calibration=CALIBRATION)
+
+
+_KNOWN: dict[str, Plan] = {}
+
+
+def planned(**asked: object) -> Plan:
+    if repr(asked) not in _KNOWN:
+        request = Request(gpu=CARD, cards=CARDS.all(), **asked)  # type: ignore[arg-type]
+        sweep = stored_sweep(LLAMA, TAPES)
+        _KNOWN[repr(asked)] = plan(LLAMA, request, sweep=sweep, tape_of=stored, calibration=CALIBRATION)
+    return _KNOWN[repr(asked)]
+
+
+def test_what_is_recommended_fits_by_its_own_estimate() -> None:
+    found = planned()
+    assert found.estimate.verdict == "fits"
+    assert found.run.batch_size * found.run.grad_accum == 16
+    again = answer(RunConfig(**found.options))
+    assert again.peak == found.estimate.peak
+
+
+@pytest.mark.parametrize("effective", [1, 6, 8])
+def test_the_effective_batch_is_what_is_wanted(effective: int) -> None:
+    run = planned(effective_batch=effective).run
+    assert run.batch_size * run.grad_accum == effective
+
+
+def test_what_is_typed_stays_and_the_rest_is_searched() -> None:
+    wanted = RunConfig(rank=64, quant="int8", optimizer="adamw_torch")
+    run = planned(run=wanted, fixed=("rank", "quant", "optimizer")).run
+    assert (run.rank, run.quant, run.optimizer) == (64, "int8", "adamw_torch")
+    # What equals a default can be typed too.
+    assert planned(run=RunConfig(), fixed=("batch_size", "grad_accum")).run.tokens == 2048
+
+
+def test_a_batch_that_does_not_fit_becomes_smaller_micro_batches_before_shorter_sequences() -> None:
+    run = planned(run=RunConfig(batch_size=32, seq_len=4096), fixed=("batch_size", "seq_len")).run
+    assert run.seq_len == 4096
+    assert run.batch_size < 32
+    assert run.batch_size * run.grad_accum == 32
+
+
+def test_a_length_that_does_not_fit_becomes_the_longest_that_does() -> None:
+    found = planned(run=RunConfig(seq_len=100_000), fixed=("seq_len",))
+    assert found.estimate.verdict == "fits"
+    assert 20_000 < found.run.seq_len < 100_000
+
+
+def test_every_objective_is_best_at_what_it_names() -> None:
+    plain, context, rank = (planned(objective=name) for name in ("throughput", "context", "rank"))
+    assert context.run.seq_len > plain.run.seq_len
+    assert rank.run.rank > plain.run.rank
+    assert all(found.estimate.verdict == "fits" for found in (plain, context, rank))
+    with pytest.raises(InputError, match="luck"):
+        planned(objective="luck")
+
+
+def test_the_frontier_is_a_boundary() -> None:
+    found = planned()
+    for point in (found.frontier[0], found.frontier[3]):
+        batch, seq_len = point["batch_size"], point["seq_len"]
+        run = found.run.with_(batch_size=batch, seq_len=seq_len, padding=None)
+        over = answer(run.with_(seq_len=int(1.15 * int(seq_len or 0))))
+        assert answer(run.with_(seq_len=int(0.9 * int(seq_len or 0)))).verdict == "fits"
+        assert over.verdict != "fits"
+
+
+@pytest.mark.parametrize(("knob", "change"), [("rank", {"rank": 32}), ("seq_len", {"seq_len": 4096})])
+def test_a_price_is_the_difference_of_two_estimates(knob: str, change: dict[str, int]) -> None:
+    found = planned()
+    price = next(row for row in found.prices if row["knob"] == knob and row["change"] == change)
+    other = answer(found.run.with_(**change, alpha=None))
+    assert price["bytes"] == pytest.approx(other.floor_bytes - found.estimate.floor_bytes, rel=0.1, abs=100 << 20)
+
+
+def test_prices_have_the_signs_that_people_count_on() -> None:
+    found = {tuple(row["change"].items()): row for row in planned().prices if row["bytes"] is not None}
+    assert found[(("gradient_checkpointing", False),)]["bytes"] > 0
+    assert found[(("gradient_checkpointing", False),)]["speed"] > 1
+    assert found[(("upcast", True),)]["bytes"] > 0
+    assert found[(("attention", "eager"),)]["speed"] < 1
+    assert found[(("double_quant", False),)]["bytes"] > 0
+
+
+def test_every_rung_of_the_ladder_needs_less() -> None:
+    freed = [row["bytes"] for row in planned().ladder]
+    assert len(freed) > 4
+    assert all(lower < upper for upper, lower in zip([0, *freed], freed, strict=False))
+
+
+def test_no_smaller_card_holds_the_run() -> None:
+    found = planned()
+    assert found.smallest_card is not None
+    smallest = CARDS.get(found.smallest_card["gpu"])
+    for card in CARDS.all():
+        if card.vendor == "nvidia" and card.memory_bytes < smallest.memory_bytes and card.bf16 is not False:
+            assert fitting_on(found.estimate, CARD, card, CALIBRATION) > 0.01, card.name
+
+
+def test_advice_carries_its_figure() -> None:
+    prepare = next(row for row in planned().advice if row["code"] == "prepare")
+    cast, plain = answer(RunConfig(upcast=True)).static, answer(RunConfig()).static
+    assert prepare["bytes"] == cast.after_prepare - plain.after_prepare
+    falcon = CATALOGUE.load("tiiuae/falcon-7b")
+    said = plan(falcon, Request(gpu=CARD), calibration=CALIBRATION).advice
+    assert "nothing-quantised" in {row["code"] for row in said}
+
+
+@pytest.mark.parametrize("options", [{"method": "lora"}, {"gradient_checkpointing": False}, {"attention": "eager"}])
+def test_an_array_of_closed_forms_gives_what_single_estimates_do(options: dict[str, object]) -> None:
+    run = RunConfig(**options)  # type: ignore[arg-type]
+    outlook = Outlooks.of(LLAMA, CARD, None, CALIBRATION).make(resolve(LLAMA, run, CARD))
+    sizes = [512, 2048, 5000]
+    floors, traced = outlook.floors(np.ones(3, dtype=np.int64), np.array(sizes, dtype=np.int64))
+    singles = [estimate(LLAMA, run.with_(seq_len=size), CARD, calibration=CALIBRATION).floor_bytes for size in sizes]
+    assert not traced.any()
+    assert floors.tolist() == pytest.approx(singles, rel=1e-9, abs=64)
+
+
+def test_the_largest_floor_that_fits_is_where_the_chance_is_one_percent() -> None:
+    outlook = Outlooks.of(LLAMA, CARD, stored_sweep(LLAMA, TAPES), CALIBRATION).make(resolve(LLAMA, RunConfig(), CARD))
+    usable = 20 << 30
+    most, _ = Limits(usable_bytes=usable, calibration=CALIBRATION).of(outlook)
+    assert 0.9 * usable < most < usable
+    tight, _ = Limits(usable_bytes=usable, calibration=CALIBRATION).of(outlook, 0.5)
+    assert tight > most
+
+
+def test_a_space_leaves_out_what_is_fixed() -> None:
+    whole = make_space(LLAMA, RunConfig(), frozenset())
+    fixed = make_space(LLAMA, RunConfig(quant="nf4"), frozenset({"quant", "gradient_checkpointing"}))
+    assert {options["quant"] for options in fixed.options} == {"nf4"}
+    assert len(fixed.options) < len(whole.options)
+    assert "int8" not in {options["quant"] for options in whole.options}
