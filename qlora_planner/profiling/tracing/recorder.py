@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from qlora_planner.profile.tape import Segment
 from qlora_planner.profiling.tracing.cuda_device import caller_frame, is_engine_frame
+from qlora_planner.profiling.tracing.cuda_scratch import copied_input
 from qlora_planner.profiling.tracing.cuda_semantics import ENGINE_IN_PLACE, LATE_RESULTS, grouped_mm
 from qlora_planner.profiling.tracing.shadow import (
     MASKED_INDEXING,
@@ -222,6 +223,11 @@ class Recorder(TorchDispatchMode):
         if func in MATRIX_PRODUCTS and self.workspace_sizes:
             # Only products with a bias vector fused in go through cuBLASLt.
             self._workspace(func is _BIASED or (func is _LINEAR and len(args) > 2 and args[2] is not None))
+        copied = copied_input(func, args) if self._device == "cuda" else 0
+        if copied:
+            self._counter += 1
+            copy = self._counter
+            self._append(copy, copied, f"{func._schema.name} (copy of its input)")
         known = self.shadows.answer(func, args, kwargs)
         if known is not None:
             result = known.value
@@ -240,6 +246,8 @@ class Recorder(TorchDispatchMode):
                     self.born(inner, name)
             else:
                 self.born(output, name)
+        if copied:
+            self._append(copy, -copied, "")
         scratch = self._scratch.get(func)
         if scratch is not None:
             sizes = scratch(args, kwargs, result)
