@@ -36,9 +36,9 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
+    "tui": ("tui", "The explorer: models, knobs, frontier and prices in the terminal."),
 }
 PENDING: dict[str, str] = {
-    "tui": "The explorer.",
     "table": "Models against cards, as one table.",
 }
 

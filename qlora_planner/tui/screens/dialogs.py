@@ -1,0 +1,120 @@
+"""Small screens over the others: help, the card picker, the command line, a file to write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Vertical, VerticalScroll
+from textual.screen import ModalScreen
+from textual.widgets import Input, OptionList, Static
+
+HELP = (
+    ("1 to 5", "Fit, Run, Frontier, Prices, Compare"),
+    ("/", "filter the models as you type (Fit)"),
+    ("s  f", "sort, group (Fit)"),
+    ("Enter", "open the model, take the cell, apply the price"),
+    ("g", "another card, real or simulated"),
+    ("up down", "another knob, another line"),
+    ("left right", "turn the knob (Run); also a click on its arrows"),
+    ("Tab", "from the knobs to the breakdown: the why of a line"),
+    ("r  u", "take the recommended run, undo"),
+    ("p", "pin the run for Compare"),
+    ("c  e", "copy the command line, write a plan file"),
+    ("t", "the next theme: dark, light, high contrast"),
+    ("Ctrl+P", "every command, described"),
+    ("Esc", "close, clear, back; it never leaves the explorer"),
+    ("q", "leave; the place is kept for the next start"),
+)
+
+
+class HelpScreen(ModalScreen[None]):
+    """The keys."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,enter,q", "dismiss", "Close")]
+
+    def compose(self) -> ComposeResult:
+        """A line per key."""
+        text = Text("Keys\n\n", style="bold")
+        for keys, says in HELP:
+            text.append(f"{keys:<11}", style="bold cyan")
+            text.append(f"{says}\n", style="not bold")
+        with VerticalScroll(classes="dialog"):
+            yield Static(text)
+
+
+class CardScreen(ModalScreen[str | None]):
+    """A card by name or size: typed, or chosen from the list that typing narrows."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", "Close"),
+        Binding("down", "into", "List", show=False),
+    ]
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = names
+
+    def compose(self) -> ComposeResult:
+        """Input and list."""
+        with Vertical(classes="dialog"):
+            yield Static("A card: local, a size such as 24GB or 24564MiB, or a name", classes="title")
+            yield Input(id="card", placeholder="rtx-4090")
+            yield OptionList(*self._names, id="cards")
+
+    def on_input_changed(self, event: Input.Changed) -> None:
+        """Narrow the list."""
+        wanted = event.value.lower().replace(" ", "")
+        found = [name for name in self._names if wanted in name.lower().replace("-", "") or wanted in name.lower()]
+        self.query_one("#cards", OptionList).set_options(found)
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """What was typed; the first of the list where that is what it starts."""
+        self.dismiss(event.value.strip() or None)
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """What was chosen."""
+        self.dismiss(str(event.option.prompt))
+
+    def action_into(self) -> None:
+        """From the input into the list."""
+        self.query_one("#cards", OptionList).focus()
+
+
+class CommandScreen(ModalScreen[None]):
+    """The equivalent command line."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,c,q", "dismiss", "Close")]
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text = text
+
+    def compose(self) -> ComposeResult:
+        """The line."""
+        with Vertical(classes="dialog"):
+            yield Static("The same figures on the command line (copied where the terminal allows it)", classes="title")
+            yield Static(Text(self.text, style="cyan"), id="command")
+
+
+class FileScreen(ModalScreen[str | None]):
+    """Where a plan file goes."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def compose(self) -> ComposeResult:
+        """The name."""
+        with Vertical(classes="dialog"):
+            yield Static("Write this run as a plan file, for verify, check and train", classes="title")
+            yield Input(self._name, id="file")
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        """What was typed."""
+        self.dismiss(event.value.strip() or None)

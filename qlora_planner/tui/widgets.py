@@ -1,0 +1,92 @@
+"""The list of knobs: a line each, turned by keys or by a click on its arrows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from rich.text import Text
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.message import Message
+from textual.reactive import reactive
+from textual.widget import Widget
+
+from qlora_planner.run import RunConfig
+from qlora_planner.tui.knobs import KNOBS
+
+_LABEL = 14
+
+
+class KnobList(Widget, can_focus=True):
+    """Every knob with its value; says what was asked of it and changes nothing itself."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Knob", show=False),
+        Binding("down,j", "move(1)", "Knob", show=False),
+        Binding("right,l,plus", "turn(1)", "More"),
+        Binding("left,h,minus", "turn(-1)", "Less"),
+    ]
+    at: reactive[int] = reactive(0)
+    run: reactive[RunConfig | None] = reactive(None)
+
+    @dataclass
+    class Turned(Message):
+        """A knob is to go one place on or back."""
+
+        index: int
+        by: int
+
+    @dataclass
+    class Reached(Message):
+        """Another knob is the current one."""
+
+        index: int
+
+    def render(self) -> Text:
+        """One line per knob."""
+        if self.run is None:
+            return Text("no model yet: choose one in Fit (1)", style="dim")
+        lines = []
+        room = max(4, self.size.width - _LABEL - 4)
+        for index, knob in enumerate(KNOBS):
+            here = index == self.at
+            value = knob.show(self.run)
+            value = value if len(value) <= room else value[: room - 1] + "…"
+            text = Text(f"{knob.label:<{_LABEL}}", style="bold" if here else "")
+            text.append("◀ " if here else "  ", style="dim")
+            text.append(f"{value:<{room}}", style="bold" if here else "")
+            text.append(" ▶" if here else "  ", style="dim")
+            if here and self.has_focus:
+                text.stylize("reverse")
+            lines.append(text)
+        return Text("\n").join(lines)
+
+    def action_move(self, by: int) -> None:
+        """Another knob."""
+        self.at = (self.at + by) % len(KNOBS)
+        self.post_message(self.Reached(self.at))
+
+    def action_turn(self, by: int) -> None:
+        """The current knob's next value."""
+        self.post_message(self.Turned(self.at, by))
+
+    def on_click(self, event: events.Click) -> None:
+        """A click chooses a line; on its arrows it turns the knob."""
+        if not 0 <= event.y < len(KNOBS):
+            return
+        already = event.y == self.at
+        self.at = event.y
+        self.post_message(self.Reached(self.at))
+        if event.x >= self.size.width - 3:
+            self.post_message(self.Turned(self.at, 1))
+        elif already and _LABEL <= event.x <= _LABEL + 2:
+            self.post_message(self.Turned(self.at, -1))
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        """The wheel moves through the knobs."""
+        self.action_move(-1)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        """The wheel moves through the knobs."""
+        self.action_move(1)
