@@ -99,6 +99,12 @@ class Explorer(App[None]):
         """What is worked on, in words; empty when nothing is."""
         return "" if not self.busy else f"{self.busy[-1]} …"
 
+    @property
+    def idle(self) -> bool:
+        """Whether no worker has anything left to do."""
+        working = self._estimating or self._surrounding or self._pinning
+        return not working and all(worker.is_finished for worker in self.workers)
+
     def on_mount(self) -> None:
         """Find the card, then survey it."""
         if self._state_fault:
