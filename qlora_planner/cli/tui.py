@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from qlora_planner.planner import SurveyRow
     from qlora_planner.tui.core import Place
 
+# How long a worker that plays a run may hold the interpreter before a key is looked at; Python's own is 5 ms.
+_SWITCH_S = 0.001
+
 
 @click.command("tui", cls=Verb)
 @click.option("--gpu", cls=CardOption, metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local.")
@@ -35,6 +38,7 @@ def command(**given: Any) -> int:
         place_of(given["gpu"], given["profiles"])  # a card that means nothing is said before the screen is taken
     if given["no_color"]:
         os.environ["NO_COLOR"] = "1"
+    sys.setswitchinterval(_SWITCH_S)
     explorer = make_explorer(given)
     explorer.run()
     return explorer.return_code or 0

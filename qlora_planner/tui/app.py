@@ -97,7 +97,7 @@ class Explorer(App[None]):
     @property
     def busy_with(self) -> str:
         """What is worked on, in words; empty when nothing is."""
-        return "" if not self.busy else f"{self.busy[-1]} …"
+        return f"{self.busy[-1]} …" if self.busy else "" if self.settled else "playing this run …"
 
     @property
     def idle(self) -> bool:

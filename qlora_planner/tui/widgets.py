@@ -1,4 +1,4 @@
-"""The list of knobs: a line each, turned by keys or by a click on its arrows."""
+"""The list of knobs, turned by keys or by a click on its arrows, and the lines of a breakdown with a cursor."""
 
 from __future__ import annotations
 
@@ -90,3 +90,45 @@ class KnobList(Widget, can_focus=True):
     def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
         """The wheel moves through the knobs."""
         self.action_move(1)
+
+
+class Breakdown(Widget, can_focus=True):
+    """Component, MiB, share and basis, a line each; says which line is the current one."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("up,k", "move(-1)", "Line", show=False),
+        Binding("down,j", "move(1)", "Why", key_display="↑↓"),
+        Binding("home", "move(-99)", "First", show=False),
+        Binding("end", "move(99)", "Last", show=False),
+    ]
+    at: reactive[int] = reactive(0)
+    rows: reactive[tuple[tuple[str, str, str, str, str], ...]] = reactive(())
+
+    @dataclass
+    class Reached(Message):
+        """Another line is the current one."""
+
+        index: int
+
+    def render(self) -> Text:
+        """One line per row."""
+        lines = []
+        for index, (label, size, share, basis, color) in enumerate(self.rows):
+            text = Text("█ " if color else "  ", style=color)
+            text.append(f"{label:<23}{size:>9}{share:>6}  ", style="not dim default" if color else "bold")
+            text.append(f"{basis:<10}", style="dim default")
+            if index == self.at:
+                text.stylize("reverse" if self.has_focus else "underline", 2)
+            lines.append(text)
+        return Text("\n").join(lines)
+
+    def action_move(self, by: int) -> None:
+        """Another line."""
+        self.at = min(max(0, self.at + by), max(0, len(self.rows) - 1))
+        self.post_message(self.Reached(self.at))
+
+    def on_click(self, event: events.Click) -> None:
+        """The line that was clicked."""
+        if 0 <= event.y < len(self.rows):
+            self.at = event.y
+            self.post_message(self.Reached(self.at))

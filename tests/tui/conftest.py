@@ -19,6 +19,7 @@ from qlora_planner.cli.tui import make_explorer
 from qlora_planner.planner.survey import SurveyRow
 from qlora_planner.tui.app import Explorer, Start
 from qlora_planner.tui.core import place_of
+from qlora_planner.tui.widgets import Breakdown
 
 Story = Callable[["Explorer", Pilot[None]], Awaitable[None]]
 
@@ -88,6 +89,12 @@ def table(app: Explorer, selector: str) -> list[list[str]]:
     """The cells of a table as text."""
     found = app.screen.query_one(selector, DataTable)
     return [[str(cell).strip() for cell in found.get_row_at(index)] for index in range(found.row_count)]
+
+
+def breakdown(app: Explorer) -> list[str]:
+    """The MiB of every line of the breakdown."""
+    lines = str(app.screen.query_one(Breakdown).render()).splitlines()
+    return [line[25:34].strip() for line in lines]
 
 
 def words(app: Explorer, selector: str) -> str:

@@ -15,7 +15,7 @@ from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen, FileScreen, HelpScreen
 from qlora_planner.tui.screens.prices import price_cells
 from qlora_planner.tui.widgets import KnobList
-from tests.tui.conftest import document, explorer, idle, open_model, painted, table, tell, words
+from tests.tui.conftest import breakdown, document, explorer, idle, open_model, painted, table, tell, words
 
 MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -27,8 +27,7 @@ def shown_equals_json(app: Explorer) -> None:
     assert app.place is not None
     assert app.subject is not None
     told = document(*shlex.split(command_line(app.subject.profile.id, app.place, app.run_now))[1:])
-    rows = table(app, "#breakdown")
-    assert [row[1] for row in rows] == [
+    assert breakdown(app) == [
         *(mib(size) for size in told["components"].values()),
         mib(told["peak"]["device_bytes"]),
     ]

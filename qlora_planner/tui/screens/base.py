@@ -24,6 +24,10 @@ class Page(Screen[None]):
 
     place_key = ""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._put: dict[str, Text] = {}
+
     @property
     def explorer(self) -> Explorer:
         """The app, typed."""
@@ -47,7 +51,7 @@ class Page(Screen[None]):
         """The headline and the body."""
         if not self.is_mounted or self.explorer.place is None:
             return
-        self.query_one("#headline", Static).update(self._headline())
+        self.put("#headline", self._headline())
         self.show()
 
     def theme_at(self, width: int) -> Theme:
@@ -76,6 +80,15 @@ class Page(Screen[None]):
                 f"This terminal has {width} x {height} characters; the explorer needs {SMALLEST[0]} x {SMALLEST[1]}."
             )
             self.query_one("#small", Static).update(f"{words}\nMake it larger, or press q to leave.")
+
+    def put(self, selector: str, text: Text) -> None:
+        """Change a pane's text; what stays as it is is not painted, and only another height lays the screen out."""
+        pane, before = self.query_one(selector, Static), self._put.get(selector)
+        if before == text and before is not None and before.spans == text.spans:
+            return
+        self._put[selector] = text
+        lines = -1 if before is None else before.plain.count("\n")
+        pane.update(text, layout=lines != text.plain.count("\n") or before is None or not before.plain)
 
     def _headline(self) -> Text:
         explorer = self.explorer

@@ -109,7 +109,7 @@ class FitScreen(Page):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Back to the table."""
-        self.table.focus()
+        self.set_focus(self.table)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Open the model."""
@@ -119,13 +119,14 @@ class FitScreen(Page):
 
     def action_search(self) -> None:
         """Type a filter."""
-        self.query_one("#filter", Input).focus()
+        # At once: Widget.focus waits for its turn, and what is typed meanwhile would be taken for keys.
+        self.set_focus(self.query_one("#filter", Input))
 
     def action_clear(self) -> None:
         """From the filter back to the table; there, clear the filter."""
         if self.table.has_focus:
             self.query_one("#filter", Input).value = ""
-        self.table.focus()
+        self.set_focus(self.table)
 
     def action_sort(self) -> None:
         """The next order."""
