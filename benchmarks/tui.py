@@ -104,8 +104,9 @@ def measure(keys: int, gpu: str) -> dict[str, float]:
         terminal.until(b"tight")
         first = time.perf_counter() - terminal.started
         terminal.quiet()
-        os.write(terminal.leader, b"/llama-3.1-8b\r")
-        terminal.quiet(1.0)
+        for letter in "/llama-3.1-8b\r":
+            terminal.press(letter.encode())
+            terminal.quiet(0.15)
         os.write(terminal.leader, b"\r")
         terminal.until(b"to spare")
         terminal.quiet(1.0)

@@ -76,10 +76,9 @@ class Page(Screen[None]):
         small = width < SMALLEST[0] or height < SMALLEST[1]
         self.set_class(small, "small")
         if small:
-            words = (
-                f"This terminal has {width} x {height} characters; the explorer needs {SMALLEST[0]} x {SMALLEST[1]}."
-            )
-            self.query_one("#small", Static).update(f"{words}\nMake it larger, or press q to leave.")
+            words = f"This terminal has {width} x {height} characters.\n"
+            words += f"The explorer needs {SMALLEST[0]} x {SMALLEST[1]}.\nMake it larger, or press q to leave."
+            self.query_one("#small", Static).update(words)
 
     def put(self, selector: str, text: Text) -> None:
         """Change a pane's text; what stays as it is is not painted, and only another height lays the screen out."""
