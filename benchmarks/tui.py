@@ -1,8 +1,9 @@
 """The explorer on a terminal of its own: first useful paint, key to repaint, resident memory, and random keys.
 
-A pseudo-terminal stands for the terminal: useful is the tally of verdicts; a key's repaint is over when its first bytes
-have come and none follow for a moment, and ends at the last of them. `--monkey N` presses N random keys without a
-terminal and ends with 1 when one of them raises. `--check` ends with 1 when a bar is missed.
+A pseudo-terminal stands for the terminal. Useful is the table with its first models. A key's repaint ends at the last
+byte of its first burst; settled is when nothing follows any more, with the figures of the new run. `--monkey N`
+presses N random keys without a terminal and ends with a traceback when one of them raises. `--check` ends with 1 when a
+bar is missed.
 """
 
 from __future__ import annotations
@@ -101,8 +102,10 @@ def measure(keys: int, gpu: str) -> dict[str, float]:
         os.environ["XDG_STATE_HOME"] = home
         terminal = Terminal(words, 40, 120)
         frame = terminal.until(b"Compare")
-        terminal.until(b"tight")
+        terminal.until(b"sort verdict")
         first = time.perf_counter() - terminal.started
+        terminal.until(b"tight")
+        terminal.quiet(1.0)
         terminal.quiet()
         for letter in "/llama-3.1-8b\r":
             terminal.press(letter.encode())

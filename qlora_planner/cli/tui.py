@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -51,14 +52,14 @@ def make_explorer(given: dict[str, Any]) -> Any:
 
     output = replace(output_from(given), quiet=True)
 
-    def rows(place: Place) -> list[SurveyRow]:
-        from qlora_planner.cli.survey import survey_rows
+    def rows(place: Place) -> Iterator[SurveyRow]:
+        from qlora_planner.cli.survey import stream_rows
         from qlora_planner.run import RunConfig
 
         card = Card(
             gpu=place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes, asked=place.asked
         )  # fmt: skip
-        return survey_rows(card, RunConfig(), output)
+        return stream_rows(card, RunConfig(), output)
 
     return Explorer(Start(survey=rows, card=given["gpu"], profiles=given["profiles"], state_path=state_path()))
 

@@ -29,14 +29,14 @@ from qlora_planner.tui.screens.run import RunScreen
 from qlora_planner.tui.state import Pin, State, read_state, write_state
 from qlora_planner.tui.themes import HIGH_CONTRAST, THEMES
 
-_MOST_UNDONE, _MOST_PINS = 100, 24
+_MOST_UNDONE, _MOST_PINS, _FIRST_ROWS = 100, 24, 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What the explorer starts with; `survey` gives the rows that `qlora-plan --gpu` shows."""
+    """What the explorer starts with; `survey` gives the rows of `qlora-plan --gpu`, likely ones first."""
 
-    survey: Callable[[Place], list[SurveyRow]]
+    survey: Callable[[Place], Iterable[SurveyRow]]
     card: str | None
     profiles: str | None
     state_path: Path
@@ -77,6 +77,7 @@ class Explorer(App[None]):
             self.theme = state.theme
         self.place: Place | None = None
         self.rows: list[SurveyRow] | None = None
+        self.surveyed = False  # whether `rows` are all
         self.subject: Subject | None = None
         self.run_now = RunConfig()
         self.estimate: MemoryEstimate | None = None
@@ -122,7 +123,7 @@ class Explorer(App[None]):
                 if self.place is not None:
                     return
             place = core.place_of(None, self._start.profiles)
-        self.place, self.rows = place, None
+        self.place, self.rows, self.surveyed = place, None, False
         self._survey(place)
         model = self.subject.profile.id if self.subject is not None else None
         if model is not None:
@@ -139,13 +140,20 @@ class Explorer(App[None]):
 
     @work(thread=True, exit_on_error=True, group="survey")
     def _survey(self, place: Place) -> None:
+        rows: list[SurveyRow] = []
+        told = 0
         with self._doing("surveying"):
             try:
-                rows = self._start.survey(place)
+                for row in self._start.survey(place):
+                    rows.append(row)
+                    if place is not self.place:  # another card was picked meanwhile
+                        return
+                    if len(rows) >= max(_FIRST_ROWS, 2 * told):
+                        told = len(rows)
+                        self.post_message(messages.Surveyed(place, rows[:], False))
             except PlannerError as error:
                 self.post_message(messages.Told(core.fault_words(error), "error"))
-                rows = []
-        self.post_message(messages.Surveyed(place, rows))
+        self.post_message(messages.Surveyed(place, rows, True))
 
     @work(thread=True, group="open")
     def _open(self, model: str, place: Place, run: RunConfig, *, show: bool) -> None:
@@ -225,7 +233,10 @@ class Explorer(App[None]):
         """The table of the card now; of another, it came too late."""
         if message.place is not self.place:
             return
-        self.rows = message.rows
+        self.rows, self.surveyed = message.rows, message.done
+        if not message.done:
+            self.refresh_page()
+            return
         restored, self._restored = self._restored, None
         if restored is not None and restored.model is not None and self.subject is None:
             run = RunConfig() if restored.run is None else RunConfig(**dict(restored.run))

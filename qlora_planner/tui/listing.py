@@ -13,8 +13,8 @@ GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
 SORTS: dict[str, Callable[[SurveyRow], Any]] = {
-    "size": lambda row: (-row.params, row.model_id),
     "verdict": lambda row: (_ORDER.index(row.verdict), -row.params, row.model_id),
+    "size": lambda row: (-row.params, row.model_id),
     "longest": lambda row: (-(row.longest_seq_len or 0), row.model_id),
     "speed": lambda row: (-(_speed(row) or 0), row.model_id),
     "name": lambda row: row.model_id.lower(),
@@ -28,7 +28,7 @@ def chosen(rows: Iterable[SurveyRow], text: str, sort: str, group: str) -> list[
     """
     words = text.lower().split()
     found = [row for row in rows if all(word in _searched(row) for word in words)]
-    found.sort(key=SORTS.get(sort, SORTS["size"]))
+    found.sort(key=SORTS.get(sort, SORTS["verdict"]))
     if group == "family":
         return sorted(((row.family, row) for row in found), key=lambda pair: pair[0])
     if group == "size":

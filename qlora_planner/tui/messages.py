@@ -15,10 +15,11 @@ from qlora_planner.tui.core import Frontier, Place, Subject
 
 @dataclass
 class Surveyed(Message):
-    """Every model on a card."""
+    """The models on a card so far; `done`: all of them."""
 
     place: Place
     rows: list[SurveyRow]
+    done: bool
 
 
 @dataclass

@@ -31,7 +31,7 @@ class State:
     """What is restored at the next start."""
 
     theme: str = "textual-dark"
-    sort: str = "size"
+    sort: str = "verdict"
     group: str = "none"
     card: str | None = None
     model: str | None = None

@@ -47,7 +47,7 @@ def document(*args: str) -> dict[str, Any]:
 @cache
 def _surveyed(card: str) -> list[SurveyRow]:
     app: Explorer = make_explorer({"gpu": card, "profiles": None, "no_color": False})
-    return app._start.survey(place_of(card))
+    return list(app._start.survey(place_of(card)))
 
 
 def explorer(state: Path, gpu: str | None = "24GB") -> Explorer:

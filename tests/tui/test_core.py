@@ -64,7 +64,8 @@ def test_opened_with_what_the_survey_recommends() -> None:
     from qlora_planner.cli.tui import make_explorer
 
     place = place_of("24GB")
-    rows = make_explorer({"gpu": "24GB", "profiles": None, "no_color": False})._start.survey(place)
+    streamed = make_explorer({"gpu": "24GB", "profiles": None, "no_color": False})._start.survey(place)
+    rows = sorted(streamed, key=lambda row: (-row.params, row.model_id))
     told = document("--gpu", "24GB")
     assert [row.to_dict() for row in rows] == told["models"]
     row = next(one for one in rows if one.model_id == MODEL)

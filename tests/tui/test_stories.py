@@ -42,7 +42,9 @@ def shown_equals_json(app: Explorer) -> None:
 
 def test_fit(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
-        told = {row["model_id"]: row for row in document("--gpu", "24GB")["models"]}
+        order = ("fits", "tight", "does-not-fit", "will-not-run")
+        models = sorted(document("--gpu", "24GB")["models"], key=lambda row: order.index(row["verdict"]))
+        told = {row["model_id"]: row for row in models}
         shown = table(app, "#models")
         assert [row[1].split("…")[0] for row in shown] == [
             name[: len(row[1].split("…")[0])] for name, row in zip(told, shown, strict=True)

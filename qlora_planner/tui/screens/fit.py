@@ -96,6 +96,8 @@ class FitScreen(Page):
                 if number:
                     text.append(f"{theme.glyph(verdict)} {number} ", style=f"bold {verdict_style(verdict)}")
                     text.append(f"{VERDICT_WORDS[verdict]}  ")
+            if not explorer.surveyed:
+                text.append("so far …  ", style="italic")
             text.append(f"sort {explorer.sort}", style="dim")
             if explorer.group != "none":
                 text.append(f", by {explorer.group}", style="dim")
