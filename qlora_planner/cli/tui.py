@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.options import CardOption, OutputOption, Verb
+from qlora_planner.cli.streams import say
 from qlora_planner.cli.values import Card, output_from
 from qlora_planner.errors import MissingError
 
@@ -42,6 +43,8 @@ def command(**given: Any) -> int:
     sys.setswitchinterval(_SWITCH_S)
     explorer = make_explorer(given)
     explorer.run()
+    if explorer.unkept is not None:
+        say(f"{explorer.unkept}; the next start does not know where you were")
     return explorer.return_code or 0
 
 

@@ -29,6 +29,7 @@ from qlora_planner.tui.screens.run import RunScreen
 from qlora_planner.tui.state import Pin, State, read_state, write_state
 from qlora_planner.tui.themes import HIGH_CONTRAST, THEMES
 
+_WRITING = "writing the plan"
 _MOST_UNDONE, _MOST_PINS, _FIRST_ROWS = 100, 24, 16
 
 
@@ -58,7 +59,7 @@ class Explorer(App[None]):
             for number, (key, label) in enumerate(PLACES, 1)
         ),
         Binding("g", "card", "Card"),
-        Binding("c", "command", "Command"),
+        Binding("c", "command", "Copy"),
         Binding("e", "export", "Export"),
         Binding("t", "next_theme", "Theme", show=False),
         Binding("question_mark", "help", "Help", key_display="?"),
@@ -92,6 +93,7 @@ class Explorer(App[None]):
         self._undo: list[RunConfig] = []
         self._estimating = self._surrounding = self._pinning = False
         self._leaving = False
+        self.unkept: str | None = None  # why the place could not be kept
         self._pinned_of: object = None
         self.busy: list[str] = []
 
@@ -216,7 +218,7 @@ class Explorer(App[None]):
         from qlora_planner.exchange.files import write_text
         from qlora_planner.exchange.plan_file import render_plan_file
 
-        with self._doing("writing the plan"):
+        with self._doing(_WRITING):
             try:
                 write_text(path, render_plan_file(subject.plan_of(run).to_dict()))
             except PlannerError as error:
@@ -465,18 +467,18 @@ class Explorer(App[None]):
         self.theme = THEMES[(at + 1) % len(THEMES)]
 
     def action_leave(self) -> None:
-        """Leave when nothing is running; asked twice, at once."""
-        if self.busy and not self._leaving:
+        """Leave. A file that is being written is waited for, unless asked twice."""
+        if _WRITING in self.busy and not self._leaving:
             self._leaving = True
-            self.notify(f"still {self.busy_with}; q again leaves without it")
+            self.notify(f"still {_WRITING}; q again leaves without it")
             return
         self.save_state()
+        self.place = None  # a survey under way ends at its next row
         self.exit()
 
     async def action_quit(self) -> None:
         """The framework's own way out keeps the place too."""
-        self.save_state()
-        self.exit()
+        self.action_leave()
 
     def save_state(self) -> None:
         """Keep where we are."""
@@ -490,7 +492,7 @@ class Explorer(App[None]):
         try:
             write_state(self._start.state_path, state)
         except InputError as error:
-            self.state_unwritten = core.fault_words(error)
+            self.unkept = core.fault_words(error)
 
     def _over(self) -> bool:
         """Whether a dialog is open."""

@@ -15,7 +15,7 @@ from textual.widget import Widget
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS
 
-_LABEL = 14
+_LABEL, _BREAKDOWN_WIDTH = 14, 52
 
 
 class KnobList(Widget, can_focus=True):
@@ -113,10 +113,13 @@ class Breakdown(Widget, can_focus=True):
     def render(self) -> Text:
         """One line per row."""
         lines = []
+        wide = self.size.width >= _BREAKDOWN_WIDTH
+        room = 23 if wide else max(12, self.size.width - 17)
         for index, (label, size, share, basis, color) in enumerate(self.rows):
             text = Text("█ " if color else "  ", style=color)
-            text.append(f"{label:<23}{size:>9}{share:>6}  ", style="not dim default" if color else "bold")
-            text.append(f"{basis:<10}", style="dim default")
+            text.append(f"{label[:room]:<{room}}{size:>9}{share:>6}  ", style="not dim default" if color else "bold")
+            if wide:
+                text.append(f"{basis:<10}", style="dim default")
             if index == self.at:
                 text.stylize("reverse" if self.has_focus else "underline", 2)
             lines.append(text)

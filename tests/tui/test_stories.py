@@ -6,6 +6,7 @@ import json
 import shlex
 from pathlib import Path
 
+import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
@@ -46,9 +47,7 @@ def test_fit(tmp_path: Path) -> None:
         models = sorted(document("--gpu", "24GB")["models"], key=lambda row: order.index(row["verdict"]))
         told = {row["model_id"]: row for row in models}
         shown = table(app, "#models")
-        assert [row[1].split("…")[0] for row in shown] == [
-            name[: len(row[1].split("…")[0])] for name, row in zip(told, shown, strict=True)
-        ]
+        assert all(row[1] in name or row[1].split("…")[0] in name for name, row in zip(told, shown, strict=True))
         for row, fact in zip(shown, told.values(), strict=True):
             assert row[3] == ("-" if fact["longest_seq_len"] is None else f"{fact['longest_seq_len']:,}")
             assert row[0] == {"fits": "✓", "tight": "≈", "does-not-fit": "✗", "will-not-run": "⊘"}[fact["verdict"]]
@@ -296,6 +295,19 @@ def test_sizes(tmp_path: Path) -> None:
         assert "fits" in painted(app)
 
     tell(explorer(tmp_path / "tui.json"), story, (80, 24))
+
+
+def test_without_colors_signs_remain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        strips = app.screen._compositor.render_strips()
+        colors = [segment.style.color for strip in strips for segment in strip if segment.style and segment.style.color]
+        triplets = [color.triplet for color in colors if color.triplet is not None]
+        assert all(color.red == color.green == color.blue for color in triplets)
+        assert {"✓", "≈"} <= {row[0] for row in table(app, "#models")}
+
+    tell(explorer(tmp_path / "tui.json"), story)
 
 
 def test_left_and_found_again(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ class Page(Screen[None]):
         """The headline above, the screen's own body, the footer below."""
         yield Static(id="headline")
         yield from self.body()
-        yield Footer()
+        yield Footer(show_command_palette=False)
         yield Static(id="small")
 
     def body(self) -> ComposeResult:

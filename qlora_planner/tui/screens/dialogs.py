@@ -31,10 +31,23 @@ HELP = (
 )
 
 
-class HelpScreen(ModalScreen[None]):
+class Dialog(ModalScreen[str | None]):
+    """A screen that ends once, however many keys wait for it."""
+
+    def end(self, result: str | None = None) -> None:
+        """Close; does nothing where that was done."""
+        if self.is_attached and self.is_current:
+            self.dismiss(result)
+
+    def action_end(self) -> None:
+        """Close without a result."""
+        self.end()
+
+
+class HelpScreen(Dialog):
     """The keys."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,enter,q", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,enter,q", "end", "Close")]
 
     def compose(self) -> ComposeResult:
         """A line per key."""
@@ -46,11 +59,11 @@ class HelpScreen(ModalScreen[None]):
             yield Static(text)
 
 
-class CardScreen(ModalScreen[str | None]):
+class CardScreen(Dialog):
     """A card by name or size: typed, or chosen from the list that typing narrows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape", "dismiss(None)", "Close"),
+        Binding("escape", "end", "Close"),
         Binding("down", "into", "List", show=False),
     ]
 
@@ -73,21 +86,21 @@ class CardScreen(ModalScreen[str | None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """What was typed; the first of the list where that is what it starts."""
-        self.dismiss(event.value.strip() or None)
+        self.end(event.value.strip() or None)
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """What was chosen."""
-        self.dismiss(str(event.option.prompt))
+        self.end(str(event.option.prompt))
 
     def action_into(self) -> None:
         """From the input into the list."""
         self.query_one("#cards", OptionList).focus()
 
 
-class CommandScreen(ModalScreen[None]):
+class CommandScreen(Dialog):
     """The equivalent command line."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,c,q", "dismiss", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,c,q", "end", "Close")]
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -100,10 +113,10 @@ class CommandScreen(ModalScreen[None]):
             yield Static(Text(self.text, style="cyan"), id="command")
 
 
-class FileScreen(ModalScreen[str | None]):
+class FileScreen(Dialog):
     """Where a plan file goes."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "dismiss(None)", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "end", "Close")]
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -117,4 +130,4 @@ class FileScreen(ModalScreen[str | None]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """What was typed."""
-        self.dismiss(event.value.strip() or None)
+        self.end(event.value.strip() or None)

@@ -72,9 +72,10 @@ class FitScreen(Page):
                 table.add_row(Text(""), Text(heading, style="bold underline"), *[Text("")] * 4)
             mark, name, size, longest, best, speed = cells(row, theme.glyph(row.verdict))
             style = verdict_style(row.verdict)
+            short = name if len(name) <= room else theme.cut(name.rpartition("/")[2], room)
             self.shown.append(row.model_id)
             table.add_row(
-                Text(mark, style=f"bold {style}"), Text(theme.cut(name, room)), Text(size, justify="right"),
+                Text(mark, style=f"bold {style}"), Text(short), Text(size, justify="right"),
                 Text(longest, justify="right"), Text(theme.cut(best, 24)), Text(speed, justify="right"),
             )  # fmt: skip
         if here in self.shown:

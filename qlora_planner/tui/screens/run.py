@@ -22,7 +22,7 @@ class RunScreen(Page):
     place_key = "run"
     AUTO_FOCUS = "KnobList"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "app.recommend", "Recommended"),
+        Binding("r", "app.recommend", "Best"),
         Binding("u", "app.undo", "Undo"),
         Binding("p", "app.pin", "Pin"),
     ]
@@ -94,3 +94,4 @@ class RunScreen(Page):
     def on_breakdown_reached(self, event: Breakdown.Reached) -> None:
         """Why the line under the cursor is as large as it is."""
         self._why()
+        self.query_one("#why").scroll_visible(animate=False)
