@@ -21,7 +21,7 @@ from qlora_planner.tui.core import Frontier, Place, Subject
 from qlora_planner.tui.knobs import Knob, changed, turned
 from qlora_planner.tui.screens.base import PLACES, Page
 from qlora_planner.tui.screens.compare import CompareScreen
-from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen, FileScreen, HelpScreen
+from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen, FileScreen, HelpScreen, Palette
 from qlora_planner.tui.screens.fit import FitScreen
 from qlora_planner.tui.screens.frontier import FrontierScreen
 from qlora_planner.tui.screens.prices import PricesScreen
@@ -460,6 +460,11 @@ class Explorer(App[None]):
         """The keys."""
         if not self._over():
             self.push_screen(HelpScreen())
+
+    def action_command_palette(self) -> None:
+        """Every command, described."""
+        if not self._over():
+            self.push_screen(Palette(id="--command-palette"))
 
     def action_next_theme(self) -> None:
         """Dark, light, high contrast."""

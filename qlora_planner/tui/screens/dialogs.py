@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.command import CommandList, CommandPalette
 from textual.containers import Vertical, VerticalScroll
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
@@ -42,6 +43,25 @@ class Dialog(ModalScreen[str | None]):
     def action_end(self) -> None:
         """Close without a result."""
         self.end()
+
+
+class Palette(CommandPalette):
+    """The command palette; keys that come before its list is laid out, or after it is closed, do nothing.
+
+    textual 8.2's own raises KeyError for Page Up in the first case and ScreenStackError in the second.
+    """
+
+    def _action_command_list(self, action: str) -> None:
+        if self.query_one(CommandList).size.height:
+            super()._action_command_list(action)
+
+    def _action_escape(self) -> None:
+        if self.is_current:
+            super()._action_escape()
+
+    def _gather_commands(self, search_value: str) -> Any:
+        # What was typed last may arrive when the list is gone.
+        return super()._gather_commands(search_value) if self.is_current and self.query(CommandList) else None
 
 
 class HelpScreen(Dialog):
