@@ -223,12 +223,12 @@ def test_command_and_export(tmp_path: Path) -> None:
         await pilot.press("c")
         await pilot.pause()
         assert isinstance(app.screen, CommandScreen)
-        assert app.screen.text == "qlora-plan --gpu 24GB" == app.clipboard
+        assert app.screen.text == "qlora-plan --gpu rtx-4090" == app.clipboard
         await pilot.press("escape")
         await open_model(app, pilot)
         await pilot.press("c")
         await pilot.pause()
-        assert app.clipboard.startswith(f"qlora-plan estimate {MODEL} --gpu 24GB")
+        assert app.clipboard.startswith(f"qlora-plan estimate {MODEL} --gpu rtx-4090")
         await pilot.press("escape", "e")
         await pilot.pause()
         assert isinstance(app.screen, FileScreen)
@@ -247,7 +247,7 @@ def test_command_and_export(tmp_path: Path) -> None:
         await idle(app, pilot)
         assert any("is there already" in note.message for note in app._notifications)
 
-    tell(explorer(tmp_path / "tui.json"), story)
+    tell(explorer(tmp_path / "tui.json", "rtx-4090"), story)
 
 
 def test_help_palette_themes_and_escape(tmp_path: Path) -> None:
