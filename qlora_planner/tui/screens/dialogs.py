@@ -59,6 +59,14 @@ class Palette(CommandPalette):
         if self.is_current:
             super()._action_escape()
 
+    def _watch__list_visible(self) -> None:
+        if self.query(CommandList):
+            super()._watch__list_visible()
+
+    async def _watch__show_busy(self) -> None:
+        if self.query(CommandList):
+            await super()._watch__show_busy()
+
     def _gather_commands(self, search_value: str) -> Any:
         # What was typed last may arrive when the list is gone.
         return super()._gather_commands(search_value) if self.is_current and self.query(CommandList) else None
