@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.command import CommandList, CommandPalette
 from textual.containers import Vertical, VerticalScroll
@@ -55,9 +56,9 @@ class Palette(CommandPalette):
         if self.query_one(CommandList).size.height:
             super()._action_command_list(action)
 
-    def _action_escape(self) -> None:
-        if self.is_current:
-            super()._action_escape()
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close, once."""
+        return super().dismiss(result) if self.is_attached and self.is_current else AwaitComplete.nothing()
 
     def _watch__list_visible(self) -> None:
         if self.query(CommandList):
