@@ -58,7 +58,7 @@ class Palette(CommandPalette):
 
     def dismiss(self, result: Any = None) -> AwaitComplete:
         """Close, once."""
-        return super().dismiss(result) if self.is_attached and self.is_current else AwaitComplete.nothing()
+        return super().dismiss(result) if self.is_attached and self.is_current else AwaitComplete()
 
     def _watch__list_visible(self) -> None:
         if self.query(CommandList):
