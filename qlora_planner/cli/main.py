@@ -37,9 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
-}
-PENDING: dict[str, str] = {
-    "tui": "The explorer.",
+    "tui": ("tui", "The explorer: models, knobs, frontier and prices in the terminal."),
 }
 
 EXAMPLES = (
@@ -71,7 +69,7 @@ def dispatch(args: Sequence[str]) -> list[str]:
         return ["--help"] if {"--help", "-h"} & set(args) else ["survey", *args]
     first = places[0]
     word = args[first]
-    if word in VERBS or word in PENDING:
+    if word in VERBS:
         return [word, *args[:first], *args[first + 1 :]]
     _check_word(word, len(places))
     return ["plan", *args]
@@ -101,7 +99,7 @@ def _check_word(word: str, words: int) -> None:
     """Refuse what would be looked for on the Hub though it was meant as a verb."""
     from difflib import get_close_matches
 
-    near = get_close_matches(word.lower(), [*VERBS, *PENDING], 1, 0.75)
+    near = get_close_matches(word.lower(), [*VERBS], 1, 0.75)
     meant = f"; did you mean `{PROGRAM} {near[0]}`?" if near else ""
     if words > 1:
         meant = meant or "; a MODEL is one word, so quote a name that has spaces"
@@ -120,17 +118,13 @@ class Program(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Every verb, in the order in which the help shows them."""
-        return [*VERBS, *PENDING]
+        return [*VERBS]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a verb's module."""
         if cmd_name in VERBS:
             command = import_module(f"qlora_planner.cli.{VERBS[cmd_name][0]}").command
             return command if isinstance(command, click.Command) else None
-        if cmd_name in PENDING:
-            from qlora_planner.cli.pending import pending_command
-
-            return pending_command(cmd_name, PENDING[cmd_name])
         return None
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
@@ -143,8 +137,6 @@ class Program(click.Group):
             formatter.write_dl(EXAMPLES, col_max=44)
         with formatter.section("Verbs"):
             formatter.write_dl([(name, text) for name, (_, text) in VERBS.items()])
-        with formatter.section("Not built yet"):
-            formatter.write_dl(list(PENDING.items()))
         with formatter.section("Exit codes"):
             formatter.write_dl(EXIT_CODES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/survey/1"
+# Of 4-bit weights with what stays in 16 bits, roughly: it decides an order and nothing else.
+_BYTES_PER_PARAM = 0.7
 
 
 @click.command("survey", cls=Verb)
@@ -51,6 +54,11 @@ def command(**given: Any) -> int:
 
 def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     """A row per model of the catalogue, largest first. Raises MissingError for an empty catalogue."""
+    return sorted(stream_rows(card, run, output), key=lambda row: (-row.params, row.model_id))
+
+
+def stream_rows(card: Card, run: RunConfig, output: Output) -> Iterator[SurveyRow]:
+    """The same rows as they are worked out: what is likely to fit comes first, the largest of it before the rest."""
     from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.index import bases_of, serves
@@ -71,9 +79,10 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         gpu=card.gpu, limits=limits, pace_on=ranking_card(card.gpu, profiles=output.profiles),
         calibration=known_spread,
     )  # fmt: skip
-    rows = [judge(one, card.gpu, limits, recommender.best) for one in known]
+    for one in sorted(known, key=lambda one: (one.params * _BYTES_PER_PARAM > usable, -one.params)):
+        yield judge(one, card.gpu, limits, recommender.best)
     folders = tapes_dirs(output.profiles)
-    rows += survey(
+    yield from survey(
         others,
         card.gpu,
         run,
@@ -85,7 +94,6 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
         bases_of=(lambda profile: bases_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
         recommend=recommender.best,
     )
-    return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
 def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, Any]:

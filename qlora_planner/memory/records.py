@@ -181,7 +181,7 @@ class MemoryEstimate:
             "peak": _fields(peak),
             "floor_bytes": self.floor_bytes,
             "host": _fields(host),
-            "speed": _fields(speed),
+            "speed": {**_fields(speed), "basis": None if speed.basis is None else speed.basis.value},
             "fit": None if self.fit is None else {**_fields(self.fit), "reasons": list(self.fit.reasons)},
             "problems": [_fields(problem) for problem in self.problems],
             "basis": self.basis,

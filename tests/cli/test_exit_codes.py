@@ -68,7 +68,6 @@ FAULTS = [
     ([MODEL, "--gpu", "24GB", "--objective", "luck"], 2, "luck"),
     (["doctor", "nothing", "that", "is", "known"], 2, "doctor"),
 ]
-PENDING = ["tui"]
 
 
 @pytest.mark.parametrize(("args", "code", "says"), FAULTS, ids=[" ".join(args)[:60] for args, _, _ in FAULTS])
@@ -102,18 +101,6 @@ def test_unknown_model_type(invoke: Invoke, bad_config: Callable[[str], str]) ->
     result = invoke("estimate", bad_config(text), "--gpu", "24GB")
     assert result.exit_code == 3
     assert len([line for line in result.stderr.splitlines() if "is new here" not in line]) == 1
-
-
-@pytest.mark.parametrize("verb", PENDING)
-def test_pending(invoke: Invoke, verb: str) -> None:
-    result = invoke(verb, "anything", "--at-all", "x")
-    assert result.exit_code == 3
-    assert result.stdout == ""
-    assert result.stderr.splitlines() == [
-        f"qlora-plan: {verb} is not built yet; what is: plan, estimate, audit, profile, gpus, models, doctor"
-    ]
-    assert verb in invoke("--help").stdout
-    assert invoke(verb, "--help").exit_code == 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,287 @@
+"""What the explorer knows, without a terminal: a card, a model on it, and the figures of any of its runs.
+
+Nothing is traced here and torch is never imported: a run is played from a shipped trace, or closed forms stand in.
+Every method may run in a thread of its own; results are remembered by run.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.planner import Plan, SurveyRow
+    from qlora_planner.planner.outlook import Limits, Outlooks
+    from qlora_planner.profile import ModelProfile
+    from qlora_planner.profile.tape import Tape
+
+ASSUMED_CARD = "24GB"
+_KEPT = 512  # estimates of one model and card
+_DEFAULT = RunConfig()
+# Lengths of the frontier's grid.
+GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """The card that is explored, as it can be typed again; `note` says where it comes from."""
+
+    gpu: GpuSpec
+    asked: str
+    reserve_bytes: int = 0
+    cap_bytes: int | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frontier:
+    """Sequence by batch around a run: the longest length of each batch, and a verdict and a floor in bytes per cell.
+
+    `cells` is keyed by (batch, length). All ranked, not played.
+    """
+
+    longest: Mapping[int, int | None]
+    lengths: tuple[int, ...]
+    cells: Mapping[tuple[int, int], tuple[str, int]]
+
+
+def place_of(text: str | None, profiles: str | None = None) -> Place:
+    """The card of `text`; for None the one in this machine, else 24GB, which is then said.
+
+    Raises InputError for a card that means nothing, MissingError for `local` without a card.
+    """
+    from qlora_planner import api
+
+    wanted = (text or "").strip()
+    if wanted and wanted.lower() != "local":
+        return Place(gpu=api.load_gpu(wanted, profiles=profiles), asked=wanted)
+    from qlora_planner.measure.nvml import local_gpu
+
+    try:
+        found = local_gpu()
+    except MissingError:
+        if wanted:
+            raise
+        note = f"no card is found here: {ASSUMED_CARD} is assumed; g picks another"
+        return Place(gpu=api.load_gpu(ASSUMED_CARD, profiles=profiles), asked=ASSUMED_CARD, note=note)
+    return Place(
+        gpu=found.spec, asked="local", reserve_bytes=found.reserve_bytes, note="the card in this machine"
+    )  # fmt: skip
+
+
+def card_names(profiles: str | None = None) -> tuple[str, ...]:
+    """What the card picker offers: `local`, the sizes people say, and every card of the catalogue."""
+    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.sources.locations import gpus_dirs
+
+    sizes = ("8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
+    return ("local", *sizes, *GpuCatalogue(gpus_dirs(profiles)).names())
+
+
+def start_run(row: SurveyRow) -> RunConfig:
+    """The run that a model is opened with: the one recommended on the card, else the survey's own."""
+    return RunConfig() if row.recommended is None else RunConfig(**dict(row.recommended.options))
+
+
+def typed_options(run: RunConfig) -> dict[str, Any]:
+    """What of a run must be typed: all that is no default."""
+    return {
+        name: value
+        for name, value in run.to_dict().items()
+        if value != getattr(_DEFAULT, name) and value is not None and value != {}
+    }
+
+
+def command_line(model: str, place: Place, run: RunConfig, verb: str = "estimate") -> str:
+    """The command that gives the same figures."""
+    from qlora_planner.report.words import option
+    from qlora_planner.units import MIB
+
+    words = ["qlora-plan", verb, model, "--gpu", place.asked]
+    if place.reserve_bytes:
+        words += ["--reserve", f"{-(-place.reserve_bytes // MIB)}MiB"]
+    if place.cap_bytes is not None:
+        words += ["--cap", f"{place.cap_bytes // MIB}MiB"]
+    for name, value in typed_options(run).items():
+        if isinstance(value, bool):
+            words.append(option(name) if value else option(name).replace("--", "--no-", 1))
+        elif isinstance(value, Mapping):
+            words += [option(name), ",".join(f"{package}={version}" for package, version in value.items())]
+        else:
+            words += [option(name), str(value)]
+    return shlex.join(words)
+
+
+@dataclass(slots=True, kw_only=True)
+class Subject:
+    """One model on one card."""
+
+    profile: ModelProfile
+    place: Place
+    profiles: str | None
+    calibration: Calibration | None
+    outlooks: Outlooks
+    limits: Limits
+    pace_on: GpuSpec
+    _known: dict[str, MemoryEstimate] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, place: Place, profiles: str | None = None) -> Subject:
+        """Read a model's profile and what is measured. Raises InputError and MissingError as `api.load_model` does."""
+        from qlora_planner import api
+        from qlora_planner.planner.limits import usable_on
+        from qlora_planner.planner.outlook import Limits, Outlooks
+        from qlora_planner.sources.locations import tapes_dirs
+        from qlora_planner.sources.tapes import stored_sweep
+
+        profile = api.load_model(model, profiles=profiles, build="never", warn=_unheard)
+        known = api.calibration(profiles)
+        usable = usable_on(place.gpu, place.reserve_bytes, place.cap_bytes, known)
+        return cls(
+            profile=profile, place=place, profiles=profiles, calibration=known,
+            outlooks=Outlooks.of(profile, place.gpu, stored_sweep(profile, tapes_dirs(profiles)), known),
+            limits=Limits(usable_bytes=usable, calibration=known),
+            pace_on=api.ranking_card(place.gpu, profiles=profiles),
+        )  # fmt: skip
+
+    @property
+    def model_limit(self) -> int | None:
+        """Tokens that the model was trained for."""
+        limit = self.profile.dims.get("position_rows") or self.profile.dims.get("max_position_embeddings")
+        return int(limit) if limit else None
+
+    def known(self, run: RunConfig) -> MemoryEstimate | None:
+        """The estimate of a run that was worked out before."""
+        return self._known.get(repr(run))
+
+    def estimate(self, run: RunConfig) -> MemoryEstimate:
+        """What `qlora-plan estimate` answers where nothing new is traced. Raises InputError as that does."""
+        from qlora_planner.memory.estimate import estimate
+        from qlora_planner.planner.speed import speed_of
+
+        key = repr(run)
+        if key in self._known:
+            return self._known[key]
+        place = self.place
+        found = estimate(
+            self.profile, run, place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes,
+            tape=self.tape(run), calibration=self.calibration,
+        )  # fmt: skip
+        found = replace(found, speed=speed_of(self.profile, found.run, place.gpu, self.calibration, found.stack))
+        while len(self._known) >= _KEPT:
+            self._known.pop(next(iter(self._known)))
+        self._known[key] = found
+        return found
+
+    def tape(self, run: RunConfig) -> Tape | None:
+        """The shipped trace of a run."""
+        from qlora_planner.api import tape_for
+
+        return tape_for(self.profile, run, self.place.gpu, profiles=self.profiles, stored_only=True)
+
+    def refusal(self, run: RunConfig) -> str | None:
+        """Why a run cannot work, in milliseconds: what is contradictory, and what the stack refuses. None: it can."""
+        from qlora_planner.memory.resolve import resolve
+
+        try:
+            problems = resolve(self.profile, run, self.place.gpu).problems
+        except InputError as error:
+            return str(error)
+        return next((f"{one.message}; use {one.fix}" for one in problems if one.blocking), None)
+
+    def plan(self, run: RunConfig | None = None, fixed: Mapping[str, Any] | None = None) -> Plan:
+        """The recommended run, as `qlora-plan MODEL --gpu` has it where nothing new is traced."""
+        from qlora_planner.hardware import GpuCatalogue
+        from qlora_planner.planner import plan
+        from qlora_planner.planner.planning import Request
+        from qlora_planner.sources.locations import gpus_dirs
+
+        place = self.place
+        asked = Request(
+            gpu=place.gpu, run=run or RunConfig(), fixed=fixed or {}, pace_on=self.pace_on,
+            reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes,
+            cards=GpuCatalogue(gpus_dirs(self.profiles)).all(),
+        )  # fmt: skip
+        return plan(
+            self.profile, asked, sweep=self.outlooks.sweep, tape_of=self.tape, calibration=self.calibration
+        )  # fmt: skip
+
+    def plan_of(self, run: RunConfig) -> Plan:
+        """The plan whose run is exactly this one. Raises InputError where a plan would change it, as for one that
+        does not fit."""
+        from qlora_planner.run.config import RUN_FIELDS
+
+        resolved = self.estimate(run).run
+        found = self.plan(run, dict.fromkeys(RUN_FIELDS))
+        if found.run != resolved:
+            raise InputError("this run does not fit, so a plan file would hold another one; r takes a run that fits")
+        return found
+
+    def prices(self, run: RunConfig) -> list[dict[str, Any]]:
+        """A row per knob: see planner.around. Raises InputError for a run that the stack refuses."""
+        from qlora_planner.planner.around import prices
+
+        return list(prices(self.outlooks, self._accepted(run), self.pace_on, self.limits))
+
+    def frontier(self, run: RunConfig) -> Frontier:
+        """The grid around a run. Raises InputError for a run that the stack refuses."""
+        import numpy as np
+
+        from qlora_planner.memory.verdict import TIGHT_AT_MOST
+        from qlora_planner.planner.around import FRONTIER_BATCHES, frontier, outlook_at
+
+        resolved, ratio = self._accepted(run), self._ratio(run)
+        rows = frontier(self.outlooks, resolved, self.limits, self.model_limit, ratio)
+        lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
+        cells: dict[tuple[int, int], tuple[str, int]] = {}
+        for batch in FRONTIER_BATCHES:
+            try:
+                outlook = outlook_at(self.outlooks, resolved, batch, ratio)
+            except InputError:  # this batch is refused
+                continue
+            seq = np.array(lengths, dtype=np.int64)
+            floors, traced = outlook.floors(np.full_like(seq, batch), seq)
+            most, tight = self.limits.of(outlook), self.limits.of(outlook, TIGHT_AT_MOST)
+            for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
+                at = 0 if by_trace else 1
+                verdict = "fits" if floor <= most[at] else "tight" if floor <= tight[at] else "does-not-fit"
+                cells[batch, length] = verdict, int(floor)
+        return Frontier(
+            longest={int(row["batch_size"] or 0): row["seq_len"] for row in rows}, lengths=lengths, cells=cells
+        )  # fmt: skip
+
+    def _accepted(self, run: RunConfig) -> RunConfig:
+        refused = self.refusal(run)
+        if refused is not None:
+            raise InputError(refused)
+        return self.estimate(run).run
+
+    def _ratio(self, run: RunConfig) -> float:
+        """What playing the run took over its rank, as a plan scales its frontier."""
+        import numpy as np
+
+        from qlora_planner.memory.resolve import resolve
+
+        answer = self.estimate(run)
+        outlook = self.outlooks.make(resolve(self.profile, answer.run, self.place.gpu))
+        sizes = np.array([answer.run.batch_size], dtype=np.int64), np.array([answer.run.seq_len], dtype=np.int64)
+        return answer.floor_bytes / int(outlook.floors(*sizes)[0][0])
+
+
+def fault_words(error: PlannerError) -> str:
+    """A fault as one line for the screen."""
+    from qlora_planner.profile.faults import plain
+
+    return plain(" ".join(str(error).split()))
+
+
+def _unheard(_text: str) -> None:
+    """Oddities of a catalogue name are no news on the screen."""

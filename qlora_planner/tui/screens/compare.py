@@ -1,0 +1,70 @@
+"""Compare: the runs that were pinned, side by side."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.widgets import DataTable, Static
+
+from qlora_planner.report.theme import verdict_style
+from qlora_planner.report.words import change, gib
+from qlora_planner.tui.screens.base import Page
+
+
+class CompareScreen(Page):
+    """A row per pinned run."""
+
+    place_key = "compare"
+    AUTO_FOCUS = "#pins"
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("delete,x", "unpin", "Unpin")]
+
+    def body(self) -> ComposeResult:
+        """A note, the table."""
+        yield Static(id="note")
+        table: DataTable[Text] = DataTable(id="pins", cursor_type="row", zebra_stripes=True)
+        yield table
+
+    def on_mount(self) -> None:
+        """The columns."""
+        table = self.query_one("#pins", DataTable)
+        for head in ("", "model", "card", "peak GiB", "spare", "tokens/s", "options"):
+            table.add_column(head)
+
+    def show(self) -> None:
+        """Every pin with its figures, where they are worked out."""
+        explorer = self.explorer
+        pins, note = explorer.pins, self.query_one("#note", Static)
+        note.update("Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run pins a run.")
+        table, theme = self.query_one("#pins", DataTable), self.theme_at(80)
+        at = table.cursor_row
+        table.clear()
+        for index, pin in enumerate(pins):
+            known = explorer.pinned[index] if index < len(explorer.pinned) else None
+            verdict = None if known is None else known.verdict
+            speed = None if known is None else known.speed.tokens_per_s
+            fit = None if known is None else known.fit
+            table.add_row(
+                Text(theme.glyph(verdict) if known else "…", style=verdict_style(verdict)),
+                Text(theme.cut(pin.model.rpartition("/")[2], 24)), Text(pin.card),
+                Text("-" if known is None else gib(known.peak.device_bytes), justify="right"),
+                Text("-" if fit is None else gib(fit.headroom_bytes), justify="right"),
+                Text("-" if speed is None else f"{speed:,.0f}", justify="right"),
+                Text(change(explorer.typed(pin)) or "defaults"),
+            )  # fmt: skip
+        if pins:
+            table.move_cursor(row=min(max(0, at), len(pins) - 1))
+        explorer.want_pinned()
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Open a pinned run."""
+        if 0 <= event.cursor_row < len(self.explorer.pins):
+            self.explorer.open_pin(self.explorer.pins[event.cursor_row])
+
+    def action_unpin(self) -> None:
+        """Forget the pin under the cursor."""
+        at = self.query_one("#pins", DataTable).cursor_row
+        if 0 <= at < len(self.explorer.pins):
+            self.explorer.unpin(at)

@@ -1,0 +1,78 @@
+"""Frontier: sequence by batch around the run; choose a cell to go there."""
+
+from __future__ import annotations
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.widgets import DataTable, Static
+
+from qlora_planner.report.theme import verdict_style
+from qlora_planner.report.words import gib
+from qlora_planner.tui.screens.base import Page
+
+
+class FrontierScreen(Page):
+    """The grid."""
+
+    place_key = "frontier"
+    AUTO_FOCUS = "#grid"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._painted: object = None
+        self._lengths: tuple[int, ...] = ()
+        self._batches: tuple[int, ...] = ()
+
+    def body(self) -> ComposeResult:
+        """A note, the grid."""
+        yield Static(id="note")
+        table: DataTable[Text] = DataTable(id="grid", cursor_type="cell")
+        yield table
+
+    def show(self) -> None:
+        """The grid of the run now, as far as it is worked out."""
+        explorer = self.explorer
+        explorer.want_surroundings()
+        found, note = explorer.frontier, self.query_one("#note", Static)
+        if found is None:
+            note.update(explorer.around_words())
+            return
+        note.update(
+            "GiB needed by batch and sequence (ranked, not played), and the longest sequence of each batch that fits."
+            " Enter takes a cell."
+        )
+        if found is self._painted:
+            return
+        self._painted = found
+        self._lengths, self._batches = found.lengths, tuple(found.longest)
+        theme, table = self.theme_at(80), self.query_one("#grid", DataTable)
+        table.clear(columns=True)
+        for head in ("batch", "longest", *(f"{length:,}" for length in self._lengths)):
+            table.add_column(Text(head, justify="right"))
+        for batch in self._batches:
+            longest = found.longest[batch]
+            row = [Text(f"{batch}", style="bold", justify="right")]
+            row.append(Text("-" if longest is None else f"{longest:,}", style="bold cyan", justify="right"))
+            for length in self._lengths:
+                verdict, floor = found.cells[batch, length]
+                here = (batch, length) == (explorer.run_now.batch_size, explorer.run_now.seq_len)
+                style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
+                row.append(Text(f"{theme.glyph(verdict)} {gib(floor, 1)}", style=style, justify="right"))
+            table.add_row(*row)
+        if explorer.run_now.batch_size in self._batches:
+            lengths = [index for index, size in enumerate(self._lengths) if size <= explorer.run_now.seq_len]
+            table.move_cursor(
+                row=self._batches.index(explorer.run_now.batch_size), column=2 + (lengths[-1] if lengths else 0)
+            )
+
+    def on_data_table_cell_selected(self, event: DataTable.CellSelected) -> None:
+        """Go to the run of a cell; the second column is the longest of its batch."""
+        found = self.explorer.frontier
+        row, column = event.coordinate
+        if found is None or column == 0 or row >= len(self._batches):
+            return
+        batch = self._batches[row]
+        length = found.longest[batch] if column == 1 else self._lengths[column - 2]
+        if length is not None:
+            self.explorer.change({"batch_size": batch, "seq_len": length})
+            self.explorer.action_go("run")

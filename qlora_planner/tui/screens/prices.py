@@ -1,0 +1,85 @@
+"""Prices: what turning one knob would cost or free; Enter turns it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.widgets import DataTable, Static
+
+from qlora_planner.report.words import change
+from qlora_planner.tui.screens.base import Page
+from qlora_planner.units import format_size
+
+
+def price_cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+    """One price as text: the change, its bytes, its speed, whether it fits or why it is refused."""
+    if row["refused"] is not None:
+        return change(row["change"]), "-", "-", f"will not run: {row['refused']}"
+    size, speed = row["bytes"], row["speed"]
+    sign = "+" if size > 0 else ""
+    return (
+        change(row["change"]), f"{sign}{format_size(size)}", "-" if speed is None else f"x {speed:.2f}",
+        "fits" if row["fits"] else "does not fit",
+    )  # fmt: skip
+
+
+class PricesScreen(Page):
+    """A row per knob."""
+
+    place_key = "prices"
+    AUTO_FOCUS = "#prices"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._painted: object = None
+        self._rows: list[dict[str, Any]] = []
+
+    def body(self) -> ComposeResult:
+        """A note, the table, what is under the cursor."""
+        yield Static(id="note")
+        table: DataTable[Text] = DataTable(id="prices", cursor_type="row", zebra_stripes=True)
+        yield table
+        yield Static(id="detail")
+
+    def on_mount(self) -> None:
+        """The columns."""
+        table = self.query_one("#prices", DataTable)
+        for head in ("change", "memory", "speed", "then"):
+            table.add_column(head)
+
+    def show(self) -> None:
+        """The prices of the run now, as far as they are worked out."""
+        explorer = self.explorer
+        explorer.want_surroundings()
+        note = self.query_one("#note", Static)
+        if explorer.prices is None:
+            note.update(explorer.around_words())
+            return
+        note.update("One knob at a time, against the run now (ranked, not played). Enter applies a change.")
+        if explorer.prices is self._painted:
+            return
+        self._painted = self._rows = explorer.prices
+        table = self.query_one("#prices", DataTable)
+        table.clear()
+        for row in self._rows:
+            words, size, speed, then = price_cells(row)
+            style = "magenta" if row["refused"] else "green" if row["fits"] else "red"
+            table.add_row(
+                Text(self.theme_at(80).cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
+                Text(self.theme_at(80).cut(then, 40), style=style),
+            )  # fmt: skip
+
+    def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
+        """The whole text of a line."""
+        if 0 <= event.cursor_row < len(self._rows):
+            row = self._rows[event.cursor_row]
+            told = [change(row["change"]), row["refused"] or "", row["note"] or ""]
+            self.query_one("#detail", Static).update(Text("; ".join(word for word in told if word)))
+
+    def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
+        """Turn the knob."""
+        if 0 <= event.cursor_row < len(self._rows):
+            self.explorer.change(self._rows[event.cursor_row]["change"])
+            self.explorer.action_go("run")

@@ -1,0 +1,97 @@
+"""Run: the knobs of one run, and its memory as they are turned."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Static
+
+from qlora_planner.tui import view
+from qlora_planner.tui.knobs import KNOBS
+from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.widgets import Breakdown, KnobList
+
+
+class RunScreen(Page):
+    """Knobs on the left, figures on the right."""
+
+    place_key = "run"
+    AUTO_FOCUS = "KnobList"
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("r", "app.recommend", "Best"),
+        Binding("u", "app.undo", "Undo"),
+        Binding("p", "app.pin", "Pin"),
+    ]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._painted: tuple[object, ...] = ()
+
+    def body(self) -> ComposeResult:
+        """Two columns."""
+        with Horizontal(id="columns"):
+            with Vertical(id="left"):
+                yield KnobList(id="knobs")
+                yield Static(id="says")
+            with VerticalScroll(id="right", can_focus=False):
+                yield Static(id="verdict")
+                yield Static(id="bar")
+                yield Static(id="phases")
+                yield Breakdown(id="breakdown")
+                yield Static(id="why")
+                yield Static(id="problems")
+
+    def show(self) -> None:
+        """The knobs now, and the figures of the last run that is worked out."""
+        explorer = self.explorer
+        self.query_one(KnobList).run = explorer.run_now if explorer.subject is not None else None
+        self._says()
+        estimate = explorer.estimate
+        theme = self.theme_at(self.query_one("#right").size.width - 3)
+        if explorer.fault is not None or estimate is None:
+            self.put("#verdict", Text(explorer.fault or "", style="magenta"))
+        state = id(estimate), theme.width, explorer.theme
+        if estimate is None or state == self._painted:
+            return
+        self._painted = state
+        self.put("#verdict", view.verdict_text(estimate, theme))
+        self.put("#bar", view.bar_text(estimate, theme))
+        self.put("#phases", view.phases_text(estimate, theme))
+        self.query_one(Breakdown).rows = tuple(view.breakdown(estimate))
+        self._why()
+        self.put("#problems", view.problems_text(estimate, theme))
+
+    def _why(self) -> None:
+        estimate = self.explorer.estimate
+        if estimate is not None:
+            theme = self.theme_at(self.query_one("#right").size.width - 3)
+            self.put("#why", view.why_text(estimate, self.query_one(Breakdown).at, theme))
+
+    def _says(self) -> None:
+        explorer, knob = self.explorer, KNOBS[self.query_one(KnobList).at]
+        text = Text(f"{knob.label}: {knob.says}\n", style="dim")
+        if explorer.refusal is not None:
+            text.append(f"will not run: {explorer.refusal}\n", style="magenta")
+        if explorer.subject is not None and explorer.estimate is not None:
+            auto = explorer.estimate.resolved.get(knob.name)
+            if auto:
+                value = getattr(explorer.estimate.run, knob.name)
+                text.append(f"auto is {value}: {auto}", style="dim")
+        self.put("#says", text)
+
+    def on_knob_list_turned(self, event: KnobList.Turned) -> None:
+        """A knob goes one place on."""
+        self.explorer.turn(KNOBS[event.index], event.by)
+
+    def on_knob_list_reached(self, event: KnobList.Reached) -> None:
+        """Another knob's help."""
+        self._says()
+
+    def on_breakdown_reached(self, event: Breakdown.Reached) -> None:
+        """Why the line under the cursor is as large as it is."""
+        self._why()
+        self.query_one("#why").scroll_visible(animate=False)

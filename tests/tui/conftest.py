@@ -1,0 +1,108 @@
+"""The explorer without a terminal, and its stories."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import click.testing
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Static
+
+from qlora_planner.cli.main import cli
+from qlora_planner.cli.tui import make_explorer
+from qlora_planner.planner.survey import SurveyRow
+from qlora_planner.tui.app import Explorer, Start
+from qlora_planner.tui.core import place_of
+from qlora_planner.tui.widgets import Breakdown
+
+Story = Callable[["Explorer", Pilot[None]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No test sees, or writes, what the user has."""
+    home = tmp_path_factory.mktemp("home")
+    for variable in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+        monkeypatch.setenv(variable, str(home / variable))
+    for variable in ("NO_COLOR", "QLORA_PLANNER_PROFILES", "COLUMNS", "LINES"):
+        monkeypatch.delenv(variable, raising=False)
+    yield
+
+
+@cache
+def document(*args: str) -> dict[str, Any]:
+    """What the command line answers with --json."""
+    result = click.testing.CliRunner().invoke(cli, [*args, "--json"], prog_name="qlora-plan")
+    assert result.exit_code in (0, 1), result.stderr
+    found: dict[str, Any] = json.loads(result.stdout)
+    return found
+
+
+@cache
+def _surveyed(card: str) -> list[SurveyRow]:
+    app: Explorer = make_explorer({"gpu": card, "profiles": None, "no_color": False})
+    return list(app._start.survey(place_of(card)))
+
+
+def explorer(state: Path, gpu: str | None = "24GB") -> Explorer:
+    """The app as the verb makes it, with a state file of its own; a card is surveyed once for all stories."""
+    return Explorer(Start(survey=lambda place: _surveyed(place.asked), card=gpu, profiles=None, state_path=state))
+
+
+async def idle(app: Explorer, pilot: Pilot[None]) -> None:
+    """Wait until no worker has anything to do."""
+    for _ in range(600):
+        await pilot.pause()
+        if app.idle:
+            await pilot.pause()
+            if app.idle:
+                return
+        await asyncio.sleep(0.02)
+    raise AssertionError(f"still working: {app.busy}")
+
+
+def tell(app: Explorer, story: Story, size: tuple[int, int] = (120, 40)) -> None:
+    """Run a story to its end."""
+
+    async def play() -> None:
+        async with app.run_test(size=size) as pilot:
+            await idle(app, pilot)
+            await story(app, pilot)
+
+    asyncio.run(play())
+
+
+async def open_model(app: Explorer, pilot: Pilot[None], name: str = "llama-3.1-8b") -> None:
+    """Filter for a model and open it, as people do."""
+    await pilot.press("slash", *name, "enter", "enter")
+    await idle(app, pilot)
+    assert app.current_mode == "run"
+
+
+def table(app: Explorer, selector: str) -> list[list[str]]:
+    """The cells of a table as text."""
+    found = app.screen.query_one(selector, DataTable)
+    return [[str(cell).strip() for cell in found.get_row_at(index)] for index in range(found.row_count)]
+
+
+def breakdown(app: Explorer) -> list[str]:
+    """The MiB of every line of the breakdown."""
+    lines = str(app.screen.query_one(Breakdown).render()).splitlines()
+    return [line[25:34].strip() for line in lines]
+
+
+def words(app: Explorer, selector: str) -> str:
+    """What a pane says."""
+    return str(app.screen.query_one(selector, Static).content)
+
+
+def painted(app: Explorer) -> str:
+    """The screen as text."""
+    strips = app.screen._compositor.render_strips()
+    return "\n".join("".join(segment.text for segment in strip) for strip in strips)
