@@ -86,7 +86,7 @@ RULES = (
     ),
     Rule(
         name="near-ties",
-        says="of runs within 2 % of each other in speed: more bits, then the usual options, then least memory",
+        says="of runs within 2 % of the fastest: more bits, the usual options, a traced run, the least memory",
         source="nobody can tell runs so near apart beforehand; the accuracy of the speed model is in the README",
     ),
 )

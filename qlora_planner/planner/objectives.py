@@ -27,11 +27,15 @@ class Columns:
     rank: NDArray[np.int64]
     quality: NDArray[np.int64]
     plain: NDArray[np.int64]
+    fits: NDArray[np.bool_]
+    traced: NDArray[np.bool_]
 
 
 def near_pace(columns: Columns) -> NDArray[Any]:
-    """Speed in steps of `NEAR`: runs of one step are as good as each other."""
-    steps: NDArray[np.float64] = np.floor(np.log(np.maximum(columns.pace, 1e-9)) / np.log1p(NEAR))
+    """How far behind the fastest run that fits, in steps of `NEAR` and below zero: those within one step are alike."""
+    pace = np.maximum(columns.pace, 1e-9)
+    best = (pace[columns.fits] if columns.fits.any() else pace).max()
+    steps: NDArray[np.float64] = -np.floor(np.log(np.maximum(best / pace, 1.0)) / np.log1p(NEAR))
     return steps
 
 
@@ -53,30 +57,30 @@ OBJECTIVES = {
         Objective(
             name="throughput",
             says="most tokens per second",
-            keys=lambda c: (near_pace(c), c.quality, c.plain, -c.floor),
+            keys=lambda c: (near_pace(c), c.quality, c.plain, 1 * c.traced, -c.floor),
         ),
         Objective(
             name="context",
             says="the longest sequence at batch 1",
-            keys=lambda c: (c.seq, near_pace(c), c.plain, -c.floor),
+            keys=lambda c: (c.seq, near_pace(c), c.plain, 1 * c.traced, -c.floor),
             lengths=True,
         ),
         Objective(
             name="rank",
             says="the largest rank",
-            keys=lambda c: (c.rank, near_pace(c), c.plain, -c.floor),
+            keys=lambda c: (c.rank, near_pace(c), c.plain, 1 * c.traced, -c.floor),
             ranks=RANKS,
         ),
         Objective(
             name="quality",
             says="16-bit weights where they fit, then the rank, then speed",
-            keys=lambda c: (c.quality, c.rank, near_pace(c), c.plain, -c.floor),
+            keys=lambda c: (c.quality, c.rank, near_pace(c), c.plain, 1 * c.traced, -c.floor),
             ranks=QUALITY_RANKS,
         ),
         Objective(
             name="cheapest",
             says="the card of the catalogue on which a token costs least",
-            keys=lambda c: (near_pace(c), c.quality, c.plain, -c.floor),
+            keys=lambda c: (near_pace(c), c.quality, c.plain, 1 * c.traced, -c.floor),
             cards=True,
         ),
     )

@@ -135,7 +135,9 @@ def rank(
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
     plain = np.array([one.plain for one in sets], dtype=np.int64)[which]
-    columns = Columns(pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain)
+    columns = Columns(
+        pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced
+    )
     # Ties beyond an objective's own keys: the option set that was listed first.
     keys = objective.keys(columns)
     order = np.lexsort((which, *(-key for key in reversed(keys))))
