@@ -76,8 +76,8 @@ class Outlook:
     ) -> tuple[Ints, NDArray[np.bool_]]:
         """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,).
 
-        Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches are counted at every
-        moment, which is at most their own bytes too much.
+        Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches count too; in traced runs
+        at every moment, which is at most their own bytes too much.
         """
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
         gradients = np.where(earlier, self.parts.state.gradients, 0)
@@ -86,7 +86,7 @@ class Outlook:
         floors, traced = self._traced(batch, seq)
         floors = floors + gradients
         if not traced.all():
-            closed = self._closed(batch, seq) + gradients
+            closed = self._closed(batch, seq, earlier)
             floors = np.where(traced, floors, np.asarray(closed * RESERVED_OVER_ALLOCATED_EXPANDABLE, dtype=np.int64))
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
             floors = np.where(traced, np.maximum(floors, before), np.maximum(floors, before_closed))
@@ -112,12 +112,16 @@ class Outlook:
             traced |= inside
         return floors, traced
 
-    def _closed(self, batch: Ints, seq: Ints) -> Ints:
+    def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> Ints:
         acts = closed_form.activations(
             self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
         )
-        levels = allocated_levels(self.run.with_(grad_accum=1), replace(self.parts, acts=acts))
-        found: Ints = closed_form.most(*(np.asarray(level, dtype=np.int64) for level in levels.values()))
+        parts = replace(self.parts, acts=acts)
+        once, again = (
+            closed_form.most(*map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values()))
+            for steps in (1, 2)
+        )
+        found: Ints = np.where(accumulated, again, once).astype(np.int64)
         return np.broadcast_to(found, batch.shape)
 
 

@@ -101,14 +101,18 @@ def plan(
     if asked.data is not None and "seq_len" not in fixed:
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
+    rows = profile.dims.get("position_rows")
+    if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
+        run = run.with_(seq_len=min(run.seq_len, int(rows)))
     planner = Planning.of(profile, asked, run, sweep, calibration, tape_of)
     ranking = planner.rank(run, fixed, objective)
-    settled = planner.settle(ranking)
+    bold = objective.name in ("throughput", "cheapest")
+    settled = planner.settle(ranking, bold=bold)
     if settled is None and "batch_size" in fixed and run.batch_size > 1:
         # The same effective batch in smaller micro-batches learns the same.
         whole = run.batch_size * run.grad_accum
         ranking = planner.rank(run, fixed - {"batch_size", "grad_accum"}, objective, effective_batch=whole)
-        settled = planner.settle(ranking)
+        settled = planner.settle(ranking, bold=bold)
     if settled is None and not objective.lengths:
         shorter = planner.rank(run, fixed - {"batch_size"}, OBJECTIVES["context"], longest=run.seq_len - 1)
         settled = planner.settle(shorter)

@@ -15,12 +15,15 @@ from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.planner.around import longest
 from qlora_planner.planner.axes import BASES, Space
 from qlora_planner.planner.limits import SEQ_STEP
-from qlora_planner.planner.objectives import Columns, Objective
+from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.outlook import Limits, Outlook, Outlooks
 from qlora_planner.planner.speed import SpeedModel
 from qlora_planner.run import RunConfig
 
 _DEFAULT = RunConfig()
+# A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much
+# above the card are worth playing, a few of them.
+NEARLY, MOST_NEARLY = 1.05, 2
 # Of a dataset's rows in a batch, by batch, sequence and packing: tokens computed on a row, padding with them, and the
 # row's own, both in the mean.
 Rows = Callable[[int, int, bool], tuple[float, float]]
@@ -77,6 +80,15 @@ class Ranking:
     def best(self) -> Iterator[Choice]:
         """Candidates in order."""
         for at in self.order.tolist():
+            yield self.choice(at)
+
+    def nearly(self, usable_bytes: int) -> Iterator[Choice]:
+        """The traced runs nearest above what fits that are faster than all that do, a few, the smallest first."""
+        columns = self.columns
+        best = columns.pace[self.fits].max() if self.fits.any() else 0.0
+        near = ~self.fits & self.traced & (columns.floor <= NEARLY * usable_bytes) & (columns.pace > (1 + NEAR) * best)
+        found = np.flatnonzero(near)
+        for at in found[np.argsort(columns.floor[found], kind="stable")][:MOST_NEARLY].tolist():
             yield self.choice(at)
 
     def choice(self, at: int) -> Choice:

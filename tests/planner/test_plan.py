@@ -172,3 +172,20 @@ def test_a_space_leaves_out_what_is_fixed() -> None:
     assert {options["quant"] for options in fixed.options} == {"nf4"}
     assert len(fixed.options) < len(whole.options)
     assert "int8" not in {options["quant"] for options in whole.options}
+
+
+def test_a_run_that_is_ranked_just_above_the_card_is_played() -> None:
+    yi = CATALOGUE.load("01-ai/Yi-34B")
+
+    def tape(run: RunConfig) -> Tape | None:
+        return api.tape_for(yi, run, CARD, stored_only=True)
+
+    found = plan(yi, Request(gpu=CARD), sweep=stored_sweep(yi, TAPES), tape_of=tape, calibration=CALIBRATION)
+    assert found.estimate.verdict == "fits"
+    assert found.run.seq_len == 2048
+
+
+def test_a_model_with_few_positions_is_planned_at_all_of_them() -> None:
+    found = plan(CATALOGUE.load("openai-community/gpt2"), Request(gpu=CARD), calibration=CALIBRATION)
+    assert found.run.seq_len == 1024
+    assert found.estimate.verdict == "fits"
