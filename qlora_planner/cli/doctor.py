@@ -30,13 +30,13 @@ def command(error: tuple[str, ...], **given: Any) -> int:
         from qlora_planner.measure.doctor import explain_symptom
 
         findings = explain_symptom(" ".join(error))
-        if not findings and not output.json:
+        if not findings:
             raise InputError("no cause of that error line is known; `qlora-plan doctor` alone examines this machine")
         if output.json:
             answer_json({"schema": SYMPTOM_SCHEMA, "findings": [finding.to_dict() for finding in findings]})
         else:
             answer(render_findings(findings, color=color, width=width))
-        return 0 if findings else 2
+        return 0
     from qlora_planner.measure.doctor import examine
 
     with patience("asking torch and bitsandbytes in a process of their own", output.quiet):
