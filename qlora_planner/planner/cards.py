@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import MemoryEstimate
@@ -47,10 +48,23 @@ class Standing:
 
 def fitting_on(answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None) -> float:
     """The chance of running out on `card`, for a run estimated `here`: the other card's own context and its spread."""
-    was, now = (with_libraries(context_of(gpu, known), answer.run) for gpu in (here, card))
-    beside = now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
-    around = spread(answer.floor_bytes + beside, answer.footing, now, known)
+    now, more = _context_on(answer, here, card, known)
+    around = spread(answer.floor_bytes + more, answer.footing, now, known)
     return probability_over(room(card, 0, None, now)[0], around)
+
+
+def _context_on(
+    answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None
+) -> tuple[ContextRow, int]:
+    """The run's CUDA context on `card`, and how many bytes more it takes than `here`."""
+    was, now = (with_libraries(context_of(gpu, known), answer.run) for gpu in (here, card))
+    return now, now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
+
+
+def _verdict_on(answer: MemoryEstimate, card: GpuSpec, chance: float) -> str:
+    """A card that lacks bfloat16 cannot do a bfloat16 run, however much room it has."""
+    lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
+    return "will-not-run" if lacks else verdict_of(chance)
 
 
 def standing(
@@ -65,14 +79,12 @@ def standing(
     A card that lacks bfloat16 cannot do a bfloat16 run: its verdict is `will-not-run`.
     """
     chance = fitting_on(answer, here, card, calibration)
-    was, now = (with_libraries(context_of(gpu, calibration), answer.run) for gpu in (here, card))
-    beside = now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
+    now, more = _context_on(answer, here, card, calibration)
     speed = speed_of(profile, answer.run, card, calibration, answer.stack)
-    lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
     return Standing(
         card=card,
-        verdict="will-not-run" if lacks else verdict_of(chance),
-        device_bytes=answer.peak.device_bytes + beside,
+        verdict=_verdict_on(answer, card, chance),
+        device_bytes=answer.peak.device_bytes + more,
         usable_bytes=room(card, 0, None, now)[0],
         probability_oom=chance,
         tokens_per_s=speed.tokens_per_s,
@@ -93,8 +105,7 @@ def smallest_card(
     for card in by_size(cards):
         if card.vendor != "nvidia":
             continue
-        lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
-        if not lacks and verdict_of(fitting_on(answer, here, card, calibration)) == "fits":
+        if _verdict_on(answer, card, fitting_on(answer, here, card, calibration)) == "fits":
             return standing(profile, answer, card, calibration, here)
     return None
 
