@@ -9,18 +9,16 @@ for a result of any outcome but an error, else as the program's.
 from __future__ import annotations
 
 import errno
-import json
 import signal
 import sys
 import traceback
-from pathlib import Path
 from typing import Any
 
-from qlora_planner.errors import InputError, PlannerError
+from qlora_planner.errors import PlannerError
 from qlora_planner.launch.callbacks import Stop
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
-from qlora_planner.measure.child import Lines, own_stdout, set_environment
+from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
 
 # What libraries say when the disk is full and their own exception carries no errno.
 _FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
@@ -38,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.ask)
     try:
-        spec = _read(given[0])
+        spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.launch.training import Training
@@ -90,14 +88,6 @@ def is_disk_full(error: BaseException) -> bool:
             return True
         one = one.__cause__ or one.__context__
     return False
-
-
-def _read(path: str) -> LaunchSpec:
-    try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {error}") from error
-    return LaunchSpec.from_dict(raw, path)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     lines = Lines(own_stdout())
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: still say how far it came
     try:
-        spec = _read(paths[0])
+        spec = ChildSpec.from_dict(read_specification(paths[0]), paths[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.measure.execution import Execution
@@ -82,12 +82,12 @@ def own_stdout() -> TextIO:
     return out
 
 
-def _read(path: str) -> ChildSpec:
+def read_specification(path: str) -> Any:
+    """The JSON of a specification file as it stands; raises InputError naming a file that cannot be read."""
     try:
-        raw = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
-    return ChildSpec.from_dict(raw, path)
 
 
 def set_environment(run: RunConfig, *, device: str, gpu_index: int) -> None:
