@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles tapes tables calibration install
+.PHONY: check format lint types layers test profiles cards tapes tables calibration install
 
 check: lint types layers test
 
@@ -27,6 +27,10 @@ test:
 # Rebuild every model profile and the index from profiles/configs; about four minutes on two cores.
 profiles:
 	$(PYTHON) -m qlora_planner.cli.regenerate profiles
+
+# Write the index of the cards again after a change in profiles/gpus.
+cards:
+	$(PYTHON) -m qlora_planner.cli.regenerate profiles cards
 
 # Trace the default recipe of every model where it is not current: some seconds a tape, three to six tapes a model.
 tapes:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate, Problem
-    from qlora_planner.planner import Plan
+    from qlora_planner.planner.plan import Plan
     from qlora_planner.profile.tape import Tape
     from qlora_planner.run import RunConfig
     from qlora_planner.sources.configs import RawConfig

@@ -13,7 +13,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, quoted
 
 if TYPE_CHECKING:
-    from qlora_planner.planner import Plan
+    from qlora_planner.planner.plan import Plan
     from qlora_planner.profile import ModelProfile
 
 EXPORTS = ("trl", "notebook", "accelerate", "axolotl", "llama-factory")

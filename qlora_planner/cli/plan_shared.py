@@ -12,7 +12,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain
 
 if TYPE_CHECKING:
-    from qlora_planner.planner import Plan
+    from qlora_planner.planner.plan import Plan
 
 REPORTS = (".md", ".html")
 

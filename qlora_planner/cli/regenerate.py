@@ -1,4 +1,4 @@
-"""`make profiles`: rebuild profiles/models and the index from profiles/configs."""
+"""`make profiles`: rebuild profiles/models and the indexes from profiles/configs; `make cards`: the cards' alone."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_planner.errors import MissingError
+from qlora_planner.hardware.card_index import build_card_index, index_path
 from qlora_planner.planner.index import build_index
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_json
@@ -58,6 +59,11 @@ def write_index(root: Path, profiles: Iterable[ModelProfile]) -> None:
     (root / "models.index.json").write_text(text, encoding="utf-8")
 
 
+def write_card_index(root: Path) -> None:
+    """Write gpus.index.json from the cards' files."""
+    index_path(root / "gpus").write_text(build_card_index(root / "gpus"), encoding="utf-8")
+
+
 def main(root: Path) -> int:
     """Rebuild everything under `root`; prints a line per model and the refusals at the end."""
     models = root / "models"
@@ -74,6 +80,7 @@ def main(root: Path) -> int:
         (models / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
         print(f"{outcome.profile.id}: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
     write_index(root, profiles)
+    write_card_index(root)
     for outcome in refused:
         print(f"refused: {outcome.refusal}")
     print(f"{len(profiles)} profiles, {len(refused)} refused")
@@ -81,4 +88,8 @@ def main(root: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "profiles")))
+    where = Path(sys.argv[1] if len(sys.argv) > 1 else "profiles")
+    if sys.argv[2:] == ["cards"]:
+        write_card_index(where)
+    else:
+        sys.exit(main(where))

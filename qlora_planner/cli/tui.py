@@ -16,7 +16,7 @@ from qlora_planner.cli.values import Card, output_from
 from qlora_planner.errors import MissingError
 
 if TYPE_CHECKING:
-    from qlora_planner.planner import SurveyRow
+    from qlora_planner.planner.survey import SurveyRow
     from qlora_planner.tui.core import Place
 
 # How long a worker that plays a run may hold the interpreter before a key is looked at; Python's own is 5 ms.

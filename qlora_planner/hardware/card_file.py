@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError, one_line
+from qlora_planner.hardware.card_index import parsed
 from qlora_planner.hardware.spec import Fact, GpuSpec
 from qlora_planner.units import MIB
 
@@ -39,12 +40,16 @@ _FIELD_OF_FACT = {
 _REQUIRED = ("label", "vendor", "form", "memory_mib")
 
 
-def load_card(path: Path) -> GpuSpec:
-    """The card of the file at `path`. Raises InputError with all its faults, or because it cannot be read."""
+def load_card(path: Path, row: tuple[str, Mapping[str, Any]] | None = None) -> GpuSpec:
+    """The card of the file at `path`; `row` is the file's in an index, which saves parsing it.
+
+    Raises InputError with all its faults, or because it cannot be read.
+    """
     try:
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so not a card's file")
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = path.read_bytes()
+        document = parsed(content, row) or tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
     except UnicodeDecodeError:

@@ -37,6 +37,7 @@ from pathlib import Path
 
 from qlora_planner.errors import InputError
 from qlora_planner.hardware.card_file import MAX_FILE_BYTES, load_card
+from qlora_planner.hardware.card_index import read_card_index
 from qlora_planner.hardware.spec import GpuSpec
 
 # Words of a driver's name that tell no two cards apart.
@@ -100,9 +101,14 @@ class GpuCatalogue:
     def all(self) -> tuple[GpuSpec, ...]:
         """Every card, by name. Raises InputError with the faults of all files that cannot be used."""
         specs, faults = [], []
+        folders = {path.parent for path in self._files.values()}
+        indexes = {folder: read_card_index(folder) for folder in folders}
         for name in self.names():
+            path = self._files[name]
             try:
-                specs.append(self.get(name))
+                if name not in self._specs:
+                    self._specs[name] = load_card(path, indexes[path.parent].get(name))
+                specs.append(self._specs[name])
             except InputError as fault:
                 faults.append(str(fault))
         if faults:

@@ -8,8 +8,7 @@ although larger than asked for, are the allocator simulation's business and not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from math import prod
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
@@ -65,12 +64,17 @@ class Moments:
     sizes: tuple[tuple[Term, ...], ...]
     rows: Mapping[str, tuple[Row, ...]]
     workspaces: tuple[int, ...] = ()
+    # A search asks the same moments for many option sets: what does not depend on the run is worked out once.
+    _known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     def on(self, workspace_bytes: int) -> Moments:
         """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
-        taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
-        sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
-        return replace(self, sizes=sizes)
+        if workspace_bytes not in self._known:
+            taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
+            sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
+            self._known[workspace_bytes] = replace(self, sizes=sizes, _known={})
+        found: Moments = self._known[workspace_bytes]
+        return found
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, compact: a row is column, count, column, count and so on."""
@@ -106,10 +110,9 @@ class Moments:
 
         batch, seq = np.broadcast_arrays(np.asarray(batch_size, dtype=np.int64), np.asarray(seq_len, dtype=np.int64))
         table = np.empty((len(self.sizes) + 3, batch.size))
-        for index, terms in enumerate(self.sizes):
-            whole, denominator = _common(terms)
+        for index, (whole, unit) in enumerate(self._wholes()):
             total = sum((n * batch ** m[0] * seq ** m[1] * rank ** m[2] for n, m in whole), start=np.zeros_like(batch))
-            table[index] = np.maximum(0, -(-total // (denominator * MIN_BLOCK_BYTES)))
+            table[index] = np.maximum(0, -(-total // unit))
         for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
             table[column] = value // MIN_BLOCK_BYTES
         owners = [(phase, at) for phase, rows in self.rows.items() for at in range(len(rows))]
@@ -152,37 +155,57 @@ class Moments:
 
         batch, seq, ranks = np.broadcast_arrays(*(np.asarray(a, dtype=np.int64) for a in (batch_size, seq_len, rank)))
         top = tuple(int(a.max()) for a in (batch, seq, ranks))
-        if any(_magnitude(terms, top) >= _EXACT_FLOAT for terms in self.sizes):
+        if any(_magnitude(whole, top) >= _EXACT_FLOAT for whole, _ in self._wholes()):
             raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
-        powers = {m: batch ** m[0] * seq ** m[1] * ranks ** m[2] for terms in self.sizes for _, _, m in terms}
-        present, where = np.unique(ranks, return_inverse=True)
-        missing = [int(r) for r in present if int(r) not in fixed]
+        monomials = {m for terms in self.sizes for _, _, m in terms}
+        powers = {m: batch ** m[0] * seq ** m[1] * ranks ** m[2] for m in monomials}
+        present = np.array(sorted(set(ranks.ravel().tolist())), dtype=np.int64)
+        where = np.searchsorted(present, ranks)
+        missing = [rank for rank in present.tolist() if rank not in fixed]
         if missing:
             raise InputError(f"no adapter bytes for ranks {missing}: give them in `fixed`")
-        per_rank = [fixed[int(r)] for r in present]
+        per_rank = [fixed[rank] for rank in present.tolist()]
 
         def spread(name: str) -> NDArray[np.int64]:
             by_rank: NDArray[np.int64] = np.array([getattr(one, name) for one in per_rank], dtype=np.int64)
-            return by_rank[where.reshape(ranks.shape)]
+            return by_rank[where]
 
         width = len(self.sizes)
         # In blocks of 512 bytes: whole numbers far below 2**53, so that a float product adds them exactly.
         table = np.empty((width + 3, batch.size), dtype=np.float64)
-        for index, terms in enumerate(self.sizes):
-            whole, denominator = _common(terms)
+        for index, (whole, unit) in enumerate(self._wholes()):
             total = sum((n * powers[m] for n, m in whole), start=np.zeros(batch.size, dtype=np.int64))
-            table[index] = np.maximum(0, -(-total // (denominator * MIN_BLOCK_BYTES)))
+            table[index] = np.maximum(0, -(-total // unit))
         for offset, name in enumerate(("norms", "scratch", "states")):
             table[width + offset] = spread(name) // MIN_BLOCK_BYTES
         held = spread("held")
-        found = {}
-        for phase, rows in self.rows.items():
-            counts = np.zeros((len(rows), width + 3))
-            for at, row in enumerate(rows):
-                for column, count in row:
-                    counts[at, column] = count
-            found[phase] = held + (counts @ table).max(axis=0).astype(np.int64) * MIN_BLOCK_BYTES
+        return {
+            phase: held + (counts @ table).max(axis=0).astype(np.int64) * MIN_BLOCK_BYTES
+            for phase, counts in self._counts().items()
+        }
+
+    def _wholes(self) -> list[tuple[list[tuple[int, tuple[int, int, int]]], int]]:
+        """Every size's terms over one denominator, and that denominator in blocks."""
+        if "wholes" not in self._known:
+            self._known["wholes"] = [
+                (whole, denominator * MIN_BLOCK_BYTES) for whole, denominator in map(_common, self.sizes)
+            ]
+        found: list[tuple[list[tuple[int, tuple[int, int, int]]], int]] = self._known["wholes"]
         return found
+
+    def _counts(self) -> dict[str, NDArray[np.float64]]:
+        """By phase, how often each moment counts each size: shape (moments, sizes + 3)."""
+        import numpy as np
+
+        if "counts" not in self._known:
+            self._known["counts"] = found = {}
+            for phase, rows in self.rows.items():
+                counts = found[phase] = np.zeros((len(rows), len(self.sizes) + 3))
+                for at, row in enumerate(rows):
+                    for column, count in row:
+                        counts[at, column] = count
+        by_phase: dict[str, NDArray[np.float64]] = self._known["counts"]
+        return by_phase
 
 
 def _common(terms: Sequence[Term]) -> tuple[list[tuple[int, tuple[int, int, int]]], int]:
@@ -199,8 +222,5 @@ def rounded_bytes(terms: Sequence[Term], batch: int, seq: int, rank: int) -> int
     return max(0, -(-total // (denominator * MIN_BLOCK_BYTES))) * MIN_BLOCK_BYTES
 
 
-def _magnitude(terms: Sequence[Term], top: tuple[int, ...]) -> int:
-    total = 0
-    for n, power in _common(terms)[0]:
-        total += abs(n) * prod(value**p for value, p in zip(top, power, strict=True))
-    return total
+def _magnitude(whole: Sequence[tuple[int, tuple[int, int, int]]], top: tuple[int, ...]) -> int:
+    return sum(abs(n) * top[0] ** b * top[1] ** s * top[2] ** r for n, (b, s, r) in whole)

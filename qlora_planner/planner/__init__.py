@@ -1,6 +1,4 @@
-"""The planner: from a card, a model and what the user fixed to the run that is recommended. Pure."""
+"""The planner: from a card, a model and what the user fixed to the run that is recommended. Pure.
 
-from qlora_planner.planner.plan import Plan, plan
-from qlora_planner.planner.survey import SurveyRow, survey
-
-__all__ = ["Plan", "SurveyRow", "plan", "survey"]
+Nothing is imported here: a survey does without what a plan needs, and the other way round.
+"""

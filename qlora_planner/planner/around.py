@@ -255,7 +255,7 @@ def _largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | No
     if top < 1:
         return None
     octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
-    sizes = np.unique(np.minimum(top, octaves.astype(np.int64)))
+    sizes = np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
     good = np.flatnonzero(fitting(sizes))
     if not len(good):
         return None

@@ -39,6 +39,7 @@ Ints = NDArray[np.int64]
 _LATER = (
     "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger", "padding",
     "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
+    "trainer",
 )  # fmt: skip
 # Options that change nothing of what layers and head compute.
 _NOT_IN_LAYERS = (
@@ -134,6 +135,7 @@ class Outlooks:
     sweep: Sweep | None
     calibration: Calibration | None
     _loaded: dict[str, tuple[int, Groundwork]]
+    _grounds: dict[tuple[str, int, str, str | None], Groundwork]
     _paces: dict[tuple[str, str], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
 
@@ -142,7 +144,7 @@ class Outlooks:
         cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
     ) -> Outlooks:
         """For one model on one card."""
-        return cls(profile, gpu, sweep, calibration, {}, {}, {})
+        return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
 
     def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
         """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
@@ -187,6 +189,13 @@ class Outlooks:
         """Played once for all that load alike; another rank is the played one with other adapters."""
         run, default = resolution.run, RunConfig()
         key = repr(run.with_(**{name: getattr(default, name) for name in (*_LATER, "rank")}))
+        exact = key, run.rank, run.optimizer, run.trainer
+        if exact not in self._grounds:
+            self._grounds[exact] = self._lay(key, resolution, workspace)
+        return self._grounds[exact]
+
+    def _lay(self, key: str, resolution: Resolution, workspace: int) -> Groundwork:
+        run = resolution.run
         if key not in self._loaded:
             self._loaded[key] = run.rank, build_groundwork(self.profile, resolution, workspace)
         rank, known = self._loaded[key]

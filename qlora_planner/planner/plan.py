@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
@@ -15,8 +15,6 @@ from qlora_planner.planner.advice import advice
 from qlora_planner.planner.around import frontier, ladder, outlook_at, prices
 from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
-from qlora_planner.planner.dataset import seq_len_for
-from qlora_planner.planner.epochs import DataPlan, plan_data
 from qlora_planner.planner.limits import Sweep
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.planning import Planning, Request, TapeOf, rows_of
@@ -25,6 +23,9 @@ from qlora_planner.planner.speed import Rates, cost_of, speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:  # most plans are made without a dataset
+    from qlora_planner.planner.epochs import DataPlan
 
 SCHEMA = "qlora-plan/plan/1"
 _DEFAULT = RunConfig()
@@ -99,6 +100,8 @@ def plan(
     objective = find_objective(asked.objective)
     run, fixed = asked.run, fixed_options(asked.run, asked.fixed)
     if asked.data is not None and "seq_len" not in fixed:
+        from qlora_planner.planner.dataset import seq_len_for
+
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
     rows = profile.dims.get("position_rows")
@@ -252,6 +255,8 @@ def _pace_on_rows(planner: Planning, answer: MemoryEstimate) -> float | None:
 
 def _data(planner: Planning, choice: Choice, answer: MemoryEstimate) -> DataPlan:
     """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
+    from qlora_planner.planner.epochs import plan_data
+
     data, run = planner.asked.data, answer.run
     assert data is not None
     outlook = outlook_at(planner.outlooks, run, run.batch_size)

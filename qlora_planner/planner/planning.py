@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.planner.axes import make_space
-from qlora_planner.planner.dataset import DataSummary
 from qlora_planner.planner.limits import Sweep, usable_on
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.outlook import Limits, Outlooks
-from qlora_planner.planner.padding import padded_by_random
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.speed import speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
 from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:  # most plans are made without a dataset
+    from qlora_planner.planner.dataset import DataSummary
 
 TapeOf = Callable[[RunConfig], Tape | None]
 # Finalists that are estimated on their own before the search is content with fewer tokens.
@@ -145,6 +147,8 @@ class Planning:
 
 def rows_of(data: DataSummary) -> Rows:
     """How long a dataset's rows are in batches: packed rows are full, shuffled ones are padded to the longest."""
+    from qlora_planner.planner.padding import padded_by_random
+
     known: dict[tuple[int, int], tuple[float, float]] = {}
 
     def sizes(batch: int, seq: int, packing: bool) -> tuple[float, float]:

@@ -8,6 +8,7 @@ kernel over x elements of `s` bytes that makes one of two moves 3sx.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
 
@@ -47,6 +48,7 @@ def cast(width: float, source: int, target: int) -> Work:
     return NOTHING if source == target else moves(1, (source + target) * width, engine=True)
 
 
+@lru_cache(maxsize=1024)
 def linear(
     inner: int, outer: int, at: Setting, *, quantized: bool, adapted: bool, source: int, bias: bool = False
 ) -> Pass:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from qlora_planner.errors import InputError, one_line
@@ -110,20 +111,30 @@ def _plain(value: Any) -> Any:
 
 def _fault(spec: Any, value: Any) -> str | None:
     """Why `value` cannot stand in this option, or None."""
-    option = "--" + spec.name.replace("_", "-")
+    kinds, optional, choices, minimum, maximum = _rule(spec.name)
     if spec.name == "stack":
         good = isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
-        return None if good else f"{option} must map package names to versions"
-    kind, _, optional = spec.type.partition(" | ")
+        return None if good else f"{_option(spec)} must map package names to versions"
     if value is None and optional:
         return None
-    if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "bool"):
-        return f"{option} must be {kind}, not {value!r}"
-    choices = spec.metadata.get("choices")
+    if not isinstance(value, kinds) or (value.__class__ is bool and bool not in kinds):
+        return f"{_option(spec)} must be {spec.type.partition(' | ')[0]}, not {value!r}"
     if choices and value not in choices:
-        return f"{option} must be one of {', '.join(choices)}, not {value!r}"
-    if "minimum" in spec.metadata:
-        minimum, maximum = spec.metadata["minimum"], spec.metadata["maximum"]
-        if not minimum <= value <= maximum:
-            return f"{option} must be from {minimum} to {maximum}, not {value!r}"
+        return f"{_option(spec)} must be one of {', '.join(choices)}, not {value!r}"
+    if minimum is not None and not minimum <= value <= maximum:
+        return f"{_option(spec)} must be from {minimum} to {maximum}, not {value!r}"
     return None
+
+
+def _option(spec: Any) -> str:
+    name: str = spec.name
+    return "--" + name.replace("_", "-")
+
+
+@cache
+def _rule(name: str) -> tuple[tuple[type, ...], bool, tuple[str, ...], Any, Any]:
+    """Types, whether None may stand, choices and bounds of an option, taken apart once."""
+    spec = _SPECS[name]
+    kind, _, optional = spec.type.partition(" | ")
+    bounds = spec.metadata
+    return _TYPES.get(kind, ()), bool(optional), bounds.get("choices", ()), bounds.get("minimum"), bounds.get("maximum")

@@ -14,7 +14,7 @@ from textual.screen import Screen
 
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.memory import MemoryEstimate
-from qlora_planner.planner import SurveyRow
+from qlora_planner.planner.survey import SurveyRow
 from qlora_planner.run import RunConfig
 from qlora_planner.tui import core, messages
 from qlora_planner.tui.core import Frontier, Place, Subject

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner import Plan, SurveyRow
     from qlora_planner.planner.outlook import Limits, Outlooks
+    from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.survey import SurveyRow
     from qlora_planner.profile import ModelProfile
     from qlora_planner.profile.tape import Tape
 
@@ -200,7 +201,7 @@ class Subject:
     def plan(self, run: RunConfig | None = None, fixed: Mapping[str, Any] | None = None) -> Plan:
         """The recommended run, as `qlora-plan MODEL --gpu` has it where nothing new is traced."""
         from qlora_planner.hardware import GpuCatalogue
-        from qlora_planner.planner import plan
+        from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planning import Request
         from qlora_planner.sources.locations import gpus_dirs
 

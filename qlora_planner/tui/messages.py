@@ -8,7 +8,8 @@ from typing import Any
 from textual.message import Message
 
 from qlora_planner.memory import MemoryEstimate
-from qlora_planner.planner import Plan, SurveyRow
+from qlora_planner.planner.plan import Plan
+from qlora_planner.planner.survey import SurveyRow
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.core import Frontier, Place, Subject
 

@@ -12,9 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuCatalogue
+from qlora_planner.hardware import GpuCatalogue, card_file
 from qlora_planner.hardware import catalogue as catalogue_module
 from qlora_planner.hardware.card_file import load_card, read_card
+from qlora_planner.hardware.card_index import build_card_index, index_path
 from qlora_planner.units import MIB
 
 FOLDER = Path(__file__).parents[2] / "profiles" / "gpus"
@@ -248,3 +249,32 @@ def test_garbage_names_are_only_ever_bad_input(text: str) -> None:
         GpuCatalogue([FOLDER]).find(text)
     except InputError as fault:
         assert "\n" not in str(fault)
+
+
+def test_the_index_of_cards_is_that_of_the_files() -> None:
+    assert index_path(FOLDER).read_text(encoding="utf-8") == build_card_index(FOLDER), "run `make cards`"
+
+
+def test_cards_from_the_index_are_those_of_the_files() -> None:
+    with patch.object(card_file.tomllib, "loads", side_effect=AssertionError("parsed")):
+        indexed = GpuCatalogue([FOLDER]).all()
+    assert indexed == tuple(load_card(FOLDER / f"{card.name}.toml") for card in indexed)
+
+
+def test_a_file_changed_after_its_index_was_written_counts(tmp_path: Path) -> None:
+    folder = tmp_path / "gpus"
+    folder.mkdir()
+    card = folder / "test.toml"
+    card.write_text(GOOD_FILE)
+    index_path(folder).write_text(build_card_index(folder))
+    card.write_text(GOOD_FILE.replace('"Test Card"', '"Another Card"'))
+    assert [spec.label for spec in GpuCatalogue([folder]).all()] == ["Another Card"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema": "qlora-plan/gpus-index/1", "cards": [["test"]]}'])
+def test_a_broken_index_is_passed_over(tmp_path: Path, content: str) -> None:
+    folder = tmp_path / "gpus"
+    folder.mkdir()
+    (folder / "test.toml").write_text(GOOD_FILE)
+    index_path(folder).write_text(content)
+    assert [spec.label for spec in GpuCatalogue([folder]).all()] == ["Test Card"]

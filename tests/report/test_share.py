@@ -10,7 +10,7 @@ from xml.dom.minidom import parseString
 import pytest
 
 from qlora_planner import api
-from qlora_planner.planner import Plan
+from qlora_planner.planner.plan import Plan
 from qlora_planner.report.document import Code, Paragraph, Table, to_html, to_markdown
 from qlora_planner.report.frames import COLUMNS, comparison_frame
 from qlora_planner.report.share import command_line, render_share
