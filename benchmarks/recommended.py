@@ -1,12 +1,14 @@
 """Every recommended run is one that the stack takes: what the search ranks first, built and stepped at toy size.
 
     recommended.py list               the distinct option sets, by model class
-    recommended.py run --seconds 600  each on the CPU, a process a class; prints what was taken and what was refused
+    recommended.py run --seconds 600  each on the CPU, --jobs side by side; prints what was taken and what was refused
+    recommended.py run --device cuda  each on a card, those that offload activations too
 
 For every model of the catalogue, card size and objective the best run is taken from the search. Runs of one model class
 that differ in nothing but sizes are one case: the first model stands for them. A toy has two layers of each kind, so
 what is shown is that transformers, bitsandbytes, PEFT and the trainer take the options together, not that it fits.
-Offloaded activations need a card: on the CPU those cases are left out, and said to be.
+Offloaded activations need a card: on the CPU those cases are left out, and said to be. Looking for the best runs of all
+models, cards and goals takes a core some twenty minutes.
 Exits with 1 where one is refused.
 """
 
@@ -18,7 +20,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,7 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qlora_planner import api
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
 from qlora_planner.hardware.sizes import marketed_size
 from qlora_planner.memory.resolve import resolve
@@ -129,29 +131,45 @@ def cases_of(found: Iterable[tuple[ModelProfile, str, RunConfig]]) -> list[Case]
     return [case for _, case in sorted(ordered, key=lambda pair: pair[0])]
 
 
-def runs_here(case: Case) -> bool:
+def runs_on(case: Case, device: str) -> bool:
     """trl copies activations between a card and the host: without a card there is nothing to copy."""
-    return not case.run.activation_offloading
+    return device == "cuda" or not case.run.activation_offloading
 
 
-def step(case: Case) -> str | None:
-    """Build and step a case here; None where the stack took it, else what it said."""
+def step(case: Case, device: str) -> str | None:
+    """Build and step a case; None where the stack took it, else what it said."""
     from qlora_planner.measure.execution import Execution
     from qlora_planner.measure.spec import ChildSpec
 
     raw = api.config_of(api.load_model(case.model_id))
     spec = ChildSpec(
-        run=case.run, model_id=case.model_id, config=raw.config, device="cpu", steps=TOY_STEPS, snapshot=False
+        run=case.run,
+        model_id=case.model_id,
+        config=raw.config,
+        device=device,
+        steps=TOY_STEPS,
+        snapshot=False,
+        toy=True,
     )
     done = Execution(spec, lambda event, facts: None).measure()
     return None if done.outcome == "ok" else f"{done.failed_phase}: {done.error}"
 
 
-def _quietly(case: Case) -> tuple[str | None, float]:
+def _quietly(asked: tuple[Case, str]) -> tuple[Case, str | None, float]:
     started = time.monotonic()
     with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-        return step(case), time.monotonic() - started
+        for stream in (1, 2):
+            os.dup2(nowhere.fileno(), stream)
+        try:
+            said = step(*asked)
+        except PlannerError as error:
+            said = str(error)
+        return asked[0], said, time.monotonic() - started
+
+
+def _found(asked: tuple[ModelProfile, Sequence[GpuSpec], Sequence[str]]) -> list[tuple[ModelProfile, str, RunConfig]]:
+    profile, cards, goals = asked
+    return list(recommended([profile], cards, goals))
 
 
 def _cards() -> list[GpuSpec]:
@@ -163,6 +181,7 @@ def main(argv: Sequence[str]) -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("list", "run"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=float("inf"))
     parser.add_argument("--sizes", type=int, nargs="*", help="card sizes in GB")
     parser.add_argument("--goals", nargs="*", default=list(GOALS), choices=GOALS)
@@ -173,7 +192,9 @@ def main(argv: Sequence[str]) -> int:
         one for one in ModelCatalogue(models_dirs()).load_all(print) if not asked.types or one.model_type in asked.types
     ]
     cards = [card for card in _cards() if not asked.sizes or card.marketed_gb in asked.sizes]
-    cases = cases_of(recommended(profiles, cards, asked.goals))
+    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("spawn")) as pool:
+        parts = pool.map(_found, [(profile, cards, asked.goals) for profile in profiles])
+        cases = cases_of(one for part in parts for one in part)
     total = sum(case.stands_for for case in cases)
     print(
         f"{total:,} recommendations, {len(cases)} distinct over {len({case.model_type for case in cases})} model types"
@@ -182,24 +203,32 @@ def main(argv: Sequence[str]) -> int:
         for case in cases:
             print(f"{case.stands_for:5}  {case.model_type:16} {case.options}")
         return 0
-    away = [case for case in cases if not runs_here(case)]
-    print(f"{len(away)} offload activations (stand for {sum(case.stands_for for case in away):,}): a card is needed")
-    return _run([case for case in cases if runs_here(case)], asked.seconds, asked.jobs)
+    away = [case for case in cases if not runs_on(case, asked.device)]
+    if away:
+        print(
+            f"{len(away)} offload activations (stand for {sum(case.stands_for for case in away):,}): a card is needed"
+        )
+    return _run([case for case in cases if case not in away], asked.device, asked.seconds, asked.jobs)
 
 
-def _run(cases: Sequence[Case], seconds: float, jobs: int) -> int:
+def _run(cases: Sequence[Case], device: str, seconds: float, jobs: int) -> int:
     started = time.monotonic()
     taken: list[Case] = []
     refused: list[Case] = []
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn"), max_tasks_per_child=40) as pool:
-        for at in range(0, len(cases), jobs):
+        waiting = [pool.submit(_quietly, (case, device)) for case in cases]
+        for number, done in enumerate(as_completed(waiting)):
+            case, refusal, took = done.result()
+            (refused if refusal else taken).append(case)
+            said = f"refused: {refusal}" if refusal else "taken"
+            print(
+                f"{number:4} {case.stands_for:5}  {case.model_type:16} {case.options} ({case.model_id}): {said}"
+                f" ({took:.1f} s)",
+                flush=True,
+            )
             if time.monotonic() - started > seconds:
+                pool.shutdown(wait=False, cancel_futures=True)
                 break
-            batch = cases[at : at + jobs]
-            for case, (refusal, took) in zip(batch, pool.map(_quietly, batch), strict=True):
-                (refused if refusal else taken).append(case)
-                said = f"refused: {refusal}" if refusal else "taken"
-                print(f"{case.stands_for:5}  {case.model_type:16} {case.options}: {said} ({took:.1f} s)", flush=True)
     stands = [sum(case.stands_for for case in group) for group in (taken, refused)]
     print(
         f"taken {len(taken)} (stand for {stands[0]:,}), refused {len(refused)} (stand for {stands[1]:,}),"
