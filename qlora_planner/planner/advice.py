@@ -37,6 +37,8 @@ def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[st
         yield _line("upcast", f"upcasting holds {format_size(more)} more than 16-bit weights would", more)
     if run.quant not in (None, "none"):
         yield from _kept_wide(profile, answer)
+    if run.activation_offloading:
+        yield _line("offloading", "speeds leave out what copying activations to the host and back costs", None)
     slack = next((line.size_bytes for line in answer.lines if line.component is Component.ALLOCATOR_SLACK), 0)
     if slack >= _WORTH_SAYING and not is_expandable(run.alloc_conf):
         yield _line(
@@ -96,5 +98,5 @@ def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mappin
         )
 
 
-def _line(code: str, message: str, size: int) -> Mapping[str, Any]:
+def _line(code: str, message: str, size: int | None) -> Mapping[str, Any]:
     return {"code": code, "message": message, "bytes": size}

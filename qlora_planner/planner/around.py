@@ -17,8 +17,8 @@ from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.ladder import rungs
-from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, PINNED_OVER_ALLOCATED, SEQ_STEP
-from qlora_planner.planner.outlook import Ints, Limits, Outlook, Outlooks
+from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
+from qlora_planner.planner.outlook import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
 from qlora_planner.run import RunConfig
 
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -101,12 +101,17 @@ KNOBS = (
 )  # fmt: skip
 
 
-def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits) -> Iterator[dict[str, Any]]:
+def prices(
+    outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits, scale: Scale = AS_RANKED
+) -> Iterator[dict[str, Any]]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
-    `run` is resolved. What the stack refuses has its reason and no figures; a knob that changes nothing is left out.
+    `run` is resolved, and `scale` what playing it took over its rank. What the stack refuses has its reason and no
+    figures; a knob that changes nothing is left out.
     """
     base = _Point.of(outlooks, run, pace_on)
+    played = base.floor(scale)
+    fits = played <= limits.of(base.outlook)[0 if base.traced is not None else 1]
     for knob in KNOBS:
         change = knob.turn(run)
         if not change:
@@ -121,11 +126,9 @@ def prices(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits)
             yield {**row, "refused": str(error)}
             continue
         now, then, at = _alike(base, other)
-        limit = limits.of(other.outlook)[at]
-        yield {
-            **row, "bytes": then - now, "speed": other.pace / base.pace if base.pace and other.pace else None,
-            "fits": then <= limit,
-        }  # fmt: skip
+        # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
+        good = fits if then <= now else played + then - now <= limits.of(other.outlook)[at]
+        yield {**row, "bytes": then - now, "speed": other.pace_over(base), "fits": good}
 
 
 def ladder(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits) -> Iterator[dict[str, Any]]:
@@ -147,7 +150,7 @@ def ladder(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits)
         before, above = lower, other
         yield {
             "change": changed, "says": says, "bytes": freed, "fits": then <= limits.of(other.outlook)[at],
-            "speed": other.pace / base.pace if base.pace and other.pace else None,
+            "speed": other.pace_over(base),
         }  # fmt: skip
 
 
@@ -176,6 +179,18 @@ class _Point:
     closed: int
     pace: float | None
 
+    def floor(self, scale: Scale) -> int:
+        """The floor, scaled in the way in which it was ranked."""
+        ranked = self.closed if self.traced is None else self.traced
+        return scale.on(ranked, self.traced is not None)
+
+    def pace_over(self, base: _Point) -> float | None:
+        """How many times as fast; None where it is not known, as that of copies to the host is not."""
+        copies = [point.outlook.run.activation_offloading for point in (self, base)]
+        if not self.pace or not base.pace or copies[0] != copies[1]:
+            return None
+        return self.pace / base.pace
+
     @classmethod
     def of(cls, outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec) -> _Point:
         resolution = resolve(outlooks.profile, run, outlooks.gpu)
@@ -197,16 +212,16 @@ class _Point:
 
 
 def frontier(
-    outlooks: Outlooks, run: RunConfig, limits: Limits, model_limit: int | None, ratio: float = 1.0
+    outlooks: Outlooks, run: RunConfig, limits: Limits, model_limit: int | None, scale: Scale = AS_RANKED
 ) -> tuple[dict[str, int | bool | None], ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
-    `ratio`: what playing the chosen run took over its rank; every rank is scaled by it.
+    `scale` is what playing the chosen run took over its rank.
     """
     found = []
     for batch in FRONTIER_BATCHES:
         try:
-            outlook = outlook_at(outlooks, run, batch, ratio)
+            outlook = outlook_at(outlooks, run, batch, scale)
         except InputError:  # this batch is refused
             continue
         seq = longest(outlook, limits.of(outlook), batch, model_limit)
@@ -214,10 +229,10 @@ def frontier(
     return tuple(found)
 
 
-def outlook_at(outlooks: Outlooks, run: RunConfig, batch: int, ratio: float = 1.0) -> Outlook:
+def outlook_at(outlooks: Outlooks, run: RunConfig, batch: int, scale: Scale = AS_RANKED) -> Outlook:
     """The outlook of `run` at another batch, where rows of unequal length are padded."""
     resolution = resolve(outlooks.profile, _open(run, {"batch_size": batch}), outlooks.gpu)
-    return outlooks.make(resolution, over_allocated=PINNED_OVER_ALLOCATED * ratio)
+    return outlooks.make(resolution, scale)
 
 
 def longest(

@@ -49,6 +49,27 @@ _NOT_IN_LAYERS = (
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What playing one run took over its rank, by which others are scaled that are ranked in the same way as it."""
+
+    traced: float = 1.0
+    closed: float = 1.0
+
+    @classmethod
+    def of(cls, ranked_bytes: int, traced: bool, played_bytes: int) -> Scale:
+        """Of a run that was ranked at `ranked_bytes`, by a trace or by closed forms."""
+        ratio = played_bytes / ranked_bytes
+        return cls(traced=ratio) if traced else cls(closed=ratio)
+
+    def on(self, floor_bytes: int, traced: bool) -> int:
+        """A ranked floor, scaled."""
+        return int(floor_bytes * (self.traced if traced else self.closed))
+
+
+AS_RANKED = Scale()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
     """One option set; batch and sequence of `run` stand for any."""
 
@@ -60,7 +81,7 @@ class Outlook:
     fixed: Fixed
     context: ContextRow
     workspace: int
-    over_allocated: float = PINNED_OVER_ALLOCATED
+    scale: Scale = AS_RANKED
 
     @property
     def footing(self) -> str:
@@ -70,7 +91,8 @@ class Outlook:
     @property
     def _over(self) -> float:
         """Segments in use over allocated bytes, for a traced run."""
-        return RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(self.run.alloc_conf) else self.over_allocated
+        expandable = is_expandable(self.run.alloc_conf)
+        return self.scale.traced * (RESERVED_OVER_ALLOCATED_EXPANDABLE if expandable else PINNED_OVER_ALLOCATED)
 
     def floors(
         self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None
@@ -88,7 +110,8 @@ class Outlook:
         floors = floors + gradients
         if not traced.all():
             closed = self._closed(batch, seq, earlier)
-            floors = np.where(traced, floors, np.asarray(closed * RESERVED_OVER_ALLOCATED_EXPANDABLE, dtype=np.int64))
+            over = RESERVED_OVER_ALLOCATED_EXPANDABLE * self.scale.closed
+            floors = np.where(traced, floors, np.asarray(closed * over, dtype=np.int64))
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
             floors = np.where(traced, np.maximum(floors, before), np.maximum(floors, before_closed))
         else:
@@ -146,14 +169,12 @@ class Outlooks:
         """For one model on one card."""
         return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
 
-    def make(self, resolution: Resolution, over_allocated: float = PINNED_OVER_ALLOCATED) -> Outlook:
+    def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> Outlook:
         """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
         run = resolution.run
         workspace = cublas_workspace_bytes(self.gpu.compute_capability)
         ground = self._ground(resolution, workspace)
-        return outlook_of(
-            ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), over_allocated
-        )
+        return outlook_of(ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), scale)
 
     def pace(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
         """The speed of a resolved run's options on a card; None where the card's rates are unknown.
@@ -218,7 +239,7 @@ def outlook_of(
     sweep: Sweep | None,
     context: ContextRow,
     fixed: Fixed,
-    over_allocated: float = PINNED_OVER_ALLOCATED,
+    scale: Scale = AS_RANKED,
 ) -> Outlook:
     """From a model's groundwork."""
     run = resolution.run
@@ -231,7 +252,7 @@ def outlook_of(
         fixed=fixed,
         context=context,
         workspace=cublas_workspace_bytes(gpu.compute_capability),
-        over_allocated=over_allocated,
+        scale=scale,
     )
 
 

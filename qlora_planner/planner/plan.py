@@ -17,6 +17,7 @@ from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
 from qlora_planner.planner.limits import Sweep
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
+from qlora_planner.planner.outlook import Scale
 from qlora_planner.planner.planning import Planning, Request, TapeOf, rows_of
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
@@ -127,16 +128,16 @@ def plan(
 
 def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
     asked, outlooks = planner.asked, planner.outlooks
-    ratio = answer.floor_bytes / choice.floor_bytes
+    scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
     cost = cost_of(answer.speed, asked.gpu)
     return Plan(
         model=answer.model,
         gpu=asked.gpu,
         run=answer.run,
         estimate=answer,
-        alternatives=tuple(_alternatives(planner, ranking, choice)),
-        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits)),
-        frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, ratio),
+        alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
+        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits, scale)),
+        frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, scale),
         objective=asked.objective,
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
@@ -204,8 +205,8 @@ def _card(found: Standing | None) -> Mapping[str, Any] | None:
     return None if found is None else found.to_dict()
 
 
-def _alternatives(planner: Planning, ranking: Ranking, chosen: Choice) -> list[Mapping[str, Any]]:
-    """The best run of each other objective, by rank, where it differs."""
+def _alternatives(planner: Planning, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Mapping[str, Any]]:
+    """The best run of each other objective, by rank, where it differs; `floor_bytes` is what the chosen one took."""
     found: list[Mapping[str, Any]] = []
     fixed = fixed_options(planner.asked.run, planner.asked.fixed)
     shown = chosen.run.to_dict()
@@ -226,11 +227,17 @@ def _alternatives(planner: Planning, ranking: Ranking, chosen: Choice) -> list[M
                 "objective": objective.name,
                 "change": change,
                 "buys": objective.says,
-                "bytes": other.floor_bytes - chosen.floor_bytes,
-                "speed": other.pace / chosen.pace if chosen.pace else None,
+                "bytes": scale.on(other.floor_bytes, other.traced) - floor_bytes,
+                "speed": _pace_over(other, chosen),
             }
         )
     return found
+
+
+def _pace_over(other: Choice, chosen: Choice) -> float | None:
+    # What copies of activations to the host and back cost is not modelled.
+    same = other.run.activation_offloading == chosen.run.activation_offloading
+    return other.pace / chosen.pace if chosen.pace and same else None
 
 
 def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.outlook import Limits, Outlooks
+    from qlora_planner.planner.outlook import Limits, Outlooks, Scale
     from qlora_planner.planner.plan import Plan
     from qlora_planner.planner.survey import SurveyRow
     from qlora_planner.profile import ModelProfile
@@ -230,7 +230,7 @@ class Subject:
         """A row per knob: see planner.around. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.around import prices
 
-        return list(prices(self.outlooks, self._accepted(run), self.pace_on, self.limits))
+        return list(prices(self.outlooks, self._accepted(run), self.pace_on, self.limits, self._scale(run)))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
@@ -239,13 +239,13 @@ class Subject:
         from qlora_planner.memory.verdict import TIGHT_AT_MOST
         from qlora_planner.planner.around import FRONTIER_BATCHES, frontier, outlook_at
 
-        resolved, ratio = self._accepted(run), self._ratio(run)
-        rows = frontier(self.outlooks, resolved, self.limits, self.model_limit, ratio)
+        resolved, scale = self._accepted(run), self._scale(run)
+        rows = frontier(self.outlooks, resolved, self.limits, self.model_limit, scale)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
             try:
-                outlook = outlook_at(self.outlooks, resolved, batch, ratio)
+                outlook = outlook_at(self.outlooks, resolved, batch, scale)
             except InputError:  # this batch is refused
                 continue
             seq = np.array(lengths, dtype=np.int64)
@@ -265,16 +265,18 @@ class Subject:
             raise InputError(refused)
         return self.estimate(run).run
 
-    def _ratio(self, run: RunConfig) -> float:
+    def _scale(self, run: RunConfig) -> Scale:
         """What playing the run took over its rank, as a plan scales its frontier."""
         import numpy as np
 
         from qlora_planner.memory.resolve import resolve
+        from qlora_planner.planner.outlook import Scale
 
         answer = self.estimate(run)
         outlook = self.outlooks.make(resolve(self.profile, answer.run, self.place.gpu))
         sizes = np.array([answer.run.batch_size], dtype=np.int64), np.array([answer.run.seq_len], dtype=np.int64)
-        return answer.floor_bytes / int(outlook.floors(*sizes)[0][0])
+        floors, traced = outlook.floors(*sizes)
+        return Scale.of(int(floors[0]), bool(traced[0]), answer.floor_bytes)
 
 
 def fault_words(error: PlannerError) -> str:
