@@ -95,11 +95,11 @@ def _prepared(
     _check_reporters(asked.settings.report_to)
     _check_data(asked, output)
     folder = weights_folder(asked.weights, output.warn)
+    if note := check_stored(folder, asked.run, asked.model):
+        output.warn(note)
     place = place_of(dict(given), output) if asked.device == "cuda" else None
     profile = profile_of(asked, output)
     run, document = _planned(asked, fitted(asked, output), profile, place, given, output)
-    if note := check_stored(folder, run, asked.model):
-        output.warn(note)
     spec = LaunchSpec(
         run=run,
         settings=asked.settings,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.memory.checkpoint import checkpoint_stored
 from qlora_planner.profile.faults import plain
 from qlora_planner.run import RunConfig
 from qlora_planner.train.model import has_weights
@@ -75,16 +76,23 @@ def _from_hub(model: str, tell: Callable[[str], None]) -> Path:
 def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
     """What there is to know of a checkpoint that is quantised already; None for one that is not.
 
-    Raises InputError for one that this run's quantisation cannot be laid over.
+    Raises InputError for one that this run's quantisation cannot be laid over; a run that names none takes any.
     """
     stored = _quantization(folder)
     if stored is None:
         return None
-    method = str(stored.get("quant_method", "bitsandbytes"))
+    # bitsandbytes' early checkpoints name no method.
+    method = str(stored.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stored else "unknown"))
     if method != "bitsandbytes":
-        raise InputError(f"{name}: its weights are quantised with {plain(method)}; train the unquantised model instead")
-    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
-    if run.quant != found:
+        known = checkpoint_stored(plain(method))
+        raise InputError(f"{name}: {known.message}; {known.fix}")
+    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or "fp4")
+    if run.method != "qlora":
+        raise InputError(
+            f"{name}: its weights are stored as {plain(found)}, and --method {run.method} wants them whole; --method"
+            " qlora, or the model that is not quantised"
+        )
+    if run.quant not in (None, found):
         raise InputError(
             f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}"
         )

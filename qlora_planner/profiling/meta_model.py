@@ -95,14 +95,23 @@ def build_on_meta(
         raise
     except Exception as error:  # any class's constructor may fail on inconsistent sizes; the cause is passed on
         raise InputError(f"{where}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
-    remember_skipped(model)
+    remember_skipped(model, _spared(raw))
     model.tie_weights()
     return model, dict(model._get_dtype_plan(dtype))
 
 
-def remember_skipped(model: PreTrainedModel) -> None:
-    """Ask transformers' rule while nothing is tied yet, as loading does: it spares the last parameter's module."""
-    model._left_alone = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+def remember_skipped(model: PreTrainedModel, spared: list[str] | None = None) -> None:
+    """Ask transformers' rule while nothing is tied yet, as loading does: it spares the last parameter's module.
+
+    `spared` are the modules that a checkpoint which is quantised already left alone; they take that rule's place.
+    """
+    model._left_alone = HfQuantizer.get_modules_to_not_convert(model, spared, model._keep_in_fp32_modules)
+
+
+def _spared(raw: Mapping[str, Any]) -> list[str] | None:
+    stored = raw.get("quantization_config")
+    found = stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
+    return [str(name) for name in found] if isinstance(found, list) else None
 
 
 def skipped_modules(model: PreTrainedModel) -> list[str]:
