@@ -22,7 +22,7 @@ from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
 from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
-from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
@@ -89,10 +89,11 @@ def _prepared(
     asked: Asked, given: Mapping[str, Any], output: Output
 ) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
     """Everything that can be known to be wrong before a process is started."""
+    from qlora_planner.launch.reporters import check_reporters
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.launch.weights import check_stored, weights_folder
 
-    _check_reporters(asked.settings.report_to)
+    check_reporters(asked.settings.report_to)
     _check_data(asked, output)
     folder = weights_folder(asked.weights, output.warn)
     if note := check_stored(folder, asked.run, asked.model):
@@ -124,13 +125,6 @@ def _check_data(asked: Asked, output: Output) -> None:
     if sum(file.size_bytes for file in find_files(asked.data)) <= _SOON_READ_BYTES:
         for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
             pass
-
-
-def _check_reporters(names: tuple[str, ...]) -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise MissingError(f"--report-to: missing here: {', '.join(missing)}; pip install {' '.join(missing)}")
 
 
 def _name(asked: Asked, folder: Path) -> str:

@@ -9,13 +9,17 @@ for a result of any outcome but an error, else as the program's.
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.launch.callbacks import Stop
+from qlora_planner.launch.folder import RunFolder
+from qlora_planner.launch.reporters import set_places
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
 from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
@@ -38,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
+        set_places(spec.settings.report_to, RunFolder(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.launch.training import Training
 

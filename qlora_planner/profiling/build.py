@@ -114,8 +114,10 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
 
 
 def stored_quantization(raw: Mapping[str, Any]) -> str | None:
-    """How the checkpoint says its weights are already quantised: `mxfp4`, `fp8`, ..., of bitsandbytes also with what its
-    size hangs on, `bitsandbytes-8bit`, `bitsandbytes-nf4`, `bitsandbytes-nf4-double`, ...; None where they are not."""
+    """How the checkpoint says its weights are already quantised: `mxfp4`, `fp8`, ...; None where they are not.
+
+    Of bitsandbytes with what its size hangs on: `bitsandbytes-8bit`, `bitsandbytes-nf4`, `bitsandbytes-nf4-double`, ...
+    """
     stored = raw.get("quantization_config")
     if not isinstance(stored, Mapping):
         return None
