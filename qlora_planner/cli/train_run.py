@@ -55,8 +55,9 @@ def execute(
     else:
         check_writable(asked.folder)
         notes += records.check_same(asked.record, record, asked.folder)
-        record = {**record, **asked.record}
+        record = {**record, **asked.record, "settings": spec.settings.to_dict()}
         spec = _going_on(asked, spec, notes)
+        write_json(asked.folder.record, record)
         _check_disk(asked, spec, profile)
     try:
         attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output)

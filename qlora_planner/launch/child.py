@@ -1,9 +1,9 @@
-"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent]`.
+"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent PID]`.
 
-SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "note" | "rehearsed"
-| "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`. What
-libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes: 0
-for a result of any outcome but an error, else as the program's.
+SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "data" | "note" |
+"rehearsed" | "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`.
+What libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes:
+0 for a result of any outcome but an error, else as the program's.
 """
 
 from __future__ import annotations
@@ -31,11 +31,12 @@ _FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 def main(arguments: list[str] | None = None) -> int:
     """Run the specification named on the command line."""
     given = sys.argv[1:] if arguments is None else arguments
-    if not given or set(given[1:]) - {"--with-parent"}:
-        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent]", file=sys.stderr)
+    alone = len(given) == 1
+    if not alone and (len(given) != 3 or given[1] != "--with-parent" or not given[2].isdecimal()):
+        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent PID]", file=sys.stderr)
         return 2
-    if "--with-parent" in given:
-        process.die_with_parent()
+    if not alone:
+        process.die_with_parent(int(given[2]))
     lines, stop = Lines(own_stdout()), Stop()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.ask)

@@ -70,8 +70,8 @@ def checkpoint_stored(scheme: str) -> Checkpoint:
         scheme=scheme,
         label=scheme,
         works=False,
-        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: what follows holds for a"
-        " bf16 copy of the model only",
+        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: figures hold for a bf16"
+        " copy of the model only",
         fix=_BF16,
     )
 
