@@ -34,10 +34,6 @@ if TYPE_CHECKING:
     from qlora_planner.profile import ModelProfile
 
 
-# Larger data is read by the child alone: its faults then come a little later.
-_SOON_READ_BYTES = 256 << 20
-
-
 def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     return click.option(f"--{name}", cls=SectionOption, type=kind, default=None, metavar=metavar, help=text)
 
@@ -128,8 +124,10 @@ def _check_data(asked: Asked, output: Output) -> None:
     """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
     from qlora_planner import data
     from qlora_planner.data.files import find_files
+    from qlora_planner.launch.dataset import IN_MEMORY_BYTES
 
-    if sum(file.size_bytes for file in find_files(asked.data)) <= _SOON_READ_BYTES:
+    # Larger data is read by the child alone: its faults then come a little later.
+    if sum(file.size_bytes for file in find_files(asked.data)) <= IN_MEMORY_BYTES:
         for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
             pass
 

@@ -126,10 +126,10 @@ def _check_card(
 
 
 def _check_disk(asked: Asked, spec: LaunchSpec, profile: ModelProfile | None) -> None:
-    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes
+    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes, rows_bytes
 
-    if profile is not None:
-        check_disk(asked.folder.path, checkpoint_bytes(profile, spec.run))
+    one = 0 if profile is None else checkpoint_bytes(profile, spec.run)
+    check_disk(asked.folder.path, one, rows_bytes(spec.data))
 
 
 def _write_plan(asked: Asked, document: Mapping[str, Any]) -> None:

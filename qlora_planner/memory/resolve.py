@@ -67,9 +67,7 @@ def _quantization(draft: _Draft) -> None:
     run, stored = draft.asked, stored_options(draft.profile)
     checkpoint = checkpoint_of(draft.profile)
     if checkpoint is not None and not checkpoint.works and checkpoint.fix is not None:
-        draft.advise(
-            "stored-quantized", f"{checkpoint.message}: these are the figures of a 16-bit copy", checkpoint.fix
-        )
+        draft.advise("stored-quantized", f"{checkpoint.message}; these are the figures of a bf16 copy", checkpoint.fix)
     if "double_quant" in stored:
         draft.settle("double_quant", stored["double_quant"], "the checkpoint is stored so")
     if run.quant is None and run.method == "qlora" and "quant" in stored:
