@@ -65,9 +65,12 @@ def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) ->
     run = RunConfig(**explicit) if plan is None else plan[1].with_(**explicit)
     name = Path(model.rstrip("/")).name if plan is None else model.rpartition("/")[2]
     run, chosen = _with_evaluation(run, Settings(**settings))
+    place = given["weights"] or model
+    if plan is not None:
+        place = _place(place, what)
     return Asked(
-        model=_place(given["weights"] or model, what),
-        weights=_place(given["weights"] or model, what),
+        model=place,
+        weights=place,
         run=run,
         settings=chosen,
         folder=RunFolder(Path(given["output"] or Path("runs") / name)),
