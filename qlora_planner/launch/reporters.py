@@ -61,7 +61,7 @@ def set_places(names: Iterable[str], folder: RunFolder, environment: MutableMapp
     if "tensorboard" in chosen:
         environment.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.logs))
     if "wandb" in chosen:
-        folder.logs.mkdir(exist_ok=True)
+        folder.logs.mkdir(parents=True, exist_ok=True)
         known = folder.logs / _ID
         if not known.exists():
             known.write_text(uuid4().hex[:8], encoding="ascii")
