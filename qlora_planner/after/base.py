@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.sources.configs import is_hub_id, read_config
@@ -101,23 +101,12 @@ def _shards(folder: Path) -> tuple[str, ...]:
 
 def _snapshot(repo_id: str, tell: Callable[[str], None]) -> Path:
     """The folder of a Hub model: from the cache where it is whole, else fetched."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import huggingface_hub
-    from huggingface_hub import constants
+    instead = "give them with --base DIR"
+    return snapshot(repo_id, _WANTED, what="weights", instead=instead, whole=_is_whole, tell=tell)
 
+
+def _is_whole(folder: Path) -> bool:
     try:
-        cached = Path(huggingface_hub.snapshot_download(repo_id, local_files_only=True, allow_patterns=list(_WANTED)))
-        _shards(cached)
-        return cached
-    except (MissingError, huggingface_hub.errors.LocalEntryNotFoundError, OSError):
-        pass  # not here, or only a part of it
-    if constants.HF_HUB_OFFLINE:
-        raise MissingError(f"{repo_id}: its weights are not among the cached Hub files, and HF_HUB_OFFLINE is set")
-    tell(f"{repo_id}: fetching its weights from the Hub")
-    try:
-        return Path(huggingface_hub.snapshot_download(repo_id, allow_patterns=list(_WANTED)))
-    except (huggingface_hub.errors.HfHubHTTPError, OSError, ValueError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise MissingError(
-            f"{repo_id}: its weights cannot be fetched ({plain(reason)[:120]}); give them with --base DIR"
-        ) from None
+        return bool(_shards(folder))
+    except MissingError:
+        return False

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.progress import on_terminal
+from qlora_planner.cli.streams import patience
 from qlora_planner.cli.values import Output
 
 if TYPE_CHECKING:
@@ -25,11 +26,12 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
     if path is None:
         return None
     from qlora_planner.data import summarise
+    from qlora_planner.data.hub import rows_of
     from qlora_planner.sources.locations import cache_dir
 
     with counting(path, quiet=output.quiet) as moved:
         return summarise(
-            path,
+            rows_of(path, output.warn),
             tokenizer=given.get("tokenizer") or model,
             chars_per_token=given.get("chars_per_token"),
             bad_rows=given.get("bad_rows") or "refuse",
@@ -41,9 +43,10 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
 
 @contextmanager
 def counting(what: str, *, quiet: bool) -> Iterator[Moved | None]:
-    """A bar on a terminal, gone when it is done; nothing elsewhere."""
+    """A bar on a terminal, gone when it is done; elsewhere a line where it takes long."""
     if quiet or not on_terminal():
-        yield None
+        with patience(f"counting {what}", quiet, after_s=5.0):
+            yield None
         return
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn

@@ -13,7 +13,7 @@ from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json, answer_part, say
 from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import InputError
-from qlora_planner.units import format_gib, format_size
+from qlora_planner.units import format_size
 
 if TYPE_CHECKING:
     from qlora_planner.after.base import Base
@@ -126,6 +126,9 @@ def _quiet_libraries() -> None:
     """No advice and no bars: stderr is ours."""
     import transformers
 
+    from qlora_planner.train.quiet import import_libraries
+
+    import_libraries()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
 
@@ -162,14 +165,14 @@ def _forecast(
 def _fits(forecast: Forecast, room: tuple[int, str], device: str, output: Output) -> bool:
     has, where = room
     parts = (
-        f"weights {format_gib(forecast.weights_bytes)}, adapters {format_size(forecast.adapter_bytes)}, cache"
+        f"weights {format_size(forecast.weights_bytes)}, adapters {format_size(forecast.adapter_bytes)}, cache"
         f" {format_size(forecast.cache_bytes)}, one step {format_size(forecast.step_bytes)}"
         + (f", context {format_size(forecast.context_bytes)}" if device == "cuda" else "")
     )
     if forecast.peak_bytes > has:
-        say(f"does not fit: it takes {format_gib(forecast.peak_bytes)} ({parts}), {where} has {format_gib(has)} left")
+        say(f"does not fit: it takes {format_size(forecast.peak_bytes)} ({parts}), {where} has {format_size(has)} left")
         return False
-    output.warn(f"estimate: {format_gib(forecast.peak_bytes)} of {format_gib(has)} ({parts})")
+    output.warn(f"estimate: {format_size(forecast.peak_bytes)} of {format_size(has)} ({parts})")
     return True
 
 

@@ -57,7 +57,9 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
     from qlora_planner.after.host import resident_bytes
     from qlora_planner.after.merge import merge
     from qlora_planner.after.merge_plan import plan_merge
+    from qlora_planner.train.quiet import import_libraries
 
+    import_libraries()
     kind = getattr(torch, dtype)
     hollow = hollow_model(found.config, finished.adapter)
     plan = plan_merge(found, hollow, kind)

@@ -119,7 +119,9 @@ def _card_options() -> list[click.Option]:
 def _data_options() -> list[click.Option]:
     bad_rows = click.Choice(("refuse", "skip"))
     return [
-        DataOption(["--data"], metavar="FILE", help="jsonl, json, csv or parquet, a folder or a pattern of them."),
+        DataOption(
+            ["--data"], metavar="FILE|ID", help="jsonl, json, csv, parquet, a folder or pattern of them, a Hub id."
+        ),
         DataOption(["--tokenizer"], metavar="NAME|DIR", help="Whose tokens are counted (the model's own)."),
         DataOption(["--chars-per-token"], type=float, metavar="F", help="Guess the tokens from characters, as 4."),
         DataOption(["--bad-rows"], type=bad_rows, default="refuse", help="About rows that cannot be used (refuse)."),

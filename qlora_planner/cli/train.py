@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.options import (
     SectionOption,
     Verb,
@@ -19,20 +21,17 @@ from qlora_planner.cli.options import (
     run_options,
 )
 from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
+from qlora_planner.cli.train_finished import is_finished, tell_finished
 from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
-from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
 if TYPE_CHECKING:
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.profile import ModelProfile
-
-
-# Larger data is read by the child alone: its faults then come a little later.
-_SOON_READ_BYTES = 256 << 20
 
 
 def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -76,6 +75,8 @@ def command(what: str, **given: Any) -> int:
     output = output_from(given)
     given["weights"] = given.pop("model")
     asked = asked_from(what, explicit_run_options(given), given)
+    if is_finished(asked):
+        return tell_finished(asked, output)
     if asked.device == "cpu" and given.get("cap"):
         raise InputError("--device cpu: --cap needs a card; leave it out")
     if not (asked.planned or given["yes"] or sys.stdin.isatty()):
@@ -89,17 +90,20 @@ def _prepared(
     asked: Asked, given: Mapping[str, Any], output: Output
 ) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
     """Everything that can be known to be wrong before a process is started."""
+    from qlora_planner.data.hub import rows_of
+    from qlora_planner.launch.reporters import check_reporters
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.launch.weights import check_stored, weights_folder
 
-    _check_reporters(asked.settings.report_to)
+    check_reporters(asked.settings.report_to)
+    asked = replace(asked, data=rows_of(asked.data, output.warn))
     _check_data(asked, output)
     folder = weights_folder(asked.weights, output.warn)
+    if note := check_stored(folder, asked.run, asked.model):
+        output.warn(note)
     place = place_of(dict(given), output) if asked.device == "cuda" else None
     profile = profile_of(asked, output)
-    run, document = _planned(asked, fitted(asked, output), profile, place, given, output)
-    if note := check_stored(folder, run, asked.model):
-        output.warn(note)
+    run, document = _planned(asked, profile, place, given, output)
     spec = LaunchSpec(
         run=run,
         settings=asked.settings,
@@ -120,17 +124,12 @@ def _check_data(asked: Asked, output: Output) -> None:
     """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
     from qlora_planner import data
     from qlora_planner.data.files import find_files
+    from qlora_planner.launch.dataset import IN_MEMORY_BYTES
 
-    if sum(file.size_bytes for file in find_files(asked.data)) <= _SOON_READ_BYTES:
+    # Larger data is read by the child alone: its faults then come a little later.
+    if sum(file.size_bytes for file in find_files(asked.data)) <= IN_MEMORY_BYTES:
         for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
             pass
-
-
-def _check_reporters(names: tuple[str, ...]) -> None:
-    from importlib.util import find_spec
-
-    if missing := [name for name in names if find_spec(name) is None]:
-        raise MissingError(f"--report-to: missing here: {', '.join(missing)}; pip install {' '.join(missing)}")
 
 
 def _name(asked: Asked, folder: Path) -> str:
@@ -149,7 +148,6 @@ def _quantized(profile: ModelProfile, run: RunConfig) -> int:
 
 def _planned(
     asked: Asked,
-    run: RunConfig,
     profile: ModelProfile | None,
     place: Place | None,
     given: Mapping[str, Any],
@@ -158,35 +156,38 @@ def _planned(
     """The run without unknowns, and the plan that plan.yaml will hold; a MODEL's plan is shown and asked about."""
     from qlora_planner.planner.plan import SCHEMA
 
+    if not asked.planned and (place is not None or given.get("gpu") is not None):
+        assert profile is not None
+        return _plan(asked, profile, place, given, output)
+    run = fitted(asked, output)
     if profile is None:
         return run, asked.plan or {"schema": SCHEMA, "model": {"id": asked.model}, "gpu": None, "run": run.to_dict()}
-    if asked.planned or (place is None and given.get("gpu") is None):
-        from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.resolve import resolve
 
-        found = resolve(profile, run, None if place is None else place.gpu)
-        refused = [problem for problem in found.problems if problem.blocking]
-        if refused:
-            raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
-        head = asked.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
-        if not asked.planned:
-            from qlora_planner.report.words import recipe
+    found = resolve(profile, run, None if place is None else place.gpu)
+    refused = [problem for problem in found.problems if problem.blocking]
+    if refused:
+        raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
+    head = asked.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
+    if not asked.planned:
+        from qlora_planner.report.words import recipe
 
-            _ask(f"{profile.id} on the CPU, which nothing is planned for: {recipe(found.run)}", given)
-        return found.run, {**head, "run": found.run.to_dict()}
-    return _plan(asked, run, profile, place, given, output)
+        _ask(f"{profile.id} on the CPU, which nothing is planned for: {recipe(found.run)}", given)
+    return found.run, {**head, "run": found.run.to_dict()}
 
 
 def _plan(
-    asked: Asked, run: RunConfig, profile: ModelProfile, place: Place | None, given: Mapping[str, Any], output: Output
+    asked: Asked, profile: ModelProfile, place: Place | None, given: Mapping[str, Any], output: Output
 ) -> tuple[RunConfig, Mapping[str, Any]]:
+    """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
     from qlora_planner.api import plan
     from qlora_planner.report.plan import render_plan
 
     card = card_from(given, output, required=True)
     assert card is not None
     found = plan(
-        profile, card.gpu, run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
-        fixed=_fixed(asked, run),
+        profile, card.gpu, asked.run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
+        fixed=asked.explicit, data=summary_from(given, asked.weights, output),
         cap_bytes=card.cap_bytes if place is None else place.cap_bytes,
     )  # fmt: skip
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
@@ -196,11 +197,6 @@ def _plan(
         )
     _ask(render_plan(found, asked.explicit, card.asked, output.theme), given)
     return found.run, found.to_dict()
-
-
-def _fixed(asked: Asked, run: RunConfig) -> set[str]:
-    """What was typed, and the length that the data asks for."""
-    return {*asked.explicit, *({"seq_len"} if run.seq_len != RunConfig().seq_len else ())}
 
 
 def _ask(shown: str, given: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import plain
@@ -64,9 +65,12 @@ def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) ->
     run = RunConfig(**explicit) if plan is None else plan[1].with_(**explicit)
     name = Path(model.rstrip("/")).name if plan is None else model.rpartition("/")[2]
     run, chosen = _with_evaluation(run, Settings(**settings))
+    place = given["weights"] or model
+    if plan is not None:
+        place = _place(place, what)
     return Asked(
-        model=_place(given["weights"] or model, what),
-        weights=_place(given["weights"] or model, what),
+        model=place,
+        weights=place,
         run=run,
         settings=chosen,
         folder=RunFolder(Path(given["output"] or Path("runs") / name)),
@@ -142,14 +146,11 @@ def fitted(asked: Asked, output: Output) -> RunConfig:
     """The run of a MODEL with sequences as long as the longest row, unless --seq-len was typed."""
     if asked.planned or "seq_len" in asked.explicit:
         return asked.run
-    from qlora_planner.data import summarise
     from qlora_planner.planner.limits import SEQ_STEP
-    from qlora_planner.sources.locations import cache_dir
 
-    found = summarise(
-        asked.data, tokenizer=asked.tokenizer or asked.weights, bad_rows=asked.bad_rows, cache=cache_dir(),
-        warn=output.warn,
-    )  # fmt: skip
+    given = {"data": asked.data, "tokenizer": asked.tokenizer, "bad_rows": asked.bad_rows}
+    found = summary_from(given, asked.weights, output)
+    assert found is not None
     longest = found.longest.tokens
     seq_len = min(asked.run.seq_len, -(-longest // SEQ_STEP) * SEQ_STEP)
     if longest > seq_len:

@@ -55,8 +55,9 @@ def execute(
     else:
         check_writable(asked.folder)
         notes += records.check_same(asked.record, record, asked.folder)
-        record = {**record, **asked.record}
+        record = {**record, **asked.record, "settings": spec.settings.to_dict()}
         spec = _going_on(asked, spec, notes)
+        write_json(asked.folder.record, record)
         _check_disk(asked, spec, profile)
     try:
         attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output)
@@ -125,10 +126,10 @@ def _check_card(
 
 
 def _check_disk(asked: Asked, spec: LaunchSpec, profile: ModelProfile | None) -> None:
-    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes
+    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes, rows_bytes
 
-    if profile is not None:
-        check_disk(asked.folder.path, checkpoint_bytes(profile, spec.run))
+    one = 0 if profile is None else checkpoint_bytes(profile, spec.run)
+    check_disk(asked.folder.path, one, rows_bytes(spec.data))
 
 
 def _write_plan(asked: Asked, document: Mapping[str, Any]) -> None:

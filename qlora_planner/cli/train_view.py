@@ -28,6 +28,7 @@ _PHASES = {
     "load": "loading the model",
     "prepare": "preparing the model",
     "adapters": "adding adapters",
+    "tokenise": "tokenising the data",
     "rehearsal": "trying the longest batch",
     "training": "training",
     "save": "saving",
@@ -74,6 +75,10 @@ class Watch:
             self.line(self.phase)
         elif told.event == "note":
             self.note(str(facts["message"]))
+        elif told.event == "data":
+            done = facts["done_bytes"] / facts["size_bytes"] if facts["size_bytes"] else 1.0
+            self.phase = f"{_PHASES['data']}: {done:.0%}, {facts['rows']:,} rows"
+            self.line(self.phase)
         elif told.event == "rehearsed":
             self.line(
                 f"the longest batch works: {facts['rows']} x {facts['longest']:,} of {facts['seq_len']:,} tokens, loss"
@@ -267,7 +272,7 @@ def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Ite
     encoding = (getattr(sys.stderr, "encoding", None) or "").lower()
     theme = Theme(color=True, unicode=encoding.startswith("utf"))
     console = Console(stderr=True)
-    steps = ("step ",)
+    steps = ("step ", f"{_PHASES['data']}:")
 
     def out(text: str) -> None:
         """Steps are in the view; the rest scrolls by above it."""

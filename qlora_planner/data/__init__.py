@@ -64,12 +64,14 @@ def summarise(
     return scan(files, shape, counter, bad_rows=bad_rows, warn=warn, moved=moved)
 
 
-def rows(path: str | os.PathLike[str], *, bad_rows: str = "refuse", warn: Warn = _silent) -> Iterator[dict[str, Any]]:
+def rows(
+    path: str | os.PathLike[str], *, bad_rows: str = "refuse", warn: Warn = _silent, moved: Moved | None = None
+) -> Iterator[dict[str, Any]]:
     """Every row in the format that trl trains on: `text`, `messages`, `prompt` and `completion`, or `input_ids`.
 
     The same rows in the same order as `summarise` counts, but for those that a tokenizer's chat template refuses.
     Chats keep their `tools` and `chat_template_kwargs`. With `bad_rows` refuse the first row that cannot be used ends
-    it. Raises InputError as `summarise` does, while it is iterated over.
+    it. `moved` as for `summarise`. Raises InputError as `summarise` does, while it is iterated over.
     """
     from qlora_planner.data.files import find_files
     from qlora_planner.data.scan import Faults, examples, shape_of
@@ -77,7 +79,7 @@ def rows(path: str | os.PathLike[str], *, bad_rows: str = "refuse", warn: Warn =
     _check(bad_rows, None)
     files = find_files(path)
     faults, found = Faults(files), 0
-    for place in examples(files, shape_of(files), faults):
+    for place in examples(files, shape_of(files), faults, moved):
         if bad_rows == "refuse" and faults.count:
             break
         found += 1

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from qlora_planner.data.counting import Tokenised
-from qlora_planner.data.hub import files_of
+from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import plain, quoted
@@ -84,7 +84,7 @@ def _folder_of(name: str) -> Path:
             return path
     if name.startswith((".", "/", "~")):
         raise InputError(f"--tokenizer: no such folder: {quoted(name)}")
-    folder = files_of(name, _INSTEAD)
+    folder = tokenizer_files(name, _INSTEAD)
     if not any(_tokenizer_files(folder)):
         raise MissingError(f"{plain(name)}: the repository holds no tokenizer; {_INSTEAD}")
     return folder

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.exchange.axolotl import ALLOC_CONF, KERNELS, LIGER_PARTS
-from qlora_planner.exchange.commented import document, target_names
+from qlora_planner.exchange.axolotl import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
+from qlora_planner.exchange.commented import differences, document, target_names
 from qlora_planner.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
@@ -83,19 +83,17 @@ def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, 
 
 
 def _differences(run: RunConfig) -> list[str]:
-    """Where axolotl cannot do what the plan says, so that nobody takes the plan's figures for this file's."""
-    found = ["axolotl trains through transformers' Trainer. `qlora-plan check` estimates this very file."]
-    if run.trainer != "hf-trainer":
-        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
-    if run.activation_offloading:
-        found.append("The plan offloads activations; axolotl's own offloading keeps others, so it is left out here.")
-    if run.upcast:
-        found.append("The plan upcasts; axolotl casts norms and embeddings back to 16 bits.")
+    found = differences(FORMAT, "Trainer", run, _DROPPED)
     if run.alloc_conf != ALLOC_CONF:
         found.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
     return found
 
 
+_DROPPED = {
+    "activation_offloading": "The plan offloads activations; axolotl's own offloading keeps others, so it is left out"
+    " here.",
+    "upcast": "The plan upcasts; axolotl casts norms and embeddings back to 16 bits.",
+}
 _KEYS = {
     "seq_len": "sequence_len",
     "batch_size": "micro_batch_size",

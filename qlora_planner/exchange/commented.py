@@ -1,4 +1,4 @@
-"""YAML with comments above it and above its keys, and names as configs list them."""
+"""What other tools' configs are written with: YAML with comments, names as they list them, and what they cannot do."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain
+from qlora_planner.run import RunConfig
 
 
 def document(options: Mapping[str, Any], heading: Sequence[str], above: Mapping[str, str] | None = None) -> str:
@@ -28,3 +29,14 @@ def target_names(targets: str, attention_modules: Sequence[str]) -> list[str]:
     if not attention_modules:
         raise InputError("--target-modules attention: this config needs their names, as q_proj,k_proj,v_proj,o_proj")
     return list(attention_modules)
+
+
+def differences(tool: str, trainer: str, run: RunConfig, dropped: Mapping[str, str]) -> list[str]:
+    """Where another tool cannot do what the plan says, so that nobody takes the plan's figures for its file's.
+
+    `dropped` says of run options what becomes of them where they are on.
+    """
+    found = [f"{tool} trains through transformers' {trainer}. `qlora-plan check` estimates this very file."]
+    if run.trainer != "hf-trainer":
+        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
+    return found + [says for option, says in dropped.items() if getattr(run, option)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.exchange.commented import document, target_names
+from qlora_planner.exchange.commented import differences, document, target_names
 from qlora_planner.exchange.llama_factory import ATTENTIONS
 from qlora_planner.run import RunConfig
 from qlora_planner.train.options import compute_dtype
@@ -80,20 +80,17 @@ def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, 
 
 
 def _differences(run: RunConfig, data: str) -> list[str]:
-    """Where LLaMA-Factory cannot do what the plan says, so that nobody takes the plan's figures for this file's."""
-    found = ["LLaMA-Factory trains through transformers' Seq2SeqTrainer. `qlora-plan check` estimates this very file."]
+    found = differences("LLaMA-Factory", "Seq2SeqTrainer", run, _DROPPED)
     found.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
-    if run.trainer != "hf-trainer":
-        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
-    if run.activation_offloading:
-        found.append("The plan offloads activations; LLaMA-Factory has no such option.")
-    if run.upcast:
-        found.append("The plan upcasts; LLaMA-Factory casts what is trained alone to float32.")
     if run.alloc_conf is not None:
         found.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
     return found
 
 
+_DROPPED = {
+    "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",
+    "upcast": "The plan upcasts; LLaMA-Factory casts what is trained alone to float32.",
+}
 _KEYS = {
     "seq_len": "cutoff_len",
     "batch_size": "per_device_train_batch_size",

@@ -1,21 +1,25 @@
-"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent]`.
+"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent PID]`.
 
-SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "note" | "rehearsed"
-| "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`. What
-libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes: 0
-for a result of any outcome but an error, else as the program's.
+SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "data" | "note" |
+"rehearsed" | "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`.
+What libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes:
+0 for a result of any outcome but an error, else as the program's.
 """
 
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.launch.callbacks import Stop
+from qlora_planner.launch.folder import RunFolder
+from qlora_planner.launch.reporters import set_places
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
 from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
@@ -27,17 +31,19 @@ _FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 def main(arguments: list[str] | None = None) -> int:
     """Run the specification named on the command line."""
     given = sys.argv[1:] if arguments is None else arguments
-    if not given or set(given[1:]) - {"--with-parent"}:
-        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent]", file=sys.stderr)
+    alone = len(given) == 1
+    if not alone and (len(given) != 3 or given[1] != "--with-parent" or not given[2].isdecimal()):
+        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent PID]", file=sys.stderr)
         return 2
-    if "--with-parent" in given:
-        process.die_with_parent()
+    if not alone:
+        process.die_with_parent(int(given[2]))
     lines, stop = Lines(own_stdout()), Stop()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.ask)
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
+        set_places(spec.settings.report_to, RunFolder(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.launch.training import Training
 

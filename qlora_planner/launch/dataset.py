@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
 from qlora_planner import data
 from qlora_planner.data.files import find_files
@@ -14,9 +15,12 @@ from qlora_planner.run import RunConfig
 from qlora_planner.train.data import IGNORED
 from qlora_planner.train.settings import EVAL_SPLIT, Settings
 
+if TYPE_CHECKING:
+    from qlora_planner.data.scan import Moved
+
 Note = Callable[[str], None]
 # Rows of larger files are kept on the disk, beside the run, and not in host memory.
-_IN_MEMORY_BYTES = 256 << 20
+IN_MEMORY_BYTES = 256 << 20
 
 
 def load_tokenizer(folder: str, settings: Settings, note: Note) -> Any:
@@ -53,23 +57,45 @@ def _settle_padding(tokenizer: Any, settings: Settings, note: Note) -> None:
 
 
 def load_rows(
-    path: str, run: RunConfig, settings: Settings, *, bad_rows: str, cache: Path, note: Note
+    path: str,
+    run: RunConfig,
+    settings: Settings,
+    *,
+    bad_rows: str,
+    cache: Path,
+    note: Note,
+    moved: Moved | None = None,
 ) -> tuple[Any, Any]:
     """Rows as `datasets.Dataset`s: to train on, and those held out (None where the run does not evaluate).
 
+    Large data is read twice: once to know that every row can be used, and which columns there are, then into files
+    under `cache`. `moved` is called as `data.summarise` calls it.
     Raises InputError for data that cannot be used or is too little to be split.
     """
     from datasets import Dataset
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
 
-    size = sum(file.size_bytes for file in find_files(path))
+    large = sum(file.size_bytes for file in find_files(path)) > IN_MEMORY_BYTES
+    columns: dict[str, None] = {}
+    kept = []
+    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved):
+        columns.update(dict.fromkeys(row))
+        if not large:
+            kept.append(row)
 
     def rows() -> Iterator[dict[str, Any]]:
-        return data.rows(path, bad_rows=bad_rows, warn=note)
+        for row in data.rows(path, bad_rows=bad_rows, moved=moved):
+            yield {name: row.get(name) for name in columns}
 
-    if size <= _IN_MEMORY_BYTES:
-        whole = Dataset.from_list(list(rows()))
-    else:
-        whole = Dataset.from_generator(rows, cache_dir=str(cache))
+    try:
+        if large:
+            # With a name of its own nothing has to be pickled to be told apart.
+            whole = Dataset.from_generator(rows, cache_dir=str(cache), fingerprint=uuid4().hex)
+        else:
+            whole = Dataset.from_dict({name: [row.get(name) for row in kept] for name in columns})
+    except (DatasetGenerationError, ArrowException, ValueError, TypeError) as error:
+        raise _unlike(error, path) from None
     if run.eval_batch_size is None:
         return whole, None
     split = settings.eval_split if settings.eval_split is not None else EVAL_SPLIT
@@ -78,6 +104,18 @@ def load_rows(
         raise InputError(f"{plain(path)}: {len(whole)} rows are too few to hold {held_out} out; leave --eval-split out")
     parts = whole.train_test_split(test_size=held_out, seed=settings.seed)
     return parts["train"], parts["test"]
+
+
+def _unlike(error: Exception, path: str) -> Exception:
+    """What came of rows that Arrow cannot hold side by side; anything else as it is."""
+    from datasets.exceptions import DatasetGenerationError
+    from pyarrow import ArrowException
+
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) else error
+    if not isinstance(cause, (ArrowException, ValueError, TypeError)):
+        return cause if isinstance(cause, Exception) else error
+    reason = plain(" ".join(str(cause).split()))[:160]
+    return InputError(f"{plain(path)}: its rows are not alike, as trl needs them ({reason}); mend those that differ")
 
 
 def check_chats(rows: Any, tokenizer: Any, settings: Settings, note: Note) -> None:

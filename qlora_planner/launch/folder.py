@@ -45,6 +45,11 @@ class RunFolder:
         return self.path / "adapter"
 
     @property
+    def logs(self) -> Path:
+        """What the trainer's own reporters write."""
+        return self.path / "logs"
+
+    @property
     def metrics(self) -> Path:
         """One JSON object a line: steps, evaluations, checkpoints, attempts."""
         return self.path / "metrics.jsonl"

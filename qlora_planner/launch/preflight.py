@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import DTYPE_BYTES, find_optimizer
+from qlora_planner.data.files import find_files
 from qlora_planner.errors import MissingError
+from qlora_planner.launch.dataset import IN_MEMORY_BYTES
 from qlora_planner.memory.static import trainable_tensors
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.faults import plain
@@ -33,14 +35,21 @@ def checkpoint_bytes(profile: ModelProfile, run: RunConfig) -> int:
     return total
 
 
-def check_disk(folder: Path, one_bytes: int) -> int:
+def rows_bytes(data: str) -> int:
+    """About what the rows of large data take beside the run: as they are, tokenised, with labels, and cut."""
+    size = sum(file.size_bytes for file in find_files(data))
+    return 4 * size if size > IN_MEMORY_BYTES else 0
+
+
+def check_disk(folder: Path, one_bytes: int, rows: int = 0) -> int:
     """The bytes that the run will write. Raises MissingError where the disk has less: checkpoints that are kept, the
-    one that is being written, and the adapter."""
-    needed = (CHECKPOINTS_KEPT + 2) * one_bytes
+    one that is being written, the adapter, and `rows` bytes of data."""
+    needed = (CHECKPOINTS_KEPT + 2) * one_bytes + rows
     free = shutil.disk_usage(folder).free
     if free < needed:
+        what = "checkpoints and tokenised data need" if rows else "checkpoints need"
         raise MissingError(
-            f"{plain(folder)}: checkpoints need {format_size(needed)} and the disk has {format_size(free)} left;"
+            f"{plain(folder)}: {what} {format_size(needed)} and the disk has {format_size(free)} left;"
             " make room, or name another --output"
         )
     return needed

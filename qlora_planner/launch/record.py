@@ -21,6 +21,8 @@ from qlora_planner.run import RunConfig
 SUMMARY_SCHEMA = "qlora-plan/training/1"
 # The first step compiles kernels and makes optimizer states.
 _WARM_UP = 1
+# A run may be trained on for longer than it was begun for.
+_LENGTH = ("epochs", "max_steps")
 
 
 def data_digest(path: str) -> list[dict[str, Any]]:
@@ -50,14 +52,15 @@ def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -
 
 
 def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> list[str]:
-    """That a run is gone on with as it was begun; a note for each other version of a library.
+    """That a run is gone on with as it was begun; a note for each other version of a library, and for another length.
 
-    What only watches (saving, logging, reporting) may change. Raises InputError naming everything else that did.
+    What only watches (saving, logging, reporting) may change, and how long it trains. Raises InputError naming
+    everything else that did.
     """
     changed = []
     for part in ("run", "settings"):
         known, asked = record.get(part) or {}, now[part]
-        free = ("save_steps", "logging_steps", "report_to", "stack")
+        free = ("save_steps", "logging_steps", "report_to", "stack", *_LENGTH)
         changed += [
             f"{name} was {known.get(name)} and is {asked[name]}"
             for name in asked
@@ -72,8 +75,11 @@ def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunFol
             f"--resume: {plain(folder.path)} was begun otherwise: {plain('; '.join(changed[:6]))};"
             " go on with what it was begun with, or start anew in another --output"
         )
+    before, after = record.get("settings") or {}, now["settings"]
+    notes = [f"{name.replace('_', ' ')} was {before.get(name)} and is {after[name]}: from here on the learning rate is"
+             " that of the longer run" for name in _LENGTH if before.get(name) != after[name]]  # fmt: skip
     old, new = record.get("versions") or {}, now["versions"]
-    return [f"{name} was {old[name]} and is {new[name]}: going on, not bit for bit" for name in old
+    return notes + [f"{name} was {old[name]} and is {new[name]}: going on, not bit for bit" for name in old
             if name in new and old[name] != new[name]]  # fmt: skip
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import quoted
+from qlora_planner.profile.faults import known_fields, quoted
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import Settings
 
@@ -45,14 +44,7 @@ class LaunchSpec:
     @classmethod
     def from_dict(cls, raw: Any, where: str = "specification") -> LaunchSpec:
         """Raises InputError for what is no object, unknown or missing fields and bad values."""
-        if not isinstance(raw, Mapping):
-            raise InputError(f"{where}: must be an object, not {quoted(raw)}")
-        known = {spec.name for spec in fields(cls)}
-        if unknown := sorted(set(map(str, raw)) - known):
-            raise InputError(f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        needed = ("run", "settings", "model_id", "weights", "data", "output")
-        if lacking := [name for name in needed if name not in raw]:
-            raise InputError(f"{where}: lacks {', '.join(lacking)}")
+        known_fields(raw, cls, where, needed=("run", "settings", "model_id", "weights", "data", "output"))
         if raw.get("device", "cuda") not in ("cuda", "cpu"):
             raise InputError(f"{where}: device must be cuda or cpu, not {quoted(raw['device'])}")
         parts = {

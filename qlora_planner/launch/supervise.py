@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -148,7 +149,7 @@ def _one(
         written = Path(home) / "spec.json"
         written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         child = subprocess.Popen(
-            [*CHILD, str(written), "--with-parent"],
+            [*CHILD, str(written), "--with-parent", str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -21,6 +22,8 @@ from qlora_planner.measure import bookkeeping, process
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.meter import CudaMeter
 from qlora_planner.measure.sampler import Sampler
+
+_DATA_S = 5.0
 
 
 class Training:
@@ -40,6 +43,7 @@ class Training:
         self._readings: dict[str, PhaseReading] = {}
         self._tokens: Tokens | None = None
         self._rows_given = 0
+        self._told_of_data: float | None = None
 
     def execute(self) -> bool:
         """Train to the end; False where it was asked to stop and saved a checkpoint.
@@ -77,9 +81,9 @@ class Training:
     def _heard(self, process_bytes: int | None, device_bytes: int | None) -> None:
         self._tell("memory", {"process_bytes": process_bytes, "device_bytes": device_bytes})
 
-    def _enter(self, phase: str) -> None:
+    def _enter(self, phase: str, shown: str | None = None) -> None:
         self.phase = phase
-        self._tell("phase", {"phase": phase})
+        self._tell("phase", {"phase": shown or phase})
         if self._meter is not None:
             stretch = {"rehearsal": "cast", "training": "between"}.get(phase, phase)
             self._meter.enter(stretch)
@@ -88,9 +92,11 @@ class Training:
 
     def _rows(self, tokenizer: Any) -> tuple[Any, Any]:
         spec = self.spec
+        cache = self.folder.path / ".data"
+        shutil.rmtree(cache, ignore_errors=True)  # of an attempt before this one
         train, held_out = dataset.load_rows(
-            spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=self.folder.path / ".data", note=self.note
-        )
+            spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=cache, note=self.note, moved=self._moved
+        )  # fmt: skip
         self._rows_given = len(train)
         dataset.check_chats(train, tokenizer, spec.settings, self.note)
         if self.run.trainer == "hf-trainer":
@@ -103,6 +109,15 @@ class Training:
         elif self.run.trainer != "trl-sft":
             raise InputError(f"--trainer {self.run.trainer} is for measuring alone; train with --trainer trl-sft")
         return train, held_out
+
+    def _moved(self, done_bytes: int, size_bytes: int, rows: int) -> None:
+        """How far the data is read, now and then."""
+        now = time.monotonic()
+        if self._told_of_data is None:
+            self._told_of_data = now
+        elif now - self._told_of_data >= _DATA_S:
+            self._told_of_data = now
+            self._tell("data", {"done_bytes": done_bytes, "size_bytes": size_bytes, "rows": rows})
 
     def _load(self) -> None:
         import transformers
@@ -150,7 +165,7 @@ class Training:
         from qlora_planner.train.trainer import library_trainer
 
         spec, run = self.spec, self.run
-        self._enter("rehearsal")
+        self._enter("rehearsal", shown="tokenise")
         sequence = {**options.sequence_options(run), "assistant_only_loss": spec.settings.assistant_only_loss}
         self._tokens = Tokens(self.model)
         callback = make_callback(self._tell, self._stop, self._tokens, begin=self._begin, live=self._live)
@@ -187,6 +202,7 @@ class Training:
             self._meter.enter("between")  # the trainer has cast the adapters: what follows is training's own peak
         if self.spec.resume is not None:
             self._restore()
+        self._tell("phase", {"phase": "rehearsal"})
         done = rehearse(self.trainer, self.run, check=self._check_gradients)
         self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"

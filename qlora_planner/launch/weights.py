@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.memory.checkpoint import checkpoint_stored
 from qlora_planner.profile.faults import plain
 from qlora_planner.run import RunConfig
 from qlora_planner.train.model import has_weights
@@ -44,47 +45,30 @@ def _from_hub(model: str, tell: Callable[[str], None]) -> Path:
     name = plain(model)
     if not is_hub_id(model):
         raise InputError(f"{name}: neither a folder nor the id of a Hub repository; {_INSTEAD}")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import constants, errors, snapshot_download
-
-    page = f"{os.environ.get('HF_ENDPOINT', '').rstrip('/') or constants.ENDPOINT}/{name}"
-    try:
-        cached = Path(snapshot_download(model, allow_patterns=_PATTERNS, local_files_only=True))
-        if has_weights(cached):
-            return cached
-    except (errors.LocalEntryNotFoundError, OSError):
-        pass  # not cached: asked for below
-    if constants.HF_HUB_OFFLINE:
-        raise MissingError(
-            f"{name}: its weights are not among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {_INSTEAD}"
-        )
-    tell(f"fetching {name} from the Hub")
-    try:
-        return Path(snapshot_download(model, allow_patterns=_PATTERNS, etag_timeout=5.0))
-    except errors.GatedRepoError:
-        raise MissingError(
-            f"{name}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN"
-        ) from None
-    except errors.RepositoryNotFoundError:
-        raise InputError(f"{name}: no such model on the Hub, or a private one; log in with `hf auth login`") from None
-    except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise MissingError(f"{name}: cannot be fetched ({plain(lines[0])[:120]}); {_INSTEAD}") from None
+    return snapshot(model, _PATTERNS, what="weights", instead=_INSTEAD, whole=has_weights, tell=tell)
 
 
 def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
     """What there is to know of a checkpoint that is quantised already; None for one that is not.
 
-    Raises InputError for one that this run's quantisation cannot be laid over.
+    Raises InputError for one that this run's quantisation cannot be laid over; a run that names none takes any.
     """
     stored = _quantization(folder)
     if stored is None:
         return None
-    method = str(stored.get("quant_method", "bitsandbytes"))
+    # bitsandbytes' early checkpoints name no method.
+    early = "load_in_4bit" in stored or "load_in_8bit" in stored
+    method = str(stored.get("quant_method") or ("bitsandbytes" if early else "unknown"))
     if method != "bitsandbytes":
-        raise InputError(f"{name}: its weights are quantised with {plain(method)}; train the unquantised model instead")
-    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type", "fp4"))
-    if run.quant != found:
+        known = checkpoint_stored(plain(method))
+        raise InputError(f"{name}: {known.message}; {known.fix}")
+    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or "fp4")
+    if run.method != "qlora":
+        raise InputError(
+            f"{name}: its weights are stored as {plain(found)}, and --method {run.method} wants them whole; --method"
+            " qlora, or the model that is not quantised"
+        )
+    if run.quant not in (None, found):
         raise InputError(
             f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}"
         )

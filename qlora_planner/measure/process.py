@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import re
 import signal
@@ -30,10 +31,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-def die_with_parent() -> None:
-    """Have the kernel end this process when its parent ends (Linux; elsewhere the parent's own handling must do)."""
+def die_with_parent(parent: int | None = None) -> None:
+    """Have the kernel end this process when its parent ends (Linux; elsewhere the parent's own handling must do).
+
+    `parent` is the process that should be it: one that has ended before this was asked for ends this process too.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if parent is not None and os.getppid() != parent:
+            os._exit(1)
 
 
 def rss_peak_bytes() -> int | None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import quoted, refuse
+from qlora_planner.profile.faults import known_fields, quoted, refuse
 from qlora_planner.run import RunConfig
 
 
@@ -69,11 +69,7 @@ class ChildSpec:
     @classmethod
     def from_dict(cls, raw: Any, where: str = "specification") -> ChildSpec:
         """Raises InputError for what is no object, unknown fields and bad values."""
-        if not isinstance(raw, dict):
-            raise InputError(f"{where}: must be an object, not {quoted(raw)}")
-        known = {spec.name for spec in fields(cls)}
-        if unknown := sorted(set(raw) - known):
-            raise InputError(f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
+        known_fields(raw, cls, where)
         if not isinstance(raw.get("run"), dict):
             raise InputError(f"{where}: lacks run, an object of run options")
         return cls(**{**raw, "run": RunConfig.from_dict(raw["run"], f"{where}: run")})

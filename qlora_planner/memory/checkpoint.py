@@ -7,6 +7,7 @@ from typing import Any
 
 from qlora_planner.profile import ModelProfile
 
+_BITSANDBYTES = "bitsandbytes-"
 _BF16 = "use a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"
 
 
@@ -46,12 +47,14 @@ _KNOWN = {
 
 def checkpoint_of(profile: ModelProfile) -> Checkpoint | None:
     """What the profile knows of the published weights; None for ordinary 16- and 32-bit ones."""
-    scheme = profile.checkpoint_quantization
-    if scheme is None:
-        return None
+    return None if profile.checkpoint_quantization is None else checkpoint_stored(profile.checkpoint_quantization)
+
+
+def checkpoint_stored(scheme: str) -> Checkpoint:
+    """What weights that are stored by `scheme` (as `quant_method` names it) mean for a run."""
     key = scheme.lower()
-    if key.startswith("bitsandbytes"):
-        bits = "8-bit" if "8" in key.removeprefix("bitsandbytes") else "4-bit"
+    if key.startswith(_BITSANDBYTES):
+        bits = "8-bit" if key == f"{_BITSANDBYTES}8bit" else "4-bit"
         return Checkpoint(
             scheme=scheme,
             label=f"{bits} already, by bitsandbytes",
@@ -67,7 +70,20 @@ def checkpoint_of(profile: ModelProfile) -> Checkpoint | None:
         scheme=scheme,
         label=scheme,
         works=False,
-        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: what follows holds for a"
-        " bf16 copy of the model only",
+        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: figures hold for a bf16"
+        " copy of the model only",
         fix=_BF16,
     )
+
+
+def stored_options(profile: ModelProfile) -> dict[str, Any]:
+    """The options that a checkpoint of bitsandbytes has settled, as far as they are known; none for any other."""
+    scheme = (profile.checkpoint_quantization or "").lower()
+    if not scheme.startswith(_BITSANDBYTES):
+        return {}
+    kind, _, double = scheme.removeprefix(_BITSANDBYTES).partition("-")
+    if kind == "8bit":
+        return {"method": "qlora", "quant": "int8"}
+    if kind not in ("nf4", "fp4"):
+        return {"method": "qlora"}
+    return {"method": "qlora", "quant": kind, "double_quant": double == "double"}

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.static import targeted, trainable_tensors
 from qlora_planner.memory.training import Trainable, training_dtype
@@ -25,6 +26,7 @@ INT8_CAPABILITY, FLASH_CAPABILITY = 7.5, 8.0
 
 def refusals(profile: ModelProfile, run: RunConfig, stack: dict[str, str], gpu: GpuSpec | None) -> Iterator[Problem]:
     """Every reason why `run`, resolved, does not work on this stack and card."""
+    yield from _of_checkpoint(profile, run)
     yield from _of_class(profile, run)
     yield from _of_trainer(profile, run, stack)
     yield from _of_card(run, gpu)
@@ -46,6 +48,21 @@ def on_parameters(profile: ModelProfile, run: RunConfig) -> bool:
         return any(tensor.on_parameter for tensor in targeted(profile, run))
     except InputError:  # names that match nothing are refused where they are used, with what exists
         return False
+
+
+def _of_checkpoint(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
+    """A checkpoint's own quantisation wins over what `from_pretrained` is told."""
+    stored = stored_options(profile)
+    for option in ("method", "quant"):
+        wanted = stored.get(option)
+        if wanted is not None and wanted != getattr(run, option):
+            kind = stored.get("quant", "4-bit")
+            yield _refuse(
+                "stored-otherwise",
+                f"the checkpoint is stored as {kind} by bitsandbytes, and is loaded so whatever is asked for",
+                f"--{option} {wanted}",
+            )
+            return
 
 
 def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.checkpoint import checkpoint_of, stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.refusals import on_parameters, refusals
 from qlora_planner.profile import ModelProfile
@@ -63,8 +64,15 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
 
 
 def _quantization(draft: _Draft) -> None:
-    run = draft.asked
-    if run.quant is None:
+    run, stored = draft.asked, stored_options(draft.profile)
+    checkpoint = checkpoint_of(draft.profile)
+    if checkpoint is not None and not checkpoint.works and checkpoint.fix is not None:
+        draft.advise("stored-quantized", f"{checkpoint.message}; these are the figures of a bf16 copy", checkpoint.fix)
+    if "double_quant" in stored:
+        draft.settle("double_quant", stored["double_quant"], "the checkpoint is stored so")
+    if run.quant is None and run.method == "qlora" and "quant" in stored:
+        draft.settle("quant", stored["quant"], "the checkpoint is stored so")
+    elif run.quant is None:
         draft.settle("quant", "nf4" if run.method == "qlora" else "none", f"the usual for {run.method}")
     elif run.method == "qlora" and run.quant == "none":
         raise InputError("--quant none is no QLoRA: use --method lora for a 16-bit base, or --quant nf4, fp4 or int8")

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from qlora_planner.memory.checkpoint import stored_options
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -151,7 +152,7 @@ def make_space(
 
     With `whole` false the optimizer and the allocator stay as they are, as for a survey of many models.
     """
-    open_axes: list[list[dict[str, Any]]] = [_bases(run, fixed, int8)]
+    open_axes: list[list[dict[str, Any]]] = [_bases(profile, run, fixed, int8)]
     if "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
         open_axes.append([{"gradient_checkpointing": True}, {"gradient_checkpointing": False}])
     if whole:
@@ -168,8 +169,11 @@ def make_space(
     return Space(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
 
 
-def _bases(run: RunConfig, fixed: frozenset[str], int8: bool) -> list[dict[str, Any]]:
-    """Ways to store the weights that agree with what is fixed; the run's own where none does (fp4, full)."""
+def _bases(profile: ModelProfile, run: RunConfig, fixed: frozenset[str], int8: bool) -> list[dict[str, Any]]:
+    """Ways to store the weights that agree with what is fixed; the run's own where none does (fp4, full), and where
+    they are stored quantised already."""
+    if stored_options(profile):
+        return [{}]
     asked = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
     found = [
         dict(base.options)

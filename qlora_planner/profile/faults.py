@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import reprlib
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, one_line
@@ -35,3 +37,18 @@ def refuse(faults: list[str], where: str) -> NoReturn:
     rest = len(distinct) - MOST_FAULTS
     shown = [plain(fault) for fault in distinct[:MOST_FAULTS]]
     raise InputError(one_line([*shown, f"and {rest} more"] if rest > 0 else shown, plain(where)))
+
+
+def known_fields(raw: Any, record: type, where: str, needed: tuple[str, ...] = ()) -> Mapping[str, Any]:
+    """`raw`, of which every field is one of the dataclass `record`, and none of `needed` is missing.
+
+    Raises InputError for what is no object, unknown fields and missing ones.
+    """
+    if not isinstance(raw, Mapping):
+        raise InputError(f"{where}: must be an object, not {quoted(raw)}")
+    known = {spec.name for spec in fields(record)}
+    if unknown := sorted(set(map(str, raw)) - known):
+        raise InputError(f"{where}: unknown field {plain(', '.join(unknown))}; known: {', '.join(sorted(known))}")
+    if lacking := [name for name in needed if name not in raw]:
+        raise InputError(f"{where}: lacks {', '.join(lacking)}")
+    return raw

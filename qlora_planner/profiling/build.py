@@ -114,13 +114,19 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
 
 
 def stored_quantization(raw: Mapping[str, Any]) -> str | None:
-    """How the checkpoint says its weights are already quantised, e.g. `bitsandbytes-4bit`, `mxfp4`, `fp8`; or None."""
+    """How the checkpoint says its weights are already quantised: `mxfp4`, `fp8`, ...; None where they are not.
+
+    Of bitsandbytes with what its size hangs on: `bitsandbytes-8bit`, `bitsandbytes-nf4`, `bitsandbytes-nf4-double`, ...
+    """
     stored = raw.get("quantization_config")
     if not isinstance(stored, Mapping):
         return None
     method = str(stored.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stored else "unknown"))
     if method == "bitsandbytes" or "load_in_8bit" in stored:
-        return "bitsandbytes-8bit" if stored.get("load_in_8bit") else "bitsandbytes-4bit"
+        if stored.get("load_in_8bit"):
+            return "bitsandbytes-8bit"
+        kind = f"bitsandbytes-{stored.get('bnb_4bit_quant_type') or 'fp4'}"  # fp4: BitsAndBytesConfig's own default
+        return f"{kind}-double" if stored.get("bnb_4bit_use_double_quant") else kind
     return method.lower()
 
 

@@ -14,11 +14,12 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel, initialization
+from transformers import AutoConfig, BitsAndBytesConfig, PreTrainedModel, initialization
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.train.model import model_class
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl")
 # Fields that say how a checkpoint was stored or which remote code made it, not what the model is.
@@ -67,16 +68,12 @@ def make_config(raw: Mapping[str, Any], where: str) -> Any:
 
 
 def causal_lm_class(raw: Mapping[str, Any], config: Any, where: str) -> type[PreTrainedModel]:
-    """The class that a trainer would load: the named architecture where transformers has it, else the causal-LM one."""
-    for name in raw.get("architectures") or ():
-        named = getattr(transformers, str(name), None)
-        if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():  # type: ignore[attr-defined]
-            return named
-    mapping = AutoModelForCausalLM._model_mapping
-    if type(config) not in mapping:
-        raise InputError(f"{where}: {config.model_type} has no causal language model in transformers")
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, (tuple, list)) else found
+    """The class that a trainer loads. Raises InputError naming `where` for a config that has none."""
+    try:
+        found: type[PreTrainedModel] = model_class(raw, config)
+        return found
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def build_on_meta(
@@ -95,14 +92,23 @@ def build_on_meta(
         raise
     except Exception as error:  # any class's constructor may fail on inconsistent sizes; the cause is passed on
         raise InputError(f"{where}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
-    remember_skipped(model)
+    remember_skipped(model, _spared(raw))
     model.tie_weights()
     return model, dict(model._get_dtype_plan(dtype))
 
 
-def remember_skipped(model: PreTrainedModel) -> None:
-    """Ask transformers' rule while nothing is tied yet, as loading does: it spares the last parameter's module."""
-    model._left_alone = HfQuantizer.get_modules_to_not_convert(model, None, model._keep_in_fp32_modules)
+def remember_skipped(model: PreTrainedModel, spared: list[str] | None = None) -> None:
+    """Ask transformers' rule while nothing is tied yet, as loading does: it spares the last parameter's module.
+
+    `spared` are the modules that a checkpoint which is quantised already left alone; they take that rule's place.
+    """
+    model._left_alone = HfQuantizer.get_modules_to_not_convert(model, spared, model._keep_in_fp32_modules)
+
+
+def _spared(raw: Mapping[str, Any]) -> list[str] | None:
+    stored = raw.get("quantization_config")
+    found = stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
+    return [str(name) for name in found] if isinstance(found, list) else None
 
 
 def skipped_modules(model: PreTrainedModel) -> list[str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.run import RunConfig
-from qlora_planner.train.options import loading_options
+from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
 from qlora_planner.train.weights import random_state_dict
 
 # How a checkpoint was stored, or which code made it: not what the model is.
@@ -76,7 +76,20 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
     """The model with the weights in `folder`."""
     wanted = model_class(raw, model_config(raw))
-    return wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
+    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
+    if run.quant in ("nf4", "fp4") and raw.get("quantization_config"):
+        _compute_in(model, torch_dtype(compute_dtype(run)))
+    return model
+
+
+def _compute_in(model: Any, dtype: Any) -> None:
+    """A checkpoint that is quantised already brings its own compute dtype, which transformers prefers to the run's:
+    it says how layers are multiplied and nothing of how they are stored, so the run's own holds."""
+    import bitsandbytes
+
+    for module in model.modules():
+        if isinstance(module, bitsandbytes.nn.Linear4bit):
+            module.compute_dtype, module.compute_type_is_set = dtype, True
 
 
 def vocabulary(model: Any) -> int:

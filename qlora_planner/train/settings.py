@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import quoted, refuse
+from qlora_planner.profile.faults import known_fields, quoted, refuse
 
 LEARNING_RATE = 2e-4
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
@@ -67,12 +65,8 @@ class Settings:
     @classmethod
     def from_dict(cls, raw: Any, where: str = "settings") -> Settings:
         """Raises InputError for what is no object, unknown fields and bad values."""
-        if not isinstance(raw, Mapping):
-            raise InputError(f"{where}: must be an object, not {quoted(raw)}")
-        known = {spec.name for spec in fields(cls)}
-        if unknown := sorted(set(map(str, raw)) - known):
-            raise InputError(f"{where}: unknown field {', '.join(unknown)}; known: {', '.join(sorted(known))}")
-        return cls(**{**raw, "report_to": tuple(raw.get("report_to") or ())})
+        known = known_fields(raw, cls, where)
+        return cls(**{**known, "report_to": tuple(known.get("report_to") or ())})
 
 
 def _number(option: str, value: Any, *, above: float, most: float) -> str | None:

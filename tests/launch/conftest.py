@@ -102,10 +102,15 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
 
 def interrupt_at(process: subprocess.Popen[str], metrics: Path, step: int) -> None:
     """SIGTERM as soon as metrics.jsonl tells of that step."""
+    wait_for(process, metrics, step)
+    process.send_signal(signal.SIGTERM)
+
+
+def wait_for(process: subprocess.Popen[str], metrics: Path, step: int) -> None:
+    """Until metrics.jsonl tells of that step."""
     until = time.monotonic() + 120
     while time.monotonic() < until and process.poll() is None:
         if metrics.exists() and f'"step": {step},' in metrics.read_text():
-            process.send_signal(signal.SIGTERM)
             return
         time.sleep(0.01)
     raise AssertionError(f"never came to step {step}: {process.communicate()}")

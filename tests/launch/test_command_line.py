@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
+import psutil
 import pytest
 
 from qlora_planner.exchange.plan_file import read_plan
 from qlora_planner.launch.checkpoints import checkpoints, fault_of
 from qlora_planner.launch.record import read_metrics
-from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained
+from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained, wait_for
 
 OPTIONS = ("--device", "cpu", "--max-steps", str(STEPS), "--save-steps", str(SAVED), "--learning-rate", "5e-3")
 # What stands in a child's sitecustomize: it patches the trainer when that is imported.
@@ -116,6 +118,30 @@ def test_what_a_run_leaves_behind(run: tuple[Path, str, str]) -> None:
     assert page.count("<svg") == 4 and "<polyline" in page and "http" not in page
 
 
+def test_a_finished_run_is_left_alone(run: tuple[Path, str, str], home: Home, start: Start) -> None:
+    folder, _, _ = run
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    code, out, err = finished(start("whole", "--resume"))
+    assert (code, err) == (0, "")
+    assert f"whole is finished: {STEPS} of {STEPS} steps; the adapter is in whole/adapter" in out
+    assert f"train on: qlora-plan train whole --resume --max-steps {2 * STEPS}" in out
+    after = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    assert after == before
+
+
+def test_a_finished_run_is_trained_on_for_longer(run: tuple[Path, str, str], home: Home, start: Start) -> None:
+    shutil.copytree(run[0], home.path / "longer")
+    code, out, err = finished(start("longer", "--resume", "--max-steps", str(STEPS + 2), "--json"))
+    assert code == 0, err
+    assert f"max steps was {STEPS} and is {STEPS + 2}" in err and f"going on from checkpoint-{STEPS}" in err
+    summary = json.loads(out)
+    assert (summary["steps"], summary["of"]) == (STEPS + 2, STEPS + 2)
+    record = json.loads((home.path / "longer" / "run.json").read_text())
+    assert record["settings"]["max_steps"] == STEPS + 2
+    steps = [row["step"] for row in read_metrics(home.path / "longer" / "metrics.jsonl") if row["kind"] == "step"]
+    assert steps == list(range(1, STEPS + 3))
+
+
 def test_the_folder_of_a_run_is_not_written_over(run: tuple[Path, str, str], home: Home, start: Start) -> None:
     code, out, err = finished(start(str(home.plan("llama")), "--data", home.data.name, "--output", "whole", *OPTIONS))
     assert (code, out) == (2, "")
@@ -134,6 +160,13 @@ def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
     assert "qlora-plan train broken --resume" in out, err
     reached = json.loads((folder / "summary.json").read_text())
     assert 5 <= reached["steps"] < STEPS and reached["checkpoint"].endswith(f"checkpoint-{reached['steps']}")
+
+    process = start("broken", "--resume", hook=SLOWED)
+    wait_for(process, folder / "metrics.jsonl", reached["steps"] + 1)
+    (child,) = psutil.Process(process.pid).children()
+    process.kill()
+    process.wait()
+    child.wait(timeout=5)  # the kernel ends it with its parent: nothing goes on on the card
 
     code, out, err = finished(start("broken", "--resume", hook=KILLED_WHILE_SAVING))
     assert code == 4 and "ended by SIGKILL" in out, err

@@ -13,7 +13,7 @@ import torch
 
 from examples.toy_model import NUMBERS, rows, write_model, write_rows, write_tokenizer
 from qlora_planner.errors import InputError, MissingError, RunError
-from qlora_planner.launch import rules
+from qlora_planner.launch import dataset, rules
 from qlora_planner.launch.callbacks import Stop
 from qlora_planner.launch.checkpoints import fault_of, newest_complete
 from qlora_planner.launch.rehearsal import longest_rows
@@ -71,6 +71,37 @@ def test_data_of_every_shape(shape: str, make: Make, tmp_path: Path) -> None:
     run = RUN.with_(seq_len=256)
     facts, _ = trained(make(run=run, settings=Settings(max_steps=1), data=str(path)))
     assert (facts["outcome"], facts["rows"], facts["steps"]) == ("ok", 10, 1)
+
+
+def test_large_data_is_read_into_files(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make(run=RUN.with_(eval_batch_size=2), settings=SHORT)
+    in_memory, _ = trained(spec)
+    kept = Path(spec.output) / "adapter"
+    reference = kept.rename(kept.with_name("reference"))
+    monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("qlora_planner.launch.training._DATA_S", 0.0)
+    monkeypatch.setattr("qlora_planner.data.readers._ROWS_AT_A_TIME", 16)
+    facts, told = trained(spec)
+    assert facts["outcome"] == "ok" and facts["rows"] == in_memory["rows"] and facts["eval_rows"] == 1
+    assert same(kept, reference)
+    assert {"done_bytes", "size_bytes", "rows"} == set(next(facts for event, facts in told if event == "data"))
+    assert not (Path(spec.output) / ".data").exists()
+
+
+def test_rows_that_are_not_alike(make: Make, tmp_path: Path) -> None:
+    def chat(content: Any, **more: Any) -> str:
+        messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "two"}]
+        return json.dumps({"messages": messages, **more})
+
+    (tmp_path / "odd.jsonl").write_text(chat("one") + "\n" + chat([{"type": "text", "text": "one"}]) + "\n")
+    with pytest.raises(InputError, match=r"odd\.jsonl: its rows are not alike"):
+        trained(make(data=str(tmp_path / "odd.jsonl")))
+    # A column that only a later row has is kept.
+    (tmp_path / "late.jsonl").write_text(chat("one") + "\n" + chat("one", tools=[{"name": "f"}]) + "\n")
+    rows, _ = dataset.load_rows(
+        str(tmp_path / "late.jsonl"), RUN, SHORT, bad_rows="refuse", cache=tmp_path, note=lambda _text: None
+    )
+    assert rows["tools"] == [None, [{"name": "f"}]]
 
 
 def test_packing_and_answers_alone(make: Make) -> None:
