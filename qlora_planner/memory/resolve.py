@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
+from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import checkpoint_of, stored_options
@@ -55,7 +56,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _quantization(draft)
     _compute_dtype(draft)
     _adapters(draft)
-    _attention(draft)
+    _attention(draft, stack)
     _trainer(draft, stack)
     _rest(draft)
     resolved = run.with_(**draft.values)
@@ -130,16 +131,22 @@ def _adapters(draft: _Draft) -> None:
         draft.refuse("dropout-refused", refused, "--lora-dropout 0")
 
 
-def _attention(draft: _Draft) -> None:
+def _attention(draft: _Draft, stack: dict[str, str]) -> None:
     run, profile = draft.asked, draft.profile
+    supports, changed = dict(profile.supports), sdpa_changed(profile.model_type, stack)
+    if changed is not None:
+        supports["sdpa"] = changed[0]
+    since = "" if changed is None else f" {changed[1]}"
     if run.attention is None:
-        kernel = "sdpa" if profile.supports.get("sdpa") else "eager"
-        why = "the class has it" if kernel == "sdpa" else f"{profile.class_name} has no SDPA"
+        kernel = "sdpa" if supports.get("sdpa") else "eager"
+        why = "the class has it" if kernel == "sdpa" else f"{profile.class_name} has no SDPA{since}"
         draft.settle("attention", kernel, why)
-    elif not profile.supports.get(run.attention, False):
-        usable = ", ".join(name for name in ("sdpa", "eager", "flash_attention_2") if profile.supports.get(name))
+    elif not supports.get(run.attention, False):
+        usable = ", ".join(name for name in ("sdpa", "eager", "flash_attention_2") if supports.get(name))
         draft.refuse(
-            "attention-refused", f"{profile.class_name} does not support {run.attention}", f"--attention {usable}"
+            "attention-refused",
+            f"{profile.class_name} does not support {run.attention}{since}",
+            f"--attention {usable}",
         )
     if run.gradient_checkpointing and not profile.supports.get("gradient_checkpointing", True):
         draft.refuse(

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.errors import InputError, MissingError
+from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
 from qlora_planner.train.weights import random_state_dict
@@ -66,20 +66,36 @@ def random_weights(raw: Mapping[str, Any], device: str) -> dict[str, Any]:
 
 
 def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: dict[str, Any]) -> Any:
-    """The model with `weights` of `random_weights`, through the loader that real weights go through."""
+    """The model with `weights` of `random_weights`, through the loader that real weights go through.
+
+    Raises RefusedError for attention that the installed class lacks.
+    """
     config = model_config(raw)
-    return model_class(raw, config).from_pretrained(
+    wanted = model_class(raw, config)
+    _check_attention(wanted, run)
+    return wanted.from_pretrained(
         None, config=config, state_dict=weights, device_map=_placement(device), **loading_options(run)
     )
 
 
 def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
-    """The model with the weights in `folder`."""
+    """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
     wanted = model_class(raw, model_config(raw))
+    _check_attention(wanted, run)
     model = wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
     if run.quant in ("nf4", "fp4") and raw.get("quantization_config"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model
+
+
+def _check_attention(wanted: Any, run: RunConfig) -> None:
+    if run.attention == "sdpa" and not wanted._supports_sdpa:
+        from importlib import metadata
+
+        raise RefusedError(
+            f"{wanted.__name__} of the installed transformers {metadata.version('transformers')} has no sdpa attention:"
+            " plan with --attention eager, or install a version that has it"
+        )
 
 
 def _compute_in(model: Any, dtype: Any) -> None:

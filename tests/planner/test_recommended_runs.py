@@ -34,12 +34,12 @@ def test_stack_takes(model: str, card: str, goal: str, known_for: str) -> None:
     found = recommended.recommended([api.load_model(model)], [api.load_gpu(card)], [goal])
     (case,) = recommended.cases_of(found)
     assert known_for in case.options
-    assert recommended.step(case) is None
+    assert recommended.step(case, "cpu") is None
 
 
 def test_a_refused_run_is_told() -> None:
     found = recommended.recommended([api.load_model("meta-llama/Llama-3.2-1B")], [api.load_gpu("24GB")], ["throughput"])
     (case,) = recommended.cases_of(found)
     case.run = case.run.with_(target_modules="no_such_module")
-    said = recommended.step(case)
+    said = recommended.step(case, "cpu")
     assert said is not None and said.startswith("adapters:")
