@@ -35,6 +35,7 @@ _PHASES = {
 }
 _TOLD = ("loss", "learning_rate", "grad_norm", "step_s", "tokens", "tokens_per_s")
 _SPARKS = "▁▂▃▄▅▆▇█"
+_FIRST_STEPS, _STEP_S = 10, 1.0
 _SPARKS_KEPT, _BAR_COLUMNS, _LATELY, _CARD_S = 48, 32, 20, 2.0
 
 
@@ -63,7 +64,7 @@ class Watch:
         self.temperature: str = ""
         self._times: list[float] = []
         self._warned = False
-        self._looked = 0.0
+        self._looked = self._said_step = 0.0
 
     def hear(self, told: Progress) -> None:
         """Take one event in."""
@@ -143,7 +144,11 @@ class Watch:
             self._times = [*self._times, float(facts["step_s"])][-_LATELY:]
         memory = {"process_bytes": self.used_bytes} if self.used_bytes is not None else {}
         self._keep("step", {**facts, **memory})
-        self.line(self.words())
+        now = time.monotonic()
+        # metrics.jsonl has every step; a run of short ones would bury everything else that is said.
+        if self.step <= _FIRST_STEPS or self.step == self.of or now - self._said_step >= _STEP_S:
+            self._said_step = now
+            self.line(self.words())
 
     def _memory(self, facts: Mapping[str, Any]) -> None:
         used = facts.get("process_bytes")
