@@ -33,6 +33,8 @@ _PHASES = {
     "training": "training",
     "save": "saving",
 }
+# Phases of an estimate by those of a run; the longest batch and training are held against the peak of all.
+_PREDICTED = {"load": "load", "prepare": "prepare", "adapters": "adapters", "save": "save"}
 _TOLD = ("loss", "learning_rate", "grad_norm", "step_s", "tokens", "tokens_per_s")
 _SPARKS = "▁▂▃▄▅▆▇█"
 _FIRST_STEPS, _STEP_S = 10, 1.0
@@ -57,6 +59,8 @@ class Watch:
         self._metrics, self._folder, self._card = metrics, folder, card
         self.notes: list[str] = []
         self.phase, self.step, self.of = "starting", 0, 0
+        self._stage = ""
+        self._stage_peak: int | None = None
         self.losses: list[float] = []
         self.last: Mapping[str, Any] = {}
         self.used_bytes: int | None = None
@@ -72,8 +76,7 @@ class Watch:
         if told.event == "memory":
             self._memory(facts)
         elif told.event == "phase":
-            self.phase = _PHASES.get(str(facts.get("phase")), str(facts.get("phase")))
-            self.line(self.phase)
+            self._entered(str(facts.get("phase")))
         elif told.event == "note":
             self.note(str(facts["message"]))
         elif told.event == "data":
@@ -98,12 +101,41 @@ class Watch:
             self._keep("checkpoint", {"step": facts["step"]})
         self._look()
 
+    def _entered(self, stage: str) -> None:
+        """A phase begins: what the one before took at the most is kept beside its prediction."""
+        self.close_phase()
+        self._stage = stage
+        self.phase = _PHASES.get(stage, stage)
+        self.line(self.phase)
+
+    def close_phase(self) -> None:
+        """The phase is over."""
+        if self._stage_peak is not None:
+            facts = {"phase": self._stage, "device_bytes": self._stage_peak, "predicted_bytes": self.planned_bytes()}
+            self._keep("phase", facts)
+        self._stage_peak = None
+
+    def planned_bytes(self) -> int | None:
+        """What the plan says for the phase that runs; None where there is no plan, or it says nothing."""
+        if self.predicted is None:
+            return None
+        name = _PREDICTED.get(self._stage)
+        if name is None:
+            peak: int = self.predicted["peak"]["device_bytes"]
+            return peak
+        return next((one["device_bytes"] for one in self.predicted.get("phases") or () if one["name"] == name), None)
+
     def began(self, number: int, from_step: int) -> None:
         """An attempt begins: what metrics.jsonl says of later steps is done again."""
         self._keep("attempt", {"number": number, "from_step": from_step})
 
+    def plans(self, predicted: Mapping[str, Any] | None) -> None:
+        """The next attempt is another run: its memory is held against its own prediction."""
+        self.predicted, self.peak_bytes, self._warned = predicted, None, False
+
     def ended(self, attempt: Attempt) -> None:
         """How an attempt ended, and what the next one changes."""
+        self.close_phase()
         if attempt.rung is not None:
             self.note(f"{attempt.says}")
             where = "from the beginning" if attempt.checkpoint is None else f"from {attempt.checkpoint}"
@@ -156,6 +188,8 @@ class Watch:
         if self.used_bytes is None:
             return
         self.peak_bytes = max(self.peak_bytes or 0, self.used_bytes)
+        if used is not None:
+            self._stage_peak = max(self._stage_peak or 0, used)
         high = None if self.predicted is None or used is None else self.predicted["peak"]["high_bytes"]
         if high is not None and self.peak_bytes > high and not self._warned:
             self._warned = True
@@ -234,7 +268,7 @@ class Watch:
         if self.used_bytes is None or not self.whole_bytes:
             host = self.last.get("host_peak_bytes")
             return [("memory ", "dim"), (f"{format_size(host)} of host memory", "")] if host else []
-        planned = None if self.predicted is None else self.predicted["peak"]["device_bytes"]
+        planned = self.planned_bytes()
         over = self.peak_bytes is not None and planned is not None and self.peak_bytes > planned
         line = [
             ("memory ", "dim"),
@@ -242,7 +276,8 @@ class Watch:
         ]
         line.append((f" {format_gib(self.used_bytes)} now, {format_gib(self.peak_bytes)} at the peak", "bold"))
         if planned is not None:
-            line.append((f", {format_gib(planned)} predicted", "dim"))
+            when = " for this phase" if self._stage in _PREDICTED else ""
+            line.append((f", {format_gib(planned)} predicted{when}", "dim"))
         return [*line, (f"  {self.temperature}", "dim")]
 
 
