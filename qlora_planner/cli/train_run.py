@@ -190,7 +190,8 @@ def _watched(
             if isinstance(item, Attempt):
                 attempts.append(item)
                 watch.ended(item)
-                if item.rung is not None:
+                if item.next_run is not None:
+                    watch.plans(predict(item.next_run))
                     watch.began(item.number + 1, step_of(item.checkpoint) if item.checkpoint else 0)
             else:
                 watch.hear(item)

@@ -33,8 +33,11 @@ _PHASES = {
     "training": "training",
     "save": "saving",
 }
+# Phases of an estimate by those of a run; the longest batch and training are held against the peak of all.
+_PREDICTED = {"load": "load", "prepare": "prepare", "adapters": "adapters", "save": "save"}
 _TOLD = ("loss", "learning_rate", "grad_norm", "step_s", "tokens", "tokens_per_s")
 _SPARKS = "▁▂▃▄▅▆▇█"
+_FIRST_STEPS, _STEP_S = 10, 1.0
 _SPARKS_KEPT, _BAR_COLUMNS, _LATELY, _CARD_S = 48, 32, 20, 2.0
 
 
@@ -56,6 +59,8 @@ class Watch:
         self._metrics, self._folder, self._card = metrics, folder, card
         self.notes: list[str] = []
         self.phase, self.step, self.of = "starting", 0, 0
+        self._stage = ""
+        self._stage_peak: int | None = None
         self.losses: list[float] = []
         self.last: Mapping[str, Any] = {}
         self.used_bytes: int | None = None
@@ -63,7 +68,7 @@ class Watch:
         self.temperature: str = ""
         self._times: list[float] = []
         self._warned = False
-        self._looked = 0.0
+        self._looked = self._said_step = 0.0
 
     def hear(self, told: Progress) -> None:
         """Take one event in."""
@@ -71,8 +76,7 @@ class Watch:
         if told.event == "memory":
             self._memory(facts)
         elif told.event == "phase":
-            self.phase = _PHASES.get(str(facts.get("phase")), str(facts.get("phase")))
-            self.line(self.phase)
+            self._entered(str(facts.get("phase")))
         elif told.event == "note":
             self.note(str(facts["message"]))
         elif told.event == "data":
@@ -97,12 +101,41 @@ class Watch:
             self._keep("checkpoint", {"step": facts["step"]})
         self._look()
 
+    def _entered(self, stage: str) -> None:
+        """A phase begins: what the one before took at the most is kept beside its prediction."""
+        self.close_phase()
+        self._stage = stage
+        self.phase = _PHASES.get(stage, stage)
+        self.line(self.phase)
+
+    def close_phase(self) -> None:
+        """The phase is over."""
+        if self._stage_peak is not None:
+            facts = {"phase": self._stage, "device_bytes": self._stage_peak, "predicted_bytes": self.planned_bytes()}
+            self._keep("phase", facts)
+        self._stage_peak = None
+
+    def planned_bytes(self) -> int | None:
+        """What the plan says for the phase that runs; None where there is no plan, or it says nothing."""
+        if self.predicted is None:
+            return None
+        name = _PREDICTED.get(self._stage)
+        if name is None:
+            peak: int = self.predicted["peak"]["device_bytes"]
+            return peak
+        return next((one["device_bytes"] for one in self.predicted.get("phases") or () if one["name"] == name), None)
+
     def began(self, number: int, from_step: int) -> None:
         """An attempt begins: what metrics.jsonl says of later steps is done again."""
         self._keep("attempt", {"number": number, "from_step": from_step})
 
+    def plans(self, predicted: Mapping[str, Any] | None) -> None:
+        """The next attempt is another run: its memory is held against its own prediction."""
+        self.predicted, self.peak_bytes, self._warned = predicted, None, False
+
     def ended(self, attempt: Attempt) -> None:
         """How an attempt ended, and what the next one changes."""
+        self.close_phase()
         if attempt.rung is not None:
             self.note(f"{attempt.says}")
             where = "from the beginning" if attempt.checkpoint is None else f"from {attempt.checkpoint}"
@@ -143,7 +176,11 @@ class Watch:
             self._times = [*self._times, float(facts["step_s"])][-_LATELY:]
         memory = {"process_bytes": self.used_bytes} if self.used_bytes is not None else {}
         self._keep("step", {**facts, **memory})
-        self.line(self.words())
+        now = time.monotonic()
+        # metrics.jsonl has every step; a run of short ones would bury everything else that is said.
+        if self.step <= _FIRST_STEPS or self.step == self.of or now - self._said_step >= _STEP_S:
+            self._said_step = now
+            self.line(self.words())
 
     def _memory(self, facts: Mapping[str, Any]) -> None:
         used = facts.get("process_bytes")
@@ -151,6 +188,8 @@ class Watch:
         if self.used_bytes is None:
             return
         self.peak_bytes = max(self.peak_bytes or 0, self.used_bytes)
+        if used is not None:
+            self._stage_peak = max(self._stage_peak or 0, used)
         high = None if self.predicted is None or used is None else self.predicted["peak"]["high_bytes"]
         if high is not None and self.peak_bytes > high and not self._warned:
             self._warned = True
@@ -229,7 +268,7 @@ class Watch:
         if self.used_bytes is None or not self.whole_bytes:
             host = self.last.get("host_peak_bytes")
             return [("memory ", "dim"), (f"{format_size(host)} of host memory", "")] if host else []
-        planned = None if self.predicted is None else self.predicted["peak"]["device_bytes"]
+        planned = self.planned_bytes()
         over = self.peak_bytes is not None and planned is not None and self.peak_bytes > planned
         line = [
             ("memory ", "dim"),
@@ -237,7 +276,8 @@ class Watch:
         ]
         line.append((f" {format_gib(self.used_bytes)} now, {format_gib(self.peak_bytes)} at the peak", "bold"))
         if planned is not None:
-            line.append((f", {format_gib(planned)} predicted", "dim"))
+            when = " for this phase" if self._stage in _PREDICTED else ""
+            line.append((f", {format_gib(planned)} predicted{when}", "dim"))
         return [*line, (f"  {self.temperature}", "dim")]
 
 

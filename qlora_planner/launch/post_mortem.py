@@ -91,11 +91,15 @@ def verdict(facts: Mapping[str, Any], run: RunConfig, predicted: Mapping[str, An
     needed, usable = (predicted or {}).get("floor_bytes"), fit.get("usable_bytes")
     if fit.get("verdict") == "does-not-fit" and needed and usable:
         return text + f"; as predicted: it needs {format_size(needed)} and {format_size(usable)} can be used"
-    over = beaten(facts.get("alive") or {}, facts.get("others_bytes"), predicted)
-    if over is None:
+    alive = facts.get("alive") or {}
+    if predicted is None:
+        name = max(alive, key=lambda one: alive[one], default=None)
         return text + (
-            "" if predicted is None else "; no component is above its plan: memory is cut up, or the card is smaller"
+            "" if name is None else f"; most is held by {_LABELS.get(name, name)}: {format_size(alive[name])}"
         )
+    over = beaten(alive, facts.get("others_bytes"), predicted)
+    if over is None:
+        return text + "; no component is above its plan: memory is cut up, or the card is smaller"
     name, measured, planned = over
     return f"{text}; {name} beat the plan: {format_size(measured)} where {format_size(planned)} were planned"
 

@@ -164,6 +164,8 @@ def summary(
             "allocated_bytes": training.get("allocated_bytes"),
             "reserved_bytes": training.get("reserved_bytes"),
             "device_bytes": nvml.get("process_peak_bytes"),
+            "phases": {row["phase"]: {name: row[name] for name in ("device_bytes", "predicted_bytes")}
+                       for row in metrics if row["kind"] == "phase"},
             "others_bytes": nvml.get("others_bytes"),
             "host_bytes": facts.get("rss_peak_bytes"),
         },

@@ -40,7 +40,7 @@ class Attempt:
     """How one attempt ended: `outcome` is ok, interrupted, out-of-memory, disk-full, killed or error.
 
     `facts` is what the child reported (empty where it died without a word), `says` one line for people, `rung` what
-    the next attempt changes (None: there is none), `checkpoint` the newest complete one.
+    the next attempt changes and `next_run` its run (None: there is none), `checkpoint` the newest complete one.
     """
 
     number: int
@@ -51,6 +51,7 @@ class Attempt:
     says: str
     checkpoint: str | None
     rung: str | None = None
+    next_run: RunConfig | None = None
 
 
 class StopAsked:
@@ -115,7 +116,7 @@ def supervise(
             yield attempt
             return
         run, says, predicted = rung
-        yield replace(attempt, rung=says)
+        yield replace(attempt, rung=says, next_run=run)
         spec = going_on(replace(spec, run=run), newest)
 
 

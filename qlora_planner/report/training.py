@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import count, recipe
+from qlora_planner.report.words import count, gib, recipe
 from qlora_planner.run import RunConfig
 from qlora_planner.units import format_gib, format_size
 
@@ -19,6 +19,8 @@ _OUTCOMES = {
     "killed": ("✗", "x", "killed", "bold red"),
     "error": ("✗", "x", "failed", "bold red"),
 }
+
+_PHASES = {"load": "loading", "prepare": "preparing", "adapters": "adapters", "training": "training", "save": "saving"}
 
 
 def render_training(summary: Mapping[str, Any], theme: Theme, *, folder: str) -> str:
@@ -68,7 +70,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if data["rows"] is not None:
         held = "" if data["eval_rows"] is None else f", {data['eval_rows']:,} held out"
         longest = "" if data["longest"] is None else f", the longest batch {data['longest']:,} tokens wide"
-        yield "data", f"{data['rows']:,} rows{held}{longest}"
+        packed = f"{data['rows_given']:,} rows packed into {data['rows']:,}" if summary["run"].get("packing") else None
+        yield "data", f"{packed or format(data['rows'], ',') + ' rows'}{held}{longest}"
     if summary["trainable_params"]:
         yield "trained", f"{count(summary['trainable_params'])} of {count(summary['params'])} parameters"
     if summary["loss"]["evaluation"] is not None:
@@ -78,6 +81,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         beside = "" if predicted is None else f", {predicted:,.0f} predicted"
         yield "speed", f"{speed['tokens_per_s']:,.0f} tokens/s{beside}; {speed['step_s']:.2f} s per step"
     yield "memory", _memory(summary["memory"])
+    if phases := _by_phase(summary["memory"].get("phases") or {}):
+        yield "phases", phases
     yield "time", f"{summary['wall_s']:,.0f} s"
 
 
@@ -98,6 +103,16 @@ def _memory(memory: Mapping[str, Any]) -> str:
         f"{text}, {format_gib(predicted['device_bytes'])} predicted ({off:+.1f} %), {inside} the interval of"
         f" {format_gib(low)} to {format_gib(high)}"
     )
+
+
+def _by_phase(phases: Mapping[str, Mapping[str, Any]]) -> str:
+    """The process at the most in each phase, beside its prediction."""
+    told = []
+    for phase, figures in phases.items():
+        if phase in _PHASES:
+            beside = "" if figures["predicted_bytes"] is None else f" of {gib(figures['predicted_bytes'])}"
+            told.append(f"{_PHASES[phase]} {gib(figures['device_bytes'])}{beside}")
+    return f"{', '.join(told)} GiB at the most, of what was predicted" if told else ""
 
 
 def _next(summary: Mapping[str, Any], theme: Theme, folder: str) -> Iterator[Line]:

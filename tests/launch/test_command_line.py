@@ -66,7 +66,8 @@ OUT_OF_MEMORY = (
         import torch
         inner = trainer.training_step
         def step(self, model, inputs, *rest, **more):
-            if self.state.global_step >= 5 and len(inputs["input_ids"]) > 2:
+            step, rows = self.state.global_step, len(inputs["input_ids"])
+            if step >= 5 and rows > 2 or step >= 9 and rows > 1:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
             return inner(self, model, inputs, *rest, **more)
         trainer.training_step = step
@@ -181,18 +182,29 @@ def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
     assert same(folder / "adapter", Path(make("qwen3").output) / "adapter")
 
 
-def test_out_of_memory_goes_on_one_rung_lower_from_the_last_checkpoint(home: Home, start: Start) -> None:
+def test_out_of_memory_twice_and_finished_as_the_same_training(home: Home, start: Start) -> None:
+    """Each time one rung lower from the last checkpoint: the same effective batch, steps and learning rates."""
     home.model("gemma")
+    folder = home.path / "short"
     arguments = (str(home.plan("gemma")), "--data", home.data.name, "--output", "short", *OPTIONS)
     code, out, err = finished(start(*arguments, hook=OUT_OF_MEMORY))
     assert code == 0, err
-    summary = json.loads((home.path / "short" / "summary.json").read_text())
-    first, second = summary["attempts"]
-    assert first["outcome"] == "out-of-memory" and "asking for 2.00 GiB" in first["says"]
+    summary = json.loads((folder / "summary.json").read_text())
+    first, second, third = summary["attempts"]
+    for attempt in (first, second):
+        assert attempt["outcome"] == "out-of-memory" and "asking for 2.00 GiB" in attempt["says"]
+        assert "; most is held by " in attempt["says"]  # on the CPU nothing is planned that could be beaten
     assert first["rung"] == "micro-batches of 2, 2 of them a step: the same effective batch and schedule"
-    assert (second["outcome"], second["from_step"]) == ("ok", 4)
-    assert (summary["run"]["batch_size"], summary["run"]["grad_accum"]) == (2, 2)
-    assert summary["steps"] == STEPS and summary["loss"]["last"] < summary["loss"]["first"]
-    assert "recovered" in out
-    record = json.loads((home.path / "short" / "run.json").read_text())
-    assert record["run"]["batch_size"] == RUN.batch_size and record["rung"]["batch_size"] == 2
+    assert second["rung"] == "micro-batches of 1, 4 of them a step: the same effective batch and schedule"
+    assert (second["from_step"], third["from_step"], third["outcome"]) == (4, 8, "ok")
+    assert (summary["run"]["batch_size"], summary["run"]["grad_accum"]) == (1, 4)
+    assert (summary["steps"], summary["of"]) == (STEPS, STEPS)
+    assert summary["loss"]["last"] < summary["loss"]["first"]
+    assert out.count("recovered") == 2 and "went on with micro-batches of 1" in (folder / "report.html").read_text()
+    record = json.loads((folder / "run.json").read_text())
+    assert record["run"]["batch_size"] == RUN.batch_size and record["rung"]["batch_size"] == 1
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "step"]
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    # One warm-up step, then a cosine to the end, as without any interruption.
+    rates = [row["learning_rate"] for row in rows]
+    assert rates[0] == 0.0 and rates[1] == max(rates) == 5e-3 and rates[1:] == sorted(rates[1:], reverse=True)

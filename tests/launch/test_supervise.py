@@ -177,6 +177,36 @@ def test_a_peak_above_the_plan_is_warned_of_once(tmp_path: Path) -> None:
     assert "1500" not in found.notes[0]
 
 
+def test_each_phase_is_held_against_its_own_prediction(tmp_path: Path) -> None:
+    phases = [{"name": "load", "device_bytes": 400}, {"name": "save", "device_bytes": 900}]
+    found, _ = watch(tmp_path, predicted={**PREDICTED, "phases": phases})
+    planned = {}
+    for phase, sizes in (("load", (300, 410, 405)), ("rehearsal", (950,)), ("training", (1001,)), ("save", (800,))):
+        found.hear(event("phase", phase=phase))
+        planned[phase] = found.planned_bytes()
+        for size in sizes:
+            found.hear(event("memory", process_bytes=size, device_bytes=size))
+    assert planned == {"load": 400, "rehearsal": 1000, "training": 1000, "save": 900}
+    found.ended(Attempt(number=1, run=RUN, outcome="ok", facts={}, from_step=0, says="", checkpoint=None))
+    rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "phase"]
+    assert [(row["phase"], row["device_bytes"]) for row in rows] == [
+        ("load", 410), ("rehearsal", 950), ("training", 1001), ("save", 800),
+    ]  # fmt: skip
+    # The next attempt is a smaller run: its peak is another's.
+    found.plans({**PREDICTED, "peak": {"device_bytes": 700, "low_bytes": 600, "high_bytes": 800}})
+    found.hear(event("phase", phase="training"))
+    assert (found.planned_bytes(), found.peak_bytes) == (700, None)
+
+
+def test_steps_that_are_short_do_not_bury_what_is_said(tmp_path: Path) -> None:
+    found, said = watch(tmp_path)
+    found.hear(event("begin", step=0, of=500))
+    for step in range(1, 501):
+        found.hear(event("step", step=step, of=500, loss=1.0, step_s=0.01))
+    assert len(said) < 40 and said[-1].startswith("step 500/500")
+    assert len(read_metrics(tmp_path / "metrics.jsonl")) == 500
+
+
 def test_the_view_and_the_lines(tmp_path: Path) -> None:
     found, said = watch(tmp_path)
     found.hear(event("begin", step=0, of=4))
