@@ -34,6 +34,8 @@ def command(**given: Any) -> int:
     """
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise MissingError("tui: stdin and stdout must be a terminal; `qlora-plan --gpu 24GB` answers without one")
+    if not _is_terminal(sys.stderr):  # where the framework paints
+        raise MissingError("tui: stderr must be a terminal too: start it without 2> FILE")
     if given["no_color"]:
         os.environ["NO_COLOR"] = "1"
     sys.setswitchinterval(_SWITCH_S)
@@ -73,7 +75,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
     start = Start(
         survey=surveys, place=place, state=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
-        plain=bool(given.get("ascii")) or not _is_utf8(sys.__stdout__),
+        plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__),
     )  # fmt: skip
     return Explorer(start)
 

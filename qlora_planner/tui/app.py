@@ -209,7 +209,7 @@ class Explorer(Launches):
         self._left = True
         self.save_state()
         if self.launch is not None:
-            self.launch.end()
+            self.launch.abandon()
         ending = threading.Timer(2.0, os._exit, (INTERRUPTED,))
         ending.daemon = True
         ending.start()

@@ -16,6 +16,8 @@ _SEARCHED = (
     "method", "quant", "double_quant", "seq_len", "batch_size", "grad_accum", "rank", "gradient_checkpointing",
     "optimizer", "attention",
 )  # fmt: skip
+# A step and the checkpoint after it are waited for so long when one leaves.
+_SAVING_S = 120.0
 
 
 class Launches(Heard):
@@ -113,7 +115,7 @@ class Launches(Heard):
 
     @work(thread=True, group="end")
     def _end_and_leave(self, launch: Launch) -> None:
-        launch.end()
+        launch.end(_SAVING_S)
         self.call_from_thread(self.leave)
 
     def leave(self, code: int = 0) -> None:

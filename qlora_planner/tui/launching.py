@@ -120,6 +120,14 @@ class Launch:
                     os.killpg(self._child.pid, signal.SIGKILL)
                 self._child.wait()
         self.listen()
+        self._clear()
+
+    def abandon(self) -> None:
+        """Ask it to stop and wait for nothing: a training saves its checkpoint and ends by itself."""
+        self.stop()
+        self._clear()
+
+    def _clear(self) -> None:
         for name in ("events", "stderr", "stdout"):
             (self._home / name).unlink(missing_ok=True)
         with suppress(OSError):

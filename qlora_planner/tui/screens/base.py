@@ -100,8 +100,8 @@ class Page(Screen[None]):
         if before == text and before is not None and before.spans == text.spans:
             return
         self._put[selector] = text
-        lines = -1 if before is None else before.plain.count("\n")
-        pane.update(text, layout=lines != text.plain.count("\n") or before is None or not before.plain)
+        width = max(1, pane.content_size.width)
+        pane.update(text, layout=before is None or not before.plain or _lines(before, width) != _lines(text, width))
 
     def _headline(self) -> Text:
         explorer = self.explorer
@@ -122,3 +122,8 @@ class Page(Screen[None]):
         if explorer.busy_with:
             text.append(f" {explorer.busy_with}", style="italic")
         return text
+
+
+def _lines(text: Text, width: int) -> int:
+    """About how many lines a text takes; equal for equal heights as long as words are short."""
+    return sum(-(-max(1, len(line)) // width) for line in text.plain.split("\n"))

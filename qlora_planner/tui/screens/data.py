@@ -62,6 +62,8 @@ class DataScreen(Page):
         histogram, slider = self.query_one(Histogram), self.query_one(Slider)
         histogram.display = slider.display = data is not None
         histogram.plain = slider.plain = explorer.plain
+        if data is not None and self.focused is None:
+            self.set_focus(slider)
         if data is None:
             for selector in ("#percentiles", "#cut", "#epoch"):
                 self.put(selector, Text(""))

@@ -111,6 +111,9 @@ class TrainScreen(Page):
         if explorer.subject is None:
             explorer.say_no_model()
             return False
+        if explorer.launch is not None and explorer.launch.running:
+            explorer.notify("one at a time: x stops what runs")
+            return False
         if explorer.refusal is not None and verb == "verify":
             explorer.notify(f"this run will not work: {explorer.refusal}", severity="error", markup=False)
             return False
