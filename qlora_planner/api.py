@@ -152,6 +152,17 @@ def calibration(profiles: str | os.PathLike[str] | None = None) -> Calibration |
     return read_calibration(calibrations_dirs(profiles))
 
 
+def missing_for(run: RunConfig) -> list[str]:
+    """The packages that this run would import and that are not installed here."""
+    from importlib.util import find_spec
+
+    needed = [*TRAIN_PACKAGES]
+    needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
+    needed += ["liger_kernel"] if run.liger else []
+    needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
+    return [name for name in needed if find_spec(name) is None]
+
+
 def _missing_packages() -> list[str]:
     from importlib.util import find_spec
 

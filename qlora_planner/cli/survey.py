@@ -57,8 +57,11 @@ def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:
     return sorted(stream_rows(card, run, output), key=lambda row: (-row.params, row.model_id))
 
 
-def stream_rows(card: Card, run: RunConfig, output: Output) -> Iterator[SurveyRow]:
-    """The same rows as they are worked out: what is likely to fit comes first, the largest of it before the rest."""
+def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool = True) -> Iterator[SurveyRow]:
+    """The same rows as they are worked out: what is likely to fit comes first, the largest of it before the rest.
+
+    Without `recommend` no best run is looked for, which takes a fraction of the time.
+    """
     from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.index import bases_of, serves
@@ -79,8 +82,9 @@ def stream_rows(card: Card, run: RunConfig, output: Output) -> Iterator[SurveyRo
         gpu=card.gpu, limits=limits, pace_on=ranking_card(card.gpu, profiles=output.profiles),
         calibration=known_spread,
     )  # fmt: skip
+    best = recommender.best if recommend else lambda _: None
     for one in sorted(known, key=lambda one: (one.params * _BYTES_PER_PARAM > usable, -one.params)):
-        yield judge(one, card.gpu, limits, recommender.best)
+        yield judge(one, card.gpu, limits, best)
     folders = tapes_dirs(output.profiles)
     yield from survey(
         others,
@@ -92,7 +96,7 @@ def stream_rows(card: Card, run: RunConfig, output: Output) -> Iterator[SurveyRo
         calibration=known_spread,
         # With options of the user's nothing is searched: the run is theirs.
         bases_of=(lambda profile: bases_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
-        recommend=recommender.best,
+        recommend=best,
     )
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.cli import events
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
@@ -173,6 +174,7 @@ def _watched(
 
     begun = time.monotonic()
     attempts: list[Attempt] = []
+    events.tell("predicted", {"estimate": predicted, "folder": str(asked.folder.path)})
 
     def make(out: Any) -> Watch:
         return Watch(
@@ -189,11 +191,13 @@ def _watched(
         for item in supervise(spec, asked=stop, profile=profile, predict=predict, recover=recover):
             if isinstance(item, Attempt):
                 attempts.append(item)
+                events.tell("attempt", {"number": item.number, "outcome": item.outcome, "rung": item.rung})
                 watch.ended(item)
                 if item.next_run is not None:
                     watch.plans(predict(item.next_run))
                     watch.began(item.number + 1, step_of(item.checkpoint) if item.checkpoint else 0)
             else:
+                events.pass_on(item)
                 watch.hear(item)
             draw()
     return attempts, watch.notes, time.monotonic() - begun

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_planner.cli.options import CardOption, OutputOption, Verb
+from qlora_planner.cli.options import CardOption, OutputOption, Verb, data_options
 from qlora_planner.cli.streams import say
-from qlora_planner.cli.values import Card, output_from
-from qlora_planner.errors import MissingError
+from qlora_planner.cli.tui_survey import Surveys
+from qlora_planner.errors import MissingError, PlannerError
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey import SurveyRow
     from qlora_planner.tui.core import Place
+    from qlora_planner.tui.state import State
 
 # How long a worker that plays a run may hold the interpreter before a key is looked at; Python's own is 5 ms.
 _SWITCH_S = 0.001
@@ -25,46 +23,75 @@ _SWITCH_S = 0.001
 
 @click.command("tui", cls=Verb)
 @click.option("--gpu", cls=CardOption, metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local.")
+@data_options()
 @click.option("--no-color", cls=OutputOption, is_flag=True, help="Without colours, as with NO_COLOR.")
+@click.option("--ascii", cls=OutputOption, is_flag=True, help="ASCII alone (where the locale is not UTF-8).")
 @click.option("--profiles", cls=OutputOption, metavar="DIR", help="A folder with models/ or gpus/ to look in first.")
 def command(**given: Any) -> int:
-    """The explorer: what fits, one run and its knobs, its frontier and prices, runs side by side.
+    """The explorer: what fits, one run and its knobs, frontier, prices, comparisons, the dataset, verify and train.
 
     Needs a terminal. Without --gpu it takes the card in this machine, else the one it was left with.
     """
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise MissingError("tui: stdin and stdout must be a terminal; `qlora-plan --gpu 24GB` answers without one")
-    if given["gpu"] is not None:
-        from qlora_planner.tui.core import place_of
-
-        place_of(given["gpu"], given["profiles"])  # a card that means nothing is said before the screen is taken
+    if not _is_terminal(sys.stderr):  # where the framework paints
+        raise MissingError("tui: stderr must be a terminal too: start it without 2> FILE")
     if given["no_color"]:
         os.environ["NO_COLOR"] = "1"
     sys.setswitchinterval(_SWITCH_S)
-    explorer = make_explorer(given)
-    explorer.run()
+    surveys = Surveys(given["profiles"])
+    try:
+        explorer = make_explorer(given, surveys, ahead=True)
+        explorer.run()
+    finally:
+        surveys.close()
     if explorer.unkept is not None:
         say(f"{explorer.unkept}; the next start does not know where you were")
     return explorer.return_code or 0
 
 
-def make_explorer(given: dict[str, Any]) -> Any:
-    """The app, with the survey that `qlora-plan --gpu` shows."""
-    from qlora_planner.tui.app import Explorer, Start
-    from qlora_planner.tui.state import state_path
+def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahead: bool = False) -> Any:
+    """The app, with the survey that `qlora-plan --gpu` shows; `ahead` begins it before the app is loaded.
 
-    output = replace(output_from(given), quiet=True)
+    Raises InputError and MissingError for a card or data options that mean nothing.
+    """
+    from qlora_planner.tui.start import DataAsked, Start
+    from qlora_planner.tui.state import read_state, state_path
 
-    def rows(place: Place) -> Iterator[SurveyRow]:
-        from qlora_planner.cli.survey import stream_rows
-        from qlora_planner.run import RunConfig
-
-        card = Card(
-            gpu=place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes, asked=place.asked
+    asked = None
+    if given.get("data") is not None:
+        bad_rows = given.get("bad_rows") or "refuse"
+        asked = DataAsked(
+            path=given["data"], tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
+            bad_rows=bad_rows,
         )  # fmt: skip
-        return stream_rows(card, RunConfig(), output)
+    path = state_path()
+    state, note = read_state(path)
+    place = _place(given["gpu"], state, given["profiles"])
+    surveys = surveys or Surveys(given["profiles"])
+    if ahead:
+        surveys.ahead(place)
+    from qlora_planner.tui.app import Explorer
 
-    return Explorer(Start(survey=rows, card=given["gpu"], profiles=given["profiles"], state_path=state_path()))
+    start = Start(
+        survey=surveys, place=place, state=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
+        plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__),
+    )  # fmt: skip
+    return Explorer(start)
+
+
+def _place(text: str | None, state: State, profiles: str | None) -> Place:
+    """The card that was typed, else the one that it was left with, else what is found here."""
+    from qlora_planner.tui.core import place_of
+
+    if text is not None:
+        return place_of(text, profiles)
+    if state.card is not None:
+        try:
+            return place_of(state.card, profiles)
+        except PlannerError:  # a card of a catalogue that is gone, or `local` on another machine
+            pass
+    return place_of(None, profiles)
 
 
 def _is_terminal(stream: Any) -> bool:
@@ -72,3 +99,8 @@ def _is_terminal(stream: Any) -> bool:
         return bool(stream is not None and stream.isatty())
     except ValueError:  # closed
         return False
+
+
+def _is_utf8(stream: Any) -> bool:
+    encoding = (getattr(stream, "encoding", None) or "").lower()
+    return encoding.replace("-", "").replace("_", "").startswith("utf8")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli import events
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import (
     SectionOption,
@@ -145,11 +146,17 @@ def _specification(
 
 
 def _measure(spec: ChildSpec, place: Place | None, output: Output) -> Measurement:
-    from qlora_planner.measure.verify import verify
+    from qlora_planner.measure.verify import Progress, verify
 
     whole = None if place is None else place.gpu.memory_bytes
+    events.tell("predicted", {"estimate": spec.predicted})
     with watching(spec.model_id, whole, quiet=output.quiet) as tell:
-        return verify(spec, tell=tell)
+
+        def heard(told: Progress) -> None:
+            events.pass_on(told)
+            tell(told)
+
+        return verify(spec, tell=heard)
 
 
 def _floor(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimate, output: Output) -> Floor | None:

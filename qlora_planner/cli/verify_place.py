@@ -30,13 +30,9 @@ class Place:
 
 def check_packages(run: RunConfig) -> None:
     """Raises MissingError with the line that installs what this run imports."""
-    from importlib.util import find_spec
+    from qlora_planner.api import missing_for
 
-    needed = ["torch", "transformers", "accelerate", "bitsandbytes", "peft"]
-    needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
-    needed += ["liger_kernel"] if run.liger else []
-    needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
-    missing = [name for name in needed if find_spec(name) is None]
+    missing = missing_for(run)
     if missing:
         raise MissingError(f"missing here: {', '.join(missing)}; pip install 'qlora-planner[train]'")
 

@@ -24,9 +24,9 @@ _NAMES = {
 def render_data(plan: DataPlan, theme: Theme) -> list[Line]:
     """The section that a plan's screen shows of its dataset."""
     lines = [*_about(plan.summary, theme), *_lengths(plan.summary, theme), []]
-    lines += [*_worst(plan, theme), []]
+    lines += [*worst_lines(plan, theme), []]
     lines += [*_truncations(plan, theme), []]
-    return [*lines, *_batching(plan, theme)]
+    return [*lines, *batching_lines(plan, theme)]
 
 
 def _about(summary: DataSummary, theme: Theme) -> Iterator[Line]:
@@ -86,7 +86,8 @@ def _level(count: int, most: int, scale: str) -> str:
     return scale[max(1, round((len(scale) - 1) * count / most))] * (_MARK - 2)
 
 
-def _worst(plan: DataPlan, theme: Theme) -> Iterator[Line]:
+def worst_lines(plan: DataPlan, theme: Theme) -> Iterator[Line]:
+    """The largest batch that can come, what the run's length cuts off, and an epoch."""
     epoch, summary = plan.epoch, plan.summary
     rows = min(plan.batch_size, max(1, epoch.rows))
     longest = epoch.worst_tokens // rows
@@ -134,7 +135,8 @@ def _truncations(plan: DataPlan, theme: Theme) -> Iterator[Line]:
         yield columns([(cell, "") for cell in cells[: len(heads)]], widths, left, gap=1)
 
 
-def _batching(plan: DataPlan, theme: Theme) -> Iterator[Line]:
+def batching_lines(plan: DataPlan, theme: Theme) -> Iterator[Line]:
+    """A table of the ways of making batches, the run's own marked."""
     heads = [f"batches of {plan.batch_size}", "rows", "steps", "tokens computed", "padding", "filled"]
     widths = [26, 10, 8, 15, 8, 7]
     hours = any(epoch.hours is not None for epoch in plan.epochs.values())

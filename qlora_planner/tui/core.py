@@ -7,7 +7,7 @@ Every method may run in a thread of its own; results are remembered by run.
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.outlook import Limits, Outlooks, Scale
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.planner.survey import SurveyRow
     from qlora_planner.profile import ModelProfile
     from qlora_planner.profile.tape import Tape
+    from qlora_planner.tui.rows import ModelRow
 
 ASSUMED_CARD = "24GB"
 _KEPT = 512  # estimates of one model and card
@@ -52,6 +52,7 @@ class Frontier:
     longest: Mapping[int, int | None]
     lengths: tuple[int, ...]
     cells: Mapping[tuple[int, int], tuple[str, int]]
+    usable_bytes: int
 
 
 def place_of(text: str | None, profiles: str | None = None) -> Place:
@@ -87,9 +88,9 @@ def card_names(profiles: str | None = None) -> tuple[str, ...]:
     return ("local", *sizes, *GpuCatalogue(gpus_dirs(profiles)).names())
 
 
-def start_run(row: SurveyRow) -> RunConfig:
+def start_run(row: ModelRow) -> RunConfig:
     """The run that a model is opened with: the one recommended on the card, else the survey's own."""
-    return RunConfig() if row.recommended is None else RunConfig(**dict(row.recommended.options))
+    return RunConfig() if row.options is None else RunConfig(**dict(row.options))
 
 
 def typed_options(run: RunConfig) -> dict[str, Any]:
@@ -103,28 +104,38 @@ def typed_options(run: RunConfig) -> dict[str, Any]:
 
 def command_line(model: str, place: Place, run: RunConfig, verb: str = "estimate") -> str:
     """The command that gives the same figures."""
+    return shlex.join(["qlora-plan", *command_words(model, place, run, verb)])
+
+
+def command_words(model: str, place: Place | None, run: RunConfig, verb: str, typed: Sequence[str] = ()) -> list[str]:
+    """The words after `qlora-plan`; `place` None leaves the card out, `typed` are options to give though default."""
     from qlora_planner.report.words import option
     from qlora_planner.units import MIB
 
-    words = ["qlora-plan", verb, model, "--gpu", place.asked]
-    if place.reserve_bytes:
-        words += ["--reserve", f"{-(-place.reserve_bytes // MIB)}MiB"]
-    if place.cap_bytes is not None:
-        words += ["--cap", f"{place.cap_bytes // MIB}MiB"]
-    for name, value in typed_options(run).items():
+    words = [verb, model]
+    if place is not None:
+        words += ["--gpu", place.asked]
+        if place.reserve_bytes:
+            words += ["--reserve", f"{-(-place.reserve_bytes // MIB)}MiB"]
+        if place.cap_bytes is not None:
+            words += ["--cap", f"{place.cap_bytes // MIB}MiB"]
+    options = typed_options(run)
+    options |= {name: getattr(run, name) for name in typed if getattr(run, name) is not None}
+    for name, value in options.items():
         if isinstance(value, bool):
             words.append(option(name) if value else option(name).replace("--", "--no-", 1))
         elif isinstance(value, Mapping):
             words += [option(name), ",".join(f"{package}={version}" for package, version in value.items())]
         else:
             words += [option(name), str(value)]
-    return shlex.join(words)
+    return words
 
 
 @dataclass(slots=True, kw_only=True)
 class Subject:
-    """One model on one card."""
+    """One model on one card; `model` is what names it again."""
 
+    model: str
     profile: ModelProfile
     place: Place
     profiles: str | None
@@ -146,8 +157,9 @@ class Subject:
         profile = api.load_model(model, profiles=profiles, build="never", warn=_unheard)
         known = api.calibration(profiles)
         usable = usable_on(place.gpu, place.reserve_bytes, place.cap_bytes, known)
+        named = profile.id if profile.source == "catalogue" else model
         return cls(
-            profile=profile, place=place, profiles=profiles, calibration=known,
+            model=named, profile=profile, place=place, profiles=profiles, calibration=known,
             outlooks=Outlooks.of(profile, place.gpu, stored_sweep(profile, tapes_dirs(profiles)), known),
             limits=Limits(usable_bytes=usable, calibration=known),
             pace_on=api.ranking_card(place.gpu, profiles=profiles),
@@ -256,7 +268,8 @@ class Subject:
                 verdict = "fits" if floor <= most[at] else "tight" if floor <= tight[at] else "does-not-fit"
                 cells[batch, length] = verdict, int(floor)
         return Frontier(
-            longest={int(row["batch_size"] or 0): row["seq_len"] for row in rows}, lengths=lengths, cells=cells
+            longest={int(row["batch_size"] or 0): row["seq_len"] for row in rows}, lengths=lengths, cells=cells,
+            usable_bytes=self.limits.usable_bytes,
         )  # fmt: skip
 
     def _accepted(self, run: RunConfig) -> RunConfig:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qlora_planner.profile import ModelProfile
+from qlora_planner.errors import InputError
 from qlora_planner.run import RunConfig
-from qlora_planner.run.config import TRAINERS
+from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, TRAINERS
+
+if TYPE_CHECKING:
+    from qlora_planner.profile import ModelProfile
 
 Choice = Mapping[str, Any]
 _LENGTHS = tuple(sorted({size << power for power in range(18) for size in (128, 192)}))
@@ -18,37 +21,89 @@ _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Knob:
-    """One line of the knobs: `choices` in their order, each as the options that it sets; `says` is its help."""
+    """One line of the knobs: `choices` in their order, each as the options that it sets; `says` is its help.
+
+    `read` makes the option's value of what was typed and raises InputError; None: it cannot be typed.
+    """
 
     name: str
     label: str
     says: str
     choices: Callable[[ModelProfile], Sequence[Choice]]
     show: Callable[[RunConfig], str]
+    read: Callable[[str], Any] | None = None
 
 
-def _numbers(name: str, label: str, values: Sequence[int], says: str, limit: bool = False) -> Knob:
+def _whole(text: str) -> int:
+    """`4096`, `4,096` or `4k`."""
+    bare = text.strip().lower().replace(",", "").replace("_", "")
+    factor = 1024 if bare.endswith("k") else 1
+    if not bare.removesuffix("k").isdecimal():
+        raise InputError(f"{text!r} is no whole number, as 3072 or 3k")
+    return int(bare.removesuffix("k")) * factor
+
+
+def _maybe_whole(text: str) -> int | None:
+    return None if text.strip().lower() in ("", "auto", "none") else _whole(text)
+
+
+def _maybe_share(text: str) -> float | None:
+    if text.strip().lower() in ("", "auto"):
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{text!r} is no number, as 0.05") from None
+
+
+def _maybe_names(text: str) -> str | None:
+    bare = ",".join(part.strip() for part in text.split(",") if part.strip())
+    return None if bare.lower() in ("", "auto", "none") else bare
+
+
+def _versions(text: str) -> dict[str, str]:
+    """`trl=1.13,transformers=5.17`; empty for the versions that the profile holds for."""
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    pairs = [part.partition("=") for part in parts]
+    if any(not equals or not version.strip() for _, equals, version in pairs):
+        raise InputError(f"{text!r} is not PACKAGE=VERSION, as trl=1.13")
+    return {name.strip().lower(): version.strip().lstrip("=") for name, _, version in pairs}
+
+
+def _numbers(name: str, label: str, values: Sequence[int | None], says: str, limit: bool = False) -> Knob:
     def choices(profile: ModelProfile) -> Sequence[Choice]:
         known = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings") if limit else None
-        allowed = [value for value in values if known is None or value <= known]
+        allowed = [value for value in values if known is None or value is None or value <= known]
         if known is not None and known not in allowed:
             allowed.append(int(known))
         return [{name: value} for value in allowed]
 
-    return Knob(name=name, label=label, says=says, choices=choices, show=lambda run: f"{getattr(run, name):,}")
+    def show(run: RunConfig) -> str:
+        value = getattr(run, name)
+        return ("auto" if name == "alpha" else "none") if value is None else f"{value:,}"
+
+    read = _maybe_whole if None in values else _whole
+    return Knob(name=name, label=label, says=f"{says}; Enter types it", choices=choices, show=show, read=read)
 
 
-def _words(name: str, label: str, values: Sequence[Any], says: str) -> Knob:
+def _words(
+    name: str, label: str, values: Sequence[Any], says: str, read: Callable[[str], Any] | None = None,
+    nothing: str = "auto",
+) -> Knob:  # fmt: skip
     return Knob(
         name=name, label=label, says=says, choices=lambda _: [{name: value} for value in values],
-        show=lambda run: _word(getattr(run, name)),
+        show=lambda run: _word(getattr(run, name), nothing), read=read,
     )  # fmt: skip
 
 
-def _word(value: Any) -> str:
+def _word(value: Any, nothing: str = "auto") -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "auto" if value is None else str(value)
+    return nothing if value is None else str(value)
+
+
+def _stack(run: RunConfig) -> str:
+    return ",".join(f"{name}={version}" for name, version in run.stack.items()) or "installed"
 
 
 def _targets(profile: ModelProfile) -> Sequence[Choice]:
@@ -83,8 +138,8 @@ KNOBS = (
     _numbers("grad_accum", "accumulation", _SIZES, "micro-batches per optimizer step"),
     _numbers("rank", "rank", _RANKS, "LoRA rank"),
     Knob(
-        name="target_modules", label="targets", says="what gets adapters", choices=_targets,
-        show=lambda run: _word(run.target_modules),
+        name="target_modules", label="targets", says="what gets adapters; Enter types names", choices=_targets,
+        show=lambda run: _word(run.target_modules), read=_maybe_names,
     ),
     Knob(
         name="quant", label="weights", says="how the base is stored, and what is trained",
@@ -97,6 +152,9 @@ KNOBS = (
     ),
     _words("attention", "attention", (None, "sdpa", "eager", "flash_attention_2"), "the attention kernel"),
     _words("trainer", "trainer", (None, *TRAINERS), "who runs the steps"),
+    _words("packing", "packing", (False, True), "several samples in a row, no padding"),
+    _words("compute_dtype", "compute dtype", (None, *COMPUTE_DTYPES), "arithmetic of the 4-bit layers"),
+    _words("load_dtype", "load dtype", (None, *LOAD_DTYPES), "of what is not quantised"),
     _words("upcast", "upcast", (None, True, False), "PEFT's cast of 16-bit weights to float32"),
     _words("liger", "liger", (False, True), "Liger's fused kernels"),
     _words("activation_offloading", "offloading", (False, True), "checkpoints in host memory"),
@@ -104,6 +162,21 @@ KNOBS = (
         name="alloc_conf", label="allocator", says="torch's allocator settings",
         choices=lambda _: [{"alloc_conf": None}, {"alloc_conf": "expandable_segments:True"}],
         show=lambda run: (run.alloc_conf or "default").removesuffix(":True"),
+    ),
+    _numbers("eval_batch_size", "eval batch", (None, *_SIZES), "evaluate with batches of so many"),
+    _words("dora", "DoRA", (False, True), "weight-decomposed LoRA"),
+    _numbers("alpha", "alpha", (None, *_RANKS, 512), "LoRA alpha, 2 x rank where auto; costs no memory"),
+    _words("lora_dropout", "dropout", (None, 0.0, 0.05, 0.1), "before the adapters; Enter types it", _maybe_share),
+    _words("rslora", "rsLoRA", (False, True), "rank-stabilised scaling; costs no memory"),
+    _words(
+        "modules_to_save", "save whole", (None, "lm_head", "embed_tokens", "embed_tokens,lm_head"),
+        "modules trained whole beside the adapters; Enter types names", _maybe_names, nothing="none",
+    ),
+    _words("padding", "padding", (None, False, True), "whether rows of a batch are of unequal length"),
+    _words("use_reentrant", "reentrant", (False, True), "the old kind of checkpointing"),
+    Knob(
+        name="stack", label="versions", says="plan for other versions; Enter types them, as trl=1.13",
+        choices=lambda _: [{"stack": {}}], show=_stack, read=_versions,
     ),
 )  # fmt: skip
 
@@ -121,6 +194,12 @@ def turned(knob: Knob, profile: ModelProfile, run: RunConfig, by: int) -> RunCon
         beyond = [size for size in sizes if (size > value if by > 0 else size < value)]
         return _set(run, {knob.name: min(beyond) if by > 0 else max(beyond)}) if beyond else None
     return _set(run, choices[0 if by > 0 else -1])
+
+
+def typed(knob: Knob, run: RunConfig, text: str) -> RunConfig:
+    """The run with what was typed for a knob. Raises InputError for what is no value of it."""
+    assert knob.read is not None, "the knob can be typed"
+    return _set(run, {knob.name: knob.read(text)})
 
 
 def changed(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:

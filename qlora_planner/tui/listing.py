@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from qlora_planner.planner.survey import SurveyRow
-from qlora_planner.report.words import count
+from qlora_planner.tui.rows import ModelRow
+from qlora_planner.units import format_gib, format_params
 
 HEADS = ("", "model", "size", "longest", "best run", "tokens/s")
 GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
-SORTS: dict[str, Callable[[SurveyRow], Any]] = {
+SORTS: dict[str, Callable[[ModelRow], Any]] = {
     "verdict": lambda row: (_ORDER.index(row.verdict), -row.params, row.model_id),
     "size": lambda row: (-row.params, row.model_id),
     "longest": lambda row: (-(row.longest_seq_len or 0), row.model_id),
-    "speed": lambda row: (-(_speed(row) or 0), row.model_id),
+    "speed": lambda row: (-(row.tokens_per_s or 0), row.model_id),
     "name": lambda row: row.model_id.lower(),
 }
 
 
-def chosen(rows: Iterable[SurveyRow], text: str, sort: str, group: str) -> list[tuple[str, SurveyRow]]:
+def chosen(rows: Iterable[ModelRow], text: str, sort: str, group: str) -> list[tuple[str, ModelRow]]:
     """The rows that hold every word of `text`, in order, each with the heading of its group (empty: none).
 
     A word is looked for in the model's id, its family and its verdict.
@@ -36,26 +36,22 @@ def chosen(rows: Iterable[SurveyRow], text: str, sort: str, group: str) -> list[
     return [("", row) for row in found]
 
 
-def cells(row: SurveyRow, glyph: str) -> Sequence[str]:
+def cells(row: ModelRow, glyph: str) -> Sequence[str]:
     """One row as text, in the order of `HEADS`."""
-    speed = _speed(row)
+    speed = row.tokens_per_s
     return (
-        glyph, row.model_id, count(row.params),
+        glyph, row.model_id, _params(row.params),
         "-" if row.longest_seq_len is None else f"{row.longest_seq_len:,}",
         best(row), "-" if speed is None else f"{speed:,.0f}",
     )  # fmt: skip
 
 
-def best(row: SurveyRow) -> str:
+def best(row: ModelRow) -> str:
     """The recommended run in a few words; why not, where there is none."""
-    if row.recommended is None:
-        if row.note:
-            return row.note
-        from qlora_planner.units import format_gib
-
+    options = row.options
+    if options is None:
         short = row.shortfall_bytes
-        return f"{format_gib(short)} short" if short else "-"
-    options = row.recommended.options
+        return row.note or (f"{format_gib(short)} short" if short else "-")
     quant = options.get("quant", "nf4")
     stored = {"none": "16-bit", "int8": "8-bit"}.get(str(quant), "4-bit")
     if quant == "nf4" and options.get("double_quant") is False:
@@ -65,7 +61,7 @@ def best(row: SurveyRow) -> str:
     return f"{stored}, {batch} x {accum}{kept}"
 
 
-def tally(rows: Iterable[SurveyRow]) -> dict[str, int]:
+def tally(rows: Iterable[ModelRow]) -> dict[str, int]:
     """How many models have each verdict."""
     found = dict.fromkeys(_ORDER, 0)
     for row in rows:
@@ -73,17 +69,17 @@ def tally(rows: Iterable[SurveyRow]) -> dict[str, int]:
     return found
 
 
-def _speed(row: SurveyRow) -> float | None:
-    return None if row.recommended is None else row.recommended.tokens_per_s
+def _params(number: int) -> str:
+    return format_params(number) if number >= 10**6 else f"{number / 1e3:.0f}K"
 
 
-def _searched(row: SurveyRow) -> str:
+def _searched(row: ModelRow) -> str:
     return f"{row.model_id} {row.family} {row.verdict}".lower()
 
 
-def _bucket(row: SurveyRow) -> int:
+def _bucket(row: ModelRow) -> int:
     return next((most for most, _ in _SIZES if row.params < most * 10**9), 1000)
 
 
-def _size(row: SurveyRow) -> str:
+def _size(row: ModelRow) -> str:
     return next((name for most, name in _SIZES if row.params < most * 10**9), "50B and more")

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
-from qlora_planner.memory import MemoryEstimate
-from qlora_planner.planner.plan import Plan
-from qlora_planner.planner.survey import SurveyRow
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.core import Frontier, Place, Subject
+from qlora_planner.tui.rows import ModelRow
+from qlora_planner.tui.start import DataAsked
+
+if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.planner.dataset import DataSummary
+    from qlora_planner.planner.plan import Plan
+    from qlora_planner.tui.datasets import DataView
+    from qlora_planner.tui.readiness import Readiness
 
 
 @dataclass
@@ -19,7 +25,16 @@ class Surveyed(Message):
     """The models on a card so far; `done`: all of them."""
 
     place: Place
-    rows: list[SurveyRow]
+    rows: list[ModelRow]
+    done: bool
+
+
+@dataclass
+class SurveyedSize(Message):
+    """The models on one size of card, for the table with a column per size; `done`: it is the last."""
+
+    size: str
+    rows: dict[str, ModelRow]
     done: bool
 
 
@@ -66,6 +81,44 @@ class Pinned(Message):
     """The estimates of pinned runs, in their order; None for one that cannot be had."""
 
     estimates: list[MemoryEstimate | None]
+
+
+@dataclass
+class Counting(Message):
+    """How far a dataset is counted: bytes read, of how many, rows so far."""
+
+    asked: DataAsked
+    done: tuple[int, int, int]
+
+
+@dataclass
+class Counted(Message):
+    """A dataset's lengths, or the one line why it has none."""
+
+    asked: DataAsked
+    summary: DataSummary | None
+    fault: str | None
+
+
+@dataclass
+class Viewed(Message):
+    """What a dataset means for a run at one length."""
+
+    wanted: object
+    view: DataView | None
+    fault: str | None
+
+
+@dataclass
+class Looked(Message):
+    """What a launch would lack here."""
+
+    readiness: Readiness
+
+
+@dataclass
+class Heard(Message):
+    """A launched process told something, or ended."""
 
 
 @dataclass

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.files import write_text
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/tui-state/1"
 _LARGEST_BYTES = 1 << 20
 _MOST_PINS = 24
+_DATA = ("path", "tokenizer", "chars_per_token", "bad_rows")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class State:
     model: str | None = None
     run: Mapping[str, Any] | None = None
     pins: tuple[Pin, ...] = field(default=())
+    data: Mapping[str, Any] | None = None  # the fields of `start.DataAsked`
 
 
 def state_path() -> Path:
@@ -63,6 +64,8 @@ def read_state(path: Path) -> tuple[State, str | None]:
 
 def write_state(path: Path, state: State) -> None:
     """Write the whole file or nothing. Raises InputError where that is not possible."""
+    from qlora_planner.exchange.files import write_text  # yaml, which the first paint does not wait for
+
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,10 +75,11 @@ def write_state(path: Path, state: State) -> None:
 
 def _state(raw: dict[str, Any]) -> State:
     pins = tuple(Pin(model=str(one["model"]), card=str(one["card"]), run=_run(one["run"])) for one in raw["pins"])
-    run = raw["run"]
+    run, data = raw["run"], raw.get("data")
     return State(
         theme=str(raw["theme"]), sort=str(raw["sort"]), group=str(raw["group"]), card=_text(raw["card"]),
         model=_text(raw["model"]), run=None if run is None else _run(run), pins=pins[:_MOST_PINS],
+        data=None if data is None else {name: data[name] for name in _DATA},
     )  # fmt: skip
 
 

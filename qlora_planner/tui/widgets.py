@@ -19,16 +19,22 @@ _LABEL, _BREAKDOWN_WIDTH = 14, 52
 
 
 class KnobList(Widget, can_focus=True):
-    """Every knob with its value; says what was asked of it and changes nothing itself."""
+    """Every knob with its value, as many as there is room for; says what was asked of it and changes nothing itself."""
 
+    NAME = "the knobs"
+    SAYS = "Each is one option of the run; the figures on the right follow at once. The text below says what it is."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Knob", show=False),
-        Binding("down,j", "move(1)", "Knob", show=False),
-        Binding("right,l,plus", "turn(1)", "More"),
-        Binding("left,h,minus", "turn(-1)", "Less"),
+        Binding("up,k", "move(-1)", "Knob", show=False, tooltip="The knob above"),
+        Binding("down,j", "move(1)", "Knob", show=False, tooltip="The knob below"),
+        Binding("right,l,plus", "turn(1)", "More", tooltip="The next value; a click on the right arrow does the same"),
+        Binding("left,h,minus", "turn(-1)", "Less", tooltip="The value before; a click on the left arrow"),
+        Binding("enter,equals_sign", "type", "Type", tooltip="Type an exact value, where the knob takes one"),
+        Binding("home", "move(-99)", "First", show=False, tooltip="The first knob"),
+        Binding("end", "move(99)", "Last", show=False, tooltip="The last knob"),
     ]
     at: reactive[int] = reactive(0)
     run: reactive[RunConfig | None] = reactive(None)
+    plain: reactive[bool] = reactive(False)
 
     @dataclass
     class Turned(Message):
@@ -43,45 +49,67 @@ class KnobList(Widget, can_focus=True):
 
         index: int
 
+    @dataclass
+    class Typed(Message):
+        """An exact value is to be typed for a knob."""
+
+        index: int
+
+    @property
+    def first(self) -> int:
+        """The knob in the first line."""
+        rows = max(1, self.size.height)
+        return min(max(0, self.at - rows + 2), max(0, len(KNOBS) - rows))
+
     def render(self) -> Text:
-        """One line per knob."""
+        """One line per knob, those around the current one where not all have room."""
         if self.run is None:
             return Text("no model yet: choose one in Fit (1)", style="dim")
+        less, more, dots = ("<", ">", "..") if self.plain else ("◀", "▶", "…")
         lines = []
         room = max(4, self.size.width - _LABEL - 4)
-        for index, knob in enumerate(KNOBS):
+        first, last = self.first, min(len(KNOBS), self.first + max(1, self.size.height))
+        for index, knob in enumerate(KNOBS[first:last], first):
             here = index == self.at
             value = knob.show(self.run)
-            value = value if len(value) <= room else value[: room - 1] + "…"
+            value = value if len(value) <= room else value[: room - len(dots)] + dots
+            hidden = (index == first and first > 0) or (index == last - 1 and last < len(KNOBS))
             text = Text(f"{knob.label:<{_LABEL}}", style="bold" if here else "")
-            text.append("◀ " if here else "  ", style="dim")
+            text.append(f"{less} " if here else "  ", style="dim")
             text.append(f"{value:<{room}}", style="bold" if here else "")
-            text.append(" ▶" if here else "  ", style="dim")
+            text.append(f" {more}" if here else f" {dots[0]}" if hidden else "  ", style="dim")
             if here and self.has_focus:
                 text.stylize("reverse")
             lines.append(text)
         return Text("\n").join(lines)
 
     def action_move(self, by: int) -> None:
-        """Another knob."""
-        self.at = (self.at + by) % len(KNOBS)
+        """Another knob; from the last on to the first."""
+        self.at = (self.at + by) % len(KNOBS) if abs(by) == 1 else 0 if by < 0 else len(KNOBS) - 1
         self.post_message(self.Reached(self.at))
 
     def action_turn(self, by: int) -> None:
         """The current knob's next value."""
         self.post_message(self.Turned(self.at, by))
 
+    def action_type(self) -> None:
+        """The current knob's value from the keyboard."""
+        self.post_message(self.Typed(self.at))
+
     def on_click(self, event: events.Click) -> None:
-        """A click chooses a line; on its arrows it turns the knob."""
-        if not 0 <= event.y < len(KNOBS):
+        """A click chooses a line; on its arrows it turns the knob, twice on the line it asks for a value."""
+        index = self.first + event.y
+        if not 0 <= index < len(KNOBS):
             return
-        already = event.y == self.at
-        self.at = event.y
-        self.post_message(self.Reached(self.at))
+        already = index == self.at
+        self.at = index
+        self.post_message(self.Reached(index))
         if event.x >= self.size.width - 3:
-            self.post_message(self.Turned(self.at, 1))
+            self.post_message(self.Turned(index, 1))
         elif already and _LABEL <= event.x <= _LABEL + 2:
-            self.post_message(self.Turned(self.at, -1))
+            self.post_message(self.Turned(index, -1))
+        elif event.chain == 2:
+            self.post_message(self.Typed(index))
 
     def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
         """The wheel moves through the knobs."""
@@ -95,14 +123,17 @@ class KnobList(Widget, can_focus=True):
 class Breakdown(Widget, can_focus=True):
     """Component, MiB, share and basis, a line each; says which line is the current one."""
 
+    NAME = "the breakdown"
+    SAYS = "What the memory of the peak is for. The text below says why the line under the cursor has its size."
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up,k", "move(-1)", "Line", show=False),
-        Binding("down,j", "move(1)", "Why", key_display="↑↓"),
-        Binding("home", "move(-99)", "First", show=False),
-        Binding("end", "move(99)", "Last", show=False),
+        Binding("up,k", "move(-1)", "Line", show=False, tooltip="The line above"),
+        Binding("down,j", "move(1)", "Why", key_display="up/dn", tooltip="The line below, and why it has its size"),
+        Binding("home", "move(-99)", "First", show=False, tooltip="The first line"),
+        Binding("end", "move(99)", "Last", show=False, tooltip="The last line: the peak"),
     ]
     at: reactive[int] = reactive(0)
     rows: reactive[tuple[tuple[str, str, str, str, str], ...]] = reactive(())
+    plain: reactive[bool] = reactive(False)
 
     @dataclass
     class Reached(Message):
@@ -115,8 +146,9 @@ class Breakdown(Widget, can_focus=True):
         lines = []
         wide = self.size.width >= _BREAKDOWN_WIDTH
         room = 23 if wide else max(12, self.size.width - 17)
+        block = "# " if self.plain else "█ "
         for index, (label, size, share, basis, color) in enumerate(self.rows):
-            text = Text("█ " if color else "  ", style=color)
+            text = Text(block if color else "  ", style=color)
             text.append(f"{label[:room]:<{room}}{size:>9}{share:>6}  ", style="not dim default" if color else "bold")
             if wide:
                 text.append(f"{basis:<10}", style="dim default")

@@ -15,10 +15,12 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Static
 
 from qlora_planner.cli.main import cli
-from qlora_planner.cli.tui import make_explorer
-from qlora_planner.planner.survey import SurveyRow
-from qlora_planner.tui.app import Explorer, Start
+from qlora_planner.cli.tui_survey import documents
+from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import place_of
+from qlora_planner.tui.rows import ModelRow
+from qlora_planner.tui.start import DataAsked, Start
+from qlora_planner.tui.state import read_state
 from qlora_planner.tui.widgets import Breakdown
 
 Story = Callable[["Explorer", Pilot[None]], Awaitable[None]]
@@ -45,14 +47,23 @@ def document(*args: str) -> dict[str, Any]:
 
 
 @cache
-def _surveyed(card: str) -> list[SurveyRow]:
-    app: Explorer = make_explorer({"gpu": card, "profiles": None, "no_color": False})
-    return list(app._start.survey(place_of(card)))
+def surveyed(card: str, recommend: bool = True) -> list[ModelRow]:
+    """The rows of a card, surveyed once for all stories."""
+    return [ModelRow.of(row) for row in documents(place_of(card), None, recommend)]
 
 
-def explorer(state: Path, gpu: str | None = "24GB") -> Explorer:
-    """The app as the verb makes it, with a state file of its own; a card is surveyed once for all stories."""
-    return Explorer(Start(survey=lambda place: _surveyed(place.asked), card=gpu, profiles=None, state_path=state))
+def explorer(
+    state: Path, gpu: str | None = "24GB", *, data: DataAsked | None = None, plain: bool = False
+) -> Explorer:  # fmt: skip
+    """The app as the verb makes it, with a state file of its own."""
+    known, note = read_state(state)
+    place = place_of(gpu or known.card)
+    return Explorer(
+        Start(
+            survey=lambda place, recommend: surveyed(place.asked, recommend), place=place, state=known, note=note,
+            state_path=state, data=data, plain=plain,
+        )
+    )  # fmt: skip
 
 
 async def idle(app: Explorer, pilot: Pilot[None]) -> None:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Iterator
 
 KEYS = (
-    *"12345" * 2, *"gcetpruxsfjkhl", "slash", "question_mark", "escape", "escape", "enter", "enter", "tab", "shift+tab",
+    *"1234567" * 2, *"gcetpruxsfjkhlmadvbo",
+    "slash", "question_mark", "escape", "escape", "enter", "enter", "tab", "shift+tab",
     "up", "down", "left", "right", "up", "down", "left", "right", "right", "left", "pagedown", "pageup", "home", "end",
     "ctrl+home", "ctrl+end", "space", "backspace", "delete", "a", "8", "minus", "plus", "ctrl+p", "q",
 )  # fmt: skip

@@ -9,7 +9,8 @@ import pytest
 from qlora_planner.errors import InputError
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.core import Subject, command_line, place_of, start_run
-from tests.tui.conftest import document
+from qlora_planner.tui.rows import ModelRow
+from tests.tui.conftest import document, surveyed
 
 MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -61,18 +62,15 @@ def test_plan_frontier_and_prices(subject: Subject) -> None:
 
 
 def test_opened_with_what_the_survey_recommends() -> None:
-    from qlora_planner.cli.tui import make_explorer
-
     place = place_of("24GB")
-    streamed = make_explorer({"gpu": "24GB", "profiles": None, "no_color": False})._start.survey(place)
-    rows = sorted(streamed, key=lambda row: (-row.params, row.model_id))
+    rows = sorted(surveyed("24GB"), key=lambda row: (-row.params, row.model_id))
     told = document("--gpu", "24GB")
-    assert [row.to_dict() for row in rows] == told["models"]
+    assert rows == [ModelRow.of(row) for row in told["models"]]
     row = next(one for one in rows if one.model_id == MODEL)
-    assert row.recommended is not None
+    assert row.options is not None
     estimate = Subject.of(MODEL, place).estimate(start_run(row))
     assert estimate.verdict == "fits"
-    assert estimate.run.grad_accum == row.recommended.options.get("grad_accum", 1)
+    assert estimate.run.grad_accum == row.options.get("grad_accum", 1)
 
 
 def test_plan_of_a_run_is_that_run(subject: Subject) -> None:

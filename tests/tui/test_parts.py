@@ -9,10 +9,10 @@ import pytest
 
 from qlora_planner.api import load_model
 from qlora_planner.errors import InputError
-from qlora_planner.planner.survey import SurveyRow
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
 from qlora_planner.tui.listing import SORTS, chosen, tally
+from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.state import Pin, State, read_state, write_state
 
 BY_NAME = {knob.name: knob for knob in KNOBS}
@@ -50,11 +50,8 @@ def test_lengths_end_at_what_the_model_was_trained_for() -> None:
     assert turned(BY_NAME["seq_len"], PROFILE, RunConfig(seq_len=limit), 1) is None
 
 
-def _row(name: str, family: str, params: int, verdict: str) -> SurveyRow:
-    return SurveyRow(
-        model_id=name, family=family, params=params, verdict=verdict, run=RunConfig(), longest_seq_len=None,
-        largest_batch=None, peak_bytes=0, headroom_bytes=0, usable_bytes=0, limiting="", shortfall_bytes=None,
-    )  # fmt: skip
+def _row(name: str, family: str, params: int, verdict: str) -> ModelRow:
+    return ModelRow(model_id=name, family=family, params=params, verdict=verdict)
 
 
 ROWS = [

@@ -13,7 +13,9 @@ from textual.widgets import DataTable, Input
 from qlora_planner.report.words import gib, mib
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen, FileScreen, HelpScreen
+from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen
+from qlora_planner.tui.screens.export import ExportScreen
+from qlora_planner.tui.screens.help import HelpScreen
 from qlora_planner.tui.screens.prices import price_cells
 from qlora_planner.tui.widgets import KnobList
 from tests.tui.conftest import breakdown, document, explorer, idle, open_model, painted, table, tell, words
@@ -231,7 +233,10 @@ def test_command_and_export(tmp_path: Path) -> None:
         assert app.clipboard.startswith(f"qlora-plan estimate {MODEL} --gpu rtx-4090")
         await pilot.press("escape", "e")
         await pilot.pause()
-        assert isinstance(app.screen, FileScreen)
+        assert isinstance(app.screen, ExportScreen)
+        await pilot.press("enter")
+        await pilot.pause()
+        assert app.screen.query_one(Input).value == "Llama-3.1-8B.plan.yaml"
         file = tmp_path / "run.yaml"
         app.screen.query_one(Input).value = str(file)
         await pilot.press("enter")
@@ -240,12 +245,17 @@ def test_command_and_export(tmp_path: Path) -> None:
         assert checked
         assert app.estimate is not None
         assert f"rank: {app.estimate.run.rank}" in file.read_text()
-        await pilot.press("e")
+        await pilot.press("e", "down", "enter")
         await pilot.pause()
+        assert app.screen.query_one(Input).value == "Llama-3.1-8B.trl.py"
         app.screen.query_one(Input).value = str(file)
         await pilot.press("enter")
+        await pilot.pause()
+        assert "is there already" in words(app, "#wrong")
+        assert "rank:" in file.read_text()
+        await pilot.press("enter")
         await idle(app, pilot)
-        assert any("is there already" in note.message for note in app._notifications)
+        assert "SFTTrainer" in file.read_text()
 
     tell(explorer(tmp_path / "tui.json", "rtx-4090"), story)
 
@@ -264,7 +274,9 @@ def test_help_palette_themes_and_escape(tmp_path: Path) -> None:
         assert themes == ["textual-light", "high-contrast", "textual-dark"]
         commands = list(app.get_system_commands(app.screen))
         assert all(command.help for command in commands)
-        assert {"Fit", "Run", "Frontier", "Prices", "Compare", "Quit"} <= {command.title for command in commands}
+        assert {"Fit", "Run", "Frontier", "Prices", "Compare", "Data", "Train", "Quit"} <= {
+            command.title for command in commands
+        }
         await pilot.press("ctrl+p")
         await pilot.pause()
         await pilot.press(*"frontier", "enter")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar, cast
 
 from rich.text import Text
 from textual import events
@@ -16,13 +17,24 @@ if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
 
 SMALLEST = (80, 24)
-PLACES = (("fit", "Fit"), ("run", "Run"), ("frontier", "Frontier"), ("prices", "Prices"), ("compare", "Compare"))
+PLACES = (
+    ("fit", "Fit"), ("run", "Run"), ("frontier", "Frontier"), ("prices", "Prices"), ("compare", "Compare"),
+    ("data", "Data"), ("train", "Train"),
+)  # fmt: skip
+
+
+def screen_of(key: str) -> Page:
+    """The screen of a place, loaded when it is first gone to: `screens.KEY` has a class for it."""
+    module = import_module(f"qlora_planner.tui.screens.{key}")
+    found: Page = getattr(module, f"{key.capitalize()}Screen")()
+    return found
 
 
 class Page(Screen[None]):
-    """One of the five places; `name_of_place` is its key in `PLACES`."""
+    """One of the places; `place_key` is its key in `PLACES`, `SAYS` what its help begins with."""
 
     place_key = ""
+    SAYS: ClassVar[str] = ""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,6 +49,7 @@ class Page(Screen[None]):
         """The headline above, the screen's own body, the footer below."""
         yield Static(id="headline")
         yield from self.body()
+        yield Static(id="about")
         yield Footer(show_command_palette=False)
         yield Static(id="small")
 
@@ -49,14 +62,15 @@ class Page(Screen[None]):
 
     def repaint(self) -> None:
         """The headline and the body."""
-        if not self.is_mounted or self.explorer.place is None:
+        if not self.is_mounted:
             return
         self.put("#headline", self._headline())
+        self.put("#about", self._about())
         self.show()
 
     def theme_at(self, width: int) -> Theme:
         """How reports write lines of this width."""
-        return Theme(color=True, unicode=True, width=max(20, width))
+        return Theme(color=True, unicode=not self.explorer.plain, width=max(20, width))
 
     def on_mount(self) -> None:
         """Paint at once."""
@@ -86,18 +100,30 @@ class Page(Screen[None]):
         if before == text and before is not None and before.spans == text.spans:
             return
         self._put[selector] = text
-        lines = -1 if before is None else before.plain.count("\n")
-        pane.update(text, layout=lines != text.plain.count("\n") or before is None or not before.plain)
+        width = max(1, pane.content_size.width)
+        pane.update(text, layout=before is None or not before.plain or _lines(before, width) != _lines(text, width))
 
     def _headline(self) -> Text:
         explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
         for number, (key, label) in enumerate(PLACES, 1):
             text.append(f" {number} {label} ", style="reverse bold" if key == self.place_key else "dim")
-        if explorer.place is not None:
-            text.append(f"  {explorer.place.gpu.label}", style="bold")
-        if explorer.subject is not None and self.place_key != "fit":
-            text.append(f"  {explorer.subject.profile.id}")
-        if explorer.busy_with:
-            text.append(f"  {explorer.busy_with}", style="italic")
+        text.append(f"  {explorer.place.gpu.label}", style="bold")
         return text
+
+    def _about(self) -> Text:
+        """The model and what is worked on, in the last line above the footer."""
+        explorer = self.explorer
+        text = Text(no_wrap=True, overflow="ellipsis")
+        if explorer.subject is not None and self.place_key != "fit":
+            text.append(f" {explorer.subject.profile.id} ", style="bold")
+        if explorer.launch is not None and explorer.launch.running and self.place_key != "train":
+            text.append(f" {explorer.launch.words}: 7 ", style="reverse")
+        if explorer.busy_with:
+            text.append(f" {explorer.busy_with}", style="italic")
+        return text
+
+
+def _lines(text: Text, width: int) -> int:
+    """About how many lines a text takes; equal for equal heights as long as words are short."""
+    return sum(-(-max(1, len(line)) // width) for line in text.plain.split("\n"))

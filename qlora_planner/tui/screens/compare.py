@@ -11,15 +11,21 @@ from textual.widgets import DataTable, Static
 
 from qlora_planner.report.theme import verdict_style
 from qlora_planner.report.words import change, gib
+from qlora_planner.run import RunConfig
+from qlora_planner.tui.core import typed_options
 from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.state import Pin
 
 
 class CompareScreen(Page):
     """A row per pinned run."""
 
     place_key = "compare"
+    SAYS = "Runs that were pinned with p, each on its card, side by side."
     AUTO_FOCUS = "#pins"
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("delete,x", "unpin", "Unpin")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("x,delete", "unpin", "Unpin", tooltip="Forget the run under the cursor")
+    ]
 
     def body(self) -> ComposeResult:
         """A note, the table."""
@@ -37,7 +43,8 @@ class CompareScreen(Page):
         """Every pin with its figures, where they are worked out."""
         explorer = self.explorer
         pins, note = explorer.pins, self.query_one("#note", Static)
-        note.update("Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run pins a run.")
+        said = "Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run (2) pins a run."
+        note.update(said)
         table, theme = self.query_one("#pins", DataTable), self.theme_at(80)
         at = table.cursor_row
         table.clear()
@@ -47,12 +54,12 @@ class CompareScreen(Page):
             speed = None if known is None else known.speed.tokens_per_s
             fit = None if known is None else known.fit
             table.add_row(
-                Text(theme.glyph(verdict) if known else "…", style=verdict_style(verdict)),
+                Text(theme.glyph(verdict) if known else theme.ellipsis, style=verdict_style(verdict)),
                 Text(theme.cut(pin.model.rpartition("/")[2], 24)), Text(pin.card),
                 Text("-" if known is None else gib(known.peak.device_bytes), justify="right"),
                 Text("-" if fit is None else gib(fit.headroom_bytes), justify="right"),
                 Text("-" if speed is None else f"{speed:,.0f}", justify="right"),
-                Text(change(explorer.typed(pin)) or "defaults"),
+                Text(change(typed_options(RunConfig(**dict(pin.run)))) or "defaults"),
             )  # fmt: skip
         if pins:
             table.move_cursor(row=min(max(0, at), len(pins) - 1))
@@ -62,6 +69,11 @@ class CompareScreen(Page):
         """Open a pinned run."""
         if 0 <= event.cursor_row < len(self.explorer.pins):
             self.explorer.open_pin(self.explorer.pins[event.cursor_row])
+
+    def current(self) -> Pin | None:
+        """The run under the cursor."""
+        at = self.query_one("#pins", DataTable).cursor_row
+        return self.explorer.pins[at] if 0 <= at < len(self.explorer.pins) else None
 
     def action_unpin(self) -> None:
         """Forget the pin under the cursor."""

@@ -1,42 +1,25 @@
-"""Small screens over the others: help, the card picker, the command line, a file to write."""
+"""Small screens over the others: the card picker, a text, a choice, the command line."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Sequence
+from typing import ClassVar, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
-from textual.command import CommandList, CommandPalette
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList, Static
+from textual.widgets.option_list import Option
 
-HELP = (
-    ("1 to 5", "Fit, Run, Frontier, Prices, Compare"),
-    ("/", "filter the models as you type (Fit)"),
-    ("s  f", "sort, group (Fit)"),
-    ("Enter", "open the model, take the cell, apply the price"),
-    ("g", "another card, real or simulated"),
-    ("up down", "another knob, another line"),
-    ("left right", "turn the knob (Run); also a click on its arrows"),
-    ("Tab", "from the knobs to the breakdown: the why of a line"),
-    ("r  u", "take the recommended run, undo"),
-    ("p", "pin the run for Compare"),
-    ("c  e", "copy the command line, write a plan file"),
-    ("t", "the next theme: dark, light, high contrast"),
-    ("Ctrl+P", "every command, described"),
-    ("Esc", "close, clear, back; it never leaves the explorer"),
-    ("q", "leave; the place is kept for the next start"),
-)
+Result = TypeVar("Result")
 
 
-class Dialog(ModalScreen[str | None]):
+class Dialog(ModalScreen[Result | None]):
     """A screen that ends once, however many keys wait for it."""
 
-    def end(self, result: str | None = None) -> None:
+    def end(self, result: Result | None = None) -> None:
         """Close; does nothing where that was done."""
         if self.is_attached and self.is_current:
             self.dismiss(result)
@@ -46,49 +29,7 @@ class Dialog(ModalScreen[str | None]):
         self.end()
 
 
-class Palette(CommandPalette):
-    """The command palette; keys that come before its list is laid out, or after it is closed, do nothing.
-
-    textual 8.2's own raises KeyError for Page Up in the first case and ScreenStackError in the second.
-    """
-
-    def _action_command_list(self, action: str) -> None:
-        if self.query_one(CommandList).size.height:
-            super()._action_command_list(action)
-
-    def dismiss(self, result: Any = None) -> AwaitComplete:
-        """Close, once."""
-        return super().dismiss(result) if self.is_attached and self.is_current else AwaitComplete()
-
-    def _watch__list_visible(self) -> None:
-        if self.query(CommandList):
-            super()._watch__list_visible()
-
-    async def _watch__show_busy(self) -> None:
-        if self.query(CommandList):
-            await super()._watch__show_busy()
-
-    def _gather_commands(self, search_value: str) -> Any:
-        # What was typed last may arrive when the list is gone.
-        return super()._gather_commands(search_value) if self.is_current and self.query(CommandList) else None
-
-
-class HelpScreen(Dialog):
-    """The keys."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,enter,q", "end", "Close")]
-
-    def compose(self) -> ComposeResult:
-        """A line per key."""
-        text = Text("Keys\n\n", style="bold")
-        for keys, says in HELP:
-            text.append(f"{keys:<11}", style="bold cyan")
-            text.append(f"{says}\n", style="not bold")
-        with VerticalScroll(classes="dialog"):
-            yield Static(text)
-
-
-class CardScreen(Dialog):
+class CardScreen(Dialog[str]):
     """A card by name or size: typed, or chosen from the list that typing narrows."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -126,7 +67,7 @@ class CardScreen(Dialog):
         self.query_one("#cards", OptionList).focus()
 
 
-class CommandScreen(Dialog):
+class CommandScreen(Dialog[str]):
     """The equivalent command line."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,enter,c,q", "end", "Close")]
@@ -142,21 +83,53 @@ class CommandScreen(Dialog):
             yield Static(Text(self.text, style="cyan"), id="command")
 
 
-class FileScreen(Dialog):
-    """Where a plan file goes."""
+class TextScreen(Dialog[str]):
+    """One line of text; `check` says what is wrong with it, None for nothing."""
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "end", "Close")]
 
-    def __init__(self, name: str) -> None:
+    def __init__(
+        self, asks: str, value: str, *, hint: str = "", check: Callable[[str], str | None] = lambda _: None,
+        empty: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self._name = name
+        self._asks, self._value, self._hint, self._check, self._empty = asks, value, hint, check, empty
 
     def compose(self) -> ComposeResult:
-        """The name."""
+        """What is asked, and the line."""
         with Vertical(classes="dialog"):
-            yield Static("Write this run as a plan file, for verify, check and train", classes="title")
-            yield Input(self._name, id="file")
+            yield Static(Text(self._asks), classes="title")
+            yield Input(self._value, placeholder=self._hint, id="text")
+            yield Static(id="wrong")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
-        """What was typed."""
-        self.end(event.value.strip() or None)
+        """What was typed, where nothing is wrong with it."""
+        text = event.value.strip()
+        if not text and not self._empty:
+            self.end()
+            return
+        wrong = self._check(text)
+        if wrong is None:
+            self.end(text)
+        else:
+            self.query_one("#wrong", Static).update(Text(wrong, style="bold red"))
+
+
+class ChoiceScreen(Dialog[str]):
+    """One of a few things; `choices` are keys with what they say."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "end", "Close")]
+
+    def __init__(self, asks: str, choices: Sequence[tuple[str, str]]) -> None:
+        super().__init__()
+        self._asks, self._choices = asks, choices
+
+    def compose(self) -> ComposeResult:
+        """What is asked, and the choices."""
+        with Vertical(classes="dialog"):
+            yield Static(Text(self._asks), classes="title")
+            yield OptionList(*(Option(Text(says), id=key) for key, says in self._choices), id="choices")
+
+    def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
+        """What was chosen."""
+        self.end(event.option.id)

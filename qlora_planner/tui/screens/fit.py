@@ -1,4 +1,4 @@
-"""Fit: what fits on the card, over the whole catalogue."""
+"""Fit: what fits on the card, over the whole catalogue; or on every size of card, a column each."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input, Static
 
-from qlora_planner.report.theme import VERDICT_WORDS, verdict_style
+from qlora_planner.report.theme import VERDICT_WORDS, Theme, verdict_style
 from qlora_planner.tui.listing import GROUPS, HEADS, SORTS, cells, chosen, tally
+from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
 
 
@@ -18,17 +19,23 @@ class FitScreen(Page):
     """The table of models."""
 
     place_key = "fit"
+    SAYS = (
+        "What fits on the card, over the whole catalogue: the verdict of the usual recipe at 2,048 tokens, the longest"
+        " sequence at batch 1, the best run and its speed. Ranked, not played; Enter plays."
+    )
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("slash", "search", "Filter", key_display="/"),
-        Binding("s", "sort", "Sort"),
-        Binding("f", "group", "Group"),
-        Binding("escape", "clear", "Clear", show=False),
+        Binding("slash", "search", "Filter", key_display="/", tooltip="Filter as you type: name, family, verdict"),
+        Binding("s", "sort", "Sort", tooltip="The next order: verdict, size, longest, speed, name"),
+        Binding("f", "group", "Group", tooltip="Group by family, by size, not at all"),
+        Binding("m", "cards", "Cards", tooltip="A column for every size of card, or the one card"),
+        Binding("escape", "clear", "Clear", show=False, tooltip="From the filter to the table; there, clear it"),
     ]
 
     def __init__(self) -> None:
         super().__init__()
         self.shown: list[str | None] = []  # model id by table row; None: a heading
         self._painted: tuple[object, ...] = ()
+        self._heads: tuple[str, ...] = ()
 
     def body(self) -> ComposeResult:
         """Filter, tally, table."""
@@ -39,10 +46,7 @@ class FitScreen(Page):
 
     def on_mount(self) -> None:
         """The keys go to the table."""
-        table = self.table
-        for head in HEADS:
-            table.add_column(head, key=head or "mark")
-        table.focus()
+        self.table.focus()
 
     @property
     def table(self) -> DataTable[Text]:
@@ -52,34 +56,68 @@ class FitScreen(Page):
     def show(self) -> None:
         """Every row that the filter leaves."""
         explorer = self.explorer
-        rows = explorer.rows
-        self.query_one("#tally", Static).update(self._tally())
+        self.put("#tally", self._tally())
         text = self.query_one("#filter", Input).value
-        state = id(rows), text, explorer.sort, explorer.group, self.size.width
+        state = id(explorer.rows), text, explorer.sort, explorer.group, explorer.wide, id(explorer.by_card), self.size
         if state == self._painted:
             return
         self._painted = state
         table, here = self.table, self.current()
-        table.clear()
-        self.shown = []
         theme = self.theme_at(self.size.width)
-        room = max(20, self.size.width - 2 - 8 - 10 - 24 - 10 - 13)
+        self._columns(table)
+        self.shown = []
         last = None
-        for heading, row in chosen(rows or [], text, explorer.sort, explorer.group):
+        for heading, row in chosen(explorer.rows or [], text, explorer.sort, explorer.group):
             if heading and heading != last:
                 last = heading
                 self.shown.append(None)
-                table.add_row(Text(""), Text(heading, style="bold underline"), *[Text("")] * 4)
-            mark, name, size, longest, best, speed = cells(row, theme.glyph(row.verdict))
-            style = verdict_style(row.verdict)
-            short = name if len(name) <= room else theme.cut(name.rpartition("/")[2], room)
+                table.add_row(Text(""), Text(heading, style="bold underline"), *[Text("")] * (len(self._heads) - 2))
             self.shown.append(row.model_id)
-            table.add_row(
-                Text(mark, style=f"bold {style}"), Text(short), Text(size, justify="right"),
-                Text(longest, justify="right"), Text(theme.cut(best, 24)), Text(speed, justify="right"),
-            )  # fmt: skip
+            table.add_row(*(self._by_card(row, theme) if explorer.wide else self._one_card(row, theme)))
         if here in self.shown:
             table.move_cursor(row=self.shown.index(here))
+
+    def _columns(self, table: DataTable[Text]) -> None:
+        from qlora_planner.tui.asks import SIZES
+
+        heads = ("", "model", "size", *SIZES) if self.explorer.wide else HEADS
+        if heads == self._heads:
+            table.clear()
+            return
+        self._heads = heads
+        table.clear(columns=True)
+        for head in heads:
+            table.add_column(head, key=head or "mark")
+
+    def _one_card(self, row: ModelRow, theme: Theme) -> list[Text]:
+        room = max(20, self.size.width - 2 - 8 - 10 - 24 - 10 - 13)
+        mark, name, size, longest, best, speed = cells(row, theme.glyph(row.verdict))
+        return [
+            Text(mark, style=f"bold {verdict_style(row.verdict)}"), Text(self._short(name, room, theme)),
+            Text(size, justify="right"), Text(longest, justify="right"), Text(theme.cut(best, 24)),
+            Text(speed, justify="right"),
+        ]  # fmt: skip
+
+    def _by_card(self, row: ModelRow, theme: Theme) -> list[Text]:
+        """A sign for each size, and the longest sequence where the terminal is wide enough for it."""
+        roomy = self.size.width >= 110
+        mark, name, size, *_ = cells(row, theme.glyph(row.verdict))
+        found = [
+            Text(mark, style=f"bold {verdict_style(row.verdict)}"),
+            Text(self._short(name, self.size.width - (92 if roomy else 62), theme)), Text(size, justify="right"),
+        ]  # fmt: skip
+        for head in self._heads[3:]:
+            there = self.explorer.by_card.get(head, {}).get(row.model_id)
+            if there is None:
+                found.append(Text(theme.ellipsis, style="dim"))
+                continue
+            longest = f" {there.longest_seq_len:,}" if roomy and there.longest_seq_len else ""
+            found.append(Text(f"{theme.glyph(there.verdict)}{longest}", style=verdict_style(there.verdict)))
+        return found
+
+    @staticmethod
+    def _short(name: str, room: int, theme: Theme) -> str:
+        return name if len(name) <= room else theme.cut(name.rpartition("/")[2], max(12, room))
 
     def current(self) -> str | None:
         """The model under the cursor."""
@@ -89,20 +127,20 @@ class FitScreen(Page):
     def _tally(self) -> Text:
         explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
+        theme = self.theme_at(80)
         if explorer.rows is None:
-            text.append("looking at every model of the catalogue …", style="italic")
+            text.append(f"looking at every model of the catalogue {theme.ellipsis}", style="italic")
         else:
-            theme = self.theme_at(80)
             for verdict, number in tally(explorer.rows).items():
                 if number:
                     text.append(f"{theme.glyph(verdict)} {number} ", style=f"bold {verdict_style(verdict)}")
                     text.append(f"{VERDICT_WORDS[verdict]}  ")
             if not explorer.surveyed:
-                text.append("so far …  ", style="italic")
+                text.append(f"so far {theme.ellipsis}  ", style="italic")
             text.append(f"sort {explorer.sort}", style="dim")
             if explorer.group != "none":
                 text.append(f", by {explorer.group}", style="dim")
-        if explorer.place is not None and explorer.place.note:
+        if explorer.place.note:
             text.append(f"  {explorer.place.note}", style="yellow")
         return text
 
@@ -142,4 +180,11 @@ class FitScreen(Page):
         """The next grouping."""
         at = GROUPS.index(self.explorer.group) if self.explorer.group in GROUPS else -1
         self.explorer.group = GROUPS[(at + 1) % len(GROUPS)]
+        self.repaint()
+
+    def action_cards(self) -> None:
+        """Every size of card beside each other, or the one card."""
+        self.explorer.wide = not self.explorer.wide
+        if self.explorer.wide:
+            self.explorer.want_sizes()
         self.repaint()

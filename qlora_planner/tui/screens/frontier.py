@@ -6,7 +6,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable, Static
 
-from qlora_planner.report.theme import verdict_style
+from qlora_planner.report.theme import VERDICT_WORDS, verdict_style
 from qlora_planner.report.words import gib
 from qlora_planner.tui.screens.base import Page
 
@@ -15,6 +15,10 @@ class FrontierScreen(Page):
     """The grid."""
 
     place_key = "frontier"
+    SAYS = (
+        "GiB that the run needs at every batch and sequence, by colour and sign, and the longest sequence of each batch"
+        " that fits. The run now is marked. Enter, or a click, goes to a cell."
+    )
     AUTO_FOCUS = "#grid"
 
     def __init__(self) -> None:
@@ -28,6 +32,7 @@ class FrontierScreen(Page):
         yield Static(id="note")
         table: DataTable[Text] = DataTable(id="grid", cursor_type="cell")
         yield table
+        yield Static(id="detail")
 
     def show(self) -> None:
         """The grid of the run now, as far as it is worked out."""
@@ -54,6 +59,9 @@ class FrontierScreen(Page):
             row = [Text(f"{batch}", style="bold", justify="right")]
             row.append(Text("-" if longest is None else f"{longest:,}", style="bold cyan", justify="right"))
             for length in self._lengths:
+                if (batch, length) not in found.cells:
+                    row.append(Text("-", style="dim", justify="right"))
+                    continue
                 verdict, floor = found.cells[batch, length]
                 here = (batch, length) == (explorer.run_now.batch_size, explorer.run_now.seq_len)
                 style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
@@ -65,6 +73,21 @@ class FrontierScreen(Page):
                 row=self._batches.index(explorer.run_now.batch_size), column=2 + (lengths[-1] if lengths else 0)
             )
 
+    def on_data_table_cell_highlighted(self, event: DataTable.CellHighlighted) -> None:
+        """What a cell costs."""
+        found, (row, column) = self.explorer.frontier, event.coordinate
+        if found is None or column < 2 or row >= len(self._batches):
+            self.query_one("#detail", Static).update("")
+            return
+        batch, length = self._batches[row], self._lengths[column - 2]
+        if (batch, length) in found.cells:
+            verdict, floor = found.cells[batch, length]
+            left = found.usable_bytes - floor
+            spare = f"{gib(left)} GiB to spare" if left >= 0 else f"{gib(-left)} GiB short"
+            text = Text(f"{batch} x {length:,} tokens needs {gib(floor)} of {gib(found.usable_bytes)} GiB: ")
+            text.append(f"{VERDICT_WORDS[verdict]}, {spare}", style=f"bold {verdict_style(verdict)}")
+            self.query_one("#detail", Static).update(text)
+
     def on_data_table_cell_selected(self, event: DataTable.CellSelected) -> None:
         """Go to the run of a cell; the second column is the longest of its batch."""
         found = self.explorer.frontier
@@ -75,4 +98,4 @@ class FrontierScreen(Page):
         length = found.longest[batch] if column == 1 else self._lengths[column - 2]
         if length is not None:
             self.explorer.change({"batch_size": batch, "seq_len": length})
-            self.explorer.action_go("run")
+            self.explorer.go("run")

@@ -29,6 +29,7 @@ class PricesScreen(Page):
     """A row per knob."""
 
     place_key = "prices"
+    SAYS = "What turning one knob of the run would cost or free, and what it does to the speed. Enter applies it."
     AUTO_FOCUS = "#prices"
 
     def __init__(self) -> None:
@@ -82,4 +83,4 @@ class PricesScreen(Page):
         """Turn the knob."""
         if 0 <= event.cursor_row < len(self._rows):
             self.explorer.change(self._rows[event.cursor_row]["change"])
-            self.explorer.action_go("run")
+            self.explorer.go("run")

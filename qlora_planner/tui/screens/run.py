@@ -10,9 +10,11 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Static
 
+from qlora_planner.errors import InputError
 from qlora_planner.tui import view
-from qlora_planner.tui.knobs import KNOBS
+from qlora_planner.tui.knobs import KNOBS, typed
 from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.widgets import Breakdown, KnobList
 
 
@@ -20,11 +22,15 @@ class RunScreen(Page):
     """Knobs on the left, figures on the right."""
 
     place_key = "run"
+    SAYS = (
+        "One run: its knobs on the left; on the right its verdict, its memory against the card, every phase with the"
+        " peak marked, what the memory is for and why, and what is to be known about it."
+    )
     AUTO_FOCUS = "KnobList"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "app.recommend", "Best"),
-        Binding("u", "app.undo", "Undo"),
-        Binding("p", "app.pin", "Pin"),
+        Binding("r", "app.recommend", "Best", tooltip="Take the best run of this model on this card"),
+        Binding("u", "app.undo", "Undo", tooltip="Back to the run before"),
+        Binding("p", "app.pin", "Pin", tooltip="Keep this run for Compare"),
     ]
 
     def __init__(self) -> None:
@@ -48,7 +54,9 @@ class RunScreen(Page):
     def show(self) -> None:
         """The knobs now, and the figures of the last run that is worked out."""
         explorer = self.explorer
-        self.query_one(KnobList).run = explorer.run_now if explorer.subject is not None else None
+        knobs, table = self.query_one(KnobList), self.query_one(Breakdown)
+        knobs.plain = table.plain = explorer.plain
+        knobs.run = explorer.run_now if explorer.subject is not None else None
         self._says()
         estimate = explorer.estimate
         theme = self.theme_at(self.query_one("#right").size.width - 3)
@@ -86,6 +94,32 @@ class RunScreen(Page):
     def on_knob_list_turned(self, event: KnobList.Turned) -> None:
         """A knob goes one place on."""
         self.explorer.turn(KNOBS[event.index], event.by)
+
+    def on_knob_list_typed(self, event: KnobList.Typed) -> None:
+        """An exact value."""
+        knob, explorer = KNOBS[event.index], self.explorer
+        if explorer.subject is None:
+            return
+        if knob.read is None:
+            explorer.notify(f"{knob.label} has a list of values: left and right go through it")
+            return
+
+        def wrong(text: str) -> str | None:
+            try:
+                typed(knob, explorer.run_now, text)
+            except InputError as error:
+                return str(error)
+            return None
+
+        def take(text: str | None) -> None:
+            if text is not None:
+                explorer.set_run(typed(knob, explorer.run_now, text))
+
+        value = getattr(explorer.run_now, knob.name)
+        shown = (
+            "" if value is None or value == {} else str(value) if knob.name != "stack" else knob.show(explorer.run_now)
+        )
+        self.app.push_screen(TextScreen(f"{knob.label}: {knob.says}", shown, check=wrong, empty=True), take)
 
     def on_knob_list_reached(self, event: KnobList.Reached) -> None:
         """Another knob's help."""

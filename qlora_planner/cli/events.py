@@ -1,0 +1,34 @@
+"""What a measuring or a training child tells, passed on to whoever watches from outside.
+
+QLORA_PLANNER_EVENTS names a file; `verify` and `train` add one JSON object a line to it, as the child writes them
+(`{"event": ..., "elapsed_s": ..., ...}`), before them `predicted` with the estimate and `attempt` with its number.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.measure.events_file import EVENTS_VARIABLE
+
+if TYPE_CHECKING:
+    from qlora_planner.measure.verify import Progress
+
+_SILENT = ("tick",)
+
+
+def pass_on(told: Progress) -> None:
+    """One event of a child."""
+    if told.event not in _SILENT:
+        tell(told.event, {"elapsed_s": told.elapsed_s, **told.facts})
+
+
+def tell(event: str, facts: Mapping[str, Any]) -> None:
+    """One line, where somebody watches. One that cannot be written is lost: a watcher must not end a run."""
+    path = os.environ.get(EVENTS_VARIABLE)
+    if path:
+        with suppress(OSError), open(path, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps({"event": event, **facts}) + "\n")

@@ -1,0 +1,114 @@
+"""The survey that the explorer shows, and its first one in a process of its own.
+
+While this process loads the framework of the screen, a fork of it surveys: on two cores the table is there when the
+screen is. Where there is no fork, and for cards that are picked later, a thread surveys instead.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import MissingError, PlannerError
+
+if TYPE_CHECKING:
+    from qlora_planner.tui.core import Place
+    from qlora_planner.tui.rows import ModelRow
+
+
+def documents(place: Place, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
+    """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
+    from qlora_planner.cli.survey import stream_rows
+    from qlora_planner.cli.values import Card, output_from
+    from qlora_planner.run import RunConfig
+
+    card = Card(gpu=place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes, asked=place.asked)
+    output = replace(output_from({"profiles": profiles}), quiet=True)
+    for row in stream_rows(card, RunConfig(), output, recommend=recommend):
+        yield row.to_dict()
+
+
+class Surveys:
+    """The explorer's `survey`: rows of a card, the first card's from a fork where `ahead` was called for it."""
+
+    def __init__(self, profiles: str | None) -> None:
+        self._profiles = profiles
+        self._ahead: tuple[Place, int, int] | None = None
+
+    def ahead(self, place: Place) -> None:
+        """Begin with this card in a process of its own. Only before the first thread is started."""
+        if not hasattr(os, "fork"):
+            return
+        read, write = os.pipe()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        child = os.fork()
+        if child == 0:
+            os.close(read)
+            self._child(place, write)
+        os.close(write)
+        self._ahead = place, read, child
+
+    def __call__(self, place: Place, recommend: bool = True) -> Iterable[ModelRow]:
+        """Raises MissingError for an empty catalogue."""
+        from qlora_planner.tui.rows import ModelRow
+
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] is place and recommend:
+            yield from map(ModelRow.of, _told(ahead[1], ahead[2]))
+            return
+        if ahead is not None:
+            _end(ahead[1], ahead[2])
+        yield from map(ModelRow.of, documents(place, self._profiles, recommend))
+
+    def close(self) -> None:
+        """Leave nothing behind of a survey that nobody asked for."""
+        if self._ahead is not None:
+            _end(*self._ahead[1:])
+            self._ahead = None
+
+    def _child(self, place: Place, write: int) -> None:
+        """The fork: a row a line, then the end of the process whatever happened."""
+        code = 1
+        try:
+            with os.fdopen(write, "w", encoding="utf-8") as out:
+                try:
+                    for row in documents(place, self._profiles):
+                        out.write(json.dumps(row) + "\n")
+                        out.flush()
+                except PlannerError as error:
+                    out.write(json.dumps({"fault": str(error)}) + "\n")
+            code = 0
+        except OSError:  # nobody reads any more
+            code = 0
+        finally:
+            os._exit(code)
+
+
+def _told(read: int, child: int) -> Iterator[dict[str, Any]]:
+    """The rows of the fork. Raises MissingError with its words where it could not go on."""
+    try:
+        with os.fdopen(read, "r", encoding="utf-8") as lines:
+            for line in lines:
+                row = json.loads(line)
+                if "fault" in row:
+                    raise MissingError(row["fault"])
+                yield row
+    finally:
+        with suppress(ChildProcessError):
+            if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+                raise MissingError("the survey ended early; g and the same card starts it again")
+
+
+def _end(read: int, child: int) -> None:
+    import signal
+
+    os.close(read)
+    with suppress(ProcessLookupError, ChildProcessError):
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)

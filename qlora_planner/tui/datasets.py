@@ -1,0 +1,76 @@
+"""A dataset under the run that is explored, without a terminal: counted, and what a length makes of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from qlora_planner.run import RunConfig
+from qlora_planner.tui.core import Subject
+from qlora_planner.tui.start import DataAsked
+
+if TYPE_CHECKING:
+    from qlora_planner.data.scan import Moved
+    from qlora_planner.planner.dataset import DataSummary
+    from qlora_planner.planner.epochs import DataPlan
+
+
+def count(asked: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
+    """The lengths of every row. Raises InputError and MissingError as `data.summarise` does."""
+    from qlora_planner.data import summarise
+    from qlora_planner.sources.locations import cache_dir
+
+    return summarise(
+        asked.path, tokenizer=asked.tokenizer or model, chars_per_token=asked.chars_per_token, bad_rows=asked.bad_rows,
+        cache=cache_dir(), warn=warn, moved=moved,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataView:
+    """A dataset under one run at one length: `plan` as a plan document has it, and the peaks of the run in bytes at
+    that length and at the one that cuts nothing."""
+
+    plan: DataPlan
+    run: RunConfig
+    uncut: int
+    peak_bytes: int
+    uncut_peak_bytes: int
+    verdict: str
+
+    @classmethod
+    def of(cls, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> DataView:
+        """`cut` tokens at most, None for the run's own length. Raises InputError for a run that has no estimate."""
+        from qlora_planner.planner.dataset import seq_len_for
+        from qlora_planner.planner.epochs import plan_data
+
+        uncut = seq_len_for(data, subject.model_limit)
+        at = subject.estimate(run if cut is None else run.with_(seq_len=cut))
+        whole = subject.estimate(run.with_(seq_len=uncut))
+        plan = plan_data(
+            data, seq_len=at.run.seq_len, batch_size=at.run.batch_size, grad_accum=at.run.grad_accum,
+            packing=at.run.packing, tokens_per_s=at.speed.tokens_per_s, limit=subject.model_limit,
+            peak_bytes=lambda length: subject.estimate(run.with_(seq_len=length)).peak.device_bytes,
+        )  # fmt: skip
+        return cls(
+            plan=plan, run=at.run, uncut=uncut, peak_bytes=at.peak.device_bytes,
+            uncut_peak_bytes=whole.peak.device_bytes, verdict=at.verdict or "",
+        )  # fmt: skip
+
+    @property
+    def saved_bytes(self) -> int:
+        """What cutting here frees against cutting nothing."""
+        return self.uncut_peak_bytes - self.peak_bytes
+
+
+def stops(data: DataSummary, limit: int | None) -> tuple[int, ...]:
+    """Where the slider stops: every 64 tokens up to 1,024, then every eighth of a power of two, to the longest row."""
+    from qlora_planner.planner.dataset import SEQ_UNIT, seq_len_for
+
+    last = seq_len_for(data, limit)
+    found, at = [], SEQ_UNIT
+    while at < last:
+        found.append(at)
+        at += max(SEQ_UNIT, (1 << at.bit_length() - 1) // 8)
+    return (*found, last)

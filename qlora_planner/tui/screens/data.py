@@ -1,0 +1,150 @@
+"""Data: how long the rows of a dataset are, the worst batch, and what cutting them at a length costs and saves."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.widgets import ProgressBar, Static
+
+from qlora_planner.report.theme import VERDICT_WORDS, Line, verdict_style
+from qlora_planner.tui.data_widgets import Histogram, Slider, bins_of
+from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.screens.dialogs import TextScreen
+from qlora_planner.tui.view import as_text
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.dataset import DataSummary
+    from qlora_planner.tui.datasets import DataView
+
+
+class DataScreen(Page):
+    """One dataset under the run now."""
+
+    place_key = "data"
+    AUTO_FOCUS = "Slider"
+    SAYS = (
+        "How long the rows of a dataset are in this model's tokens, the largest batch that can come, and what the"
+        " slider's length cuts off and saves. d names the dataset, a takes the length for the run."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("d", "dataset", "Dataset", tooltip="Name a dataset: jsonl, json, csv or parquet, a folder, a pattern"),
+        Binding("a", "apply", "Apply", tooltip="Take the slider's length as the run's sequence"),
+        Binding("u", "app.undo", "Undo", tooltip="Back to the run before"),
+    ]
+
+    def body(self) -> ComposeResult:
+        """What it is, progress, histogram, percentiles, slider, figures."""
+        yield Static(id="note")
+        yield ProgressBar(id="progress", show_eta=False)
+        yield Histogram(id="histogram")
+        yield Static(id="percentiles")
+        yield Slider(id="slider")
+        with VerticalScroll(id="figures", can_focus=False):
+            yield Static(id="cut")
+            yield Static(id="epoch")
+
+    def show(self) -> None:
+        """The dataset, as far as it is counted."""
+        explorer = self.explorer
+        explorer.want_data()
+        explorer.want_view()
+        data, view = explorer.data, explorer.data_view
+        self.put("#note", self._note(data))
+        progress = self.query_one("#progress", ProgressBar)
+        progress.display = explorer.data_done is not None
+        if explorer.data_done is not None:
+            done, size, _ = explorer.data_done
+            progress.update(total=size or None, progress=done)
+        histogram, slider = self.query_one(Histogram), self.query_one(Slider)
+        histogram.display = slider.display = data is not None
+        histogram.plain = slider.plain = explorer.plain
+        if data is not None and self.focused is None:
+            self.set_focus(slider)
+        if data is None:
+            for selector in ("#percentiles", "#cut", "#epoch"):
+                self.put(selector, Text(""))
+            return
+        from qlora_planner.tui.datasets import stops
+
+        at = explorer.run_now.seq_len if explorer.cut is None else explorer.cut
+        histogram.bins = bins_of(*data.histogram())
+        histogram.cut = slider.at = at
+        slider.stops = stops(data, None if explorer.subject is None else explorer.subject.model_limit)
+        self.put("#percentiles", self._percentiles(data))
+        if view is not None:
+            self._figures(view)
+
+    def _note(self, data: DataSummary | None) -> Text:
+        explorer = self.explorer
+        asked = explorer.data_asked
+        if explorer.data_fault is not None:
+            return Text(explorer.data_fault, style="bold red")
+        if asked is None:
+            return Text("No dataset yet: d names one (jsonl, json, csv or parquet), or start with --data FILE.")
+        if data is None and explorer.data_done is None:
+            return Text(f"{asked.path}: choose a model in Fit (1), whose tokenizer counts it.")
+        if data is None:
+            rows = explorer.data_done[2] if explorer.data_done is not None else 0
+            return Text(f"counting {asked.path}: {rows:,} rows so far")
+        guess = "about " if data.guessed else ""
+        text = Text(f"{asked.path}: {data.rows:,} rows ({data.shape}), {guess}{data.tokens:,} tokens", style="bold")
+        if data.guessed:
+            text.append(f", a guess of {data.chars_per_token:g} characters a token", style="yellow")
+        elif data.tokenizer is not None:
+            text.append(f", tokenizer of {data.tokenizer}", style="dim")
+        if data.bad_rows:
+            text.append(f"; {data.bad_rows:,} rows left out: {data.first_bad[0].why}", style="yellow")
+        return text
+
+    def _percentiles(self, data: DataSummary) -> Text:
+        text = Text("at most, of the rows: ", style="dim")
+        for name, length in data.percentiles().items():
+            text.append("longest " if name == "100" else f"{name} % ", style="dim")
+            text.append(f"{length:,}  ", style="bold")
+        return text
+
+    def _figures(self, view: DataView) -> None:
+        from qlora_planner.report.data import batching_lines, worst_lines
+        from qlora_planner.report.words import gib
+        from qlora_planner.units import format_gib
+
+        theme = self.theme_at(self.size.width - 1)
+        cut, verdict = view.plan.cut, view.verdict
+        saved: Line = [("saves        ", "dim")]
+        if cut.seq_len >= view.uncut:
+            saved.append((f"nothing is cut; the peak is {format_gib(view.peak_bytes)}", ""))
+        else:
+            saved.append((f"{format_gib(view.saved_bytes)}", "bold green"))
+            against = f" against {view.uncut:,} tokens: a peak of {gib(view.peak_bytes)}"
+            saved.append((f"{against} instead of {gib(view.uncut_peak_bytes)} GiB", ""))
+        saved.append((f"  {theme.glyph(verdict)} {VERDICT_WORDS.get(verdict, verdict)}", verdict_style(verdict)))
+        self.put("#cut", as_text([*worst_lines(view.plan, theme), saved]))
+        self.put("#epoch", as_text(batching_lines(view.plan, theme)))
+
+    def on_slider_moved(self, event: Slider.Moved) -> None:
+        """Cut elsewhere."""
+        self.explorer.cut_at(event.tokens)
+
+    def action_apply(self) -> None:
+        """The slider's length becomes the run's."""
+        explorer = self.explorer
+        if explorer.subject is None or explorer.data is None:
+            explorer.notify("no dataset under a model yet: d names one")
+            return
+        cut = explorer.cut
+        if cut is None or cut == explorer.run_now.seq_len:
+            explorer.notify(f"the run has {explorer.run_now.seq_len:,} tokens already")
+            return
+        explorer.change({"seq_len": cut})
+        explorer.notify(f"the run has sequences of {cut:,} tokens; u undoes")
+
+    def action_dataset(self) -> None:
+        """Name a dataset."""
+        explorer = self.explorer
+        known = "" if explorer.data_asked is None else explorer.data_asked.path
+        asks = "A dataset: a file, a folder or a pattern of jsonl, json, csv or parquet"
+        self.app.push_screen(TextScreen(asks, known, hint="train.jsonl"), explorer.name_data)

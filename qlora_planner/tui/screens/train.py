@@ -1,0 +1,139 @@
+"""Train: start the verification or the training of the run now as a process of its own, and watch it."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from rich.text import Text
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Sparkline, Static
+
+from qlora_planner.report.theme import Line
+from qlora_planner.tui import train_view
+from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.screens.launch_form import LaunchForm
+from qlora_planner.tui.view import as_text
+
+_CURVES = (("memory", "GiB of the process"), ("loss", "loss"), ("speed", "tokens/s"))
+
+
+class TrainScreen(Page):
+    """What is about to run, or what runs."""
+
+    place_key = "train"
+    AUTO_FOCUS = "#log-scroll"
+    SAYS = (
+        "Run what the explorer shows, in a process of its own: v takes three real steps with random weights and"
+        " compares, b trains on your data. Predicted memory stands beside what NVML says, phase by phase."
+    )
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("v", "verify", "Verify", tooltip="Three real steps of this run with random weights, compared"),
+        Binding("b", "train", "Train", tooltip="Train on your data; asks where everything is first"),
+        Binding("d", "device", "Device", tooltip="On the card of this machine, or on the CPU at a toy size"),
+        Binding("x", "stop", "Stop", tooltip="Stop safely: a training keeps a checkpoint; again stops at once"),
+        Binding("r", "resume", "Resume", tooltip="Go on with the training that was stopped"),
+    ]
+
+    def body(self) -> ComposeResult:
+        """Status; phases beside curves; the log."""
+        yield Static(id="status")
+        with Horizontal(id="watch"):
+            yield Static(id="peaks")
+            with Vertical(id="curves"):
+                for key, _ in _CURVES:
+                    yield Static(id=f"{key}-label", classes="label")
+                    yield Sparkline([], id=f"{key}-curve")
+        with VerticalScroll(id="log-scroll"):
+            yield Static(id="log")
+
+    def show(self) -> None:
+        """What would be run, or what runs."""
+        explorer = self.explorer
+        launch = explorer.launch
+        explorer.want_readiness()
+        self.query_one("#watch").display = launch is not None
+        theme = self.theme_at(self.size.width - 2)
+        lines: list[Line] = []
+        if launch is None:
+            lines += train_view.before(explorer, theme)
+            self.put("#log", Text(""))
+        else:
+            lines += train_view.status(launch, theme)
+            self._curves(launch)
+            self.put("#peaks", as_text(train_view.peaks(launch, theme)))
+            self._log(launch)
+        self.put("#status", as_text(lines))
+
+    def _curves(self, launch: Launch) -> None:
+        found = {
+            "memory": [size / (1 << 30) for size in launch.used], "loss": launch.losses, "speed": launch.speeds,
+        }  # fmt: skip
+        for key, label in _CURVES:
+            values = found[key]
+            curve, words = self.query_one(f"#{key}-curve", Sparkline), self.query_one(f"#{key}-label", Static)
+            curve.display = words.display = bool(values)
+            if values:
+                curve.data = values
+                figure = f"{values[-1]:,.0f}" if key == "speed" else f"{values[-1]:.3f}"
+                words.update(Text.assemble((f"{label} ", "dim"), (figure, "bold"), f"  {min(values):.6g} least"))
+
+    def _log(self, launch: Launch) -> None:
+        scroll = self.query_one("#log-scroll", VerticalScroll)
+        at_end = scroll.max_scroll_y - scroll.scroll_y <= 1
+        text = "\n".join([*launch.log, *([""] if launch.answer else []), *launch.answer.splitlines()])
+        self.put("#log", Text(text, style="" if launch.answer else "dim"))
+        if at_end and launch.running:
+            scroll.scroll_end(animate=False)
+
+    def action_verify(self) -> None:
+        """Three real steps."""
+        if self._ready("verify"):
+            self.explorer.begin("verify")
+
+    def action_train(self) -> None:
+        """Ask where everything is, then train."""
+        if self._ready("train"):
+            explorer = self.explorer
+            data = "" if explorer.data_asked is None else explorer.data_asked.path
+            assert explorer.model is not None, "looked at by _ready"
+            form = LaunchForm(explorer.model, data, toy=explorer.device == "cpu")
+            self.app.push_screen(form, self._begin)
+
+    def _begin(self, fields: dict[str, str] | None) -> None:
+        if fields is not None:
+            self.explorer.begin("train", fields)
+
+    def _ready(self, verb: str) -> bool:
+        explorer = self.explorer
+        if explorer.subject is None:
+            explorer.say_no_model()
+            return False
+        if explorer.launch is not None and explorer.launch.running:
+            explorer.notify("one at a time: x stops what runs")
+            return False
+        if explorer.refusal is not None and verb == "verify":
+            explorer.notify(f"this run will not work: {explorer.refusal}", severity="error", markup=False)
+            return False
+        lacks = None if explorer.readiness is None else explorer.readiness.lacks(explorer.device)
+        if lacks is not None:
+            explorer.notify(lacks, severity="error", markup=False)
+        return lacks is None
+
+    def action_device(self) -> None:
+        """The card, or the CPU."""
+        explorer = self.explorer
+        explorer.device = "cpu" if explorer.device == "cuda" else "cuda"
+        if explorer.launch is not None and not explorer.launch.running:
+            explorer.forget_launch()
+        self.repaint()
+
+    def action_stop(self) -> None:
+        """Ask it to stop."""
+        self.explorer.stop_launch()
+
+    def action_resume(self) -> None:
+        """Go on from its last checkpoint."""
+        self.explorer.resume()

@@ -1,0 +1,39 @@
+"""What the explorer is started with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from qlora_planner.tui.state import State
+
+if TYPE_CHECKING:
+    from qlora_planner.tui.core import Place
+    from qlora_planner.tui.rows import ModelRow
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataAsked:
+    """A dataset and how its tokens are counted, as `--data` and the options beside it say."""
+
+    path: str
+    tokenizer: str | None = None
+    chars_per_token: float | None = None
+    bad_rows: str = "refuse"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Start:
+    """`survey` gives the rows of `qlora-plan --gpu`, likely ones first; with False as its second argument the verdicts
+    alone, faster. `note` is a word about the start for the reader, `plain` asks for ASCII alone."""
+
+    survey: Callable[[Place, bool], Iterable[ModelRow]]
+    place: Place
+    state: State
+    state_path: Path
+    profiles: str | None = None
+    data: DataAsked | None = None
+    note: str | None = None
+    plain: bool = False

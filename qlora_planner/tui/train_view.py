@@ -1,0 +1,97 @@
+"""A launch in words: what is missing before it, how far it is, predicted memory beside live. Nothing is worked out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qlora_planner.report.theme import Line, Theme
+from qlora_planner.report.words import gib, mib
+from qlora_planner.tui.launching import Launch
+
+if TYPE_CHECKING:
+    from qlora_planner.tui.launches import Launches
+
+_PHASES = {
+    "data": "reading the data", "load": "loading the model", "prepare": "preparing", "adapters": "adding adapters",
+    "rehearsal": "longest batch", "training": "training", "forward": "forward, loss", "backward": "backward",
+    "optimizer": "optimizer", "eval": "evaluating", "save": "saving",
+}  # fmt: skip
+_COLUMNS = 24
+
+
+def before(app: Launches, theme: Theme) -> list[Line]:
+    """What would be started, and what is missing for it."""
+    if app.subject is None:
+        return [[("No model yet: choose one in Fit (1).", "")]]
+    on = "the card of this machine" if app.device == "cuda" else "the CPU, at a toy size"
+    lines: list[Line] = [[(f"{app.subject.profile.id} on {on}", "bold")], []]
+    ready = app.readiness
+    if ready is None:
+        lines.append([(f"looking what is installed here {theme.ellipsis}", "italic")])
+    else:
+        lacks = ready.lacks(app.device)
+        if lacks is None:
+            card = f": {ready.card}" if app.device == "cuda" else ""
+            lines.append([(f"{theme.glyph('fits')} everything that it needs is here{card}", "green")])
+        else:
+            lines += theme.wrap(lacks, 2, f"{theme.glyph('does-not-fit')} ", first_style="bold red")
+            if app.device == "cuda" and not ready.packages:
+                lines += theme.wrap("d takes the CPU instead: the same steps with a toy of this model", 2)
+    if app.refusal is not None:
+        lines += theme.wrap(f"this run will not work: {app.refusal}", 2, "! ", first_style="magenta")
+    lines += [[], [("v verifies: ", "bold"), ("random weights, three real steps, predicted beside measured", "")]]
+    import shlex
+
+    lines += theme.wrap(shlex.join(["qlora-plan", *app.launch_words("verify")]), 2, "  ", style="cyan")
+    lines += [[], [("b trains: ", "bold"), ("asks for data and folder, and needs the real weights", "")]]
+    more = {"data": "train.jsonl" if app.data_asked is None else app.data_asked.path}
+    return lines + theme.wrap(shlex.join(["qlora-plan", *app.launch_words("train", more)]), 2, "  ", style="cyan")
+
+
+def status(launch: Launch, theme: Theme) -> list[Line]:
+    """The command, how far it is or how it ended, and how to go on."""
+    lines = theme.wrap(launch.line, 2, style="dim")
+    if launch.running:
+        phase = _PHASES.get(launch.phase, launch.phase or "starting")
+        head: Line = [(f"{launch.words}: ", "bold"), (phase, "bold cyan")]
+        if launch.of:
+            head += [("  ", ""), *theme.gauge(launch.step, launch.of, _COLUMNS, "green")]
+            head.append((f"  {launch.step}/{launch.of}", "bold"))
+        elif launch.step:
+            head.append((f", {launch.step} steps done", ""))
+        if launch.asked_to_stop:
+            head.append(("  stopping; x again stops at once", "bold yellow"))
+        lines.append(head)
+    else:
+        good = launch.exit_code == 0
+        style = "bold green" if good else "bold yellow" if launch.exit_code == 130 else "bold red"
+        mark = theme.glyph("fits" if good else "does-not-fit")
+        steps = f", {launch.step} steps" if launch.step else ""
+        lines.append([(f"{mark} {launch.words} {launch.outcome()}{steps}", style)])
+        if not good and launch.log and launch.exit_code != 130:
+            lines += theme.wrap(launch.log[-1], 2, "  ", style="red")
+        resume = launch.resume_line()
+        if resume is not None:
+            lines.append([("  r goes on: ", ""), (resume, "cyan")])
+    if launch.held_out:
+        step, loss = launch.held_out[-1]
+        lines.append([(f"held-out loss {loss:.4f} at step {step}", "")])
+    return lines
+
+
+def peaks(launch: Launch, theme: Theme) -> list[Line]:
+    """A line per phase: MiB predicted, the most that NVML said, and how far off that is."""
+    lines: list[Line] = [[(f"{'MiB by phase':<18}{'predicted':>10}{'live':>10}{'off':>8}", "dim")]]
+    for name, seen in launch.peaks.items():
+        predicted = launch.predicted_bytes(name)
+        now = launch.running and name == launch.phase
+        off = "" if seen is None or not predicted else f"{100 * (seen / predicted - 1):+.1f} %"
+        mark = theme.sign("▸ ", "> ") if now else "  "
+        label = _PHASES.get(name, name)
+        known = "-" if predicted is None else mib(predicted)
+        live = "-" if seen is None else mib(seen)
+        lines.append([(f"{mark}{label:<16}{known:>10}{live:>10}{off:>8}", "bold" if now else "")])
+    if launch.peaks and not launch.used:
+        host = "" if launch.host_bytes is None else f"; host memory {gib(launch.host_bytes)} GiB"
+        lines.append([(f"  NVML says nothing here{host}", "dim")])
+    return lines
