@@ -69,7 +69,8 @@ def execute(
     metrics = records.read_metrics(asked.folder.metrics)
     predicted = predict(attempts[-1].run)  # of the rung that it ended on
     summary = records.summary(
-        record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes
+        record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes,
+        speed=_speed(profile, place, attempts[-1].run, records.mean_tokens(metrics, attempts[-1].run)),
     )  # fmt: skip
     try:
         _keep(asked, spec, attempts[-1], summary, metrics, predict, created, output)
@@ -102,6 +103,22 @@ def _predictor(profile: ModelProfile | None, place: Place | None, output: Output
         return known[key]
 
     return predict
+
+
+def _speed(
+    profile: ModelProfile | None, place: Place | None, run: RunConfig, tokens: int | None
+) -> Mapping[str, Any] | None:
+    """The speed predicted for rows of `tokens`, which is what the steps that were timed had."""
+    if profile is None or place is None or not tokens:
+        return None
+    from qlora_planner import api
+    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.planner.speed import speed_of
+
+    resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), place.gpu)
+    found = speed_of(profile, resolved.run, place.gpu, api.calibration(), resolved.stack)
+    basis = None if found.basis is None else found.basis.value
+    return {"tokens_per_s": found.tokens_per_s, "step_s": found.step_s, "basis": basis}
 
 
 def _check_card(

@@ -122,11 +122,12 @@ def summary(
     metrics: Sequence[Mapping[str, Any]],
     predicted: Mapping[str, Any] | None,
     *,
+    speed: Mapping[str, Any] | None,
     wall_s: float,
     folder: RunFolder,
     notes: Sequence[str],
 ) -> dict[str, Any]:
-    """summary.json: what was run, how it went, predicted beside measured."""
+    """summary.json: what was run, how it went, predicted beside measured; `speed` is predicted for its own rows."""
     last = attempts[-1]
     facts = last.facts
     steps = [row for row in metrics if row["kind"] == "step"]
@@ -157,10 +158,10 @@ def summary(
         "speed": {
             "step_s": median(seconds) if seconds else None,
             "tokens_per_s": sum(row.get("tokens") or 0 for row in steps[_WARM_UP:]) / sum(seconds) if seconds else None,
-            "predicted": None if predicted is None else predicted.get("speed"),
+            "predicted": speed,
         },
         "memory": {
-            "predicted": None if predicted is None else predicted.get("peak"),
+            "predicted": _peak(predicted),
             "allocated_bytes": training.get("allocated_bytes"),
             "reserved_bytes": training.get("reserved_bytes"),
             "device_bytes": nvml.get("process_peak_bytes"),
@@ -180,6 +181,21 @@ def summary(
         "checkpoint": last.checkpoint,
         "notes": list(notes),
     }  # fmt: skip
+
+
+def mean_tokens(metrics: Sequence[Mapping[str, Any]], run: RunConfig) -> int | None:
+    """Tokens of the rows that a micro-batch held, padding counted, at the mean of the steps; None without steps."""
+    counts = [row["tokens"] for row in metrics if row["kind"] == "step" and row.get("tokens")]
+    return round(sum(counts) / len(counts) / run.batch_size / run.grad_accum) if counts else None
+
+
+def _peak(predicted: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The peak of an estimate; most may be allocated in another phase than that in which most is reserved."""
+    peak = (predicted or {}).get("peak")
+    if predicted is None or peak is None:
+        return None
+    allocated = [phase.get("allocated_bytes") for phase in predicted.get("phases") or ()]
+    return {**peak, "allocated_bytes": max(filter(None, allocated), default=peak.get("allocated_bytes"))}
 
 
 def _size(folder: Path) -> int:
