@@ -76,8 +76,11 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
     """The model with the weights in `folder`."""
     wanted = model_class(raw, model_config(raw))
-    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
-    if run.quant in ("nf4", "fp4") and raw.get("quantization_config"):
+    stored, options = bool(raw.get("quantization_config")), loading_options(run)
+    if stored:
+        options.pop("quantization_config", None)  # its own wins in any case, with a warning
+    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **options)
+    if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model
 
