@@ -11,13 +11,15 @@ from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.streams import say
 from qlora_planner.cli.train_view import READING, Watch, duration
 from qlora_planner.report.theme import Theme
+from qlora_planner.report.words import gib
 from qlora_planner.units import format_gib, format_size
 
 if TYPE_CHECKING:
     from rich.text import Text
 
 _SPARKS = "▁▂▃▄▅▆▇█"
-_SPARKS_KEPT, _BAR_COLUMNS = 48, 32
+# Three lines of 80 columns, with the temperature and power of a card.
+_SPARKS_KEPT, _BAR_COLUMNS, _MEMORY_COLUMNS = 36, 32, 12
 
 
 def draw(watch: Watch, theme: Theme) -> Text:
@@ -52,12 +54,11 @@ def _memory_line(watch: Watch, theme: Theme) -> list[tuple[str, str]]:
     over = watch.peak_bytes is not None and planned is not None and watch.peak_bytes > planned
     line = [
         ("memory ", "dim"),
-        *theme.gauge(watch.used_bytes, watch.whole_bytes, _BAR_COLUMNS, "yellow" if over else "cyan"),
+        *theme.gauge(watch.used_bytes, watch.whole_bytes, _MEMORY_COLUMNS, "yellow" if over else "cyan"),
     ]
-    line.append((f" {format_gib(watch.used_bytes)} now, {format_gib(watch.peak_bytes)} at the peak", "bold"))
+    line.append((f" {format_gib(watch.used_bytes)} now, {gib(watch.peak_bytes)} peak", "bold"))
     if planned is not None:
-        when = " for this phase" if watch.in_phase else ""
-        line.append((f", {format_gib(planned)} predicted{when}", "dim"))
+        line.append((f", {gib(planned)} predicted{' here' if watch.in_phase else ''}", "dim"))
     return [*line, (f"  {watch.temperature}", "dim")]
 
 

@@ -69,6 +69,8 @@ class Watch:
             self._memory(facts)
         elif told.event == "phase":
             self._entered(str(facts.get("phase")))
+        elif told.event == "remark":
+            self.line(str(facts["message"]))
         elif told.event == "note":
             self.note(str(facts["message"]))
         elif told.event == "data":
