@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 # Three lines of 80 columns, with the temperature and power of a card.
-_SPARKS_KEPT, _BAR_COLUMNS, _MEMORY_COLUMNS = 36, 32, 12
+_SPARKS_KEPT, _BAR_COLUMNS, _MEMORY_COLUMNS = 36, 24, 12
 
 
 def draw(watch: Watch, theme: Theme) -> Text:
