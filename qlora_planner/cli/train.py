@@ -25,7 +25,7 @@ from qlora_planner.cli.train_finished import is_finished, tell_finished
 from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
-from qlora_planner.errors import InputError, RefusedError
+from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
@@ -101,7 +101,7 @@ def _prepared(
     folder = weights_folder(asked.weights, output.warn)
     if note := check_stored(folder, asked.run, asked.model):
         output.warn(note)
-    place = place_of(dict(given), output) if asked.device == "cuda" else None
+    place = _place(given, output) if asked.device == "cuda" else None
     profile = profile_of(asked, output)
     run, document = _planned(asked, profile, place, given, output)
     spec = LaunchSpec(
@@ -118,6 +118,13 @@ def _prepared(
         quantized=None if profile is None else _quantized(profile, run),
     )
     return spec, profile, place, document
+
+
+def _place(given: Mapping[str, Any], output: Output) -> Place:
+    try:
+        return place_of(dict(given), output)
+    except MissingError as error:
+        raise MissingError(f"{error}; or train on the CPU with --device cpu") from None
 
 
 def _check_data(asked: Asked, output: Output) -> None:

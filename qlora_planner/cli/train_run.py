@@ -184,7 +184,8 @@ def _watched(
     output: Output,
 ) -> tuple[list[Attempt], list[str], float]:
     """Run it to its end; every attempt, every note, and the seconds that it took."""
-    from qlora_planner.cli.train_view import Watch, shown
+    from qlora_planner.cli.train_live import shown
+    from qlora_planner.cli.train_view import Watch
     from qlora_planner.launch.checkpoints import step_of
     from qlora_planner.launch.record import Metrics
     from qlora_planner.launch.supervise import Attempt, stop_signals, supervise

@@ -1,30 +1,23 @@
-"""What a training run shows on stderr while it runs: a live view on a terminal, plain lines elsewhere; and what it
-keeps of it in metrics.jsonl and log.txt."""
+"""What is heard of a training run while it runs: worded, and kept in metrics.jsonl and log.txt."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.cli.progress import on_terminal
-from qlora_planner.cli.streams import say
 from qlora_planner.errors import MissingError, RunError
-from qlora_planner.report.theme import Theme
-from qlora_planner.units import format_gib, format_size
+from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
-    from rich.text import Text
-
     from qlora_planner.launch.folder import RunFolder
     from qlora_planner.launch.record import Metrics
     from qlora_planner.launch.supervise import Attempt
     from qlora_planner.measure.verify import Progress
 
+READING = "reading the data"
 _PHASES = {
-    "data": "reading the data",
+    "data": READING,
     "load": "loading the model",
     "prepare": "preparing the model",
     "adapters": "adding adapters",
@@ -36,9 +29,8 @@ _PHASES = {
 # Phases of an estimate by those of a run; the longest batch and training are held against the peak of all.
 _PREDICTED = {"load": "load", "prepare": "prepare", "adapters": "adapters", "save": "save"}
 _TOLD = ("loss", "learning_rate", "grad_norm", "step_s", "tokens", "tokens_per_s")
-_SPARKS = "▁▂▃▄▅▆▇█"
 _FIRST_STEPS, _STEP_S = 10, 1.0
-_SPARKS_KEPT, _BAR_COLUMNS, _LATELY, _CARD_S = 48, 32, 20, 2.0
+_LATELY, _CARD_S = 20, 2.0
 
 
 class Watch:
@@ -77,11 +69,13 @@ class Watch:
             self._memory(facts)
         elif told.event == "phase":
             self._entered(str(facts.get("phase")))
+        elif told.event == "remark":
+            self.line(str(facts["message"]))
         elif told.event == "note":
             self.note(str(facts["message"]))
         elif told.event == "data":
             done = facts["done_bytes"] / facts["size_bytes"] if facts["size_bytes"] else 1.0
-            self.phase = f"{_PHASES['data']}: {done:.0%}, {facts['rows']:,} rows"
+            self.phase = f"{READING}: {done:.0%}, {facts['rows']:,} rows"
             self.line(self.phase)
         elif told.event == "rehearsed":
             self.line(
@@ -115,6 +109,11 @@ class Watch:
             self._keep("phase", facts)
         self._stage_peak = None
 
+    @property
+    def in_phase(self) -> bool:
+        """Whether the prediction is that of the phase that runs, and not the peak of all."""
+        return self._stage in _PREDICTED
+
     def planned_bytes(self) -> int | None:
         """What the plan says for the phase that runs; None where there is no plan, or it says nothing."""
         if self.predicted is None:
@@ -137,9 +136,10 @@ class Watch:
         """How an attempt ended, and what the next one changes."""
         self.close_phase()
         if attempt.rung is not None:
-            self.note(f"{attempt.says}")
+            # Lines, and no notes: the summary has them among its attempts.
+            self.line(attempt.says)
             where = "from the beginning" if attempt.checkpoint is None else f"from {attempt.checkpoint}"
-            self.note(f"going on {where} with {attempt.rung}")
+            self.line(f"going on {where} with {attempt.rung}")
 
     def note(self, text: str) -> None:
         """Something to know: shown, logged, and kept for the summary."""
@@ -233,7 +233,7 @@ class Watch:
         if self.temperature:
             parts.append(self.temperature)
         if self.left_s is not None:
-            parts.append(f"{_duration(self.left_s)} left")
+            parts.append(f"{duration(self.left_s)} left")
         return ", ".join(parts)
 
     def _words_of_memory(self, facts: Mapping[str, Any]) -> str:
@@ -241,84 +241,14 @@ class Watch:
             return ""
         return f", {format_gib(facts['allocated_peak_bytes'])} allocated at the peak"
 
-    def view(self, theme: Theme) -> Text:
-        """The live view, three lines."""
-        from rich.text import Text
-
-        head: list[tuple[str, str]] = [(f"{self.what}  ", "bold"), (self.phase, "cyan")]
-        if self.of:
-            head += [("  ", ""), *theme.gauge(self.step, self.of, _BAR_COLUMNS, "green")]
-            head += [
-                (f"  {self.step}/{self.of}", "bold"),
-                (f"  {_duration(self.left_s)} left" if self.left_s else "", ""),
-            ]
-        lines = [Text.assemble(*head)]
-        if self.losses:
-            facts = self.last
-            lines.append(Text.assemble(
-                ("loss ", "dim"), (f"{self.losses[-1]:.4f} ", "bold"),
-                (spark(self.losses) if theme.unicode else "", "cyan"),
-                ("  lr ", "dim"), f"{facts.get('learning_rate') or 0:.2e}",
-                ("  ", ""), f"{facts.get('tokens_per_s') or 0:,.0f}", (" tokens/s", "dim"),
-            ))  # fmt: skip
-        memory = self._memory_line(theme)
-        return Text("\n").join([*lines, Text.assemble(*memory)] if memory else lines)
-
-    def _memory_line(self, theme: Theme) -> list[tuple[str, str]]:
-        if self.used_bytes is None or not self.whole_bytes:
-            host = self.last.get("host_peak_bytes")
-            return [("memory ", "dim"), (f"{format_size(host)} of host memory", "")] if host else []
-        planned = self.planned_bytes()
-        over = self.peak_bytes is not None and planned is not None and self.peak_bytes > planned
-        line = [
-            ("memory ", "dim"),
-            *theme.gauge(self.used_bytes, self.whole_bytes, _BAR_COLUMNS, "yellow" if over else "cyan"),
-        ]
-        line.append((f" {format_gib(self.used_bytes)} now, {format_gib(self.peak_bytes)} at the peak", "bold"))
-        if planned is not None:
-            when = " for this phase" if self._stage in _PREDICTED else ""
-            line.append((f", {format_gib(planned)} predicted{when}", "dim"))
-        return [*line, (f"  {self.temperature}", "dim")]
-
-
-def spark(values: list[float]) -> str:
-    """The last values as blocks, lowest to highest."""
-    shown = values[-_SPARKS_KEPT:]
-    low, high = min(shown), max(shown)
-    return "".join(_SPARKS[round((value - low) / (high - low) * 7) if high > low else 3] for value in shown)
-
 
 def _figure(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
 
 
-def _duration(seconds: float | None) -> str:
+def duration(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-
-
-@contextmanager
-def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Iterator[tuple[Watch, Callable[[], None]]]:
-    """A Watch and what draws it again. `quiet` shows nothing; off a terminal its lines are the view."""
-    if quiet or not on_terminal():
-        yield make((lambda _text: None) if quiet else say), lambda: None
-        return
-    from rich.console import Console
-    from rich.live import Live
-
-    encoding = (getattr(sys.stderr, "encoding", None) or "").lower()
-    theme = Theme(color=True, unicode=encoding.startswith("utf"))
-    console = Console(stderr=True)
-    steps = ("step ", f"{_PHASES['data']}:")
-
-    def out(text: str) -> None:
-        """Steps are in the view; the rest scrolls by above it."""
-        if not text.startswith(steps) or "checkpoint" in text or "held-out" in text:
-            console.print(text, style="dim", highlight=False, markup=False)
-
-    watch = make(out)
-    with Live(watch.view(theme), console=console, refresh_per_second=8, transient=True) as live:
-        yield watch, lambda: live.update(watch.view(theme))

@@ -89,7 +89,8 @@ def supervise(
 
     After an attempt that ran out of memory comes one on the next rung of the ladder, from the newest complete
     checkpoint, at most three times. `predict` gives an estimate's document for a run; a rung that is not predicted to
-    need less is passed over. A `tick` event comes four times a second while nothing is told.
+    need less is passed over. A `tick` event comes four times a second while nothing is told, a `remark` with words that
+    hold only now.
     Raises what the child refuses (InputError, MissingError, RefusedError, RunError).
     """
     folder = RunFolder(Path(spec.output))
@@ -186,7 +187,7 @@ def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]
                 return
             child.send_signal(signal.SIGTERM)
             message = "asked to stop: saving a checkpoint after this step; once more to stop at once"
-            yield Progress(event="note", elapsed_s=0.0, facts={"message": message})
+            yield Progress(event="remark", elapsed_s=0.0, facts={"message": message})
         try:
             line = lines.get(timeout=_TICK_S)
         except queue.Empty:

@@ -82,8 +82,11 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
     """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
     wanted = model_class(raw, model_config(raw))
     _check_attention(wanted, run)
-    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **loading_options(run))
-    if run.quant in ("nf4", "fp4") and raw.get("quantization_config"):
+    stored, options = bool(raw.get("quantization_config")), loading_options(run)
+    if stored:
+        options.pop("quantization_config", None)  # its own wins in any case, with a warning
+    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **options)
+    if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -12,16 +14,19 @@ from qlora_planner.launch.reporters import check_reporters, set_places
 
 
 @pytest.fixture
-def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A package of that name that can be imported, and a home without a login."""
+def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package of that name that can be imported, and a home without a login; afterwards it is gone again."""
+    known = sys.modules.pop("wandb", None)
     package = tmp_path / "wandb.py"
     package.write_text("run = None\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.delitem(__import__("sys").modules, "wandb", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "NETRC"):
         monkeypatch.delenv(name, raising=False)
-    return package
+    yield package
+    sys.modules.pop("wandb", None)
+    if known is not None:
+        sys.modules["wandb"] = known
 
 
 def test_a_package_that_is_broken(wandb: Path) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.cli.train_view import Watch, spark
+from qlora_planner.cli.train_live import draw, spark
+from qlora_planner.cli.train_view import Watch
 from qlora_planner.errors import MissingError
 from qlora_planner.launch import supervise
 from qlora_planner.launch.checkpoints import seal
@@ -215,7 +216,7 @@ def test_the_view_and_the_lines(tmp_path: Path) -> None:
         told = {"step": step, "of": 4, "loss": loss, "learning_rate": 1e-4, "tokens_per_s": 1234.0, "step_s": 30.0}
         found.hear(event("step", **told))
     assert said[-1] == "step 2/4: loss 1.0000, lr 1.00e-04, 1,234 tokens/s, 0.00 GiB, 1 min 00 s left"
-    text = found.view(Theme(color=True, unicode=True)).plain
+    text = draw(found, Theme(color=True, unicode=True)).plain
     assert "2/4" in text and "█▁" in text and "1,234 tokens/s" in text and "predicted" in text
     assert spark([1.0, 1.0]) == "▄▄"
     assert "step 2/4" in (tmp_path / "log.txt").read_text()

@@ -88,6 +88,18 @@ def test_large_data_is_read_into_files(make: Make, monkeypatch: pytest.MonkeyPat
     assert not (Path(spec.output) / ".data").exists()
 
 
+def test_tensorboard_gets_the_loss_of_every_step(make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))  # as a child has it of set_places
+    _, told = trained(make(settings=dataclasses.replace(SHORT, report_to=("tensorboard",))))
+    losses = [facts["loss"] for event, facts in told if event == "step"]
+    read = events.EventAccumulator(str(tmp_path / "logs"))
+    read.Reload()
+    scalars = read.Scalars("train/loss")
+    assert [scalar.step for scalar in scalars] == [1, 2]
+    assert [scalar.value for scalar in scalars] == pytest.approx(losses)
+
+
 def test_rows_that_are_not_alike(make: Make, tmp_path: Path) -> None:
     def chat(content: Any, **more: Any) -> str:
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "two"}]

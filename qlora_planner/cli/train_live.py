@@ -1,0 +1,93 @@
+"""The live view of a training run on a terminal, and the plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from qlora_planner.cli.progress import on_terminal
+from qlora_planner.cli.streams import say
+from qlora_planner.cli.train_view import READING, Watch, duration
+from qlora_planner.report.theme import Theme
+from qlora_planner.report.words import gib
+from qlora_planner.units import format_gib, format_size
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+_SPARKS = "▁▂▃▄▅▆▇█"
+# Three lines of 80 columns, with the temperature and power of a card.
+_SPARKS_KEPT, _BAR_COLUMNS, _MEMORY_COLUMNS = 36, 24, 12
+
+
+def draw(watch: Watch, theme: Theme) -> Text:
+    """The live view, three lines."""
+    from rich.text import Text
+
+    head: list[tuple[str, str]] = [(f"{watch.what}  ", "bold"), (watch.phase, "cyan")]
+    if watch.of:
+        head += [("  ", ""), *theme.gauge(watch.step, watch.of, _BAR_COLUMNS, "green")]
+        head += [
+            (f"  {watch.step}/{watch.of}", "bold"),
+            (f"  {duration(watch.left_s)} left" if watch.left_s else "", ""),
+        ]
+    lines = [Text.assemble(*head)]
+    if watch.losses:
+        facts = watch.last
+        lines.append(Text.assemble(
+            ("loss ", "dim"), (f"{watch.losses[-1]:.4f} ", "bold"),
+            (spark(watch.losses) if theme.unicode else "", "cyan"),
+            ("  lr ", "dim"), f"{facts.get('learning_rate') or 0:.2e}",
+            ("  ", ""), f"{facts.get('tokens_per_s') or 0:,.0f}", (" tokens/s", "dim"),
+        ))  # fmt: skip
+    memory = _memory_line(watch, theme)
+    return Text("\n").join([*lines, Text.assemble(*memory)] if memory else lines)
+
+
+def _memory_line(watch: Watch, theme: Theme) -> list[tuple[str, str]]:
+    if watch.used_bytes is None or not watch.whole_bytes:
+        host = watch.last.get("host_peak_bytes")
+        return [("memory ", "dim"), (f"{format_size(host)} of host memory", "")] if host else []
+    planned = watch.planned_bytes()
+    over = watch.peak_bytes is not None and planned is not None and watch.peak_bytes > planned
+    line = [
+        ("memory ", "dim"),
+        *theme.gauge(watch.used_bytes, watch.whole_bytes, _MEMORY_COLUMNS, "yellow" if over else "cyan"),
+    ]
+    line.append((f" {format_gib(watch.used_bytes)} now, {gib(watch.peak_bytes)} peak", "bold"))
+    if planned is not None:
+        line.append((f", {gib(planned)} predicted{' here' if watch.in_phase else ''}", "dim"))
+    return [*line, (f"  {watch.temperature}", "dim")]
+
+
+def spark(values: list[float]) -> str:
+    """The last values as blocks, lowest to highest."""
+    shown = values[-_SPARKS_KEPT:]
+    low, high = min(shown), max(shown)
+    return "".join(_SPARKS[round((value - low) / (high - low) * 7) if high > low else 3] for value in shown)
+
+
+@contextmanager
+def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Iterator[tuple[Watch, Callable[[], None]]]:
+    """A Watch and what draws it again. `quiet` shows nothing; off a terminal its lines are the view."""
+    if quiet or not on_terminal():
+        yield make((lambda _text: None) if quiet else say), lambda: None
+        return
+    from rich.console import Console
+    from rich.live import Live
+
+    encoding = (getattr(sys.stderr, "encoding", None) or "").lower()
+    theme = Theme(color=True, unicode=encoding.startswith("utf"))
+    console = Console(stderr=True)
+    steps = ("step ", f"{READING}:")
+
+    def out(text: str) -> None:
+        """Steps are in the view; the rest scrolls by above it."""
+        if not text.startswith(steps) or "checkpoint" in text or "held-out" in text:
+            console.print(text, style="dim", highlight=False, markup=False)
+
+    watch = make(out)
+    with Live(draw(watch, theme), console=console, refresh_per_second=8, transient=True) as live:
+        yield watch, lambda: live.update(draw(watch, theme))
