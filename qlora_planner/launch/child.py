@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import traceback
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +73,8 @@ def attempt(training: Any, stop: Stop) -> dict[str, Any]:
     except KeyboardInterrupt:
         outcome = "interrupted"
     except Exception as error:  # whatever the libraries raise is the finding; its trace goes to the log
-        traceback.print_exc()
+        with suppress(OSError):  # the log may lie on the disk that is full
+            traceback.print_exc()
         message = process.one_line(error)
         if is_disk_full(error):
             outcome = "disk-full"

@@ -242,7 +242,6 @@ class Training:
         if self.sampler is not None:
             self.sampler.last_step_done()
         state = self.trainer.state
-        self.facts["steps"], self.facts["of"], self.facts["epochs"] = state.global_step, state.max_steps, state.epoch
         return not (self._stop.asked and state.global_step < state.max_steps)
 
     def _save(self, tokenizer: Any) -> None:
@@ -276,7 +275,9 @@ class Training:
     def report(self) -> dict[str, Any]:
         """Everything that was read, however far it came; JSON-ready."""
         self._finish_meter()
-        sampler = self.sampler
+        sampler, state = self.sampler, getattr(self.trainer, "state", None)
+        if state is not None and state.max_steps:  # begun: how far it came, whatever ended it
+            self.facts |= {"steps": state.global_step, "of": state.max_steps, "epochs": state.epoch}
         return {
             **self.facts,
             "phase": self.phase,

@@ -21,7 +21,7 @@ _PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.tiktoken", "*.jin
 def weights_folder(model: str, tell: Callable[[str], None]) -> Path:
     """The folder with config and weights of a model folder, config.json or Hub id; downloads what is not cached.
 
-    Raises InputError for what is neither, MissingError for no weights, a gated model, no network.
+    Raises InputError for what is neither, MissingError for no weights or broken ones, a gated model, no network.
     """
     path = Path(model).expanduser()
     if path.is_file() and path.name == "config.json":
@@ -36,7 +36,32 @@ def _checked(path: Path, name: str) -> Path:
         raise InputError(f"{name}: a folder without config.json; give the folder of a transformers model")
     if not has_weights(path):
         raise MissingError(f"{name}: its folder holds no weights (*.safetensors); fetch them, or {_INSTEAD}")
+    _check_whole(path, name)
     return path
+
+
+def _check_whole(folder: Path, name: str) -> None:
+    """Raises MissingError for a weight file that is not there or cut off, as after a download that broke."""
+    from safetensors import SafetensorError, safe_open
+
+    files = sorted(folder.glob("*.safetensors"))
+    try:
+        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        named = {str(file) for file in index["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        named = set()  # one file, or pickles
+    missing = sorted(named - {file.name for file in files})
+    if missing and not (folder / "model.safetensors").is_file():
+        raise MissingError(
+            f"{name}: {len(missing)} of {len(named)} weight files are missing, as {plain(missing[0])}; fetch them"
+        )
+    for file in files:
+        try:
+            with safe_open(str(file), framework="numpy"):
+                pass
+        except (SafetensorError, OSError) as error:
+            reason = plain(" ".join(str(error).split()))[:120]
+            raise MissingError(f"{name}: {plain(file.name)} is cut off or damaged ({reason}); fetch it again") from None
 
 
 def _from_hub(model: str, tell: Callable[[str], None]) -> Path:

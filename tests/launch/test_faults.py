@@ -21,6 +21,8 @@ from qlora_planner.launch.record import run_record
 from qlora_planner.launch.spec import LaunchSpec
 from tests.launch.conftest import RUN, SETTINGS
 
+# The length of a header, and the header.
+NO_TENSORS = (2).to_bytes(8, "little") + b"{}"
 CONFIGS = Path(__file__).parents[2] / "profiles" / "configs"
 
 
@@ -34,7 +36,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "tiny").mkdir()
     config = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **SIZES}
     (tmp_path / "tiny" / "config.json").write_text(json.dumps(config))
-    (tmp_path / "tiny" / "model.safetensors").write_bytes(b"")
+    (tmp_path / "tiny" / "model.safetensors").write_bytes(NO_TENSORS)
     write_rows(tmp_path / "train.jsonl", rows(8))
     plan("plan.yaml")
     return tmp_path
@@ -89,6 +91,12 @@ def _foreign() -> None:
     Path("out/thesis.txt").write_text("years of work")
 
 
+def _sharded() -> None:
+    Path("tiny/model.safetensors").rename("tiny/a.safetensors")
+    index = {"weight_map": {"one": "a.safetensors", "two": "b.safetensors"}}
+    Path("tiny/model.safetensors.index.json").write_text(json.dumps(index))
+
+
 _SAME = ("--max-steps", "12", "--save-steps", "4", "--learning-rate", "5e-3")
 
 FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
@@ -108,6 +116,10 @@ FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
     ("all held out", None, ("plan.yaml", "--data", "train.jsonl", "--eval-split", "1"), 2, "--eval-split must be"),
     ("no weights", lambda: Path("tiny/model.safetensors").unlink(), ("plan.yaml", "--data", "train.jsonl"), 3,
      "holds no weights"),
+    ("weights cut off", lambda: (Path("tiny/model.safetensors").write_bytes(NO_TENSORS[:-1]), None)[1],
+     ("plan.yaml", "--data", "train.jsonl"), 3, "model.safetensors is cut off or damaged"),
+    ("a shard missing", _sharded, ("plan.yaml", "--data", "train.jsonl"), 3,
+     "1 of 2 weight files are missing, as b.safetensors; fetch them"),
     ("no such model", lambda: plan("plan.yaml", model="no/such/thing"), ("plan.yaml", "--data", "train.jsonl"), 2,
      "neither a folder nor the id of a Hub repository"),
     ("not fetched", lambda: plan("plan.yaml", model="some/model"), ("plan.yaml", "--data", "train.jsonl"), 3,
