@@ -264,6 +264,34 @@ def tape_for(
     return tape
 
 
+def tapes_before(
+    profile: ModelProfile,
+    run: RunConfig,
+    widths: Sequence[int],
+    gpu: GpuSpec | None = None,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = _silent,
+) -> tuple[Tape, ...]:
+    """Traces of `run` at narrower `widths`, of those that are made of the same pieces as its own.
+
+    All that ship; of a run that has to be traced the widest alone, since each takes a quarter of a minute.
+    """
+    from qlora_planner.memory.variant import regions
+
+    kept = tape_for(profile, run, gpu, profiles=profiles, stored_only=True) is not None
+    own = tape_for(profile, run, gpu, profiles=profiles, stored_only=kept)
+    if own is None:
+        return ()
+    within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
+    near = [width for width in widths if within is not None and within.holds(run.batch_size, width)]
+    found = (
+        tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
+        for width in (near if kept else near[-1:])
+    )
+    return tuple(one for one in found if one is not None and one.alike(own))
+
+
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
     return (
         f"{profile.id}: this run (batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}, {run.trainer}) is not"
@@ -324,10 +352,13 @@ def estimate(
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
+    widths: Sequence[int] = (),
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
 ) -> MemoryEstimate:
     """The memory of one run, from its trace where that can be had: see `tape_for`.
+
+    `widths` are those of batches that come before the widest: see `planner.widths`.
 
     Raises InputError for options that contradict each other or name modules that are not there.
     """
@@ -348,6 +379,7 @@ def estimate(
         tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
     except RefusedError as error:
         broken = (*broken, refusal(error))
+    before = tapes_before(profile, asked, widths, gpu, profiles=profiles, tell=tell) if tape and widths else ()
     known = calibration(profiles)
     found = answer(
         profile,
@@ -356,6 +388,7 @@ def estimate(
         reserve_bytes=reserve_bytes,
         cap_bytes=cap_bytes,
         tape=tape,
+        before=before,
         calibration=known,
         broken=broken,
     )
@@ -392,6 +425,12 @@ def plan(
             told.add(str(error))
             return None
 
+    def before(chosen: RunConfig, widths: Sequence[int]) -> Sequence[Tape]:
+        try:
+            return tapes_before(profile, chosen, widths, gpu, profiles=profiles, tell=tell)
+        except MissingError:  # said when the run's own trace was asked for
+            return ()
+
     catalogue = GpuCatalogue(gpus_dirs(profiles))
     asked.setdefault("cards", catalogue.all())
     return answer(
@@ -399,6 +438,7 @@ def plan(
         Request(gpu=gpu, run=run or Run(), pace_on=ranking_card(gpu, profiles=profiles), **asked),
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
+        before_of=before,
         calibration=calibration(profiles),
     )
 

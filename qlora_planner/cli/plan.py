@@ -20,7 +20,7 @@ from qlora_planner.cli.options import (
     run_from,
     run_options,
 )
-from qlora_planner.cli.plan_files import wanted_files, write_files
+from qlora_planner.cli.plan_files import wanted_files, with_folder, write_files
 from qlora_planner.cli.plan_shared import check_shared, write_shared
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Card, Output, card_from, output_from
@@ -116,6 +116,7 @@ def command(
         profiles=output.profiles,
         tell=output.warn,
     )
+    found = with_folder(found, model)
     printed = write_files(found, wanted, profile, given["data"], output)
     write_shared(found, shared, explicit, card, output, force=force)
     if printed is not None:

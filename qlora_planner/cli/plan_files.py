@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,13 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
     for kind, path in files:
         check_target("--save" if kind == _PLAN else f"--export {kind}", path, force)
     return WantedFiles(tuple(files), printed[0] if printed else None, force)
+
+
+def with_folder(found: Plan, model: str) -> Plan:
+    """The plan with the folder that its model was named by: `train` finds the weights there."""
+    if not (Path(model) / "config.json").is_file():
+        return found
+    return replace(found, model={**found.model, "path": model})
 
 
 def check_target(option: str, path: str, force: bool) -> None:

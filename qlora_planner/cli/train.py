@@ -188,6 +188,7 @@ def _plan(
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
     from qlora_planner.api import plan
+    from qlora_planner.cli.plan_files import with_folder
     from qlora_planner.report.plan import render_plan
 
     card = card_from(given, output, required=True)
@@ -197,6 +198,7 @@ def _plan(
         fixed=asked.explicit, data=summary_from(given, asked.weights, output),
         cap_bytes=card.cap_bytes if place is None else place.cap_bytes,
     )  # fmt: skip
+    found = with_folder(found, asked.model)
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
         reasons = found.estimate.fit.reasons if found.estimate.fit else ()
         raise RefusedError(

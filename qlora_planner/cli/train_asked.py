@@ -63,7 +63,7 @@ def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) ->
     plan = _plan_of(what)
     model = what if plan is None else plan[0]
     run = RunConfig(**explicit) if plan is None else plan[1].with_(**explicit)
-    name = Path(model.rstrip("/")).name if plan is None else model.rpartition("/")[2]
+    name = Path(model.rstrip("/")).name
     run, chosen = _with_evaluation(run, Settings(**settings))
     place = given["weights"] or model
     if plan is not None:
@@ -124,12 +124,12 @@ def _plan_of(what: str) -> tuple[str, RunConfig, Mapping[str, Any]] | None:
     from qlora_planner.exchange.plan_file import plan_of
 
     plan = plan_of(read_yaml(path), str(path))
-    return plan.model_id, plan.run, plan.document
+    return plan.model_path or plan.model_id, plan.run, plan.document
 
 
 def _place(model: str, what: str) -> str:
-    """A plan names a local model by its folder's name: beside the plan, or here."""
-    for folder in (Path(what).parent / model, Path(model)):
+    """A plan names a local model by its folder: seen from here, or from the plan."""
+    for folder in (Path(model), Path(what).parent / model):
         if (folder / "config.json").is_file():
             return str(folder)
     return model

@@ -40,7 +40,7 @@ def execute(
     from qlora_planner.launch.preflight import version_notes
     from qlora_planner.measure.process import versions
 
-    predict = _predictor(profile, place, output)
+    predict = _predictor(profile, place, output, _widths(document))
     predicted = predict(spec.run)
     if place is not None and predicted is not None:
         _check_card(spec.run, profile, place, predicted, given, output)
@@ -85,7 +85,13 @@ def execute(
     return _EXIT.get(attempts[-1].outcome, 4)
 
 
-def _predictor(profile: ModelProfile | None, place: Place | None, output: Output) -> Any:
+def _widths(plan: Mapping[str, Any] | None) -> tuple[int, ...]:
+    """The widths of batches that a plan counted in its data; none where it was made without."""
+    data = (plan or {}).get("data")
+    return tuple(data["run"].get("widths_before", ())) if data else ()
+
+
+def _predictor(profile: ModelProfile | None, place: Place | None, output: Output, widths: tuple[int, ...]) -> Any:
     """An estimate's document by run, each made once; None on the CPU, for which nothing is planned."""
     known: dict[str, Mapping[str, Any] | None] = {}
 
@@ -98,7 +104,7 @@ def _predictor(profile: ModelProfile | None, place: Place | None, output: Output
 
             known[key] = api.estimate(
                 profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
-                profiles=output.profiles, tell=output.warn,
+                widths=[width for width in widths if width < run.seq_len], profiles=output.profiles, tell=output.warn,
             ).to_dict()  # fmt: skip
         return known[key]
 

@@ -26,7 +26,7 @@ def export(
         raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(KINDS)}")
     plan = plan_of(plan_document, "the plan")
     samples = data or _path_of(plan_document.get("data")) or DATA
-    return KINDS[kind](plan.run, plan.model_id, samples, _heading(plan_document), attention_modules)
+    return KINDS[kind](plan.run, plan.model_path or plan.model_id, samples, _heading(plan_document), attention_modules)
 
 
 def _path_of(data: object) -> str | None:

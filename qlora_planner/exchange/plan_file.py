@@ -39,9 +39,13 @@ KNOWN_KEYS = frozenset({"schema", *SECTIONS})
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlanFile:
-    """What a plan file says. `gpu` is None where it names no card; `document` is all of it, as it was written."""
+    """What a plan file says. `gpu` is None where it names no card; `document` is all of it, as it was written.
+
+    `model_path` is the folder that the model was named by, None where it was named by its id.
+    """
 
     model_id: str
+    model_path: str | None
     gpu: Mapping[str, Any] | None
     run: RunConfig
     document: Mapping[str, Any]
@@ -125,9 +129,12 @@ def plan_of(raw: Mapping[str, Any], where: str) -> PlanFile:
     if raw.get("schema") != SCHEMA:
         faults.append(f"schema must be {SCHEMA}, not {quoted(raw.get('schema'))}")
     model, gpu = raw.get("model"), raw.get("gpu")
-    model_id = model.get("id") if isinstance(model, Mapping) else None
+    model_id, model_path = (model.get("id"), model.get("path")) if isinstance(model, Mapping) else (None, None)
     if not isinstance(model_id, str) or not model_id.strip():
         faults.append("a plan names its model (model.id)")
+    if model_path is not None and not isinstance(model_path, str):
+        faults.append("model.path must be the model's folder")
+        model_path = None
     if gpu is not None and not (isinstance(gpu, Mapping) and isinstance(gpu.get("name"), str)):
         faults.append("gpu must name its card (gpu.name)")
     if raw.get("estimate") is not None and not isinstance(raw["estimate"], Mapping):
@@ -142,4 +149,4 @@ def plan_of(raw: Mapping[str, Any], where: str) -> PlanFile:
             faults.append(str(error))
     if faults or run is None or not isinstance(model_id, str):
         refuse(faults, where)
-    return PlanFile(model_id=model_id, gpu=gpu, run=run, document=dict(raw))
+    return PlanFile(model_id=model_id, model_path=model_path, gpu=gpu, run=run, document=dict(raw))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from qlora_planner.catalog import find_optimizer, trainer_row
@@ -56,14 +56,21 @@ class Played:
 
 
 def play_run(
-    profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int, limit_bytes: int | None = None
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    limit_bytes: int | None = None,
+    before: Sequence[Tape] = (),
 ) -> Played:
     """Play `resolution.run`; `workspace_bytes` is one cuBLAS handle's.
 
+    `before` are traces of the same run at other widths, a step each that comes first: what they leave in the cache is
+    cut for their widths, so a wider batch cannot use all of it.
     Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
     """
     with _uncollected():
-        return _Stage(profile, resolution, tape, workspace_bytes).play(limit_bytes)
+        return _Stage(profile, resolution, tape, workspace_bytes, before).play(limit_bytes)
 
 
 @contextlib.contextmanager
@@ -85,8 +92,9 @@ def floor_bytes(
     workspace_bytes: int,
     played: Played,
     limit_bytes: int | None = None,
+    before: Sequence[Tape] = (),
 ) -> int:
-    """The smallest limit on torch's reserved bytes at which the run still works.
+    """The smallest limit on torch's reserved bytes at which the run still works; `before` as in `play_run`.
 
     Under pressure the allocator gives back segments that hold nothing, so the floor is at most what the others come to.
     It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
@@ -97,7 +105,7 @@ def floor_bytes(
     expandable = is_expandable(resolution.run.alloc_conf)
     if not expandable and not undecided:
         return most
-    stage = _Stage(profile, resolution, tape, workspace_bytes)
+    stage = _Stage(profile, resolution, tape, workspace_bytes, before)
     low, high = played.allocated, played.reserved if expandable else most
     while high - low > FLOOR_TOLERANCE * high:
         guess = (low + high) // 2
@@ -111,12 +119,21 @@ def floor_bytes(
 class _Stage:
     """Everything that one run's playings share."""
 
-    def __init__(self, profile: ModelProfile, resolution: Resolution, tape: Tape, workspace_bytes: int) -> None:
+    def __init__(
+        self,
+        profile: ModelProfile,
+        resolution: Resolution,
+        tape: Tape,
+        workspace_bytes: int,
+        before: Sequence[Tape] = (),
+    ) -> None:
         self.profile = profile
         self.run: RunConfig = resolution.run
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
-        self.script = write_script(tape, self.run.gradient_checkpointing, workspace_taken=taken)
+        self.script, *self.before = (
+            write_script(one, self.run.gradient_checkpointing, workspace_taken=taken) for one in (tape, *before)
+        )
         self.workspace_bytes = workspace_bytes
         self.trainer, _ = trainer_row(self.run.trainer or "trl-sft", resolution.stack)
         self.static = static_memory(profile, self.run)
@@ -144,7 +161,7 @@ class _Stage:
         pinned = max(pinned, memory.peak_pinned)
         memory.empty_cache()
         player = Player(memory, self.script, self._components(adapters))
-        player.play(adapters, run, self.trainer, optimizer)
+        player.play(adapters, run, self.trainer, optimizer, self.before)
         return Played(
             static=self.static,
             state=training_state(self.static.trainable, run, self.trainer, optimizer),

@@ -7,7 +7,7 @@ all adapters at once, are played from the adapters' own shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
@@ -73,8 +73,18 @@ class Player:
         self._at_peak = tuple(components)
         self._alive: dict[tuple[str, int, int, int], Survivors] = {}
 
-    def play(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow) -> None:
-        """Play everything from the trainer's casts to the end of the last traced step."""
+    def play(
+        self,
+        adapters: Sequence[Adapter],
+        run: RunConfig,
+        trainer: TrainerRow,
+        optimizer: OptimizerRow,
+        before: Sequence[Script] = (),
+    ) -> None:
+        """Play everything from the trainer's casts to the end of the last traced step.
+
+        `before` are scripts of the same run at other widths, each a step that comes before those of the run's own.
+        """
         self._begin()
         trained = self._cast(adapters, run, trainer)
         if trainer.name != "loop":
@@ -83,22 +93,43 @@ class Player:
         # States are born at the end of the first step, so a second one is played: as traced, or the first again.
         steps = {segment.step for segment in self.script.tape.segments}
         started = False
+        own = self.script
+        for self.script in before:
+            self._round(_walk(self.script), trained, run, trainer, optimizer, first=not started, evaluates=False)
+            started = True
+        self.script = own
         rounds = 2 if len(steps) == 1 else 1
         # A tape of steps without accumulation: a second micro-batch meets the first one's gradients, as any later one.
         again = run.grad_accum > 1 and not any(segment.micro_step for segment in self.script.tape.segments)
         for done in range(1, rounds + 1):
-            for segment, layer in _accumulated(self.script) if again else _walk(self.script):
-                if segment.stage == "eval" and done < rounds:
-                    continue  # evaluation comes once the optimizer has its states
-                self._begin()
-                if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
-                    self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
-                if segment.stage == "optimizer":
-                    self._optimizer(trained, trainer, optimizer, first=not started)
-                    started = True
-                if segment.stage != "prepare":
-                    self._segment(segment, layer)
-                self._note(_phase(segment))
+            walk = _accumulated(self.script) if again else _walk(self.script)
+            self._round(walk, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
+            started = True
+
+    def _round(
+        self,
+        walk: Iterable[tuple[Segment, int]],
+        trained: Sequence[Trainable],
+        run: RunConfig,
+        trainer: TrainerRow,
+        optimizer: OptimizerRow,
+        *,
+        first: bool,
+        evaluates: bool,
+    ) -> None:
+        """Everything that was traced, once; the first optimizer step makes the states, so evaluation comes last."""
+        for segment, layer in walk:
+            if segment.stage == "eval" and not evaluates:
+                continue
+            self._begin()
+            if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
+                self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
+            if segment.stage == "optimizer":
+                self._optimizer(trained, trainer, optimizer, first=first)
+                first = False
+            if segment.stage != "prepare":
+                self._segment(segment, layer)
+            self._note(_phase(segment))
 
     def _begin(self) -> None:
         self.memory.reset_peaks()

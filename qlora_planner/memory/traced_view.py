@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.loading import PhasePeak
@@ -30,13 +32,14 @@ def traced_view(
     workspace_bytes: int,
     context: ContextRow,
     usable_bytes: int | None = None,
+    before: Sequence[Tape] = (),
 ) -> View:
-    """Everything an estimate shows, from the tape of this run played through the allocator.
+    """Everything an estimate shows, from the tape of this run played through the allocator, after those `before` it.
 
     `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely.
     """
     run = resolution.run
-    played = play_run(profile, resolution, tape, workspace_bytes)
+    played = play_run(profile, resolution, tape, workspace_bytes, before=before)
     phases = _phases(run, played, context)
     peak = max(phases, key=lambda phase: phase.device_bytes or 0)
     full = context.first_tensor_bytes + context.kernels_bytes
@@ -56,6 +59,7 @@ def traced_view(
                 workspace_bytes,
                 played,
                 None if usable_bytes is None else usable_bytes - full,
+                before,
             )
             + full,
             peak.device_bytes or 0,

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from qlora_planner.planner.dataset import DataSummary, rounded
 from qlora_planner.planner.packing import packed_bfd, packed_wrapped
 from qlora_planner.planner.padding import padded_by_length, padded_by_random
+from qlora_planner.planner.widths import widths_before
 
 TRUNCATED_AT = (90.0, 95.0, 99.0, 99.9, 100.0)
 RANDOM, GROUPED, BFD, WRAPPED = "random", "group_by_length", "packing-bfd", "packing-wrapped"
@@ -91,6 +92,7 @@ class DataPlan:
                 "batch_size": self.batch_size,
                 "grad_accum": self.grad_accum,
                 "packing": self.packing,
+                "widths_before": list(widths_before(self.summary, self.batch_size, self.seq_len, self.packing)),
                 "worst_batch": {"rows": min(self.batch_size, epoch.rows), "tokens": epoch.worst_tokens},
                 "cut": self.cut.to_dict(),
                 "steps_per_epoch": epoch.steps,

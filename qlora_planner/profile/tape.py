@@ -47,6 +47,15 @@ class Tape:
     on_host: frozenset[int] = frozenset()  # storages in the host's memory, where activations are offloaded to
     streamed: frozenset[int] = frozenset()  # storages that a second stream allocated, from a cache of its own
 
+    def alike(self, other: Tape) -> bool:
+        """Whether both hold the same births and deaths in the same order, whatever their sizes."""
+        same = (self.segments, self.places, self.kept, self.workspaces, self.on_host, self.streamed) == (
+            other.segments, other.places, other.kept, other.workspaces, other.on_host, other.streamed,
+        )  # fmt: skip
+        return same and [(storage, size > 0) for storage, size in self.events] == [
+            (storage, size > 0) for storage, size in other.events
+        ]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompiledTape:

@@ -214,8 +214,14 @@ def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: boo
         yield from theme.wrap("--explain shows the arithmetic behind each figure, --json everything", style="dim")
 
 
-def next_command(text: str, model: str, theme: Theme) -> Iterator[Line]:
-    """`next:` and a command with `{}` for the model; a long name loses its organisation, so that nothing wraps."""
+def next_command(text: str, model: str, theme: Theme, path: str | None = None) -> Iterator[Line]:
+    """`next:` and a command with `{}` for the model; a long name loses its organisation, so that nothing wraps.
+
+    A model that was named by the `path` of its folder keeps that.
+    """
+    if path is not None:
+        yield [("next: ", "bold"), (text.format(shlex.quote(path)), "cyan")]
+        return
     full = text.format(model)
     short = text.format(model.rpartition("/")[2])
     yield [("next: ", "bold"), (full if len(full) + 6 <= theme.width else short, "cyan")]

@@ -119,6 +119,7 @@ def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iter
     run = plan.run.to_dict()
     options = {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
     words = f"--gpu {shlex.quote(card)} {change(options)}".strip()
-    yield from next_command(f"qlora-plan {{}} {words} --save plan.yaml", str(plan.model["id"]), theme)
+    command = f"qlora-plan {{}} {words} --save plan.yaml"
+    yield from next_command(command, str(plan.model["id"]), theme, plan.model.get("path"))
     then = "(then `qlora-plan verify plan.yaml` proves it, `qlora-plan train plan.yaml` runs it)"
     yield from theme.wrap(then, 6, style="dim")

@@ -14,6 +14,7 @@ from qlora_planner.planner.dataset import DataSummary, RowRef, outliers_of, seq_
 from qlora_planner.planner.epochs import BFD, GROUPED, RANDOM, WRAPPED, plan_data, steps_per_epoch, truncations
 from qlora_planner.planner.packing import packed_bfd
 from qlora_planner.planner.padding import expected_longest, padded_by_length, padded_by_random
+from qlora_planner.planner.widths import widths_before
 
 
 def made(lengths: Sequence[int], masked: Sequence[int] | None = None, **changes: Any) -> DataSummary:
@@ -159,3 +160,20 @@ def test_outliers_are_far_above_the_99th_percentile() -> None:
 def test_batching_by_name() -> None:
     names = [row["name"] for row in plan_data(made(LENGTHS), seq_len=64, batch_size=2).to_dict()["batching"]]
     assert names == [RANDOM, GROUPED, BFD, WRAPPED]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_widths_before_the_widest_are_those_that_set_records(batch_size: int) -> None:
+    drawn = np.random.default_rng(5)
+    lengths = drawn.lognormal(5.6, 0.9, 4000).astype(np.int32)
+    found = widths_before(made(lengths.tolist()), batch_size, 1 << 20, packing=False)
+    assert list(found) == sorted(set(found)) and found[-1] < lengths.max()
+    # Twice as many batches: the median of the widest so far rises from each width to about the next.
+    for doubling, width in enumerate(found):
+        widest = [drawn.choice(lengths, 2**doubling * batch_size).max() for _ in range(4000)]
+        assert np.median(widest) == pytest.approx(width, rel=0.08)
+
+
+def test_rows_of_one_length_have_no_width_before_the_widest() -> None:
+    assert widths_before(made([7] * 50), 2, 64, packing=False) == ()
+    assert widths_before(made([100] * 50), 2, 64, packing=False) == ()
