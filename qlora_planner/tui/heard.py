@@ -105,6 +105,10 @@ class Heard(Asks):
         """Something new of the launched process."""
         self.refresh_page()
 
+    def on_rested(self, _message: messages.Rested) -> None:
+        """What is worked on is said on the screen."""
+        self.refresh_page()
+
     def on_told(self, message: messages.Told) -> None:
         """A word for the reader."""
         self.notify(message.text, severity=message.severity, markup=False)  # type: ignore[arg-type]

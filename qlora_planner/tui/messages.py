@@ -122,6 +122,11 @@ class Heard(Message):
 
 
 @dataclass
+class Rested(Message):
+    """Something that was worked on is done."""
+
+
+@dataclass
 class Told(Message):
     """A word for the reader."""
 

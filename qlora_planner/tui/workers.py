@@ -40,6 +40,7 @@ class Workers(Exploration):
             yield
         finally:
             self.busy.remove(words)
+            self.post_message(messages.Rested())
 
     @work(thread=True, group="survey")
     def _survey(self, place: Place) -> None:

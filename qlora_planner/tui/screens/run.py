@@ -43,13 +43,14 @@ class RunScreen(Page):
             with Vertical(id="left"):
                 yield KnobList(id="knobs")
                 yield Static(id="says")
-            with VerticalScroll(id="right", can_focus=False):
+            with Vertical(id="right"):
                 yield Static(id="verdict")
                 yield Static(id="bar")
-                yield Static(id="phases")
-                yield Breakdown(id="breakdown")
-                yield Static(id="why")
-                yield Static(id="problems")
+                with VerticalScroll(id="rest", can_focus=False):
+                    yield Static(id="phases")
+                    yield Breakdown(id="breakdown")
+                    yield Static(id="why")
+                    yield Static(id="problems")
 
     def show(self) -> None:
         """The knobs now, and the figures of the last run that is worked out."""
