@@ -17,7 +17,7 @@ from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.launching import Launch
 from qlora_planner.tui.readiness import Readiness
 from qlora_planner.tui.start import DataAsked
-from tests.tui.conftest import idle, open_model
+from tests.tui.conftest import idle, open_model, painted
 
 Scene = Callable[[Explorer, Pilot[None]], Awaitable[None]]
 MODEL = "llama-3.1-8b"
@@ -58,7 +58,13 @@ async def quiet(app: Explorer, pilot: Pilot[None]) -> None:
     """Nothing is worked on, and no word of before is over the screen."""
     await idle(app, pilot)
     app.clear_notifications()
-    await pilot.pause()
+    before = ""
+    for _ in range(40):  # tables measure their columns, and panes scroll, when there is time
+        await pilot.pause(0.05)
+        now = painted(app)
+        if now == before:
+            return
+        before = now
 
 
 async def fit(app: Explorer, pilot: Pilot[None]) -> None:
@@ -137,8 +143,7 @@ async def watch(app: Explorer, pilot: Pilot[None]) -> None:
     await pilot.pause(0.5)
     app._left = True  # nobody listens any more: a picture waits until every worker has ended
     await app.workers.wait_for_complete()
-    app.clear_notifications()
-    await pilot.pause()
+    await quiet(app, pilot)
 
 
 async def export(app: Explorer, pilot: Pilot[None]) -> None:
