@@ -44,10 +44,11 @@ def line(app: Explorer) -> str:
         return shlex.join(["qlora-plan", "--gpu", app.place.asked])
     model, place, run = found
     if app.current_mode in ("prices", "frontier"):
-        return shlex.join(["qlora-plan", *core.command_words(model, place, run, "plan", ("seq_len", "batch_size"))])
+        return shlex.join(["qlora-plan", *core.command_words(model, place, run, "plan", core.SEARCHED)])
     if app.current_mode == "data" and app.data_asked is not None:
         asked = app.data_asked
-        words = core.command_words(model, place, run if app.cut is None else run.with_(seq_len=app.cut), "plan")
+        run = run if app.cut is None else run.with_(seq_len=app.cut)
+        words = core.command_words(model, place, run, "plan", core.SEARCHED)
         words += ["--data", asked.path]
         words += ["--tokenizer", asked.tokenizer] if asked.tokenizer else []
         words += ["--chars-per-token", f"{asked.chars_per_token:g}"] if asked.chars_per_token else []
