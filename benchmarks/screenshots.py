@@ -1,4 +1,4 @@
-"""Pictures of every place of the explorer, from the explorer itself: `python benchmarks/screenshots.py docs/screenshots`.
+"""Pictures of every place of the explorer, from itself: `python benchmarks/screenshots.py docs/screenshots`.
 
 The scenes are those of the snapshots in tests/tui; nothing in a picture depends on the machine or the time.
 """

@@ -68,6 +68,7 @@ def palette(app: Explorer) -> Iterable[SystemCommand]:
     yield SystemCommand("Card", "Explore another card, real or simulated", app.action_card)
     yield SystemCommand("Open a model", "By catalogue name, Hub id or folder", app.action_open)
     yield SystemCommand("Recommended run", "Take the best run of this model on this card", app.action_recommend)
+    yield SystemCommand("Fit it", "Take the best run that keeps this sequence length", app.action_fit_it)
     yield SystemCommand("Undo", "Back to the run before", app.action_undo)
     yield SystemCommand("Pin", "Keep this run for comparison", app.action_pin)
     yield SystemCommand("Command line", "Show and copy the command that gives these figures", app.action_command)
