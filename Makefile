@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles cards tapes tables calibration install
+.PHONY: check format lint types layers test profiles cards tapes tables calibration screenshots install
 
 check: lint types layers test
 
@@ -46,3 +46,7 @@ tables:
 # own, so that nothing traced by an older tracer stands in.
 calibration:
 	XDG_CACHE_HOME=$$(mktemp -d) $(PYTHON) -m qlora_planner.cli.regenerate_calibration profiles h200
+
+# Take the README's pictures of the explorer again.
+screenshots:
+	$(PYTHON) benchmarks/screenshots.py docs/screenshots

@@ -115,7 +115,8 @@ def measure(keys: int, gpu: str) -> dict[str, float]:
         terminal.quiet(1.0)
         taken: list[float] = []
         settled: list[float] = []
-        pattern = ("right", "right", "left", "down", "right", "left", "down", "down", "right", "up")
+        # Sequence, batch and accumulation, each one place on and back: every key repaints.
+        pattern = ("right", "left", "down", "right", "left", "down", "right", "left", "up", "up")
         for index in range(keys):
             start = time.perf_counter()
             taken.append(terminal.press(ARROWS[pattern[index % len(pattern)]]))
@@ -137,9 +138,15 @@ async def monkey(count: int, seed: int) -> None:
     """Random keys without a terminal; what raises, raises here."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from qlora_planner.cli.tui import make_explorer
+    from qlora_planner.tui.launching import Launch
     from tests.tui.monkey import keys
+    from tests.tui.scenes import write_data
 
-    explorer = make_explorer({"gpu": "rtx-4090", "profiles": None, "no_color": False})
+    root = Path(__file__).resolve().parent.parent
+    os.environ["PYTHONPATH"] = str(root)
+    Launch.program = (sys.executable, str(root / "tests/tui/child.py"))  # a key that trains starts no real training
+    data = str(write_data(Path("train.jsonl").absolute()))
+    explorer = make_explorer({"gpu": "rtx-4090", "profiles": None, "data": data, "chars_per_token": 4.0})
     type(explorer).action_leave = lambda self: None
     async with explorer.run_test(size=(100, 30)) as pilot:
         for at, key in enumerate(keys(seed, count)):
@@ -147,7 +154,7 @@ async def monkey(count: int, seed: int) -> None:
             if at % 10 == 9:
                 await pilot.pause()
             if at == 200:
-                await pilot.press("escape", "1", "slash", *"llama-3.1-8b", "enter", "enter")
+                await pilot.press("escape", "escape", "1", "slash", *"llama-3.1-8b", "enter", "enter")
 
 
 def main() -> int:

@@ -143,6 +143,7 @@ def batching_lines(plan: DataPlan, theme: Theme) -> Iterator[Line]:
     if hours:
         heads[3], widths = "tokens", [24, 9, 8, 13, 7, 7]
         heads, widths = [*heads, "hours"], [*widths, 6]
+    widths[3] -= min(3, max(0, sum(widths) + len(widths) - 1 - theme.width))
     left = frozenset({0})
     yield columns([(head, "dim") for head in heads], widths, left, gap=1)
     for epoch in plan.epochs.values():

@@ -12,6 +12,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from qlora_planner.errors import InputError
+from qlora_planner.run import RunConfig
 from qlora_planner.tui import commands, core
 from qlora_planner.tui.launches import Launches
 from qlora_planner.tui.plain import Plain
@@ -95,6 +96,14 @@ class Explorer(Launches):
         """Look for the best run of the model on the card."""
         if self.subject is not None:
             self._recommend(self.subject)
+            self.refresh_page()
+        else:
+            self.say_no_model()
+
+    def action_fit_it(self) -> None:
+        """Look for the best run that keeps the sequence length."""
+        if self.subject is not None:
+            self._recommend(self.subject, RunConfig(seq_len=self.run_now.seq_len))
             self.refresh_page()
         else:
             self.say_no_model()

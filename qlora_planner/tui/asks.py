@@ -62,7 +62,7 @@ class Asks(Workers):
     def open_model(self, model: str) -> None:
         """Explore a model on the card now, from its recommended run."""
         row = next((one for one in self.rows or () if one.model_id == model), None)
-        self._open(model, self.place, RunConfig() if row is None else core.start_run(row), show=True)
+        self._open(model, self.place, None if row is None else core.start_run(row), show=True)
         self.refresh_page()
 
     def open_pin(self, pin: Pin) -> None:

@@ -44,10 +44,11 @@ def line(app: Explorer) -> str:
         return shlex.join(["qlora-plan", "--gpu", app.place.asked])
     model, place, run = found
     if app.current_mode in ("prices", "frontier"):
-        return shlex.join(["qlora-plan", *core.command_words(model, place, run, "plan", ("seq_len", "batch_size"))])
+        return shlex.join(["qlora-plan", *core.command_words(model, place, run, "plan", core.SEARCHED)])
     if app.current_mode == "data" and app.data_asked is not None:
         asked = app.data_asked
-        words = core.command_words(model, place, run if app.cut is None else run.with_(seq_len=app.cut), "plan")
+        run = run if app.cut is None else run.with_(seq_len=app.cut)
+        words = core.command_words(model, place, run, "plan", core.SEARCHED)
         words += ["--data", asked.path]
         words += ["--tokenizer", asked.tokenizer] if asked.tokenizer else []
         words += ["--chars-per-token", f"{asked.chars_per_token:g}"] if asked.chars_per_token else []
@@ -67,6 +68,7 @@ def palette(app: Explorer) -> Iterable[SystemCommand]:
     yield SystemCommand("Card", "Explore another card, real or simulated", app.action_card)
     yield SystemCommand("Open a model", "By catalogue name, Hub id or folder", app.action_open)
     yield SystemCommand("Recommended run", "Take the best run of this model on this card", app.action_recommend)
+    yield SystemCommand("Fit it", "Take the best run that keeps this sequence length", app.action_fit_it)
     yield SystemCommand("Undo", "Back to the run before", app.action_undo)
     yield SystemCommand("Pin", "Keep this run for comparison", app.action_pin)
     yield SystemCommand("Command line", "Show and copy the command that gives these figures", app.action_command)

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 ASSUMED_CARD = "24GB"
 _KEPT = 512  # estimates of one model and card
 _DEFAULT = RunConfig()
+# What a plan would search if it were not typed: with these it is of exactly this run.
+SEARCHED = (
+    "method", "quant", "double_quant", "seq_len", "batch_size", "grad_accum", "rank", "gradient_checkpointing",
+    "optimizer", "attention", "packing",
+)  # fmt: skip
 # Lengths of the frontier's grid.
 GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 

@@ -85,8 +85,8 @@ class Exploration(App[None]):
     @property
     def idle(self) -> bool:
         """Whether no worker has anything left to do; a launched process counts as work."""
-        working = self._estimating or self._surrounding or self._pinning or self._viewing
-        return not working and all(worker.is_finished for worker in self.workers)
+        working = self._estimating or self._surrounding or self._pinning or self._viewing or self._widening
+        return not working and self.data_done is None and all(worker.is_finished for worker in self.workers)
 
     @property
     def model(self) -> str | None:

@@ -45,6 +45,8 @@ class Heard(Asks):
         self._take(message.run)
         if message.show:
             self.go("run")
+        if message.best:
+            self._recommend(message.subject)
 
     def on_estimated(self, message: messages.Estimated) -> None:
         """The figures of a run; where the knobs have moved on, the next is worked out."""
@@ -58,6 +60,11 @@ class Heard(Asks):
         """Take the recommended run."""
         if message.subject is self.subject:
             self.set_run(RunConfig(**dict(message.plan.options)))
+            if message.plan.estimate.verdict not in ("fits", "tight"):
+                self.notify("no run of this model was found that fits so; the nearest is shown", severity="warning")
+            elif message.seq_len is not None and self.run_now.seq_len < message.seq_len:
+                told = f"{message.seq_len:,} tokens fit in no way that was tried: {self.run_now.seq_len:,} do"
+                self.notify(told, severity="warning")
 
     def on_surrounded(self, message: messages.Surrounded) -> None:
         """Frontier and prices of a run."""
@@ -103,6 +110,10 @@ class Heard(Asks):
 
     def on_heard(self, _message: messages.Heard) -> None:
         """Something new of the launched process."""
+        self.refresh_page()
+
+    def on_rested(self, _message: messages.Rested) -> None:
+        """What is worked on is said on the screen."""
         self.refresh_page()
 
     def on_told(self, message: messages.Told) -> None:

@@ -11,11 +11,6 @@ from qlora_planner.tui import core
 from qlora_planner.tui.heard import Heard
 from qlora_planner.tui.launching import Launch
 
-# What a plan would search if it were not typed: a launch is to be of exactly this run.
-_SEARCHED = (
-    "method", "quant", "double_quant", "seq_len", "batch_size", "grad_accum", "rank", "gradient_checkpointing",
-    "optimizer", "attention",
-)  # fmt: skip
 # A step and the checkpoint after it are waited for so long when one leaves.
 _SAVING_S = 120.0
 
@@ -31,7 +26,7 @@ class Launches(Heard):
         """The words after `qlora-plan` that start `verb` with the run now; `more` are options by their names."""
         assert self.model is not None, "a launch is of a model"
         place = self.place if self.device == "cuda" else None
-        typed = _SEARCHED if verb == "train" else ()
+        typed = core.SEARCHED if verb == "train" else ()
         words = core.command_words(self.model, place, self.run_now, verb, typed)
         if self.device == "cpu":
             words += ["--device", "cpu"]

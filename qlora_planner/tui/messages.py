@@ -40,11 +40,12 @@ class SurveyedSize(Message):
 
 @dataclass
 class Opened(Message):
-    """A model on a card, and the run that it starts with."""
+    """A model on a card, and the run that it starts with; `best`: its recommended run is still to be found."""
 
     subject: Subject
     run: RunConfig
     show: bool
+    best: bool
 
 
 @dataclass
@@ -59,10 +60,11 @@ class Estimated(Message):
 
 @dataclass
 class Planned(Message):
-    """The recommended run."""
+    """The recommended run; `seq_len` is the length that it was to keep, None for any."""
 
     subject: Subject
     plan: Plan
+    seq_len: int | None
 
 
 @dataclass
@@ -119,6 +121,11 @@ class Looked(Message):
 @dataclass
 class Heard(Message):
     """A launched process told something, or ended."""
+
+
+@dataclass
+class Rested(Message):
+    """Something that was worked on is done."""
 
 
 @dataclass

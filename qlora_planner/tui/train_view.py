@@ -81,7 +81,7 @@ def status(launch: Launch, theme: Theme) -> list[Line]:
 
 def peaks(launch: Launch, theme: Theme) -> list[Line]:
     """A line per phase: MiB predicted, the most that NVML said, and how far off that is."""
-    lines: list[Line] = [[(f"{'MiB by phase':<18}{'predicted':>10}{'live':>10}{'off':>8}", "dim")]]
+    lines: list[Line] = [[(f"{'MiB by phase':<20}{'predicted':>10}{'live':>10}{'off':>8}", "dim")]]
     for name, seen in launch.peaks.items():
         predicted = launch.predicted_bytes(name)
         now = launch.running and name == launch.phase
@@ -90,7 +90,7 @@ def peaks(launch: Launch, theme: Theme) -> list[Line]:
         label = _PHASES.get(name, name)
         known = "-" if predicted is None else mib(predicted)
         live = "-" if seen is None else mib(seen)
-        lines.append([(f"{mark}{label:<16}{known:>10}{live:>10}{off:>8}", "bold" if now else "")])
+        lines.append([(f"{mark}{label:<18}{known:>10}{live:>10}{off:>8}", "bold" if now else "")])
     if launch.peaks and not launch.used:
         host = "" if launch.host_bytes is None else f"; host memory {gib(launch.host_bytes)} GiB"
         lines.append([(f"  NVML says nothing here{host}", "dim")])

@@ -40,6 +40,7 @@ class Workers(Exploration):
             yield
         finally:
             self.busy.remove(words)
+            self.post_message(messages.Rested())
 
     @work(thread=True, group="survey")
     def _survey(self, place: Place) -> None:
@@ -80,14 +81,15 @@ class Workers(Exploration):
         import qlora_planner.report.estimate  # noqa: F401
 
     @work(thread=True, group="open")
-    def _open(self, model: str, place: Place, run: RunConfig, *, show: bool) -> None:
+    def _open(self, model: str, place: Place, run: RunConfig | None, *, show: bool) -> None:
+        """`run` None asks for the recommended one, which the survey has not come to."""
         with self._doing(f"reading {model}"):
             try:
                 found = Subject.of(model, place, self.profiles)
             except PlannerError as error:
                 self.post_message(messages.Told(core.fault_words(error), "error"))
                 return
-        self.post_message(messages.Opened(found, run, show))
+        self.post_message(messages.Opened(found, run or RunConfig(), show, best=run is None))
 
     @work(thread=True, group="estimate")
     def _estimate(self, subject: Subject, run: RunConfig) -> None:
@@ -99,14 +101,15 @@ class Workers(Exploration):
         self.post_message(messages.Estimated(subject, run, found, fault))
 
     @work(thread=True, group="plan")
-    def _recommend(self, subject: Subject) -> None:
+    def _recommend(self, subject: Subject, keep: RunConfig | None = None) -> None:
+        """The best run of a model on its card; of `keep` its sequence length is kept."""
         with self._doing("looking for the best run"):
             try:
-                found = subject.plan()
+                found = subject.plan() if keep is None else subject.plan(keep, {"seq_len": keep.seq_len})
             except PlannerError as error:
                 self.post_message(messages.Told(core.fault_words(error), "error"))
                 return
-        self.post_message(messages.Planned(subject, found))
+        self.post_message(messages.Planned(subject, found, None if keep is None else keep.seq_len))
 
     @work(thread=True, group="around")
     def _surround(self, subject: Subject, run: RunConfig) -> None:

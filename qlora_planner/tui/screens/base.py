@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
 
 SMALLEST = (80, 24)
+LOW = 32  # rows below which nothing is left empty between parts
 PLACES = (
     ("fit", "Fit"), ("run", "Run"), ("frontier", "Frontier"), ("prices", "Prices"), ("compare", "Compare"),
     ("data", "Data"), ("train", "Train"),
@@ -50,7 +51,7 @@ class Page(Screen[None]):
         yield Static(id="headline")
         yield from self.body()
         yield Static(id="about")
-        yield Footer(show_command_palette=False)
+        yield Footer(show_command_palette=False, compact=True)
         yield Static(id="small")
 
     def body(self) -> ComposeResult:
@@ -89,6 +90,7 @@ class Page(Screen[None]):
     def _measure(self, width: int, height: int) -> None:
         small = width < SMALLEST[0] or height < SMALLEST[1]
         self.set_class(small, "small")
+        self.set_class(height < LOW, "low")
         if small:
             words = f"This terminal has {width} x {height} characters.\n"
             words += f"The explorer needs {SMALLEST[0]} x {SMALLEST[1]}.\nMake it larger, or press q to leave."
@@ -104,19 +106,18 @@ class Page(Screen[None]):
         pane.update(text, layout=before is None or not before.plain or _lines(before, width) != _lines(text, width))
 
     def _headline(self) -> Text:
-        explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
         for number, (key, label) in enumerate(PLACES, 1):
             text.append(f" {number} {label} ", style="reverse bold" if key == self.place_key else "dim")
-        text.append(f"  {explorer.place.gpu.label}", style="bold")
         return text
 
     def _about(self) -> Text:
-        """The model and what is worked on, in the last line above the footer."""
+        """Card, model and what is worked on, in the last line above the footer."""
         explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
-        if explorer.subject is not None and self.place_key != "fit":
-            text.append(f" {explorer.subject.profile.id} ", style="bold")
+        text.append(f" {explorer.place.gpu.label} ", style="bold")
+        if explorer.subject is not None:
+            text.append(f" {explorer.subject.profile.id} ", style="" if self.place_key == "fit" else "bold")
         if explorer.launch is not None and explorer.launch.running and self.place_key != "train":
             text.append(f" {explorer.launch.words}: 7 ", style="reverse")
         if explorer.busy_with:

@@ -101,9 +101,9 @@ class DataScreen(Page):
         return text
 
     def _percentiles(self, data: DataSummary) -> Text:
-        text = Text("at most, of the rows: ", style="dim")
+        text = Text("rows up to: ", style="dim", no_wrap=True)
         for name, length in data.percentiles().items():
-            text.append("longest " if name == "100" else f"{name} % ", style="dim")
+            text.append("all " if name == "100" else f"{name}% ", style="dim")
             text.append(f"{length:,}  ", style="bold")
         return text
 
@@ -122,7 +122,7 @@ class DataScreen(Page):
             against = f" against {view.uncut:,} tokens: a peak of {gib(view.peak_bytes)}"
             saved.append((f"{against} instead of {gib(view.uncut_peak_bytes)} GiB", ""))
         saved.append((f"  {theme.glyph(verdict)} {VERDICT_WORDS.get(verdict, verdict)}", verdict_style(verdict)))
-        self.put("#cut", as_text([*worst_lines(view.plan, theme), saved]))
+        self.put("#cut", as_text([saved, *worst_lines(view.plan, theme)]))
         self.put("#epoch", as_text(batching_lines(view.plan, theme)))
 
     def on_slider_moved(self, event: Slider.Moved) -> None:

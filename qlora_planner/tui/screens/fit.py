@@ -14,6 +14,9 @@ from qlora_planner.tui.listing import GROUPS, HEADS, SORTS, cells, chosen, tally
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
 
+# Columns of the table: mark, size of the model; longest, best run, tokens/s; one for a size of card.
+_MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (8, 24, 8), 4, 9
+
 
 class FitScreen(Page):
     """The table of models."""
@@ -36,6 +39,8 @@ class FitScreen(Page):
         self.shown: list[str | None] = []  # model id by table row; None: a heading
         self._painted: tuple[object, ...] = ()
         self._heads: tuple[str, ...] = ()
+        self._laid: object = None  # heads and widths of the table as it is
+        self._room = 20  # columns of a name
 
     def body(self) -> ComposeResult:
         """Filter, tally, table."""
@@ -78,40 +83,48 @@ class FitScreen(Page):
             table.move_cursor(row=self.shown.index(here))
 
     def _columns(self, table: DataTable[Text]) -> None:
+        """Columns of fixed widths: nothing is measured, and nothing moves while rows come in."""
         from qlora_planner.tui.asks import SIZES
 
-        heads = ("", "model", "size", *SIZES) if self.explorer.wide else HEADS
-        if heads == self._heads:
+        wide = self.explorer.wide
+        heads = ("", "model", "size", *SIZES) if wide else HEADS
+        each = (_ROOMY_CARD if self._roomy else _CARD,) * len(SIZES) if wide else _WIDTHS
+        taken = _MARK + _SIZE + sum(each) + 2 * len(heads) + 2
+        self._room = max(16, self.size.width - taken)
+        widths = (_MARK, self._room, _SIZE, *each)
+        if (heads, widths) == self._laid:
             table.clear()
             return
-        self._heads = heads
+        self._laid, self._heads = (heads, widths), heads
         table.clear(columns=True)
-        for head in heads:
-            table.add_column(head, key=head or "mark")
+        for head, width in zip(heads, widths, strict=True):
+            table.add_column(head, key=head or "mark", width=width)
+
+    @property
+    def _roomy(self) -> bool:
+        return self.size.width >= 110
 
     def _one_card(self, row: ModelRow, theme: Theme) -> list[Text]:
-        room = max(20, self.size.width - 2 - 8 - 10 - 24 - 10 - 13)
         mark, name, size, longest, best, speed = cells(row, theme.glyph(row.verdict))
         return [
-            Text(mark, style=f"bold {verdict_style(row.verdict)}"), Text(self._short(name, room, theme)),
+            Text(mark, style=f"bold {verdict_style(row.verdict)}"), Text(self._short(name, self._room, theme)),
             Text(size, justify="right"), Text(longest, justify="right"), Text(theme.cut(best, 24)),
             Text(speed, justify="right"),
         ]  # fmt: skip
 
     def _by_card(self, row: ModelRow, theme: Theme) -> list[Text]:
         """A sign for each size, and the longest sequence where the terminal is wide enough for it."""
-        roomy = self.size.width >= 110
         mark, name, size, *_ = cells(row, theme.glyph(row.verdict))
         found = [
             Text(mark, style=f"bold {verdict_style(row.verdict)}"),
-            Text(self._short(name, self.size.width - (92 if roomy else 62), theme)), Text(size, justify="right"),
+            Text(self._short(name, self._room, theme)), Text(size, justify="right"),
         ]  # fmt: skip
         for head in self._heads[3:]:
             there = self.explorer.by_card.get(head, {}).get(row.model_id)
             if there is None:
                 found.append(Text(theme.ellipsis, style="dim"))
                 continue
-            longest = f" {there.longest_seq_len:,}" if roomy and there.longest_seq_len else ""
+            longest = f" {there.longest_seq_len:,}" if self._roomy and there.longest_seq_len else ""
             found.append(Text(f"{theme.glyph(there.verdict)}{longest}", style=verdict_style(there.verdict)))
         return found
 

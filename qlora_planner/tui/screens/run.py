@@ -29,6 +29,7 @@ class RunScreen(Page):
     AUTO_FOCUS = "KnobList"
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("r", "app.recommend", "Best", tooltip="Take the best run of this model on this card"),
+        Binding("f", "app.fit_it", "Fit", tooltip="Take the best run that keeps this sequence length"),
         Binding("u", "app.undo", "Undo", tooltip="Back to the run before"),
         Binding("p", "app.pin", "Pin", tooltip="Keep this run for Compare"),
     ]
@@ -36,6 +37,7 @@ class RunScreen(Page):
     def __init__(self) -> None:
         super().__init__()
         self._painted: tuple[object, ...] = ()
+        self._of: str | None = None  # the model that was shown last
 
     def body(self) -> ComposeResult:
         """Two columns."""
@@ -43,13 +45,14 @@ class RunScreen(Page):
             with Vertical(id="left"):
                 yield KnobList(id="knobs")
                 yield Static(id="says")
-            with VerticalScroll(id="right", can_focus=False):
+            with Vertical(id="right"):
                 yield Static(id="verdict")
                 yield Static(id="bar")
-                yield Static(id="phases")
-                yield Breakdown(id="breakdown")
-                yield Static(id="why")
-                yield Static(id="problems")
+                with VerticalScroll(id="rest", can_focus=False):
+                    yield Static(id="phases")
+                    yield Breakdown(id="breakdown")
+                    yield Static(id="why")
+                    yield Static(id="problems")
 
     def show(self) -> None:
         """The knobs now, and the figures of the last run that is worked out."""
@@ -57,6 +60,9 @@ class RunScreen(Page):
         knobs, table = self.query_one(KnobList), self.query_one(Breakdown)
         knobs.plain = table.plain = explorer.plain
         knobs.run = explorer.run_now if explorer.subject is not None else None
+        if explorer.model != self._of:  # another model begins at its knobs, wherever one was
+            self._of, knobs.at = explorer.model, 0
+            self.set_focus(knobs)
         self._says()
         estimate = explorer.estimate
         theme = self.theme_at(self.query_one("#right").size.width - 3)

@@ -76,7 +76,7 @@ class TrainScreen(Page):
             curve, words = self.query_one(f"#{key}-curve", Sparkline), self.query_one(f"#{key}-label", Static)
             curve.display = words.display = bool(values)
             if values:
-                curve.data = values
+                curve.data = values[:]  # a list that grew in place is not painted again
                 figure = f"{values[-1]:,.0f}" if key == "speed" else f"{values[-1]:.3f}"
                 words.update(Text.assemble((f"{label} ", "dim"), (figure, "bold"), f"  {min(values):.6g} least"))
 

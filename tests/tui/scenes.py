@@ -1,0 +1,167 @@
+"""Every place with something worth seeing in it, for the snapshots and for the pictures of the documentation."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from textual.pilot import Pilot
+from textual.widgets import Input
+
+from qlora_planner.tui.app import Explorer
+from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.readiness import Readiness
+from qlora_planner.tui.start import DataAsked
+from tests.tui.conftest import idle, open_model, painted
+
+Scene = Callable[[Explorer, Pilot[None]], Awaitable[None]]
+MODEL = "llama-3.1-8b"
+CARD = "rtx-4090"
+
+
+def write_data(path: Path, rows: int = 1_200) -> Path:
+    """Texts whose lengths are spread as those of chats are, the same everywhere."""
+    drawn = random.Random(7)
+    with path.open("w", encoding="utf-8") as stream:
+        for _ in range(rows):
+            stream.write(json.dumps({"text": "x" * (4 * min(9_000, int(drawn.lognormvariate(5.9, 0.8)) + 8))}) + "\n")
+    return path
+
+
+@contextmanager
+def staged(folder: Path) -> Iterator[DataAsked]:
+    """A folder with a dataset, and children that stand for verify and train. Nothing depends on the machine."""
+    here, child, look, path = Path.cwd(), Launch.program, Readiness.of, os.environ.get("PYTHONPATH", "")
+    write_data(folder / "train.jsonl")
+    try:
+        os.chdir(folder)
+        os.environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+        Launch.program = (sys.executable, str(Path(__file__).with_name("child.py")))
+        Readiness.of = classmethod(  # type: ignore[method-assign, assignment]
+            lambda cls, run: cls(packages=(), card="RTX 4090", no_card="")
+        )
+        Input.cursor_blink.__init__(False)  # type: ignore[misc]
+        yield DataAsked(path="train.jsonl", chars_per_token=4.0)
+    finally:
+        os.chdir(here)
+        os.environ["PYTHONPATH"] = path
+        Launch.program, Readiness.of = child, look  # type: ignore[method-assign]
+        Input.cursor_blink.__init__(True)  # type: ignore[misc]
+
+
+async def quiet(app: Explorer, pilot: Pilot[None]) -> None:
+    """Nothing is worked on, and no word of before is over the screen."""
+    await idle(app, pilot)
+    app.clear_notifications()
+    before = ""
+    for _ in range(40):  # tables measure their columns, and panes scroll, when there is time
+        await pilot.pause(0.05)
+        now = painted(app)
+        if now == before:
+            return
+        before = now
+
+
+async def fit(app: Explorer, pilot: Pilot[None]) -> None:
+    """The first screen."""
+    await quiet(app, pilot)
+
+
+async def cards(app: Explorer, pilot: Pilot[None]) -> None:
+    """A column per size of card."""
+    await pilot.press("m")
+    await quiet(app, pilot)
+
+
+async def run(app: Explorer, pilot: Pilot[None]) -> None:
+    """A run with the why of a line."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("right", "right", "tab", *["down"] * 6)
+    await quiet(app, pilot)
+
+
+async def frontier(app: Explorer, pilot: Pilot[None]) -> None:
+    """The heat map."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("3")
+    await quiet(app, pilot)
+
+
+async def prices(app: Explorer, pilot: Pilot[None]) -> None:
+    """The knobs' prices."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("4")
+    await quiet(app, pilot)
+
+
+async def compare(app: Explorer, pilot: Pilot[None]) -> None:
+    """Four pinned runs on two cards."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("p", "right", "right", "p")
+    app.use_card("rtx-3090")
+    await idle(app, pilot)
+    await pilot.press("p", "u", "u", "p", "5")
+    await quiet(app, pilot)
+
+
+async def data(app: Explorer, pilot: Pilot[None]) -> None:
+    """A dataset with the slider moved."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("6")
+    await idle(app, pilot)
+    await pilot.press(*["left"] * 8)
+    await quiet(app, pilot)
+
+
+async def train(app: Explorer, pilot: Pilot[None]) -> None:
+    """Before anything runs."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("7")
+    await quiet(app, pilot)
+
+
+async def watch(app: Explorer, pilot: Pilot[None]) -> None:
+    """A training at step 24 of 60; it goes on until it is stopped."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("7")
+    await idle(app, pilot)
+    os.environ["HOLD"] = "1"
+    try:
+        app.begin("train", {"data": "train.jsonl", "output": "runs/first"})
+    finally:
+        del os.environ["HOLD"]
+    assert app.launch is not None
+    for _ in range(400):
+        await pilot.pause(0.05)
+        if app.launch.log and app.launch.log[-1].startswith("step 24/"):
+            break
+    await pilot.pause(0.5)
+    app._left = True  # nobody listens any more: a picture waits until every worker has ended
+    await app.workers.wait_for_complete()
+    await quiet(app, pilot)
+
+
+async def export(app: Explorer, pilot: Pilot[None]) -> None:
+    """The export dialog."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("e", "down")
+    await quiet(app, pilot)
+
+
+async def help_(app: Explorer, pilot: Pilot[None]) -> None:
+    """The help of the knobs."""
+    await open_model(app, pilot, MODEL)
+    await pilot.press("question_mark")
+    await quiet(app, pilot)
+
+
+PLACES: dict[str, Scene] = {
+    "fit": fit, "cards": cards, "run": run, "frontier": frontier, "prices": prices, "compare": compare, "data": data,
+    "train": train, "watch": watch,
+}  # fmt: skip
+DIALOGS: dict[str, Scene] = {"export": export, "help": help_}
