@@ -264,32 +264,35 @@ def tape_for(
     return tape
 
 
-def tapes_before(
+def tape_orders(
     profile: ModelProfile,
     run: RunConfig,
-    widths: Sequence[int],
+    widths: Sequence[Sequence[int]],
     gpu: GpuSpec | None = None,
     *,
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
-) -> tuple[Tape, ...]:
-    """Traces of `run` at narrower `widths`, of those that are made of the same pieces as its own.
+) -> tuple[tuple[Tape, ...], ...]:
+    """Traces of `run` for sequences of other `widths`, of those that are made of the same pieces as its own.
 
-    All that ship; of a run that has to be traced the widest alone, since each takes a quarter of a minute.
+    All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute.
     """
     from qlora_planner.memory.variant import regions
 
     kept = tape_for(profile, run, gpu, profiles=profiles, stored_only=True) is not None
     own = tape_for(profile, run, gpu, profiles=profiles, stored_only=kept)
-    if own is None:
-        return ()
     within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
-    near = [width for width in widths if within is not None and within.holds(run.batch_size, width)]
-    found = (
-        tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
-        for width in (near if kept else near[-1:])
-    )
-    return tuple(one for one in found if one is not None and one.alike(own))
+    if own is None or within is None:
+        return ()
+    near = {width for order in widths for width in order if within.holds(run.batch_size, width)}
+    wanted = near if kept else {max(near)} if near else set()
+    tapes: dict[int, Tape] = {}
+    for width in wanted:
+        found = tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
+        if found is not None and found.alike(own):
+            tapes[width] = found
+    orders = dict.fromkeys(tuple(width for width in order if width in tapes) for order in widths)
+    return tuple(tuple(tapes[width] for width in order) for order in orders if order)
 
 
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
@@ -352,13 +355,13 @@ def estimate(
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
-    widths: Sequence[int] = (),
+    widths: Sequence[Sequence[int]] = (),
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
 ) -> MemoryEstimate:
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
-    `widths` are those of batches that come before the widest: see `planner.widths`.
+    `widths` are sequences of those of batches that may come before the widest: see `planner.widths`.
 
     Raises InputError for options that contradict each other or name modules that are not there.
     """
@@ -379,7 +382,7 @@ def estimate(
         tape = tape_for(profile, asked, gpu, profiles=profiles, tell=tell)
     except RefusedError as error:
         broken = (*broken, refusal(error))
-    before = tapes_before(profile, asked, widths, gpu, profiles=profiles, tell=tell) if tape and widths else ()
+    orders = tape_orders(profile, asked, widths, gpu, profiles=profiles, tell=tell) if tape and widths else ()
     known = calibration(profiles)
     found = answer(
         profile,
@@ -388,7 +391,7 @@ def estimate(
         reserve_bytes=reserve_bytes,
         cap_bytes=cap_bytes,
         tape=tape,
-        before=before,
+        orders=orders,
         calibration=known,
         broken=broken,
     )
@@ -425,9 +428,9 @@ def plan(
             told.add(str(error))
             return None
 
-    def before(chosen: RunConfig, widths: Sequence[int]) -> Sequence[Tape]:
+    def orders(chosen: RunConfig, widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:
         try:
-            return tapes_before(profile, chosen, widths, gpu, profiles=profiles, tell=tell)
+            return tape_orders(profile, chosen, widths, gpu, profiles=profiles, tell=tell)
         except MissingError:  # said when the run's own trace was asked for
             return ()
 
@@ -438,7 +441,7 @@ def plan(
         Request(gpu=gpu, run=run or Run(), pace_on=ranking_card(gpu, profiles=profiles), **asked),
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
-        before_of=before,
+        orders_of=orders,
         calibration=calibration(profiles),
     )
 

@@ -85,13 +85,15 @@ def execute(
     return _EXIT.get(attempts[-1].outcome, 4)
 
 
-def _widths(plan: Mapping[str, Any] | None) -> tuple[int, ...]:
+def _widths(plan: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
     """The widths of batches that a plan counted in its data; none where it was made without."""
     data = (plan or {}).get("data")
-    return tuple(data["run"].get("widths_before", ())) if data else ()
+    return tuple(tuple(order) for order in data["run"].get("widths_before", ())) if data else ()
 
 
-def _predictor(profile: ModelProfile | None, place: Place | None, output: Output, widths: tuple[int, ...]) -> Any:
+def _predictor(
+    profile: ModelProfile | None, place: Place | None, output: Output, widths: tuple[tuple[int, ...], ...]
+) -> Any:
     """An estimate's document by run, each made once; None on the CPU, for which nothing is planned."""
     known: dict[str, Mapping[str, Any] | None] = {}
 
@@ -104,7 +106,7 @@ def _predictor(profile: ModelProfile | None, place: Place | None, output: Output
 
             known[key] = api.estimate(
                 profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
-                widths=[width for width in widths if width < run.seq_len], profiles=output.profiles, tell=output.warn,
+                widths=widths, profiles=output.profiles, tell=output.warn,
             ).to_dict()  # fmt: skip
         return known[key]
 

@@ -30,14 +30,15 @@ def estimate(
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
     tape: Tape | None = None,
-    before: Sequence[Tape] = (),
+    orders: Sequence[Sequence[Tape]] = (),
     calibration: Calibration | None = None,
     broken: tuple[Problem, ...] = (),
 ) -> MemoryEstimate:
     """The memory of `run` on `profile`, with a verdict when a card is given.
 
-    `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval. `before` are traces
-    of it at the widths of batches that a dataset has beside its widest: see `memory.played.play_run`.
+    `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval. `orders` are
+    sequences of its traces at the widths of a dataset's batches, any of which may come before the widest: the one that
+    reserves most counts (see `memory.played.play_run`).
     `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit.
     `calibration` gives the context of the card and the spread of predictions, where it was measured.
     `broken` is what tracing found the installed libraries to refuse.
@@ -48,7 +49,7 @@ def estimate(
     context = with_libraries(context_of(gpu, calibration), resolution.run)
     available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
     usable = None if available is None else available[0]
-    view = _view(profile, resolution, tape, workspace, context, gpu, usable, before)
+    view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders)
     problems = (*resolution.problems, *broken, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
     low, high = interval(device, spread(device, view.footing, context, calibration))
@@ -105,7 +106,7 @@ def _view(
     context: ContextRow,
     gpu: GpuSpec | None,
     usable_bytes: int | None,
-    before: Sequence[Tape],
+    orders: Sequence[Sequence[Tape]],
 ) -> View:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
@@ -114,4 +115,4 @@ def _view(
         return closed_view(profile, resolution, workspace_bytes, gpu, context)
     from qlora_planner.memory.traced_view import traced_view
 
-    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, before)
+    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders)

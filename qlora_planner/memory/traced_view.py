@@ -32,14 +32,17 @@ def traced_view(
     workspace_bytes: int,
     context: ContextRow,
     usable_bytes: int | None = None,
-    before: Sequence[Tape] = (),
+    orders: Sequence[Sequence[Tape]] = (),
 ) -> View:
-    """Everything an estimate shows, from the tape of this run played through the allocator, after those `before` it.
+    """Everything an estimate shows, from the tape of this run played through the allocator.
+
+    Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
 
     `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely.
     """
     run = resolution.run
-    played = play_run(profile, resolution, tape, workspace_bytes, before=before)
+    tried = [(play_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
+    played, before = max(tried, key=lambda pair: pair[0].reserved)
     phases = _phases(run, played, context)
     peak = max(phases, key=lambda phase: phase.device_bytes or 0)
     full = context.first_tensor_bytes + context.kernels_bytes

@@ -92,7 +92,9 @@ class DataPlan:
                 "batch_size": self.batch_size,
                 "grad_accum": self.grad_accum,
                 "packing": self.packing,
-                "widths_before": list(widths_before(self.summary, self.batch_size, self.seq_len, self.packing)),
+                "widths_before": [
+                    list(order) for order in widths_before(self.summary, self.batch_size, self.seq_len, self.packing)
+                ],
                 "worst_batch": {"rows": min(self.batch_size, epoch.rows), "tokens": epoch.worst_tokens},
                 "cut": self.cut.to_dict(),
                 "steps_per_epoch": epoch.steps,

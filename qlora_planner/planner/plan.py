@@ -18,7 +18,7 @@ from qlora_planner.planner.cards import Standing, smallest_card
 from qlora_planner.planner.limits import Sweep
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.outlook import Scale
-from qlora_planner.planner.planning import BeforeOf, Planning, Request, TapeOf, none_before, rows_of
+from qlora_planner.planner.planning import OrdersOf, Planning, Request, TapeOf, no_orders, rows_of
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
 from qlora_planner.profile import ModelProfile
@@ -89,13 +89,13 @@ def plan(
     *,
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
-    before_of: BeforeOf = none_before,
+    orders_of: OrdersOf = no_orders,
     calibration: Calibration | None = None,
 ) -> Plan:
     """The best run that fits, by the objective, over everything that is not fixed.
 
     `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
-    may take a while, and `before_of` those of the widths that a dataset's batches have before the widest. Where nothing
+    may take a while, and `orders_of` those of batches of a dataset that may come before its widest. Where nothing
     fits at the length asked for, the longest that does is recommended; where nothing fits at all, the run that needs
     least.
     Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
@@ -110,7 +110,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planning.of(profile, asked, run, sweep, calibration, tape_of, before_of)
+    planner = Planning.of(profile, asked, run, sweep, calibration, tape_of, orders_of)
     ranking = planner.rank(run, fixed, objective)
     bold = objective.name in ("throughput", "cheapest")
     settled = planner.settle(ranking, bold=bold)

@@ -24,13 +24,13 @@ if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.planner.dataset import DataSummary
 
 TapeOf = Callable[[RunConfig], Tape | None]
-# Traces of a run at other widths, as far as they are at hand and made of the same pieces.
-BeforeOf = Callable[[RunConfig, Sequence[int]], Sequence[Tape]]
+# Sequences of traces of a run at other widths, as far as they are at hand and made of the same pieces.
+OrdersOf = Callable[[RunConfig, Sequence[Sequence[int]]], Sequence[Sequence[Tape]]]
 # Finalists that are estimated on their own before the search is content with fewer tokens.
 MOST_TRIES = 6
 
 
-def none_before(_run: RunConfig, _widths: Sequence[int]) -> Sequence[Tape]:
+def no_orders(_run: RunConfig, _widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:
     """For runs of which only their own width is known."""
     return ()
 
@@ -67,7 +67,7 @@ class Planning:
     calibration: Calibration | None
     tape_of: TapeOf
     limits: Limits
-    before_of: BeforeOf = none_before
+    orders_of: OrdersOf = no_orders
     looked_at: int = 0
 
     @classmethod
@@ -79,13 +79,13 @@ class Planning:
         sweep: Sweep | None,
         calibration: Calibration | None,
         tape_of: TapeOf,
-        before_of: BeforeOf = none_before,
+        orders_of: OrdersOf = no_orders,
     ) -> Planning:
         usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
         return cls(
             profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
             calibration=calibration, tape_of=tape_of, limits=Limits(usable_bytes=usable, calibration=calibration),
-            before_of=before_of,
+            orders_of=orders_of,
         )  # fmt: skip
 
     @property
@@ -147,17 +147,17 @@ class Planning:
         return None
 
     def answer(self, run: RunConfig) -> MemoryEstimate:
-        """One run's own estimate; with a dataset, after batches of the widths that come before its widest."""
+        """One run's own estimate; with a dataset, after batches of the widths that may come before its widest."""
         asked = self.asked
-        before: Sequence[Tape] = ()
+        orders: Sequence[Sequence[Tape]] = ()
         tape = self.tape_of(run)
         if asked.data is not None and tape is not None:
             from qlora_planner.planner.widths import widths_before
 
-            before = self.before_of(run, widths_before(asked.data, run.batch_size, run.seq_len, run.packing))
+            orders = self.orders_of(run, widths_before(asked.data, run.batch_size, run.seq_len, run.packing))
         found = estimate(
             self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
-            tape=tape, before=before, calibration=self.calibration,
+            tape=tape, orders=orders, calibration=self.calibration,
         )  # fmt: skip
         return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
 

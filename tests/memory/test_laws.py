@@ -226,3 +226,20 @@ def test_traces_of_other_pieces_are_told_apart() -> None:
     first, second = (stored(name).tape.at(1, 1024, 16, WORKSPACE) for name in NAMES[:2])
     assert first.alike(stored(NAMES[0]).tape.at(1, 700, 16, WORKSPACE))
     assert not first.alike(second)
+
+
+# Tokens of each batch of 8 rows up to and including the first of the widest, and bytes that torch reserved over 168
+# steps, of a training run of Llama-3.2-1B's size on an H200 (torch 2.11).
+WIDTHS, MEASURED_RESERVED_BYTES = (854, 704, 1290, 1550, 1284, 1111, 2001), 6_373_244_928
+
+
+def test_the_widths_of_a_measured_run_give_what_it_reserved() -> None:
+    name = "meta-llama/Llama-3.2-1B"
+    profile, run = CATALOGUE.load(name), RunConfig(batch_size=8, seq_len=WIDTHS[-1])
+    kept = stored_tape(profile, [ROOT / "tapes"], 8, WIDTHS[-1])
+    assert kept is not None
+    *before, tape = (kept.tape.at(8, width, run.rank, WORKSPACE) for width in WIDTHS)
+    after = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=before)
+    assert after.reserved == pytest.approx(MEASURED_RESERVED_BYTES, rel=0.03)
+    alone = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
+    assert alone.reserved < 0.9 * MEASURED_RESERVED_BYTES
