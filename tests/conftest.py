@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -14,6 +15,10 @@ os.environ.setdefault("QLORA_PLANNER_TRACE", "never")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A worker per core: more threads than one each would wait for one another. Processes that tests start inherit it.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell that starts the tests in the background has Ctrl-C ignored; what tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from qlora_planner.profile import ModelProfile
 
