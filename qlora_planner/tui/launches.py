@@ -7,7 +7,7 @@ from pathlib import Path
 
 from textual import work
 
-from qlora_planner.tui import core
+from qlora_planner.tui import typed
 from qlora_planner.tui.heard import Heard
 from qlora_planner.tui.launching import Launch
 
@@ -26,8 +26,8 @@ class Launches(Heard):
         """The words after `qlora-plan` that start `verb` with the run now; `more` are options by their names."""
         assert self.model is not None, "a launch is of a model"
         place = self.place if self.device == "cuda" else None
-        typed = core.SEARCHED if verb == "train" else ()
-        words = core.command_words(self.model, place, self.run_now, verb, typed)
+        given = typed.SEARCHED if verb == "train" else ()
+        words = typed.command_words(self.model, place, self.run_now, verb, given)
         if self.device == "cpu":
             words += ["--device", "cpu"]
         for name, value in (more or {}).items():

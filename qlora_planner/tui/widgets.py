@@ -26,8 +26,14 @@ class KnobList(Widget, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Knob", show=False, tooltip="The knob above"),
         Binding("down,j", "move(1)", "Knob", show=False, tooltip="The knob below"),
-        Binding("right,l,plus", "turn(1)", "More", tooltip="The next value; a click on the right arrow does the same"),
-        Binding("left,h,minus", "turn(-1)", "Less", tooltip="The value before; a click on the left arrow"),
+        Binding(
+            "right,l,plus",
+            "turn(1)",
+            "Turn",
+            key_display="←→",
+            tooltip="The next value; a click on the right arrow does the same",
+        ),
+        Binding("left,h,minus", "turn(-1)", "Less", show=False, tooltip="The value before; a click on the left arrow"),
         Binding("enter,equals_sign", "type", "Type", tooltip="Type an exact value, where the knob takes one"),
         Binding("home", "move(-99)", "First", show=False, tooltip="The first knob"),
         Binding("end", "move(99)", "Last", show=False, tooltip="The last knob"),

@@ -8,8 +8,9 @@ import pytest
 
 from qlora_planner.errors import InputError
 from qlora_planner.run import RunConfig
-from qlora_planner.tui.core import Subject, command_line, place_of, start_run
+from qlora_planner.tui.core import Subject, place_of, start_run
 from qlora_planner.tui.rows import ModelRow
+from qlora_planner.tui.typed import command_line
 from tests.tui.conftest import document, surveyed
 
 MODEL = "meta-llama/Llama-3.1-8B"

@@ -25,7 +25,7 @@ MODEL = "meta-llama/Llama-3.1-8B"
 
 def shown_equals_json(app: Explorer) -> None:
     """Verdict, peak and every component on the Run screen, against the command that the explorer itself gives."""
-    from qlora_planner.tui.core import command_line
+    from qlora_planner.tui.typed import command_line
 
     assert app.place is not None
     assert app.subject is not None
@@ -191,7 +191,8 @@ def test_compare_and_another_card(tmp_path: Path) -> None:
         await idle(app, pilot)
         rows = table(app, "#pins")
         assert [row[2] for row in rows] == ["24GB", "24GB", "rtx-3090"]
-        from qlora_planner.tui.core import command_line, place_of
+        from qlora_planner.tui.core import place_of
+        from qlora_planner.tui.typed import command_line
 
         for row, pin in zip(rows, app.pins, strict=True):
             line = command_line(pin.model, place_of(pin.card), RunConfig(**dict(pin.run)))

@@ -12,9 +12,9 @@ from textual.widgets import DataTable, Static
 from qlora_planner.report.theme import verdict_style
 from qlora_planner.report.words import change, gib
 from qlora_planner.run import RunConfig
-from qlora_planner.tui.core import typed_options
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.state import Pin
+from qlora_planner.tui.typed import typed_options
 
 
 class CompareScreen(Page):

@@ -37,6 +37,10 @@ class TrainScreen(Page):
         Binding("r", "resume", "Resume", tooltip="Go on with the training that was stopped"),
     ]
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._ended: Launch | None = None  # the launch whose answer was shown
+
     def body(self) -> ComposeResult:
         """Status; phases beside curves; the log."""
         yield Static(id="status")
@@ -85,8 +89,9 @@ class TrainScreen(Page):
         at_end = scroll.max_scroll_y - scroll.scroll_y <= 1
         text = "\n".join([*launch.log, *([""] if launch.answer else []), *launch.answer.splitlines()])
         self.put("#log", Text(text, style="" if launch.answer else "dim"))
-        if at_end and launch.running:
-            scroll.scroll_end(animate=False)
+        if at_end or (self._ended is not launch and not launch.running):
+            self.call_after_refresh(scroll.scroll_end, animate=False)
+        self._ended = None if launch.running else launch
 
     def action_verify(self) -> None:
         """Three real steps."""

@@ -1,0 +1,57 @@
+"""A run as somebody would type it: options that are no default, and whole command lines."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.tui.core import Place
+
+_DEFAULT = RunConfig()
+# What a plan would search if it were not typed: with these it is of exactly this run.
+SEARCHED = (
+    "method", "quant", "double_quant", "seq_len", "batch_size", "grad_accum", "rank", "gradient_checkpointing",
+    "optimizer", "attention", "packing",
+)  # fmt: skip
+
+
+def typed_options(run: RunConfig) -> dict[str, Any]:
+    """What of a run must be typed: all that is no default."""
+    return {
+        name: value
+        for name, value in run.to_dict().items()
+        if value != getattr(_DEFAULT, name) and value is not None and value != {}
+    }
+
+
+def command_line(model: str, place: Place, run: RunConfig, verb: str = "estimate") -> str:
+    """The command that gives the same figures."""
+    return shlex.join(["qlora-plan", *command_words(model, place, run, verb)])
+
+
+def command_words(model: str, place: Place | None, run: RunConfig, verb: str, typed: Sequence[str] = ()) -> list[str]:
+    """The words after `qlora-plan`; `place` None leaves the card out, `typed` are options to give though default."""
+    from qlora_planner.report.words import option
+    from qlora_planner.units import MIB
+
+    words = [verb, model]
+    if place is not None:
+        words += ["--gpu", place.asked]
+        if place.reserve_bytes:
+            words += ["--reserve", f"{-(-place.reserve_bytes // MIB)}MiB"]
+        if place.cap_bytes is not None:
+            words += ["--cap", f"{place.cap_bytes // MIB}MiB"]
+    options = typed_options(run)
+    options |= {name: getattr(run, name) for name in typed if getattr(run, name) is not None}
+    for name, value in options.items():
+        if isinstance(value, bool):
+            words.append(option(name) if value else option(name).replace("--", "--no-", 1))
+        elif isinstance(value, Mapping):
+            words += [option(name), ",".join(f"{package}={version}" for package, version in value.items())]
+        else:
+            words += [option(name), str(value)]
+    return words

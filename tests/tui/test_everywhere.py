@@ -1,0 +1,149 @@
+"""What holds on every place: ASCII alone where asked, help, Esc, command line, exports; and knobs that are typed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Input
+
+from qlora_planner.run import RunConfig
+from qlora_planner.run.config import RUN_FIELDS
+from qlora_planner.tui.app import Explorer
+from qlora_planner.tui.exporting import KINDS
+from qlora_planner.tui.knobs import KNOBS
+from qlora_planner.tui.plain import nearest
+from qlora_planner.tui.screens.dialogs import CommandScreen, TextScreen
+from qlora_planner.tui.screens.export import ExportScreen
+from qlora_planner.tui.screens.help import HelpScreen
+from qlora_planner.tui.widgets import KnobList
+from tests.tui.conftest import document, explorer, idle, open_model, painted, table, tell, words
+from tests.tui.scenes import staged
+
+MODEL = "meta-llama/Llama-3.1-8B"
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=["80x24", "120x40"])
+def test_ascii_alone_help_and_escape_on_every_place(tmp_path: Path, size: tuple[int, int]) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        for place in "1234567":
+            await pilot.press(place)
+            await idle(app, pilot)
+            shown = painted(app)
+            assert shown.isascii(), {char for char in shown if not char.isascii()}
+            assert "? Help" in shown
+            assert "q Quit" in shown
+            await pilot.press("question_mark")
+            await pilot.pause()
+            assert isinstance(app.screen, HelpScreen)
+            assert "Everywhere" in app.screen.text.plain
+            assert painted(app).isascii()
+            await pilot.press("escape", "c")
+            await pilot.pause()
+            assert isinstance(app.screen, CommandScreen)
+            assert app.clipboard == app.screen.text
+            assert app.clipboard.startswith("qlora-plan ")
+            await pilot.press("escape", "e")
+            await pilot.pause()
+            assert isinstance(app.screen, ExportScreen)
+            await pilot.press("escape", "escape", "escape")
+            await pilot.pause()
+            assert app.is_running
+
+    with staged(tmp_path) as asked:
+        tell(explorer(tmp_path / "tui.json", data=asked, plain=True), story, size)
+
+
+def test_nearest_is_one_ascii_character() -> None:
+    assert {nearest(char) for char in "█▓│─╭✓≈é语"} == {"#", "=", "|", "-", "+", "~", "e", "?"}
+
+
+def test_every_option_of_a_run_has_a_knob() -> None:
+    assert {knob.name for knob in KNOBS} >= set(RUN_FIELDS) - {"method", "double_quant"}  # those are part of `quant`
+
+
+def test_typed_values(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        knobs = app.screen.query_one(KnobList)
+        for name, text, value in (
+            ("seq_len", "3k", 3072), ("batch_size", "3", 3), ("rank", "24", 24), ("grad_accum", "5", 5),
+            ("target_modules", "q_proj, v_proj", "q_proj,v_proj"), ("lora_dropout", "0.2", 0.2),
+            ("stack", "trl=1.13", {"trl": "1.13"}), ("eval_batch_size", "none", None),
+        ):  # fmt: skip
+            knobs.at = next(index for index, knob in enumerate(KNOBS) if knob.name == name)
+            await pilot.press("enter")
+            await pilot.pause()
+            assert isinstance(app.screen, TextScreen), name
+            app.screen.query_one(Input).value = text
+            await pilot.press("enter")
+            await idle(app, pilot)
+            assert getattr(app.run_now, name) == value
+        knobs.at = 0
+        before = app.run_now
+        for wrong in ("many", "0", "-4"):
+            await pilot.press("enter")
+            await pilot.pause()
+            app.screen.query_one(Input).value = wrong
+            await pilot.press("enter")
+            await pilot.pause()
+            assert words(app, "#wrong")
+            await pilot.press("escape")
+        assert app.run_now == before
+        assert "3,072" in painted(app)
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_fit_keeps_the_length(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        app.set_run(RunConfig(seq_len=8192, batch_size=16))
+        await idle(app, pilot)
+        assert app.estimate is not None
+        assert app.estimate.verdict == "does-not-fit"
+        await pilot.press("f")
+        await idle(app, pilot)
+        told = document(MODEL, "--gpu", "24GB", "--seq-len", "8192")
+        assert app.run_now.seq_len == 8192
+        assert app.estimate.run.to_dict() == told["run"]
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_a_column_per_size_of_card(tmp_path: Path) -> None:
+    signs = {"fits": "✓", "tight": "≈", "does-not-fit": "✗", "will-not-run": "⊘"}
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await pilot.press("m")
+        await idle(app, pilot)
+        await pilot.press("slash", *"llama-3.1", "enter")
+        await pilot.pause()
+        heads = [str(column.label) for column in app.screen.query_one(DataTable).columns.values()]
+        shown = {row[1]: row for row in table(app, "#models")}
+        for card in ("8GB", "48GB"):
+            told = {row["model_id"]: row for row in document("--gpu", card)["models"]}
+            for name, row in shown.items():
+                assert row[heads.index(card)].split()[0] == signs[told[name]["verdict"]]
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_every_export_is_written(tmp_path: Path, kind: str) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await pilot.press("slash", *"llama-3.1-8b", "enter", "e")  # from Fit: the row under the cursor
+        await pilot.pause()
+        await pilot.press(*["down"] * list(KINDS).index(kind), "enter")
+        await pilot.pause()
+        file = tmp_path / app.screen.query_one("#file", Input).value
+        app.screen.query_one("#file", Input).value = str(file)
+        await pilot.press("enter")
+        await idle(app, pilot)
+        assert file.is_file(), [note.message for note in app._notifications]
+        if kind != "accelerate":
+            assert "Llama-3.1-8B" in file.read_text()
+
+    tell(explorer(tmp_path / "tui.json"), story)
