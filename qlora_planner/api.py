@@ -272,14 +272,18 @@ def tape_orders(
     *,
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = _silent,
+    stored_only: bool = False,
 ) -> tuple[tuple[Tape, ...], ...]:
     """Traces of `run` for sequences of other `widths`, of those that are made of the same pieces as its own.
 
-    All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute.
+    All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute;
+    with `stored_only` none of such a run.
     """
     from qlora_planner.memory.variant import regions
 
     kept = tape_for(profile, run, gpu, profiles=profiles, stored_only=True) is not None
+    if stored_only and not kept:
+        return ()
     own = tape_for(profile, run, gpu, profiles=profiles, stored_only=kept)
     within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
     if own is None or within is None:

@@ -6,7 +6,7 @@ Every method may run in a thread of its own; results are remembered by run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -135,18 +135,25 @@ class Subject:
         """The estimate of a run that was worked out before."""
         return self._known.get(repr(run))
 
-    def estimate(self, run: RunConfig) -> MemoryEstimate:
-        """What `qlora-plan estimate` answers where nothing new is traced. Raises InputError as that does."""
+    def estimate(self, run: RunConfig, widths: Sequence[Sequence[int]] = ()) -> MemoryEstimate:
+        """What `qlora-plan estimate` answers where nothing new is traced, or with `widths` of a dataset's batches what
+        `plan --data` does. Raises InputError as they do."""
+        from qlora_planner.api import tape_orders
         from qlora_planner.memory.estimate import estimate
         from qlora_planner.planner.speed import speed_of
 
-        key = repr(run)
+        key = repr((run, widths))
         if key in self._known:
             return self._known[key]
         place = self.place
+        orders = (
+            tape_orders(self.profile, run, widths, place.gpu, profiles=self.profiles, stored_only=True)
+            if widths
+            else ()
+        )
         found = estimate(
             self.profile, run, place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes,
-            tape=self.tape(run), calibration=self.calibration,
+            tape=self.tape(run), orders=orders, calibration=self.calibration,
         )  # fmt: skip
         found = replace(found, speed=speed_of(self.profile, found.run, place.gpu, self.calibration, found.stack))
         while len(self._known) >= _KEPT:

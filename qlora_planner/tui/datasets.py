@@ -12,6 +12,7 @@ from qlora_planner.tui.start import DataAsked
 
 if TYPE_CHECKING:
     from qlora_planner.data.scan import Moved
+    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.dataset import DataSummary
     from qlora_planner.planner.epochs import DataPlan
 
@@ -44,14 +45,18 @@ class DataView:
         """`cut` tokens at most, None for the run's own length. Raises InputError for a run that has no estimate."""
         from qlora_planner.planner.dataset import seq_len_for
         from qlora_planner.planner.epochs import plan_data
+        from qlora_planner.planner.widths import widths_before
+
+        def estimated(length: int | None) -> MemoryEstimate:
+            at = run if length is None else run.with_(seq_len=length)
+            return subject.estimate(at, widths_before(data, at.batch_size, at.seq_len, at.packing))
 
         uncut = seq_len_for(data, subject.model_limit)
-        at = subject.estimate(run if cut is None else run.with_(seq_len=cut))
-        whole = subject.estimate(run.with_(seq_len=uncut))
+        at, whole = estimated(cut), estimated(uncut)
         plan = plan_data(
             data, seq_len=at.run.seq_len, batch_size=at.run.batch_size, grad_accum=at.run.grad_accum,
             packing=at.run.packing, tokens_per_s=at.speed.tokens_per_s, limit=subject.model_limit,
-            peak_bytes=lambda length: subject.estimate(run.with_(seq_len=length)).peak.device_bytes,
+            peak_bytes=lambda length: estimated(length).peak.device_bytes,
         )  # fmt: skip
         return cls(
             plan=plan, run=at.run, uncut=uncut, peak_bytes=at.peak.device_bytes,
