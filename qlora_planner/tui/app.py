@@ -33,7 +33,6 @@ class Explorer(Launches):
     TITLE = "qlora-plan"
     CSS_PATH = "app.tcss"
     MODES: ClassVar[dict[str, Any]] = {key: partial(screen_of, key) for key, _ in PLACES}
-    DEFAULT_MODE = "fit"
     BINDINGS: ClassVar[list[BindingType]] = [
         *(
             Binding(str(number), f"go('{key}')", f"Go to {label}", show=False)
@@ -57,8 +56,11 @@ class Explorer(Launches):
             self._filters.append(Plain())
         self._leaving = False
 
-    def on_mount(self) -> None:
+    async def on_mount(self) -> None:
         """Survey the card; look now and then whether the terminal is still there."""
+        # Not DEFAULT_MODE: from Python 3.12 on textual's tasks start at once, and an Input that is mounted before there
+        # is any screen fails.
+        await self.switch_mode("fit")
         if self._start.note:
             self.notify(self._start.note, severity="warning", markup=False)
         self.set_class(self.plain, "plain")

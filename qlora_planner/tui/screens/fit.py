@@ -21,6 +21,8 @@ _MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (8, 24, 8), 4, 9
 class FitScreen(Page):
     """The table of models."""
 
+    AUTO_FOCUS = "#models"
+
     place_key = "fit"
     SAYS = (
         "What fits on the card, over the whole catalogue: the verdict of the usual recipe at 2,048 tokens, the longest"
@@ -48,10 +50,6 @@ class FitScreen(Page):
         yield Static(id="tally")
         table: DataTable[Text] = DataTable(id="models", cursor_type="row", zebra_stripes=True)
         yield table
-
-    def on_mount(self) -> None:
-        """The keys go to the table."""
-        self.table.focus()
 
     @property
     def table(self) -> DataTable[Text]:
