@@ -110,6 +110,15 @@ def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
         yield columns(cells, _PRICES, frozenset({0}))
 
 
+def _of_data(plan: Plan) -> str:
+    """The options that name the dataset, where it is one file."""
+    if plan.data is None or len(plan.data.summary.paths) != 1:
+        return ""
+    summary = plan.data.summary
+    guess = f" --chars-per-token {summary.chars_per_token:g}" if summary.chars_per_token else ""
+    return f"--data {shlex.quote(summary.paths[0])}{guess}"
+
+
 def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
     """How to keep the plan; where nothing fits, the models that do."""
     if plan.estimate.verdict == "does-not-fit":
@@ -118,7 +127,7 @@ def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iter
         return
     run = plan.run.to_dict()
     options = {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
-    words = f"--gpu {shlex.quote(card)} {change(options)}".strip()
+    words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(options))))
     command = f"qlora-plan {{}} {words} --save plan.yaml"
     yield from next_command(command, str(plan.model["id"]), theme, plan.model.get("path"))
     then = "(then `qlora-plan verify plan.yaml` proves it, `qlora-plan train plan.yaml` runs it)"
