@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from qlora_planner.launch.supervise import Attempt
     from qlora_planner.profile import ModelProfile
 
+_COUNTED_BYTES = 16 << 20  # what takes some four seconds to tokenise
 _EXIT = {"ok": 0, "out-of-memory": 1, "interrupted": 130}
 
 
@@ -40,7 +41,8 @@ def execute(
     from qlora_planner.launch.preflight import version_notes
     from qlora_planner.measure.process import versions
 
-    predict = _predictor(profile, place, output, _widths(document))
+    widths = _widths(document) or (_counted(asked, spec.run, output) if place is not None else ())
+    predict = _predictor(profile, place, output, widths)
     predicted = predict(spec.run)
     if place is not None and predicted is not None:
         _check_card(spec.run, profile, place, predicted, given, output)
@@ -89,6 +91,19 @@ def _widths(plan: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
     """The widths of batches that a plan counted in its data; none where it was made without."""
     data = (plan or {}).get("data")
     return tuple(tuple(order) for order in data["run"].get("widths_before", ())) if data else ()
+
+
+def _counted(asked: Asked, run: RunConfig, output: Output) -> tuple[tuple[int, ...], ...]:
+    """The same for a plan made without data, from data that is counted in seconds; none of larger ones."""
+    from qlora_planner.cli.data import summary_from
+    from qlora_planner.data.files import find_files
+    from qlora_planner.planner.widths import widths_before
+
+    if not Path(asked.data).exists() or sum(one.size_bytes for one in find_files(asked.data)) > _COUNTED_BYTES:
+        return ()
+    given = {"data": asked.data, "tokenizer": asked.tokenizer, "bad_rows": asked.bad_rows}
+    found = summary_from(given, asked.weights, output)
+    return () if found is None else widths_before(found, run.batch_size, run.seq_len, run.packing)
 
 
 def _predictor(
