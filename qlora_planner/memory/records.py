@@ -52,12 +52,20 @@ PHASES = ("load", "prepare", "adapters", "forward", "loss", "backward", "optimiz
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Phase:
-    """One phase's peaks in bytes; all `None` when the run does not have it or it is not known."""
+    """One phase's peaks in bytes; all `None` when the run does not have it or it is not known.
+
+    `components` add up to `device_bytes`, where they are known; they are for screens and no part of the document.
+    """
 
     name: str
     allocated_bytes: int | None = None
     reserved_bytes: int | None = None
     device_bytes: int | None = None
+    components: Mapping[Component, int] | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: value for name, value in _fields(self).items() if name != "components"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +184,7 @@ class MemoryEstimate:
             "resolved": dict(self.resolved),
             "stack": dict(self.stack),
             "static_bytes": _fields(static),
-            "phases": [_fields(phase) for phase in self.phases],
+            "phases": [phase.to_dict() for phase in self.phases],
             "components": self.components,
             "peak": _fields(peak),
             "floor_bytes": self.floor_bytes,

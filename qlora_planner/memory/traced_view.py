@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
@@ -81,12 +82,13 @@ def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase,
     def phase(name: str, peak: PhasePeak | None, beside: int) -> Phase:
         if peak is None:
             return Phase(name=name)
-        return Phase(
+        found = Phase(
             name=name,
             allocated_bytes=peak.allocated,
             reserved_bytes=peak.reserved,
             device_bytes=peak.reserved + beside,
         )
+        return replace(found, components=_sizes(played, found, context))
 
     cast = played.training["adapters"].peak
     added = PhasePeak(
@@ -107,17 +109,23 @@ def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase,
     )
 
 
-def _lines(run: RunConfig, played: Played, peak: Phase, context: ContextRow) -> tuple[ComponentLine, ...]:
-    if peak.name in ("load", "prepare", "adapters"):
-        sizes = before_training(played.static, peak)
+def _sizes(played: Played, phase: Phase, context: ContextRow) -> dict[Component, int]:
+    """What a phase's device bytes are made of; slack is what torch reserves beyond what is in use."""
+    if phase.name in ("load", "prepare", "adapters"):
+        sizes = before_training(played.static, phase)
         beside = context.first_tensor_bytes
     else:
-        name = "optimizer" if peak.name == "save" else peak.name
+        name = "optimizer" if phase.name == "save" else phase.name
         sizes = dict(zip(COMPONENTS, played.training[name].components, strict=True))
         beside = context.first_tensor_bytes + context.kernels_bytes
     sizes[Component.CUDA_CONTEXT] = beside
     sizes[Component.ALLOCATOR_SLACK] = 0
-    sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - sum(sizes.values())
+    sizes[Component.ALLOCATOR_SLACK] = (phase.device_bytes or 0) - sum(sizes.values())
+    return sizes
+
+
+def _lines(run: RunConfig, played: Played, peak: Phase, context: ContextRow) -> tuple[ComponentLine, ...]:
+    sizes = _sizes(played, peak, context)
     words = counted_words(run, played.static, played.state)
     words |= {
         Component.CHECKPOINTS: f"what forward keeps between layers for {run.tokens:,} tokens, traced",

@@ -52,7 +52,7 @@ def bar_text(estimate: MemoryEstimate, theme: Theme) -> Text:
 
 
 def phases_text(estimate: MemoryEstimate, theme: Theme) -> Text:
-    """Device MiB of every phase as a bar, the peak marked."""
+    """Device MiB of every phase as a bar by component group, where those are known, the peak marked."""
     top = max(1, estimate.peak.device_bytes)
     room = max(6, theme.width - 12 - 9 - 7)
     lines: list[Line] = []
@@ -61,12 +61,14 @@ def phases_text(estimate: MemoryEstimate, theme: Theme) -> Text:
         if size is None:
             continue
         peak = phase.name == estimate.peak.phase
-        style = "bold red" if peak else "cyan"
-        cells = max(1, round(room * size / top))
+        if phase.components is not None:
+            bar = theme.bar(segments({part.value: size for part, size in phase.components.items()}), top, room)
+        else:
+            cells = max(1, round(room * size / top))
+            bar = [(theme.sign("▄", "=") * cells, "cyan"), (" " * (room - cells), "")]
         lines.append(
             [
-                (f"{phase.name:<11}", "bold" if peak else ""), (theme.sign("▄", "=") * cells, style),
-                (" " * (room - cells), ""), (f"{mib(size):>9}", "bold" if peak else ""),
+                (f"{phase.name:<11}", "bold" if peak else ""), *bar, (f"{mib(size):>9}", "bold" if peak else ""),
                 (theme.sign(" ◀ peak", " < peak") if peak else "", "bold red"),
             ]
         )  # fmt: skip

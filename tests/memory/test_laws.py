@@ -243,3 +243,18 @@ def test_the_widths_of_a_measured_run_give_what_it_reserved() -> None:
     assert after.reserved == pytest.approx(MEASURED_RESERVED_BYTES, rel=0.03)
     alone = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
     assert alone.reserved < 0.9 * MEASURED_RESERVED_BYTES
+
+
+@pytest.mark.parametrize("name", NAMES[:3])
+def test_components_of_every_phase_add_up_to_it(name: str) -> None:
+    answer = estimated(name, RunConfig(seq_len=1024))
+    known = [phase for phase in answer.phases if phase.device_bytes is not None]
+    assert len(known) >= 7
+    for phase in known:
+        assert phase.components is not None
+        assert sum(phase.components.values()) == phase.device_bytes and min(phase.components.values()) >= 0
+        if phase.name == answer.peak.phase:
+            assert {part.value: size for part, size in phase.components.items() if size} == {
+                part: size for part, size in answer.components.items() if size
+            }
+    assert "components" not in answer.to_dict()["phases"][0]

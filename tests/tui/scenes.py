@@ -58,11 +58,12 @@ async def quiet(app: Explorer, pilot: Pilot[None]) -> None:
     """Nothing is worked on, and no word of before is over the screen."""
     await idle(app, pilot)
     app.clear_notifications()
-    before = ""
-    for _ in range(40):  # tables measure their columns, and panes scroll, when there is time
+    before, still = "", 0
+    for _ in range(80):  # tables measure their columns, and panes scroll, when there is time
         await pilot.pause(0.05)
         now = painted(app)
-        if now == before:
+        still = still + 1 if now == before else 0
+        if still == 4:
             return
         before = now
 
