@@ -94,15 +94,21 @@ def _widths(plan: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
 
 
 def _counted(asked: Asked, run: RunConfig, output: Output) -> tuple[tuple[int, ...], ...]:
-    """The same for a plan made without data, from data that is counted in seconds; none of larger ones."""
+    """The same for a plan made without data, from data that is counted in seconds; none of larger ones.
+
+    Data that cannot be read is no matter here: the run reads it too, and says what is wrong with it.
+    """
     from qlora_planner.cli.data import summary_from
     from qlora_planner.data.files import find_files
     from qlora_planner.planner.widths import widths_before
 
-    if not Path(asked.data).exists() or sum(one.size_bytes for one in find_files(asked.data)) > _COUNTED_BYTES:
-        return ()
     given = {"data": asked.data, "tokenizer": asked.tokenizer, "bad_rows": asked.bad_rows}
-    found = summary_from(given, asked.weights, output)
+    try:
+        if not Path(asked.data).exists() or sum(one.size_bytes for one in find_files(asked.data)) > _COUNTED_BYTES:
+            return ()
+        found = summary_from(given, asked.weights, output)
+    except (InputError, MissingError):
+        return ()
     return () if found is None else widths_before(found, run.batch_size, run.seq_len, run.packing)
 
 

@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
+from qlora_planner.memory import PHASES
 from qlora_planner.report.words import gib, mib
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.app import Explorer
@@ -35,12 +36,12 @@ def shown_equals_json(app: Explorer) -> None:
         mib(told["peak"]["device_bytes"]),
     ]
     assert told["fit"]["verdict"].replace("-", " ") in words(app, "#verdict").splitlines()[0]
-    phases = {line.split()[0]: line.split()[2] for line in words(app, "#phases").splitlines() if "▄" in line}
+    rows = [line.split() for line in words(app, "#phases").splitlines()]
+    phases = {row[0]: row[2] for row in rows if row and row[0] in PHASES}
     assert phases == {
         phase["name"]: mib(phase["device_bytes"]) for phase in told["phases"] if phase["device_bytes"] is not None
     }
-    peak = next(line for line in words(app, "#phases").splitlines() if "peak" in line and "▄" in line)
-    assert peak.split()[0] == told["peak"]["phase"]
+    assert [row[0] for row in rows if "peak" in row] == [told["peak"]["phase"]]
 
 
 def test_fit(tmp_path: Path) -> None:
