@@ -154,19 +154,17 @@ def calibration(profiles: str | os.PathLike[str] | None = None) -> Calibration |
 
 def missing_for(run: RunConfig) -> list[str]:
     """The packages that this run would import and that are not installed here."""
-    from importlib.util import find_spec
-
     needed = [*TRAIN_PACKAGES]
     needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
     needed += ["liger_kernel"] if run.liger else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
-    return [name for name in needed if find_spec(name) is None]
+    return _missing_packages(needed)
 
 
-def _missing_packages() -> list[str]:
+def _missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:
     from importlib.util import find_spec
 
-    return [package for package in TRAIN_PACKAGES if find_spec(package) is None]
+    return [package for package in needed if find_spec(package) is None]
 
 
 def _not_profiled(text: str, missing: Sequence[str]) -> str:
@@ -281,10 +279,10 @@ def tape_orders(
     """
     from qlora_planner.memory.variant import regions
 
-    kept = tape_for(profile, run, gpu, profiles=profiles, stored_only=True) is not None
-    if stored_only and not kept:
-        return ()
-    own = tape_for(profile, run, gpu, profiles=profiles, stored_only=kept)
+    own = tape_for(profile, run, gpu, profiles=profiles, stored_only=True)
+    kept = own is not None
+    if not kept and not stored_only:
+        own = tape_for(profile, run, gpu, profiles=profiles)
     within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
     if own is None or within is None:
         return ()

@@ -101,6 +101,16 @@ KNOBS = (
 )  # fmt: skip
 
 
+def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base: RunConfig) -> float | None:
+    """How many times as fast as `base` a run is; None where that is not known.
+
+    What copies of activations to the host and back cost is not modelled.
+    """
+    if not pace or not base_pace or run.activation_offloading != base.activation_offloading:
+        return None
+    return pace / base_pace
+
+
 def prices(
     outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits, scale: Scale = AS_RANKED
 ) -> Iterator[dict[str, Any]]:
@@ -185,11 +195,8 @@ class _Point:
         return scale.on(ranked, self.traced is not None)
 
     def pace_over(self, base: _Point) -> float | None:
-        """How many times as fast; None where it is not known, as that of copies to the host is not."""
-        copies = [point.outlook.run.activation_offloading for point in (self, base)]
-        if not self.pace or not base.pace or copies[0] != copies[1]:
-            return None
-        return self.pace / base.pace
+        """How many times as fast: see `pace_ratio`."""
+        return pace_ratio(self.pace, self.outlook.run, base.pace, base.outlook.run)
 
     @classmethod
     def of(cls, outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec) -> _Point:

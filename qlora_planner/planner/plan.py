@@ -12,7 +12,7 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.advice import advice
-from qlora_planner.planner.around import frontier, ladder, outlook_at, prices
+from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
 from qlora_planner.planner.limits import Sweep
@@ -230,16 +230,10 @@ def _alternatives(planner: Planning, chosen: Choice, floor_bytes: int, scale: Sc
                 "change": change,
                 "buys": objective.says,
                 "bytes": scale.on(other.floor_bytes, other.traced) - floor_bytes,
-                "speed": _pace_over(other, chosen),
+                "speed": pace_ratio(other.pace, other.run, chosen.pace, chosen.run),
             }
         )
     return found
-
-
-def _pace_over(other: Choice, chosen: Choice) -> float | None:
-    # What copies of activations to the host and back cost is not modelled.
-    same = other.run.activation_offloading == chosen.run.activation_offloading
-    return other.pace / chosen.pace if chosen.pace and same else None
 
 
 def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
