@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import signal
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -21,6 +23,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from qlora_planner.profile import ModelProfile
+
+
+# Another seed looks for tests that hold for some random weights only: QLORA_PLANNER_TEST_SEED=1 pytest
+SEED = int(os.environ.get("QLORA_PLANNER_TEST_SEED", "0"))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights are the same in every run, whichever tests a worker had before this one."""
+    random.seed(SEED)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(SEED)
 
 
 @pytest.fixture(autouse=True, scope="session")

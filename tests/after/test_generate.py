@@ -18,6 +18,8 @@ from tests.after.conftest import LLAMA, Make, llama, peft, torch, transformers
 click_testing = pytest.importorskip("click.testing")
 pytest.importorskip("bitsandbytes")
 
+END = 2
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,7 +40,9 @@ def trained(make: Make, tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyP
         WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{n}": n for n in range(3, 256)}}, unk_token="<unk>")
     )
     words.pre_tokenizer = Whitespace()
-    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>", unk_token="<unk>")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=words, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
     tokenizer.chat_template = "{% for m in messages %}w9 {{ m.content }} {% endfor %}w8"
     tokenizer.save_pretrained(adapter)
     run = {"quant": "nf4", "compute_dtype": "bfloat16"}
@@ -51,7 +55,7 @@ def run(*args: object, **more: Any) -> Any:
 
 
 def expected(folder: Path, ids: list[int], count: int) -> list[int]:
-    """The likeliest tokens one after another, each from a forward over everything so far, without a cache."""
+    """The likeliest tokens up to the end token, each from a forward over everything so far, without a cache."""
     base = json.loads((folder / "run.json").read_text())["model"]["folder"]
     config = transformers.BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
@@ -65,6 +69,8 @@ def expected(folder: Path, ids: list[int], count: int) -> list[int]:
     with torch.no_grad():
         for _ in range(count):
             found.append(int(model(input_ids=torch.tensor([found])).logits[0, -1].argmax()))
+            if found[-1] == END:
+                break
     return found[len(ids) :]
 
 
