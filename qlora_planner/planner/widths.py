@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 
 from qlora_planner.planner.dataset import DataSummary
-from qlora_planner.planner.packing import packed_bfd
 
 # How much is left in the cache depends on the order, which nobody knows before: the worst of a few stands for it.
 _ORDERS, _BATCHES = 3, 6
@@ -14,10 +13,13 @@ _ORDERS, _BATCHES = 3, 6
 def widths_before(data: DataSummary, batch_size: int, seq_len: int, packing: bool) -> tuple[tuple[int, ...], ...]:
     """Tokens of the micro-batches that come before the widest, in a few random orders (of fixed seeds).
 
-    A micro-batch is as wide as the longest of its rows, all cut at `seq_len`; packed rows are best-fit packing's. Empty
-    where all are of one width.
+    A micro-batch is as wide as the longest of its rows, all cut at `seq_len`. Empty where all are of one width, and for
+    packed rows: nearly all are full, to the rounding of a segment, so the first one cuts the cache for all others. Only
+    where an underfull one, a hundredth of them, comes first does more stay reserved (docs/training-runs.md).
     """
-    lengths = packed_bfd(data.lengths, seq_len) if packing else data.lengths.clip(max=seq_len)
+    if packing:
+        return ()
+    lengths = data.lengths.clip(max=seq_len)
     lengths = lengths[lengths < lengths.max(initial=0)]  # the widest may come late, however many there are of it
     if not len(lengths):
         return ()

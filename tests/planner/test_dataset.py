@@ -178,3 +178,11 @@ def test_widths_before_the_widest_are_those_of_random_batches(batch_size: int) -
 def test_rows_of_one_length_have_no_width_before_the_widest() -> None:
     assert widths_before(made([7] * 50), 2, 64, packing=False) == ()
     assert widths_before(made([100] * 50), 2, 64, packing=False) == ()
+
+
+def test_packed_rows_are_nearly_all_of_the_segments_of_full_ones() -> None:
+    """What `widths_before` says of packed rows: a segment is a multiple of 2 MiB, a row of an 8B's MLP 28 KiB."""
+    lengths = np.random.default_rng(0).lognormal(5.6, 0.9, 1600).astype(np.int32).clip(16, 4000)
+    segments = np.ceil(packed_bfd(lengths, 4096) * 28 * 1024 / (2 << 20))
+    assert widths_before(made(lengths.tolist()), 1, 4096, packing=True) == ()
+    assert (segments < segments.max()).mean() < 0.02
