@@ -24,7 +24,7 @@ from qlora_planner.sources.locations import (
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
-    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.hardware import GpuCatalogue, GpuSpec
     from qlora_planner.memory import MemoryEstimate, Problem
     from qlora_planner.planner.plan import Plan
     from qlora_planner.profile.tape import Tape
@@ -221,8 +221,6 @@ def tape_for(
     from qlora_planner.memory.resolve import resolve
     from qlora_planner.memory.static import targeted
     from qlora_planner.memory.variant import accumulates_apart, variant_key
-    from qlora_planner.sources.profile_cache import installed_versions
-    from qlora_planner.sources.tape_cache import TapeCache
     from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)
@@ -236,6 +234,9 @@ def tape_for(
         return None
     if any(problem.blocking for problem in resolution.problems):
         return None
+    from qlora_planner.sources.profile_cache import installed_versions
+    from qlora_planner.sources.tape_cache import TapeCache
+
     versions = installed_versions()
     cache = TapeCache(cache_dir() / "tapes")
     known = cache.load(profile, resolved, variant, versions)
@@ -440,7 +441,7 @@ def plan(
     asked.setdefault("cards", catalogue.all())
     return answer(
         profile,
-        Request(gpu=gpu, run=run or Run(), pace_on=ranking_card(gpu, profiles=profiles), **asked),
+        Request(gpu=gpu, run=run or Run(), pace_on=_ranking_card(gpu, catalogue), **asked),
         sweep=stored_sweep(profile, tapes_dirs(profiles)),
         tape_of=traced,
         orders_of=orders,
@@ -454,11 +455,15 @@ def ranking_card(gpu: GpuSpec, *, profiles: str | os.PathLike[str] | None = None
     That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has it.
     """
     from qlora_planner.hardware import GpuCatalogue
+
+    return _ranking_card(gpu, GpuCatalogue(gpus_dirs(profiles)))
+
+
+def _ranking_card(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
     from qlora_planner.hardware.sizes import marketed_size
 
     if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
         return gpu
-    catalogue = GpuCatalogue(gpus_dirs(profiles))
     if gpu.form == "size" and gpu.marketed_gb:
         named = catalogue.get(marketed_size(gpu.marketed_gb).card)
         if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):

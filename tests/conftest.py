@@ -24,7 +24,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 from qlora_planner.profile import ModelProfile
 
-
 # Another seed looks for tests that hold for some random weights only: QLORA_PLANNER_TEST_SEED=1 pytest
 SEED = int(os.environ.get("QLORA_PLANNER_TEST_SEED", "0"))
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.record import record
 from qlora_planner.sources.configs import is_hub_id, read_config
 from qlora_planner.sources.json_files import read_object
 
@@ -21,7 +21,7 @@ _WANTED = ("*.json", "model*.safetensors", "*.model", "*.txt", "*.jinja", "*.tik
 _QUANTISED_NAME = re.compile(r"-(unsloth-)?(bnb-[48]bit|4bit|8bit|awq|gptq|fp8)(-.*)?$", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Base:
     """A model folder with weights. `name` is what it was asked for by, `shards` its files in order."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.sources.json_files import read_object
 
@@ -16,7 +16,7 @@ ADAPTER_CONFIG = "adapter_config.json"
 RUN_FILE = "run.json"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finished:
     """What RUN holds. `bases` are model folders and Hub ids that it names as its base, the surest first.
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, fields
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain
+from qlora_planner.record import fields_of, record
 
 # PEFT loads adapters in float32, whatever they are stored in.
 _ADAPTER_WIDTH = 4
 _HALF = 2
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Forecast:
     """Bytes on the device. `load_bytes` is the peak while loading, everything included; the others add up to the peak
     while generating: `step_bytes` are the activations of reading the prompt, the logits of one token and the largest
@@ -37,7 +37,7 @@ class Forecast:
 
     def to_dict(self) -> dict[str, int]:
         """JSON-ready."""
-        return {**{spec.name: getattr(self, spec.name) for spec in fields(self)}, "peak_bytes": self.peak_bytes}
+        return {**fields_of(self), "peak_bytes": self.peak_bytes}
 
 
 def adapter_bytes(folder: Path) -> int:

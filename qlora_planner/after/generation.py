@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from qlora_planner.after.base import Base
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence.oom import explain
 from qlora_planner.profile.faults import plain
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.units import format_size
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prompt:
     """A prompt in tokens: `input_ids` is [1, tokens], with what else the tokenizer gives. `chat`: by its template."""
 
@@ -26,7 +26,7 @@ class Prompt:
     tokenizer: Any
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Generated:
     """The answer. `generate_s` has the reading of the prompt in it; `peak_bytes` is torch's, None off the card."""
 

@@ -7,7 +7,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +15,7 @@ from qlora_planner.after.hollow import Hollow
 from qlora_planner.after.merge_plan import MergePlan, Step
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.profile.faults import plain
+from qlora_planner.record import record
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,7 @@ _TOKENIZER = (
 _NOT_COPIED = frozenset({"config.json", INDEX, "adapter_config.json", "pytorch_model.bin.index.json"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Merged:
     """A model folder that was written."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from qlora_planner.after.base import Base
 from qlora_planner.after.hollow import Hollow
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, refuse
+from qlora_planner.record import record
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ _COPIES, _DORA_COPIES = 2, 4
 _LIBRARY_BYTES = 96 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Step:
     """One tensor that is written: `key` in the file, from the stored `source`, as parameter `name` of the class.
 
@@ -45,7 +45,7 @@ class Step:
     elements: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MergePlan:
     """Every shard with its steps. `untied` are parameters that shared a tensor with another and no longer do."""
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from qlora_planner.record import record
 
 MIB = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ContextRow:
     """Bytes of a process in NVML that torch's allocator does not count.
 

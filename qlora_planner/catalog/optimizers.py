@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import prod
 
 from qlora_planner.catalog.dtypes import DTYPE_BYTES
+from qlora_planner.record import record
 
 # bitsandbytes optim/optimizer.py (0.50.2): smaller tensors get 32-bit states; smaller ones are never paged.
 MIN_8BIT_ELEMENTS = 4096
@@ -13,7 +13,7 @@ MIN_PAGED_ELEMENTS = 100_000
 STATE_BLOCK = 256
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StateTensor:
     """One state tensor: its bytes, and whether it lives in managed (paged) memory outside torch's allocator."""
 
@@ -21,7 +21,7 @@ class StateTensor:
     paged: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OptimizerRow:
     """How an optimizer's state grows.
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class QuantScheme:
     """One way of storing linear weights.
 

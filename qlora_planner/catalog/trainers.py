@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LossMemory:
     """How logits and loss are computed.
 
@@ -17,7 +19,7 @@ class LossMemory:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TrainerRow:
     """Facts of one trainer.
 

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_planner.errors import MissingError
@@ -16,6 +15,7 @@ from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.refusals import Prober
+from qlora_planner.record import record
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import stored_sweep
 
@@ -24,7 +24,7 @@ _TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_t
 _NOTE = "the text model alone; the repository's checkpoint also holds towers for other inputs"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outcome:
     """What became of one config: its profile, or why there is none."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import plain
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import Settings
 
@@ -24,7 +25,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Asked:
     """What is to be run. `model` leads to config and profile, `weights` to the weights. `plan` is the document of a
     plan file, `record` the run.json of a run that is gone on with; `planned` says that the run needs no plan."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.streams import say, theme_for_stdout
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.profile.faults import quoted
+from qlora_planner.record import record
 from qlora_planner.report.theme import Theme
 from qlora_planner.units import format_mib, parse_size
 
@@ -23,7 +23,7 @@ _ALLOC_CONF = re.compile(r"[a-z_]+:[\w.\[\]:>;]+(,[a-z_]+:[\w.\[\]:>;]+)*")
 _ZERO = re.compile(r"\s*0+(?:\.0*)?\s*(?:b|[kmgt]ib)?\s*", re.IGNORECASE)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Output:
     """How the answer is wanted."""
 
@@ -41,7 +41,7 @@ class Output:
             say(text)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Card:
     """The card, what others hold of it, and torch's own limit."""
 

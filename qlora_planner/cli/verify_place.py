@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.values import Output, parse_memory
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.units import format_mib
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _NOTICED_BYTES = 256 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Place:
     """The card that a verification runs on; None on the CPU. `others_bytes` are in use by other processes."""
 

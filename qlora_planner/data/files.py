@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, refuse
+from qlora_planner.record import record
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -33,7 +33,7 @@ _MAGIC = {
 _KNOWN = ".jsonl, .json, .csv, .tsv and .parquet"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DataFile:
     """One file. `format` is jsonl (one object per line), json (one array of objects), csv or parquet."""
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from functools import lru_cache
 from typing import Any
 
 from qlora_planner.evidence.records import Measurement
 from qlora_planner.evidence.residuals import FEWEST, Residuals
 from qlora_planner.evidence.speed_traits import SpeedTraits
+from qlora_planner.record import record
 from qlora_planner.run.libraries import library_bytes
 
 SCHEMA = "qlora-plan/calibration/1"
@@ -30,7 +31,7 @@ _DIGITS = 6
 _NOISE = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu)\b")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Prediction:
     """What was predicted for a measured run, in bytes: torch's peaks while training, the device peak of it all."""
 
@@ -40,7 +41,7 @@ class Prediction:
     device_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CardContext:
     """What a process holds on a card beside torch's own memory, in bytes, over `count` runs.
 
@@ -54,7 +55,7 @@ class CardContext:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class HeldOut:
     """Each residual judged by the others: how many lie in the 90 % interval that the rest give, and how wide it is.
 
@@ -68,7 +69,7 @@ class HeldOut:
     worst: float
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Calibration:
     """Contexts by card, and residuals by footing and figure, each ascending."""
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
 from typing import Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.record import fields_of, record
 
 SCHEMA = "qlora-plan/oom/1"
 # Who refused: torch's allocator; CUDA itself; a library that asked CUDA; the host.
@@ -19,7 +19,7 @@ PHASES = (
 FRAGMENTED_SHARE = 0.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Frame:
     """One line of a traceback; `code` is the source line where it was printed."""
 
@@ -29,7 +29,7 @@ class Frame:
     code: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OomReport:
     """One failure as its message tells it. Bytes that it does not tell are None, never 0.
 
@@ -94,11 +94,9 @@ class OomReport:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; derived figures too."""
-        found = {spec.name: getattr(self, spec.name) for spec in fields(self)}
+        found = fields_of(self)
         found["processes"] = None if self.processes is None else {str(p): size for p, size in self.processes.items()}
-        found["frame"] = (
-            None if self.frame is None else {spec.name: getattr(self.frame, spec.name) for spec in fields(Frame)}
-        )
+        found["frame"] = None if self.frame is None else fields_of(self.frame)
         return {
             "schema": SCHEMA, **found, "reserved_bytes": self.reserved_bytes, "others_bytes": self.others_bytes,
             "idle_share": self.idle_share, "fragmented": self.fragmented,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from qlora_planner.record import record
 
 # `training` spans the adapters' casting and every step; forward, backward and optimizer are parts of it.
 MEASURED_PHASES = ("load", "prepare", "adapters", "training", "forward", "backward", "optimizer", "eval", "save")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PhaseReading:
     """One phase as torch's allocator counts it, in bytes; None where the device has no such counter.
 
@@ -20,7 +20,7 @@ class PhaseReading:
     live_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class NvmlReading:
     """The card and this process as NVML counts them, in bytes; None where the driver gives no reading.
 
@@ -38,7 +38,7 @@ class NvmlReading:
     source: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class HostReading:
     """Host memory of the measuring process in bytes: its highest resident size, and managed memory of the optimizer."""
 
@@ -46,7 +46,7 @@ class HostReading:
     paged_bytes: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CardReading:
     """The card of a measurement: NVML's name for it, its total by NVML, and its compute capability (`9.0`)."""
 

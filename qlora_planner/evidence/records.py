@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, field, fields
 from typing import Any, TypeVar
 
 from qlora_planner.errors import InputError
@@ -11,6 +11,7 @@ from qlora_planner.evidence.checks import MEASUREMENT, MEASUREMENT_NEEDS, PARTS,
 from qlora_planner.evidence.readings import MEASURED_PHASES, CardReading, HostReading, NvmlReading, PhaseReading
 from qlora_planner.profile.faults import plain, quoted, refuse
 from qlora_planner.profile.fields import faults_of
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/measurement/1"
@@ -19,7 +20,7 @@ UNATTRIBUTED = "unattributed"
 _Part = TypeVar("_Part", CardReading, NvmlReading, HostReading)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Measurement:
     """A run that was really executed, and what was read while it ran. Sizes in bytes, times in seconds.
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import exp, log
 from typing import Protocol
+
+from qlora_planner.record import record
 
 # Two ranks of n measurements bound 90 % of the next one when each tail holds a rank: (n + 1) x 5 % >= 1.
 FEWEST = 19
@@ -24,7 +26,7 @@ class Law(Protocol):
         """The value that the unknown stays below with this chance (between 0 and 1, both excluded)."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Stated:
     """An assumption: 90 % within `below` under and `above` over `middle`, exponential on either side.
 
@@ -52,7 +54,7 @@ class Stated:
         return self.middle - self.above / log(0.5 / _TAIL) * log(2 * (1 - chance))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Residuals:
     """Held-out relative residuals (measured / predicted - 1), ascending, as the law of the next one.
 

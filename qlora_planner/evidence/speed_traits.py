@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from math import isfinite
 from typing import Any
 
+from qlora_planner.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class SpeedTraits:
     """Fractions of a card's stated rates, and the host's seconds per act.
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.files import read_yaml, write_text
 from qlora_planner.planner.plan import SCHEMA
 from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.units import format_gib
 
@@ -37,7 +37,7 @@ SECTIONS: Mapping[str, str] = {
 KNOWN_KEYS = frozenset({"schema", *SECTIONS})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlanFile:
     """What a plan file says. `gpu` is None where it names no card; `document` is all of it, as it was written.
 

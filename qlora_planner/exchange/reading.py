@@ -9,6 +9,7 @@ from typing import Any
 from qlora_planner.catalog import OPTIMIZERS
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
@@ -17,7 +18,7 @@ STAND_INS: Mapping[str, str] = dict.fromkeys(
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Reading:
     """A config as a model and a run. Every key of the file is in exactly one of the four kinds.
 

@@ -11,6 +11,7 @@ from qlora_planner.catalog import find_optimizer
 from qlora_planner.errors import InputError
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.planner.limits import SEQ_STEP
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 Estimate = Callable[[RunConfig], MemoryEstimate]
@@ -23,7 +24,7 @@ SMALLEST_RANK = 4
 CUT, ROUNDED, TOGETHER, NARROWED, CUT_DEEPLY = range(20, 25)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Remedy:
     """Options to change, what that costs, and the run's memory then."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 from collections.abc import Callable, Mapping
 from datetime import date
 from pathlib import Path
@@ -49,7 +48,7 @@ def load_card(path: Path, row: tuple[str, Mapping[str, Any]] | None = None) -> G
         if path.stat().st_size > MAX_FILE_BYTES:
             raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so not a card's file")
         content = path.read_bytes()
-        document = parsed(content, row) or tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
+        document = parsed(content, row) or _toml(content)
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
     except UnicodeDecodeError:
@@ -58,6 +57,12 @@ def load_card(path: Path, row: tuple[str, Mapping[str, Any]] | None = None) -> G
         problem = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a TOML file: {problem}") from None
     return read_card(path.stem, document, str(path))
+
+
+def _toml(content: bytes) -> Mapping[str, Any]:
+    import tomllib  # late: most cards are read from their index
+
+    return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
 
 
 def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:

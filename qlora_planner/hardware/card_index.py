@@ -7,7 +7,6 @@ stands in for a file only while that has not changed.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ def index_path(folder: Path) -> Path:
 
 def build_card_index(folder: Path) -> str:
     """The index of all cards' files in `folder`, as text. Raises OSError or ValueError for a file that is no TOML."""
+    import tomllib  # late: whoever reads an index parses no TOML
+
     rows = []
     for path in sorted(folder.glob("*.toml")):
         content = path.read_bytes()

@@ -31,7 +31,6 @@ and aliases alone, and only the file that it means is parsed.
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -150,6 +149,8 @@ class GpuCatalogue:
 
 def _spellings(path: Path) -> Iterator[str]:
     """The label and aliases of a card's file, without parsing the rest. Raises InputError if that cannot be read."""
+    import tomllib  # late: cards are read from their index where it is current
+
     try:
         with path.open(encoding="utf-8") as file:
             head = file.read(MAX_FILE_BYTES).partition("\n[")[0]

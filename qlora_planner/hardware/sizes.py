@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 from qlora_planner.errors import InputError
 from qlora_planner.hardware.catalogue import GpuCatalogue
 from qlora_planner.hardware.spec import Fact, GpuSpec
+from qlora_planner.record import record
 from qlora_planner.units import GIB, MIB, format_mib, parse_size
 
 _NUMBER_AND_UNIT = re.compile(r"([+-]?)(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", re.IGNORECASE)
@@ -16,7 +16,7 @@ _NO_UNITS = frozenset({"b", "k", "kb", "kib", "m", "mb", "g", "t", "tb"})
 _SMALLEST_BYTES, _LARGEST_BYTES = 256 * MIB, 4096 * GIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MarketedSize:
     """What `24GB` on a box comes to: `memory_mib` as the driver reports it on `card`.
 

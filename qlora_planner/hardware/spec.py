@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
+
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Fact:
     """Where one figure comes from, and when it was read (ISO date)."""
 
@@ -14,7 +16,7 @@ class Fact:
     date: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class GpuSpec:
     """A card, or a bare size. `None` is unknown.
 

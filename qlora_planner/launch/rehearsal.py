@@ -5,18 +5,18 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.errors import RunError
 from qlora_planner.launch.rules import gradient_fix
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Rehearsed:
     """What the longest batch was: its rows, the tokens of its longest row, all its tokens with padding, its loss."""
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import known_fields, quoted
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import Settings
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LaunchSpec:
     """One attempt at a run.
 

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import FrameType
@@ -25,6 +25,7 @@ from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
 from qlora_planner.planner.ladder import keeps_states, rungs
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 CHILD = (sys.executable, "-m", "qlora_planner.launch.child")
@@ -35,7 +36,7 @@ _ERRORS: Mapping[int, type[PlannerError]] = {1: RefusedError, 2: InputError, 3: 
 Predict = Callable[[RunConfig], Mapping[str, Any] | None]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Attempt:
     """How one attempt ended: `outcome` is ok, interrupted, out-of-memory, disk-full, killed or error.
 

@@ -14,6 +14,7 @@ from qlora_planner.evidence import UNATTRIBUTED
 from qlora_planner.measure.events import ALLOC, FREE, OOM, SEGMENT, SEGMENT_END, MemoryEvent
 from qlora_planner.measure.timeline import BEFORE_TRAINING, HEAD, LAYER, Timeline
 from qlora_planner.memory.records import Component
+from qlora_planner.record import record
 
 
 @dataclass(slots=True)
@@ -26,7 +27,7 @@ class Block:
     owner: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Moment:
     """The highest moment, or that of a failed request: bytes allocated and reserved, and the blocks alive."""
 

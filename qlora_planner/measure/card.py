@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import MissingError
 from qlora_planner.evidence import CardReading
 from qlora_planner.measure.nvml import visible_devices
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Card:
     """One card. `nvml_index` is NVML's number for it; None figures are unknown."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.measure import doctor_bitsandbytes, doctor_rules, doctor_versions
@@ -11,6 +10,7 @@ from qlora_planner.measure.doctor_dtypes import check_dtypes
 from qlora_planner.measure.doctor_facts import Facts, Finding, Status, TorchFacts
 from qlora_planner.measure.doctor_gather import gather
 from qlora_planner.measure.doctor_symptoms import explain_symptom
+from qlora_planner.record import record
 
 __all__ = [
     "RULES",
@@ -48,7 +48,7 @@ RULES: tuple[Callable[[Facts], list[Finding]], ...] = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Doctor:
     """Everything the doctor found on one machine."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from qlora_planner.measure.doctor_facts import Finding, Status
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DtypeChoice:
     """What a run says about dtypes; the names are those of the run options and of TrainingArguments."""
 
@@ -26,7 +26,7 @@ class DtypeChoice:
         return self.quant in ("nf4", "fp4")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Row:
     code: str
     status: Status

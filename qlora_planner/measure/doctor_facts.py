@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any, Literal
 
 from qlora_planner.measure.nvml import DeviceReading
+from qlora_planner.record import record
 
 Status = Literal["ok", "warning", "problem", "unknown"]
 
 TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "datasets")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Finding:
     """One answer. `fix` is a line to type or a thing to do; `source` says where the fact was published."""
 
@@ -35,7 +36,7 @@ class Finding:
         }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TorchFacts:
     """How the installed torch was built, and what it says of this machine."""
 
@@ -48,7 +49,7 @@ class TorchFacts:
     error: str | None = None  # what CUDA's start said
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BitsandbytesFacts:
     """Which native library bitsandbytes loaded, or why it loaded none."""
 
@@ -56,7 +57,7 @@ class BitsandbytesFacts:
     error: str | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Facts:
     """One machine. `None` is unknown; a package that is not installed has version None."""
 

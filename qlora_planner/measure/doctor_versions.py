@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.measure.doctor_facts import TRAIN_PACKAGES, Facts, Finding, Status, within
+from qlora_planner.record import record
 
 _ANY = "9999"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Trap:
     """Versions `low` (included) to `below` (excluded) of a package do this."""
 

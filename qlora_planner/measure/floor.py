@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.measure.verify import verify, with_cap
+from qlora_planner.record import record
 from qlora_planner.units import MIB
 
 # The allocator asks CUDA for memory in segments of 2 MiB and 20 MiB: a finer search measures nothing.
 TOLERANCE_BYTES = 32 * MIB
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Floor:
     """`works_bytes`: the smallest limit tried under which the run worked; `fails_bytes`: the largest under which it
     ran out of memory (None: none did). `tries`: every limit tried, with its measurement."""

@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import date
 from importlib import import_module
 from typing import Any
 
 from qlora_planner.errors import MissingError
 from qlora_planner.hardware.spec import Fact, GpuSpec
+from qlora_planner.record import record
 
 # "This card, driver or permission does not give it": one reading is unknown, the others still hold.
 _NO_READING = (
@@ -38,7 +38,7 @@ _INIT_FAULTS = {
 _PROCESS_LISTS = tuple(f"nvmlDeviceGet{kind}RunningProcesses" for kind in ("Compute", "Graphics", "MPSCompute"))
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ProcessReading:
     """A process on a card. `used_bytes` is None where the driver hides it (WSL, Windows, most containers)."""
 
@@ -46,7 +46,7 @@ class ProcessReading:
     used_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DeviceReading:
     """One card now. With MIG on, memory and processes are those of its first visible slice.
 
@@ -70,7 +70,7 @@ class DeviceReading:
     power_w: float | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LocalGpu:
     """The card of this machine as a GpuSpec, and the bytes that others hold on it now."""
 
@@ -250,7 +250,7 @@ def _slug(name: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", bare).strip("-") or "gpu"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CardSample:
     """One moment of a card: bytes in use, and every process that the driver lists (None: it lists none)."""
 

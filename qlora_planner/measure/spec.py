@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import known_fields, quoted, refuse
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ChildSpec:
     """One run to execute and measure.
 

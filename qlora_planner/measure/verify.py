@@ -13,13 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from pathlib import Path
 from typing import Any, TextIO
 
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.measure.spec import ChildSpec
+from qlora_planner.record import record
 
 # A child that is asked to end gets this long before it is made to.
 GRACE_S = 3.0
@@ -27,7 +28,7 @@ _STDERR_LINES = 12
 CHILD = (sys.executable, "-m", "qlora_planner.measure.child")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Progress:
     """What the child tells: `event` is phase, step, memory or result; `facts` as the child writes them.
 

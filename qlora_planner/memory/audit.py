@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
@@ -13,6 +12,7 @@ from qlora_planner.memory.audit_words import headline, why_not
 from qlora_planner.memory.checkpoint import Checkpoint, checkpoint_of
 from qlora_planner.memory.static import is_quantized, load_dtype
 from qlora_planner.profile import ModelProfile, TensorGroup
+from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/audit/1"
@@ -23,7 +23,7 @@ _EXPECTED = frozenset({"linear", "output_head", "embedding", "experts", "router"
 _MOST_EXAMPLES = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AuditRow:
     """Tensors of one role that loading treats alike, for one reason. Bytes are as the allocator counts them."""
 
@@ -54,11 +54,11 @@ class AuditRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        row: dict[str, Any] = {name: getattr(self, name) for name in self.__slots__}
+        row: dict[str, Any] = fields_of(self)
         return {**row, "names": list(self.names), "cost_bytes": self.cost_bytes}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Audit:
     """What loading does to one model. `rows` are largest first."""
 

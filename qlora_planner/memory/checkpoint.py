@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import fields_of, record
 
 _BITSANDBYTES = "bitsandbytes-"
 _BF16 = "use a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Checkpoint:
     """How a checkpoint is stored, and what that does to a QLoRA run. `works`: bitsandbytes can hold it."""
 
@@ -23,7 +23,7 @@ class Checkpoint:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return fields_of(self)
 
 
 # transformers 5.17 quantizers/auto.py merge_quantization_configs: a checkpoint's own quantization_config wins over a

@@ -7,12 +7,12 @@ q, k, v, output and log-sum-exp. A layer of another make is put through the same
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
 from qlora_planner.memory.static import targeted
 from qlora_planner.profile import LayerKind, ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # trl 1.16, models/activation_offloading.py: so many layer inputs wait on the card for their copy to the host.
@@ -21,7 +21,7 @@ STASHED = 5
 _LLAMA_LINEARS = frozenset({"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LayerShape:
     """Widths of one kind of layer, in elements: attention output, keys, heads, MLP, experts per token."""
 
@@ -39,7 +39,7 @@ class LayerShape:
     exact: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Activations:
     """Bytes at the moments that can be the peak, beside weights, gradients and states.
 
@@ -55,7 +55,7 @@ class Activations:
     offloaded: Any = 0  # on the host
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ModelShape:
     """What the closed forms need of a model: its layers by kind, and the widths of its ends, in elements."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, context_row
@@ -15,10 +14,11 @@ from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.static import StaticMemory, static_memory
 from qlora_planner.memory.training import TrainingState, training_state
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Groundwork:
     """Figures that do not depend on batch and sequence: played once, reused over a sweep."""
 
@@ -31,7 +31,7 @@ class Groundwork:
     workspace: int  # of one cuBLAS handle
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Parts:
     """Everything that the phases and the components of one run are summed from."""
 

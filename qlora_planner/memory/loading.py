@@ -15,12 +15,13 @@ from qlora_planner.memory.allocator import Block, CachingAllocator
 from qlora_planner.memory.static import is_quantized, load_dtype, targeted, trainable_tensors
 from qlora_planner.memory.training import Trainable
 from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 GIB = 1 << 30
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PhasePeak:
     """What torch's counters show over a phase, and what stays live at its end. Bytes."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.memory import loading
@@ -20,6 +19,7 @@ from qlora_planner.memory.static import StaticMemory, embedding_names, load_dtyp
 from qlora_planner.memory.training import Trainable, TrainingState, training_state
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # How close the search for the smallest limit comes, as a part of it.
@@ -28,7 +28,7 @@ FLOOR_TOLERANCE = 0.004
 NEAR = 1.1
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Played:
     """What torch's counters show in every phase, and the bytes by component when each phase has most allocated."""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
 from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
@@ -50,7 +51,7 @@ class Component(StrEnum):
 PHASES = ("load", "prepare", "adapters", "forward", "loss", "backward", "optimizer", "eval", "save")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Phase:
     """One phase's peaks in bytes; all `None` when the run does not have it or it is not known.
 
@@ -65,10 +66,10 @@ class Phase:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: value for name, value in _fields(self).items() if name != "components"}
+        return {name: value for name, value in fields_of(self).items() if name != "components"}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ComponentLine:
     """What one component takes at the peak, how it is known, and one line that shows the arithmetic."""
 
@@ -78,7 +79,7 @@ class ComponentLine:
     why: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Peak:
     """The highest moment of the whole run. `low_bytes` to `high_bytes` is a 90 % interval of device bytes."""
 
@@ -90,7 +91,7 @@ class Peak:
     high_bytes: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StaticBytes:
     """Live bytes on the GPU as torch counts them."""
 
@@ -99,7 +100,7 @@ class StaticBytes:
     after_adapters: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class HostBytes:
     """Memory outside the card: managed pages of a paged optimizer, offloaded activations, the loader's peak."""
 
@@ -108,7 +109,7 @@ class HostBytes:
     load_peak_bytes: int | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Speed:
     """Throughput of the run; `None` where nothing is known about the card."""
 
@@ -117,7 +118,7 @@ class Speed:
     basis: Basis | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Problem:
     """Something to know about the run. `blocking`: this stack refuses or breaks on it."""
 
@@ -127,7 +128,7 @@ class Problem:
     blocking: bool = False
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Fit:
     """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run."""
 
@@ -140,7 +141,7 @@ class Fit:
     reasons: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MemoryEstimate:
     """Everything that is said about the memory of one run on one model."""
 
@@ -183,20 +184,16 @@ class MemoryEstimate:
             "run": self.run.to_dict(),
             "resolved": dict(self.resolved),
             "stack": dict(self.stack),
-            "static_bytes": _fields(static),
+            "static_bytes": fields_of(static),
             "phases": [phase.to_dict() for phase in self.phases],
             "components": self.components,
-            "peak": _fields(peak),
+            "peak": fields_of(peak),
             "floor_bytes": self.floor_bytes,
-            "host": _fields(host),
-            "speed": {**_fields(speed), "basis": None if speed.basis is None else speed.basis.value},
-            "fit": None if self.fit is None else {**_fields(self.fit), "reasons": list(self.fit.reasons)},
-            "problems": [_fields(problem) for problem in self.problems],
+            "host": fields_of(host),
+            "speed": {**fields_of(speed), "basis": None if speed.basis is None else speed.basis.value},
+            "fit": None if self.fit is None else {**fields_of(self.fit), "reasons": list(self.fit.reasons)},
+            "problems": [fields_of(problem) for problem in self.problems],
             "basis": self.basis,
             "why": {line.component.value: line.why for line in self.lines},
             "footing": self.footing,
         }
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    return {name: getattr(record, name) for name in record.__slots__}

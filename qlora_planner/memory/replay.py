@@ -8,7 +8,7 @@ all adapters at once, are played from the adapters' own shapes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
 from qlora_planner.memory.allocator import Block, CachingAllocator
@@ -28,6 +28,7 @@ from qlora_planner.memory.script import (
 )
 from qlora_planner.memory.training import Trainable, training_dtype
 from qlora_planner.profile.tape import Segment
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 OUTSIDE = -1
@@ -43,7 +44,7 @@ _MICRO_BATCH = ("forward", "backward", "after")
 Survivors = dict[int, tuple[Block | None, int]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Adapter:
     """One trainable tensor with its block on the device."""
 
@@ -51,7 +52,7 @@ class Adapter:
     block: Block | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class PlayedPhase:
     """A phase's peaks, and the bytes by component (in the order of COMPONENTS) when most was allocated."""
 

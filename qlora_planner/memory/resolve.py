@@ -12,10 +12,11 @@ from qlora_planner.memory.checkpoint import checkpoint_of, stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.refusals import on_parameters, refusals
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Resolution:
     """A run without unknowns, the reason for each auto option, and what stands against it."""
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.memory.records import Component
 from qlora_planner.profile.tape import Segment, Tape
+from qlora_planner.record import record
 
 BIRTH, DEATH, DEATH_ELSEWHERE, BIRTH_ON_HOST, BIRTH_STREAMED = range(5)
 Act = tuple[int, int, int, int]  # what happens, traced storage, bytes, component's position
@@ -13,7 +12,7 @@ HOST = -1  # stands in for a component's position: not on the device
 _POSITION = {component: index for index, component in enumerate(Component)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Origin:
     """Where a storage that outlives its segment was born, where it ends, and its rank among that segment's survivors
     of its size and end.
@@ -32,7 +31,7 @@ class Origin:
         return (self.size, self.rank, self.end) == (other.size, other.rank, other.end)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Script:
     """Acts by segment, and the origins of storages that outlive theirs."""
 

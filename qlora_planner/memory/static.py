@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import block_bytes
 from qlora_planner.memory.training import Trainable
 from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StaticMemory:
     """Live bytes as torch counts them. `prepared` equals `loaded` without upcasting."""
 

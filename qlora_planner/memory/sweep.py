@@ -8,13 +8,14 @@ although larger than asked for, are the allocator simulation's business and not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, block_bytes
 from qlora_planner.memory.training import TrainingState
 from qlora_planner.profile.tape import Term
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _EXACT_FLOAT = 1 << 53
 Row = tuple[tuple[int, int], ...]  # (column, count) of what is alive; negative columns as above
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Fixed:
     """Bytes that a rank decides and batch and sequence do not, each tensor rounded to blocks.
 
@@ -54,7 +55,7 @@ class Fixed:
         )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Moments:
     """By phase, every moment that no other one reaches in every run: no run's peak can lie elsewhere.
 
@@ -154,11 +155,7 @@ class Moments:
         import numpy as np  # late: estimates of single runs do without it
 
         batch, seq, ranks = np.broadcast_arrays(*(np.asarray(a, dtype=np.int64) for a in (batch_size, seq_len, rank)))
-        top = tuple(int(a.max()) for a in (batch, seq, ranks))
-        if any(_magnitude(whole, top) >= _EXACT_FLOAT for whole, _ in self._wholes()):
-            raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
-        monomials = {m for terms in self.sizes for _, _, m in terms}
-        powers = {m: batch ** m[0] * seq ** m[1] * ranks ** m[2] for m in monomials}
+        self._check_exact(tuple(int(a.max()) for a in (batch, seq, ranks)))
         present = np.array(sorted(set(ranks.ravel().tolist())), dtype=np.int64)
         where = np.searchsorted(present, ranks)
         missing = [rank for rank in present.tolist() if rank not in fixed]
@@ -171,11 +168,12 @@ class Moments:
             return by_rank[where]
 
         width = len(self.sizes)
-        # In blocks of 512 bytes: whole numbers far below 2**53, so that a float product adds them exactly.
+        # In blocks of 512 bytes: whole numbers below 2**53, so that float products add them exactly.
+        monomials, factors, units = self._factors()
+        powers = np.array([batch ** m[0] * seq ** m[1] * ranks ** m[2] for m in monomials], dtype=np.float64)
+        totals = (factors @ powers.reshape(len(monomials), batch.size)).astype(np.int64)
         table = np.empty((width + 3, batch.size), dtype=np.float64)
-        for index, (whole, unit) in enumerate(self._wholes()):
-            total = sum((n * powers[m] for n, m in whole), start=np.zeros(batch.size, dtype=np.int64))
-            table[index] = np.maximum(0, -(-total // unit))
+        np.maximum(0, -(-totals // units), out=table[:width], casting="unsafe")
         for offset, name in enumerate(("norms", "scratch", "states")):
             table[width + offset] = spread(name) // MIN_BLOCK_BYTES
         held = spread("held")
@@ -183,6 +181,30 @@ class Moments:
             phase: held + (counts @ table).max(axis=0).astype(np.int64) * MIN_BLOCK_BYTES
             for phase, counts in self._counts().items()
         }
+
+    def _check_exact(self, top: tuple[int, ...]) -> None:
+        """Raise InputError where runs up to these sizes come to numbers that a float does not hold exactly."""
+        if top not in self._known:
+            self._known[top] = all(_magnitude(whole, top) < _EXACT_FLOAT for whole, _ in self._wholes())
+        if not self._known[top]:
+            raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
+
+    def _factors(self) -> tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]]:
+        """The monomials of all sizes, how often each size has each of them, shape (sizes, monomials), and the sizes'
+        units, shape (sizes, 1)."""
+        import numpy as np
+
+        if "factors" not in self._known:
+            wholes = self._wholes()
+            place = {m: at for at, m in enumerate(dict.fromkeys(m for whole, _ in wholes for _, m in whole))}
+            factors = np.zeros((len(wholes), len(place)))
+            for index, (whole, _) in enumerate(wholes):
+                for n, m in whole:
+                    factors[index, place[m]] += n
+            units = np.array([unit for _, unit in wholes], dtype=np.int64).reshape(-1, 1)
+            self._known["factors"] = list(place), factors, units
+        found: tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]] = self._known["factors"]
+        return found
 
     def _wholes(self) -> list[tuple[list[tuple[int, tuple[int, int, int]]], int]]:
         """Every size's terms over one denominator, and that denominator in blocks."""

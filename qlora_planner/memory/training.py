@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from math import prod
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
 from qlora_planner.memory.allocator import block_bytes
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Trainable:
     """`count` trainable tensors of one shape, with their dtype right after `get_peft_model`.
 
@@ -33,7 +33,7 @@ class Trainable:
         return self.embedding and trainer.embeddings_32bit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TrainingState:
     """Bytes while training. `paged` lies in managed memory, outside torch's counters."""
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
 
 from qlora_planner.catalog.trainers import parse_version
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # bitsandbytes multiplies short batches with 4-bit weights directly; from a few hundred tokens on, every card's rule in
@@ -21,7 +21,7 @@ HEAD_TILE_TOKENS = 4096
 _UNBOUNDED = 1 << 24
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Region:
     """Sequence lengths above `low` up to `high`, at batch 1, or at batches above 1 with more than `tokens` and at most
     `most_tokens` in all."""

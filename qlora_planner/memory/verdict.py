@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from itertools import pairwise
 
@@ -11,6 +11,7 @@ from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, 
 from qlora_planner.evidence.residuals import Law, Stated
 from qlora_planner.hardware import GpuSpec, usable_bytes
 from qlora_planner.memory.records import Fit, Problem
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.run.libraries import library_bytes
 from qlora_planner.units import format_mib
@@ -33,7 +34,7 @@ _SLICES = tuple((after - before, (after + before) / 2) for before, after in pair
 _STEPS = 60
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Spread:
     """How a device figure may turn out: what torch holds times 1 + `law`, and beside it one of the `contexts`.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.records import ComponentLine, Phase
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class View:
     """Phases, the peak one, what is alive then, and the smallest device total that would do. Bytes.
 

@@ -7,7 +7,7 @@ runs alone, both are worked out by closed forms.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.ladder import rungs
 from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.planner.outlook import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
@@ -26,7 +27,7 @@ FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
 _OCTAVE = 4
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Knob:
     """A knob, and what turning it would make of a run; None where it is there already."""
 
@@ -181,7 +182,7 @@ def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
     return run.with_(**{**opened, **change})
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Point:
     outlook: Outlook
     footing: str

@@ -6,12 +6,12 @@ A rule is something that people who do this know, with its source; `plan --expla
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
 from qlora_planner.memory.checkpoint import stored_options
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # Sequences per optimizer step where the user wants none in particular: what the QLoRA paper's recipes use (Dettmers et
@@ -24,7 +24,7 @@ QUALITY_RANKS = (16, 32, 64)
 LARGEST_BATCH = 64
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Rule:
     """Why some values are not tried."""
 
@@ -93,7 +93,7 @@ RULES = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Base:
     """How weights are stored: one way to train, with a name for people, best quality first."""
 
@@ -111,7 +111,7 @@ BASES = (
 OPTIMIZERS = ("paged_adamw_8bit", "adamw_8bit", "adamw_torch_fused")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Space:
     """What may be chosen: option sets, and sizes.
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
@@ -13,9 +12,10 @@ from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
 from qlora_planner.planner.speed import cost_of, speed_of
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Standing:
     """One run on one card. Speed and cost are None where the card's rates or price are unknown."""
 

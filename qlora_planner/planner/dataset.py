@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from qlora_planner.record import record
 
 Lengths = npt.NDArray[np.int32]
 
@@ -16,7 +18,7 @@ OUTLIER_RATIO = 4
 MOST_OUTLIERS = 5
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RowRef:
     """One row by its place: the line of a text file, the row of a parquet file, both counted from 1."""
 
@@ -29,7 +31,7 @@ class RowRef:
         return {"path": self.path, "line": self.line, "tokens": self.tokens}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class BadRow:
     """A row that was left out, and why."""
 
@@ -42,7 +44,7 @@ class BadRow:
         return {"path": self.path, "line": self.line, "why": self.why}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DataSummary:
     """What was read of a dataset.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,13 @@ from qlora_planner.planner.dataset import DataSummary, rounded
 from qlora_planner.planner.packing import packed_bfd, packed_wrapped
 from qlora_planner.planner.padding import padded_by_length, padded_by_random
 from qlora_planner.planner.widths import widths_before
+from qlora_planner.record import record
 
 TRUNCATED_AT = (90.0, 95.0, 99.0, 99.9, 100.0)
 RANDOM, GROUPED, BFD, WRAPPED = "random", "group_by_length", "packing-bfd", "packing-wrapped"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Truncation:
     """What a sequence length cuts off. `peak_bytes` is the device bytes of a run at it; None where not asked for."""
 
@@ -36,7 +37,7 @@ class Truncation:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Epoch:
     """One way of making batches, over one epoch.
 
@@ -62,7 +63,7 @@ class Epoch:
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DataPlan:
     """A dataset under one run. `epochs` are by name: random, group_by_length, packing-bfd, packing-wrapped."""
 

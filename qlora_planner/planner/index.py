@@ -6,7 +6,7 @@ The index holds nothing that the profiles do not: `build_index` makes it from th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import fields, replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
@@ -25,6 +25,7 @@ from qlora_planner.planner.speed_model import StepWork, step_work
 from qlora_planner.planner.speed_work import Work
 from qlora_planner.planner.survey import Candidate
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/index/3"
@@ -35,7 +36,7 @@ _CARDS = {
 }
 _CAPABILITIES = ("8.0", "9.0")  # with a small and with a large cuBLAS workspace
 _LONGEST = 1 << 18  # tokens up to which moments compete for a place in the index
-_STATIC = tuple(name for name in StaticMemory.__slots__ if name != "trainable")
+_STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trainable")
 
 
 def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | None = None) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _dense(raw: Sequence[float]) -> Work:
     return work
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class IndexedBase:
     """One way to store a model's weights, as the index has it for a kind of card.
 
@@ -204,11 +205,11 @@ def _encode(ground: Groundwork) -> dict[str, Any]:
 
 
 def _values(record: Any) -> list[Any]:
-    return [getattr(record, name) for name in record.__slots__]
+    return list(fields_of(record).values())
 
 
 def _record(kind: type[Any], values: list[Any]) -> Any:
-    return kind(**dict(zip(kind.__slots__, values, strict=True)))
+    return kind(**dict(zip((spec.name for spec in fields(kind)), values, strict=True)))
 
 
 def _decode(raw: Mapping[str, Any]) -> Groundwork:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.groundwork import Groundwork
@@ -13,6 +11,7 @@ from qlora_planner.memory.verdict import (
     context_of,
     room,
 )
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 SEQ_STEP = 64
@@ -31,7 +30,7 @@ def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, calibrati
 PINNED_OVER_ALLOCATED = 1.05
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SweptRegion:
     """The traced moments of one model that can be the highest, and the variant and sizes they hold for."""
 
@@ -40,7 +39,7 @@ class SweptRegion:
     moments: Moments
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Sweep:
     """What is traced of one model, region by region."""
 

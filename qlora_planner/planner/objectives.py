@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,12 +10,13 @@ from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
 from qlora_planner.planner.axes import QUALITY_RANKS, RANKS
+from qlora_planner.record import record
 
 # Speeds nearer to each other than this cannot be told apart beforehand.
 NEAR = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Columns:
     """What is known of every candidate, shape (candidates,) each; `pace` is tokens per second on the ranking card."""
 
@@ -39,7 +39,7 @@ def near_pace(columns: Columns) -> NDArray[Any]:
     return steps
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Objective:
     """One goal. `ranks` are tried where the rank is open; `lengths`: every sequence length is tried, at batch 1."""
 

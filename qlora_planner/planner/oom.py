@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.evidence.oom import OomReport
 from qlora_planner.memory import MemoryEstimate
+from qlora_planner.record import record
 from qlora_planner.units import MIB
 
 _SMALL, _MIDDLE, _STEP = 1 * MIB, 10 * MIB, 2 * MIB
@@ -15,7 +15,7 @@ _SMALL, _MIDDLE, _STEP = 1 * MIB, 10 * MIB, 2 * MIB
 _NOTICED_SHARE = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Against:
     """What a plan says of a failure. `tensors` are what a request of that size can have been, in words.
 

@@ -32,23 +32,25 @@ from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.planner.speed import SpeedModel, speed_model
 from qlora_planner.planner.speed_model import optimizer_work
 from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.record import record
+from qlora_planner.run import RunConfig, options_without
 
 Ints = NDArray[np.int64]
-# Options that change nothing of loading, preparing and adding adapters.
-_LATER = (
-    "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger", "padding",
+# What decides loading, preparing and adding adapters, but for the rank.
+_loading_options = options_without(
+    "rank", "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger",
+    "padding",
     "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
     "trainer",
 )  # fmt: skip
-# Options that change nothing of what layers and head compute.
-_NOT_IN_LAYERS = (
+# What decides what layers and head compute.
+_layer_options = options_without(
     "batch_size", "seq_len", "grad_accum", "optimizer", "alloc_conf", "eval_batch_size", "rank", "alpha", "packing",
     "activation_offloading",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Scale:
     """What playing one run took over its rank, by which others are scaled that are ranked in the same way as it."""
 
@@ -69,7 +71,7 @@ class Scale:
 AS_RANKED = Scale()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Outlook:
     """One option set; batch and sequence of `run` stand for any."""
 
@@ -157,9 +159,9 @@ class Outlooks:
     gpu: GpuSpec
     sweep: Sweep | None
     calibration: Calibration | None
-    _loaded: dict[str, tuple[int, Groundwork]]
-    _grounds: dict[tuple[str, int, str, str | None], Groundwork]
-    _paces: dict[tuple[str, str], SpeedModel | None]
+    _loaded: dict[tuple[Any, ...], tuple[int, Groundwork]]
+    _grounds: dict[tuple[Any, ...], Groundwork]
+    _paces: dict[tuple[Any, ...], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
 
     @classmethod
@@ -182,8 +184,8 @@ class Outlooks:
         Layers and head are worked out once for all runs that differ in sizes, optimizer or the allocator alone.
         Raises InputError when target modules match nothing.
         """
-        run, default = resolution.run, RunConfig()
-        key = repr(run.with_(**{name: getattr(default, name) for name in _NOT_IN_LAYERS})), on.name
+        run = resolution.run
+        key = _layer_options(run), on.name
         if key not in self._paces:
             self._paces[key] = speed_model(self.profile, run, on, self.calibration, resolution.stack)
         known = self._paces[key]
@@ -208,14 +210,14 @@ class Outlooks:
 
     def _ground(self, resolution: Resolution, workspace: int) -> Groundwork:
         """Played once for all that load alike; another rank is the played one with other adapters."""
-        run, default = resolution.run, RunConfig()
-        key = repr(run.with_(**{name: getattr(default, name) for name in (*_LATER, "rank")}))
+        run = resolution.run
+        key = _loading_options(run)
         exact = key, run.rank, run.optimizer, run.trainer
         if exact not in self._grounds:
             self._grounds[exact] = self._lay(key, resolution, workspace)
         return self._grounds[exact]
 
-    def _lay(self, key: str, resolution: Resolution, workspace: int) -> Groundwork:
+    def _lay(self, key: tuple[Any, ...], resolution: Resolution, workspace: int) -> Groundwork:
         run = resolution.run
         if key not in self._loaded:
             self._loaded[key] = run.rank, build_groundwork(self.profile, resolution, workspace)

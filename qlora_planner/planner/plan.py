@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
@@ -23,6 +23,7 @@ from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:  # most plans are made without a dataset
@@ -33,7 +34,7 @@ _DEFAULT = RunConfig()
 _STORED = ("method", "quant", "double_quant")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Plan:
     """A recommended run with what surrounds it."""
 

@@ -18,6 +18,7 @@ from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.speed import speed_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:  # most plans are made without a dataset
@@ -35,7 +36,7 @@ def no_orders(_run: RunConfig, _widths: Sequence[Sequence[int]]) -> Sequence[Seq
     return ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Request:
     """What is asked of a plan.
 

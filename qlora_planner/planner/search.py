@@ -18,6 +18,7 @@ from qlora_planner.planner.limits import SEQ_STEP
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.outlook import Limits, Outlook, Outlooks
 from qlora_planner.planner.speed import SpeedModel
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 _DEFAULT = RunConfig()
@@ -29,7 +30,7 @@ NEARLY, MOST_NEARLY = 1.05, 2
 Rows = Callable[[int, int, bool], tuple[float, float]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Choice:
     """One candidate that was ranked. `pace` is in tokens per second on the ranking card, padding left out."""
 
@@ -42,7 +43,7 @@ class Choice:
     quality: int  # of the stored weights: 2 for 16-bit, 1 for 8-bit, 0 for 4-bit
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class OptionSet:
     """One option set at one rank and one kind of batch."""
 

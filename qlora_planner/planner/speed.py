@@ -15,7 +15,6 @@ of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,10 +26,11 @@ from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.planner.speed_model import StepWork, step_work
 from qlora_planner.planner.speed_work import Vector, Work, evaluator, values
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Rates:
     """What a card's data sheet says: operations and bytes per second."""
 
@@ -52,7 +52,7 @@ class Rates:
         return cls(half=half, float32=gpu.fp32_flops or half / 16, bandwidth=gpu.bandwidth_bytes_per_s)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SpeedModel:
     """Seconds of one option set of one model on one card, for any batch, sequence and rank."""
 
@@ -152,7 +152,7 @@ def speed_of(
     return Speed(tokens_per_s=run.tokens * run.grad_accum / seconds, step_s=seconds, basis=model.basis)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Cost:
     """What a run costs on a rented card, in US dollars and hours; None where price, speed or data are unknown."""
 

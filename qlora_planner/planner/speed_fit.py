@@ -8,7 +8,7 @@ from the assumed ones, in widths of `_WIDTHS`. So a single run moves them a litt
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import exp, log
 from statistics import median
 
@@ -21,6 +21,7 @@ from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits, bo
 from qlora_planner.memory.records import Basis
 from qlora_planner.planner.speed import Rates, SpeedModel
 from qlora_planner.planner.speed_model import StepWork
+from qlora_planner.record import record
 
 # A measurement whose notes hold this had the card for itself while it was timed.
 EXCLUSIVE = "timing: exclusive"
@@ -35,7 +36,7 @@ _ROBUST = 2.0  # in units of the noise
 _ROUNDS = 40
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TimedRun:
     """A measured run with its derived work: `step_s` is the median of its steps after the warm-up."""
 
@@ -62,7 +63,7 @@ def timed(measurement: Measurement) -> float | None:
     return median(warm) if usable(measurement) and exclusive and warm else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Fit:
     """Fitted traits, and the log ratio of predicted to measured of each run when the others alone are fitted to."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from math import prod
 
 from qlora_planner.memory.static import is_quantized, targeted
@@ -12,6 +11,7 @@ from qlora_planner.planner import speed_pieces as pieces
 from qlora_planner.planner.speed_pieces import Setting
 from qlora_planner.planner.speed_work import Pass, Work, moves, terms
 from qlora_planner.profile import LayerKind, ModelProfile, TensorGroup
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 _ATTENTION = re.compile(r"attn|attention")
@@ -28,7 +28,7 @@ _DELTA = re.compile(r"linear_attn\.")
 Adapted = Mapping[tuple[str, str | None], float]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LayerWork:
     """One kind of layer and how many there are.
 
@@ -66,7 +66,7 @@ def _adapted(profile: ModelProfile, run: RunConfig) -> Adapted:
     return found
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class _Layer:
     profile: ModelProfile
     run: RunConfig

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.memory.static import is_quantized, static_memory
@@ -13,13 +12,14 @@ from qlora_planner.planner.speed_layers import LayerWork, has_fused_norms, layer
 from qlora_planner.planner.speed_pieces import Setting, cast, norm
 from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 # trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
 HEAD_TILE_COLUMNS = 32768
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StepWork:
     """One optimizer step: `micro_steps` times `micro`, then the optimizer over `tensors` trainable tensors.
 

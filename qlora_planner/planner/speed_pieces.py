@@ -7,10 +7,10 @@ kernel over x elements of `s` bytes that makes one of two moves 3sx.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
+from qlora_planner.record import record
 
 # A weight is read through dequantising: constants by `dequantize_blockwise` and `add`, then the matrix, then a product.
 _QUANTIZED_KERNELS = 4
@@ -18,7 +18,7 @@ _QUANTIZED_KERNELS = 4
 _TRITON_LAUNCHES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Setting:
     """What of a run decides how a layer is computed.
 

@@ -7,11 +7,12 @@ sums of coefficients, and one candidate or a million are evaluated alike.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from qlora_planner.record import record
 
 # What the coefficients belong to; tokens = batch x sequence, tiles = tiles of the fused head (trl), rounded up.
 BASIS = ("one", "rank", "tokens", "tokens_rank", "tokens_seq", "seq", "tiles", "experts_tokens")
@@ -68,7 +69,7 @@ class Work:
 NOTHING = Work()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Pass:
     """One stretch forwards and backwards."""
 

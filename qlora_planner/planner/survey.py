@@ -7,7 +7,7 @@ plays the runs that it answers with.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,6 +26,7 @@ from qlora_planner.planner.around import largest_batch, longest
 from qlora_planner.planner.limits import Sweep, fixed_of, usable_on
 from qlora_planner.planner.outlook import Limits, Outlook, outlook_of
 from qlora_planner.profile import ModelProfile
+from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 REFERENCE_SEQ_LEN = 2048
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SurveyRow:
     """One model on the card. Unknown or not possible is `None`."""
 
@@ -55,13 +56,13 @@ class SurveyRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        row = {name: getattr(self, name) for name in self.__slots__}
+        row = fields_of(self)
         row["run"] = self.run.to_dict()
         row["recommended"] = None if self.recommended is None else self.recommended.to_dict()
         return row
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Recommended:
     """The best run of a model on the card by a search over what was left open; ranked, not played.
 
@@ -75,10 +76,10 @@ class Recommended:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__slots__} | {"options": dict(self.options)}
+        return fields_of(self) | {"options": dict(self.options)}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Candidate:
     """A model with its groundwork for one run: what a survey needs of it."""
 

@@ -24,6 +24,7 @@ from qlora_planner.planner.outlook import Limits, Outlook
 from qlora_planner.planner.survey import Candidate, outlook_for
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
+from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/table/1"
@@ -45,7 +46,7 @@ _LEAST_BYTES = {"full": 8.0, "lora": 2.0, "qlora-8bit": 1.0, "qlora-4bit": 0.5}
 _MOSTLY_4BIT = 2.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Method:
     """A column: a way to train."""
 
@@ -65,7 +66,7 @@ METHODS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Figure:
     """Device bytes of one run at its peak. A refused run has no bytes.
 
@@ -87,7 +88,7 @@ class Figure:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return fields_of(self)
 
 
 def basis_of(answer: MemoryEstimate) -> str:
@@ -95,7 +96,7 @@ def basis_of(answer: MemoryEstimate) -> str:
     return TRACED if answer.footing == TRACED else "closed-form"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class MemoryRow:
     """One model under every method.
 
@@ -125,11 +126,11 @@ class MemoryRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        row = {name: getattr(self, name) for name in self.__slots__}
+        row = fields_of(self)
         return row | {"figures": {name: figure.to_dict() for name, figure in self.figures.items()}}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Largest:
     """The largest model of the catalogue that fits, or is `tight`, on a card with one method; `basis` as in Figure."""
 
@@ -141,10 +142,10 @@ class Largest:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return fields_of(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CardRow:
     """One card, as sold, and the largest model for each method; None where no model fits.
 
@@ -165,7 +166,7 @@ class CardRow:
         }  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class SixGb:
     """What a model of about seven billion parameters really does with the 6 GB that tables give it."""
 
@@ -176,10 +177,10 @@ class SixGb:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__slots__}
+        return fields_of(self)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tables:
     """Both tables, and what of common advice they show to be wrong."""
 

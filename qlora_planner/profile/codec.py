@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import fields
 from typing import Any
 
 from qlora_planner.profile.faults import quoted, refuse
@@ -26,6 +25,7 @@ from qlora_planner.profile.fields import (
     place_of,
 )
 from qlora_planner.profile.records import AdapterTensor, LayerKind, ModelProfile, TensorGroup
+from qlora_planner.record import fields_of
 
 PROFILE_SCHEMA = "qlora-plan/profile/1"
 
@@ -76,7 +76,7 @@ def _line_per_item(items: list[Any], indent: str) -> str:
 
 
 def _written(record: LayerKind | TensorGroup | AdapterTensor) -> dict[str, Any]:
-    raw = {spec.name: getattr(record, spec.name) for spec in fields(record)}
+    raw = fields_of(record)
     if isinstance(record, TensorGroup) and record.dtype_float16 == _usual_float16(record.dtype):
         del raw["dtype_float16"]
     if not isinstance(record, LayerKind) and raw["count"] == 1:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from math import prod
+
+from qlora_planner.record import record
 
 ROLES = (
     "linear", "output_head", "embedding", "norm", "bias", "experts", "router", "convolution", "rotary", "other",
 )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class LayerKind:
     """One kind of decoder layer: layers that hold tensors of the same names and shapes and act alike."""
 
@@ -20,7 +22,7 @@ class LayerKind:
     count: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class TensorGroup:
     """Tensors that differ only in their layer index.
 
@@ -54,7 +56,7 @@ class TensorGroup:
         return 0 if self.tied_with else self.numel * self.count
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class AdapterTensor:
     """One tensor that PEFT adds, for a group of like modules.
 
@@ -80,7 +82,7 @@ class AdapterTensor:
         return tuple(constant + per_rank * rank for constant, per_rank in self.dims)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class ModelProfile:
     """Facts of one model. Nothing in it depends on a run, a trainer or a card."""
 

@@ -6,8 +6,9 @@ A `CompiledTape` holds sizes as polynomials in batch, sequence and rank; `at` fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
+
+from qlora_planner.record import record
 
 # Powers of (batch, sequence, rank) that a size may be made of.
 Monomial = tuple[int, int, int]
@@ -18,7 +19,7 @@ Term = tuple[int, int, Monomial]
 _SMALL_WORKSPACE_BYTES = 1 << 20
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Segment:
     """A stretch of events `[start, stop)`: one stage of one traced layer, or of what surrounds the layers.
 
@@ -35,7 +36,7 @@ class Segment:
     stop: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Tape:
     """Events of one run: a storage's birth is `(number, bytes)`, its death `(number, 0)`. Bytes are unrounded."""
 
@@ -57,7 +58,7 @@ class Tape:
         ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class CompiledTape:
     """A tape whose sizes are polynomials. `events`: n > 0 is a birth of size `sizes[n - 1]`, n < 0 the death of the
     storage born as number -n (counted from 1)."""

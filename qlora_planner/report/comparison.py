@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
 from qlora_planner.memory.records import Component
+from qlora_planner.record import record
 from qlora_planner.report.accuracy import phase_figure, training_peak
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Compared:
     """One figure in bytes, predicted and measured; None where it was not."""
 

@@ -7,9 +7,10 @@ that has the style; titles of marks are what a pointer shows and a screen reader
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from html import escape
 from math import log2
+
+from qlora_planner.record import record
 
 WIDTH = 720
 _LEFT, _RIGHT, _ROW, _BAR = 110, 90, 34, 22
@@ -28,7 +29,7 @@ svg .edge-text { fill: var(--edge); } svg .curve { fill: none; stroke: var(--c0)
 """.strip()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Part:
     """A length of a bar: where it starts and how far it goes, in the chart's unit; `color` is one of `COLORS`."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+
+from qlora_planner.record import record
 
 # A line is pieces of text, each with the style that a colour terminal gives it.
 Piece = tuple[str, str]
@@ -40,7 +41,7 @@ _EDGE = ("┃", "|")
 _LEAST_ROOM = 16
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Theme:
     """What the terminal can show. `width` is the number of columns that a line may fill."""
 

@@ -1,5 +1,5 @@
 """Run records: everything that decides what executes."""
 
-from qlora_planner.run.config import RUN_FIELDS, RunConfig
+from qlora_planner.run.config import RUN_FIELDS, RunConfig, options_without
 
-__all__ = ["RUN_FIELDS", "RunConfig"]
+__all__ = ["RUN_FIELDS", "RunConfig", "options_without"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import field, fields
 from functools import cache
+from operator import attrgetter
 from typing import Any
 
 from qlora_planner.errors import InputError, one_line
+from qlora_planner.record import record
 
 METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
@@ -24,7 +26,7 @@ def _between(minimum: float, maximum: float) -> dict[str, Any]:
     return {"minimum": minimum, "maximum": maximum}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RunConfig:
     """A run as asked for or as resolved. `None` in an option marked auto means: choose what runs.
 
@@ -77,8 +79,10 @@ class RunConfig:
         Only what changed is looked at again: a sweep makes a hundred thousand copies.
         """
         copy = object.__new__(type(self))
-        for name in RUN_FIELDS:
-            object.__setattr__(copy, name, changes[name] if name in changes else getattr(self, name))
+        for put, value in zip(_PUT.values(), _ALL(self), strict=True):
+            put(copy, value)
+        for name in changes.keys() & _SPECS.keys():
+            _PUT[name](copy, changes[name])
         unknown = [name for name in changes if name not in _SPECS]
         faults = [f"unknown option {name}" for name in unknown]
         faults += [fault for name in changes if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
@@ -101,6 +105,18 @@ class RunConfig:
 
 _SPECS = {spec.name: spec for spec in fields(RunConfig)}
 RUN_FIELDS: tuple[str, ...] = tuple(_SPECS)
+# The slots' own setters: a frozen record that is being made is filled through them.
+_PUT: dict[str, Callable[[RunConfig, Any], None]] = {name: getattr(RunConfig, name).__set__ for name in RUN_FIELDS}
+_ALL: Callable[[RunConfig], tuple[Any, ...]] = attrgetter(*RUN_FIELDS)
+
+
+def options_without(*names: str) -> Callable[[RunConfig], tuple[Any, ...]]:
+    """What gives a run's options but these, as one value that can be the key of what they alone decide."""
+    kept = attrgetter(*(name for name in RUN_FIELDS if name not in (*names, "stack")))
+    if "stack" in names:
+        return kept
+    return lambda run: (*kept(run), *sorted(run.stack.items()))
+
 
 _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.profile.faults import quoted, refuse
+from qlora_planner.record import record
 from qlora_planner.sources.json_files import read_object
 
 # Who wrote the file, not what it describes: two configs that differ only in these are the same model.
@@ -61,7 +60,7 @@ _ESSENTIAL = frozenset(name for names in _NEEDED.values() for name in names)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.\-]*(?:/[A-Za-z0-9][\w.\-]*)?")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class RawConfig:
     """One parsed config.json. `origin` is file, folder, hub or cache (the local cache of Hub files)."""
 
@@ -162,6 +161,8 @@ def config_sha256(raw: Mapping[str, Any], where: str = "config") -> str:
         text = json.dumps(_lasting(raw), sort_keys=True, separators=(",", ":"))
     except RecursionError:
         refuse(["is nested too deeply"], where)
+    import hashlib  # late, as it loads OpenSSL: a model of the catalogue needs none
+
     return hashlib.sha256(text.encode("ascii")).hexdigest()
 
 

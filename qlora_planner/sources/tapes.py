@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from qlora_planner.memory.variant import Region
 from qlora_planner.planner.limits import Sweep, SweptRegion
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import CompiledTape
+from qlora_planner.record import record
 
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
@@ -26,7 +27,7 @@ _ENDING = ".jsonl.gz"
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class StoredTape:
     """A compiled tape and the sizes for which it holds."""
 

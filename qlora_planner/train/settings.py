@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
 from qlora_planner.profile.faults import known_fields, quoted, refuse
+from qlora_planner.record import record
 
 LEARNING_RATE = 2e-4
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
@@ -15,7 +16,7 @@ REPORTERS = ("tensorboard", "wandb")
 EVAL_SPLIT = 0.02
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Settings:
     """Settings of a training run beside its RunConfig.
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ _KEPT = 512  # estimates of one model and card
 GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Place:
     """The card that is explored, as it can be typed again; `note` says where it comes from."""
 
@@ -40,7 +41,7 @@ class Place:
     note: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Frontier:
     """Sequence by batch around a run: the longest length of each batch, and a verdict and a floor in bytes per cell.
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.core import Subject
 from qlora_planner.tui.start import DataAsked
@@ -28,7 +28,7 @@ def count(asked: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[
     )  # fmt: skip
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DataView:
     """A dataset under one run at one length: `plan` as a plan document has it, and the peaks of the run in bytes at
     that length and at the one that cuts nothing."""

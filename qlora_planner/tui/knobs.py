@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, TRAINERS
 
@@ -19,7 +19,7 @@ _SIZES = tuple(1 << power for power in range(9))
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Knob:
     """One line of the knobs: `choices` in their order, each as the options that it sets; `says` is its help.
 

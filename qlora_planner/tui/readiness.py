@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from qlora_planner.errors import MissingError
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Readiness:
     """`packages` are missing; `card` is the label of the card here, None where there is none, which `no_card` tells."""
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
+from qlora_planner.record import record
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+
+@record
 class ModelRow:
     """One model on a card; the fields are those of `planner.survey.SurveyRow`.
 

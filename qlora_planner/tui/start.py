@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_planner.record import record
 from qlora_planner.tui.state import State
 
 if TYPE_CHECKING:
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from qlora_planner.tui.rows import ModelRow
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class DataAsked:
     """A dataset and how its tokens are counted, as `--data` and the options beside it say."""
 
@@ -24,7 +24,7 @@ class DataAsked:
     bad_rows: str = "refuse"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Start:
     """`survey` gives the rows of `qlora-plan --gpu`, likely ones first; with False as its second argument the verdicts
     alone, faster. `note` is a word about the start for the reader, `plain` asks for ASCII alone."""

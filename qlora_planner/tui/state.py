@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/tui-state/1"
@@ -17,7 +18,7 @@ _MOST_PINS = 24
 _DATA = ("path", "tokenizer", "chars_per_token", "bad_rows")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class Pin:
     """A run kept for comparison."""
 
@@ -26,7 +27,7 @@ class Pin:
     run: Mapping[str, Any]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@record
 class State:
     """What is restored at the next start."""
 

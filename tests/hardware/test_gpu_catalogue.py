@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import timeit
+import tomllib
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -12,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuCatalogue, card_file
+from qlora_planner.hardware import GpuCatalogue
 from qlora_planner.hardware import catalogue as catalogue_module
 from qlora_planner.hardware.card_file import load_card, read_card
 from qlora_planner.hardware.card_index import build_card_index, index_path
@@ -256,7 +257,7 @@ def test_the_index_of_cards_is_that_of_the_files() -> None:
 
 
 def test_cards_from_the_index_are_those_of_the_files() -> None:
-    with patch.object(card_file.tomllib, "loads", side_effect=AssertionError("parsed")):
+    with patch.object(tomllib, "loads", side_effect=AssertionError("parsed")):
         indexed = GpuCatalogue([FOLDER]).all()
     assert indexed == tuple(load_card(FOLDER / f"{card.name}.toml") for card in indexed)
 

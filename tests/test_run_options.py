@@ -1,0 +1,40 @@
+"""Copies of a run with some options changed, and keys of the options that matter to a figure."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_planner.errors import InputError
+from qlora_planner.run import RUN_FIELDS, RunConfig, options_without
+
+
+def test_a_copy_differs_in_what_was_changed_alone() -> None:
+    run = RunConfig(stack={"trl": "1.16.0"})
+    copy = run.with_(rank=64, batch_size=2)
+    assert (run.rank, run.batch_size) == (16, 1)
+    assert copy == RunConfig(stack={"trl": "1.16.0"}, rank=64, batch_size=2)
+
+
+@pytest.mark.parametrize(("changes", "says"), [({"rank": 0}, "--rank"), ({"rnak": 8}, "unknown option rnak")])
+def test_a_bad_change_is_refused(changes: dict[str, int], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        RunConfig().with_(**changes)
+
+
+def test_a_key_knows_every_option_but_those_left_out() -> None:
+    changed = {
+        "method": "lora", "quant": "fp4", "double_quant": False, "compute_dtype": "float16", "load_dtype": "float16",
+        "seq_len": 7, "batch_size": 7, "grad_accum": 7, "rank": 7, "alpha": 7, "target_modules": "q_proj",
+        "lora_dropout": 0.5, "dora": True, "rslora": True, "modules_to_save": "lm_head",
+        "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "sgd",
+        "trainer": "loop", "upcast": True, "liger": True, "activation_offloading": True,
+        "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,
+        "stack": {"trl": "1.0"},
+    }  # fmt: skip
+    assert changed.keys() == set(RUN_FIELDS)
+    key = options_without("batch_size", "rank")
+    for name, value in changed.items():
+        same = key(RunConfig().with_(**{name: value})) == key(RunConfig())
+        assert same == (name in ("batch_size", "rank")), name
+    assert key(RunConfig(stack={"a": "1", "b": "2"})) == key(RunConfig(stack={"b": "2", "a": "1"}))
+    assert {key(RunConfig()): 1}[key(RunConfig(rank=3))] == 1
