@@ -170,10 +170,10 @@ def test_no_torch(python: Process, file: Any) -> None:
 def test_without_the_training_packages_closed_forms_answer(
     invoke: Invoke, file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_planner import api
+    from qlora_planner.api import packages
 
     monkeypatch.delenv("QLORA_PLANNER_TRACE", raising=False)
-    monkeypatch.setattr(api, "_missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
     result = invoke("check", file(AXOLOTL), "--gpu", "24GB", "--json")
     assert result.exit_code == 0
     assert "this answer is by closed forms" in result.stderr

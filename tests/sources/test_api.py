@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from qlora_planner import api
+from qlora_planner.api import packages
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.profile import ModelProfile
 from qlora_planner.sources import hub
@@ -53,7 +54,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[RawConfig]:
     module = types.ModuleType("qlora_planner.profiling.build")
     module.build_profile = build_profile  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "qlora_planner.profiling.build", module)
-    monkeypatch.setattr(api, "_missing_packages", list)
+    monkeypatch.setattr(packages, "missing_packages", list)
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", lambda: VERSIONS)
     return configs
 
@@ -61,7 +62,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[RawConfig]:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the training packages."""
-    monkeypatch.setattr(api, "_missing_packages", lambda: ["torch", "peft"])
+    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch", "peft"])
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", dict)
 
 
@@ -130,7 +131,7 @@ def test_without_the_packages_a_cached_profile_will_do(
     folder: Path, built: list[RawConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     api.load_model(str(folder))
-    monkeypatch.setattr(api, "_missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", dict)
     assert api.load_model(str(folder)).source == "cache"
 

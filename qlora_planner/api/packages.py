@@ -1,0 +1,35 @@
+"""What of the training packages is installed here, without importing any of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from qlora_planner.run import RunConfig
+
+Warn = Callable[[str], None]
+
+# What building a profile imports.
+TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
+TRACE_VARIABLE = "QLORA_PLANNER_TRACE"
+
+
+def silent(_text: str) -> None:
+    """Say nothing."""
+
+
+def missing_for(run: RunConfig) -> list[str]:
+    """The packages that this run would import and that are not installed here."""
+    needed = [*TRAIN_PACKAGES]
+    needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
+    needed += ["liger_kernel"] if run.liger else []
+    needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
+    return missing_packages(needed)
+
+
+def missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:
+    """Those of `needed` that are not installed."""
+    from importlib.util import find_spec
+
+    return [package for package in needed if find_spec(package) is None]

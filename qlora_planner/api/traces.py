@@ -1,0 +1,126 @@
+"""The trace of a run: shipped, kept from before, or made now."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from qlora_planner.api import packages
+from qlora_planner.api.models import source_of
+from qlora_planner.api.packages import Warn
+from qlora_planner.errors import MissingError
+from qlora_planner.profile.records import ModelProfile
+from qlora_planner.sources.locations import cache_dir, tapes_dirs
+
+if TYPE_CHECKING:
+    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.profile.tape import Tape
+    from qlora_planner.run import RunConfig
+
+
+def tape_for(
+    profile: ModelProfile,
+    run: RunConfig,
+    gpu: GpuSpec | None = None,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = packages.silent,
+    stored_only: bool = False,
+) -> Tape | None:
+    """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
+    `stored_only` looks among the shipped ones alone.
+
+    None for a run that is refused, where the model's code cannot be traced, and where QLORA_PLANNER_TRACE is `never`;
+    `tell` gets the reason, and a word while tracing takes time.
+    Raises InputError for target modules that match nothing, RefusedError where the installed libraries break on this
+    run, MissingError where it would have to be traced and the packages for that are missing.
+    """
+    from qlora_planner.catalog.cuda import cublas_workspace_bytes
+    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.static import targeted
+    from qlora_planner.memory.variant import accumulates_apart, variant_key
+    from qlora_planner.sources.tapes import stored_tape
+
+    resolution = resolve(profile, run, gpu)
+    resolved, variant = resolution.run, variant_key(resolution.run, resolution.stack, gpu)
+    targeted(profile, resolved)  # names that match nothing are refused before anything is traced
+    stored = stored_tape(profile, tapes_dirs(profiles), resolved.batch_size, resolved.seq_len)
+    if stored is not None and stored.tape.variant == variant:
+        workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
+        return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
+    if stored_only:
+        return None
+    if any(problem.blocking for problem in resolution.problems):
+        return None
+    from qlora_planner.sources.profile_cache import installed_versions
+    from qlora_planner.sources.tape_cache import TapeCache
+
+    versions = installed_versions()
+    cache = TapeCache(cache_dir() / "tapes")
+    known = cache.load(profile, resolved, variant, versions)
+    if known is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
+        return known
+    missing = packages.missing_packages()
+    if missing:
+        raise MissingError(_not_traced(profile, resolved, missing))
+    source = source_of(profile, profiles)
+    if source is None:
+        tell(f"{profile.id}: its config is not at hand, so this run cannot be traced; name its config.json")
+        return None
+    if not accumulates_apart(resolved):
+        resolution = replace(resolution, run=resolved.with_(grad_accum=1))
+    tell(f"{profile.id}: tracing this run, a quarter of a minute; the trace is kept")
+    from qlora_planner.profiling.tapes import trace_run
+
+    try:
+        tape = trace_run(source, resolution, gpu)
+    except MissingError as error:
+        tell(str(error))
+        return None
+    cache.store(profile, resolved, variant, versions, tape)
+    return tape
+
+
+def tape_orders(
+    profile: ModelProfile,
+    run: RunConfig,
+    widths: Sequence[Sequence[int]],
+    gpu: GpuSpec | None = None,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    tell: Warn = packages.silent,
+    stored_only: bool = False,
+) -> tuple[tuple[Tape, ...], ...]:
+    """Traces of `run` for sequences of other `widths`, of those that are made of the same pieces as its own.
+
+    All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute;
+    with `stored_only` none of such a run.
+    """
+    from qlora_planner.memory.variant import regions
+
+    own = tape_for(profile, run, gpu, profiles=profiles, stored_only=True)
+    kept = own is not None
+    if not kept and not stored_only:
+        own = tape_for(profile, run, gpu, profiles=profiles)
+    within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
+    if own is None or within is None:
+        return ()
+    near = {width for order in widths for width in order if within.holds(run.batch_size, width)}
+    wanted = near if kept else {max(near)} if near else set()
+    tapes: dict[int, Tape] = {}
+    for width in wanted:
+        found = tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
+        if found is not None and found.alike(own):
+            tapes[width] = found
+    orders = dict.fromkeys(tuple(width for width in order if width in tapes) for order in widths)
+    return tuple(tuple(tapes[width] for width in order) for order in orders if order)
+
+
+def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
+    return (
+        f"{profile.id}: this run (batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}, {run.trainer}) is not"
+        f" among the traces that ship; `pip install 'qlora-planner[train]'` traces it (missing: {', '.join(missing)}),"
+        f" or {packages.TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
+    )
