@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform
@@ -13,17 +14,30 @@ _T = TypeVar("_T")
 def record(cls: type[_T]) -> type[_T]:
     """A dataclass with slots, keyword arguments and a hash, which the type checker holds to be frozen.
 
-    It is not frozen while it runs: methods that refuse a change are compiled anew for every class, half of what
-    declaring it costs, and a tenth of a whole `plan` (`benchmarks/search.py` times that).
+    It is not frozen while it runs. The standard library compiles new source for each method of each class, and what
+    refuses a change is half of that; here the constructor alone is compiled. Together that was a tenth of a whole
+    `plan` (`benchmarks/search.py` times one).
     """
-    made = dataclass(slots=True, kw_only=True)(cls)
-    compared = [spec.name for spec in made.__dataclass_fields__.values() if spec.compare]  # type: ignore[attr-defined]
-    if len(compared) > 1:
-        values: Any = attrgetter(*compared)
-    else:
-        values = lambda self: tuple(getattr(self, name) for name in compared)  # noqa: E731
-    made.__hash__ = lambda self: hash(values(self))  # type: ignore[method-assign]
-    return made
+    own = cls.__dict__.keys()
+    made: Any = dataclass(slots=True, kw_only=True, eq=False, repr=False)(cls)
+    specs = made.__dataclass_fields__.values()
+    values, shown = _values([spec.name for spec in specs if spec.compare]), [spec.name for spec in specs if spec.repr]
+
+    def equal(self: Any, other: object) -> bool:
+        return values(self) == values(other) if other.__class__ is self.__class__ else NotImplemented
+
+    def text(self: Any) -> str:
+        return f"{type(self).__qualname__}({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
+
+    for name, method in (("__eq__", equal), ("__hash__", lambda self: hash(values(self))), ("__repr__", text)):
+        if name not in own:
+            setattr(made, name, method)
+    found: type[_T] = made
+    return found
+
+
+def _values(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
+    return attrgetter(*names) if len(names) > 1 else lambda made: tuple(getattr(made, name) for name in names)
 
 
 def fields_of(made: Any) -> dict[str, Any]:
