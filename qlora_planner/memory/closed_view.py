@@ -13,7 +13,7 @@ from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.groundwork import Parts, assemble, build_groundwork
 from qlora_planner.memory.records import Phase
 from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.view import View
+from qlora_planner.memory.view import View, highest
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -92,7 +92,7 @@ def phases_of(run: RunConfig, parts: Parts) -> tuple[tuple[Phase, ...], Phase]:
     phases.append(Phase(name="save", allocated_bytes=base + parts.workspace + state.optimizer,
                         reserved_bytes=base + parts.workspace + state.optimizer,
                         device_bytes=base + parts.workspace + state.optimizer + full))  # fmt: skip
-    return tuple(phases), max(phases, key=lambda phase: phase.device_bytes or 0)
+    return tuple(phases), highest(phases)
 
 
 def floor_of(phases: tuple[Phase, ...], context: ContextRow) -> int:

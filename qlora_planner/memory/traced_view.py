@@ -12,7 +12,7 @@ from qlora_planner.memory.played import Played, floor_bytes, play_run
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay import COMPONENTS
 from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.view import View
+from qlora_planner.memory.view import View, highest
 from qlora_planner.memory.words import before_training, counted_words
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import Tape
@@ -45,7 +45,7 @@ def traced_view(
     tried = [(play_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     phases = _phases(run, played, context)
-    peak = max(phases, key=lambda phase: phase.device_bytes or 0)
+    peak = highest(phases)
     full = context.first_tensor_bytes + context.kernels_bytes
     return View(
         load=played.load,

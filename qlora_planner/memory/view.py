@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.records import ComponentLine, Phase
 from qlora_planner.record import record
@@ -25,3 +27,9 @@ class View:
     paged_bytes: int
     offloaded_bytes: int | None
     footing: str
+
+
+def highest(phases: Iterable[Phase]) -> Phase:
+    """The phase of the most device bytes. What torch has cached stays, so phases are often equal: then that one which
+    has most in use, because there the cache grew."""
+    return max(phases, key=lambda phase: (phase.device_bytes or 0, phase.allocated_bytes or 0))

@@ -13,12 +13,17 @@ from qlora_planner.units import format_size
 
 # Less is not worth a line.
 _WORTH_SAYING = 256 << 20
+# Slack below this part of the peak is what most runs have.
+_SLACK_PART = 10
 
 
-def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[str, Any]]:
+def advice(
+    profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int | None = None
+) -> Iterator[Mapping[str, Any]]:
     """Lines with a code, the words and the bytes: what to know before following common advice.
 
-    `answer` is the estimate of the run that is recommended.
+    `answer` is the estimate of the run that is recommended, `expandable_bytes` what torch would reserve for it with
+    expandable segments, where that was played.
     """
     run = answer.run
     static = static_memory(profile, run)
@@ -39,13 +44,13 @@ def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[st
         yield from _kept_wide(profile, answer)
     if run.activation_offloading:
         yield _line("offloading", "speeds leave out what copying activations to the host and back costs", None)
-    slack = next((line.size_bytes for line in answer.lines if line.component is Component.ALLOCATOR_SLACK), 0)
-    if slack >= _WORTH_SAYING and not is_expandable(run.alloc_conf):
+    freed = 0 if expandable_bytes is None else (answer.peak.reserved_bytes or 0) - expandable_bytes
+    if freed >= _WORTH_SAYING:
         yield _line(
             "expandable-segments",
-            f"{format_size(slack)} of the peak are slack between what torch reserves and what it uses;"
-            " --alloc-conf expandable_segments:True frees most of it",
-            slack,
+            f"{format_size(slack_of(answer))} of the peak are slack between what torch reserves and what it uses;"
+            f" with --alloc-conf expandable_segments:True it reserves {format_size(freed)} less",
+            freed,
         )
     if answer.peak.phase in ("load", "prepare", "adapters"):
         train = max(
@@ -65,6 +70,19 @@ def advice(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[st
             " shorter sequences will not lower it",
             more,
         )
+
+
+def slack_of(answer: MemoryEstimate) -> int:
+    """What torch reserves beyond what is in use at the peak, in bytes."""
+    return next((line.size_bytes for line in answer.lines if line.component is Component.ALLOCATOR_SLACK), 0)
+
+
+def worth_playing(answer: MemoryEstimate) -> bool:
+    """Whether so much is slack that expandable segments should be played, which takes as long as the run itself."""
+    slack = slack_of(answer)
+    return slack >= max(_WORTH_SAYING, answer.peak.device_bytes // _SLACK_PART) and not is_expandable(
+        answer.run.alloc_conf
+    )
 
 
 def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[str, Any]]:

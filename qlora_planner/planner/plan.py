@@ -11,7 +11,7 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.planner.advice import advice
+from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.axes import RULES, fixed_options
 from qlora_planner.planner.cards import Standing, smallest_card
@@ -146,7 +146,7 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         stack=answer.stack,
         options=_options(planner, choice),
         ladder=tuple(ladder(outlooks, answer.run, planner.pace_on, planner.limits)),
-        advice=tuple(advice(planner.profile, answer)),
+        advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
         smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
         cost={
@@ -158,6 +158,13 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
             "rules": [{"name": rule.name, "says": rule.says, "source": rule.source} for rule in RULES],
         },
     )  # fmt: skip
+
+
+def _expandable_bytes(planner: Planning, choice: Choice, answer: MemoryEstimate) -> int | None:
+    """What torch would reserve with expandable segments, where there is slack to be had."""
+    if not worth_playing(answer):
+        return None
+    return planner.reserved(choice.run.with_(alloc_conf="expandable_segments:True"))
 
 
 def _elsewhere(planner: Planning, here: Choice, card: GpuSpec) -> Mapping[str, Any]:

@@ -6,10 +6,13 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.played import play_run
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.limits import Sweep, usable_on
 from qlora_planner.planner.objectives import Objective
@@ -147,20 +150,33 @@ class Planning:
             off = max(off, answer.floor_bytes / choice.floor_bytes)
         return None
 
+    def reserved(self, run: RunConfig) -> int | None:
+        """The most that torch reserves for a run, played as `answer` does; None where it is not traced."""
+        tape, orders = self._traces(run)
+        if tape is None:
+            return None
+        resolution = resolve(self.profile, run, self.asked.gpu)
+        workspace = cublas_workspace_bytes(self.asked.gpu.compute_capability)
+        return max(play_run(self.profile, resolution, tape, workspace, before=one).reserved for one in orders or ((),))
+
     def answer(self, run: RunConfig) -> MemoryEstimate:
         """One run's own estimate; with a dataset, after batches of the widths that may come before its widest."""
         asked = self.asked
-        orders: Sequence[Sequence[Tape]] = ()
-        tape = self.tape_of(run)
-        if asked.data is not None and tape is not None:
-            from qlora_planner.planner.widths import widths_before
-
-            orders = self.orders_of(run, widths_before(asked.data, run.batch_size, run.seq_len, run.packing))
+        tape, orders = self._traces(run)
         found = estimate(
             self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
             tape=tape, orders=orders, calibration=self.calibration,
         )  # fmt: skip
         return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
+
+    def _traces(self, run: RunConfig) -> tuple[Tape | None, Sequence[Sequence[Tape]]]:
+        """The run's trace and, with a dataset, those of batches that may come before its widest."""
+        tape, data = self.tape_of(run), self.asked.data
+        if data is None or tape is None:
+            return tape, ()
+        from qlora_planner.planner.widths import widths_before
+
+        return tape, self.orders_of(run, widths_before(data, run.batch_size, run.seq_len, run.packing))
 
 
 def rows_of(data: DataSummary) -> Rows:
