@@ -82,6 +82,8 @@ class CachingAllocator:
     large_remainder = SMALL_LIMIT_BYTES
     # Blocks belong to the stream that allocated them: a second stream has two pools of its own behind the first two.
     side_pools = 2
+    # Whether a free block counts in best fit as large as it could grow.
+    expands = False
 
     def __init__(self, *, limit_bytes: int | None = None) -> None:
         self.limit_bytes = limit_bytes
@@ -100,6 +102,8 @@ class CachingAllocator:
         index = small + self.side_pools if side_stream else small
         pool = self._free[index]
         at = bisect_left(pool, (size,))
+        if self.expands:
+            at = self._by_room(pool, at)
         block = pool.pop(at)[2] if at < len(pool) else self._grow(size, index)
         segment = block.segment
         remaining = block.size - size
@@ -166,6 +170,10 @@ class CachingAllocator:
     def reset_peaks(self) -> None:
         """`torch.cuda.reset_peak_memory_stats`."""
         self.peak_allocated, self.peak_reserved, self.peak_pinned = self.allocated, self.reserved, self.pinned
+
+    def _by_room(self, pool: FreeList, at: int) -> int:
+        """Where in `pool` the best fit is, from the smallest block that suffices."""
+        return at
 
     def _grow(self, size: int, small: int) -> Block:
         wanted = segment_bytes(size)

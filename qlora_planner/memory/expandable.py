@@ -1,6 +1,7 @@
 """The caching allocator with `expandable_segments:True`: one address range per pool, mapped and unmapped in pieces.
 
-Source: c10/cuda/CUDACachingAllocator.cpp, find_expandable_block, try_allocate_expandable_block and unmap_block.
+Source: c10/cuda/CUDACachingAllocator.cpp, get_free_block (a block counts as what it can expand to),
+find_expandable_block, try_allocate_expandable_block, alloc_block (the limit) and unmap_block.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from qlora_planner.memory.allocator import (
     SMALL_SEGMENT_BYTES,
     Block,
     CachingAllocator,
+    FreeList,
     OutOfMemory,
     Segment,
+    segment_bytes,
 )
 
 _RANGE_BYTES = 1 << 50
@@ -28,6 +31,7 @@ class ExpandableAllocator(CachingAllocator):
 
     large_remainder = 0
     side_pools = 0  # a second stream's ranges are taken as part of the first's
+    expands = True
 
     def __init__(self, *, limit_bytes: int | None = None) -> None:
         super().__init__(limit_bytes=limit_bytes)
@@ -36,6 +40,17 @@ class ExpandableAllocator(CachingAllocator):
             # The whole range counts as one segment of no size: what is pinned in it is counted by units.
             whole = Block(small * _RANGE_BYTES, _RANGE_BYTES, bool(small), Segment(0))
             self._unmapped[small].append((whole.address, whole))
+
+    def _by_room(self, pool: FreeList, at: int) -> int:
+        """Past blocks that could grow beyond what a larger one could: what ends at unmapped memory comes last."""
+        last = len(pool) - 1
+        while at < last and self._room(pool[at + 1][2]) < self._room(pool[at][2]):
+            at += 1
+        return at
+
+    def _room(self, block: Block) -> int:
+        following = block.next
+        return block.size + (following.size if following is not None and self._is_unmapped(following) else 0)
 
     def empty_cache(self) -> None:
         """Unmap every unit that lies wholly in a free block."""
@@ -78,10 +93,12 @@ class ExpandableAllocator(CachingAllocator):
 
     def _grow(self, size: int, small: int) -> Block:
         start = self._room_for(size, small)
-        if self.limit_bytes is not None and self.reserved + self._to_map(start, size) > self.limit_bytes:
+        # alloc_block counts a segment of its own against the limit, however little has to be mapped.
+        wanted = segment_bytes(size)
+        if self.limit_bytes is not None and self.reserved + wanted > self.limit_bytes:
             self.empty_cache()
             start = self._room_for(size, small)
-            if self.reserved + self._to_map(start, size) > self.limit_bytes:
+            if self.reserved + wanted > self.limit_bytes:
                 raise OutOfMemory(size, self.allocated, self.reserved)
         while True:
             if self._is_unmapped(start):
@@ -104,19 +121,6 @@ class ExpandableAllocator(CachingAllocator):
             if found >= size:
                 return start
         raise AssertionError("the address range is never full")
-
-    def _to_map(self, start: Block, size: int) -> int:
-        unit, needed, found = _unit(start.small), 0, 0
-        block: Block | None = start
-        while found < size and block is not None:
-            if self._is_unmapped(block):
-                part = min(block.size, -(-(size - found) // unit) * unit)
-                needed += part
-                found += part
-            else:
-                found += block.size
-            block = block.next
-        return needed
 
     def _map(self, hole: Block, size: int) -> Block:
         """Map the start of an unmapped block for at least `size` bytes; it merges with free neighbours."""

@@ -25,6 +25,7 @@ ROOT = Path(__file__).parents[2]
 H200 = parse_gpu("h200", GpuCatalogue([ROOT / "profiles" / "gpus"]))
 # One row per trainer, quantisation, attention, checkpointing, optimizer and library version of the open set.
 OPEN = [row for row in rows() if row.index in (0, 2, 6, 13, 27, 39, 42, 46, 59, 79)]
+EXPANDABLE = [row for row in rows() if row.index in (55, 57)]  # the whole ones without a limit
 FAMILIES = {
     row["case"]: row
     for row in map(json.loads, (ROOT / "profiles/measurements/h200-families.jsonl").read_text().splitlines())
@@ -51,6 +52,15 @@ def test_open_rows(row: Any) -> None:
     assert all(size >= 0 for size in answer.components.values())
 
 
+@pytest.mark.parametrize("row", EXPANDABLE, ids=lambda row: f"{row.index}-{row.model}")
+def test_expandable_segments_reserve_what_torch_did(row: Any) -> None:
+    """To the byte: which free block is taken first decides how much has to be mapped."""
+    source = read_config(config_path(row.model))
+    profile = unprobed(source)
+    tape = trace_run(source, resolve(profile, row.run, H200), H200)
+    assert training(estimate(profile, row.run, H200, tape=tape))[1] == row.measured["train_reserved"]
+
+
 @pytest.mark.parametrize("case", [case for case in SAMPLE if case in FAMILIES])
 def test_other_families(case: str) -> None:
     row = FAMILIES[case]
@@ -65,4 +75,5 @@ def test_other_families(case: str) -> None:
 
 def test_the_sample_is_there() -> None:
     assert len(OPEN) == 10
+    assert [row.run.alloc_conf for row in EXPANDABLE] == ["expandable_segments:True"] * 2
     assert len([case for case in SAMPLE if case in FAMILIES]) >= 10
