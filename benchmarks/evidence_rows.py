@@ -90,7 +90,8 @@ def predict(row: dict[str, Any]) -> tuple[MemoryEstimate, float, float]:
     started = time.perf_counter()
     tape = trace_run(source, resolve(profile, run, gpu), gpu)
     traced = time.perf_counter()
-    answer = estimate(profile, run, gpu, tape=tape)
+    cap_mib = row["run"].get("device_cap_mib")
+    answer = estimate(profile, run, gpu, tape=tape, cap_bytes=None if cap_mib is None else cap_mib << 20)
     return answer, traced - started, time.perf_counter() - traced
 
 

@@ -39,7 +39,8 @@ def estimate(
     `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval. `orders` are
     sequences of its traces at the widths of a dataset's batches, any of which may come before the widest: the one that
     reserves most counts (see `memory.played.play_run`).
-    `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit.
+    `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit,
+    under which a traced run that gets through peaks no higher.
     `calibration` gives the context of the card and the spread of predictions, where it was measured.
     `broken` is what tracing found the installed libraries to refuse.
     Raises InputError for options that contradict each other or name modules that are not there.
@@ -49,7 +50,7 @@ def estimate(
     context = with_libraries(context_of(gpu, calibration), resolution.run)
     available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
     usable = None if available is None else available[0]
-    view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders)
+    view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders, cap_bytes)
     problems = (*resolution.problems, *broken, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
     low, high = interval(device, spread(device, view.footing, context, calibration))
@@ -107,6 +108,7 @@ def _view(
     gpu: GpuSpec | None,
     usable_bytes: int | None,
     orders: Sequence[Sequence[Tape]],
+    cap_bytes: int | None,
 ) -> View:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
@@ -115,4 +117,4 @@ def _view(
         return closed_view(profile, resolution, workspace_bytes, gpu, context)
     from qlora_planner.memory.traced_view import traced_view
 
-    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders)
+    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders, cap_bytes)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.memory.allocator import OutOfMemory
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.played import Played, floor_bytes, play_run
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
@@ -34,17 +36,23 @@ def traced_view(
     context: ContextRow,
     usable_bytes: int | None = None,
     orders: Sequence[Sequence[Tape]] = (),
+    limit_bytes: int | None = None,
 ) -> View:
     """Everything an estimate shows, from the tape of this run played through the allocator.
 
     Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
 
-    `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely.
+    `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely. Under torch's
+    own `limit_bytes` a run that gets through gives back what it has cached; of one that does not, all is shown.
     """
     run = resolution.run
     tried = [(play_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
-    phases = _phases(run, played, context)
+    shown = played
+    if limit_bytes is not None and played.reserved > limit_bytes:
+        with suppress(OutOfMemory):
+            shown = play_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+    phases = _phases(run, shown, context)
     peak = highest(phases)
     full = context.first_tensor_bytes + context.kernels_bytes
     return View(
@@ -53,7 +61,7 @@ def traced_view(
         adapters=played.adapters,
         phases=phases,
         peak=peak,
-        lines=_lines(run, played, peak, context),
+        lines=_lines(run, shown, peak, context),
         # Loading is over before the libraries' kernels join the context: what works at the peak bounds the floor.
         floor_bytes=min(
             floor_bytes(

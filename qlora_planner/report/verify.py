@@ -111,7 +111,7 @@ def _card(one: Measurement, theme: Theme) -> Iterator[Line]:
         return
     text = f"{one.gpu.name}, {format_mib(one.gpu.capacity_bytes)}, driver {one.stack.get('driver', 'unknown')}"
     if one.cap_bytes is not None:
-        text += f"; torch limited to {format_mib(one.cap_bytes)}, so what it reserves is not what it would take"
+        text += f"; torch limited to {format_mib(one.cap_bytes)}, as in the prediction"
     yield from theme.wrap(text, 6, "card", first_style="dim")
 
 

@@ -17,6 +17,7 @@ from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.profiling.tapes import trace_run
+from qlora_planner.run import RunConfig
 from qlora_planner.sources.configs import read_config
 from tests.profiles import unprobed
 from tests.truth import config_path, rows, run_of
@@ -26,10 +27,16 @@ H200 = parse_gpu("h200", GpuCatalogue([ROOT / "profiles" / "gpus"]))
 # One row per trainer, quantisation, attention, checkpointing, optimizer and library version of the open set.
 OPEN = [row for row in rows() if row.index in (0, 2, 6, 13, 27, 39, 42, 46, 59, 79)]
 EXPANDABLE = [row for row in rows() if row.index in (55, 57)]  # the whole ones without a limit
+LIMITS = {("meta-llama/Llama-3.2-3B", 6954), ("Qwen/Qwen3-32B", 39430), ("meta-llama/Llama-3.1-8B", 11030)}
 FAMILIES = {
     row["case"]: row
     for row in map(json.loads, (ROOT / "profiles/measurements/h200-families.jsonl").read_text().splitlines())
 }
+CAPPED = [
+    row
+    for row in map(json.loads, (ROOT / "profiles/measurements/h200-caps.jsonl").read_text().splitlines())
+    if row["outcome"] == "ok" and (row["model"], row["cap_bytes"] >> 20) in LIMITS
+]
 SAMPLE = ("qwen3", "gemma3", "lfm2", "qwen35", "bloom", "mixtral", "qwen3moe", "deepseek", "gptoss", "mpt", "padding")
 
 
@@ -61,6 +68,31 @@ def test_expandable_segments_reserve_what_torch_did(row: Any) -> None:
     assert training(estimate(profile, row.run, H200, tape=tape))[1] == row.measured["train_reserved"]
 
 
+@pytest.mark.parametrize("row", CAPPED, ids=lambda row: f"{row['model']}-{row['cap_bytes'] >> 20}")
+def test_under_a_limit_a_run_gives_back_what_it_has_cached(row: Any) -> None:
+    """Each of these would reserve 7 to 11 % more on the whole card."""
+    source: Any = SimpleNamespace(config=row["config"], id=row["model"], sha256="")
+    profile, run = unprobed(source), RunConfig(**row["run"])
+    tape = trace_run(source, resolve(profile, run, H200), H200)
+    free, capped = (estimate(profile, run, H200, tape=tape, cap_bytes=cap) for cap in (None, row["cap_bytes"]))
+    measured = row["phases"]["training"]["reserved_bytes"]
+    assert training(free)[1] > 1.05 * measured
+    assert training(capped)[1] == pytest.approx(measured, rel=0.002)
+    assert training(capped)[0] == training(free)[0]
+    assert sum(capped.components.values()) == capped.peak.device_bytes
+    assert capped.floor_bytes <= capped.peak.device_bytes
+
+
+def test_a_limit_that_does_not_suffice_changes_nothing() -> None:
+    row = next(row for row in OPEN if row.run.upcast is False)
+    source = read_config(config_path(row.model))
+    profile = unprobed(source)
+    tape = trace_run(source, resolve(profile, row.run, H200), H200)
+    free, short = (estimate(profile, row.run, H200, tape=tape, cap_bytes=cap) for cap in (None, 300 << 20))
+    assert short.peak == free.peak
+    assert (free.verdict, short.verdict) == ("fits", "does-not-fit")
+
+
 @pytest.mark.parametrize("case", [case for case in SAMPLE if case in FAMILIES])
 def test_other_families(case: str) -> None:
     row = FAMILIES[case]
@@ -76,4 +108,5 @@ def test_other_families(case: str) -> None:
 def test_the_sample_is_there() -> None:
     assert len(OPEN) == 10
     assert [row.run.alloc_conf for row in EXPANDABLE] == ["expandable_segments:True"] * 2
+    assert len(CAPPED) == 3
     assert len([case for case in SAMPLE if case in FAMILIES]) >= 10
