@@ -208,4 +208,9 @@ def main() -> NoReturn:
     # A plan makes hundreds of thousands of small records that live to its end: looking for cycles among them every
     # 700 takes a twentieth of its time.
     gc.set_threshold(_COLLECT_EVERY)
-    cli.main(prog_name=PROGRAM)
+    try:
+        cli.main(prog_name=PROGRAM)
+    finally:
+        # Leaving looks through it all once more, a twentieth of a plan. What torch holds may need that.
+        if "torch" not in sys.modules:
+            gc.freeze()
