@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import (
@@ -84,6 +85,7 @@ def command(
 
     Run options that are given are kept as far as they fit; everything else is searched. Exits with 1 when nothing fits.
     """
+    load_numpy()
     output = output_from(given)
     wanted = wanted_files(save, exports, output, force=force)
     shared = {"--report": report, "--csv": csv_file, "--parquet": parquet_file}

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
 from qlora_planner.cli.values import Card, Output, card_from, output_from
@@ -30,6 +31,7 @@ def command(**given: Any) -> int:
 
     Grouped and folded for reading; --all, --json and --csv give every model. Exits with 1 when nothing fits.
     """
+    load_numpy()
     output = output_from(given)
     run = run_from(given)
     card = card_from(given, output, required=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import OutputOption, SectionOption, Verb, output_options, run_options
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
 from qlora_planner.cli.values import Output, output_from
@@ -30,6 +31,7 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
     """
     from qlora_planner.cli.options import run_from
 
+    load_numpy()
     output = output_from(given)
     if markdown and (output.json or output.csv):
         raise InputError("--markdown and --json or --csv: one answer has one form; leave one of them out")

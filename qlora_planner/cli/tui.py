@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import CardOption, OutputOption, Verb, data_options
 from qlora_planner.cli.streams import say
 from qlora_planner.cli.tui_survey import Surveys
@@ -38,6 +39,7 @@ def command(**given: Any) -> int:
         raise MissingError("tui: stderr must be a terminal too: start it without 2> FILE")
     if given["no_color"]:
         os.environ["NO_COLOR"] = "1"
+    load_numpy()
     sys.setswitchinterval(_SWITCH_S)
     surveys = Surveys(given["profiles"])
     try:
