@@ -51,9 +51,9 @@ class FrontierScreen(Page):
         self._painted = found
         self._lengths, self._batches = found.lengths, tuple(found.longest)
         theme, table = self.theme_at(80), self.query_one("#grid", DataTable)
-        table.clear(columns=True)
-        for head in ("batch", "longest", *(f"{length:,}" for length in self._lengths)):
-            table.add_column(Text(head, justify="right"))
+        names = ("batch", "longest", *(f"{length:,}" for length in self._lengths))
+        heads = [Text(name, justify="right") for name in names]
+        rows: list[list[Text]] = []
         for batch in self._batches:
             longest = found.longest[batch]
             row = [Text(f"{batch}", style="bold", justify="right")]
@@ -66,6 +66,13 @@ class FrontierScreen(Page):
                 here = (batch, length) == (explorer.run_now.batch_size, explorer.run_now.seq_len)
                 style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
                 row.append(Text(f"{theme.glyph(verdict)} {gib(floor, 1)}", style=style, justify="right"))
+            rows.append(row)
+        # Widths are worked out here: left to the table, columns may keep those of their heads and cut the figures.
+        widths = [max(len(line[at]) for line in (heads, *rows)) for at in range(len(heads))]
+        table.clear(columns=True)
+        for head, width in zip(heads, widths, strict=True):
+            table.add_column(head, width=width)
+        for row in rows:
             table.add_row(*row)
         if explorer.run_now.batch_size in self._batches:
             lengths = [index for index, size in enumerate(self._lengths) if size <= explorer.run_now.seq_len]
