@@ -96,20 +96,16 @@ def _words(args: Sequence[str]) -> list[int]:
     return places
 
 
-def _near_verbs(word: str) -> list[str]:
-    from difflib import get_close_matches  # late: a model's name with a number in it is far from any verb
-
-    return get_close_matches(word.lower(), [*VERBS], 1, 0.75)
-
-
 def _check_word(word: str, words: int) -> None:
     """Refuse what would be looked for on the Hub though it was meant as a verb."""
-    near = [] if "/" in word or any(map(str.isdigit, word)) else _near_verbs(word)
+    from difflib import get_close_matches
+
+    near = get_close_matches(word.lower(), [*VERBS], 1, 0.75)
     meant = f"; did you mean `{PROGRAM} {near[0]}`?" if near else ""
     if words > 1:
         meant = meant or "; a MODEL is one word, so quote a name that has spaces"
         raise InputError(f"{quoted(word)} is no verb{meant}")
-    if not near or Path(word).exists():
+    if not near or "/" in word or Path(word).exists():
         return
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.locations import models_dirs

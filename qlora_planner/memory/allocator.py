@@ -82,7 +82,7 @@ class CachingAllocator:
     large_remainder = SMALL_LIMIT_BYTES
     # Blocks belong to the stream that allocated them: a second stream has two pools of its own behind the first two.
     side_pools = 2
-    # Whether a free block counts in best fit as large as it could grow.
+    # Whether a free block counts in best fit as large as it could grow. A flag: `malloc` runs 60,000 times a plan.
     expands = False
 
     def __init__(self, *, limit_bytes: int | None = None) -> None:

@@ -111,9 +111,7 @@ class Moments:
 
         batch, seq = np.broadcast_arrays(np.asarray(batch_size, dtype=np.int64), np.asarray(seq_len, dtype=np.int64))
         table = np.empty((len(self.sizes) + 3, batch.size))
-        for index, (whole, unit) in enumerate(self._wholes()):
-            total = sum((n * batch ** m[0] * seq ** m[1] * rank ** m[2] for n, m in whole), start=np.zeros_like(batch))
-            table[index] = np.maximum(0, -(-total // unit))
+        table[: len(self.sizes)] = self._blocks(batch, seq, rank)
         for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
             table[column] = value // MIN_BLOCK_BYTES
         owners = [(phase, at) for phase, rows in self.rows.items() for at in range(len(rows))]
@@ -168,12 +166,8 @@ class Moments:
             return by_rank[where]
 
         width = len(self.sizes)
-        # In blocks of 512 bytes: whole numbers below 2**53, so that float products add them exactly.
-        monomials, factors, units = self._factors()
-        powers = np.array([batch ** m[0] * seq ** m[1] * ranks ** m[2] for m in monomials], dtype=np.float64)
-        totals = (factors @ powers.reshape(len(monomials), batch.size)).astype(np.int64)
         table = np.empty((width + 3, batch.size), dtype=np.float64)
-        np.maximum(0, -(-totals // units), out=table[:width], casting="unsafe")
+        table[:width] = self._blocks(batch, seq, ranks)
         for offset, name in enumerate(("norms", "scratch", "states")):
             table[width + offset] = spread(name) // MIN_BLOCK_BYTES
         held = spread("held")
@@ -188,6 +182,16 @@ class Moments:
             self._known[top] = all(_magnitude(whole, top) < _EXACT_FLOAT for whole, _ in self._wholes())
         if not self._known[top]:
             raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
+
+    def _blocks(self, batch: NDArray[np.int64], seq: NDArray[np.int64], rank: Any) -> NDArray[np.int64]:
+        """Every size in blocks of 512 bytes, shape (sizes, runs). Below 2**53 float products add exactly."""
+        import numpy as np
+
+        monomials, factors, units = self._factors()
+        powers = np.array([batch ** m[0] * seq ** m[1] * rank ** m[2] for m in monomials], dtype=np.float64)
+        totals = (factors @ powers.reshape(len(monomials), batch.size)).astype(np.int64)
+        found: NDArray[np.int64] = np.maximum(0, -(-totals // units))
+        return found
 
     def _factors(self) -> tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]]:
         """The monomials of all sizes, how often each size has each of them, shape (sizes, monomials), and the sizes'

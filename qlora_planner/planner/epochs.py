@@ -13,7 +13,7 @@ from qlora_planner.planner.dataset import DataSummary, rounded
 from qlora_planner.planner.packing import packed_bfd, packed_wrapped
 from qlora_planner.planner.padding import padded_by_length, padded_by_random
 from qlora_planner.planner.widths import widths_before
-from qlora_planner.record import record
+from qlora_planner.record import fields_of, record
 
 TRUNCATED_AT = (90.0, 95.0, 99.0, 99.9, 100.0)
 RANDOM, GROUPED, BFD, WRAPPED = "random", "group_by_length", "packing-bfd", "packing-wrapped"
@@ -34,7 +34,7 @@ class Truncation:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return fields_of(self)
 
 
 @record
@@ -60,7 +60,7 @@ class Epoch:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return fields_of(self)
 
 
 @record

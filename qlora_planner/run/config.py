@@ -79,10 +79,8 @@ class RunConfig:
         Only what changed is looked at again: a sweep makes a hundred thousand copies.
         """
         copy = object.__new__(type(self))
-        for put, value in zip(_PUT.values(), _ALL(self), strict=True):
-            put(copy, value)
-        for name in changes.keys() & _SPECS.keys():
-            _PUT[name](copy, changes[name])
+        for name, value in zip(RUN_FIELDS, _ALL(self), strict=True):
+            setattr(copy, name, changes.get(name, value))
         unknown = [name for name in changes if name not in _SPECS]
         faults = [f"unknown option {name}" for name in unknown]
         faults += [fault for name in changes if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
@@ -105,8 +103,6 @@ class RunConfig:
 
 _SPECS = {spec.name: spec for spec in fields(RunConfig)}
 RUN_FIELDS: tuple[str, ...] = tuple(_SPECS)
-# The slots' own setters: a frozen record that is being made is filled through them.
-_PUT: dict[str, Callable[[RunConfig, Any], None]] = {name: getattr(RunConfig, name).__set__ for name in RUN_FIELDS}
 _ALL: Callable[[RunConfig], tuple[Any, ...]] = attrgetter(*RUN_FIELDS)
 
 
