@@ -27,6 +27,12 @@ class RefusedError(PlannerError):
     exit_code = 1
 
 
+class UnsureError(PlannerError):
+    """What is asked for hangs on something that is not modelled (exit code 5)."""
+
+    exit_code = 5
+
+
 class RunError(PlannerError):
     """A training or verification run failed (exit code 4)."""
 

@@ -18,7 +18,7 @@ from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs, tapes_
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.hardware import GpuCatalogue, GpuSpec
-    from qlora_planner.memory import MemoryEstimate, Problem
+    from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
     from qlora_planner.planner.plan import Plan
     from qlora_planner.profile.tape import Tape
     from qlora_planner.run import RunConfig
@@ -56,17 +56,20 @@ def estimate(
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
     widths: Sequence[Sequence[int]] = (),
+    unmodelled: Sequence[Unmodelled] = (),
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = packages.silent,
 ) -> MemoryEstimate:
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
-    `widths` are sequences of those of batches that may come before the widest: see `planner.widths`.
+    `widths` are sequences of those of batches that may come before the widest: see `planner.widths`. `unmodelled` is
+    what the figures leave out of the run that is meant: see `memory.unmodelled`.
 
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     from qlora_planner.memory.estimate import estimate as answer
     from qlora_planner.memory.refusals import refusal
+    from qlora_planner.memory.unmodelled import qualified
     from qlora_planner.planner.speed import speed_of
     from qlora_planner.run import RunConfig as Run
 
@@ -95,7 +98,8 @@ def estimate(
         calibration=known,
         broken=broken,
     )
-    return replace(found, speed=speed_of(profile, found.run, gpu, known, found.stack))
+    found = replace(found, speed=speed_of(profile, found.run, gpu, known, found.stack))
+    return qualified(found, unmodelled)
 
 
 def plan(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import SectionOption, Verb, card_options, output_options
 from qlora_planner.cli.streams import answer, answer_json
@@ -53,7 +54,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
 
         shown = [(one, keys_of(reading.format, one.changes)) for one in fixes]
         answer(render_check(found, card.gpu, reading, shown, output.theme, explain=output.explain))
-    return 1 if found.verdict in ("does-not-fit", "will-not-run") else 0
+    return exit_code(found)
 
 
 def _card(reading: Reading, given: dict[str, Any], output: Output) -> Card:

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
@@ -44,5 +45,4 @@ def command(model: str, **given: Any) -> int:
 
         gpu, asked = (card.gpu, card.asked) if card else (None, None)
         answer(render_estimate(found, gpu, output.theme, card=asked, explain=output.explain))
-    refused = any(problem.blocking for problem in found.problems)
-    return 1 if refused or found.verdict in ("does-not-fit", "will-not-run") else 0
+    return exit_code(found)

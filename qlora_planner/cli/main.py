@@ -54,6 +54,7 @@ EXIT_CODES = (
     ("2", "bad input"),
     ("3", "something is missing: a package, a GPU, a file, a profile"),
     ("4", "a run failed"),
+    ("5", "cannot say: something is not modelled that could change the verdict"),
     ("130", "interrupted"),
 )
 

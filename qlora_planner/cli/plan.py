@@ -10,6 +10,7 @@ import click
 
 from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.data import summary_from
+from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import (
     SectionOption,
@@ -129,7 +130,7 @@ def command(
         from qlora_planner.report.plan import render_plan
 
         answer(render_plan(found, explicit, card.asked, output.theme, explain=output.explain))
-    return 1 if found.estimate.verdict in ("does-not-fit", "will-not-run") else 0
+    return exit_code(found.estimate)
 
 
 def _check_batch(explicit: Mapping[str, Any], effective_batch: int | None) -> None:

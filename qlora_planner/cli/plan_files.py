@@ -95,4 +95,6 @@ def write_files(
         output.warn(f"wrote {plain(path)}")
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
         output.warn("what is written does not fit this card")
+    elif found.estimate.verdict == "cannot-say":
+        output.warn("nobody can say whether what is written fits this card: its figures are partial")
     return None if printed is None else printed.rstrip("\n")

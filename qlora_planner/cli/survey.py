@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.blas import load_numpy
+from qlora_planner.cli.exits import CANNOT_SAY
 from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
 from qlora_planner.cli.values import Card, Output, card_from, output_from
@@ -51,7 +52,8 @@ def command(**given: Any) -> int:
                 rows, card.gpu, run, output.theme, asked=card.asked, every=output.every, explain=output.explain
             )
         )
-    return 0 if any(row.verdict in ("fits", "tight") for row in rows) else 1
+    verdicts = {row.verdict for row in rows}
+    return 0 if verdicts & {"fits", "tight"} else CANNOT_SAY if "cannot-say" in verdicts else 1
 
 
 def survey_rows(card: Card, run: RunConfig, output: Output) -> list[SurveyRow]:

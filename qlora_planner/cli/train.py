@@ -25,7 +25,7 @@ from qlora_planner.cli.train_finished import is_finished, tell_finished
 from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
-from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
 from qlora_planner.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
@@ -203,6 +203,11 @@ def _plan(
         reasons = found.estimate.fit.reasons if found.estimate.fit else ()
         raise RefusedError(
             f"{profile.id} {found.estimate.verdict} on {card.gpu.label}: {'; '.join(reasons) or 'too large'}"
+        )
+    if found.estimate.verdict == "cannot-say" and not given["yes"]:
+        reasons = found.estimate.fit.reasons if found.estimate.fit else ()
+        raise UnsureError(
+            f"cannot say whether {profile.id} fits {card.gpu.label}: {'; '.join(reasons)}; --yes tries it"
         )
     _ask(render_plan(found, asked.explicit, card.asked, output.theme), given)
     return found.run, found.to_dict()

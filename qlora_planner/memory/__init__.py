@@ -13,6 +13,7 @@ from qlora_planner.memory.records import (
     Problem,
     Speed,
     StaticBytes,
+    Unmodelled,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "Problem",
     "Speed",
     "StaticBytes",
+    "Unmodelled",
 ]

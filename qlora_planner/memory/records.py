@@ -129,8 +129,27 @@ class Problem:
 
 
 @record
+class Unmodelled:
+    """Something of a run that its figures leave out: see `memory.unmodelled`, which decides what becomes of a verdict.
+
+    `key` is as whoever asked wrote it (`rl: dpo`), `what` one clause on its effect on memory. `direction` says whether
+    the run takes more than is said ("up"), less ("down"), or may do either ("both"). `at_most` is the largest part of
+    the figure by which it is off, None where that is not known.
+    """
+
+    key: str
+    what: str
+    direction: str = "both"
+    at_most: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return fields_of(self)
+
+
+@record
 class Fit:
-    """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run."""
+    """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run, cannot-say."""
 
     gpu: str
     capacity_bytes: int
@@ -158,6 +177,7 @@ class MemoryEstimate:
     speed: Speed = field(default_factory=Speed)
     fit: Fit | None = None
     problems: tuple[Problem, ...] = ()
+    unmodelled: tuple[Unmodelled, ...] = ()  # put here by `memory.unmodelled.qualified` alone
     footing: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
 
     @property
@@ -169,6 +189,15 @@ class MemoryEstimate:
     def basis(self) -> dict[str, str]:
         """Basis by component."""
         return {line.component.value: line.basis.value for line in self.lines}
+
+    @property
+    def partial(self) -> bool:
+        """Whether something is left out that can move the peak by more than its interval."""
+        peak, low, high = self.peak.device_bytes, self.peak.low_bytes, self.peak.high_bytes
+        return any(
+            thing.at_most is None or peak * (1 - thing.at_most) < low or peak * (1 + thing.at_most) > high
+            for thing in self.unmodelled
+        )
 
     @property
     def verdict(self) -> str | None:
@@ -192,6 +221,8 @@ class MemoryEstimate:
             "host": fields_of(host),
             "speed": {**fields_of(speed), "basis": None if speed.basis is None else speed.basis.value},
             "fit": None if self.fit is None else {**fields_of(self.fit), "reasons": list(self.fit.reasons)},
+            "partial": self.partial,
+            "unmodelled": [thing.to_dict() for thing in self.unmodelled],
             "problems": [fields_of(problem) for problem in self.problems],
             "basis": self.basis,
             "why": {line.component.value: line.why for line in self.lines},

@@ -59,6 +59,8 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
         yield from theme.wrap(f"{model} needs {format_gib(peak.device_bytes)} at its peak", style="bold")
         text = f"90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)}; give --gpu for a verdict"
         yield from theme.wrap(text, _INDENT)
+        for sentence in partial_sentences(estimate):
+            yield from theme.wrap(sentence, _INDENT)
         for problem in estimate.problems:
             if problem.blocking:
                 yield from theme.wrap(f"will not run: {problem.message}; use {problem.fix}", _INDENT, style="magenta")
@@ -78,22 +80,34 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
 def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
     """Why the verdict is what it is, in figures."""
     peak, usable, floor = estimate.peak.device_bytes, fit.usable_bytes, estimate.floor_bytes
+    if fit.verdict == "cannot-say":
+        return list(fit.reasons)
+    left_out = partial_sentences(estimate)
     if fit.verdict == "will-not-run":
         return [*fit.reasons, f"its memory, if it ran: peak {format_gib(peak)} of {format_gib(usable)} usable"]
     if fit.verdict == "does-not-fit":
         short = max(0, floor - usable)
         return [
+            *left_out,
             f"needs at least {format_gib(floor)}, {format_size(short)} more than the {format_gib(usable)} usable;"
-            f" chance of running out {chance(fit.probability_oom)}"
+            f" chance of running out {chance(fit.probability_oom)}",
         ]
     odds = f"chance of running out {chance(fit.probability_oom)}"
     if fit.headroom_bytes < 0:
         return [
             f"peak {format_gib(peak)} is above the {format_gib(usable)} usable, but torch gives cached blocks back"
-            f" under pressure: it works from {format_gib(floor)} on; {odds}"
+            f" under pressure: it works from {format_gib(floor)} on; {odds}",
+            *left_out,
         ]
     spare = f"{format_gib(fit.headroom_bytes)} to spare"
-    return [f"peak {format_gib(peak)} of {format_gib(usable)} usable, {spare}; {odds}"]
+    return [f"peak {format_gib(peak)} of {format_gib(usable)} usable, {spare}; {odds}", *left_out]
+
+
+def partial_sentences(estimate: MemoryEstimate) -> list[str]:
+    """What the figures leave out, where it is more than their interval and yet cannot change the verdict."""
+    if not estimate.partial:
+        return []
+    return [f"partial, without {thing.key}: {thing.what}" for thing in estimate.unmodelled]
 
 
 def memory_bar(components: dict[str, int], whole: int, theme: Theme) -> Iterator[Line]:

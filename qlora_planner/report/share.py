@@ -85,7 +85,9 @@ def _quoted(options: Mapping[str, Any]) -> str:
 def _verdict(plan: Plan) -> Iterator[Block]:
     answer, fit = plan.estimate, plan.estimate.fit
     peak = answer.peak
-    if fit is not None:
+    if fit is not None and fit.verdict == "cannot-say":
+        yield Paragraph(f"{VERDICT_WORDS[fit.verdict].capitalize()}: {'; '.join(fit.reasons)}.")
+    elif fit is not None:
         yield Paragraph(
             f"{VERDICT_WORDS[fit.verdict].capitalize()}: {format_gib(peak.device_bytes)} at its peak of"
             f" {format_gib(fit.usable_bytes)} that a process can use; 90 % interval {gib(peak.low_bytes)} to"

@@ -22,8 +22,8 @@ CSV_HEADS = (
 )  # fmt: skip
 
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
-_SHARES = {"fits": 15, "tight": 4, "does-not-fit": 5, "will-not-run": 2}
-_ROWS = sum(_SHARES.values())
+_SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
+_ROWS = 26
 _RANKED = "basis: ranked, not played through the allocator; `plan MODEL` plays"
 _EXPLANATION = (
     "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",

@@ -20,13 +20,21 @@ VERDICT_WORDS = {
     "tight": "tight",
     "does-not-fit": "does not fit",
     "will-not-run": "will not run",
+    "cannot-say": "cannot say",
 }
-_VERDICT_STYLES = {"fits": "green", "tight": "yellow", "does-not-fit": "red", "will-not-run": "magenta"}
+_VERDICT_STYLES = {
+    "fits": "green",
+    "tight": "yellow",
+    "does-not-fit": "red",
+    "will-not-run": "magenta",
+    "cannot-say": "cyan",
+}
 _GLYPHS = {
     "fits": ("✓", "+"),
     "tight": ("≈", "~"),
     "does-not-fit": ("✗", "x"),
     "will-not-run": ("⊘", "!"),
+    "cannot-say": ("?", "?"),
 }
 
 # What a memory bar is made of, in the order in which it is drawn: label, style, block, ASCII.

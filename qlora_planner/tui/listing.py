@@ -10,7 +10,7 @@ from qlora_planner.units import format_gib, format_params
 
 HEADS = ("", "model", "size", "longest", "best run", "tokens/s")
 GROUPS = ("none", "family", "size")
-_ORDER = ("fits", "tight", "does-not-fit", "will-not-run")
+_ORDER = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
 SORTS: dict[str, Callable[[ModelRow], Any]] = {
     "verdict": lambda row: (_ORDER.index(row.verdict), -row.params, row.model_id),

@@ -38,7 +38,9 @@ def make_estimate(
     sizes[Component.CUDA_CONTEXT] += peak - sum(sizes.values())
     fit = None
     if verdict is not None:
-        chance = {"fits": 0.00001, "tight": 0.2, "does-not-fit": 0.9999999, "will-not-run": None}[verdict]
+        chance = {"fits": 0.00001, "tight": 0.2, "does-not-fit": 0.9999999, "will-not-run": None, "cannot-say": None}[
+            verdict
+        ]
         fit = Fit(
             gpu="24GB", capacity_bytes=24 * GIB, usable_bytes=usable, headroom_bytes=usable - peak, verdict=verdict,
             probability_oom=chance, reasons=("trl-sft refuses it; use --trainer hf-trainer",),

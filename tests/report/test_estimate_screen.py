@@ -19,6 +19,7 @@ THEME = Theme(unicode=True)
         ("tight", 22 * GIB, "≈ tight: org/some-model-7b on 24GB"),
         ("does-not-fit", 30 * GIB, "✗ does not fit: org/some-model-7b on 24GB"),
         ("will-not-run", 12 * GIB, "⊘ will not run: org/some-model-7b on 24GB"),
+        ("cannot-say", 12 * GIB, "? cannot say: org/some-model-7b on 24GB"),
     ],
 )
 def test_the_verdict_comes_first(verdict: str, peak: int, first: str) -> None:

@@ -1,0 +1,60 @@
+"""What no figure counts, and when it takes a verdict away.
+
+Whoever meets such a thing (a key of a config, rows with images, a checkpoint's own format, versions of a stack) makes
+an `Unmodelled` for it and passes the estimate, once it is made, through `qualified`: that marks its figures as partial
+and turns a verdict that the thing could change into `cannot-say`. A search over runs is made without them, or it would
+find nothing that fits; its answer is qualified last. `cli.exits.exit_code` gives the exit code of what comes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from qlora_planner.memory.records import Fit, MemoryEstimate, Unmodelled
+from qlora_planner.units import format_gib
+
+CANNOT_SAY = "cannot-say"
+
+
+def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEstimate:
+    """`found` with these things named as left out of its figures, which stay as they are.
+
+    The verdict becomes `cannot-say` where they could change it: what only takes more leaves `does-not-fit` standing,
+    what only takes less leaves `fits` and `tight`, and what is bounded leaves any that holds at its bound with the
+    interval on top. Things that are named already are not named twice. A run that the stack refuses stays refused.
+    """
+    more = tuple(thing for thing in dict.fromkeys(things) if thing not in found.unmodelled)
+    if not more:
+        return found
+    whole = replace(found, unmodelled=(*found.unmodelled, *more))
+    fit = whole.fit
+    if fit is None or fit.verdict == "will-not-run" or not (fit.verdict == CANNOT_SAY or _changeable(whole, fit)):
+        return whole
+    reasons = [f"{thing.key} is not modelled: {thing.what}" for thing in whole.unmodelled]
+    reasons.append(
+        f"partial, without that: peak {format_gib(whole.peak.device_bytes)} of {format_gib(fit.usable_bytes)} usable,"
+        f" works from {format_gib(whole.floor_bytes)} on"
+    )
+    return replace(whole, fit=replace(fit, verdict=CANNOT_SAY, probability_oom=None, reasons=tuple(reasons)))
+
+
+def _changeable(found: MemoryEstimate, fit: Fit) -> bool:
+    """Whether what is left out could make another verdict than the one at hand."""
+    peak = max(found.peak.device_bytes, 1)
+    if fit.verdict == "does-not-fit":
+        less = _reach(found.unmodelled, "down")
+        return less is None or (
+            less > 0 and found.floor_bytes * (1 - less) * found.peak.low_bytes / peak <= fit.usable_bytes
+        )
+    more = _reach(found.unmodelled, "up")
+    return more is None or (
+        more > 0 and found.floor_bytes * (1 + more) * found.peak.high_bytes / peak > fit.usable_bytes
+    )
+
+
+def _reach(things: Iterable[Unmodelled], direction: str) -> float | None:
+    """How far they can move a figure in this direction together, as a part of it; None where nothing bounds it."""
+    reaches = [thing.at_most for thing in things if thing.direction in (direction, "both")]
+    known = [reach for reach in reaches if reach is not None]
+    return sum(known) if len(known) == len(reaches) else None
