@@ -9,10 +9,10 @@ from typing import Any
 
 from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.record import record
 from qlora_planner.sources.configs import is_hub_id, read_config
 from qlora_planner.sources.json_files import read_object
+from qlora_planner.text import plain, quoted
 
 ONE_FILE, INDEX = "model.safetensors", "model.safetensors.index.json"
 # Of a Hub repository: one set of weights, and what is read beside them.

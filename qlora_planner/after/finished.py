@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.sources.json_files import read_object
+from qlora_planner.text import plain, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 RUN_FILE = "run.json"

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain
 from qlora_planner.record import fields_of, record
+from qlora_planner.text import plain
 
 # PEFT loads adapters in float32, whatever they are stored in.
 _ADAPTER_WIDTH = 4

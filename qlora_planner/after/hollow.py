@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     import torch

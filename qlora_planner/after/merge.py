@@ -14,8 +14,8 @@ from qlora_planner.after.base import INDEX, Base
 from qlora_planner.after.hollow import Hollow
 from qlora_planner.after.merge_plan import MergePlan, Step
 from qlora_planner.errors import InputError, RunError
-from qlora_planner.profile.faults import plain
 from qlora_planner.record import record
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     import torch

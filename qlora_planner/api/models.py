@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from qlora_planner.api import packages
 from qlora_planner.api.packages import Warn
 from qlora_planner.errors import InputError, MissingError, PlannerError
-from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
+from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
     from qlora_planner.run import RunConfig

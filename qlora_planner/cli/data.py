@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.progress import on_terminal
-from qlora_planner.cli.streams import patience
+from qlora_planner.cli.streams import drawing_stream, patience
 from qlora_planner.cli.values import Output
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.data.scan import Moved
@@ -52,15 +52,16 @@ def counting(what: str, *, quiet: bool) -> Iterator[Moved | None]:
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
     bar = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(28),
         DownloadColumn(),
         TimeRemainingColumn(),
-        console=Console(file=sys.stderr),
+        console=Console(file=drawing_stream()),
         transient=True,
         refresh_per_second=8,
     )
     with bar:
+        what = plain(what)
         task = bar.add_task(f"counting {what}", total=None)
 
         def moved(done_bytes: int, size_bytes: int, rows: int) -> None:

@@ -13,7 +13,7 @@ from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Card, Output, output_from
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.oom import OomReport

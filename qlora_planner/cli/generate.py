@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -71,7 +72,7 @@ def command(
     _warn_length(found, asked.tokens + max_new_tokens, output)
     done = generate(
         found, finished.adapter, resolved, asked, device=device, new_tokens=max_new_tokens, temperature=temperature,
-        tell=_silent if output.json else answer_part,
+        tell=_silent if output.json else partial(answer_part, joiners=True),
     )  # fmt: skip
     if output.json:
         answer_json(

@@ -10,7 +10,7 @@ from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
 from qlora_planner.cli.values import output_from
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import quoted
+from qlora_planner.text import quoted
 
 SCHEMA = "qlora-plan/gpus/1"
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.cli.streams import patience
 from qlora_planner.cli.values import Output
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.profile import ModelProfile

@@ -13,9 +13,9 @@ from typing import Any, NoReturn
 import click
 
 from qlora_planner import __version__
-from qlora_planner.cli.streams import PROGRAM, say
+from qlora_planner.cli.streams import PROGRAM, guarded_stderr, say
 from qlora_planner.errors import InputError, PlannerError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import quoted
 
 DEBUG_VARIABLE = "QLORA_PLAN_DEBUG"
 BUG, INTERRUPTED = 4, 130
@@ -148,6 +148,10 @@ class Program(click.Group):
         sys.exit(self._code(*args, **extra))
 
     def _code(self, *args: Any, **extra: Any) -> int:
+        with guarded_stderr():
+            return self._guarded(*args, **extra)
+
+    def _guarded(self, *args: Any, **extra: Any) -> int:
         try:
             code = super().main(*args, **extra)
         except (click.Abort, KeyboardInterrupt):
@@ -157,7 +161,7 @@ class Program(click.Group):
             say(_usage(error))
             return 2
         except PlannerError as error:
-            say(plain(error))
+            say(str(error))
             return error.exit_code
         except Exception as error:
             return _bug(error)
@@ -168,7 +172,7 @@ def _usage(error: click.ClickException) -> str:
     """click's own words on one line, and where to read on."""
     context = getattr(error, "ctx", None)
     where = context.command_path if context is not None else PROGRAM
-    return f"{plain(' '.join(error.format_message().split())).removesuffix('.')} (see `{where} --help`)"
+    return f"{' '.join(error.format_message().split()).removesuffix('.')} (see `{where} --help`)"
 
 
 def _bug(error: Exception) -> int:
@@ -180,7 +184,7 @@ def _bug(error: Exception) -> int:
     while where is not None and where.tb_next is not None:
         where = where.tb_next
     place = f" at {Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else ""
-    what = plain(" ".join(f"{type(error).__name__}: {error}".split()))[:200]
+    what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
     say(f"a bug in qlora-planner{place}: {what}; {DEBUG_VARIABLE}=1 shows the traceback")
     return BUG
 

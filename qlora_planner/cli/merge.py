@@ -11,7 +11,7 @@ from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import MissingError
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 from qlora_planner.units import format_size
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan

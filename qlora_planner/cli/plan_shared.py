@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.cli.plan_files import check_target
 from qlora_planner.cli.values import Card, Output
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan

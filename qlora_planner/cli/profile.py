@@ -10,7 +10,7 @@ import click
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 
 @click.command("profile", cls=Verb)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from qlora_planner.cli.streams import say
+from qlora_planner.cli.streams import drawing_stream, say
 from qlora_planner.report.theme import Theme
+from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
@@ -101,13 +102,13 @@ def _live(state: Watched) -> Iterator[Callable[[Progress], None]]:
     theme = Theme(color=True, unicode=encoding.startswith("utf"))
 
     def shown() -> Text:
-        line = [(state.words() + "  ", "")]
+        line = [(plain(state.words()) + "  ", "")]
         if state.used_bytes is not None and state.whole_bytes:
             over = state.used_bytes > 0.95 * state.whole_bytes
             line += theme.gauge(state.used_bytes, state.whole_bytes, _BAR_COLUMNS, "yellow" if over else "cyan")
         return Text.assemble(*line, ("  " + state.memory(), "bold"))
 
-    with Live(shown(), console=Console(stderr=True), transient=True, refresh_per_second=8) as live:
+    with Live(shown(), console=Console(file=drawing_stream()), transient=True, refresh_per_second=8) as live:
 
         def hear(progress: Progress) -> None:
             state.hear(progress)

@@ -5,27 +5,34 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from qlora_planner.errors import RunError
 from qlora_planner.report.theme import NARROWEST, WIDEST, Theme
+from qlora_planner.text import chatter, screen, short
 
 PROGRAM = "qlora-plan"
 _PIPED_WIDTH = 80
 
 
 def answer(text: str) -> None:
-    """Print the answer. The exit code stays the answer's own when its reader has gone, as after `| head`.
+    """Print the answer, cleaned for a terminal.
 
+    The exit code stays the answer's own when its reader has gone, as after `| head`.
     Raises RunError when it cannot be written at all, to a full disk for instance.
     """
     answer_part(text + "\n")
 
 
-def answer_part(text: str) -> None:
-    """Print a part of the answer at once, without a line end; see `answer`."""
+def answer_part(text: str, *, joiners: bool = False) -> None:
+    """Print a part of the answer at once, without a line end; see `answer`. `joiners` as in `text.screen`."""
+    # Colours are ours alone: what draws them has cleaned the text between them, and only a terminal gets any.
+    _write(screen(text, colour=_is_terminal(sys.stdout), joiners=joiners))
+
+
+def _write(text: str) -> None:
     stream = sys.stdout
     if stream is None:  # closed by the shell, as `>&-` does
         return
@@ -46,7 +53,7 @@ def answer_json(document: Any) -> None:
     """Print one JSON document."""
     import json
 
-    answer(json.dumps(document, indent=1))
+    _write(json.dumps(document, indent=1) + "\n")  # ASCII: everything else is escaped, and stays what it is
 
 
 def answer_csv(heads: list[str], rows: list[list[Any]]) -> None:
@@ -62,10 +69,50 @@ def answer_csv(heads: list[str], rows: list[list[Any]]) -> None:
 
 
 def say(text: str) -> None:
-    """One line to stderr."""
+    """One line to stderr, cleaned, and cut where nobody would read on."""
     with suppress(OSError, ValueError, AttributeError):  # closed, or its reader has gone: nobody listens
-        sys.stderr.write(f"{PROGRAM}: {text}\n")
+        sys.stderr.write(f"{PROGRAM}: {short(text)}\n")
         sys.stderr.flush()
+
+
+class _Guarded:
+    """stderr, for libraries: their warnings and logs quote names and files, and a terminal obeys what it is sent."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        self.stream.write(chatter(text))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+@contextmanager
+def guarded_stderr() -> Iterator[None]:
+    """What anybody writes to `sys.stderr` meanwhile is cleaned on its way."""
+    stream = sys.stderr
+    if stream is None or isinstance(stream, _Guarded):
+        yield
+        return
+    guarded: Any = _Guarded(stream)
+    sys.stderr = guarded
+    try:
+        yield
+    finally:
+        if sys.stderr is guarded:
+            sys.stderr = stream
+
+
+def drawing_stream() -> TextIO:
+    """stderr itself, for what draws on a terminal with escape sequences of its own, over text that it has cleaned."""
+    stream = sys.stderr
+    return stream.stream if isinstance(stream, _Guarded) else stream
 
 
 def _silence(stream: TextIO) -> None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import plain
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 from qlora_planner.train.settings import Settings
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 
 def is_finished(asked: Asked) -> bool:

@@ -8,10 +8,11 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qlora_planner.cli.progress import on_terminal
-from qlora_planner.cli.streams import say
+from qlora_planner.cli.streams import drawing_stream, say
 from qlora_planner.cli.train_view import READING, Watch, duration
 from qlora_planner.report.theme import Theme
 from qlora_planner.report.words import gib
+from qlora_planner.text import plain
 from qlora_planner.units import format_gib, format_size
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def draw(watch: Watch, theme: Theme) -> Text:
     """The live view, three lines."""
     from rich.text import Text
 
-    head: list[tuple[str, str]] = [(f"{watch.what}  ", "bold"), (watch.phase, "cyan")]
+    head: list[tuple[str, str]] = [(f"{plain(watch.what)}  ", "bold"), (plain(watch.phase), "cyan")]
     if watch.of:
         head += [("  ", ""), *theme.gauge(watch.step, watch.of, _BAR_COLUMNS, "green")]
         head += [
@@ -80,13 +81,13 @@ def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Ite
 
     encoding = (getattr(sys.stderr, "encoding", None) or "").lower()
     theme = Theme(color=True, unicode=encoding.startswith("utf"))
-    console = Console(stderr=True)
+    console = Console(file=drawing_stream())
     steps = ("step ", f"{READING}:")
 
     def out(text: str) -> None:
         """Steps are in the view; the rest scrolls by above it."""
         if not text.startswith(steps) or "checkpoint" in text or "held-out" in text:
-            console.print(text, style="dim", highlight=False, markup=False)
+            console.print(plain(text), style="dim", highlight=False, markup=False)
 
     watch = make(out)
     with Live(draw(watch, theme), console=console, refresh_per_second=8, transient=True) as live:

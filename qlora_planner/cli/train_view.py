@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, RunError
+from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
@@ -149,6 +150,7 @@ class Watch:
 
     def line(self, text: str) -> None:
         """One plain line, on stderr and in log.txt."""
+        text = plain(text)
         self._out(text)
         try:
             with self._folder.log.open("a", encoding="utf-8") as log:

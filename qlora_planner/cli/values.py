@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.streams import say, theme_for_stdout
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import quoted
 from qlora_planner.record import record
 from qlora_planner.report.theme import Theme
+from qlora_planner.text import quoted
 from qlora_planner.units import format_mib, parse_size
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import quoted
+from qlora_planner.text import quoted
 
 if TYPE_CHECKING:
     from qlora_planner.data.scan import Moved

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, refuse
+from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
+from qlora_planner.text import plain
 
 FORMATS = {
     ".jsonl": "jsonl",

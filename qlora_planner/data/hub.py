@@ -12,7 +12,7 @@ from typing import Any
 
 from qlora_planner.data.files import FORMATS
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import plain, quoted
 
 # What AutoTokenizer may read; weights are not among them.
 _TOKENIZER = [

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple, TextIO
 
 from qlora_planner.data.files import DataFile
 from qlora_planner.errors import MissingError
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
+from qlora_planner.text import plain, quoted
 
 # One row that is longer is no row: it would not leave the memory for a batch of them.
 LONGEST_ROW_BYTES = 64 << 20

@@ -15,7 +15,7 @@ from qlora_planner.data.readers import read_rows
 from qlora_planner.data.shapes import Example, RowFaultError, detect_shape, example_of
 from qlora_planner.errors import InputError
 from qlora_planner.planner.dataset import MOST_OUTLIERS, BadRow, DataSummary, Lengths, RowRef, outliers_of
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 Warn = Callable[[str], None]
 BAD_ROWS = ("refuse", "skip")

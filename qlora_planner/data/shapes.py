@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import plain, quoted
 
 # By precedence: trl takes tokenised rows as they are, then looks for a prompt, then for messages, then for text.
 SHAPES: Mapping[str, tuple[str, ...]] = {

@@ -12,7 +12,7 @@ from typing import Any
 
 from qlora_planner.data.shapes import RowFaultError
 from qlora_planner.errors import MissingError
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 
 class ChatTemplate:

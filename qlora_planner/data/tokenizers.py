@@ -24,7 +24,7 @@ from qlora_planner.data.counting import Tokenised
 from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import plain, quoted
 
 Warn = Callable[[str], None]
 

@@ -8,7 +8,8 @@ from typing import Any
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, SCHEMA, Calibration, CardContext
 from qlora_planner.evidence.speed_traits import traits_faults, traits_from_dict
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
+from qlora_planner.text import plain, quoted
 
 _CONTEXT = ("first_tensor_bytes", "kernels_bytes", "low_bytes", "high_bytes", "count")
 _KEYS = {"schema", "created", "contexts", "residuals", "stack", "speed"}

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_planner.exchange.axolotl_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
 from qlora_planner.exchange.reading import Config, Reading
-from qlora_planner.profile.faults import quoted
+from qlora_planner.text import quoted
 
 FORMAT = "axolotl"
 STANDS_IN = "axolotl trains through transformers' Trainer; modelled as hf-trainer"

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 
 
 def document(options: Mapping[str, Any], heading: Sequence[str], above: Mapping[str, str] | None = None) -> str:

@@ -9,7 +9,8 @@ from typing import Any
 from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_factory_write, plan_file
 from qlora_planner.exchange.files import read_yaml
 from qlora_planner.exchange.reading import Reading
-from qlora_planner.profile.faults import plain, refuse
+from qlora_planner.profile.faults import refuse
+from qlora_planner.text import plain
 
 PLAN = "plan"
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.plan_file import headline, plan_of
-from qlora_planner.profile.faults import plain
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 
 DATA = "train.jsonl"
 

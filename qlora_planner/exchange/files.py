@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
+from qlora_planner.text import plain, quoted
 
 # A training config is a few KiB: what is larger is something else.
 LARGEST_BYTES = 4 << 20

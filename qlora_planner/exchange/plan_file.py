@@ -9,9 +9,10 @@ from typing import Any
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.files import read_yaml, write_text
 from qlora_planner.planner.plan import SCHEMA
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain, quoted
 from qlora_planner.units import format_gib
 
 # Section -> what it is.

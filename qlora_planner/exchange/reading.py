@@ -8,9 +8,10 @@ from typing import Any
 
 from qlora_planner.catalog import OPTIMIZERS
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import plain, quoted, refuse
+from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain, quoted
 
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
 STAND_INS: Mapping[str, str] = dict.fromkeys(

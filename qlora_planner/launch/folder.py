@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError, RunError
-from qlora_planner.profile.faults import plain, quoted
+from qlora_planner.text import plain, quoted
 
 SCHEMA = "qlora-plan/run/1"
 _OURS = ("run.json", "plan.yaml", "metrics.jsonl", "summary.json", "report.html", "log.txt")

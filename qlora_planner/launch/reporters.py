@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from qlora_planner.errors import MissingError
 from qlora_planner.launch.folder import RunFolder
-from qlora_planner.profile.faults import plain
+from qlora_planner.text import plain
 
 _ID = "wandb-run"
 _WANDB_HOST = "https://api.wandb.ai"

@@ -10,8 +10,8 @@ from typing import Any
 from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.checkpoint import checkpoint_stored
-from qlora_planner.profile.faults import plain
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 from qlora_planner.train.model import has_weights
 
 _INSTEAD = "give a folder with its files, as --model DIR"

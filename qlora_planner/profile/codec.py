@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.profile.faults import quoted, refuse
+from qlora_planner.profile.faults import refuse
 from qlora_planner.profile.fields import (
     ADAPTER,
     ADAPTER_NEEDS,
@@ -26,6 +26,7 @@ from qlora_planner.profile.fields import (
 )
 from qlora_planner.profile.records import AdapterTensor, LayerKind, ModelProfile, TensorGroup
 from qlora_planner.record import fields_of
+from qlora_planner.text import quoted
 
 PROFILE_SCHEMA = "qlora-plan/profile/1"
 

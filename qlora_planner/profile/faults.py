@@ -2,33 +2,15 @@
 
 from __future__ import annotations
 
-import reprlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, one_line
+from qlora_planner.text import plain, quoted
 
 # A wrecked file can hold thousands of faults; nobody reads past the first few.
 MOST_FAULTS = 8
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
-_SHORT.maxlevel = 2
-
-
-def quoted(value: Any) -> str:
-    """`value` as it would be written in Python, shortened, on one line."""
-    try:
-        return plain(_SHORT.repr(value))
-    except (ValueError, RecursionError):  # an integer too long to print, a list that holds itself
-        return f"a {type(value).__name__}"
-
-
-def plain(text: object) -> str:
-    """`text` with everything that a terminal would not print (line ends, escapes, stray bytes) made a `?`."""
-    shown = str(text)
-    return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def refuse(faults: list[str], where: str) -> NoReturn:

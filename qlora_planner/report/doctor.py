@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+from qlora_planner.text import plain
+
 
 class FindingLike(Protocol):
     """One finding, as the doctor hands it over."""
@@ -55,14 +57,14 @@ def render_doctor(doctor: DoctorLike, *, color: bool, width: int) -> str:
     """
     lines = [*_findings(doctor.findings, max(width, _NARROWEST)), [], [(doctor.summary, "bold")]]
     if not color:
-        return "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
+        return "\n".join(plain("".join(text for text, _ in line)).rstrip() for line in lines)
     return _in_color(lines)
 
 
 def render_findings(findings: Sequence[FindingLike], *, color: bool, width: int) -> str:
     """Findings alone, in the same form: the causes of a pasted error line, say."""
     lines = list(_findings(findings, max(width, _NARROWEST)))
-    return _in_color(lines) if color else "\n".join("".join(text for text, _ in line).rstrip() for line in lines)
+    return _in_color(lines) if color else "\n".join(plain("".join(text for text, _ in line)).rstrip() for line in lines)
 
 
 def _findings(findings: Sequence[FindingLike], width: int) -> Iterator[_Line]:
@@ -88,5 +90,5 @@ def _in_color(lines: list[_Line]) -> str:
     out = StringIO()
     console = Console(file=out, force_terminal=True, color_system="standard", highlight=False, legacy_windows=False)
     for line in lines:
-        console.print(Text.assemble(*line), soft_wrap=True)
+        console.print(Text.assemble(*((plain(text), style) for text, style in line)), soft_wrap=True)
     return out.getvalue().removesuffix("\n")

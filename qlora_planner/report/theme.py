@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from qlora_planner.record import record
+from qlora_planner.text import plain as cleaned
 
 # A line is pieces of text, each with the style that a colour terminal gives it.
 Piece = tuple[str, str]
@@ -135,8 +136,8 @@ def verdict_style(verdict: str | None) -> str:
 
 
 def plain(line: Line) -> str:
-    """A line without its styles."""
-    return "".join(text for text, _ in line).rstrip()
+    """A line without its styles, cleaned."""
+    return cleaned("".join(text for text, _ in line)).rstrip()
 
 
 def columns(row: Sequence[Piece], widths: Sequence[int], left: frozenset[int], gap: int = 2) -> Line:
@@ -175,5 +176,5 @@ def _in_color(lines: list[Line]) -> str:
         file=out, force_terminal=True, no_color=False, color_system="standard", highlight=False, legacy_windows=False
     )
     for line in lines:
-        console.print(Text.assemble(*line), soft_wrap=True)
+        console.print(Text.assemble(*((cleaned(text), style) for text, style in line)), soft_wrap=True)
     return out.getvalue().removesuffix("\n")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.faults import plain, quoted
 from qlora_planner.sources.configs import RawConfig, is_hub_id, read_config
+from qlora_planner.text import plain, quoted
 
 # From the call to the answer. The process starts and the library is imported in the rest of three seconds.
 DEADLINE_S = 2.5

@@ -7,7 +7,8 @@ from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, NoReturn
 
-from qlora_planner.profile.faults import quoted, refuse
+from qlora_planner.profile.faults import refuse
+from qlora_planner.text import quoted
 
 # A config is a few KiB and a profile well under one MiB: what is larger is something else, often weights.
 LARGEST_BYTES = 16 << 20

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from qlora_planner.errors import InputError
 from qlora_planner.profile.codec import PROFILE_SCHEMA, profile_from_dict, profile_to_json
-from qlora_planner.profile.faults import plain
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.json_files import parse_object, read_bytes
+from qlora_planner.text import plain
 
 # What a profile's facts depend on. Another version of one of them means another profile.
 PROFILE_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl")

@@ -6,8 +6,9 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
-from qlora_planner.profile.faults import known_fields, quoted, refuse
+from qlora_planner.profile.faults import known_fields, refuse
 from qlora_planner.record import record
+from qlora_planner.text import quoted
 
 LEARNING_RATE = 2e-4
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")

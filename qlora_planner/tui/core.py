@@ -262,7 +262,7 @@ class Subject:
 
 def fault_words(error: PlannerError) -> str:
     """A fault as one line for the screen."""
-    from qlora_planner.profile.faults import plain
+    from qlora_planner.text import plain
 
     return plain(" ".join(str(error).split()))
 

@@ -1,0 +1,65 @@
+"""What a terminal would obey, or show in another order than it was written, is shown as question marks."""
+
+from __future__ import annotations
+
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from qlora_planner.text import chatter, plain, quoted, screen, short
+
+CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
+TITLE = "\x1b]0;mine\x07"
+HOSTILE = [
+    CLIPBOARD, TITLE, "\x1b[2J", "\x9b31m", "\x9d0;t\x9c", "\x7f", "\x08", "\r", "\x00", "\u202e", "\u2066", "\u200b",
+    "\u200f", "\ufeff", "\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\ud800", "\U000e0041", "\u2060", "\u061c",
+]  # fmt: skip
+
+
+def is_safe(text: str, also: str = "\n\t") -> bool:
+    """By Unicode's own categories: no control, format or surrogate character and no line or paragraph separator."""
+    return not any(unicodedata.category(c) in ("Cc", "Cf", "Cs", "Zl", "Zp") for c in text if c not in also)
+
+
+@pytest.mark.parametrize("bad", HOSTILE, ids=ascii)
+def test_no_control_and_no_mark_of_direction_passes(bad: str) -> None:
+    text = f"meta-llama/{bad}Llama"
+    assert is_safe(plain(text), "")
+    assert is_safe(quoted(text), "")
+    assert is_safe(screen(text))
+    assert is_safe(screen(text, colour=True))
+    assert is_safe(chatter(text))
+
+
+@given(st.text(alphabet=st.characters(min_codepoint=0, max_codepoint=0x10FFFF, exclude_categories=[])))
+def test_whatever_is_written_is_safe_and_keeps_its_columns(text: str) -> None:
+    assert is_safe(screen(text))
+    assert len(screen(text)) == len(text)
+    assert is_safe(chatter(text).strip("\r"))
+
+
+def test_lines_tabs_scripts_and_emoji_stay() -> None:
+    text = "größer\n\t模型 ✓ نموذج 🤗\u3000\xa0ok"
+    assert screen(text) == text
+
+
+def test_joiners_stay_in_what_a_model_says() -> None:
+    assert screen("می\u200cشود 👩\u200d💻\x1b[m", joiners=True) == "می\u200cشود 👩\u200d💻?[m"
+    assert screen("a\u200db") == "a?b"
+
+
+def test_colours_pass_alone_where_they_are_ours() -> None:
+    assert screen("\x1b[1;32mfits\x1b[0m\x1b[2J", colour=True) == "\x1b[1;32mfits\x1b[0m?[2J"
+    assert screen("\x1b[32mfits") == "?[32mfits"
+
+
+def test_a_progress_bar_still_goes_back_to_its_start_but_not_from_the_middle() -> None:
+    assert chatter("\r 10%|#") == "\r 10%|#"
+    assert chatter("load\rqlora-plan: it fits") == "load?qlora-plan: it fits"
+
+
+def test_a_line_of_a_megabyte_is_cut() -> None:
+    assert len(short("x" * 1_000_000)) < 4200
+    assert "characters" in short("x" * 1_000_000)
