@@ -17,6 +17,7 @@ from qlora_planner.launch import dataset, rules
 from qlora_planner.launch.callbacks import Stop, Tell, Tokens, make_callback
 from qlora_planner.launch.folder import RunFolder
 from qlora_planner.launch.rehearsal import rehearse
+from qlora_planner.launch.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import bookkeeping, process
 from qlora_planner.measure.card import Card
@@ -39,6 +40,7 @@ class Training:
         self.trainer: Any = None
         self.raw: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
+        self._dtypes: dict[str, Any] = {}  # of the trained parameters, as the trainer left them when it was built
         self._meter: CudaMeter | None = None
         self._readings: dict[str, PhaseReading] = {}
         self._tokens: Tokens | None = None
@@ -180,6 +182,7 @@ class Training:
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],
         )
+        self._dtypes = trained_dtypes(self.model)
         self._check_rows()
 
     def _check_rows(self) -> None:
@@ -201,7 +204,12 @@ class Training:
         if self._meter is not None:
             self._meter.enter("between")  # the trainer has cast the adapters: what follows is training's own peak
         if self.spec.resume is not None:
-            self._restore()
+            checkpoint = Path(self.spec.resume)
+            restore_dtypes(self.model, self._dtypes)
+            if self.spec.fresh_optimizer:
+                restore_schedule(self.trainer, checkpoint)
+            else:
+                restore_states(self.trainer, checkpoint)
         self._tell("phase", {"phase": "rehearsal"})
         done = rehearse(self.trainer, self.run, check=self._check_gradients)
         self.facts["rehearsed"] = asdict(done)
@@ -211,19 +219,6 @@ class Training:
         self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
         self._enter("training")
 
-    def _restore(self) -> None:
-        """What resuming leaves undone: adapters back in the dtype that they train in, and a schedule kept when the
-        optimizer starts anew."""
-        import torch
-
-        if self.run.trainer == "trl-sft" and self.run.quant not in (None, "none"):
-            for name, parameter in self.model.named_parameters():
-                if parameter.requires_grad and "lora_magnitude_vector" not in name:
-                    parameter.data = parameter.data.to(torch.bfloat16)
-        if self.spec.fresh_optimizer:
-            state = torch.load(Path(str(self.spec.resume)) / "scheduler.pt", weights_only=True)
-            self.trainer.lr_scheduler.load_state_dict(state)
-
     def _check_gradients(self, model: Any) -> None:
         if note := rules.check_gradients(model, self.run):
             self.note(note)
@@ -232,7 +227,7 @@ class Training:
         resume = self.spec.resume
         if self.spec.fresh_optimizer and resume is not None:
             # The trainer takes up optimizer and schedule together or not at all: it is shown the checkpoint without
-            # the former, and _restore puts the latter back.
+            # the former, and _begin puts the latter back.
             shown = self.folder.path / ".data" / "without-optimizer"
             shutil.rmtree(shown, ignore_errors=True)
             shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt"))

@@ -1,0 +1,70 @@
+"""What the libraries leave undone when a trainer takes up a checkpoint: everything as it was when it was saved.
+
+PEFT loads 16-bit adapters as float32 (`load_adapter` casts unless it is told not to, and the trainer does not tell it).
+torch and bitsandbytes then cast optimizer states to the dtype that the parameter has at that moment, and bitsandbytes
+puts paged states into ordinary memory of the card.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+OPTIMIZER = "optimizer.pt"
+SCHEDULER = "scheduler.pt"
+
+
+def trained_dtypes(model: Any) -> dict[str, Any]:
+    """Name -> dtype of every parameter that is trained."""
+    return {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def restore_dtypes(model: Any, dtypes: Mapping[str, Any]) -> None:
+    """Trained parameters back in the dtypes that they train in; reading 16 bits as 32 lost nothing."""
+    for name, parameter in model.named_parameters():
+        if name in dtypes and parameter.dtype != dtypes[name]:
+            parameter.data = parameter.data.to(dtypes[name])
+
+
+def restore_schedule(trainer: Any, checkpoint: Path) -> None:
+    """The learning rates of the checkpoint, where its optimizer states are left behind."""
+    import torch
+
+    trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
+
+
+def restore_states(trainer: Any, checkpoint: Path) -> None:
+    """Optimizer states in the dtype, the bits and the kind of memory that they had when they were saved."""
+    import torch
+
+    wrapped = trainer.optimizer
+    optimizer = getattr(wrapped, "optimizer", wrapped)
+    path = checkpoint / OPTIMIZER
+    if not path.is_file():
+        return
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    numbers = [number for group in saved["param_groups"] for number in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        state = optimizer.state.get(parameter, {})
+        for key, value in saved["state"].get(number, {}).items():
+            known = state.get(key)
+            if not isinstance(value, torch.Tensor) or not isinstance(known, torch.Tensor):
+                continue
+            paged = _paged_buffer(optimizer, parameter, key, value)
+            if paged is not None:
+                paged.copy_(value)
+                state[key] = paged
+            elif known.dtype != value.dtype:
+                state[key] = value.to(known.device)
+
+
+def _paged_buffer(optimizer: Any, parameter: Any, key: str, value: Any) -> Any:
+    """Managed memory for this state, made as bitsandbytes makes it at first; None for what it does not page."""
+    if not getattr(optimizer, "is_paged", False) or key not in ("state1", "state2") or parameter.device.type == "cpu":
+        return None
+    double = value.numel() == 2 * parameter.numel()  # AdEMAMix keeps its two first moments together
+    make = optimizer._get_state_double_buffer if double else optimizer.get_state_buffer
+    buffer = make(parameter, dtype=value.dtype)
+    return buffer if getattr(buffer, "is_paged", False) else None

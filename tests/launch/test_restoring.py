@@ -1,0 +1,75 @@
+"""A run that goes on ends as if it had never stopped, whichever optimizer it has."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from qlora_planner.catalog.optimizers import OPTIMIZERS
+from qlora_planner.launch.restoring import restore_states
+from qlora_planner.train.settings import Settings
+from tests.launch.conftest import RUN, Make, same, trained
+
+FOUR = Settings(max_steps=4, save_steps=2, learning_rate=5e-3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_goes_on_to_the_same_bits(optimizer: str, make: Make, tmp_path: Path) -> None:
+    """bitsandbytes' optimizers run on its CPU backend; what it pages on a card is ordinary memory there."""
+    run = RUN.with_(optimizer=optimizer)
+    whole, _ = trained(make(run=run, settings=FOUR))
+    reference = Path(make().output).rename(tmp_path / "whole")
+    resumed, _ = trained(make(run=run, settings=FOUR, resume=str(reference / "checkpoints" / "checkpoint-2")))
+    assert (whole["outcome"], resumed["outcome"], resumed["message"]) == ("ok", "ok", None)
+    assert same(reference / "adapter", Path(make().output) / "adapter")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"dora": True}, {"trainer": "hf-trainer"}, {"upcast": True}, {"quant": "none", "method": "lora"}],
+    ids=str,
+)
+def test_every_kind_of_adapter_goes_on_to_the_same_bits(changes: dict[str, Any], make: Make, tmp_path: Path) -> None:
+    run = RUN.with_(optimizer="adamw_torch", **changes)
+    trained(make(run=run, settings=FOUR))
+    reference = Path(make().output).rename(tmp_path / "whole")
+    resumed, _ = trained(make(run=run, settings=FOUR, resume=str(reference / "checkpoints" / "checkpoint-2")))
+    assert (resumed["outcome"], resumed["message"]) == ("ok", None)
+    assert same(reference / "adapter", Path(make().output) / "adapter")
+
+
+class Paged(torch.optim.AdamW):
+    """As bitsandbytes' optimizers page on a card, without one."""
+
+    is_paged = True
+
+    def get_state_buffer(self, parameter: Any, dtype: Any) -> Any:
+        buffer = torch.zeros(parameter.shape, dtype=dtype)
+        buffer.is_paged = True  # type: ignore[attr-defined]
+        return buffer
+
+
+class Trainer:
+    def __init__(self, optimizer: Any) -> None:
+        self.optimizer = optimizer
+
+
+def test_states_come_back_in_managed_memory_and_in_their_own_dtype(tmp_path: Path) -> None:
+    """The parameter stands in for one on a card, where bitsandbytes pages states of 8 bits."""
+    parameter = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16, device="meta"))
+    optimizer = Paged([parameter])
+    saved = {
+        "param_groups": [{"params": [0]}],
+        "state": {0: {"state1": torch.arange(4, dtype=torch.uint8), "absmax1": torch.full((1,), 1 / 3), "step": 7}},
+    }
+    torch.save(saved, tmp_path / "optimizer.pt")
+    optimizer.state[parameter] = {
+        "state1": torch.zeros(4), "absmax1": torch.full((1,), 1 / 3).bfloat16(), "step": 7,
+    }  # fmt: skip
+    restore_states(Trainer(optimizer), tmp_path)
+    state = optimizer.state[parameter]
+    assert state["state1"].is_paged and state["state1"].tolist() == [0, 1, 2, 3] and state["step"] == 7
+    assert torch.equal(state["absmax1"], saved["state"][0]["absmax1"])  # type: ignore[index]
