@@ -56,6 +56,25 @@ def test_ascii_alone_help_and_escape_on_every_place(tmp_path: Path, size: tuple[
         tell(explorer(tmp_path / "tui.json", data=asked, plain=True), story, size)
 
 
+def test_no_table_measures_itself(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        await pilot.press("p", "right", "p")
+        for place in "1345":
+            await pilot.press(place)
+            await idle(app, pilot)
+            found = app.screen.query_one(DataTable)
+            columns = list(found.columns.values())
+            assert found.row_count
+            assert not [str(column.label) for column in columns if column.auto_width]
+            if place != "1":  # Fit cuts names to its widths
+                for row in range(found.row_count):
+                    cells = zip(found.get_row_at(row), columns, strict=True)
+                    assert all(cell.cell_len <= column.width for cell, column in cells)
+
+    tell(explorer(tmp_path / "tui.json"), story, (80, 24))
+
+
 def test_nearest_is_one_ascii_character() -> None:
     assert {nearest(char) for char in "█▓│─╭✓≈é语"} == {"#", "=", "|", "-", "+", "~", "e", "?"}
 

@@ -14,7 +14,10 @@ from qlora_planner.report.words import change, gib
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.state import Pin
+from qlora_planner.tui.tables import Table
 from qlora_planner.tui.typed import typed_options
+
+_HEADS = ("", "model", "card", "peak GiB", "spare", "tokens/s", "options")
 
 
 class CompareScreen(Page):
@@ -30,14 +33,7 @@ class CompareScreen(Page):
     def body(self) -> ComposeResult:
         """A note, the table."""
         yield Static(id="note")
-        table: DataTable[Text] = DataTable(id="pins", cursor_type="row", zebra_stripes=True)
-        yield table
-
-    def on_mount(self) -> None:
-        """The columns."""
-        table = self.query_one("#pins", DataTable)
-        for head in ("", "model", "card", "peak GiB", "spare", "tokens/s", "options"):
-            table.add_column(head)
+        yield Table(id="pins")
 
     def show(self) -> None:
         """Every pin with its figures, where they are worked out."""
@@ -45,22 +41,22 @@ class CompareScreen(Page):
         pins, note = explorer.pins, self.query_one("#note", Static)
         said = "Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run (2) pins a run."
         note.update(said)
-        table, theme = self.query_one("#pins", DataTable), self.theme_at(80)
-        at = table.cursor_row
-        table.clear()
+        table, theme = self.query_one("#pins", Table), self.theme_at(80)
+        at, rows = table.cursor_row, []
         for index, pin in enumerate(pins):
             known = explorer.pinned[index] if index < len(explorer.pinned) else None
             verdict = None if known is None else known.verdict
             speed = None if known is None else known.speed.tokens_per_s
             fit = None if known is None else known.fit
-            table.add_row(
+            rows.append([
                 Text(theme.glyph(verdict) if known else theme.ellipsis, style=verdict_style(verdict)),
                 Text(theme.cut(pin.model.rpartition("/")[2], 24)), Text(pin.card),
                 Text("-" if known is None else gib(known.peak.device_bytes), justify="right"),
                 Text("-" if fit is None else gib(fit.headroom_bytes), justify="right"),
                 Text("-" if speed is None else f"{speed:,.0f}", justify="right"),
                 Text(change(typed_options(RunConfig(**dict(pin.run)))) or "defaults"),
-            )  # fmt: skip
+            ])  # fmt: skip
+        table.fill(_HEADS, rows)
         if pins:
             table.move_cursor(row=min(max(0, at), len(pins) - 1))
         explorer.want_pinned()
@@ -72,11 +68,11 @@ class CompareScreen(Page):
 
     def current(self) -> Pin | None:
         """The run under the cursor."""
-        at = self.query_one("#pins", DataTable).cursor_row
+        at = self.query_one("#pins", Table).cursor_row
         return self.explorer.pins[at] if 0 <= at < len(self.explorer.pins) else None
 
     def action_unpin(self) -> None:
         """Forget the pin under the cursor."""
-        at = self.query_one("#pins", DataTable).cursor_row
+        at = self.query_one("#pins", Table).cursor_row
         if 0 <= at < len(self.explorer.pins):
             self.explorer.unpin(at)

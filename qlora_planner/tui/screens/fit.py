@@ -13,6 +13,7 @@ from qlora_planner.report.theme import VERDICT_WORDS, Theme, verdict_style
 from qlora_planner.tui.listing import GROUPS, HEADS, SORTS, cells, chosen, tally
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.tables import Table
 
 # Columns of the table: mark, size of the model; longest, best run, tokens/s; one for a size of card.
 _MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (8, 24, 8), 4, 9
@@ -41,20 +42,18 @@ class FitScreen(Page):
         self.shown: list[str | None] = []  # model id by table row; None: a heading
         self._painted: tuple[object, ...] = ()
         self._heads: tuple[str, ...] = ()
-        self._laid: object = None  # heads and widths of the table as it is
         self._room = 20  # columns of a name
 
     def body(self) -> ComposeResult:
         """Filter, tally, table."""
         yield Input(placeholder="filter: words of a name, a family, a verdict", id="filter")
         yield Static(id="tally")
-        table: DataTable[Text] = DataTable(id="models", cursor_type="row", zebra_stripes=True)
-        yield table
+        yield Table(id="models")
 
     @property
-    def table(self) -> DataTable[Text]:
+    def table(self) -> Table:
         """The models."""
-        return self.query_one("#models", DataTable)
+        return self.query_one("#models", Table)
 
     def show(self) -> None:
         """Every row that the filter leaves."""
@@ -80,7 +79,7 @@ class FitScreen(Page):
         if here in self.shown:
             table.move_cursor(row=self.shown.index(here))
 
-    def _columns(self, table: DataTable[Text]) -> None:
+    def _columns(self, table: Table) -> None:
         """Columns of fixed widths: nothing is measured, and nothing moves while rows come in."""
         from qlora_planner.tui.asks import SIZES
 
@@ -90,13 +89,8 @@ class FitScreen(Page):
         taken = _MARK + _SIZE + sum(each) + 2 * len(heads) + 2
         self._room = max(16, self.size.width - taken)
         widths = (_MARK, self._room, _SIZE, *each)
-        if (heads, widths) == self._laid:
-            table.clear()
-            return
-        self._laid, self._heads = (heads, widths), heads
-        table.clear(columns=True)
-        for head, width in zip(heads, widths, strict=True):
-            table.add_column(head, key=head or "mark", width=width)
+        self._heads = heads
+        table.lay([Text(head) for head in heads], widths)
 
     @property
     def _roomy(self) -> bool:

@@ -9,6 +9,7 @@ from textual.widgets import DataTable, Static
 from qlora_planner.report.theme import VERDICT_WORDS, verdict_style
 from qlora_planner.report.words import gib
 from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.tables import Table
 
 
 class FrontierScreen(Page):
@@ -30,8 +31,7 @@ class FrontierScreen(Page):
     def body(self) -> ComposeResult:
         """A note, the grid."""
         yield Static(id="note")
-        table: DataTable[Text] = DataTable(id="grid", cursor_type="cell")
-        yield table
+        yield Table(id="grid", cells=True)
         yield Static(id="detail")
 
     def show(self) -> None:
@@ -50,7 +50,7 @@ class FrontierScreen(Page):
             return
         self._painted = found
         self._lengths, self._batches = found.lengths, tuple(found.longest)
-        theme, table = self.theme_at(80), self.query_one("#grid", DataTable)
+        theme, table = self.theme_at(80), self.query_one("#grid", Table)
         names = ("batch", "longest", *(f"{length:,}" for length in self._lengths))
         heads = [Text(name, justify="right") for name in names]
         rows: list[list[Text]] = []
@@ -67,13 +67,7 @@ class FrontierScreen(Page):
                 style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
                 row.append(Text(f"{theme.glyph(verdict)} {gib(floor, 1)}", style=style, justify="right"))
             rows.append(row)
-        # Widths are worked out here: left to the table, columns may keep those of their heads and cut the figures.
-        widths = [max(len(line[at]) for line in (heads, *rows)) for at in range(len(heads))]
-        table.clear(columns=True)
-        for head, width in zip(heads, widths, strict=True):
-            table.add_column(head, width=width)
-        for row in rows:
-            table.add_row(*row)
+        table.fill(heads, rows)
         if explorer.run_now.batch_size in self._batches:
             lengths = [index for index, size in enumerate(self._lengths) if size <= explorer.run_now.seq_len]
             table.move_cursor(

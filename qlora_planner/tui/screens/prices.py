@@ -10,6 +10,7 @@ from textual.widgets import DataTable, Static
 
 from qlora_planner.report.words import change
 from qlora_planner.tui.screens.base import Page
+from qlora_planner.tui.tables import Table
 from qlora_planner.units import format_size
 
 
@@ -40,15 +41,8 @@ class PricesScreen(Page):
     def body(self) -> ComposeResult:
         """A note, the table, what is under the cursor."""
         yield Static(id="note")
-        table: DataTable[Text] = DataTable(id="prices", cursor_type="row", zebra_stripes=True)
-        yield table
+        yield Table(id="prices")
         yield Static(id="detail")
-
-    def on_mount(self) -> None:
-        """The columns."""
-        table = self.query_one("#prices", DataTable)
-        for head in ("change", "memory", "speed", "then"):
-            table.add_column(head)
 
     def show(self) -> None:
         """The prices of the run now, as far as they are worked out."""
@@ -62,15 +56,15 @@ class PricesScreen(Page):
         if explorer.prices is self._painted:
             return
         self._painted = self._rows = explorer.prices
-        table = self.query_one("#prices", DataTable)
-        table.clear()
+        theme, rows = self.theme_at(80), []
         for row in self._rows:
             words, size, speed, then = price_cells(row)
             style = "magenta" if row["refused"] else "green" if row["fits"] else "red"
-            table.add_row(
-                Text(self.theme_at(80).cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
-                Text(self.theme_at(80).cut(then, 40), style=style),
-            )  # fmt: skip
+            rows.append([
+                Text(theme.cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
+                Text(theme.cut(then, 40), style=style),
+            ])  # fmt: skip
+        self.query_one("#prices", Table).fill(("change", "memory", "speed", "then"), rows)
 
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """The whole text of a line."""

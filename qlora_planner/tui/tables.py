@@ -1,0 +1,38 @@
+"""Tables whose column widths are worked out before they are painted.
+
+Left to itself a DataTable measures its cells when it finds time. On a busy machine a paint comes first, and columns
+then keep the widths of their heads and cut what is below them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.text import Text
+from textual.widgets import DataTable
+
+
+class Table(DataTable[Text]):
+    """A table that measures nothing: it is given its columns with their widths, or its rows all at once."""
+
+    def __init__(self, *, id: str, cells: bool = False) -> None:
+        super().__init__(id=id, cursor_type="cell" if cells else "row", zebra_stripes=not cells)
+        self._laid: object = None
+
+    def lay(self, heads: Sequence[Text], widths: Sequence[int]) -> None:
+        """Empty, under these heads. Columns that stay as they are keep where the table was scrolled to."""
+        laid = [head.plain for head in heads], tuple(widths)
+        if laid == self._laid:
+            self.clear()
+            return
+        self._laid = laid
+        self.clear(columns=True)
+        for head, width in zip(heads, widths, strict=True):
+            self.add_column(head, width=width)
+
+    def fill(self, heads: Sequence[str | Text], rows: Sequence[Sequence[Text]]) -> None:
+        """These rows alone, every column as wide as its widest cell."""
+        titles = [Text(head) if isinstance(head, str) else head for head in heads]
+        self.lay(titles, [max(line[at].cell_len for line in (titles, *rows)) for at in range(len(titles))])
+        for row in rows:
+            self.add_row(*row)
