@@ -94,7 +94,8 @@ def write_files(
         write_text(path, text, force=wanted.force)
         output.warn(f"wrote {plain(path)}")
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
-        output.warn("what is written does not fit this card")
+        word = "fit" if found.estimate.verdict == "does-not-fit" else "run on"
+        output.warn(f"what is written does not {word} this card")
     elif found.estimate.verdict == "cannot-say":
         output.warn("nobody can say whether what is written fits this card: its figures are partial")
     return None if printed is None else printed.rstrip("\n")

@@ -86,7 +86,7 @@ def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
     method = str(stored.get("quant_method") or ("bitsandbytes" if early else "unknown"))
     if method != "bitsandbytes":
         known = checkpoint_stored(plain(method))
-        raise InputError(f"{name}: {known.message}; {known.fix}")
+        raise InputError(f"{name}: {known.message}; use {known.fix}")
     found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or "fp4")
     if run.method != "qlora":
         raise InputError(

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_planner.memory.records import STORED_QUANTIZED, Problem
 from qlora_planner.profile import ModelProfile
 from qlora_planner.record import fields_of, record
+from qlora_planner.run import RunConfig
 
 _BITSANDBYTES = "bitsandbytes-"
-_BF16 = "use a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"
+_BF16 = "a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"
 
 
 @record
 class Checkpoint:
-    """How a checkpoint is stored, and what that does to a QLoRA run. `works`: bitsandbytes can hold it."""
+    """How a checkpoint is stored, and what that does to a QLoRA run. `works`: bitsandbytes can hold it.
+
+    `fix` is what to use instead.
+    """
 
     scheme: str
     label: str
@@ -33,16 +38,21 @@ _KNOWN = {
         "MXFP4",
         "the checkpoint is stored in MXFP4, which transformers cannot train, and it refuses a BitsAndBytesConfig on top"
         " (`The model is quantized with Mxfp4Config but you are passing a BitsAndBytesConfig`)",
-        "save it once through Mxfp4Config(dequantize=True), and train that bf16 copy",
+        "a bf16 copy of the model, saved once through Mxfp4Config(dequantize=True)",
     ),
     "fp8": (
         "FP8",
         "the checkpoint is stored in FP8, which transformers cannot train, and it refuses a BitsAndBytesConfig on top",
         f"{_BF16} (FineGrainedFP8Config(dequantize=True))",
     ),
-    "gptq": ("GPTQ", "the checkpoint is stored in GPTQ: transformers refuses a BitsAndBytesConfig on top", _BF16),
-    "awq": ("AWQ", "the checkpoint is stored in AWQ: transformers refuses a BitsAndBytesConfig on top", _BF16),
 }
+# The other methods of the same file's AUTO_QUANTIZATION_CONFIG_MAPPING, and what people call them.
+_OTHERS = {
+    "gptq": "GPTQ", "awq": "AWQ", "hqq": "HQQ", "eetq": "EETQ", "aqlm": "AQLM", "quanto": "Quanto", "gguf": "GGUF",
+    "compressed-tensors": "compressed-tensors", "fbgemm_fp8": "FBGEMM FP8", "torchao": "torchao", "bitnet": "BitNet",
+    "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "quark": "Quark", "auto-round": "AutoRound", "nvfp4": "NVFP4",
+    "mxfp8": "MXFP8", "fp_quant": "FP-Quant", "sinq": "SINQ", "metal": "Metal",
+}  # fmt: skip
 
 
 def checkpoint_of(profile: ModelProfile) -> Checkpoint | None:
@@ -66,14 +76,36 @@ def checkpoint_stored(scheme: str) -> Checkpoint:
     for name, (label, message, fix) in _KNOWN.items():
         if key == name or key.startswith((name + "-", name + "_")):
             return Checkpoint(scheme=scheme, label=label, works=False, message=message, fix=fix)
+    for name, label in _OTHERS.items():
+        if key == name or key.startswith((name + "-", name + "_")):
+            message = f"the checkpoint is stored in {label}: transformers refuses a BitsAndBytesConfig on top"
+            return Checkpoint(scheme=scheme, label=label, works=False, message=message, fix=_BF16)
     return Checkpoint(
         scheme=scheme,
         label=scheme,
         works=False,
-        message=f"the checkpoint is stored by {scheme}, about which nothing is known here: figures hold for a bf16"
-        " copy of the model only",
+        message=f"the checkpoint is stored by {scheme}, about which nothing is known here",
         fix=_BF16,
     )
+
+
+def stored_problem(profile: ModelProfile, run: RunConfig) -> Problem | None:
+    """Why no run that bitsandbytes quantises, or whose weights are whole, can start from the published weights.
+
+    None where they are ordinary, or bitsandbytes' own.
+    """
+    checkpoint = checkpoint_of(profile)
+    if checkpoint is None or checkpoint.works or checkpoint.fix is None:
+        return None
+    message = checkpoint.message
+    if run.method == "lora":
+        message = (
+            f"the checkpoint is stored in {checkpoint.label}, so this would be LoRA on its packed weights, through the"
+            " library that made them: it is not modelled here, and with bitsandbytes such a checkpoint will not run"
+        )
+    elif run.method == "full":
+        message = f"the checkpoint is stored in {checkpoint.label}, whose packed weights cannot be trained whole"
+    return Problem(code=STORED_QUANTIZED, message=message, fix=checkpoint.fix, blocking=True)
 
 
 def stored_options(profile: ModelProfile) -> dict[str, Any]:

@@ -12,6 +12,8 @@ from qlora_planner.record import fields_of, record
 from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
+# The code of the problem that the published weights are quantised in a way that no run here can take.
+STORED_QUANTIZED = "stored-quantized"
 
 
 class Basis(StrEnum):

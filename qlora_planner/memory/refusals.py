@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.memory.checkpoint import stored_options
+from qlora_planner.memory.checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.static import targeted, trainable_tensors
 from qlora_planner.memory.training import Trainable, training_dtype
@@ -52,6 +52,8 @@ def on_parameters(profile: ModelProfile, run: RunConfig) -> bool:
 
 def _of_checkpoint(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
     """A checkpoint's own quantisation wins over what `from_pretrained` is told."""
+    if (problem := stored_problem(profile, run)) is not None:
+        yield problem
     stored = stored_options(profile)
     for option in ("method", "quant"):
         wanted = stored.get(option)

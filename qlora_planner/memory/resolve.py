@@ -8,7 +8,7 @@ from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.memory.checkpoint import checkpoint_of, stored_options
+from qlora_planner.memory.checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.refusals import on_parameters, refusals
 from qlora_planner.profile import ModelProfile
@@ -67,9 +67,6 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
 
 def _quantization(draft: _Draft) -> None:
     run, stored = draft.asked, stored_options(draft.profile)
-    checkpoint = checkpoint_of(draft.profile)
-    if checkpoint is not None and not checkpoint.works and checkpoint.fix is not None:
-        draft.advise("stored-quantized", f"{checkpoint.message}; these are the figures of a bf16 copy", checkpoint.fix)
     if "double_quant" in stored:
         draft.settle("double_quant", stored["double_quant"], "the checkpoint is stored so")
     if run.quant is None and run.method == "qlora" and "quant" in stored:

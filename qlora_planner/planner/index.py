@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.closed_form import LayerShape, ModelShape
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
 from qlora_planner.memory.loading import PhasePeak
@@ -40,8 +41,12 @@ _STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trai
 
 
 def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | None = None) -> dict[str, Any]:
-    """The index document of `profiles` and the traced moments of those that have them, JSON-ready."""
-    return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in profiles]}
+    """The index document of `profiles` and the traced moments of those that have them, JSON-ready.
+
+    A model whose published weights no run can take is left out: the index holds figures of what works.
+    """
+    kept = [profile for profile in profiles if stored_problem(profile, RunConfig()) is None]
+    return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in kept]}
 
 
 def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:

@@ -126,7 +126,17 @@ def plan(
     if settled is None:
         choice = next(ranking.best())
         settled = choice, planner.answer(choice.run)
+    if any(problem.blocking for problem in settled[1].problems):
+        return _alone(planner, settled[1])  # what lies around a run that cannot be is nothing to choose from
     return _around(planner, ranking, *settled)
+
+
+def _alone(planner: Planning, answer: MemoryEstimate) -> Plan:
+    """The plan of a run that will not work, without anything to choose."""
+    return Plan(
+        model=answer.model, gpu=planner.asked.gpu, run=answer.run, estimate=answer, alternatives=(), prices=(),
+        frontier=(), objective=planner.asked.objective, data=None, stack=answer.stack,
+    )  # fmt: skip
 
 
 def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:

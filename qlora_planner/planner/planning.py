@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.played import play_run
 from qlora_planner.memory.records import MemoryEstimate
@@ -131,7 +132,12 @@ class Planning:
         """The best choice that fits when it is estimated on its own; None where none of those tried does.
 
         A rank is off by some percent: with `bold`, faster traced runs that it puts just above the card are played too.
+        Weights that are stored in a way which no run can take make the best by rank the answer, with what it is refused
+        for: it is what would be run on a copy of the model.
         """
+        best = next(ranking.best(), None)
+        if best is not None and stored_problem(self.profile, best.run) is not None:
+            return best, self.answer(best.run)
         for choice in ranking.nearly(self.limits.usable_bytes) if bold else ():
             answer = self.answer(choice.run)
             if answer.verdict == "fits":

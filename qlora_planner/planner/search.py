@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.planner.around import longest
 from qlora_planner.planner.axes import BASES, Space
@@ -172,7 +173,7 @@ def _option_sets(
                     continue
                 run = asked.with_(**options, rank=rank, batch_size=batches[0])
                 resolution = resolve(outlooks.profile, run, outlooks.gpu)
-                if any(problem.blocking for problem in resolution.problems):
+                if any(problem.blocking and problem.code != STORED_QUANTIZED for problem in resolution.problems):
                     continue
                 yield _prepared(outlooks, run, resolution, limits, pace_on), batches
 

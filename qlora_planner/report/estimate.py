@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import Fit, MemoryEstimate
-from qlora_planner.memory.records import weakest
+from qlora_planner.memory.records import STORED_QUANTIZED, weakest
 from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.report.words import (
     card_line,
@@ -55,15 +55,21 @@ def render_estimate(
 def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Iterator[Line]:
     """The verdict, the figures it rests on, and the memory bar."""
     model, fit, peak = str(estimate.model["id"]), estimate.fit, estimate.peak
-    if fit is None:
+    refused = [problem for problem in estimate.problems if problem.blocking]
+    if fit is None and refused:
+        mark = f"{theme.glyph('will-not-run')} {VERDICT_WORDS['will-not-run']}: "
+        style = verdict_style("will-not-run")
+        yield from theme.wrap(model, first=mark, first_style=f"bold {style}", style="bold")
+        for problem in refused:
+            yield from theme.wrap(f"{problem.message}; use {problem.fix}", _INDENT)
+        yield from theme.wrap(f"{_if_it_ran(estimate)}: peak {format_gib(peak.device_bytes)}", _INDENT)
+        whole = peak.device_bytes
+    elif fit is None:
         yield from theme.wrap(f"{model} needs {format_gib(peak.device_bytes)} at its peak", style="bold")
         text = f"90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)}; give --gpu for a verdict"
         yield from theme.wrap(text, _INDENT)
         for sentence in partial_sentences(estimate):
             yield from theme.wrap(sentence, _INDENT)
-        for problem in estimate.problems:
-            if problem.blocking:
-                yield from theme.wrap(f"will not run: {problem.message}; use {problem.fix}", _INDENT, style="magenta")
         whole = peak.device_bytes
     else:
         where = card_name(gpu) if gpu else fit.gpu
@@ -84,7 +90,7 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
         return list(fit.reasons)
     left_out = partial_sentences(estimate)
     if fit.verdict == "will-not-run":
-        return [*fit.reasons, f"its memory, if it ran: peak {format_gib(peak)} of {format_gib(usable)} usable"]
+        return [*fit.reasons, f"{_if_it_ran(estimate)}: peak {format_gib(peak)} of {format_gib(usable)} usable"]
     if fit.verdict == "does-not-fit":
         short = max(0, floor - usable)
         return [
@@ -108,6 +114,18 @@ def partial_sentences(estimate: MemoryEstimate) -> list[str]:
     if not estimate.partial:
         return []
     return [f"partial, without {thing.key}: {thing.what}" for thing in estimate.unmodelled]
+
+
+def _if_it_ran(estimate: MemoryEstimate) -> str:
+    """Of what the figures are, where the run itself is refused."""
+    if _of_a_copy(estimate):
+        return "the memory of a bf16 copy of the model under this run"
+    return "its memory, if it ran"
+
+
+def _of_a_copy(estimate: MemoryEstimate) -> bool:
+    """Whether the figures are not those of the weights that were named."""
+    return any(problem.code == STORED_QUANTIZED for problem in estimate.problems)
 
 
 def memory_bar(components: dict[str, int], whole: int, theme: Theme) -> Iterator[Line]:
@@ -221,7 +239,7 @@ def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
 
 def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: bool) -> Iterator[Line]:
     """Where to go on: to a run that works, if this one does not."""
-    if card is not None and estimate.verdict in ("does-not-fit", "will-not-run"):
+    if card is not None and estimate.verdict in ("does-not-fit", "will-not-run") and not _of_a_copy(estimate):
         yield from next_command(f"qlora-plan {{}} --gpu {shlex.quote(card)}", str(estimate.model["id"]), theme)
         yield from theme.wrap("(looks for a run of this model that fits)", 6, style="dim")
     elif not explain:

@@ -33,7 +33,8 @@ def render_plan(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme, *
     for section in sections:
         if found := list(section):
             lines += [[], *found]
-    lines += [[], *_next(plan, asked, card, theme)]
+    if next_step := list(_next(plan, asked, card, theme)):
+        lines += [[], *next_step]
     return theme.render(lines)
 
 
@@ -67,6 +68,8 @@ def _changed(plan: Plan, asked: Mapping[str, Any], theme: Theme) -> Iterator[Lin
 
 def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
     points = [point for point in plan.frontier if point.get("seq_len")]
+    if plan.estimate.verdict == "will-not-run":
+        return
     if not points:
         text = "no sequence length fits here, not even 64 tokens at batch 1: the weights alone are too large"
         yield from theme.wrap(text, style="bold")
@@ -120,7 +123,9 @@ def _of_data(plan: Plan) -> str:
 
 
 def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
-    """How to keep the plan; where nothing fits, the models that do."""
+    """How to keep the plan; where nothing fits, the models that do; nothing for a run that will not work."""
+    if plan.estimate.verdict == "will-not-run":
+        return
     if plan.estimate.verdict == "does-not-fit":
         yield [("next: ", "bold"), (f"qlora-plan --gpu {shlex.quote(card)}", "cyan")]
         yield from theme.wrap("(the models that fit on this card)", 6, style="dim")

@@ -11,6 +11,7 @@ from qlora_planner import __version__
 from qlora_planner.memory.records import Phase
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.document import Block, Code, Heading, Paragraph, Plot, Table, to_html, to_markdown
+from qlora_planner.report.estimate import verdict_sentences
 from qlora_planner.report.plan_parts import percent
 from qlora_planner.report.svg import Part, bars, curve
 from qlora_planner.report.theme import VERDICT_WORDS
@@ -49,8 +50,9 @@ def render_share(plan: Plan, asked: Mapping[str, Any], card: str, *, html: bool)
 def blocks_of(plan: Plan, asked: Mapping[str, Any], card: str) -> Iterator[Block]:
     """Every section in order."""
     yield from _verdict(plan)
-    yield Heading("Run it")
-    yield Code(command_line(plan, asked, card))
+    if plan.estimate.verdict != "will-not-run":
+        yield Heading("Run it")
+        yield Code(command_line(plan, asked, card))
     yield Heading("Memory")
     yield from _memory(plan)
     yield from _frontier(plan)
@@ -87,6 +89,8 @@ def _verdict(plan: Plan) -> Iterator[Block]:
     peak = answer.peak
     if fit is not None and fit.verdict == "cannot-say":
         yield Paragraph(f"{VERDICT_WORDS[fit.verdict].capitalize()}: {'; '.join(fit.reasons)}.")
+    elif fit is not None and fit.verdict == "will-not-run":
+        yield Paragraph(f"Will not run: {' '.join(verdict_sentences(answer, fit))}.")
     elif fit is not None:
         yield Paragraph(
             f"{VERDICT_WORDS[fit.verdict].capitalize()}: {format_gib(peak.device_bytes)} at its peak of"
