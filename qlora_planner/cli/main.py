@@ -66,25 +66,33 @@ def dispatch(args: Sequence[str]) -> list[str]:
     """
     if not args or args[0] in ("--help", "-h", "--version"):
         return list(args) or ["--help"]
-    places = _words(args)
+    places, unknown = _words(args)
     if not places:
         return ["--help"] if {"--help", "-h"} & set(args) else ["survey", *args]
-    first = places[0]
+    if unknown:
+        unknown = _of_no_plan(args, unknown)
+    # Behind an unknown option stands its value, or the verb.
+    first = next((place for place in places if args[place] in VERBS), places[0]) if unknown else places[0]
     word = args[first]
     if word in VERBS:
         return [word, *args[:first], *args[first + 1 :]]
+    if unknown:  # the verb itself says what to type in its place
+        values = {index + 1 for index in unknown}
+        return ["plan" if set(places) - values else "survey", *args]
     _check_word(word, len(places))
     return ["plan", *args]
 
 
-def _words(args: Sequence[str]) -> list[int]:
-    """Where the words stand that are neither options nor their values."""
-    from qlora_planner.cli.options import flags_and_values
+def _words(args: Sequence[str]) -> tuple[list[int], list[int]]:
+    """Where the words stand that are neither options nor their values, and where options that no plan has."""
+    from qlora_planner.cli.options import TRUTHS, flags_and_values, option_name
 
-    values = flags_and_values()[1]
-    places = []
+    flags, values = flags_and_values()
+    places: list[int] = []
+    unknown: list[int] = []
     skip = only_words = False
     for index, arg in enumerate(args):
+        following = "".join(args[index + 1 : index + 2])
         if skip:
             skip = False
         elif only_words or not arg.startswith("-") or arg == "-":
@@ -92,9 +100,22 @@ def _words(args: Sequence[str]) -> list[int]:
         elif arg == "--":
             only_words = True
         else:
+            name = option_name(arg)
             # A plan's --csv names a file; a survey's is a switch.
-            skip = arg in values or (arg == "--csv" and "".join(args[index + 1 : index + 2]).endswith(".csv"))
-    return places
+            valued = name in values or (name == "--csv" and following.endswith(".csv"))
+            skip = "=" not in arg and (valued or (name in flags and following.lower() in TRUTHS))
+            if name not in values and name not in flags:
+                unknown.append(index)
+    return places, unknown
+
+
+def _of_no_plan(args: Sequence[str], places: Sequence[int]) -> list[int]:
+    """Those of `places` whose option a plan does not have."""
+    from qlora_planner.cli.options import option_name
+    from qlora_planner.cli.plan import command
+
+    own = {spelling for parameter in command.params for spelling in (*parameter.opts, *parameter.secondary_opts)}
+    return [place for place in places if option_name(args[place]) not in own]
 
 
 def _check_word(word: str, words: int) -> None:

@@ -7,6 +7,16 @@ from typing import Any, TypeVar
 
 import click
 
+from qlora_planner.cli.kinds import (
+    ATTENTION_NAMES,
+    DTYPE_NAMES,
+    METHOD_NAMES,
+    QUANT_NAMES,
+    TRAINER_NAMES,
+    Named,
+    Tokens,
+    notes_of,
+)
 from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
 
 RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
@@ -27,9 +37,15 @@ class SectionOption(click.Option):
 
 
 class RunOption(SectionOption):
-    """What decides the run."""
+    """What decides the run. `auto` is what leaving it out means."""
 
     section = RUN
+
+    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
+        """The value; None for `auto`."""
+        if isinstance(value, str) and value.strip().lower() == "auto":
+            return None
+        return super().type_cast_value(ctx, value)
 
 
 class CardOption(SectionOption):
@@ -50,8 +66,69 @@ class OutputOption(SectionOption):
     section = OUTPUT
 
 
+# Behind a switch: people write `--packing true`, as configs do.
+TRUTHS: Mapping[str, bool] = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
+
+def option_name(arg: str) -> str:
+    """The name of an option as it is spelt here: `--batch_size=4` is `--batch-size`."""
+    return arg.partition("=")[0].replace("_", "-") if arg.startswith("--") else arg
+
+
 class Verb(click.Command):
-    """A command whose help shows its options by section."""
+    """A command whose help shows its options by section, and which knows how other tools call them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse as any command does. Raises UsageError that says what to type for an option that is unknown."""
+        typed = list(args)
+        try:
+            return super().parse_args(ctx, self._respelt(ctx, args))
+        except click.NoSuchOption as error:
+            from qlora_planner.cli import spelling
+
+            raise click.UsageError(spelling.answer(error.option_name, typed, self, ctx), ctx) from None
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Say what was taken for what, then do it."""
+        if not ctx.params.get("quiet"):
+            from qlora_planner.cli.streams import say
+
+            for note in notes_of(ctx):
+                say(note)
+        return super().invoke(ctx)
+
+    def _respelt(self, ctx: click.Context, args: Sequence[str]) -> list[str]:
+        """Underscores in the names of options made hyphens, and `--packing false` made `--no-packing`."""
+        options = {}
+        for parameter in self.get_params(ctx):
+            if isinstance(parameter, click.Option):
+                options.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), parameter))
+        found: list[str] = []
+        waiting = list(reversed(args))
+        while waiting:
+            arg = waiting.pop()
+            if arg == "--":
+                return [*found, arg, *reversed(waiting)]
+            option = options.get(arg) or options.get(name := option_name(arg))
+            if option is None:
+                found.append(arg)
+                continue
+            _, equals, value = arg.partition("=")
+            name = arg.partition("=")[0] if arg.partition("=")[0] in options else name
+            if option.is_flag:
+                said = value if equals else waiting[-1] if waiting else ""
+                truth = TRUTHS.get(said.lower())
+                if truth is None:
+                    found.append(name + equals + value)
+                    continue
+                if not equals:
+                    waiting.pop()
+                found += _switched(option, name, truth)
+            else:
+                found.append(name + equals + value)
+                if not equals and waiting:
+                    found.append(waiting.pop())
+        return found
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One block per section."""
@@ -67,6 +144,15 @@ class Verb(click.Command):
                     formatter.write_dl(records)
 
 
+def _switched(option: click.Option, name: str, on: bool) -> list[str]:
+    """The spelling of a switch that is on or off; none for one that is off when it is left out."""
+    if on:
+        return [name]
+    if not option.secondary_opts:
+        return []
+    return [option.secondary_opts[0] if name in option.opts else option.opts[0]]
+
+
 def _switch(name: str, text: str) -> click.Option:
     return RunOption([f"--{name}/--no-{name}"], default=None, help=text)
 
@@ -77,12 +163,14 @@ def _value(name: str, kind: Any, text: str, metavar: str | None = None) -> click
 
 def _run_options() -> list[click.Option]:
     return [
-        _value("method", click.Choice(METHODS), "What is trained (qlora)."),
-        _value("quant", click.Choice(QUANTS), "How the base is stored (nf4 for qlora, else none)."),
+        _value("method", Named(METHODS, METHOD_NAMES), "What is trained (qlora)."),
+        _value("quant", Named(QUANTS, QUANT_NAMES), "How the base is stored (nf4 for qlora, else none)."),
         _switch("double-quant", "Quantise the constants too (on)."),
-        _value("compute-dtype", click.Choice(COMPUTE_DTYPES), "Arithmetic (bfloat16 where the card has it)."),
-        _value("load-dtype", click.Choice(LOAD_DTYPES), "What is not quantised (bfloat16 where the card has it)."),
-        _value("seq-len", int, "Tokens per sequence (2048).", "N"),
+        _value("compute-dtype", Named(COMPUTE_DTYPES, DTYPE_NAMES), "Arithmetic (bfloat16 where the card has it)."),
+        _value(
+            "load-dtype", Named(LOAD_DTYPES, DTYPE_NAMES), "What is not quantised (bfloat16 where the card has it)."
+        ),
+        _value("seq-len", Tokens(), "Tokens per sequence (2048); 8k is 8192.", "N"),
         _value("batch-size", int, "Sequences per device and micro-batch (1).", "N"),
         _value("grad-accum", int, "Micro-batches per optimizer step (1).", "N"),
         _value("rank", int, "LoRA rank (16).", "N"),
@@ -94,9 +182,9 @@ def _run_options() -> list[click.Option]:
         _switch("rslora", "Rank-stabilised scaling; costs no memory (off)."),
         _switch("gradient-checkpointing", "Keep layer inputs only, compute the rest again (on)."),
         _switch("use-reentrant", "The old kind of checkpointing (off)."),
-        _value("attention", click.Choice(ATTENTIONS), "Attention kernel (sdpa where the class has it)."),
+        _value("attention", Named(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
         _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
-        _value("trainer", click.Choice(TRAINERS), "Who runs the steps (trl-sft where it works)."),
+        _value("trainer", Named(TRAINERS, TRAINER_NAMES), "Who runs the steps (trl-sft where it works)."),
         _switch("upcast", "PEFT's cast of 16-bit weights to float32 (what the trainer does)."),
         _switch("liger", "Liger's fused kernels (off)."),
         _switch("activation-offloading", "Keep checkpoints in host memory (off)."),

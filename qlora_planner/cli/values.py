@@ -124,12 +124,16 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Ca
                 raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
             return None
         return _local(reserve_bytes, cap_bytes, output, asked=False)
-    if text.strip().lower() == "local":
+    if text.strip().lower() in ("local", "auto"):
         return _local(reserve_bytes, cap_bytes, output, asked=True)
     from qlora_planner.api import load_gpu
+    from qlora_planner.hardware.several import several_of
 
     gpu = load_gpu(text, profiles=output.profiles)
-    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=text.strip()))
+    if (several := several_of(text)) and several.count > 1:
+        output.warn(f"--gpu {text.strip()}: {several.note}")
+    asked = several.each if several else text.strip()
+    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=asked))
 
 
 def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, asked: bool) -> Card:

@@ -6,6 +6,7 @@ import re
 
 from qlora_planner.errors import InputError
 from qlora_planner.hardware.catalogue import GpuCatalogue
+from qlora_planner.hardware.several import refuse_slice, several_of
 from qlora_planner.hardware.spec import Fact, GpuSpec
 from qlora_planner.record import record
 from qlora_planner.units import GIB, MIB, format_mib, parse_size
@@ -13,6 +14,7 @@ from qlora_planner.units import GIB, MIB, format_mib, parse_size
 _NUMBER_AND_UNIT = re.compile(r"([+-]?)(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", re.IGNORECASE)
 # Units that people write for a size and that are none here; they are never part of a card's name.
 _NO_UNITS = frozenset({"b", "k", "kb", "kib", "m", "mb", "g", "t", "tb"})
+_FEWEST_GB = 4  # no card that trains has less
 _SMALLEST_BYTES, _LARGEST_BYTES = 256 * MIB, 4096 * GIB
 
 
@@ -85,10 +87,13 @@ def marketed_size(marketed_gb: int) -> MarketedSize:
 def parse_gpu(text: str, catalogue: GpuCatalogue) -> GpuSpec:
     """The card or bare size that `text` means: `24564MiB` and `24GiB` literally, `24GB` by the table, else a card.
 
-    What a bare size does not tell (rates, bf16, compute capability) is unknown. `local` is the caller's to handle.
-    Raises InputError of one line that names the known sizes or the nearest cards.
+    What a bare size does not tell (rates, bf16, compute capability) is unknown. `local` is the caller's to handle. Of
+    several cards, as `2xrtx-3090`, it is one. Raises InputError of one line that names the known sizes or the nearest
+    cards.
     """
     given = text.strip()
+    if several := several_of(given):
+        return parse_gpu(several.each, catalogue)
     size = _NUMBER_AND_UNIT.fullmatch(given)
     unit = size.group(3).lower() if size else ""
     if size and unit in ("gb", "mib", "gib", "tib"):
@@ -97,9 +102,16 @@ def parse_gpu(text: str, catalogue: GpuCatalogue) -> GpuSpec:
             raise InputError(f"--gpu: {given!r} must be more than zero; write it like 24GB, 24GiB or 24564MiB")
         return _as_sold(given, number) if unit == "gb" else _literal(given, number + unit)
     if size and (unit in _NO_UNITS or (len(size.group(2).partition(".")[0]) <= 3 and unit != "ti")):
-        raise InputError(f"--gpu: {given!r} is not a size; write it like 24GB, 24GiB or 24564MiB")
+        meant = f" ({size.group(2)}GB is as sold, {size.group(2)}GiB exact)" if unit == "g" else ""
+        raise InputError(f"--gpu: {given!r} is not a size; write it like 24GB, 24GiB or 24564MiB{meant}")
     if given.isascii() and given.isdigit() and len(given) <= 3:
+        if int(given) < _FEWEST_GB:
+            raise InputError(
+                f"--gpu: {given!r} reads like a device's number or a count of cards; `local` is the card in this"
+                " machine, 24GB a size, rtx-4090 a card"
+            )
         raise InputError(f"--gpu: {given!r} has no unit; write {given}GB as sold, or {given}GiB exactly")
+    refuse_slice(given)
     return catalogue.find(given)
 
 

@@ -18,6 +18,7 @@ from qlora_planner.hardware import (
     parse_gpu,
     usable_bytes,
 )
+from qlora_planner.hardware.several import refuse_slice, several_of
 from qlora_planner.hardware.sizes import DRIVER_KEEPS_MIB, driver_keeps_bytes
 from qlora_planner.units import GIB, MIB
 
@@ -96,7 +97,14 @@ def test_a_name_is_a_card() -> None:
     [
         ("24", "write 24GB as sold, or 24GiB exactly"),
         ("24GBB", "write it like 24GB, 24GiB or 24564MiB"),
-        ("24G", "write it like 24GB, 24GiB or 24564MiB"),
+        ("24G", "write it like 24GB, 24GiB or 24564MiB (24GB is as sold, 24GiB exact)"),
+        ("0", "`local` is the card in this machine"),
+        ("2", "a count of cards"),
+        ("0x3090", "no machine"),
+        ("A10-24Q", "a virtual card (vGPU), of which its host decides the memory; give its size in MiB"),
+        ("GRID A100-4-20C", "a virtual card (vGPU)"),
+        ("NVIDIA A40-48Q", "a virtual card (vGPU)"),
+        ("MIG 3g.20gb", "a slice of a card (MIG), of which its host decides the memory; give its size in MiB"),
         ("24564MB", "write it like 24GB, 24GiB or 24564MiB"),
         ("-1GB", "more than zero"),
         ("-24GiB", "more than zero"),
@@ -117,8 +125,42 @@ def test_bad_input_is_one_line_that_names_the_fix(text: str, says: str) -> None:
         parse_gpu(text, CATALOGUE)
     assert says in str(fault.value)
     assert "\n" not in str(fault.value)
-    assert len(str(fault.value)) < 300
+    assert len(str(fault.value)) < 320
     assert fault.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "count", "each"),
+    [
+        ("2xrtx-3090", 2, "rtx-3090"),
+        ("2x3090", 2, "3090"),
+        ("4 x T4", 4, "T4"),
+        ("2x24GB", 2, "24GB"),
+        ("2 x 24 GB", 2, "24 GB"),
+        ("8*h100", 8, "h100"),
+        ("T4 x2", 2, "T4"),
+        ("3090x2", 2, "3090"),
+        ("RTX 3090 X 4", 4, "RTX 3090"),
+        ("1x4090", 1, "4090"),
+    ],
+)
+def test_of_several_cards_one_is_taken(text: str, count: int, each: str) -> None:
+    several = several_of(text)
+    assert several is not None
+    assert (several.count, several.each) == (count, each)
+    assert parse_gpu(text, CATALOGUE) == parse_gpu(each, CATALOGUE)
+
+
+@pytest.mark.parametrize("text", ["rx-7900-xtx", "mi300x", "MI250X", "RTX 4090", "24GB", "gtx 1080", "2x", "x2", ""])
+def test_an_x_in_a_name_is_no_count(text: str) -> None:
+    assert several_of(text) is None
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.name)
+def test_no_card_is_taken_for_several_or_for_a_slice(card: GpuSpec) -> None:
+    for text in (card.name, card.label, *card.aliases):
+        assert several_of(text) is None
+        refuse_slice(text)
 
 
 @given(text=st.text() | st.from_regex(r"[+-]?\d{1,12}(\.\d{1,12})? ?[a-zA-Z]{0,4}", fullmatch=True))

@@ -1,0 +1,63 @@
+"""What people write after `--gpu` that is neither a size nor a card: several cards, slices of cards, device numbers."""
+
+from __future__ import annotations
+
+import re
+
+from qlora_planner.errors import InputError
+from qlora_planner.record import record
+
+_COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(?=\S)(.+)", re.IGNORECASE)
+_COUNT_LAST = re.compile(r"(.*\d.*?)\s*(?:\s[x×*]|[x×*](?=\s)|(?<=\d)[x×*])\s*(\d{1,3})", re.IGNORECASE)
+_MOST_CARDS = 1024
+
+# A virtual card is named after the physical one, with its profile's size and kind: A10-24Q, GRID T4-16C, A100-4-20C.
+_VIRTUAL = re.compile(r"(?:(?:nvidia|grid)[\s-]*)*[a-z]+[\s-]?\w*?(?:[\s-]\d{1,2})?-\d{1,3}[abcq]", re.IGNORECASE)
+# A slice of a card by its compute and memory, as `nvidia-smi mig` names it.
+_SLICE = re.compile(r".*?\b\d{1,2}g\.\d{1,3}gb.*", re.IGNORECASE)
+_HOW_LARGE = "nvidia-smi --query-gpu=memory.total --format=csv"
+
+
+@record
+class Several:
+    """A number of cards of one kind, as `2xrtx-3090` asks for them."""
+
+    count: int
+    each: str
+
+    @property
+    def note(self) -> str:
+        """What is planned in place of them."""
+        return (
+            f"one card at a time is planned; these figures are for one of the {self.count}, which holds the whole run"
+            " as under DDP, without the buffers that cards talk through; sharding over several is not planned yet"
+        )
+
+
+def several_of(text: str) -> Several | None:
+    """The cards of `2xrtx-3090`, `4 x T4`, `2x24GB` or `T4 x2`; None for what is no number of cards.
+
+    Raises InputError for a number that no machine has.
+    """
+    given = text.strip()
+    if first := _COUNT_FIRST.fullmatch(given):
+        count, each = int(first[1]), first[2].strip()
+    elif last := _COUNT_LAST.fullmatch(given):
+        count, each = int(last[2]), last[1].strip()
+    else:
+        return None
+    if not 1 <= count <= _MOST_CARDS:
+        raise InputError(f"--gpu: {count} cards are no machine; write one card, as --gpu {each[:60]!r}")
+    return Several(count=count, each=each)
+
+
+def refuse_slice(text: str) -> None:
+    """Raises InputError for a virtual card or a slice of one: its host decides what it has."""
+    given = text.strip()
+    kind = "a slice of a card (MIG)" if _SLICE.fullmatch(given) else None
+    kind = "a virtual card (vGPU)" if kind is None and _VIRTUAL.fullmatch(given) else kind
+    if kind is not None:
+        raise InputError(
+            f"--gpu: {given[:60]!r} is {kind}, of which its host decides the memory; give its size in MiB, as"
+            f" --gpu 24000MiB (`{_HOW_LARGE}` shows it), or `local` on that machine"
+        )

@@ -1,0 +1,160 @@
+"""Options as other tools call them, and values as people write them: understood, or answered with what to type."""
+
+from __future__ import annotations
+
+import json
+
+import click
+import pytest
+
+from qlora_planner.cli.main import dispatch
+from qlora_planner.cli.options import explicit_run_options
+from qlora_planner.cli.plan import command as plan_command
+from tests.cli.conftest import Invoke
+
+MODEL = "llama-3.1-8b"
+
+# What is typed behind `qlora-plan llama-3.1-8b --gpu 24GB`, and what the answer says to type in its place.
+THEIRS = [
+    ("--batch 4", "no such option --batch: write --batch-size 4"),
+    ("--bs=4", "write --batch-size 4"),
+    ("--per_device_train_batch_size 4", "write --batch-size 4"),
+    ("--micro-batch-size 4", "write --batch-size 4"),
+    ("--max-seq-length 4096", "write --seq-len 4096"),
+    ("--max_length 4096", "write --seq-len 4096"),
+    ("--sequence-len 4096", "write --seq-len 4096"),
+    ("--cutoff_len 4096", "write --seq-len 4096"),
+    ("--ctx 8k", "write --seq-len 8k"),
+    ("-c 4096", "write --seq-len 4096"),
+    ("--lora-r 8", "write --rank 8"),
+    ("--lora_rank 8", "write --rank 8"),
+    ("--lora_alpha 32", "write --alpha 32"),
+    ("--lora_target_modules q_proj", "write --target-modules q_proj"),
+    ("--gradient_accumulation_steps 8", "write --grad-accum 8"),
+    ("--optim adamw_torch", "write --optimizer adamw_torch"),
+    ("--attn_implementation sdpa", "write --attention sdpa"),
+    ("--sample_packing", "write --packing"),
+    ("--load_in_4bit", "write --quant nf4"),
+    ("--bits 8", "--quant int8 for 8"),
+    ("--bf16", "write --compute-dtype bfloat16"),
+    ("--vram 24", "write --gpu 24"),
+    ("--epochs 3", "`qlora-plan train` has --epochs 3"),
+    ("--lr 1e-4", "`qlora-plan train` has --learning-rate 1e-4"),
+    ("--output_dir out", "`qlora-plan train` has --output out"),
+    ("--num-gpus 2", "one card at a time"),
+    ("--deepspeed z3.json", "one card at a time"),
+    ("-ngl 99", "every layer on the card"),
+    ("--model-name-or-path x", "the model is a word of its own"),
+    ("--batch_siz 4", "did you mean --batch-size 4?"),
+    ("--gradient-checkpoint", "--gradient-checkpointing"),
+    ("--max-seq-lenght 4096", "did you mean --seq-len 4096?"),
+    ("--activation-offload", "write --activation-offloading"),
+    ("--no-grad-checkpointing", "--gradient-checkpointing"),
+]
+
+
+@pytest.mark.parametrize(("typed", "says"), THEIRS, ids=[typed for typed, _ in THEIRS])
+@pytest.mark.parametrize("first", [True, False], ids=["before the model", "behind it"])
+def test_an_option_of_another_tool_is_answered_with_ours(invoke: Invoke, typed: str, says: str, first: bool) -> None:
+    words = typed.split()
+    args = [*words, MODEL, "--gpu", "24GB"] if first else [MODEL, "--gpu", "24GB", *words]
+    result = invoke(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert len(result.stderr.splitlines()) == 1
+    assert says in result.stderr
+    assert words[0].partition("=")[0] in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["estimate", MODEL, "--batch", "4"], "write --batch-size 4"),
+        (["--batch", "4", "estimate", MODEL], "write --batch-size 4 (see `qlora-plan estimate --help`)"),
+        (["train", MODEL, "--lr", "1e-4"], "write --learning-rate 1e-4"),
+        (["verify", MODEL, "--max-steps", "4"], "`qlora-plan train` has --max-steps 4"),
+        (["verify", MODEL, "--lora-r", "4"], "write --rank 4"),
+        (["check", "x.yaml", "--card", "24GB"], "write --gpu 24GB"),
+        (["check", "x.yaml", "--seq-len", "4"], "`qlora-plan plan` has --seq-len 4"),
+        (["generate", "run", "--n-predict", "4"], "write --max-new-tokens 4"),
+        (["merge", "run", "-o", "there"], "write --output there"),
+        (["--gpu", "24GB", "--batch", "4"], "write --batch-size 4 (see `qlora-plan survey --help`)"),
+        (["doctor", "--explane"], "did you mean --explain?"),
+        (["estimate", MODEL, "--zzz", "4"], "no such option --zzz (see"),
+    ],
+)
+def test_every_verb_answers_a_mistyped_option(invoke: Invoke, args: list[str], says: str) -> None:
+    result = invoke(*args)
+    assert result.exit_code == 2
+    assert says in result.stderr
+
+
+def test_an_unknown_option_never_makes_the_model_a_verb() -> None:
+    assert dispatch([MODEL, "--batch", "4"]) == ["plan", MODEL, "--batch", "4"]
+    assert dispatch(["--force", MODEL]) == ["plan", "--force", MODEL]
+    assert dispatch([MODEL, "--packing", "true"]) == ["plan", MODEL, "--packing", "true"]
+
+
+def parsed(*args: str) -> tuple[dict[str, object], list[str]]:
+    from qlora_planner.cli.kinds import notes_of
+
+    with click.Context(plan_command) as context:
+        plan_command.parse_args(context, [MODEL, *args])
+        return explicit_run_options(context.params), notes_of(context)
+
+
+@pytest.mark.parametrize(
+    ("typed", "option", "value", "noted"),
+    [
+        ("--seq-len 8k", "seq_len", 8192, "8,192 tokens"),
+        ("--seq-len 1.5K", "seq_len", 1536, "1,536 tokens"),
+        ("--seq-len 8,192", "seq_len", 8192, None),
+        ("--seq-len 8192", "seq_len", 8192, None),
+        ("--seq_len=4096", "seq_len", 4096, None),
+        ("--batch_size 4", "batch_size", 4, None),
+        ("--quant 4bit", "quant", "nf4", "nf4"),
+        ("--quant 8-bit", "quant", "int8", "int8"),
+        ("--quant NF4", "quant", "nf4", None),
+        ("--compute-dtype bf16", "compute_dtype", "bfloat16", "bfloat16"),
+        ("--attention flash-attention-2", "attention", "flash_attention_2", None),
+        ("--attention fa2", "attention", "flash_attention_2", "flash_attention_2"),
+        ("--trainer trl", "trainer", "trl-sft", "trl-sft"),
+        ("--method QLoRA", "method", "qlora", None),
+        ("--packing true", "packing", True, None),
+        ("--packing=false", "packing", False, None),
+        ("--gradient_checkpointing False", "gradient_checkpointing", False, None),
+        ("--no-packing false", "packing", True, None),
+    ],
+)
+def test_values_as_people_write_them(typed: str, option: str, value: object, noted: str | None) -> None:
+    found, notes = parsed(*typed.split())
+    assert found == {option: value}
+    assert len(notes) == (noted is not None)
+    assert noted is None or noted in notes[0]
+
+
+@pytest.mark.parametrize("option", ["seq-len", "batch-size", "quant", "attention", "optimizer", "target-modules"])
+def test_auto_is_what_leaving_an_option_out_means(option: str) -> None:
+    assert parsed(f"--{option}", "auto") == ({}, [])
+
+
+@pytest.mark.parametrize("text", ["8x", "k", "1.3333k", "8kk", "8 000", "1,00", ""])
+def test_what_is_no_length_is_refused_with_how_to_write_one(text: str) -> None:
+    with pytest.raises(click.BadParameter, match="8192 or 8k"):
+        parsed("--seq-len", text)
+
+
+def test_what_was_taken_for_what_is_said_unless_it_is_to_be_quiet(invoke: Invoke) -> None:
+    args = ("estimate", MODEL, "--gpu", "24GB", "--seq-len", "4k", "--json")
+    loud, quiet = invoke(*args), invoke(*args, "--quiet")
+    assert "--seq-len 4k is taken as 4,096 tokens" in loud.stderr
+    assert quiet.stderr == ""
+    assert json.loads(loud.stdout)["run"]["seq_len"] == json.loads(quiet.stdout)["run"]["seq_len"] == 4096
+
+
+@pytest.mark.parametrize("text", ["2xrtx-3090", "2x3090", "4 x RTX 3090", "rtx 3090 x 2", "3090x2", "2x rtx-3090"])
+def test_of_several_cards_one_is_planned_and_it_is_said(invoke: Invoke, text: str) -> None:
+    several, single = (invoke("estimate", MODEL, "--gpu", one, "--json") for one in (text, "rtx-3090"))
+    assert several.stdout == single.stdout
+    assert several.exit_code == 0
+    assert f"--gpu {text}: one card at a time is planned" in several.stderr
+    assert single.stderr == ""
