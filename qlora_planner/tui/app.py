@@ -13,8 +13,10 @@ from textual.screen import Screen
 
 from qlora_planner.errors import InputError
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 from qlora_planner.tui import commands, core
 from qlora_planner.tui.launches import Launches
+from qlora_planner.tui.outside import Clean
 from qlora_planner.tui.plain import Plain
 from qlora_planner.tui.screens.base import PLACES, screen_of
 from qlora_planner.tui.start import Start
@@ -52,6 +54,7 @@ class Explorer(Launches):
         self.register_theme(HIGH_CONTRAST)
         if start.state.theme in self.available_themes:
             self.theme = start.state.theme
+        self._filters.append(Clean())
         if start.plain:
             self._filters.append(Plain())
         self._leaving = False
@@ -62,7 +65,7 @@ class Explorer(Launches):
         # is any screen fails.
         await self.switch_mode("fit")
         if self._start.note:
-            self.notify(self._start.note, severity="warning", markup=False)
+            self.notify(self._start.note, severity="warning")
         self.set_class(self.plain, "plain")
         self._survey(self.place)
         self.set_interval(1.0, self._watch_terminal)
@@ -132,7 +135,7 @@ class Explorer(Launches):
         if not self.under_dialog:
             from qlora_planner.tui.screens.dialogs import CommandScreen
 
-            text = commands.line(self)
+            text = plain(commands.line(self))  # what is pasted into a shell holds no control character
             self.copy_to_clipboard(text)
             self.push_screen(CommandScreen(text))
 

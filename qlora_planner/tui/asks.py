@@ -83,7 +83,7 @@ class Asks(Workers):
         try:
             self.set_run(changed(self.run_now, change))
         except InputError as error:
-            self.notify(core.fault_words(error), severity="error", markup=False)
+            self.notify(core.fault_words(error), severity="error")
 
     def set_run(self, run: RunConfig) -> None:
         """Another run, which can be undone."""

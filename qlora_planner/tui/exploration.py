@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from textual.app import App
 
 from qlora_planner.run import RunConfig
+from qlora_planner.text import short
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.start import DataAsked, Start
 from qlora_planner.tui.state import Pin, State
@@ -65,6 +66,10 @@ class Exploration(App[None]):
         self._viewed_of: object = None
         self._looked_at: object = None
         self._left = False
+
+    def notify(self, message: str, **more: Any) -> None:
+        """A word over the screen. Most of them name something from outside: none is markup, all are one line."""
+        super().notify(short(message), **{**more, "markup": False})
 
     @property
     def plain(self) -> bool:

@@ -118,5 +118,5 @@ class Heard(Asks):
 
     def on_told(self, message: messages.Told) -> None:
         """A word for the reader."""
-        self.notify(message.text, severity=message.severity, markup=False)  # type: ignore[arg-type]
+        self.notify(message.text, severity=message.severity)
         self.refresh_page()

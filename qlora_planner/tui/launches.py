@@ -66,7 +66,7 @@ class Launches(Heard):
         try:
             launch.start()
         except OSError as error:
-            self.notify(f"{launch.line} cannot be started: {error.strerror or error}", severity="error", markup=False)
+            self.notify(f"{launch.line} cannot be started: {error.strerror or error}", severity="error")
             return
         self.launch = launch
         self._follow(launch)

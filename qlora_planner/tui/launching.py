@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from qlora_planner.measure.events_file import EVENTS_VARIABLE
+from qlora_planner.text import short
 
 # A phase that is heard of, and the predicted phases that it holds.
 HOLDS: Mapping[str, tuple[str, ...]] = {
@@ -94,7 +95,7 @@ class Launch:
         heard, said = self._new("events"), self._new("stderr")
         for line in heard:
             self._event(line)
-        self.log.extend(line.removeprefix("qlora-plan: ") for line in said)
+        self.log.extend(short(line.removeprefix("qlora-plan: ")) for line in said)
         if code is not None and self.exit_code is None:
             self.answer = (self._home / "stdout").read_text(encoding="utf-8", errors="replace").rstrip()
             self.took_s = time.monotonic() - self.began

@@ -7,9 +7,13 @@ then keep the widths of their heads and cut what is below them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich.text import Text
 from textual.widgets import DataTable
+from textual.widgets.data_table import RowKey
+
+from qlora_planner.tui.outside import clean
 
 
 class Table(DataTable[Text]):
@@ -32,7 +36,12 @@ class Table(DataTable[Text]):
 
     def fill(self, heads: Sequence[str | Text], rows: Sequence[Sequence[Text]]) -> None:
         """These rows alone, every column as wide as its widest cell."""
+        rows = [[clean(cell) for cell in row] for row in rows]
         titles = [Text(head) if isinstance(head, str) else head for head in heads]
         self.lay(titles, [max(line[at].cell_len for line in (titles, *rows)) for at in range(len(titles))])
         for row in rows:
-            self.add_row(*row)
+            super().add_row(*row)
+
+    def add_row(self, *cells: Text, **more: Any) -> RowKey:
+        """One more row."""
+        return super().add_row(*map(clean, cells), **more)

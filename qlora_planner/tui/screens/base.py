@@ -9,9 +9,10 @@ from rich.text import Text
 from textual import events
 from textual.app import ComposeResult
 from textual.screen import Screen
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
 from qlora_planner.report.theme import Theme
+from qlora_planner.tui.outside import Pane
 
 if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
@@ -48,11 +49,11 @@ class Page(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """The headline above, the screen's own body, the footer below."""
-        yield Static(id="headline")
+        yield Pane(id="headline")
         yield from self.body()
-        yield Static(id="about")
+        yield Pane(id="about")
         yield Footer(show_command_palette=False, compact=True)
-        yield Static(id="small")
+        yield Pane(id="small")
 
     def body(self) -> ComposeResult:
         """What the screen is about."""
@@ -94,11 +95,11 @@ class Page(Screen[None]):
         if small:
             words = f"This terminal has {width} x {height} characters.\n"
             words += f"The explorer needs {SMALLEST[0]} x {SMALLEST[1]}.\nMake it larger, or press q to leave."
-            self.query_one("#small", Static).update(words)
+            self.query_one("#small", Pane).update(words)
 
     def put(self, selector: str, text: Text) -> None:
         """Change a pane's text; what stays as it is is not painted, and only another height lays the screen out."""
-        pane, before = self.query_one(selector, Static), self._put.get(selector)
+        pane, before = self.query_one(selector, Pane), self._put.get(selector)
         if before == text and before is not None and before.spans == text.spans:
             return
         self._put[selector] = text

@@ -7,11 +7,12 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from qlora_planner.report.theme import verdict_style
 from qlora_planner.report.words import change, gib
 from qlora_planner.run import RunConfig
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.state import Pin
 from qlora_planner.tui.tables import Table
@@ -32,13 +33,13 @@ class CompareScreen(Page):
 
     def body(self) -> ComposeResult:
         """A note, the table."""
-        yield Static(id="note")
+        yield Pane(id="note")
         yield Table(id="pins")
 
     def show(self) -> None:
         """Every pin with its figures, where they are worked out."""
         explorer = self.explorer
-        pins, note = explorer.pins, self.query_one("#note", Static)
+        pins, note = explorer.pins, self.query_one("#note", Pane)
         said = "Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run (2) pins a run."
         note.update(said)
         table, theme = self.query_one("#pins", Table), self.theme_at(80)

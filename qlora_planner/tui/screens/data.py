@@ -8,10 +8,11 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
-from textual.widgets import ProgressBar, Static
+from textual.widgets import ProgressBar
 
 from qlora_planner.report.theme import VERDICT_WORDS, Line, verdict_style
 from qlora_planner.tui.data_widgets import Histogram, Slider, bins_of
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.view import as_text
@@ -38,14 +39,14 @@ class DataScreen(Page):
 
     def body(self) -> ComposeResult:
         """What it is, progress, histogram, percentiles, slider, figures."""
-        yield Static(id="note")
+        yield Pane(id="note")
         yield ProgressBar(id="progress", show_eta=False)
         yield Histogram(id="histogram")
-        yield Static(id="percentiles")
+        yield Pane(id="percentiles")
         yield Slider(id="slider")
         with VerticalScroll(id="figures", can_focus=False):
-            yield Static(id="cut")
-            yield Static(id="epoch")
+            yield Pane(id="cut")
+            yield Pane(id="epoch")
 
     def show(self) -> None:
         """The dataset, as far as it is counted."""

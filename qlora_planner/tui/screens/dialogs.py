@@ -10,8 +10,10 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Input, OptionList, Static
+from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
+
+from qlora_planner.tui.outside import Pane, choice
 
 Result = TypeVar("Result")
 
@@ -44,15 +46,15 @@ class CardScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         """Input and list."""
         with Vertical(classes="dialog"):
-            yield Static("A card: local, a size such as 24GB or 24564MiB, or a name", classes="title")
+            yield Pane("A card: local, a size such as 24GB or 24564MiB, or a name", classes="title")
             yield Input(id="card", placeholder="rtx-4090")
-            yield OptionList(*self._names, id="cards")
+            yield OptionList(*map(_named, self._names), id="cards")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Narrow the list."""
         wanted = event.value.lower().replace(" ", "")
         found = [name for name in self._names if wanted in name.lower().replace("-", "") or wanted in name.lower()]
-        self.query_one("#cards", OptionList).set_options(found)
+        self.query_one("#cards", OptionList).set_options(map(_named, found))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """What was typed; the first of the list where that is what it starts."""
@@ -60,11 +62,15 @@ class CardScreen(Dialog[str]):
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """What was chosen."""
-        self.end(str(event.option.prompt))
+        self.end(event.option.id)
 
     def action_into(self) -> None:
         """From the input into the list."""
         self.query_one("#cards", OptionList).focus()
+
+
+def _named(card: str) -> Option:
+    return choice(card, card)
 
 
 class CommandScreen(Dialog[str]):
@@ -79,8 +85,8 @@ class CommandScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         """The line."""
         with Vertical(classes="dialog"):
-            yield Static("The same figures on the command line (copied where the terminal allows it)", classes="title")
-            yield Static(Text(self.text, style="cyan"), id="command")
+            yield Pane("The same figures on the command line (copied where the terminal allows it)", classes="title")
+            yield Pane(Text(self.text, style="cyan"), id="command")
 
 
 class TextScreen(Dialog[str]):
@@ -98,9 +104,9 @@ class TextScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         """What is asked, and the line."""
         with Vertical(classes="dialog"):
-            yield Static(Text(self._asks), classes="title")
+            yield Pane(Text(self._asks), classes="title")
             yield Input(self._value, placeholder=self._hint, id="text")
-            yield Static(id="wrong")
+            yield Pane(id="wrong")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """What was typed, where nothing is wrong with it."""
@@ -112,7 +118,7 @@ class TextScreen(Dialog[str]):
         if wrong is None:
             self.end(text)
         else:
-            self.query_one("#wrong", Static).update(Text(wrong, style="bold red"))
+            self.query_one("#wrong", Pane).update(Text(wrong, style="bold red"))
 
 
 class ChoiceScreen(Dialog[str]):
@@ -127,8 +133,8 @@ class ChoiceScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         """What is asked, and the choices."""
         with Vertical(classes="dialog"):
-            yield Static(Text(self._asks), classes="title")
-            yield OptionList(*(Option(Text(says), id=key) for key, says in self._choices), id="choices")
+            yield Pane(Text(self._asks), classes="title")
+            yield OptionList(*(choice(says, key) for key, says in self._choices), id="choices")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """What was chosen."""

@@ -9,10 +9,10 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
-from textual.widgets import Input, OptionList, Static
-from textual.widgets.option_list import Option
+from textual.widgets import Input, OptionList
 
 from qlora_planner.tui.exporting import KINDS, file_name
+from qlora_planner.tui.outside import Pane, choice
 from qlora_planner.tui.screens.dialogs import Dialog
 
 
@@ -34,11 +34,11 @@ class ExportScreen(Dialog[tuple[str, str, bool]]):
     def compose(self) -> ComposeResult:
         """Kinds, path, what is wrong."""
         with Vertical(classes="dialog"):
-            yield Static(Text(f"Export {self._model}: as what, and where"), classes="title")
-            options = (Option(Text(f"{kind:<14}{says}"), id=kind) for kind, (says, _) in KINDS.items())
+            yield Pane(Text(f"Export {self._model}: as what, and where"), classes="title")
+            options = (choice(f"{kind:<14}{says}", kind) for kind, (says, _) in KINDS.items())
             yield OptionList(*options, id="kinds")
             yield Input(id="file")
-            yield Static(Text("Enter on a kind goes to the file, Enter there writes it", style="dim"), id="wrong")
+            yield Pane(Text("Enter on a kind goes to the file, Enter there writes it", style="dim"), id="wrong")
 
     def on_mount(self) -> None:
         """The first kind."""
@@ -77,4 +77,4 @@ class ExportScreen(Dialog[tuple[str, str, bool]]):
         self.set_focus(file if kinds.has_focus else kinds)
 
     def _say(self, text: str) -> None:
-        self.query_one("#wrong", Static).update(Text(text, style="bold yellow"))
+        self.query_one("#wrong", Pane).update(Text(text, style="bold yellow"))

@@ -7,10 +7,11 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 
 from qlora_planner.report.theme import VERDICT_WORDS, Theme, verdict_style
 from qlora_planner.tui.listing import GROUPS, HEADS, SORTS, cells, chosen, tally
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table
@@ -47,7 +48,7 @@ class FitScreen(Page):
     def body(self) -> ComposeResult:
         """Filter, tally, table."""
         yield Input(placeholder="filter: words of a name, a family, a verdict", id="filter")
-        yield Static(id="tally")
+        yield Pane(id="tally")
         yield Table(id="models")
 
     @property

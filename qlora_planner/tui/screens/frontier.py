@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from qlora_planner.report.theme import VERDICT_WORDS, verdict_style
 from qlora_planner.report.words import gib
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table
 
@@ -30,15 +31,15 @@ class FrontierScreen(Page):
 
     def body(self) -> ComposeResult:
         """A note, the grid."""
-        yield Static(id="note")
+        yield Pane(id="note")
         yield Table(id="grid", cells=True)
-        yield Static(id="detail")
+        yield Pane(id="detail")
 
     def show(self) -> None:
         """The grid of the run now, as far as it is worked out."""
         explorer = self.explorer
         explorer.want_surroundings()
-        found, note = explorer.frontier, self.query_one("#note", Static)
+        found, note = explorer.frontier, self.query_one("#note", Pane)
         if found is None:
             note.update(explorer.around_words())
             return
@@ -78,7 +79,7 @@ class FrontierScreen(Page):
         """What a cell costs."""
         found, (row, column) = self.explorer.frontier, event.coordinate
         if found is None or column < 2 or row >= len(self._batches):
-            self.query_one("#detail", Static).update("")
+            self.query_one("#detail", Pane).update("")
             return
         batch, length = self._batches[row], self._lengths[column - 2]
         if (batch, length) in found.cells:
@@ -87,7 +88,7 @@ class FrontierScreen(Page):
             spare = f"{gib(left)} GiB to spare" if left >= 0 else f"{gib(-left)} GiB short"
             text = Text(f"{batch} x {length:,} tokens needs {gib(floor)} of {gib(found.usable_bytes)} GiB: ")
             text.append(f"{VERDICT_WORDS[verdict]}, {spare}", style=f"bold {verdict_style(verdict)}")
-            self.query_one("#detail", Static).update(text)
+            self.query_one("#detail", Pane).update(text)
 
     def on_data_table_cell_selected(self, event: DataTable.CellSelected) -> None:
         """Go to the run of a cell; the second column is the longest of its batch."""

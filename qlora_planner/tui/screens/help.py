@@ -10,8 +10,9 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import DataTable, Input, Static
+from textual.widgets import DataTable, Input
 
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import PLACES, Page
 from qlora_planner.tui.screens.dialogs import Dialog
 
@@ -72,7 +73,7 @@ class HelpScreen(Dialog[str]):
     def compose(self) -> ComposeResult:
         """The text, which scrolls."""
         with VerticalScroll(classes="dialog"):
-            yield Static(self.text)
+            yield Pane(self.text)
 
 
 def _described(widget: Widget) -> tuple[str, str]:

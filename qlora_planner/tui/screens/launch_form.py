@@ -9,8 +9,9 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
-from textual.widgets import Input, Label, Static
+from textual.widgets import Input, Label
 
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.dialogs import Dialog
 
 _FIELDS = (
@@ -43,12 +44,12 @@ class LaunchForm(Dialog[dict[str, str]]):
     def compose(self) -> ComposeResult:
         """A line per option."""
         with Vertical(classes="dialog"):
-            yield Static(Text(f"Train {self._model}: Tab goes on, Enter starts"), classes="title")
+            yield Pane(Text(f"Train {self._model}: Tab goes on, Enter starts"), classes="title")
             for name, label, hint in _FIELDS:
                 with Horizontal(classes="field"):
                     yield Label(label)
                     yield Input(self._values.get(name, ""), placeholder=hint, id=f"field-{name}", compact=True)
-            yield Static(id="wrong")
+            yield Pane(id="wrong")
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Start, where nothing is missing."""
@@ -58,7 +59,7 @@ class LaunchForm(Dialog[dict[str, str]]):
             self.end({name: value for name, value in fields.items() if value})
         else:
             name, text = wrong
-            self.query_one("#wrong", Static).update(Text(text, style="bold red"))
+            self.query_one("#wrong", Pane).update(Text(text, style="bold red"))
             self.set_focus(self.query_one(f"#field-{name}", Input))
 
     def _wrong(self, fields: dict[str, str]) -> tuple[str, str] | None:

@@ -6,9 +6,10 @@ from typing import Any
 
 from rich.text import Text
 from textual.app import ComposeResult
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable
 
 from qlora_planner.report.words import change
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table
 from qlora_planner.units import format_size
@@ -40,15 +41,15 @@ class PricesScreen(Page):
 
     def body(self) -> ComposeResult:
         """A note, the table, what is under the cursor."""
-        yield Static(id="note")
+        yield Pane(id="note")
         yield Table(id="prices")
-        yield Static(id="detail")
+        yield Pane(id="detail")
 
     def show(self) -> None:
         """The prices of the run now, as far as they are worked out."""
         explorer = self.explorer
         explorer.want_surroundings()
-        note = self.query_one("#note", Static)
+        note = self.query_one("#note", Pane)
         if explorer.prices is None:
             note.update(explorer.around_words())
             return
@@ -71,7 +72,7 @@ class PricesScreen(Page):
         if 0 <= event.cursor_row < len(self._rows):
             row = self._rows[event.cursor_row]
             told = [change(row["change"]), row["refused"] or "", row["note"] or ""]
-            self.query_one("#detail", Static).update(Text("; ".join(word for word in told if word)))
+            self.query_one("#detail", Pane).update(Text("; ".join(word for word in told if word)))
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Turn the knob."""

@@ -8,11 +8,11 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Static
 
 from qlora_planner.errors import InputError
 from qlora_planner.tui import view
 from qlora_planner.tui.knobs import KNOBS, typed
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.widgets import Breakdown, KnobList
@@ -44,15 +44,15 @@ class RunScreen(Page):
         with Horizontal(id="columns"):
             with Vertical(id="left"):
                 yield KnobList(id="knobs")
-                yield Static(id="says")
+                yield Pane(id="says")
             with Vertical(id="right"):
-                yield Static(id="verdict")
-                yield Static(id="bar")
+                yield Pane(id="verdict")
+                yield Pane(id="bar")
                 with VerticalScroll(id="rest", can_focus=False):
-                    yield Static(id="phases")
+                    yield Pane(id="phases")
                     yield Breakdown(id="breakdown")
-                    yield Static(id="why")
-                    yield Static(id="problems")
+                    yield Pane(id="why")
+                    yield Pane(id="problems")
 
     def show(self) -> None:
         """The knobs now, and the figures of the last run that is worked out."""

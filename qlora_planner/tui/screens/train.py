@@ -8,11 +8,12 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Sparkline, Static
+from textual.widgets import Sparkline
 
 from qlora_planner.report.theme import Line
 from qlora_planner.tui import train_view
 from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.launch_form import LaunchForm
 from qlora_planner.tui.view import as_text
@@ -43,15 +44,15 @@ class TrainScreen(Page):
 
     def body(self) -> ComposeResult:
         """Status; phases beside curves; the log."""
-        yield Static(id="status")
+        yield Pane(id="status")
         with Horizontal(id="watch"):
-            yield Static(id="peaks")
+            yield Pane(id="peaks")
             with Vertical(id="curves"):
                 for key, _ in _CURVES:
-                    yield Static(id=f"{key}-label", classes="label")
+                    yield Pane(id=f"{key}-label", classes="label")
                     yield Sparkline([], id=f"{key}-curve")
         with VerticalScroll(id="log-scroll"):
-            yield Static(id="log")
+            yield Pane(id="log")
 
     def show(self) -> None:
         """What would be run, or what runs."""
@@ -77,7 +78,7 @@ class TrainScreen(Page):
         }  # fmt: skip
         for key, label in _CURVES:
             values = found[key]
-            curve, words = self.query_one(f"#{key}-curve", Sparkline), self.query_one(f"#{key}-label", Static)
+            curve, words = self.query_one(f"#{key}-curve", Sparkline), self.query_one(f"#{key}-label", Pane)
             curve.display = words.display = bool(values)
             if values:
                 curve.data = values[:]  # a list that grew in place is not painted again
@@ -120,11 +121,11 @@ class TrainScreen(Page):
             explorer.notify("one at a time: x stops what runs")
             return False
         if explorer.refusal is not None and verb == "verify":
-            explorer.notify(f"this run will not work: {explorer.refusal}", severity="error", markup=False)
+            explorer.notify(f"this run will not work: {explorer.refusal}", severity="error")
             return False
         lacks = None if explorer.readiness is None else explorer.readiness.lacks(explorer.device)
         if lacks is not None:
-            explorer.notify(lacks, severity="error", markup=False)
+            explorer.notify(lacks, severity="error")
         return lacks is None
 
     def action_device(self) -> None:
