@@ -6,7 +6,11 @@ Importing this package imports neither torch nor transformers, pandas or textual
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+
+# Not from typing: `python -m` imports this while a typing.py in the working directory would be taken for Python's own.
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __version__ = "0.1.0"
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-
-from qlora_planner.cli.main import main
+from qlora_planner.isolation import leave_working_directory_out
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave_working_directory_out()  # before anything else is imported
+
+    from qlora_planner.cli.main import main
+
+    main()

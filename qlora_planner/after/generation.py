@@ -46,9 +46,11 @@ def read_prompt(text: str, adapter: Path, base: Path, *, raw: bool) -> Prompt:
 
     folder = adapter if (adapter / "tokenizer_config.json").is_file() else base
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(folder))
+        tokenizer = AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error):
+            reason = "it has code of its own, which is never run here"
         raise InputError(f"{plain(folder)}: its tokenizer cannot be read: {plain(reason)[:160]}") from None
     chat = bool(tokenizer.chat_template) and not raw
     if chat:

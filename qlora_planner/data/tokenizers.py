@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -24,6 +23,7 @@ from qlora_planner.data.counting import Tokenised
 from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.text import plain, quoted
 
 Warn = Callable[[str], None]
@@ -188,11 +188,11 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
         out = Path(scratch) / "tokenizer.json"
         # The folder's own name can decide the class, so a repository is asked for by its name.
         asked = str(folder) if Path(name).expanduser().exists() else name
-        command = [sys.executable, "-m", "qlora_planner.data.auto_tokenizer", asked, str(out)]
+        command = [*python_module("qlora_planner.data.auto_tokenizer"), asked, str(out)]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         try:
             done = subprocess.run(
-                command, env={**os.environ, **quiet, "PYTHONPATH": _path()}, capture_output=True, timeout=_BUILD_S
+                command, stdin=subprocess.DEVNULL, env=child_environment(**quiet), capture_output=True, timeout=_BUILD_S
             )
         except subprocess.TimeoutExpired:
             raise MissingError(f"{plain(name)}: transformers did not load its tokenizer in {_BUILD_S} s") from None
@@ -207,12 +207,6 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
             part.write_text(json.dumps(found), encoding="utf-8")
             part.replace(kept)
     return found
-
-
-def _path() -> str:
-    """Where this package lies comes first, whatever the process was started with."""
-    here = str(Path(__file__).resolve().parents[2])
-    return os.pathsep.join([here, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def digest(folder: Path) -> str:

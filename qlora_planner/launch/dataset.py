@@ -29,9 +29,11 @@ def load_tokenizer(folder: str, settings: Settings, note: Note) -> Any:
 
     where = plain(folder)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        if "trust_remote_code" in str(error):
+            first = "it has code of its own, which is never run here"
         raise MissingError(f"{where}: has no tokenizer that works ({plain(first)[:160]}); --tokenizer DIR") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
         raise MissingError(f"{where}: its tokenizer knows no words; give another with --tokenizer DIR")

@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from types import FrameType
 from typing import Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
+from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.launch.checkpoints import newest_complete, optimizer_of, set_aside, step_of
 from qlora_planner.launch.folder import RunFolder
 from qlora_planner.launch.post_mortem import verdict
@@ -28,7 +28,7 @@ from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
-CHILD = (sys.executable, "-m", "qlora_planner.launch.child")
+CHILD = python_module("qlora_planner.launch.child")
 MOST_RECOVERIES = 3
 _TICK_S = 0.25
 _ERRORS: Mapping[int, type[PlannerError]] = {1: RefusedError, 2: InputError, 3: MissingError}
@@ -156,6 +156,7 @@ def _one(
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=log,
+            env=child_environment(),
             text=True,
             encoding="utf-8",
             start_new_session=True,  # its own group: Ctrl-C reaches this process, which asks it to save

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import MissingError
+from qlora_planner.isolation import child_environment
 from qlora_planner.measure import nvml
 from qlora_planner.measure.doctor_facts import TRAIN_PACKAGES, BitsandbytesFacts, Facts, TorchFacts
 
@@ -88,7 +89,14 @@ def _ask_torch(timeout_s: float) -> dict[str, Any]:
     command = [sys.executable, "-P", str(script)]
     fault = None
     try:
-        done = subprocess.run(command, capture_output=True, timeout=timeout_s, check=False)
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=child_environment(),
+            timeout=timeout_s,
+            check=False,
+        )
         printed = done.stdout
         if done.returncode < 0:
             fault = f"the process was ended by signal {-done.returncode}"

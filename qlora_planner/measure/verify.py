@@ -7,7 +7,6 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -19,13 +18,14 @@ from typing import Any, TextIO
 
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
+from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.record import record
 
 # A child that is asked to end gets this long before it is made to.
 GRACE_S = 3.0
 _STDERR_LINES = 12
-CHILD = (sys.executable, "-m", "qlora_planner.measure.child")
+CHILD = python_module("qlora_planner.measure.child")
 
 
 @record
@@ -81,6 +81,7 @@ def _start(home: Path, errors: TextIO) -> subprocess.Popen[str]:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=errors,
+        env=child_environment(),
         text=True,
         encoding="utf-8",
         start_new_session=True,  # its own group: one signal reaches it and whatever it starts, and no Ctrl-C does

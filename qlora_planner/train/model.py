@@ -74,7 +74,12 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
     wanted = model_class(raw, config)
     _check_attention(wanted, run)
     return wanted.from_pretrained(
-        None, config=config, state_dict=weights, device_map=_placement(device), **loading_options(run)
+        None,
+        config=config,
+        state_dict=weights,
+        device_map=_placement(device),
+        trust_remote_code=False,
+        **loading_options(run),
     )
 
 
@@ -85,7 +90,7 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
     stored, options = bool(raw.get("quantization_config")), loading_options(run)
     if stored:
         options.pop("quantization_config", None)  # its own wins in any case, with a warning
-    model = wanted.from_pretrained(str(folder), device_map=_placement(device), **options)
+    model = wanted.from_pretrained(str(folder), device_map=_placement(device), trust_remote_code=False, **options)
     if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model

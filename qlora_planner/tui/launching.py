@@ -11,7 +11,6 @@ import os
 import shlex
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
@@ -20,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
+from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.measure.events_file import EVENTS_VARIABLE
 from qlora_planner.text import short
 
@@ -42,7 +42,7 @@ _ENDED = {
 class Launch:
     """One child. `listen` is called by one worker; everything else reads what that found."""
 
-    program: ClassVar[Sequence[str]] = (sys.executable, "-m", "qlora_planner")
+    program: ClassVar[Sequence[str]] = python_module("qlora_planner")
 
     def __init__(
         self, words: Sequence[str], *, predicted: Mapping[str, Any] | None = None, folder: Path | None = None
@@ -84,7 +84,7 @@ class Launch:
         with (self._home / "stdout").open("wb") as out, (self._home / "stderr").open("wb") as err:
             self._child = subprocess.Popen(
                 [*self.program, *self.argv], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
-                env={**os.environ, EVENTS_VARIABLE: str(self._home / "events"), "PYTHONUNBUFFERED": "1"},
+                env=child_environment(**{EVENTS_VARIABLE: str(self._home / "events"), "PYTHONUNBUFFERED": "1"}),
             )  # fmt: skip
 
     def listen(self) -> bool:
