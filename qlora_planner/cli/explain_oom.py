@@ -44,7 +44,7 @@ def command(log: str, plan: str | None, **given: Any) -> int:
     output = output_from(given)
     content = _content(log)
     from qlora_planner.evidence.oom import explain
-    from qlora_planner.evidence.snapshot import looks_like_snapshot, read_snapshot
+    from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
 
     if looks_like_snapshot(content):
         report = read_snapshot(content, plain(log))
@@ -86,7 +86,11 @@ def _content(log: str) -> bytes:
         raise InputError(f"{plain(log)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _against_plan(file: str, report: OomReport, output: Output) -> _Planned:
+def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | None:
+    if report.backend == "MPS" or report.kind in ("host", "kernel"):
+        what = "an Apple GPU" if report.backend == "MPS" else "what did not run out on the card"
+        output.warn(f"--plan: a plan is for a CUDA card; it says nothing of {what}")
+        return None
     from qlora_planner.cli.check import Estimates, fixes_for
     from qlora_planner.cli.loading import profile_for
     from qlora_planner.exchange.plan_file import read_plan
@@ -133,7 +137,7 @@ def _card(gpu: Any, report: OomReport, output: Output) -> Card:
 
 
 def _document(report: OomReport, planned: _Planned | None) -> dict[str, Any]:
-    from qlora_planner.report.oom import advice, headline
+    from qlora_planner.report.oom_words import advice, headline
 
     return {
         **report.to_dict(),

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_planner.evidence.oom import OomReport
+from qlora_planner.evidence.oom.logits import are_whole_logits
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.record import record
 from qlora_planner.units import MIB
@@ -13,6 +14,8 @@ from qlora_planner.units import MIB
 _SMALL, _MIDDLE, _STEP = 1 * MIB, 10 * MIB, 2 * MIB
 # Less than this more than planned is the spread of any prediction.
 _NOTICED_SHARE = 0.02
+# So many times the largest tensor of a run is no tensor of it, whatever its length was.
+_SENSELESS_TIMES = 64
 
 
 @record
@@ -48,11 +51,30 @@ def against(report: OomReport, estimate: MemoryEstimate, dims: Mapping[str, int]
     excess = None if tried is None else tried - planned
     noticed = excess is not None and excess > _NOTICED_SHARE * planned
     return Against(
-        tensors=tuple(tensors_of(report.requested_bytes, estimate, dims)),
+        tensors=tuple(_tensors(report, estimate, dims)),
         planned_bytes=planned,
         tried_bytes=tried,
         excess_bytes=excess if noticed else None,
     )
+
+
+def _tensors(report: OomReport, estimate: MemoryEstimate, dims: Mapping[str, int]) -> Iterator[str]:
+    """Tensors of that size; else how many tokens' logits it was, or that the run has nothing of that order."""
+    same = list(tensors_of(report.requested_bytes, estimate, dims))
+    yield from same
+    asked, vocabulary = report.requested_bytes, dims.get("vocab_size")
+    if same or asked is None or asked < _MIDDLE:
+        return
+    largest = max((size for _, size in _candidates(estimate, dims)), default=0)
+    if largest and asked > _SENSELESS_TIMES * largest:
+        yield f"no tensor of the plan's run, whose largest can have {largest / MIB:,.0f} MiB: shapes are at fault"
+    elif vocabulary and are_whole_logits(report):
+        run = estimate.run
+        tokens = round(asked / (vocabulary * 4))
+        yield (
+            f"about {tokens:,} tokens x {vocabulary:,} x 4 bytes, logits in float32; the plan has batch"
+            f" {run.batch_size} x {run.seq_len:,} tokens"
+        )
 
 
 def tensors_of(requested_bytes: int | None, estimate: MemoryEstimate, dims: Mapping[str, int]) -> Iterator[str]:

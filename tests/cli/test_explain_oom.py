@@ -119,3 +119,29 @@ def test_what_is_no_failure_is_one_line(invoke: Invoke, tmp_path: Path, content:
     assert says in result.stderr
     assert invoke("explain-oom", str(tmp_path / "nowhere")).exit_code == 2
     assert invoke("explain-oom", str(tmp_path)).exit_code == 2
+
+
+def test_in_a_container_the_plan_is_judged_on_an_otherwise_empty_card(
+    invoke: Invoke, log: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_planner.cli.check import Estimates
+
+    monkeypatch.setattr(Estimates, "full", Estimates.quick)  # a trace would say the same of the others, later
+    log.write_text(
+        "CUDA out of memory. Tried to allocate 1.00 GiB. GPU 0 has a total capacity of 23.52 GiB"
+        " of which 0.50 GiB is free. Process 31877 has 23.01 GiB memory in use. Of the allocated memory 3.00 GiB is"
+        " allocated by PyTorch, and 19.70 GiB is reserved by PyTorch but unallocated.\n"
+    )
+    document = json.loads(invoke("explain-oom", str(log), "--plan", str(plan), "--json", "--quiet").stdout)
+    assert (document["others_bytes"], document["own_pid"]) == (0, 31877)
+    assert document["plan"]["verdict"] == "fits"
+    assert not any("--reserve" in one for one in document["advice"])
+
+
+@pytest.mark.parametrize("line", ["MPS backend out of memory. Tried to allocate 501.00 MB on private pool.", "Killed"])
+def test_a_plan_says_nothing_of_another_machines_memory(invoke: Invoke, log: Path, plan: Path, line: str) -> None:
+    log.write_text(f"{line}\n")
+    result = invoke("explain-oom", str(log), "--plan", str(plan))
+    assert result.exit_code == 0
+    assert "a plan is for a CUDA card" in result.stderr
+    assert "verdict" not in result.stdout

@@ -10,7 +10,7 @@ import pytest
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.snapshot import looks_like_snapshot, read_snapshot
+from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
 from qlora_planner.units import GIB, MIB
 
 _TAIL = (
@@ -40,8 +40,8 @@ TEXTS: dict[str, tuple[str, dict[str, Any]]] = {
         "torch.cuda.OutOfMemoryError: CUDA out of memory. Tried to allocate 448.00 MiB. GPU 0 has a total capacty of"
         " 23.69 GiB of which 152.56 MiB is free. Process 31337 has 23.53 GiB memory in use. Of the allocated memory"
         " 21.48 GiB is allocated by PyTorch, and 1.66 GiB is reserved by PyTorch but unallocated." + _TAIL,
-        {"capacity_bytes": 23.69, "requested_bytes": 448 * MIB, "process_bytes": None, "idle_bytes": 1.66,
-         "others_bytes": 23.53, "fragmented": True},
+        {"capacity_bytes": 23.69, "requested_bytes": 448 * MIB, "process_bytes": 23.53, "idle_bytes": 1.66,
+         "own_pid": 31337, "processes": None, "others_bytes": 0, "fragmented": True},
     ),
     "torch 2.6": (
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 3.91 GiB. GPU 2 has a total capacity of 39.39"

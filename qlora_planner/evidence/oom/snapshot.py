@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom import Frame, OomReport
-from qlora_planner.evidence.oom_frames import told_by
+from qlora_planner.evidence.oom.moments import moment_of
+from qlora_planner.evidence.oom.records import Frame, OomReport
 
 
 class _Plain(pickle.Unpickler):
@@ -56,7 +56,7 @@ def read_snapshot(content: bytes, where: str) -> OomReport:
         allocated_bytes=allocated,
         idle_bytes=max(0, reserved - allocated),
         times=0 if oom is None else 1,
-        **told_by(frames, "torch"),
+        **moment_of(frames),
     )
 
 

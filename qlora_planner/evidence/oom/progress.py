@@ -1,0 +1,68 @@
+"""How far a run was when it failed, from the progress bars in its log: tqdm's, and the one that notebooks show."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+# ` 12%|#2   | 31/250 [01:02<07:20,  2.01s/it]`; two bars may stand on one line.
+_TQDM = re.compile(r"\d{1,3}%\|[^|\n]{0,200}\| {0,8}(\d{1,9})/(\d{1,9}) \[(?:\d{1,3}:){1,3}\d\d<")
+# transformers' bar in a notebook: ` [ 31/250 01:02 < 07:20, 0.50 it/s, Epoch 0.12/1]`.
+_NOTEBOOK = re.compile(r"\[ {0,8}(\d{1,9})/(\d{1,9}) (?:\d{1,3}:){1,3}\d\d < ")
+_LOADS = re.compile(r"(?i)loading|checkpoint shards|download|fetching")
+_PREPARES = re.compile(
+    r"(?i)\b(?:map|filter|tokeniz|generating|saving the|packing|truncat|adding|applying|casting|convert)"
+)
+_EVALUATES = re.compile(r"(?i)\b(?:eval|validat|predict)")
+# A bar writes a line a step: the last of them, and what a closing bar writes after the traceback.
+_BEFORE_CHARACTERS = 64 << 10
+_AFTER_CHARACTERS = 4 << 10
+_NAME_CHARACTERS = 60
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """`step` of `steps` optimizer steps were made; None where only another bar ran. `phase`: of the last bar."""
+
+    step: int | None
+    steps: int | None
+    phase: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Bar:
+    phase: str | None  # None: a bar without a name, as a trainer's
+    done: int
+    total: int
+
+
+def progress_at(text: str, place: int) -> Progress | None:
+    """What the bars before the message at `place` say, else those shortly after it; None without any."""
+    bars = _bars(text[max(0, place - _BEFORE_CHARACTERS) : place]) or _bars(text[place : place + _AFTER_CHARACTERS])
+    if not bars:
+        return None
+    steps = [bar for bar in bars if bar.phase is None and 0 <= bar.done <= bar.total and bar.total]
+    phase = bars[-1].phase
+    if not steps:
+        return Progress(step=None, steps=None, phase=phase)
+    # An evaluation's bar has no name either, begins after the run's own, and has another length.
+    own = [bar for bar in steps if bar.total == steps[0].total][-1]
+    if phase is None and steps[-1].total != own.total:
+        phase = "eval"
+    return Progress(step=own.done, steps=own.total, phase=phase)
+
+
+def _bars(text: str) -> list[_Bar]:
+    bars: list[tuple[int, _Bar]] = []
+    for pattern in (_TQDM, _NOTEBOOK):
+        for match in pattern.finditer(text):
+            low = max(text.rfind("\n", 0, match.start()) + 1, match.start() - _NAME_CHARACTERS)
+            bars.append((match.start(), _Bar(_named(text[low : match.start()]), int(match[1]), int(match[2]))))
+    return [bar for _, bar in sorted(bars, key=lambda pair: pair[0])]
+
+
+def _named(before: str) -> str | None:
+    for pattern, phase in ((_LOADS, "load"), (_PREPARES, "data"), (_EVALUATES, "eval")):
+        if pattern.search(before):
+            return phase
+    return None
