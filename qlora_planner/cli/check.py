@@ -1,4 +1,4 @@
-"""check: whether a plan file, or a config of axolotl or LLaMA-Factory, fits a card, and what would make it fit."""
+"""check: whether a plan file, or a config of axolotl, LLaMA-Factory or TRL, fits a card, and what would make it fit."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qlora_planner.run import RunConfig
 
 SCHEMA = "qlora-plan/check/1"
-KINDS = ("plan", "axolotl", "llama-factory")
+KINDS = ("plan", "axolotl", "llama-factory", "trl")
 
 
 @click.command("check", cls=Verb)
@@ -32,9 +32,10 @@ KINDS = ("plan", "axolotl", "llama-factory")
 @card_options()
 @output_options()
 def command(file: str, kind: str | None, model: str | None, **given: Any) -> int:
-    """Whether FILE, a plan or an axolotl or LLaMA-Factory config, fits; and the smallest change that makes it fit.
+    """Whether FILE, a plan or a config of axolotl, LLaMA-Factory or TRL, fits; and the smallest change that makes it.
 
-    Without --gpu a plan is checked against its own card. Exits with 1 when it does not fit or will not run.
+    Without --gpu a plan is checked against its own card. Exits with 1 when it does not fit or will not run, with 5 when
+    the file asks for something that is not modelled and could change that.
     """
     output = output_from(given)
     from qlora_planner.exchange.configs import read_config
@@ -44,7 +45,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
     profile = profile_for(model or reading.model_id, output)
     _warn(reading, output)
     estimates = Estimates(profile, card, output)
-    found = estimates.full(reading.run)
+    reading, found = judged(reading, estimates)
     fixes = fixes_for(found, estimates)
     if output.json:
         answer_json(_document(file, reading, found, fixes))
@@ -77,6 +78,15 @@ def _warn(reading: Reading, output: Output) -> None:
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
+
+
+def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstimate]:
+    """What the file means for this model, and its memory, qualified by what the figures leave out of it."""
+    from qlora_planner.exchange.meant import meant
+    from qlora_planner.memory.unmodelled import qualified
+
+    reading = meant(reading, estimates.profile)
+    return reading, qualified(estimates.full(reading.run), reading.unmodelled)
 
 
 class Estimates:

@@ -4,9 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from qlora_planner.exchange.axolotl_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
+from qlora_planner.exchange.axolotl_keys import (
+    FAMILIES,
+    KERNELS_KEEP_LESS,
+    NEUTRAL,
+    NOT_MODELLED,
+    PLUGIN,
+    PLUGINS,
+    USED,
+)
+from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.reading import Config, Reading
 from qlora_planner.text import quoted
 
@@ -15,6 +25,7 @@ STANDS_IN = "axolotl trains through transformers' Trainer; modelled as hf-traine
 # axolotl sets this before it imports torch (utils/__init__.py, set_pytorch_cuda_alloc_conf).
 ALLOC_CONF = "expandable_segments:True"
 LIGER_PARTS = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy")
+_FUSED_LOSS = "liger_fused_linear_cross_entropy"
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 # In the order in which axolotl looks at its deprecated switches.
 _OLD_ATTENTION = {
@@ -25,6 +36,7 @@ _OLD_ATTENTION = {
     "sdp_attention": "sdpa",
     "eager_attention": "eager",
 }
+_LIKE_FLASH = ("flash_attention_3", "flash_attention_4", "flex_attention", "xformers", "sage")
 _ATTENTIONS = {name: name for name in ("eager", "sdpa", "flash_attention_2")}
 _ATTENTIONS["kernels-community/flash-attn2"] = "flash_attention_2"
 
@@ -50,7 +62,8 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     options |= _sizes(config)
     options |= _checkpointing(config)
     options |= _attention(config)
-    options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused"), "liger": _liger(config)}
+    options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused")}
+    options |= _plugins(config, options)
     options |= _evaluation(config, options["batch_size"])
     _own_kernels(config, options)
     return config.finish(
@@ -81,7 +94,8 @@ def _method(config: Config) -> dict[str, Any]:
         return {"method": "qlora", "quant": "int8"} if eight else {"method": "lora", "quant": "none"}
     others = sorted(set(kwargs) - {"bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"})
     if others:
-        config.leave("bnb_config_kwargs", f"{', '.join(map(str, others))}: other settings of bitsandbytes")
+        why = f"{', '.join(map(str, others))}: other settings of bitsandbytes"
+        config.leave("bnb_config_kwargs", either(why))
     return {
         "method": "qlora",
         "quant": kwargs.get("bnb_4bit_quant_type", "nf4"),
@@ -109,10 +123,11 @@ def _targets(config: Config) -> str | None:
     named = config.get("lora_target_modules")
     if config.flag("lora_target_linear") or named == "all-linear":
         if named and named != "all-linear":
-            config.leave("lora_target_modules", "beside lora_target_linear, which takes all linear layers already")
+            why = "beside lora_target_linear, which takes all linear layers already"
+            config.leave("lora_target_modules", either(why, SLIGHT))
         return "all-linear"
     if isinstance(named, str) and not re.fullmatch(r"[\w.]+", named):
-        config.leave("lora_target_modules", "a pattern; taken as all linear layers")
+        config.leave("lora_target_modules", less("a pattern; taken as all linear layers", 0.3))
         return "all-linear"
     names = config.names("lora_target_modules")
     if not names:
@@ -136,7 +151,7 @@ def _dtypes(config: Config) -> dict[str, Any]:
         return dict.fromkeys(("compute_dtype", "load_dtype"), "float16")
     if auto:
         return {}
-    config.leave("bf16", "neither bf16 nor fp16: all is in float32, which takes about twice what is said")
+    config.leave("bf16", more("neither bf16 nor fp16: all is in float32, which takes about twice what is said"))
     return {"compute_dtype": "float32"}
 
 
@@ -162,7 +177,8 @@ def _sizes(config: Config) -> dict[str, Any]:
 def _checkpointing(config: Config) -> dict[str, Any]:
     value = config.get("gradient_checkpointing")
     if value in ("offload", "offload_disk"):
-        config.leave("gradient_checkpointing", "checkpoints are offloaded, so the card needs less than is said")
+        why = "layer inputs wait outside the card, which needs less than is said"
+        config.leave("gradient_checkpointing", less(why))
         on = True
     else:
         on = config.flag("gradient_checkpointing")
@@ -184,23 +200,47 @@ def _attention(config: Config) -> dict[str, Any]:
     if kernel is None:
         return {}
     if kernel not in _ATTENTIONS:
-        config.leave(key, f"{quoted(kernel)} is not modelled; taken as flash_attention_2")
+        config.leave(key, either("taken as flash_attention_2", 0.05 if kernel in _LIKE_FLASH else None))
     return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
 
 
-def _liger(config: Config) -> bool:
-    """Whether all of Liger's fused kernels are on, which is what a run's `liger` means."""
+def _plugins(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Liger, whose fused kernels together are what a run's `liger` means; losses without whole logits; the others."""
     plugins = config.names("plugins")
-    parts = [name for name in (*LIGER_PARTS, "liger_swiglu") if config.flag(name)]
+    # The plugin switches its loss on unless it is told not to (integrations/cut_cross_entropy/args.py).
+    cut = config.flag("cut_cross_entropy", True) and any("cut_cross_entropy" in name for name in plugins)
+    parts = {
+        "liger_glu_activation" if name == "liger_swiglu" else name
+        for name in (*LIGER_PARTS, "liger_swiglu")
+        if config.flag(name)
+    }
     liger = any("integrations.liger" in name for name in plugins)
-    others = [name for name in plugins if "integrations.liger" not in name]
-    if others:
-        config.leave("plugins", f"{', '.join(map(quoted, others))} may change what is kept")
-    whole = {"liger_glu_activation" if name == "liger_swiglu" else name for name in parts} == set(LIGER_PARTS)
-    if liger and parts and not whole:
-        for name in parts:
-            config.leave(name, "a part of Liger alone; modelled without it")
-    return liger and whole
+    others = [name for name in plugins if "integrations.liger" not in name and "cut_cross_entropy" not in name]
+    for name in others:
+        effect = next((effect for part, effect in PLUGINS.items() if part in name), PLUGIN)
+        config.leave("plugins", replace(effect, why=f"{quoted(name)}: {effect.why}"))
+    if liger and parts == set(LIGER_PARTS) and not cut:
+        return {"liger": True}
+    for name in sorted(parts - {_FUSED_LOSS}) if liger else ():
+        config.leave(name, less("a part of Liger alone; modelled without it", 0.25))
+    if cut or (liger and _FUSED_LOSS in parts):
+        return _without_logits(config, options, "cut cross-entropy" if cut else "Liger's fused loss")
+    return {}
+
+
+def _without_logits(config: Config, options: Mapping[str, Any], loss: str) -> dict[str, Any]:
+    """A loss that is computed in tiles inside the head, as trl-sft's is: the nearest run that is modelled.
+
+    Theirs keep no tile of logits in memory at all, and axolotl's adapters are in float32.
+    """
+    if options.get("compute_dtype") == "float16":
+        config.beside(loss, less("makes no whole logits; modelled with them, as trl-sft takes no float16 here"))
+        return {}
+    config.notes.append(f"{loss} makes no whole logits; modelled by trl-sft's loss, which makes none either")
+    config.beside(loss, either("taken as trl-sft's loss, with adapters in bfloat16 for float32", 0.1))
+    config.loss_stands_in = True
+    packed = {"packing": True, "padding": None} if "padding" in options else {}
+    return {"trainer": "trl-sft", **packed}
 
 
 def _evaluation(config: Config, micro: int) -> dict[str, Any]:
@@ -216,4 +256,7 @@ def _own_kernels(config: Config, options: Mapping[str, Any]) -> None:
     given = any(config.raw.get(name) is not None for name in KERNELS)
     refused = config.raw.get("rl") or config.raw.get("trust_remote_code") or options["quant"] == "int8"
     if options["method"] != "full" and not given and not refused:
-        config.notes.append("axolotl switches its fused LoRA kernels on here by itself; modelled without them")
+        # Without checkpointing the layers keep what these do not, all of them at once.
+        effect = KERNELS_KEEP_LESS if options["gradient_checkpointing"] else replace(KERNELS_KEEP_LESS, at_most=None)
+        why = "axolotl switches them on by itself, and they keep less of a layer than PEFT's code"
+        config.beside("fused LoRA kernels", replace(effect, why=why))

@@ -7,6 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qlora_planner.exchange.effects import SLIGHT, Effect, either, less, more, rows
+
+# With checkpointing what they save is in the one layer that is being computed: of an 8B model about 0.1 MiB for each
+# token (an MLP of three linear layers keeps 147 MiB less or more at 2,048 tokens), a few percent of a peak.
+KERNELS_KEEP_LESS = less("axolotl's fused LoRA kernels keep less of a layer than PEFT's code", 0.1)
+
 # Key -> what it decides of a run.
 USED: Mapping[str, str] = {
     "base_model": "the model",
@@ -47,80 +53,80 @@ USED: Mapping[str, str] = {
     "eval_steps": "whether it evaluates",
     "evals_per_epoch": "whether it evaluates",
     "eval_strategy": "whether it evaluates",
-    "plugins": "liger, for axolotl.integrations.liger with all of its fused kernels",
+    "plugins": "liger, with all of its fused kernels; the loss without whole logits of cut cross-entropy",
+    "cut_cross_entropy": "with its plugin, a loss without whole logits; on where it is absent",
     "liger_rope": "liger",
     "liger_rms_norm": "liger",
     "liger_glu_activation": "liger",
     "liger_swiglu": "liger",
-    "liger_fused_linear_cross_entropy": "liger",
+    "liger_fused_linear_cross_entropy": "liger; alone, a loss without whole logits",
 }
 
-# Key -> why it is not in the estimate. It counts only where it is switched on.
-NOT_MODELLED: Mapping[str, str] = {
-    **dict.fromkeys(("deepspeed", "deepcompile"), "DeepSpeed shards and offloads"),
-    **dict.fromkeys(("fsdp", "fsdp_config", "fsdp_version", "dp_shard_size"), "FSDP shards over several cards"),
-    **dict.fromkeys(
-        ("tensor_parallel_size", "context_parallel_size", "sequence_parallel_degree", "dp_replicate_size", "ddp",
-         "expert_parallel_size"),
-        "several cards share the work",
-    ),
-    **dict.fromkeys(("rl", "trl", "ebft", "vllm", "precompute_ref_log_probs"), "preference training has other losses"),
-    **dict.fromkeys(
-        ("reward_model", "process_reward_model", "num_labels", "kd_trainer", "trainer_cls", "use_eaft"),
-        "the loss is not a language model's",
-    ),
-    **dict.fromkeys((
-            "torch_compile", "use_kernels", "tiled_mlp", "fused_attn_kernel", "flash_attn_fuse_mlp",
-            "flash_attn_rms_norm", "flash_attn_d512", "use_scattermoe", "use_sonicmoe",
-        ), "compiled and fused code"),
-    **dict.fromkeys(
-        ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel"),
-        "axolotl's fused LoRA kernels keep less than PEFT's",
-    ),
-    **dict.fromkeys(
-        ("activation_offloading", "layer_offloading", "selective_checkpointing"),
-        "keeps other activations on the card than checkpointing does",
-    ),
-    **dict.fromkeys(
-        ("cut_cross_entropy", "chunked_cross_entropy", "liger_cross_entropy", "flash_attn_cross_entropy"),
-        "another loss kernel, which keeps less of the logits",
-    ),
-    **dict.fromkeys(("liger_layer_norm", "liger_rms_norm_gated", "liger_use_token_scaling"), "a part of Liger alone"),
-    **dict.fromkeys(
-        ("gptq", "use_onebitllms", "model_quantization_config", "qat", "quantization", "fp8"), "another quantisation"
-    ),
-    **dict.fromkeys(("quantize_moe_experts", "experts_implementation"), "other code for experts"),
-    **dict.fromkeys(("unfrozen_parameters", "lisa_n_layers", "peft_layers_to_transform"), "only a part is trained"),
-    **dict.fromkeys(
-        ("lora_target_parameters", "lora_rank_pattern", "peft_layer_replication", "peft_trainable_token_indices",
-         "lora_on_cpu", "relora", "peft"),
-        "other adapters than plain LoRA",
-    ),
-    **dict.fromkeys(("tokens", "added_tokens_overrides", "resize_token_embeddings_to_32x", "shrink_embeddings"),
-                    "may resize the embedding"),
-    **dict.fromkeys(("overrides_of_model_config", "model_config", "overrides_of_model_kwargs", "model_kwargs"),
-                    "changes the model's own config"),
-    **dict.fromkeys(("auto_find_batch_size", "batch_flattening", "max_memory", "gpu_memory_limit"),
-                    "decided when it runs"),
-    **dict.fromkeys(("pretraining_dataset", "pretraining_sample_concatenation"), "rows are joined as they stream"),
-    "optim_target_modules": "the optimizer projects gradients",
-    "fp32_norms": "norms in float32",
-    "peft_autocast_adapter_dtype": "adapters in another dtype",
-    "float32": "everything in float32",
-    "eval_sequence_len": "evaluation at another length",
-    "generate_samples": "generates while it trains",
-    "do_causal_lm_eval": "generates while it evaluates",
-    "do_bench_eval": "generates while it evaluates",
-    "image_size": "images",
-    "lora_model_dir": "starts from an adapter, whose own rank counts",
-    "flash_optimum": "other attention code",
-    "large_head_attention": "other attention code",
-    "sdpa_varlen": "other attention code",
-    "gemma4_hybrid_attn_impl": "other attention code",
-    "use_pose": "rows are cut otherwise",
-    "s2_attention": "other attention code",
-    "max_packed_sequence_len": "an old way of packing",
-}  # fmt: skip
+_LOSS = "another loss than a language model's, over other rows"
+_FUSED = "other code, of which it is not known what it keeps"
+_SEVERAL = "several cards share the work, which is not planned here"
+_GENERATES = "generates beside training"
+
+# Key -> what it does that is not in the estimate. It counts only where it is switched on.
+NOT_MODELLED: Mapping[str, Effect] = rows((
+    ("deepspeed deepcompile", either("DeepSpeed shards and offloads, which is not planned here")),
+    ("fsdp fsdp_config", either("FSDP shards over several cards, which is not planned here")),
+    ("fsdp_version", either("FSDP shards over several cards, which is not planned here", SLIGHT)),
+    ("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size dp_shard_size",
+     either(_SEVERAL, off=(1,))),
+    ("dp_replicate_size ddp", more("each card holds all of it, and buckets of gradients beside them", 0.1, off=(1,))),
+    ("rl", either("preference or reward training: other rows, a reference pass, another loss")),
+    ("trl ebft vllm precompute_ref_log_probs", either("options of preference and reward training")),
+    ("reward_model process_reward_model num_labels kd_trainer trainer_cls use_eaft", either(_LOSS)),
+    ("torch_compile", either("the compiler decides what is kept")),
+    ("use_kernels fused_attn_kernel flash_attn_fuse_mlp flash_attn_rms_norm flash_attn_d512", either(_FUSED)),
+    ("use_scattermoe use_sonicmoe", either(_FUSED)),
+    ("tiled_mlp", less("the MLP is worked through in tiles")),
+    ("lora_mlp_kernel lora_qkv_kernel lora_o_kernel lora_embedding_kernel", KERNELS_KEEP_LESS),
+    ("activation_offloading layer_offloading", less("activations or layers wait in host memory")),
+    ("selective_checkpointing", either("keeps other activations on the card than checkpointing does")),
+    ("chunked_cross_entropy liger_cross_entropy flash_attn_cross_entropy",
+     less("another loss kernel, which keeps less of the logits")),
+    ("liger_layer_norm liger_rms_norm_gated liger_use_token_scaling", less("a part of Liger alone", SLIGHT)),
+    ("gptq use_onebitllms model_quantization_config qat quantization fp8", either("another quantisation")),
+    ("quantize_moe_experts llama4_linearized_experts", less("experts are stored in fewer bits than is said")),
+    ("experts_implementation", either("other code for experts")),
+    ("unfrozen_parameters lisa_n_layers peft_layers_to_transform", less("only a part is trained")),
+    ("lora_target_parameters peft_layer_replication", more("more is adapted than is said")),
+    ("peft_trainable_token_indices", more("some rows of the embedding are trained", SLIGHT)),
+    ("lora_rank_pattern relora peft", either("other adapters than plain LoRA")),
+    ("lora_on_cpu", less("adapters wait in host memory", SLIGHT)),
+    ("tokens", more("rows are added to the embedding; they are trained with lora_modules_to_save alone", SLIGHT)),
+    ("added_tokens_overrides resize_token_embeddings_to_32x", more("the embedding grows by some rows", SLIGHT)),
+    ("shrink_embeddings", less("the embedding loses the rows that the tokenizer does not use", 0.1)),
+    ("overrides_of_model_config model_config overrides_of_model_kwargs model_kwargs", either("changes the model")),
+    ("auto_find_batch_size", less("the batch is halved while it does not fit")),
+    ("max_memory gpu_memory_limit", less("layers that do not fit are held in host memory")),
+    ("batch_flattening", less("rows of a batch are joined without padding", 0.1)),
+    ("pretraining_dataset pretraining_sample_concatenation", either("rows are joined as they stream", SLIGHT)),
+    ("optim_target_modules", either("the optimizer projects gradients")),
+    ("fp32_norms", more("norms in float32", 0.25)),
+    ("peft_autocast_adapter_dtype", either("adapters in another dtype", 0.1)),
+    ("float32", more("everything in float32")),
+    ("eval_sequence_len", either("evaluation at another length")),
+    ("generate_samples do_causal_lm_eval do_bench_eval", more(_GENERATES)),
+    ("image_size processor_type", more("rows may hold images, each of hundreds to thousands of tokens")),
+    ("lora_model_dir", either("starts from an adapter, whose own rank counts")),
+    ("flash_optimum large_head_attention sdpa_varlen gemma4_hybrid_attn_impl s2_attention",
+     either("other attention code")),
+    ("use_pose max_packed_sequence_len", either("rows are cut in another way")),
+))  # fmt: skip
+
+# Part of a plugin's name -> what it does. The first that matches counts.
+PLUGINS: Mapping[str, Effect] = {
+    "integrations.lm_eval": less("evaluates after training", SLIGHT),
+    "integrations.swanlab": less("reports", SLIGHT),
+    "integrations.spectrum": less("only some layers are trained"),
+    "integrations.kd": either(_LOSS),
+    "integrations.grokfast": more("keeps an average of the gradients"),
+    "integrations.llm_compressor": either("sparse or quantised weights"),
+}
+PLUGIN = either("a plugin, of which it is not known what it changes")
 
 # Known, and they take no memory on the card.
 _NEUTRAL = """
@@ -135,7 +141,7 @@ fix_untrained_tokens flex_attn_compile_kwargs fp32_norm_classes fp8_enable_fsdp_
 fsdp_final_state_dict_type gc_collect_steps gc_steps generation_max_new_tokens greater_is_better group_by_length
 heads_k_stride hf_use_auth_token image_resize_algorithm include_tkps include_tokens_per_second is_falcon_derived_model
 is_llama_derived_model is_mistral_derived_model is_preprocess is_qwen_derived_model jagged_restart_anneal_steps
-jagged_restart_steps jagged_restart_warmup_steps learning_rate llama4_linearized_experts load_best_model_at_end
+jagged_restart_steps jagged_restart_warmup_steps learning_rate load_best_model_at_end
 local_rank logging_steps lora_alpha_pattern lora_fan_in_fan_out loraplus_lr_embedding loraplus_lr_ratio
 loss_watchdog_patience loss_watchdog_threshold low_cpu_mem_usage lr_div_factor lr_groups lr_quadratic_warmup
 lr_scheduler lr_scheduler_kwargs max_grad_norm max_prompt_len max_steps mean_resizing_embeddings merge_lora
@@ -143,7 +149,7 @@ merge_method metric_for_best_model min_sample_len model_quantization_config_kwar
 multipack_real_batches neftune_noise_alpha noisy_embedding_alpha num_dataset_shards_to_save num_epochs
 num_generation_samples optim_args output_dir pad_to_multiple_of pad_to_sequence_len peft_ensure_weight_tying
 peft_init_lora_weights peft_layers_pattern pose_max_context_len pose_num_chunks pose_split_on_token_ids
-preprocess_iterable pretrain_multipack_attn pretrain_multipack_buffer_size processor_kwargs processor_type
+preprocess_iterable pretrain_multipack_attn pretrain_multipack_buffer_size processor_kwargs
 profiler_steps profiler_steps_start qlora_sharded_model_loading reinit_weights relora_cpu_offload relora_prune_method
 relora_prune_ratio remove_unused_columns resources_per_worker resume_from_checkpoint revision_of_model ring_attn_func
 role_boundaries rope_scaling rpo_alpha save_first_step save_only_model save_safetensors save_steps save_strategy

@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_factory_write, plan_file
+from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_factory_write, plan_file, trl
 from qlora_planner.exchange.files import read_yaml
+from qlora_planner.exchange.foreign import foreign
 from qlora_planner.exchange.reading import Reading
 from qlora_planner.profile.faults import refuse
 from qlora_planner.text import plain
@@ -35,20 +36,26 @@ FORMATS: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Reader]] = {
     PLAN: (plan_file.is_plan, _read_plan),
     axolotl.FORMAT: (axolotl.is_axolotl, axolotl.read),
     llama_factory.FORMAT: (llama_factory.is_llama_factory, llama_factory.read),
+    trl.FORMAT: (trl.is_trl, trl.read),
 }
+READ = "plan files, and configs of axolotl, LLaMA-Factory (0.9) and TRL's own command line"
 
 
 def read_config(path: str | os.PathLike[str], kind: str | None = None) -> Reading:
     """The model and run of a plan file or another tool's config; `kind` is one of FORMATS, else its keys tell.
 
-    Raises InputError naming `path` and every fault.
+    Raises InputError naming `path` and every fault, and for the files of tools that are known here and not read.
     """
     raw = read_yaml(path)
     if kind is None:
+        other = foreign(raw)
+        if other is not None:
+            refuse([f"is {other}, which is not read here; read are {READ}"], str(path))
         kinds = [name for name, (fits, _) in FORMATS.items() if fits(raw)]
         if not kinds:
             refuse(
-                ["names no model: a plan has schema, axolotl base_model, LLaMA-Factory model_name_or_path"], str(path)
+                ["names no model: a plan has schema, axolotl base_model, LLaMA-Factory and TRL model_name_or_path"],
+                str(path),
             )
         if len(kinds) > 1:
             refuse([f"could be {' or '.join(kinds)}; --format says which"], str(path))
@@ -60,4 +67,6 @@ def keys_of(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changed run options in the keys of a config of this kind."""
     if kind == axolotl.FORMAT:
         return axolotl_write.keys_of(changes)
+    if kind == trl.FORMAT:
+        return trl.keys_of(changes)
     return llama_factory_write.keys_of(changes) if kind == llama_factory.FORMAT else dict(changes)

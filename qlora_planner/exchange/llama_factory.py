@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
+from qlora_planner.exchange import trl_keys
+from qlora_planner.exchange.effects import either, less, more
+from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.reading import Config, Reading
 
 FORMAT = "llama-factory"
@@ -13,14 +15,15 @@ STANDS_IN = (
     "LLaMA-Factory trains through transformers' Seq2SeqTrainer with what is trained in float32; modelled as hf-trainer"
 )
 ATTENTIONS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+ADDED_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens", "new_special_tokens_config")
 _STAGES = ("sft", "pt", "rm", "ppo", "dpo", "kto")
 # transformers 5.17, TrainingArguments.
 _BATCH_SIZE = 8
 
 
 def is_llama_factory(raw: Mapping[str, Any]) -> bool:
-    """Whether a parsed file is a LLaMA-Factory config: it alone names its model `model_name_or_path`."""
-    return "model_name_or_path" in raw
+    """Whether a parsed file is a LLaMA-Factory config: TRL names its model by `model_name_or_path` too."""
+    return "model_name_or_path" in raw and not trl_keys.is_trl(raw)
 
 
 def read(raw: Mapping[str, Any], where: str) -> Reading:
@@ -35,7 +38,7 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     options: dict[str, Any] = {"trainer": "hf-trainer", "upcast": False}
     stage = config.text("stage", "sft", _STAGES) or "sft"
     if stage not in ("sft", "pt"):
-        config.leave("stage", f"{stage} has another loss, and may hold a second model")
+        config.leave("stage", STAGES[stage])
     options |= _method(config)
     options |= _adapters(config) if options["method"] != "full" else {}
     options |= _dtypes(config, options["method"])
@@ -64,13 +67,13 @@ def _method(config: Config) -> dict[str, Any]:
     stored = config.text("quantization_type", "nf4", ("nf4", "fp4"))
     double = config.flag("double_quantization", True)
     if kind in ("freeze", "oft"):
-        config.leave("finetuning_type", f"{kind} trains other weights; taken as lora")
+        config.leave("finetuning_type", either("trains other weights; taken as lora"))
     if bits is not None and kind in ("full", "freeze"):
         config.faults.append(f"finetuning_type: {kind} with quantization_bit: quantised weights are not trained")
     if bits is None:
         return {"method": "full", "quant": "none"} if kind == "full" else {"method": "lora", "quant": "none"}
     if family != "bnb":
-        config.leave("quantization_method", f"{family} stores weights in its own way; taken as bitsandbytes")
+        config.leave("quantization_method", either("stores weights in its own way; taken as bitsandbytes"))
     if bits not in (4, 8):
         config.faults.append(f"quantization_bit must be 4 or 8, not {bits}")
     return {"method": "qlora", "quant": "int8" if bits == 8 else stored, "double_quant": double}
@@ -78,6 +81,12 @@ def _method(config: Config) -> dict[str, Any]:
 
 def _adapters(config: Config) -> dict[str, Any]:
     targets, saved = config.names("lora_target"), config.names("additional_target")
+    # model_utils/embedding.py and loader/adapter.py: tokens that are added switch resize_vocab on, and that trains the
+    # embedding and the head whole unless additional_target says what is trained.
+    grown = [name for name in ADDED_TOKENS if config.get(name) not in (None, False, "", [])]
+    if grown and not saved:
+        config.trains_embeddings = True
+        config.notes.append(f"{grown[0]}: LLaMA-Factory trains the embedding and the head whole beside the adapters")
     return {
         "rank": config.integer("lora_rank", 8),
         "alpha": config.integer("lora_alpha", None),
@@ -96,10 +105,11 @@ def _dtypes(config: Config, method: str) -> dict[str, Any]:
     if method == "full" and not pure:
         config.leave(
             "finetuning_type",
-            "full without pure_bf16 trains float32 weights: weights, gradients and optimizer take twice what is said",
+            more("without pure_bf16 the weights are float32: weights, gradients and optimizer take twice what is said"),
         )
     elif pure and method != "full":
         config.notes.append("pure_bf16: adapters stay in bfloat16; modelled in float32, which takes more")
+        config.beside("pure_bf16: true", less("adapters stay in bfloat16; modelled in float32", 0.15))
     if not (bf16 or fp16 or pure):
         config.notes.append("neither bf16 nor fp16: LLaMA-Factory trains without autocast; modelled with it")
         return {}
@@ -112,7 +122,7 @@ def _attention(config: Config) -> dict[str, Any]:
     if kernel in (None, "auto"):
         return {}
     if kernel == "fa3":
-        config.leave("flash_attn", "FlashAttention-3 is not modelled; taken as flash_attention_2")
+        config.leave("flash_attn", either("taken as flash_attention_2", 0.05))
     return {"attention": ATTENTIONS.get(kernel, "flash_attention_2")}
 
 
@@ -120,7 +130,7 @@ def _packing(config: Config, stage: str) -> dict[str, Any]:
     neat = config.flag("neat_packing")
     packed = config.flag("packing", stage == "pt") or neat
     if neat and config.raw.get("flash_attn") != "fa2":
-        config.leave("neat_packing", "its mask of whole rows takes memory, but for flash_attn: fa2")
+        config.leave("neat_packing", more("its mask of whole rows takes memory, but for flash_attn: fa2", 0.25))
     if not packed:
         return {}
     config.notes.append("packing: every row is full")

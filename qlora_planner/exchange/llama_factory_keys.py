@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qlora_planner.exchange.effects import SLIGHT, Effect, either, less, more, rows
+
 # Key -> what it decides of a run.
 USED: Mapping[str, str] = {
     "model_name_or_path": "the model",
@@ -36,6 +38,11 @@ USED: Mapping[str, str] = {
     "pure_bf16": "what is trained stays in bfloat16",
     "enable_liger_kernel": "liger",
     "use_liger_kernel": "liger, by transformers' own option",
+    "resize_vocab": "modules_to_save: the embedding and the head, unless additional_target says otherwise",
+    "add_tokens": "the same as resize_vocab, which it switches on",
+    "add_special_tokens": "the same as resize_vocab, which it switches on",
+    "new_special_tokens": "the same as resize_vocab, which it switches on",
+    "new_special_tokens_config": "the same as resize_vocab, which it switches on",
     "packing": "full rows: padding off",
     "neat_packing": "full rows: padding off",
     "per_device_eval_batch_size": "eval_batch_size; 8 where it is absent",
@@ -45,51 +52,64 @@ USED: Mapping[str, str] = {
     "eval_dataset": "evaluation, with eval_strategy or do_eval",
 }
 
-# Key -> why it is not in the estimate. It counts only where it is switched on.
-NOT_MODELLED: Mapping[str, str] = {
-    "deepspeed": "DeepSpeed shards and offloads",
-    **dict.fromkeys(("fsdp", "fsdp_config", "parallelism_config"), "FSDP shards over several cards"),
-    **dict.fromkeys(
-        ("use_mca", "use_megatron_bridge", "use_hyper_parallel", "hyper_parallel_args", "ray_num_workers"),
-        "several cards share the work",
-    ),
-    **dict.fromkeys(("use_unsloth", "use_unsloth_gc", "use_v1_kernels", "use_kt"), "other code than PEFT's"),
-    **dict.fromkeys(
-        ("use_galore", "use_apollo", "use_badam", "use_adam_mini", "use_muon", "optim_target_modules"),
-        "an optimizer whose memory is not known here",
-    ),
-    **dict.fromkeys(("fp8", "infer_dtype"), "another dtype"),
-    **dict.fromkeys(("shift_attn", "mixture_of_depths", "rope_scaling"), "changes the model"),
-    **dict.fromkeys(("torch_compile", "auto_find_batch_size"), "decided when it runs"),
-    **dict.fromkeys(("use_asft_loss", "use_dft_loss", "use_eaft_loss", "label_smoothing_factor"), "another loss"),
-    **dict.fromkeys(("use_llama_pro", "freeze_language_model", "pissa_init"), "other weights are trained"),
-    **dict.fromkeys(("ref_model", "reward_model"), "a second model on the card"),
-    **dict.fromkeys(("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens_config"),
-                    "may resize the embedding"),
-    **dict.fromkeys(("predict_with_generate", "do_predict", "compute_accuracy"), "keeps logits while it evaluates"),
-    "upcast_layernorm": "norms in float32",
-    "upcast_lmhead_output": "logits in float32",
-    "adapter_name_or_path": "starts from an adapter, whose own rank counts",
-    "train_from_scratch": "random weights, of the same size",
-    "liger_kernel_config": "a part of Liger alone",
-}  # fmt: skip
+_SEVERAL = "several cards share the work, which is not planned here"
+_IMAGES = "rows may hold images, each of hundreds to thousands of tokens"
+
+# Key -> what it does that is not in the estimate. It counts only where it is switched on.
+NOT_MODELLED: Mapping[str, Effect] = rows((
+    ("deepspeed", either("DeepSpeed shards and offloads, which is not planned here")),
+    ("fsdp fsdp_config parallelism_config", either("FSDP shards over several cards, which is not planned here")),
+    ("use_mca use_megatron_bridge use_hyper_parallel hyper_parallel_args", either(_SEVERAL)),
+    ("ray_num_workers", either(_SEVERAL, off=(1,))),
+    ("use_unsloth", either("Unsloth's own code, whose peak depends on the card")),
+    ("use_unsloth_gc", less("layer inputs wait in host memory")),
+    ("use_v1_kernels use_kt", either("other code than PEFT's")),
+    ("use_galore use_apollo use_badam use_adam_mini use_muon optim_target_modules",
+     either("an optimizer whose memory is not known here")),
+    ("fp8", either("matrix products in float8")),
+    ("infer_dtype", either("what it infers in", SLIGHT)),
+    ("shift_attn mixture_of_depths", either("other attention than is said")),
+    ("rope_scaling", either("positions are stretched", SLIGHT)),
+    ("torch_compile", either("the compiler decides what is kept")),
+    ("auto_find_batch_size", less("the batch is halved while it does not fit")),
+    ("use_asft_loss use_dft_loss use_eaft_loss label_smoothing_factor", more("another loss over the logits")),
+    ("use_llama_pro", either("layers are added, and they alone are trained")),
+    ("freeze_language_model", either("what sees is trained, not the language model")),
+    ("pissa_init", more("adapters begin with a decomposition of each weight", SLIGHT)),
+    ("ref_model reward_model", more("a second model on the card")),
+    ("predict_with_generate do_predict", more("generates beside training")),
+    ("compute_accuracy", more("logits are looked at in evaluation", 0.2)),
+    ("upcast_layernorm", more("norms in float32", 0.25)),
+    ("upcast_lmhead_output", more("logits in float32, 4 bytes more for each", 0.4)),
+    ("adapter_name_or_path", either("starts from an adapter, whose own rank counts")),
+    ("train_from_scratch", either("random weights, of the same size", SLIGHT)),
+    ("liger_kernel_config", either("a part of Liger alone", 0.5)),
+    ("image_max_pixels image_min_pixels video_max_pixels video_min_pixels video_maxlen media_dir crop_to_patches",
+     more(_IMAGES)),
+))  # fmt: skip
+STAGES: Mapping[str, Effect] = {
+    "rm": either("a reward model: each row is two sequences, and the loss is not a language model's"),
+    "ppo": either("generates, and holds a reward and a reference model beside the trained one"),
+    "dpo": either("each row is two sequences, a reference pass comes before, and the loss is over both"),
+    "kto": either("each row goes through with a second answer, and the loss needs a reference pass"),
+}
 
 # Known, and they take no memory on the card.
 _NEUTRAL = """
 accelerator_config adam_beta1 adam_beta2 adam_epsilon adapter_folder asft_alpha audio_sampling_rate
 average_tokens_across_devices batch_eval_metrics bf16_full_eval buffer_size cache_dir create_new_adapter
-crop_to_patches data_seed data_shared_file_system dataset dataset_dir debug default_system disable_shuffling
+data_seed data_shared_file_system dataset dataset_dir debug default_system disable_shuffling
 disable_tqdm do_sample do_train eaft_alpha early_stopping_steps enable_jit_checkpoint enable_thinking
 enable_torch_profiler eval_accumulation_steps eval_delay eval_do_concat_batches eval_num_beams eval_on_each_dataset
 eval_on_start eval_steps eval_use_gather_object fp16_full_eval fp8_backend fp8_enable_fsdp_float8_all_gather
 freeze_multi_modal_projector freeze_vision_tower full_determinism gradient_checkpointing gradient_checkpointing_kwargs
 greater_is_better group_by_length hf_hub_token hyper_parallel_cp_size ignore_data_skip ignore_pad_token_for_loss
-image_do_pan_and_scan image_max_pixels image_min_pixels include_effective_tokens_per_second include_for_metrics
+image_do_pan_and_scan include_effective_tokens_per_second include_for_metrics
 include_num_input_tokens_seen infer_backend init_special_tokens interleave_probs label_names learning_rate
 length_column_name length_penalty load_best_model_at_end local_rank log_level log_level_replica log_on_each_node
 logging_dir logging_first_step logging_nan_inf_filter logging_steps logging_strategy loraplus_lr_embedding
 loraplus_lr_ratio low_cpu_mem_usage lr_scheduler_kwargs lr_scheduler_type mask_history master_addr master_port
-max_grad_norm max_length max_new_tokens max_samples max_steps media_dir megatron_bridge_args metric_for_best_model
+max_grad_norm max_length max_new_tokens max_samples max_steps megatron_bridge_args metric_for_best_model
 mix_strategy model_revision moe_aux_loss_coef ms_hub_token neftune_noise_alpha num_beams num_train_epochs
 offload_folder om_hub_token optim_args output_dir overwrite_cache overwrite_output_dir pissa_convert pissa_iter
 plot_loss prediction_loss_only preprocessing_batch_size preprocessing_num_workers preserve_thinking print_param_status

@@ -8,6 +8,9 @@ from typing import Any
 
 from qlora_planner.catalog import OPTIMIZERS
 from qlora_planner.errors import InputError
+from qlora_planner.exchange.effects import OPTIMIZER, Effect, either
+from qlora_planner.exchange.effects import OPTIMIZERS as UNCOUNTED
+from qlora_planner.memory.records import Unmodelled
 from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
@@ -25,7 +28,9 @@ class Reading:
 
     `used` decided the run; `ignored` take no memory, or are switched off; `not_modelled` may change memory and are not
     in the estimate, with the reason; `unknown` are no options of that tool, as far as is known here.
+    `unmodelled` is what the estimate of `run` must be qualified by: those keys, and what the tool does by itself.
     `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
+    `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`.
     """
 
     format: str
@@ -37,6 +42,9 @@ class Reading:
     unknown: tuple[str, ...]
     notes: tuple[str, ...] = ()
     gpu: Mapping[str, Any] | None = None
+    unmodelled: tuple[Unmodelled, ...] = ()
+    trains_embeddings: bool = False
+    loss_stands_in: bool = False
 
     def keys_to_dict(self) -> dict[str, Any]:
         """The four kinds, JSON-ready."""
@@ -56,7 +64,10 @@ class Config:
     where: str
     seen: dict[str, None] = field(default_factory=dict)
     faults: list[str] = field(default_factory=list)
-    not_modelled: dict[str, str] = field(default_factory=dict)
+    not_modelled: dict[str, Unmodelled] = field(default_factory=dict)
+    besides: list[Unmodelled] = field(default_factory=list)
+    trains_embeddings: bool = False
+    loss_stands_in: bool = False
     notes: list[str] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
@@ -123,8 +134,11 @@ class Config:
         """An optimizer by transformers' name."""
         name = self.text(key, default) or default
         if name in STAND_INS:
-            self.leave(key, f"{name} keeps its states in torchao's way; taken as {STAND_INS[name]}")
+            self.leave(key, either(f"keeps its states in torchao's way; taken as {STAND_INS[name]}", 0.02))
             return STAND_INS[name]
+        if name in UNCOUNTED:
+            self.leave(key, OPTIMIZER)
+            return "adamw_torch_fused"
         if name not in OPTIMIZERS:
             known = ", ".join(OPTIMIZERS)
             self.faults.append(f"{key}: the memory of {quoted(name)} is not known here; known: {known}")
@@ -138,10 +152,14 @@ class Config:
             self.faults.append(f"names no model: {key} is missing")
         return (name or "").strip()
 
-    def leave(self, key: str, why: str) -> None:
+    def leave(self, key: str, effect: Effect) -> None:
         """Say that what `key` asks for is not in the estimate."""
         self.seen[key] = None
-        self.not_modelled[key] = why
+        self.not_modelled[key] = _unmodelled(_shown(key, self.raw.get(key)), effect)
+
+    def beside(self, name: str, effect: Effect) -> None:
+        """Say that what the tool does by itself, without a key of its own in the file, is not in the estimate."""
+        self.besides.append(_unmodelled(name, effect))
 
     def finish(
         self,
@@ -152,7 +170,7 @@ class Config:
         used: Collection[str],
         neutral: Collection[str],
         families: tuple[str, ...],
-        not_modelled: Mapping[str, str],
+        not_modelled: Mapping[str, Effect],
     ) -> Reading:
         """The run of `options`, and every key in its place.
 
@@ -165,8 +183,8 @@ class Config:
             if key in self.seen:
                 continue
             known = key in used or key in neutral or key.startswith(families) or key in not_modelled
-            if key in not_modelled and value not in (None, False, "", 0) and value != [] and value != {}:
-                self.not_modelled[key] = not_modelled[key]
+            if key in not_modelled and not_modelled[key].asked(value):
+                self.not_modelled[key] = _unmodelled(_shown(key, value), not_modelled[key])
             else:
                 (ignored if known else unknown).append(key)
         run = None
@@ -182,10 +200,26 @@ class Config:
             run=run,
             used=tuple(key for key in self.seen if key not in self.not_modelled),
             ignored=tuple(ignored),
-            not_modelled={plain(key): why for key, why in self.not_modelled.items()},
+            not_modelled={plain(key): thing.what for key, thing in self.not_modelled.items()},
             unknown=tuple(plain(key) for key in unknown),
             notes=tuple(self.notes),
+            unmodelled=(*self.not_modelled.values(), *self.besides),
+            trains_embeddings=self.trains_embeddings,
+            loss_stands_in=self.loss_stands_in,
         )
+
+
+def _unmodelled(key: str, effect: Effect) -> Unmodelled:
+    return Unmodelled(key=key, what=effect.why, direction=effect.direction, at_most=effect.at_most)
+
+
+def _shown(key: str, value: Any) -> str:
+    """The key as it stands in the file, with a value that is short enough to be told."""
+    if isinstance(value, bool):
+        return plain(f"{key}: {'true' if value else 'false'}")
+    if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 40):
+        return plain(f"{key}: {value}")
+    return plain(key)
 
 
 def _number(value: Any) -> float | None:

@@ -195,11 +195,15 @@ class MemoryEstimate:
     @property
     def partial(self) -> bool:
         """Whether something is left out that can move the peak by more than its interval."""
+        return any(self.matters(thing) for thing in self.unmodelled)
+
+    def matters(self, thing: Unmodelled) -> bool:
+        """Whether it can move the peak by more than its interval."""
+        if thing.at_most is None:
+            return True
         peak, low, high = self.peak.device_bytes, self.peak.low_bytes, self.peak.high_bytes
-        return any(
-            thing.at_most is None or peak * (1 - thing.at_most) < low or peak * (1 + thing.at_most) > high
-            for thing in self.unmodelled
-        )
+        below = thing.direction != "up" and peak * (1 - thing.at_most) < low
+        return below or (thing.direction != "down" and peak * (1 + thing.at_most) > high)
 
     @property
     def verdict(self) -> str | None:

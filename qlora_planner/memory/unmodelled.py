@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
+from math import hypot
 
 from qlora_planner.memory.records import Fit, MemoryEstimate, Unmodelled
 from qlora_planner.units import format_gib
@@ -20,9 +21,10 @@ CANNOT_SAY = "cannot-say"
 def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEstimate:
     """`found` with these things named as left out of its figures, which stay as they are.
 
-    The verdict becomes `cannot-say` where they could change it: what only takes more leaves `does-not-fit` standing,
-    what only takes less leaves `fits` and `tight`, and what is bounded leaves any that holds at its bound with the
-    interval on top. Things that are named already are not named twice. A run that the stack refuses stays refused.
+    The verdict becomes `cannot-say` where they could change it: what only takes more leaves `does-not-fit`
+    standing, what only takes less leaves `fits` and `tight`, and what is bounded leaves any that is the same at its
+    bound (`fits` with the interval on top: as errors that know nothing of each other, the root of their squares).
+    Things that are named already are not named twice. A run that the stack refuses stays refused.
     """
     more = tuple(thing for thing in dict.fromkeys(things) if thing not in found.unmodelled)
     if not more:
@@ -31,7 +33,8 @@ def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEsti
     fit = whole.fit
     if fit is None or fit.verdict == "will-not-run" or not (fit.verdict == CANNOT_SAY or _changeable(whole, fit)):
         return whole
-    reasons = [f"{thing.key} is not modelled: {thing.what}" for thing in whole.unmodelled]
+    telling = [thing for thing in whole.unmodelled if whole.matters(thing)] or whole.unmodelled
+    reasons = [f"not modelled: {keys} ({what})" for keys, what in told(telling)]
     reasons.append(
         f"partial, without that: peak {format_gib(whole.peak.device_bytes)} of {format_gib(fit.usable_bytes)} usable,"
         f" works from {format_gib(whole.floor_bytes)} on"
@@ -39,18 +42,23 @@ def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEsti
     return replace(whole, fit=replace(fit, verdict=CANNOT_SAY, probability_oom=None, reasons=tuple(reasons)))
 
 
+def told(things: Iterable[Unmodelled]) -> list[tuple[str, str]]:
+    """What is left out as pairs of keys and what they do: keys that do the same are named together."""
+    found: dict[str, list[str]] = {}
+    for thing in things:
+        found.setdefault(thing.what, []).append(thing.key)
+    return [(", ".join(keys), what) for what, keys in found.items()]
+
+
 def _changeable(found: MemoryEstimate, fit: Fit) -> bool:
     """Whether what is left out could make another verdict than the one at hand."""
-    peak = max(found.peak.device_bytes, 1)
+    peak, floor = found.peak, found.floor_bytes
     if fit.verdict == "does-not-fit":
         less = _reach(found.unmodelled, "down")
-        return less is None or (
-            less > 0 and found.floor_bytes * (1 - less) * found.peak.low_bytes / peak <= fit.usable_bytes
-        )
+        return less is None or (less > 0 and floor * (1 - less) <= fit.usable_bytes)
     more = _reach(found.unmodelled, "up")
-    return more is None or (
-        more > 0 and found.floor_bytes * (1 + more) * found.peak.high_bytes / peak > fit.usable_bytes
-    )
+    spread = peak.high_bytes / max(peak.device_bytes, 1) - 1 if fit.verdict == "fits" else 0.0
+    return more is None or (more > 0 and floor * (1 + hypot(more, spread)) > fit.usable_bytes)
 
 
 def _reach(things: Iterable[Unmodelled], direction: str) -> float | None:

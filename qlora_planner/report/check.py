@@ -56,7 +56,7 @@ def render_check(
 ) -> str:
     """The whole screen. `fixes` are changes, the least harmful first, each with the keys to write."""
     lines = [*headline(found, gpu, theme), [], *_about(found, gpu, theme)]
-    sections = [_reading(read, theme), _fixes(found, fixes, theme)]
+    sections = [_reading(found, read, theme), _fixes(found, fixes, theme)]
     if explain:
         sections.append(render_components(found, theme))
     sections.append(problems(found, theme))
@@ -78,11 +78,15 @@ def _about(found: MemoryEstimate, gpu: GpuSpec, theme: Theme) -> Iterator[Line]:
     yield from theme.wrap(text, 6, "peak", first_style="dim")
 
 
-def _reading(read: Read, theme: Theme) -> Iterator[Line]:
+def _reading(found: MemoryEstimate, read: Read, theme: Theme) -> Iterator[Line]:
     """What stands in for what, and what the figures leave out: an answer for another run would be worse than none."""
     for note in read.notes:
         yield from theme.wrap(note, 9, "read", first_style="dim")
+    # What matters most stands at the head already.
+    told = {thing.what for thing in found.unmodelled if found.matters(thing)}
     for key, why in read.not_modelled.items():
+        if why in told:
+            continue
         yield from theme.wrap(f"{key} is not in these figures: {why}", 9, "without", first_style="bold yellow")
     if read.unknown:
         text = f"not keys of {read.format}, as far as is known here: {', '.join(read.unknown)}"

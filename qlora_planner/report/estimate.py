@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, weakest
+from qlora_planner.memory.unmodelled import told
 from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.report.words import (
     card_line,
@@ -111,9 +112,8 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
 
 def partial_sentences(estimate: MemoryEstimate) -> list[str]:
     """What the figures leave out, where it is more than their interval and yet cannot change the verdict."""
-    if not estimate.partial:
-        return []
-    return [f"partial, without {thing.key}: {thing.what}" for thing in estimate.unmodelled]
+    things = [thing for thing in estimate.unmodelled if estimate.matters(thing)]
+    return [f"partial, without {keys}: {what}" for keys, what in told(things)]
 
 
 def _if_it_ran(estimate: MemoryEstimate) -> str:

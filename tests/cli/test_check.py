@@ -46,16 +46,16 @@ def test_fits(invoke: Invoke, file: Any, config: dict[str, Any]) -> None:
 
 
 def test_does_not_fit_and_what_would(invoke: Invoke, file: Any) -> None:
-    path = file(AXOLOTL | {"micro_batch_size": 16, "sequence_len": 4096, "deepspeed": "z.json", "sequense": 1})
+    path = file(AXOLOTL | {"micro_batch_size": 16, "sequence_len": 4096, "fp32_norms": True, "sequense": 1})
     result = invoke("check", path, "--gpu", "24GB")
     assert result.exit_code == 1
     assert "smallest change that fits" in result.stdout
     assert "  micro_batch_size: " in result.stdout
-    assert "deepspeed is not in these figures" in " ".join(result.stdout.split())
+    assert "fp32_norms is not in these figures: norms in float32" in " ".join(result.stdout.split())
     assert "closed forms" in result.stdout
     assert result.stderr.splitlines() == [
         "qlora-plan: axolotl keys that are not known here, so not in the estimate: sequense",
-        "qlora-plan: not modelled, so not in the estimate: deepspeed",
+        "qlora-plan: not modelled, so not in the estimate: fp32_norms",
     ]
     assert invoke("check", path, "--gpu", "24GB", "--quiet").stderr == ""
 
@@ -127,7 +127,7 @@ FAULTS: list[tuple[list[str], int, str]] = [
     (["check", ".", "--gpu", "24GB"], 2, "is a folder"),
     (["check", "{file}", "--gpu", "24"], 2, "24GB"),
     (["check", "{file}"], 2, "--gpu"),
-    (["check", "{file}", "--format", "trl"], 2, "axolotl"),
+    (["check", "{file}", "--format", "unsloth"], 2, "axolotl"),
     (["check", "{file}", "--gpu", "24GB", "--model", "nobody/has-this"], 3, "nobody/has-this"),
     (["check"], 2, "FILE"),
     (["llama-3.1-8b", "--gpu", "24GB", "--export", "unsloth"], 2, "axolotl"),

@@ -176,7 +176,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     [
         (AXOLOTL, {"deepspeed": "zero3.json"}, "deepspeed"),
         (AXOLOTL, {"rl": "dpo"}, "rl"),
-        (AXOLOTL, {"plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]}, "plugins"),
+        (AXOLOTL, {"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"]}, "plugins"),
         (AXOLOTL, {"attn_implementation": "flex_attention"}, "attn_implementation"),
         (AXOLOTL, {"bf16": False}, "bf16"),
         (AXOLOTL, {"optimizer": "adamw_torch_8bit"}, "optimizer"),

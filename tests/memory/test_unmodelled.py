@@ -30,7 +30,7 @@ def thing(direction: str, at_most: float | None = None, key: str = "rl: dpo") ->
         ("does-not-fit", 30, [thing("down", 0.1)], "does-not-fit", 1),
         ("fits", 20, [thing("up", 0.25)], "cannot-say", 5),
         # Each alone leaves the verdict standing, both together do not.
-        ("fits", 12, [thing("up", 0.5, "a"), thing("up", 0.5, "b")], "cannot-say", 5),
+        ("fits", 13, [thing("up", 0.5, "a"), thing("up", 0.5, "b")], "cannot-say", 5),
         ("fits", 12, [thing("up", 0.5, "a"), thing("down", 0.5, "b")], "fits", 0),
     ],
 )
@@ -56,7 +56,7 @@ def test_the_document_names_what_is_missing_and_marks_the_figures() -> None:
     assert document["fit"]["verdict"] == "cannot-say"
     assert document["fit"]["probability_oom"] is None
     assert document["fit"]["reasons"] == [
-        "rl: dpo is not modelled: two sequences in each row",
+        "not modelled: rl: dpo (two sequences in each row)",
         "partial, without that: peak 12.00 GiB of 23.00 GiB usable, works from 11.00 GiB on",
     ]
     assert document["peak"]["device_bytes"] == 12 * GIB
@@ -65,7 +65,7 @@ def test_the_document_names_what_is_missing_and_marks_the_figures() -> None:
 def test_the_screen_names_it_first() -> None:
     lines = render_estimate(cannot_say(), CARD, Theme(), card="24GB").splitlines()
     assert lines[0] == "? cannot say: org/some-model-7b on 24GB"
-    assert lines[1] == "  rl: dpo is not modelled: two sequences in each row"
+    assert lines[1] == "  not modelled: rl: dpo (two sequences in each row)"
     assert lines[2].startswith("  partial, without that: peak 12.00 GiB")
 
 
@@ -92,4 +92,4 @@ def test_nothing_is_named_twice() -> None:
     assert qualified(once, [thing("both")]) == once
     twice = qualified(once, [thing("up", key="images")])
     assert twice.fit is not None
-    assert [reason.partition(" is not")[0] for reason in twice.fit.reasons[:2]] == ["rl: dpo", "images"]
+    assert twice.fit.reasons[0] == "not modelled: rl: dpo, images (two sequences in each row)"
