@@ -161,7 +161,7 @@ def ranking_card(gpu: GpuSpec, *, profiles: str | os.PathLike[str] | None = None
 
 
 def _ranking_card(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
-    from qlora_planner.hardware.sizes import marketed_size
+    from qlora_planner.hardware.sizes import MARKETED_SIZES, marketed_size
 
     if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
         return gpu
@@ -170,4 +170,9 @@ def _ranking_card(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
         if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):
             return named
     rated = [card for card in catalogue.all() if card.bandwidth_bytes_per_s and card.bf16_flops]
-    return min(rated, key=lambda card: (card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name))
+    # Of cards with the same memory the one that stands for its size: the others are rarer, and some far slower.
+    known = {row.card for row in MARKETED_SIZES}
+    return min(
+        rated,
+        key=lambda card: (card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name not in known, card.name),
+    )

@@ -105,6 +105,8 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
 
 
 def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, Any]:
+    from qlora_planner.hardware import remarks
+
     gpu = card.gpu
     return {
         "schema": SCHEMA,
@@ -113,6 +115,7 @@ def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, An
         "cap_bytes": card.cap_bytes,
         "usable_bytes": rows[0].usable_bytes if rows else None,
         "run": run.to_dict(),
+        "problems": [{"code": one.code, "message": one.message, "fix": one.fix} for one in remarks(gpu, run.stack)],
         "played": False,  # ranked by a sweep or closed forms; `plan` plays
         "models": [row.to_dict() for row in rows],
     }

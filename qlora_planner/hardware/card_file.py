@@ -107,6 +107,7 @@ def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:
         bf16=values.get("bf16"),
         rent_usd_per_hour=values.get("rent_usd_per_hour"),
         verified=values.get("verified", True),
+        shared_with_host=values.get("shared_with_host", False),
         facts=facts,
         note=values.get("note"),
     )
@@ -208,5 +209,6 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "bf16": _truth,
     "rent_usd_per_hour": _number(1000),
     "verified": _truth,
+    "shared_with_host": _truth,
     "note": _text,
 }

@@ -13,6 +13,7 @@
     compute_capability = "8.9"
     bf16 = true                           # in hardware
     rent_usd_per_hour = 0.39              # a public list price, not an offer
+    shared_with_host = false              # true: one memory for CPU and GPU; memory_mib is what CUDA calls its total
     verified = true                       # false: nobody ran this project's stack on it
     note = "..."
 

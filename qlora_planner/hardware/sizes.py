@@ -22,7 +22,7 @@ _SMALLEST_BYTES, _LARGEST_BYTES = 256 * MIB, 4096 * GIB
 class MarketedSize:
     """What `24GB` on a box comes to: `memory_mib` as the driver reports it on `card`.
 
-    `smaller` are cards sold with the same figure that report less; only the 24 GB row has any.
+    `smaller` are cards sold with the same figure that report less: few train on them, or they are far below the rest.
     """
 
     marketed_gb: int
@@ -30,10 +30,15 @@ class MarketedSize:
     memory_mib: int
     why: str
     smaller: tuple[str, ...] = ()
+    shared_with_host: bool = False
 
 
-def _row(gb: int, card: str, mib: int, why: str, smaller: tuple[str, ...] = ()) -> MarketedSize:
-    return MarketedSize(marketed_gb=gb, card=card, memory_mib=mib, why=why, smaller=smaller)
+def _row(
+    gb: int, card: str, mib: int, why: str, smaller: tuple[str, ...] = (), *, shared_with_host: bool = False
+) -> MarketedSize:
+    return MarketedSize(
+        marketed_gb=gb, card=card, memory_mib=mib, why=why, smaller=smaller, shared_with_host=shared_with_host
+    )
 
 
 # The smallest card sold with each figure, so that an answer holds for all of them. A box's figure is never computed
@@ -44,20 +49,26 @@ MARKETED_SIZES: tuple[MarketedSize, ...] = (
     _row(10, "rtx-3080-10gb", 10240, "the only one sold as 10GB"),
     _row(11, "rtx-2080-ti", 11264, "the same on every card sold as 11GB"),
     _row(12, "rtx-5070", 12227, "the smallest sold as 12GB; others have 12,282 or 12,288 MiB"),
-    _row(16, "t4", 15360, "the smallest sold as 16GB (ECC takes a sixteenth); GeForce cards have 16,303 to 16,384 MiB"),
+    _row(
+        16, "t4", 15360, "the smallest in wide use sold as 16GB (ECC takes a sixteenth); GeForce cards have 16,303 to"
+        " 16,384 MiB", ("a16", "a2"),
+    ),
     _row(20, "rtx-a4500", 20470, "the smallest sold as 20GB"),
     _row(
         24, "rtx-4090", 24564, "the smallest NVIDIA desktop card sold as 24GB",
-        ("a10", "a10g", "l4", "rtx-5090-laptop", "rx-7900-xtx"),
+        ("a10", "a10g", "l4", "m40-24gb", "p40", "rtx-5090-laptop", "rtx-pro-4000", "rx-7900-xtx"),
     ),
     _row(32, "rtx-5090", 32607, "the smallest sold as 32GB"),
-    _row(40, "a100-40gb", 40960, "the only one sold as 40GB"),
+    _row(40, "a100-40gb", 40960, "the same on every card sold as 40GB"),
     _row(48, "l40s", 46068, "the smallest sold as 48GB (ECC takes a sixteenth); the RTX A6000 has 49,140 MiB"),
     _row(64, "mi210", 65520, "the smallest sold as 64GB"),
+    _row(72, "rtx-pro-5000-72gb", 73415, "the only one sold as 72GB"),
     _row(80, "h100", 81559, "the smallest sold as 80GB; the A100 has 81,920 MiB"),
     _row(94, "h100-nvl", 95830, "the only one sold as 94GB"),
     _row(96, "gh200", 97871, "the smallest sold as 96GB; the RTX PRO 6000 has 97,887 MiB"),
-    _row(141, "h200", 143771, "the only one sold as 141GB"),
+    _row(128, "gb10", 122502, "the only one sold as 128GB: the whole machine's memory, the host's too",
+         shared_with_host=True),
+    _row(141, "h200", 143771, "the same on every card sold as 141GB"),
     _row(180, "b200", 183359, "the only one sold as 180GB"),
     _row(186, "gb200", 189471, "the only one sold as 186GB"),
     _row(192, "b200", 183359, "the B200 was announced with 192GB and has this; the MI300X has 196,592 MiB"),
@@ -126,6 +137,7 @@ def _as_sold(given: str, number: str) -> GpuSpec:
         label=f"{row.marketed_gb}GB card",
         memory_bytes=row.memory_mib * MIB,
         marketed_gb=row.marketed_gb,
+        shared_with_host=row.shared_with_host,
         facts={"memory_bytes": Fact(source=f"table of sizes as sold: {row.card}, {row.why}", date="2026-11-23")},
         note=f"{note}: {row.why}{smaller}",
     )
@@ -154,13 +166,16 @@ def driver_keeps_bytes(memory_bytes: int) -> int:
 def usable_bytes(spec: GpuSpec, reserve_bytes: int = 0) -> tuple[int, str]:
     """What CUDA can give one process on the card, less `reserve_bytes`, and one line that says why.
 
-    CUDA's own total where it is known; else NVML's less what drivers were seen to keep. Never below zero.
-    torch's per-process limit is not part of it. Raises InputError for a negative reserve.
+    CUDA's own total where it is known, all of a memory that the host shares, else NVML's less what drivers were seen to
+    keep. Never below zero. torch's per-process limit is not part of it. Raises InputError for a negative reserve.
     """
     if reserve_bytes < 0:
         raise InputError("--reserve: must not be negative")
     total = format_mib(spec.memory_bytes)
-    if spec.cuda_total_bytes is not None:
+    if spec.shared_with_host:
+        usable = spec.memory_bytes
+        why = f"CUDA's {total} are the whole machine's memory: what the host and every program hold comes off it"
+    elif spec.cuda_total_bytes is not None:
         usable = min(spec.cuda_total_bytes, spec.memory_bytes)
         why = f"CUDA reports {format_mib(usable)} of this card's {total}"
     else:

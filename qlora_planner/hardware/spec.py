@@ -39,6 +39,7 @@ class GpuSpec:
     compute_capability: str | None = None
     bf16: bool | None = None
     rent_usd_per_hour: float | None = None
+    shared_with_host: bool = False  # CPU and GPU have one memory, of which `memory_bytes` is all
     verified: bool = True  # False: nobody ran this project's stack on it (AMD)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     note: str | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlora_planner.hardware.remarks import LEGACY_WHEEL, NO_KERNEL, PYPI_WHEELS_BEGIN_AT, wheel_line
 from qlora_planner.measure.doctor_facts import Facts, Finding, release
 from qlora_planner.units import GIB, MIB, format_gib
 
@@ -20,10 +21,9 @@ def torch_wheel(driver: str | None, capabilities: tuple[tuple[int, int], ...]) -
 
     CUDA 13 needs driver 580 and Turing; below either, 12.6 is the build that PyTorch keeps for older cards.
     """
-    old_card = any(capability < (7, 5) for capability in capabilities)
+    old_card = any(capability < PYPI_WHEELS_BEGIN_AT[0][1] for capability in capabilities)
     old_driver = driver is not None and release(driver) < release(MINIMUM_DRIVER[13])
-    tag = "cu126" if old_card or old_driver else "cu130"
-    return f"pip install --force-reinstall torch --index-url https://download.pytorch.org/whl/{tag}"
+    return wheel_line(LEGACY_WHEEL if old_card or old_driver else "cu130", force=True)
 
 
 def python_version(facts: Facts) -> list[Finding]:
@@ -145,7 +145,7 @@ def torch_kernels(facts: Facts) -> list[Finding]:
     cards = ", ".join(f"{major}.{minor}" for major, minor in missing)
     message = (
         f"torch {torch.version} has no kernels for compute capability {cards} (it has {' '.join(torch.arch_list)}); "
-        "seen as 'no kernel image is available for execution on the device'"
+        f"seen as '{NO_KERNEL}'"
     )
     fix = torch_wheel(facts.driver_version, facts.capabilities)
     return [Finding(code="torch-kernels", status="problem", message=message, fix=fix, source=TORCH_MATRIX)]

@@ -146,8 +146,8 @@ def local_gpu(index: int = 0) -> LocalGpu:
     reading = visible[index]
     if reading.total_bytes is None:
         raise MissingError(
-            f"GPU {reading.index} ({reading.name}): NVML reports no memory size (memory shared with the CPU?); "
-            "give the size, as --gpu 64GiB"
+            f"GPU {reading.index} ({reading.name}): NVML reports no memory size, as where CPU and GPU share "
+            "one; name the card (--gpu gb10) or give what the machine has left for it, as --gpu 64GiB"
         )
     capability = reading.compute_capability
     name = reading.name or "GPU"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
+from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
@@ -51,7 +51,8 @@ def estimate(
     available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
     usable = None if available is None else available[0]
     view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders, cap_bytes)
-    problems = (*resolution.problems, *broken, *(() if tape is not None else (NOT_TRACED,)))
+    about_card = (Problem(code=one.code, message=one.message, fix=one.fix) for one in remarks(gpu, resolution.stack))
+    problems = (*resolution.problems, *broken, *about_card, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
     low, high = interval(device, spread(device, view.footing, context, calibration))
     around_floor = spread(view.floor_bytes, view.footing, context, calibration)

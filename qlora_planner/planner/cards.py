@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
+from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
 from qlora_planner.planner.speed import cost_of, speed_of
@@ -101,9 +101,12 @@ def smallest_card(
     calibration: Calibration | None,
     here: GpuSpec | None = None,
 ) -> Standing | None:
-    """The card with the least memory on which the run fits; None where none of `cards` does."""
+    """The card with the least memory on which the run fits; None where none of `cards` does.
+
+    One that needs another torch than pip installs, or whose memory is the host's too, is passed over.
+    """
     for card in by_size(cards):
-        if card.vendor != "nvidia":
+        if card.vendor != "nvidia" or remarks(card, answer.stack):
             continue
         if _verdict_on(answer, card, fitting_on(answer, here, card, calibration)) == "fits":
             return standing(profile, answer, card, calibration, here)

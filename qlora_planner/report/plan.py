@@ -46,7 +46,13 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     if (text := speed_line(plan.estimate.speed)) is not None:
         yield from theme.wrap(f"{text}{_price(plan)}", 6, "speed", first_style="dim")
     elif plan.search:
-        text = f"unknown for a bare size; runs are ranked as on {plan.search['ranked_on']}: name your card"
+        rank = f"runs are ranked as on {plan.search['ranked_on']}"
+        bare = plan.gpu.form == "size"
+        text = (
+            f"unknown for a bare size; {rank}: name your card"
+            if bare
+            else f"unknown: not all rates of this card are; {rank}"
+        )
         yield from theme.wrap(text, 6, "speed", first_style="dim")
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qlora_planner.hardware import GpuSpec
+from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.planner.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
 from qlora_planner.report.folding import fold_text, pick
@@ -48,6 +48,9 @@ def render_survey(
     """The whole screen. `asked` is the card as it was typed, for the command at the end."""
     usable = rows[0].usable_bytes if rows else gpu.memory_bytes
     lines = theme.wrap(f"{card_line(gpu)}. A process can use {format_mib(usable)}.")
+    for remark in remarks(gpu, run.stack):
+        lines += theme.wrap(remark.message, 9, "  note", first_style="yellow")
+        lines += theme.wrap(remark.fix, 9, "  fix:", style="cyan", first_style="dim")
     lines += theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim")
     lines += [*theme.wrap(_RANKED, 2, style="dim"), []]
     widths = _widths(theme)

@@ -154,7 +154,8 @@ def card_line(gpu: GpuSpec) -> str:
     if gpu.form == "size":
         return gpu.note or f"{gpu.name} is {format_mib(gpu.memory_bytes)}"
     unverified = "" if gpu.verified else "; nobody has run this stack on it yet"
-    return f"{gpu.label}: {format_mib(gpu.memory_bytes)} by the driver{unverified}"
+    whose = "by CUDA, shared with the host" if gpu.shared_with_host else "by the driver"
+    return f"{gpu.label}: {format_mib(gpu.memory_bytes)} {whose}{unverified}"
 
 
 def card_name(gpu: GpuSpec) -> str:

@@ -14,7 +14,7 @@ from qlora_planner.units import MIB
 FOLDER = Path(__file__).parents[2] / "profiles" / "gpus"
 CATALOGUE = GpuCatalogue([FOLDER])
 CARDS = CATALOGUE.all()
-ADDED = date(2026, 11, 23)  # no source was read later
+ADDED = date(2026, 11, 29)  # no source was read later
 
 # Figures that people quote from nvidia-smi; a slip in the files must not pass because it is a plausible number.
 KNOWN_MIB = {

@@ -46,8 +46,8 @@ def test_the_table_has_a_row_for_every_figure_on_a_box() -> None:
     figures = [row.marketed_gb for row in MARKETED_SIZES]
     assert figures == sorted(set(figures))
     assert set(figures) == {card.marketed_gb for card in CARDS}
-    # Only 24GB is not the smallest, and 192GB is what the B200 was announced with.
-    assert [row.marketed_gb for row in MARKETED_SIZES if row.smaller] == [24]
+    # 16GB and 24GB are not the smallest, and 192GB is what the B200 was announced with.
+    assert [row.marketed_gb for row in MARKETED_SIZES if row.smaller] == [16, 24]
     elsewhere = [row for row in MARKETED_SIZES if CATALOGUE.get(row.card).marketed_gb != row.marketed_gb]
     assert [row.marketed_gb for row in elsewhere] == [192]
 
