@@ -147,10 +147,13 @@ def with_targets(
 ) -> ModelProfile:
     """The profile with the adapters of `run.target_modules`, asked of PEFT where that is installed.
 
+    A layer that is named by its number stands for all: see `memory.left_out`.
     Raises InputError when no module matches, RefusedError in PEFT's words when it refuses one.
     """
+    from qlora_planner.memory.targets import WHOLE_SETS, targets_of
+
     wanted = run.target_modules
-    known = wanted in (None, "all-linear", "attention") or wanted in profile.adapters
+    known = wanted in WHOLE_SETS or wanted in profile.adapters
     if (
         known
         or run.method == "full"
@@ -164,7 +167,8 @@ def with_targets(
     from qlora_planner.profiling.build import profile_target
 
     assert wanted is not None
-    return replace(profile, adapters={**profile.adapters, wanted: profile_target(source, wanted, profile)})
+    names = ",".join(targets_of(profile, wanted).on_every_layer)
+    return replace(profile, adapters={**profile.adapters, wanted: profile_target(source, names, profile)})
 
 
 def config_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None = None) -> RawConfig:

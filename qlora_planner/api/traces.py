@@ -40,12 +40,14 @@ def tape_for(
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.resolve import resolve
     from qlora_planner.memory.static import targeted
+    from qlora_planner.memory.targets import as_traced
     from qlora_planner.memory.variant import accumulates_apart, variant_key
     from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)
-    resolved, variant = resolution.run, variant_key(resolution.run, resolution.stack, gpu)
-    targeted(profile, resolved)  # names that match nothing are refused before anything is traced
+    targeted(profile, resolution.run)  # modules that no adapter is known for are refused before anything is traced
+    resolved = as_traced(profile, resolution.run)
+    resolution, variant = replace(resolution, run=resolved), variant_key(resolved, resolution.stack, gpu)
     stored = stored_tape(profile, tapes_dirs(profiles), resolved.batch_size, resolved.seq_len)
     if stored is not None and stored.tape.variant == variant:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_row
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
@@ -46,7 +46,7 @@ def on_parameters(profile: ModelProfile, run: RunConfig) -> bool:
     """Whether the run's adapters wrap bare parameters (fused experts), for which PEFT has fewer options."""
     try:
         return any(tensor.on_parameter for tensor in targeted(profile, run))
-    except InputError:  # names that match nothing are refused where they are used, with what exists
+    except (InputError, MissingError):  # refused where the names are used, with what exists
         return False
 
 
@@ -120,7 +120,7 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) ->
 def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:
     try:
         return trainable_tensors(profile, run)
-    except InputError:  # refused where the names are used
+    except (InputError, MissingError):  # refused where the names are used
         return ()
 
 

@@ -11,6 +11,7 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.refusals import on_parameters, refusals
+from qlora_planner.memory.targets import WHOLE_SETS, targets_of
 from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
@@ -49,8 +50,8 @@ class _Draft:
 def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -> Resolution:
     """Resolve `run` for this model and card.
 
-    Explicit choices that the stack refuses become blocking problems. Raises InputError for an unknown optimizer and
-    for a quantisation that contradicts the method.
+    Explicit choices that the stack refuses become blocking problems. Raises InputError for an unknown optimizer, for
+    target modules of which none is there, and for a quantisation that contradicts the method.
     """
     draft = _Draft(profile, run, gpu)
     stack = {**profile.versions, **run.stack}
@@ -116,6 +117,7 @@ def _adapters(draft: _Draft) -> None:
     elif run.target_modules == "all-linear" and "all-linear" in profile.refusals:
         draft.refuse("targets-refused", profile.refusals["all-linear"], f"--target-modules {widest}")
         draft.values["target_modules"] = widest
+    _named_targets(draft)
     refused = profile.refusals.get("lora_dropout")
     takes_experts = on_parameters(
         profile, run.with_(target_modules=draft.values.get("target_modules", run.target_modules))
@@ -127,6 +129,22 @@ def _adapters(draft: _Draft) -> None:
             draft.settle("lora_dropout", 0.05, "the usual for QLoRA")
     elif run.lora_dropout > 0 and refused and takes_experts:
         draft.refuse("dropout-refused", refused, "--lora-dropout 0")
+
+
+def _named_targets(draft: _Draft) -> None:
+    """Say which names match nothing: PEFT passes over them in silence as long as one matches."""
+    wanted = draft.asked.target_modules
+    if wanted is None or wanted in WHOLE_SETS:
+        return
+    found = targets_of(draft.profile, wanted)
+    if found.unmatched:
+        matched, verb = ",".join(found.matched), "matches" if len(found.unmatched) == 1 else "match"
+        draft.advise(
+            "targets-unmatched",
+            f"{', '.join(found.unmatched)} {verb} nothing in {draft.profile.id}: PEFT passes over such names, so"
+            f" adapters go on {', '.join(found.matched)} alone",
+            f"--target-modules {matched}",
+        )
 
 
 def _attention(draft: _Draft, stack: dict[str, str]) -> None:

@@ -7,6 +7,7 @@ from dataclasses import replace
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import block_bytes
+from qlora_planner.memory.targets import adaptable, check_adaptable, matches, targets_of
 from qlora_planner.memory.training import Trainable
 from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.record import record
@@ -124,28 +125,20 @@ def trainable_tensors(profile: ModelProfile, run: RunConfig) -> tuple[Trainable,
 
 
 def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]:
-    """The adapter tensors that `run.target_modules` adds.
+    """The adapter tensors that `run.target_modules` adds, those of a numbered layer on every layer.
 
-    Names are matched as PEFT does, by the end of the module's name. Raises InputError listing what exists when a
-    name matches nothing the profile holds.
+    Names are matched as PEFT does: see `memory.targets`. Raises InputError listing what exists where none matches,
+    MissingError for a module that the profile holds no adapters for.
     """
     if run.method == "full":
         return ()
     wanted = run.target_modules or "all-linear"
     if wanted in profile.adapters:
         return profile.adapters[wanted]
-    known = {tensor.target: None for tensors in profile.adapters.values() for tensor in tensors}
-    names = [name.strip() for name in wanted.split(",") if name.strip()]
-    chosen: dict[str, None] = {}
+    names = targets_of(profile, wanted).on_every_layer
     for name in names:
-        matches = [module for module in known if module == name or module.endswith("." + name)]
-        if not matches:
-            leaves = sorted({module.rpartition(".")[2] for module in known})
-            raise InputError(
-                f"--target-modules: {name!r} matches nothing in {profile.id}; it has {', '.join(leaves)},"
-                " or use all-linear or attention"
-            )
-        chosen.update(dict.fromkeys(matches))
+        check_adaptable(profile, name)
+    chosen = {module for module in adaptable(profile) if any(matches(module, name) for name in names)}
     unique = {
         (tensor.module, tensor.name, tensor.layer_kind, tensor.dims): tensor
         for tensors in profile.adapters.values()

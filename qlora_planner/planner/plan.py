@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
+from qlora_planner.memory.left_out import left_out
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.unmodelled import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.axes import RULES, fixed_options
@@ -134,8 +136,9 @@ def plan(
 def _alone(planner: Planning, answer: MemoryEstimate) -> Plan:
     """The plan of a run that will not work, without anything to choose."""
     return Plan(
-        model=answer.model, gpu=planner.asked.gpu, run=answer.run, estimate=answer, alternatives=(), prices=(),
-        frontier=(), objective=planner.asked.objective, data=None, stack=answer.stack,
+        model=answer.model, gpu=planner.asked.gpu, run=answer.run, objective=planner.asked.objective, data=None,
+        estimate=qualified(answer, left_out(planner.profile, answer.run)), stack=answer.stack,
+        alternatives=(), prices=(), frontier=(),
     )  # fmt: skip
 
 
@@ -147,7 +150,7 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         model=answer.model,
         gpu=asked.gpu,
         run=answer.run,
-        estimate=answer,
+        estimate=qualified(answer, left_out(planner.profile, answer.run)),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits, scale)),
         frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, scale),

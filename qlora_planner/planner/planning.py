@@ -166,12 +166,15 @@ class Planning:
         return max(play_run(self.profile, resolution, tape, workspace, before=one).reserved for one in orders or ((),))
 
     def answer(self, run: RunConfig) -> MemoryEstimate:
-        """One run's own estimate; with a dataset, after batches of the widths that may come before its widest."""
+        """One run's own estimate; with a dataset, after batches of the widths that may come before its widest.
+
+        What its figures leave out is for the end: a search would find nothing that fits.
+        """
         asked = self.asked
         tape, orders = self._traces(run)
         found = estimate(
             self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
-            tape=tape, orders=orders, calibration=self.calibration,
+            tape=tape, orders=orders, calibration=self.calibration, whole=False,
         )  # fmt: skip
         return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
 

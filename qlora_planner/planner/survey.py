@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import phases_of
@@ -152,7 +152,7 @@ def survey(
         try:
             one = candidate(profile, asked, gpu, sweep_of(profile))
             rows.append(judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend))
-        except InputError as error:
+        except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
@@ -191,9 +191,14 @@ def judge(
         usable_bytes=usable,
         limiting=limiting.component.value,
         shortfall_bytes=max(0, floor - usable) or None,
-        note=refused[0].message if refused else None,
+        note=refused[0].message if refused else _said(one.resolution),
         recommended=None if refused else recommend(one),
     )
+
+
+def _said(resolution: Resolution) -> str | None:
+    """What of a run that works is not as it was asked for."""
+    return next((problem.message for problem in resolution.problems if problem.code == "targets-unmatched"), None)
 
 
 def outlook_for(

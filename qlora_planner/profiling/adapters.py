@@ -142,7 +142,9 @@ def single_target(build: Builder, targets: list[str], layers: Layers) -> tuple[A
     if isinstance(low, str):
         if "not found in the base model" in low:
             leaves = ", ".join(sorted(linear_leaves(build())))
-            raise InputError(f"--target-modules {','.join(targets)} matches nothing; the linear modules are {leaves}")
+            raise InputError(
+                f"--target-modules: {','.join(targets)!r} matches nothing; the linear modules are {leaves}"
+            )
         raise RefusedError(f"target_modules {','.join(targets)}: {low}")
     return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1])), layers)
 

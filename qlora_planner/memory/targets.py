@@ -1,0 +1,112 @@
+"""Which modules the names of `--target-modules` mean, as PEFT matches them: by the end of a module's full name.
+
+PEFT takes the names that match and passes over the rest, as long as one matches (tuners_utils.py,
+check_target_module_exists and inject_adapter).
+"""
+
+from __future__ import annotations
+
+import re
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.profile import ModelProfile
+from qlora_planner.record import record
+from qlora_planner.run import RunConfig
+
+WHOLE_SETS = (None, "all-linear", "attention")
+# What stands in patterns and in no module's name.
+_PATTERN = re.compile(r"[\\*()\[\]|+?^$]")
+
+
+@record
+class Targets:
+    """Names of modules taken apart: those that match something in the model, and those that match nothing.
+
+    `numbered` are those of the former that name one layer by its number.
+    """
+
+    matched: tuple[str, ...]
+    unmatched: tuple[str, ...]
+    numbered: tuple[str, ...]
+
+    @property
+    def on_every_layer(self) -> tuple[str, ...]:
+        """The matched names without layer numbers: what `layers.3.self_attn.q_proj` names is `self_attn.q_proj`."""
+        return tuple(dict.fromkeys(_unnumbered(name) for name in self.matched))
+
+
+def names_in(wanted: str) -> tuple[str, ...]:
+    """The names of a list joined by commas."""
+    return tuple(name.strip() for name in wanted.split(",") if name.strip())
+
+
+def targets_of(profile: ModelProfile, wanted: str) -> Targets:
+    """What the names in `wanted` match in this model, whether adapters can be put there or not.
+
+    Raises InputError where none matches, with what there is.
+    """
+    modules = _modules(profile)
+    layers = sum(count for _, count in profile.layer_order)
+    names = names_in(wanted)
+    matched = tuple(name for name in names if any(matches(module, name, layers) for module in modules))
+    if not matched:
+        shown = sorted({module.rpartition(".")[2] for module in adaptable(profile)})
+        said = f"matches nothing in {profile.id}; it has {', '.join(shown)}, or use all-linear or attention"
+        if _PATTERN.search(wanted):
+            said = f"is a pattern, and names are taken here: {profile.id} has {', '.join(shown)}"
+        raise InputError(f"--target-modules: {wanted!r} {said}")
+    return Targets(
+        matched=matched,
+        unmatched=tuple(name for name in names if name not in matched),
+        numbered=tuple(name for name in matched if _unnumbered(name) != name),
+    )
+
+
+def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
+    """`run` with the names that match alone, without numbers of layers: what is traced, at every layer."""
+    if run.method == "full" or run.target_modules in WHOLE_SETS:
+        return run
+    assert run.target_modules is not None
+    found = targets_of(profile, run.target_modules)
+    if not found.unmatched and not found.numbered:
+        return run
+    return run.with_(target_modules=",".join(found.on_every_layer))
+
+
+def adaptable(profile: ModelProfile) -> tuple[str, ...]:
+    """The modules that the profile holds adapters for, `*` for a layer's number."""
+    return tuple(dict.fromkeys(tensor.target for tensors in profile.adapters.values() for tensor in tensors))
+
+
+def check_adaptable(profile: ModelProfile, name: str) -> None:
+    """Raises MissingError for a module that is there and that the profile holds no adapters for."""
+    if not any(matches(module, name) for module in adaptable(profile)):
+        raise MissingError(
+            f"--target-modules: {profile.id} has {name!r}, and its profile holds no adapters for it: only PEFT itself"
+            " says what it would add there (`pip install 'qlora-planner[train]'`)"
+        )
+
+
+def matches(module: str, name: str, layers: int | None = None) -> bool:
+    """Whether PEFT finds `name` in a module, `*` for numbers of layers: equal, or its end from a dot on."""
+    parts, wanted = module.split("."), name.split(".")
+    if len(wanted) > len(parts):
+        return False
+    return all(_same(part, word, layers) for part, word in zip(parts[-len(wanted) :], wanted, strict=True))
+
+
+def _same(part: str, word: str, layers: int | None) -> bool:
+    if part != "*":
+        return part == word
+    return word == "*" or (word.isdecimal() and (layers is None or int(word) < layers))
+
+
+def _modules(profile: ModelProfile) -> tuple[str, ...]:
+    parameters = (group.name.rpartition(".")[0] for group in profile.tensors if not group.buffer)
+    return tuple(dict.fromkeys((*adaptable(profile), *parameters)))
+
+
+def _unnumbered(name: str) -> str:
+    parts = name.split(".")
+    last = max((at for at, part in enumerate(parts) if part.isdecimal()), default=-1)
+    return ".".join(parts[last + 1 :]) or name
