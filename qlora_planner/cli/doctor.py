@@ -27,15 +27,18 @@ def command(error: tuple[str, ...], **given: Any) -> int:
 
     color, width = output.theme.color, output.theme.width
     if error:
-        from qlora_planner.measure.doctor import explain_symptom
+        from qlora_planner.measure.doctor_symptoms import explain_symptom, unknown_symptom
 
-        findings = explain_symptom(" ".join(error))
+        line = " ".join(error)
+        findings = explain_symptom(line)
         if not findings:
-            raise InputError("no cause of that error line is known; `qlora-plan doctor` alone examines this machine")
+            raise InputError(unknown_symptom(line))
         if output.json:
             answer_json({"schema": SYMPTOM_SCHEMA, "findings": [finding.to_dict() for finding in findings]})
         else:
             answer(render_findings(findings, color=color, width=width))
+            if output.explain:
+                answer("\n" + "\n".join(f"{one.code}: {one.source}" for one in findings))
         return 0
     from qlora_planner.measure.doctor import examine
 
