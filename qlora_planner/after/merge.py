@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import json
 import os
 import shutil
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     import torch
 
 PARTIAL = ".partial"
+# In the header of every file of weights: what a later --force may remove.
+_WRITTEN = {"written_by": "qlora-plan merge"}
 _BESIDE = ("*.json", "*.model", "*.txt", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*", "USE_POLICY*")
 _TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
@@ -43,6 +46,8 @@ def check_target(target: Path, *, force: bool) -> None:
     shown = plain(target)
     if target.with_name(target.name + PARTIAL).exists():
         raise InputError(f"{shown}{PARTIAL}: is there: another merge writes it, or one was killed; remove it")
+    if target.is_symlink():
+        raise InputError(f"{shown}: is a link; name the folder itself with --output")
     if not target.exists():
         if not target.absolute().parent.is_dir():
             raise InputError(f"{shown}: there is no folder {plain(target.absolute().parent)} to put it in")
@@ -56,6 +61,12 @@ def check_target(target: Path, *, force: bool) -> None:
     # Forced is not blind: only what looks like a model is thrown away.
     if not (target / "config.json").is_file() or not any(target.glob("*.safetensors")):
         raise InputError(f"{shown}: is no model folder, so --force does not remove it; name another with --output")
+    foreign = next((path for path in sorted(target.glob("*.safetensors")) if not _is_ours(path)), None)
+    if foreign is not None:
+        raise InputError(
+            f"{shown}: merge did not write {plain(foreign.name)}, so --force does not remove it; name another with"
+            " --output"
+        )
 
 
 def merge(
@@ -100,19 +111,56 @@ def _whole(target: Path) -> Iterator[Path]:
         partial.mkdir()
     except OSError as error:
         raise InputError(f"{plain(partial)}: cannot be made: {error.strerror or error}") from None
-    old = target.with_name(target.name + ".old")
+    old = _free(target.with_name(target.name + ".old"))
     try:
         yield partial
         if target.exists():
             os.replace(target, old)
         os.replace(partial, target)
-        shutil.rmtree(old, ignore_errors=True)
+        if old.is_dir():
+            _remove_written(old, target)
     except OSError as error:
         if old.exists() and not target.exists():
             os.replace(old, target)
         raise RunError(f"{plain(target)}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _free(path: Path) -> Path:
+    """`path`, or the same with a number behind it where something has that name."""
+    number, found = 1, path
+    while os.path.lexists(found):
+        number += 1
+        found = path.with_name(f"{path.name}-{number}")
+    return found
+
+
+def _remove_written(old: Path, new: Path) -> None:
+    """Of a merged model that was written over, what is provably a merge's: weights that say so, what is generated
+    beside them, and copies of what stands in `new` too. Anything else stays, in `old`."""
+    for path in sorted(old.iterdir()):
+        if path.is_symlink() or not path.is_file():
+            continue
+        twin = new / path.name
+        generated = path.name in ("config.json", INDEX) or _is_ours(path)
+        if generated or (twin.is_file() and filecmp.cmp(path, twin, shallow=False)):
+            path.unlink()
+    if not any(old.iterdir()):
+        old.rmdir()
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file of weights says in its header that a merge wrote it."""
+    from safetensors import SafetensorError, safe_open
+
+    if path.suffix != ".safetensors" or path.is_symlink() or not path.is_file():
+        return False
+    try:
+        with safe_open(path, framework="pt") as opened:
+            return _WRITTEN.items() <= (opened.metadata() or {}).items()
+    except (SafetensorError, OSError):
+        return False
 
 
 def _write_shard(source: Path, target: Path, steps: tuple[Step, ...], hollow: Hollow, dtype: str) -> None:
@@ -125,7 +173,7 @@ def _write_shard(source: Path, target: Path, steps: tuple[Step, ...], hollow: Ho
         # Tensors of the base are views of the file until they are written: only what changes takes memory.
         with safe_open(source, framework="pt", device="cpu") as opened, torch.inference_mode(False), torch.no_grad():
             tensors = {step.key: _tensor(opened.get_tensor(step.source), step, hollow, wanted) for step in steps}
-            save_file(tensors, target, metadata={"format": "pt"})
+            save_file(tensors, target, metadata={"format": "pt", **_WRITTEN})
         target.chmod(target.parent.stat().st_mode & 0o666)  # the library makes it for its owner alone
     except SafetensorError as error:
         raise RunError(f"{plain(target)}: cannot be written: {plain(error)}") from None

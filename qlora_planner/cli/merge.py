@@ -30,7 +30,7 @@ PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors")
 @click.option("--output", "target", cls=SectionOption, metavar="DIR", help="Where to (RUN-merged).")
 @click.option("--base", cls=SectionOption, metavar="DIR|ID", help="The full-precision base (what RUN names).")
 @click.option("--dtype", cls=SectionOption, type=click.Choice(DTYPES), default="bfloat16", help="Stored as (bfloat16).")
-@click.option("--force", cls=SectionOption, is_flag=True, help="Write over a model folder.")
+@click.option("--force", cls=SectionOption, is_flag=True, help="Write over a merged model.")
 @output_options()
 def command(run: str, target: str | None, base: str | None, dtype: str, force: bool, **given: Any) -> int:
     """Merge the adapters of RUN, a folder of `train` or of PEFT, into its base and write a model folder.

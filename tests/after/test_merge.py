@@ -176,9 +176,23 @@ def test_what_is_there_is_kept_unless_forced_and_is_a_model(make: Make, tmp_path
     assert (target / "thesis.txt").exists()
     shutil.rmtree(target)
     assert run(*args).exit_code == 0
-    (target / "old").write_text("")
+    (target / "thesis.txt").write_text("years of work")
     assert run(*args, "--force").exit_code == 0
-    assert not (target / "old").exists()
+    assert run(*args, "--force").exit_code == 0
+    assert sorted(path.name for path in tmp_path.glob("m*")) == ["m", "m.old"]
+    assert [path.name for path in (tmp_path / "m.old").iterdir()] == ["thesis.txt"]  # a merge did not write it
+
+
+def test_a_model_that_no_merge_wrote_is_not_written_over(make: Make, tmp_path: Path) -> None:
+    base, _ = make(llama())
+    target = tmp_path / "m"
+    shutil.copytree(base, target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    args = ("merge", tmp_path / "run", "--base", base, "--output")
+    assert "merge did not write model.safetensors" in run(*args, target, "--force").stderr
+    (tmp_path / "link").symlink_to(target)
+    assert "is a link; name the folder itself" in run(*args, tmp_path / "link", "--force").stderr
+    assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
 def test_an_interrupt_leaves_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
