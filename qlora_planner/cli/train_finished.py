@@ -34,7 +34,7 @@ def tell_finished(asked: Asked, output: Output) -> int:
         f"--epochs {2 * settings.epochs:g}" if settings.max_steps is None else f"--max-steps {2 * settings.max_steps}"
     )
     answer(
-        f"{plain(folder)} is finished: {summary['steps']} of {summary['of']} steps; the adapter is in"
+        f"{plain(folder)} is finished: {summary.get('steps', '?')} of {summary.get('of', '?')} steps; the adapter is in"
         f" {plain(asked.folder.adapter)}\n"
         f"train on: qlora-plan train {shlex.quote(folder)} --resume {more}"
     )
@@ -45,6 +45,6 @@ def _summary(asked: Asked) -> dict[str, Any] | None:
     """None where it is not there, cut off or no object: the run then goes on as one that is not finished."""
     try:
         found = json.loads(asked.folder.summary.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

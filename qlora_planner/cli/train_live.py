@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.streams import drawing_stream, say
@@ -70,6 +70,25 @@ def spark(values: list[float]) -> str:
     return "".join(_SPARKS[round((value - low) / (high - low) * 7) if high > low else 3] for value in shown)
 
 
+class _Deaf:
+    """A terminal that may be closed while a run goes on to its checkpoint: what nobody sees is no error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            return self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 @contextmanager
 def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Iterator[tuple[Watch, Callable[[], None]]]:
     """A Watch and what draws it again. `quiet` shows nothing; off a terminal its lines are the view."""
@@ -81,7 +100,7 @@ def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Ite
 
     encoding = (getattr(sys.stderr, "encoding", None) or "").lower()
     theme = Theme(color=True, unicode=encoding.startswith("utf"))
-    console = Console(file=drawing_stream())
+    console = Console(file=cast(TextIO, _Deaf(drawing_stream())))
     steps = ("step ", f"{READING}:")
 
     def out(text: str) -> None:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli import events
-from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
 from qlora_planner.cli.verify_place import Place, check_room
 from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
 from qlora_planner.run import RunConfig
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.launch.spec import LaunchSpec
@@ -36,34 +37,62 @@ def execute(
     output: Output,
 ) -> int:
     """Look at card and disk, write what is run, run it, keep what came of it, and answer; the exit code."""
-    from qlora_planner.launch import record as records
-    from qlora_planner.launch.folder import check_writable, discard, open_new, write_json
-    from qlora_planner.launch.preflight import version_notes
-    from qlora_planner.measure.process import versions
+    from qlora_planner.launch.folder import make
+    from qlora_planner.launch.lock import held
 
     widths = _widths(document) or (_counted(asked, spec.run, output) if place is not None else ())
     predict = _predictor(profile, place, output, widths)
     predicted = predict(spec.run)
     if place is not None and predicted is not None:
         _check_card(spec.run, profile, place, predicted, given, output)
+    if asked.record is None:
+        make(asked.folder)
+    with held(asked.folder.path) as lock:
+        return _executed(asked, spec, profile, place, document, predicted, predict, given, output, lock)
+
+
+def _executed(
+    asked: Asked,
+    spec: LaunchSpec,
+    profile: ModelProfile | None,
+    place: Place | None,
+    document: Mapping[str, Any],
+    predicted: Mapping[str, Any] | None,
+    predict: Any,
+    given: Mapping[str, Any],
+    output: Output,
+    lock: int | None,
+) -> int:
+    """The same in a folder that no other process trains in."""
+    from qlora_planner.launch import record as records
+    from qlora_planner.launch.folder import check_layout, check_writable, discard, open_new, read_record, write_json
+    from qlora_planner.launch.owned import mark
+    from qlora_planner.launch.preflight import version_notes
+    from qlora_planner.measure.process import versions
+
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     record = records.run_record(spec, created=created, versions=versions())
     planned = (asked.plan or {}).get("stack")
     notes = list(version_notes(planned, versions())) if isinstance(planned, Mapping) else []
     if asked.record is None:
         open_new(asked.folder, force=bool(given["force"]))
-        _check_disk(asked, spec, profile)
-        _write_plan(asked, document)
-        write_json(asked.folder.record, record)
+        write_json(asked.folder.record, record)  # first: what is ended now can be gone on with, or begun anew
     else:
+        check_layout(asked.folder)
         check_writable(asked.folder)
+        if read_record(asked.folder) != asked.record:
+            raise InputError(f"--resume: {plain(asked.folder.path)} was gone on with meanwhile; look at it first")
         notes += records.check_same(asked.record, record, asked.folder)
         record = {**record, **asked.record, "settings": spec.settings.to_dict()}
         spec = _going_on(asked, spec, notes)
         write_json(asked.folder.record, record)
-        _check_disk(asked, spec, profile)
     try:
-        attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output)
+        _check_disk(asked, spec, profile)
+        if not asked.folder.plan.exists():
+            _write_plan(asked, document)
+        if spec.settings.report_to:
+            mark(asked.folder.logs)
+        attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output, lock)
     except (InputError, MissingError, RefusedError):
         if asked.record is None:
             discard(asked.folder)  # refused before it began: nothing is left that would be in the way
@@ -74,17 +103,21 @@ def execute(
         record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes,
         speed=_speed(profile, place, attempts[-1].run, records.mean_tokens(metrics, attempts[-1].run)),
     )  # fmt: skip
-    try:
-        _keep(asked, spec, attempts[-1], summary, metrics, predict, created, output)
-    except (RunError, InputError) as error:  # a full disk: what came of it is said all the same
-        output.warn(str(error))
+    lost = _keep(asked, spec, attempts[-1], summary, metrics, predict, created)
+    for text in lost:  # a full disk: what came of it is said all the same
+        summary["notes"].append(text)
+        say(text)
+    if lost and attempts[-1].outcome == "ok":
+        say(f"incomplete: the adapter is in {asked.folder.adapter}, and what is named above is not written; make room,"
+            " then --resume writes it")  # fmt: skip
     if output.json:
         answer_json(summary)
     else:
         from qlora_planner.report.training import render_training
 
         answer(render_training(summary, output.theme, folder=str(asked.folder.path)))
-    return _EXIT.get(attempts[-1].outcome, 4)
+    code = _EXIT.get(attempts[-1].outcome, 4)
+    return 4 if lost and code == 0 else code
 
 
 def _widths(plan: Mapping[str, Any] | None) -> tuple[tuple[int, ...], ...]:
@@ -211,6 +244,7 @@ def _watched(
     notes: list[str],
     given: Mapping[str, Any],
     output: Output,
+    lock: int | None,
 ) -> tuple[list[Attempt], list[str], float]:
     """Run it to its end; every attempt, every note, and the seconds that it took."""
     from qlora_planner.cli.train_live import shown
@@ -235,7 +269,7 @@ def _watched(
             watch.note(note)
         watch.began(1, step_of(spec.resume) if spec.resume else 0)
         recover = not given["no_recover"]
-        for item in supervise(spec, asked=stop, profile=profile, predict=predict, recover=recover):
+        for item in supervise(spec, asked=stop, profile=profile, predict=predict, recover=recover, lock=lock):
             if isinstance(item, Attempt):
                 attempts.append(item)
                 events.tell("attempt", {"number": item.number, "outcome": item.outcome, "rung": item.rung})
@@ -254,13 +288,13 @@ def _keep(
     asked: Asked,
     spec: LaunchSpec,
     attempt: Attempt,
-    summary: Mapping[str, Any],
+    summary: dict[str, Any],
     metrics: list[dict[str, Any]],
     predict: Any,
     created: str,
-    output: Output,
-) -> None:
-    """summary.json, report.html, the rung in run.json, and the evidence where there is any."""
+) -> list[str]:
+    """summary.json, report.html, the rung in run.json, and the evidence where there is any; a line for each of them
+    that cannot be written."""
     import json
 
     from qlora_planner.exchange.files import write_text
@@ -271,14 +305,29 @@ def _keep(
     from qlora_planner.sources.evidence import append
     from qlora_planner.sources.locations import evidence_path
 
-    write_json(asked.folder.summary, summary)
-    write_text(asked.folder.report, render_html(summary, metrics, folder=str(asked.folder.path)), force=True)
+    lost: list[str] = []
+
+    def attempted(write: Callable[[], None]) -> None:
+        try:
+            write()
+        except (RunError, InputError) as error:
+            lost.append(str(error))
+
+    page = render_html(summary, metrics, folder=str(asked.folder.path))
+    attempted(lambda: write_text(asked.folder.report, page, force=True))
     if attempt.run != spec.run:
-        write_json(asked.folder.record, {**read_record(asked.folder), "rung": attempt.run.to_dict()})
+        rung = {**read_record(asked.folder), "rung": attempt.run.to_dict()}
+        attempted(lambda: write_json(asked.folder.record, rung))
     config = json.loads((Path(spec.weights) / "config.json").read_text(encoding="utf-8"))
     found = evidence(
         spec, attempt, created=created, config=config, config_sha256=config_sha256(config),
         predicted=predict(attempt.run),
     )  # fmt: skip
     if found is not None:
-        append(evidence_path(), found)
+        try:
+            append(evidence_path(), found)
+        except RunError as error:  # the run lacks nothing
+            summary["notes"].append(str(error))
+    if not lost:  # last: what has a summary is finished, and is not gone on with
+        attempted(lambda: write_json(asked.folder.summary, summary))
+    return lost

@@ -11,7 +11,6 @@ import numpy as np
 
 from qlora_planner.data.counting import Counter
 from qlora_planner.data.files import DataFile
-from qlora_planner.data.images import holds_images
 from qlora_planner.data.readers import read_rows
 from qlora_planner.data.shapes import Example, RowFaultError, detect_shape, example_of
 from qlora_planner.errors import InputError
@@ -35,12 +34,11 @@ class Moved(Protocol):
 
 @dataclass(slots=True)
 class Place:
-    """An example, where it stands, and whether its row holds more than text."""
+    """An example and where it stands."""
 
     file: int
     line: int
     example: Example
-    images: bool = False
 
 
 class Faults:
@@ -92,7 +90,7 @@ def examples(files: Sequence[DataFile], shape: str, faults: Faults, moved: Moved
                 faults.add(index, raw.line, raw.fault or "cannot be read")
                 continue
             try:
-                yield Place(index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns))
+                yield Place(index, raw.line, example_of(raw.columns, shape))
             except RowFaultError as fault:
                 faults.add(index, raw.line, str(fault))
         way.before += file.size_bytes
@@ -146,7 +144,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.lengths, self.masked, self.lines, self.files = array("i"), array("i"), array("i"), array("i")
-        self.passed = self.images = 0
+        self.passed = 0
 
 
 def _flush(batch: list[Place], counter: Counter, tally: _Tally, faults: Faults) -> None:
@@ -157,7 +155,6 @@ def _flush(batch: list[Place], counter: Counter, tally: _Tally, faults: Faults) 
         elif not result[0]:
             faults.add(place.file, place.line, "has no tokens")
         else:
-            tally.images += place.images
             tally.lengths.append(result[0])
             tally.masked.append(result[1])
             tally.lines.append(place.line)
@@ -203,7 +200,6 @@ def _summary(files: Sequence[DataFile], shape: str, counter: Counter, tally: _Ta
         outlier_rows=len(outliers),
         bad_rows=faults.count,
         first_bad=tuple(faults.first),
-        image_rows=tally.images,
         lengths=lengths,
         masked=masked if masked.any() else None,
     )

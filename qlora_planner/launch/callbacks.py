@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_planner.errors import RunError
 from qlora_planner.launch.checkpoints import seal
+from qlora_planner.launch.owned import mark_again
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -78,6 +79,10 @@ def make_callback(
             }
             if stop.asked:
                 control.should_save = control.should_training_stop = True
+            if control.should_save:
+                mark_again(
+                    _checkpoint(args, state)
+                )  # before the trainer writes into it: a run that is killed now made it
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
             if logs is None or "loss" not in logs:
@@ -98,7 +103,7 @@ def make_callback(
 
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.flush()
-            folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            folder = _checkpoint(args, state)
             seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
             tell("checkpoint", {"step": state.global_step, "path": str(folder)})
 
@@ -113,6 +118,11 @@ def make_callback(
                 self.held = None
 
     return Callback()
+
+
+def _checkpoint(args: Any, state: Any) -> Path:
+    """Where the trainer saves at this step."""
+    return Path(args.output_dir) / f"checkpoint-{state.global_step}"
 
 
 def _number(value: Any) -> float | None:

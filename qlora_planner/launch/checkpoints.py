@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-SEAL = "complete.json"
-_NAME = re.compile(r"checkpoint-(\d+)")
+from qlora_planner.launch.owned import MARK, free_name, is_marked, remove_marked, unmark
+from qlora_planner.launch.seals import SEAL, read_seal
+
+_NAME = re.compile(r"checkpoint-([0-9]{1,18})")
 
 
 def seal(folder: Path, *, optimizer: str) -> None:
@@ -26,19 +27,25 @@ def seal(folder: Path, *, optimizer: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     partial.replace(folder / SEAL)
+    unmark(folder)
 
 
 def fault_of(folder: Path) -> str | None:
     """Why a checkpoint cannot be gone on from; None where it is complete and unchanged."""
-    try:
-        told = json.loads((folder / SEAL).read_text(encoding="utf-8"))["files"]
-    except FileNotFoundError:
+    if folder.is_symlink():
+        return "is a link"
+    if not folder.is_dir():
+        return "is no folder"
+    if not os.path.lexists(folder / SEAL):
         return "was not finished"
-    except (OSError, ValueError, KeyError, TypeError):
+    found = read_seal(folder)
+    if found is None:
         return "has a seal that cannot be read"
-    if not isinstance(told, dict) or "trainer_state.json" not in told:
+    if "trainer_state.json" not in found.files:
         return "has a seal that names no trainer state"
-    for name, digest in told.items():
+    if not found.optimizer:
+        return "has a seal that names no optimizer"
+    for name, digest in found.files.items():
         try:
             if _digest(folder / name, sync=False) != digest:
                 return f"is damaged: {name} is not what was saved"
@@ -48,10 +55,10 @@ def fault_of(folder: Path) -> str | None:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Every checkpoint under `folder`, complete or not, newest step first."""
+    """Everything under `folder` that is called as a checkpoint is, complete or not, newest step first."""
     if not folder.is_dir():
         return []
-    found = [(int(match[1]), path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    found = [(step_of(path), path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     return [path for _, path in sorted(found, reverse=True)]
 
 
@@ -67,22 +74,28 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def optimizer_of(folder: Path) -> str:
-    """The name of the optimizer whose states a complete checkpoint holds."""
-    return str(json.loads((folder / SEAL).read_text(encoding="utf-8"))["optimizer"])
+    """The name of the optimizer whose states a complete checkpoint holds; empty where its seal is gone."""
+    found = read_seal(folder)
+    return "" if found is None else found.optimizer
 
 
 def set_aside(folder: Path, keep: Path | None) -> None:
-    """Take what is newer than `keep` out of the trainer's sight: unfinished ones go, damaged ones are renamed."""
+    """Take what the trainer must not see as a checkpoint out of its sight: it goes on from the newest, and removes the
+    oldest unseen.
+
+    Unfinished ones that this run began go; everything else keeps what it holds under another name: what is newer than
+    `keep`, and what is no checkpoint of this run at all (no seal, a link, a file).
+    """
     kept = -1 if keep is None else step_of(keep)
     for path in checkpoints(folder):
-        if step_of(path) <= kept:
-            return
-        if (path / SEAL).exists():
-            target = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            path.rename(target)
+        sealed = not path.is_symlink() and read_seal(path) is not None
+        if sealed and step_of(path) <= kept:
+            continue
+        if is_marked(path) and not os.path.lexists(path / SEAL):
+            remove_marked(path)
         else:
-            shutil.rmtree(path)
+            kind = "damaged" if sealed or os.path.lexists(path / SEAL) else "unknown"
+            path.rename(free_name(path.with_name(f"{kind}-{path.name}")))
 
 
 def step_of(path: Path | str) -> int:
@@ -93,7 +106,7 @@ def step_of(path: Path | str) -> int:
 
 def _files(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.is_file() and not path.name.startswith(SEAL):
+        if path.is_file() and not path.name.startswith(SEAL) and path.name != MARK:
             yield path
 
 

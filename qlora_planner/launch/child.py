@@ -25,6 +25,7 @@ from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
 from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
 
+_PARENTS_OWN = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
 # What libraries say when the disk is full and their own exception carries no errno.
 _FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 
@@ -41,6 +42,10 @@ def main(arguments: list[str] | None = None) -> int:
     lines, stop = Lines(own_stdout()), Stop()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.ask)
+    for name in _PARENTS_OWN:  # sent to a whole group: the parent passes them on as SIGTERM
+        signal.signal(name, signal.SIG_IGN)
+    if not alone:
+        process.stop_without_parent(int(given[2]))
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)

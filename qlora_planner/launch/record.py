@@ -23,6 +23,8 @@ SUMMARY_SCHEMA = "qlora-plan/training/1"
 _WARM_UP = 1
 # A run may be trained on for longer than it was begun for.
 _LENGTH = ("epochs", "max_steps")
+_NUMBERS = ("step", "of", "from_step", "loss", "eval_loss", "learning_rate", "step_s", "tokens", "tokens_per_s")
+_NEEDED = {"evaluation": ("eval_loss",), "phase": ("phase", "device_bytes", "predicted_bytes")}
 
 
 def data_digest(path: str) -> list[dict[str, Any]]:
@@ -101,19 +103,32 @@ class Metrics:
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole line, in order; a step that was done again after a resume counts as it was done last."""
     found: list[dict[str, Any]] = []
-    if not path.exists():
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
         return found
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in text.splitlines():
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue  # cut off when the process was killed
-        if isinstance(row, dict) and row.get("kind") == "attempt":
-            first = int(row.get("from_step") or 0)
+        if not isinstance(row, dict) or not _is_sound(row):
+            continue
+        if row["kind"] == "attempt":
+            first = row.get("from_step") or 0
             found = [known for known in found if known["kind"] == "attempt" or known.get("step", 0) <= first]
-        if isinstance(row, dict) and "kind" in row:
-            found.append(row)
+        found.append(row)
     return found
+
+
+def _is_sound(row: Mapping[str, Any]) -> bool:
+    """Whether a line says what its kind says, and in numbers: a disk that was damaged may hold anything."""
+    kind = row.get("kind")
+    if not isinstance(kind, str) or any(name not in row for name in _NEEDED.get(kind, ())):
+        return False
+    return all(type(row[name]) in (int, float, type(None)) for name in _NUMBERS if name in row) and not (
+        row.get("step") is None and kind in ("step", "evaluation", "checkpoint")
+    )
 
 
 def summary(

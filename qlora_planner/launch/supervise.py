@@ -64,13 +64,16 @@ class StopAsked:
 
 @contextmanager
 def stop_signals() -> Iterator[StopAsked]:
-    """Ctrl-C and SIGTERM count instead of breaking off: the child gets to save first."""
+    """Ctrl-C, SIGTERM, SIGHUP of a terminal that is closed, and SIGUSR1 of a scheduler that is about to end a job count
+    instead of breaking off: the child gets to save first. What is ignored, as SIGHUP under nohup, stays so."""
     asked = StopAsked()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
         asked.times += 1
 
-    known = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    more = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
+    heard = [number for number in more if signal.getsignal(number) is not signal.SIG_IGN]
+    known = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *heard)}
     try:
         yield asked
     finally:
@@ -85,19 +88,21 @@ def supervise(
     profile: ModelProfile | None = None,
     predict: Predict = lambda _run: None,
     recover: bool = True,
+    lock: int | None = None,
 ) -> Generator[Progress | Attempt, None, None]:
     """Attempts at a run until one ends it: what each tells as it comes, then how it ended.
 
     After an attempt that ran out of memory comes one on the next rung of the ladder, from the newest complete
     checkpoint, at most three times. `predict` gives an estimate's document for a run; a rung that is not predicted to
-    need less is passed over. A `tick` event comes four times a second while nothing is told, a `remark` with words that
+    need less is passed over. `lock` is the descriptor that holds the run's folder.
+    A `tick` event comes four times a second while nothing is told, a `remark` with words that
     hold only now.
     Raises what the child refuses (InputError, MissingError, RefusedError, RunError).
     """
     folder = RunFolder(Path(spec.output))
     predicted = predict(spec.run)
     for number in range(1, MOST_RECOVERIES + 2):
-        facts, code = yield from _one(spec, folder, asked)
+        facts, code = yield from _one(spec, folder, asked, lock)
         newest, notes = newest_complete(folder.checkpoints)
         for note in notes:
             yield Progress(event="note", elapsed_s=0.0, facts={"message": note})
@@ -143,7 +148,7 @@ def _next_rung(
 
 
 def _one(
-    spec: LaunchSpec, folder: RunFolder, asked: StopAsked
+    spec: LaunchSpec, folder: RunFolder, asked: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
     facts: Mapping[str, Any] = {}
@@ -159,6 +164,7 @@ def _one(
             env=child_environment(),
             text=True,
             encoding="utf-8",
+            pass_fds=() if lock is None else (lock,),  # held until both have ended
             start_new_session=True,  # its own group: Ctrl-C reaches this process, which asks it to save
         )
         try:

@@ -15,7 +15,8 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.launch import dataset, rules
 from qlora_planner.launch.callbacks import Stop, Tell, Tokens, make_callback
-from qlora_planner.launch.folder import RunFolder
+from qlora_planner.launch.folder import RunFolder, replace_adapter
+from qlora_planner.launch.owned import mark, remove_marked
 from qlora_planner.launch.rehearsal import rehearse
 from qlora_planner.launch.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
 from qlora_planner.launch.spec import LaunchSpec
@@ -25,6 +26,10 @@ from qlora_planner.measure.meter import CudaMeter
 from qlora_planner.measure.sampler import Sampler
 
 _DATA_S = 5.0
+
+
+class _Trained(Exception):
+    """Every step is done: what is left is to save."""
 
 
 class Training:
@@ -95,7 +100,8 @@ class Training:
     def _rows(self, tokenizer: Any) -> tuple[Any, Any]:
         spec = self.spec
         cache = self.folder.path / ".data"
-        shutil.rmtree(cache, ignore_errors=True)  # of an attempt before this one
+        remove_marked(cache)  # of an attempt before this one
+        mark(cache)
         train, held_out = dataset.load_rows(
             spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=cache, note=self.note, moved=self._moved
         )  # fmt: skip
@@ -182,6 +188,8 @@ class Training:
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],
         )
+        # trl would write one beside the checkpoints at every save, which is nobody's; PEFT writes the adapter's own.
+        self.trainer.create_model_card = lambda *_, **__: None
         self._dtypes = trained_dtypes(self.model)
         self._check_rows()
 
@@ -206,6 +214,7 @@ class Training:
         if self.spec.resume is not None:
             checkpoint = Path(self.spec.resume)
             restore_dtypes(self.model, self._dtypes)
+            self._check_steps_left()
             if self.spec.fresh_optimizer:
                 restore_schedule(self.trainer, checkpoint)
             else:
@@ -214,10 +223,25 @@ class Training:
         done = rehearse(self.trainer, self.run, check=self._check_gradients)
         self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"
+        remove_marked(trial)
+        mark(trial)
         self.model.save_pretrained(str(trial))
-        shutil.rmtree(trial)
+        remove_marked(trial)
         self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
         self._enter("training")
+
+    def _check_steps_left(self) -> None:
+        """The trainer takes a step before it looks whether any was left: a run that was ended between its last step
+        and its adapter must not. Raises _Trained there, and InputError where more steps were taken than are asked for.
+        """
+        state = self.trainer.state
+        if state.global_step > state.max_steps:
+            raise InputError(
+                f"--resume: {state.global_step} steps are done and {state.max_steps} are asked for; give at least"
+                f" --max-steps {state.global_step}, or more --epochs"
+            )
+        if state.global_step == state.max_steps:
+            raise _Trained
 
     def _check_gradients(self, model: Any) -> None:
         if note := rules.check_gradients(model, self.run):
@@ -229,10 +253,12 @@ class Training:
             # The trainer takes up optimizer and schedule together or not at all: it is shown the checkpoint without
             # the former, and _begin puts the latter back.
             shown = self.folder.path / ".data" / "without-optimizer"
-            shutil.rmtree(shown, ignore_errors=True)
             shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt"))
             resume = str(shown)
-        result = self.trainer.train(resume_from_checkpoint=resume)
+        try:
+            result = self.trainer.train(resume_from_checkpoint=resume)
+        except _Trained:
+            return True
         self.facts["train_loss"] = getattr(result, "training_loss", None)
         if self.sampler is not None:
             self.sampler.last_step_done()
@@ -243,12 +269,13 @@ class Training:
         """The adapter and its tokenizer, whole or not at all."""
         self._enter("save")
         partial = self.folder.path / "adapter.partial"
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_marked(partial)
+        mark(partial)
         self.model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
-        shutil.rmtree(self.folder.adapter, ignore_errors=True)
-        partial.rename(self.folder.adapter)
-        shutil.rmtree(self.folder.path / ".data", ignore_errors=True)
+        if kept := replace_adapter(self.folder, partial):
+            self.note(f"adapter was not what this run wrote: kept as {kept.name}")
+        remove_marked(self.folder.path / ".data")
 
     def _live(self) -> dict[str, Any]:
         """Memory now, beside a step: torch's figures on a card, resident host memory elsewhere."""

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -45,7 +46,8 @@ class Lines:
                 if elapsed - self._last_memory < _MEMORY_LINES_S:
                     return
                 self._last_memory = elapsed
-            print(json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **facts}), file=self._out, flush=True)
+            with suppress(BrokenPipeError):  # the parent has gone: what is being saved is saved all the same
+                print(json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **facts}), file=self._out, flush=True)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,6 +8,8 @@ import platform
 import re
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -40,6 +42,20 @@ def die_with_parent(parent: int | None = None) -> None:
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if parent is not None and os.getppid() != parent:
             os._exit(1)
+
+
+def stop_without_parent(parent: int, every_s: float = 1.0, grace_s: float = 120.0) -> None:
+    """Have a thread ask this process to stop (SIGTERM) when `parent` is its parent no longer, and end it where that
+    does not within `grace_s`: for systems without what `die_with_parent` asks for."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(every_s)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(grace_s)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def rss_peak_bytes() -> int | None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from math import isfinite
 from typing import Any
 
+from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import known_fields, refuse
 from qlora_planner.record import record
 from qlora_planner.text import quoted
@@ -53,6 +54,8 @@ class Settings:
                 _whole("--seed", self.seed, 0),
                 None if self.eval_split is None else _number("--eval-split", self.eval_split, above=0.0, most=0.9),
                 _choice("--scheduler", self.scheduler, SCHEDULERS),
+                None if type(self.assistant_only_loss) is bool else "assistant_only_loss must be true or false",
+                None if isinstance(self.pad_token, (str, type(None))) else "--pad-token must be a text",
                 *(_choice("--report-to", name, REPORTERS) for name in self.report_to),
             )
             if fault
@@ -68,7 +71,10 @@ class Settings:
     def from_dict(cls, raw: Any, where: str = "settings") -> Settings:
         """Raises InputError for what is no object, unknown fields and bad values."""
         known = known_fields(raw, cls, where)
-        return cls(**{**known, "report_to": tuple(known.get("report_to") or ())})
+        reporters = known.get("report_to") or ()
+        if not isinstance(reporters, (list, tuple)):
+            raise InputError(f"{where}: report_to must be a list, not {quoted(reporters)}")
+        return cls(**{**known, "report_to": tuple(reporters)})
 
 
 def _number(option: str, value: Any, *, above: float, most: float) -> str | None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.launch.checkpoints import SEAL, fault_of, newest_complete, optimizer_of, seal, set_aside
+from qlora_planner.launch.owned import mark_again
 
 
 def written(folder: Path, step: int, *, sealed: bool = True) -> Path:
@@ -40,6 +41,78 @@ def test_a_seal_holds_or_says_why_not(damage: object, says: str | None, tmp_path
     assert (fault_of(path) or "").startswith(says) if says else fault_of(path) is None
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[]", "null", "7", '"text"', '{"files": []}', '{"files": "all"}', '{"optimizer": 5, "files": {}}',
+        '{"optimizer": "sgd", "files": {"trainer_state.json": 7}}', '{"optimizer": "sgd", "files": {"../x": "ab"}}',
+        '{"optimizer": "sgd", "files": {"/etc/passwd": "ab"}}', '{"optimizer": "sgd", "files": {"a\\u0000": "ab"}}',
+        '{"optimizer": "sgd", "files": {"": "ab"}}', "[" * 100_000, "\ufeff{}",
+    ],
+)  # fmt: skip
+def test_a_seal_that_is_none_is_passed_over(text: str, tmp_path: Path) -> None:
+    good, bad = written(tmp_path, 4), written(tmp_path, 9)
+    (bad / SEAL).write_text(text)
+    assert newest_complete(tmp_path) == (good, ["checkpoint-9 has a seal that cannot be read: passed over"])
+    assert optimizer_of(bad) == ""
+    set_aside(tmp_path, good)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "damaged-checkpoint-9"]
+
+
+def test_a_seal_that_names_no_optimizer_is_passed_over(tmp_path: Path) -> None:
+    bad = written(tmp_path, 9)
+    (bad / SEAL).write_text(json.dumps({"files": json.loads((bad / SEAL).read_text())["files"]}))
+    assert newest_complete(tmp_path) == (None, ["checkpoint-9 has a seal that names no optimizer: passed over"])
+
+
+def test_what_is_only_called_a_checkpoint_is_passed_over_and_kept(tmp_path: Path) -> None:
+    """The trainer would go on from it, or remove it as the oldest one that it keeps."""
+    folder = tmp_path / "checkpoints"
+    good, elsewhere = written(folder, 4), written(tmp_path / "elsewhere", 6)
+    (folder / "checkpoint-99").write_text("not a folder")
+    (folder / "checkpoint-98").symlink_to(tmp_path / "nowhere")
+    (folder / "checkpoint-97").symlink_to(elsewhere)
+    (folder / "checkpoint-2").mkdir()
+    (folder / "checkpoint-2" / "w.bin").write_text("years of work")
+    (folder / "checkpoint-1").symlink_to(elsewhere)
+    newest, notes = newest_complete(folder)
+    assert newest == good
+    assert notes == [
+        "checkpoint-99 is no folder: passed over", "checkpoint-98 is a link: passed over",
+        "checkpoint-97 is a link: passed over",
+    ]  # fmt: skip
+    set_aside(folder, good)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "checkpoint-4", "damaged-checkpoint-1", "damaged-checkpoint-97", "unknown-checkpoint-2",
+        "unknown-checkpoint-98", "unknown-checkpoint-99",
+    ]  # fmt: skip
+    assert (folder / "unknown-checkpoint-2" / "w.bin").exists() and fault_of(elsewhere) is None
+
+
+def test_an_unfinished_one_goes_where_this_run_began_it(tmp_path: Path) -> None:
+    good = written(tmp_path, 4)
+    for _ in range(2):
+        unfinished = tmp_path / "checkpoint-8"
+        mark_again(unfinished)
+        (unfinished / "optimizer.pt").write_bytes(b"half")
+        assert fault_of(unfinished) == "was not finished"
+        set_aside(tmp_path, good)
+        assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
+    mark_again(good)  # saved once more
+    assert fault_of(good) == "was not finished"
+    seal(good, optimizer="sgd")
+    assert fault_of(good) is None and optimizer_of(good) == "sgd"
+
+
+def test_what_is_set_aside_never_takes_the_place_of_another(tmp_path: Path) -> None:
+    for _ in range(3):
+        (written(tmp_path, 6) / "deeper" / "more.bin").write_bytes(b"")
+        set_aside(tmp_path, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "damaged-checkpoint-6", "damaged-checkpoint-6-2", "damaged-checkpoint-6-3",
+    ]  # fmt: skip
+
+
 def test_the_newest_complete_one_is_found_past_broken_ones(tmp_path: Path) -> None:
     for step in (2, 10, 9):
         written(tmp_path, step)
@@ -62,4 +135,6 @@ def test_setting_aside_touches_only_what_is_newer(tmp_path: Path, monkeypatch: p
     written(tmp_path, 8, sealed=False)
     monkeypatch.chdir(tmp_path)
     set_aside(tmp_path, Path("checkpoint-4"))  # however the path is written
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-2", "checkpoint-4", "damaged-checkpoint-6"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "checkpoint-2", "checkpoint-4", "damaged-checkpoint-6", "unknown-checkpoint-8",
+    ]  # fmt: skip

@@ -11,6 +11,7 @@ import pytest
 
 from qlora_planner.exchange.plan_file import read_plan
 from qlora_planner.launch.checkpoints import checkpoints, fault_of
+from qlora_planner.launch.folder import RunFolder, open_new
 from qlora_planner.launch.record import read_metrics
 from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained, wait_for
 
@@ -109,6 +110,7 @@ def test_what_a_run_leaves_behind(run: tuple[Path, str, str]) -> None:
     }  # fmt: skip
     assert read_plan(folder / "plan.yaml").run.rank == 8
     assert [path.name for path in checkpoints(folder / "checkpoints")] == ["checkpoint-12", "checkpoint-8"]
+    assert len(list((folder / "checkpoints").iterdir())) == 2
     assert all(fault_of(path) is None for path in checkpoints(folder / "checkpoints"))
     adapter = json.loads((folder / "adapter" / "adapter_config.json").read_text())
     assert adapter["base_model_name_or_path"].endswith("/llama") and adapter["r"] == 8
@@ -141,6 +143,12 @@ def test_a_finished_run_is_trained_on_for_longer(run: tuple[Path, str, str], hom
     assert record["settings"]["max_steps"] == STEPS + 2
     steps = [row["step"] for row in read_metrics(home.path / "longer" / "metrics.jsonl") if row["kind"] == "step"]
     assert steps == list(range(1, STEPS + 3))
+
+
+def test_all_that_a_run_left_is_proven_to_be_its_own(run: tuple[Path, str, str], home: Home) -> None:
+    forced = shutil.copytree(run[0], home.path / "forced")
+    open_new(RunFolder(forced), force=True)
+    assert list(forced.iterdir()) == []
 
 
 def test_the_folder_of_a_run_is_not_written_over(run: tuple[Path, str, str], home: Home, start: Start) -> None:

@@ -17,8 +17,10 @@ from qlora_planner.api import load_gpu
 from qlora_planner.cli.main import cli
 from qlora_planner.cli.verify_place import Place
 from qlora_planner.launch.folder import RunFolder, write_json
+from qlora_planner.launch.lock import held
 from qlora_planner.launch.record import run_record
 from qlora_planner.launch.spec import LaunchSpec
+from qlora_planner.launch.supervise import Attempt
 from tests.launch.conftest import RUN, SETTINGS
 
 # The length of a header, and the header.
@@ -97,6 +99,43 @@ def _sharded() -> None:
     Path("tiny/model.safetensors.index.json").write_text(json.dumps(index))
 
 
+def _plan_alone() -> None:
+    Path("out").mkdir()
+    shutil.copy("plan.yaml", "out/plan.yaml")
+
+
+def _theirs() -> None:
+    Path("out/checkpoints/mine").mkdir(parents=True)
+    Path("out/checkpoints/mine/w.bin").write_text("years of work")
+    Path("out/run.json").write_text('{"loss": 1.0}')
+
+
+def _damaged(change: dict[str, Any]) -> None:
+    folder = begun()
+    folder.record.write_text(json.dumps({**json.loads(folder.record.read_text()), **change}))
+
+
+DAMAGES: list[tuple[str, dict[str, Any], str]] = [
+    ("a list for the run", {"run": [1]}, "is damaged: run must be an object, not [1]"),
+    ("no run", {"run": None}, "is damaged: run must be an object, not None"),
+    ("a text as rank", {"run": {**RUN.to_dict(), "rank": "eight"}}, "must be int, not 'eight'"),
+    ("an unknown option", {"run": {"colour": 1}}, "unknown option colour"),
+    ("a number for settings", {"settings": 4}, "settings must be an object, not 4"),
+    ("a text for steps", {"settings": {"max_steps": "many"}}, "--max-steps must be a whole number"),
+    ("an object for reporters", {"settings": {"report_to": 5}}, "report_to must be a list"),
+    ("a list as a reporter", {"settings": {"report_to": [[]]}}, "--report-to must be one of"),
+    ("a text for a switch", {"settings": {"assistant_only_loss": "no"}}, "assistant_only_loss must be true or false"),
+    ("a number as a token", {"settings": {"pad_token": 0}}, "--pad-token must be a text"),
+    ("an object as a scheduler", {"settings": {"scheduler": {}}}, "--scheduler must be one of"),
+    ("no data", {"data": {}}, "data.path must be a text, not None"),
+    ("a list for data", {"data": []}, "data must be an object, not []"),
+    ("a number as model", {"model": 7}, "model must be an object, not 7"),
+    ("no path of the model", {"model": {"id": "m"}}, "model.path must be a text, not None"),
+    ("a number as tokenizer", {"tokenizer": 3}, "tokenizer must be a text or null, not 3"),
+    ("another device", {"device": "tpu"}, "device must be cuda or cpu, not 'tpu'"),
+    ("a list of versions", {"versions": ["torch"]}, "versions must be an object or null"),
+    ("a text for the rung", {"rung": "smaller"}, "rung must be an object or null"),
+]
 _SAME = ("--max-steps", "12", "--save-steps", "4", "--learning-rate", "5e-3")
 
 FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
@@ -146,6 +185,19 @@ FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
     ("nothing to resume", None, ("plan.yaml", "--data", "train.jsonl", "--resume", "--output", "tiny"), 2,
      "holds no run (no run.json)"),
     ("broken record", lambda: begun().record.write_text("{"), ("begun", "--resume"), 2, "run.json cannot be read"),
+    ("a plan alone", _plan_alone, ("plan.yaml", "--data", "train.jsonl", "--output", "out"), 2,
+     "out holds a plan, and no run was begun there; --force begins one"),
+    ("a run of another tool", _theirs, ("plan.yaml", "--data", "train.jsonl", "--output", "out", "--force"), 2,
+     "out holds checkpoints, which is no run of ours"),
+    ("not provably ours", lambda: (begun().checkpoints / "mine").mkdir(parents=True),
+     ("plan.yaml", "--data", "train.jsonl", "--output", "begun", "--force"), 2,
+     "checkpoints/mine is not provably what the run there wrote, so nothing is removed"),
+    ("checkpoints elsewhere", lambda: begun().checkpoints.symlink_to(Path("tiny").absolute()), ("begun", "--resume"), 2,
+     "checkpoints is a link"),
+    *(
+        (f"run.json with {name}", lambda change=change: _damaged(change), ("begun", "--resume"), 2, says)
+        for name, change, says in DAMAGES
+    ),
     ("other data", lambda: (begun(), write_rows(Path("train.jsonl"), rows(9)), None)[2], ("begun", "--resume"), 2,
      "the data is not what it was"),
     ("other plan", lambda: (begun(), plan("plan.yaml", rank=4))[1],
@@ -182,6 +234,61 @@ def _without(*names: str) -> Callable[..., Any]:
 
     inner = importlib.util.find_spec
     return lambda name, *rest: None if name in names else inner(name, *rest)
+
+
+def test_a_run_that_trains_is_neither_forced_nor_gone_on_with(here: Path) -> None:
+    folder = begun()
+    with held(folder.path):
+        refused(train("begun", "--resume"), 2, "begun is being trained in by process")
+        refused(
+            train("plan.yaml", "--data", "train.jsonl", "--output", "begun", "--force"), 2, "is being trained in by"
+        )
+    assert [path.name for path in folder.path.iterdir()] == ["run.json"]
+
+
+@pytest.mark.parametrize("ended_at", ["run.json", "plan.yaml", "log.txt"])
+def test_a_start_that_is_ended_at_any_file_can_be_begun_again(
+    ended_at: str, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is written before the child starts: whichever file is the last, the run is gone on with or begun."""
+
+    def ended(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        if ended_at == "run.json":
+            patch.setattr("os.fsync", ended)
+        elif ended_at == "plan.yaml":
+            patch.setattr("qlora_planner.cli.train_run._write_plan", ended)
+        else:
+            patch.setattr("qlora_planner.cli.train_run._watched", ended)
+        assert train("plan.yaml", "--data", "train.jsonl", "--output", "out").exit_code == 130
+    monkeypatch.setattr("qlora_planner.cli.train_run._watched", ended)
+    if ended_at != "run.json":
+        assert train("out", "--resume").exit_code == 130
+        assert Path("out/plan.yaml").is_file() and Path("out/run.json").is_file()
+    assert train("plan.yaml", "--data", "train.jsonl", "--output", "out", "--force").exit_code == 130
+    assert sorted(path.name for path in Path("out").iterdir()) == ["plan.yaml", "run.json"]
+
+
+@pytest.mark.parametrize(("outcome", "code"), [("ok", 4), ("interrupted", 130), ("out-of-memory", 1)])
+@pytest.mark.parametrize("lost", ["summary.json", "report.html"])
+def test_a_run_whose_summary_cannot_be_written_has_not_succeeded(
+    lost: str, outcome: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: Any, **__: Any) -> Any:
+        Path("out/adapter").mkdir()
+        Path("out", lost).mkdir()  # in the way of the file
+        says = "finished"
+        return [Attempt(number=1, run=RUN, outcome=outcome, facts={}, from_step=0, says=says, checkpoint=None)], [], 1.0
+
+    monkeypatch.setattr("qlora_planner.cli.train_run._watched", ended)
+    result = train("plan.yaml", "--data", "train.jsonl", "--output", "out", "--json")
+    assert result.exit_code == code, result.output
+    assert f"out/{lost}" in result.stderr
+    assert ("incomplete: the adapter is in out/adapter" in result.stderr) == (outcome == "ok")
+    assert any(lost in note for note in json.loads(result.stdout)["notes"])
+    assert not Path("out/summary.json").is_file()
 
 
 def test_a_missing_package_names_the_line_that_gets_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

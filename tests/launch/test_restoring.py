@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from qlora_planner.catalog.optimizers import OPTIMIZERS
+from qlora_planner.errors import InputError
 from qlora_planner.launch.restoring import restore_states
 from qlora_planner.train.settings import Settings
 from tests.launch.conftest import RUN, Make, same, trained
@@ -39,6 +41,20 @@ def test_every_kind_of_adapter_goes_on_to_the_same_bits(changes: dict[str, Any],
     resumed, _ = trained(make(run=run, settings=FOUR, resume=str(reference / "checkpoints" / "checkpoint-2")))
     assert (resumed["outcome"], resumed["message"]) == ("ok", None)
     assert same(reference / "adapter", Path(make().output) / "adapter")
+
+
+def test_a_run_that_was_ended_before_its_adapter_only_saves(make: Make, tmp_path: Path) -> None:
+    """The trainer takes a step before it looks whether any is left; a constant rate would move the adapter by it."""
+    settings = dataclasses.replace(FOUR, scheduler="constant")
+    trained(make(settings=settings))
+    reference = Path(make().output).rename(tmp_path / "whole")
+    last = reference / "checkpoints" / "checkpoint-4"
+    resumed, told = trained(make(settings=settings, resume=str(last)))
+    assert (resumed["outcome"], resumed["steps"], resumed["of"]) == ("ok", 4, 4)
+    assert not [event for event, _ in told if event in ("step", "checkpoint", "rehearsed")]
+    assert same(reference / "adapter", Path(make().output) / "adapter")
+    with pytest.raises(InputError, match="4 steps are done and 3 are asked for; give at least --max-steps 4"):
+        trained(make(settings=dataclasses.replace(settings, max_steps=3), resume=str(last)))
 
 
 class Paged(torch.optim.AdamW):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -21,7 +24,7 @@ from qlora_planner.launch.post_mortem import beaten, verdict
 from qlora_planner.launch.preflight import version_notes
 from qlora_planner.launch.record import Metrics, check_same, evidence, read_metrics
 from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.launch.supervise import Attempt, StopAsked
+from qlora_planner.launch.supervise import Attempt, StopAsked, stop_signals
 from qlora_planner.measure.verify import Progress
 from qlora_planner.report.theme import Theme
 from qlora_planner.run import RunConfig
@@ -131,6 +134,35 @@ time.sleep(30)
     asked.times = 2
     (one,) = attempts(supervised("signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(30)", asked=asked))
     assert one.outcome == "interrupted"
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+def test_every_signal_that_asks_a_run_to_end_lets_it_save(name: str) -> None:
+    number = getattr(signal, name)
+    before = signal.getsignal(number)
+    with stop_signals() as asked:
+        os.kill(os.getpid(), number)
+        assert asked.times == 1
+    assert signal.getsignal(number) is before
+
+
+def test_a_run_under_nohup_is_not_ended_by_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stop_signals() as asked:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert asked.times == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_child_without_a_parent_asks_itself_to_stop() -> None:
+    """As where the kernel ends no child with its parent: what stops a run saves a checkpoint."""
+    text = (
+        "import time; from qlora_planner.measure.process import stop_without_parent;"
+        " stop_without_parent(1, every_s=0.01); time.sleep(30)"
+    )
+    assert subprocess.run([sys.executable, "-c", text], timeout=20).returncode == -signal.SIGTERM
 
 
 PREDICTED = {
