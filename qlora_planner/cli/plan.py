@@ -120,7 +120,7 @@ def command(
         tell=output.warn,
     )
     found = with_folder(found, model)
-    printed = write_files(found, wanted, profile, given["data"], output)
+    printed = write_files(found, wanted, profile, card, given["data"], output)
     write_shared(found, shared, explicit, card, output, force=force)
     if printed is not None:
         answer(printed)

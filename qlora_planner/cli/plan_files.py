@@ -13,6 +13,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
+    from qlora_planner.cli.values import Card
+    from qlora_planner.exchange.reading import Reading
+    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
     from qlora_planner.profile import ModelProfile
 
@@ -71,22 +74,36 @@ def check_target(option: str, path: str, force: bool) -> None:
 
 
 def write_files(
-    found: Plan, wanted: WantedFiles, profile: ModelProfile, data: str | None, output: Output
+    found: Plan, wanted: WantedFiles, profile: ModelProfile, card: Card, data: str | None, output: Output
 ) -> str | None:
-    """Write every file, all rendered before the first is written; the text to print in place of the plan, if any."""
+    """Write every file, all rendered before the first is written; the text to print in place of the plan, if any.
+
+    A config of another tool states the memory of the run that it is there, as `check` of it does.
+    """
     if not wanted.files and wanted.printed is None:
         return None
-    from qlora_planner.exchange.export import export
+    from qlora_planner.cli.check import Estimates, judged
+    from qlora_planner.exchange.export import READ_BACK, export
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.plan_file import render_plan_file
+    from qlora_planner.memory.unmodelled import qualified
+    from qlora_planner.units import format_gib
 
     document = found.to_dict()
     names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
 
+    estimates = Estimates(profile, card, output)
+    others: dict[str, MemoryEstimate] = {}
+
     def rendered(kind: str) -> str:
         if kind == _PLAN:
             return render_plan_file(document)
-        return export(kind, document, data, attention_modules=names)
+
+        def judge(reading: Reading) -> MemoryEstimate:
+            others[kind] = qualified(judged(reading, estimates)[1], found.estimate.unmodelled)
+            return others[kind]
+
+        return export(kind, document, data, attention_modules=names, judge=judge)
 
     printed = None if wanted.printed is None else rendered(wanted.printed)
     texts = [(path, rendered(kind)) for kind, path in wanted.files]
@@ -98,4 +115,10 @@ def write_files(
         output.warn(f"what is written does not {word} this card")
     elif found.estimate.verdict == "cannot-say":
         output.warn("nobody can say whether what is written fits this card: its figures are partial")
+    for kind, estimate in others.items():
+        if estimate.verdict != found.estimate.verdict and estimate.verdict not in ("fits", "tight"):
+            output.warn(
+                f"as {READ_BACK[kind]} runs its file, {str(estimate.verdict).replace('-', ' ')}:"
+                f" {format_gib(estimate.peak.device_bytes)}; `qlora-plan check` of the file says what would fit"
+            )
     return None if printed is None else printed.rstrip("\n")

@@ -7,26 +7,58 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.plan_file import headline, plan_of
+from qlora_planner.exchange.reading import Reading
+from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.run import RunConfig
 from qlora_planner.text import plain
 
 DATA = "train.jsonl"
+Judge = Callable[[Reading], MemoryEstimate]
+# Kinds that are configs of other tools, which `check` reads.
+READ_BACK: Mapping[str, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory"}
 
 
 def export(
-    kind: str, plan_document: Mapping[str, Any], data: str | None = None, *, attention_modules: Sequence[str] = ()
+    kind: str,
+    plan_document: Mapping[str, Any],
+    data: str | None = None,
+    *,
+    attention_modules: Sequence[str] = (),
+    judge: Judge | None = None,
 ) -> str:
     """The plan of `Plan.to_dict()` as `kind` (see KINDS), ready to be run or written to a file.
 
     `data` is the path of the samples, JSON lines; without it the plan's own, else a placeholder. `attention_modules`
-    are the names that the target `attention` stands for, for tools whose configs cannot say so.
+    are the names that the target `attention` stands for, for tools whose configs cannot say so. A config of another
+    tool is another run than the plan's: what is written is read back as `check` reads it, and `judge` gives the memory
+    of that for the file's first line, which has no figure without it.
     Raises InputError for an unknown kind, a document that is no plan, and what `kind` cannot express.
     """
     if kind not in KINDS:
         raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(KINDS)}")
     plan = plan_of(plan_document, "the plan")
     samples = data or _path_of(plan_document.get("data")) or DATA
-    return KINDS[kind](plan.run, plan.model_path or plan.model_id, samples, _heading(plan_document), attention_modules)
+    model = plan.model_path or plan.model_id
+    if kind not in READ_BACK:
+        return KINDS[kind](plan.run, model, samples, _heading(plan_document), attention_modules)
+    config = KINDS[kind](plan.run, model, samples, [], attention_modules)
+    heading = _as_read(kind, config, plan_document, judge)
+    return KINDS[kind](plan.run, model, samples, heading, attention_modules)
+
+
+def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge | None) -> list[str]:
+    """The first lines of another tool's config: the run that the file itself is, not the plan that it was made from."""
+    import yaml
+
+    from qlora_planner.exchange.configs import FORMATS
+
+    if judge is None:
+        found: Mapping[str, Any] = {**document, "estimate": None}
+    else:
+        estimate = judge(FORMATS[kind][1](yaml.safe_load(config), kind))
+        found = {**document, "run": estimate.run.to_dict(), "estimate": estimate.to_dict()}
+    tool = READ_BACK[kind]
+    return [f"{headline(found)} (as {tool} runs this file)", f"The plan itself: {headline(document)}"]
 
 
 def _path_of(data: object) -> str | None:

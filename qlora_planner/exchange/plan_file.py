@@ -113,6 +113,9 @@ def headline(document: Mapping[str, Any]) -> str:
         words += f": peak {format_gib(peak['device_bytes'])}"
     if isinstance(fit, Mapping):
         words += f" of {format_gib(fit.get('usable_bytes'))} usable, {fit.get('verdict')}"
+        floor = estimate.get("floor_bytes")
+        if fit.get("verdict") in ("fits", "tight") and isinstance(floor, int) and fit.get("headroom_bytes", 0) < 0:
+            words += f" (cached blocks given back, it works from {format_gib(floor)} on)"
     return plain(words)
 
 

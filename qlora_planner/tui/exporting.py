@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from qlora_planner.run import RunConfig
 
 if TYPE_CHECKING:
+    from qlora_planner.exchange.reading import Reading
+    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.tui.core import Subject
 
 # Kind -> what it is, and how its file is called beside the model's name.
@@ -33,12 +35,21 @@ def write(subject: Subject, run: RunConfig, kind: str, path: str, *, data: str |
     """
     from qlora_planner.exchange.export import export
     from qlora_planner.exchange.files import write_text
+    from qlora_planner.exchange.meant import meant
     from qlora_planner.exchange.plan_file import render_plan_file
+    from qlora_planner.memory.unmodelled import qualified
 
     document = subject.plan_of(run).to_dict()
     attention = subject.profile.adapters.get("attention", ())
     names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in attention))
+
+    def judge(reading: Reading) -> MemoryEstimate:
+        meant_here = meant(reading, subject.profile)
+        return qualified(subject.estimate(meant_here.run), meant_here.unmodelled)
+
     text = (
-        render_plan_file(document) if kind == "plan" else export(kind, document, data, attention_modules=names)
-    )  # fmt: skip
+        render_plan_file(document)
+        if kind == "plan"
+        else export(kind, document, data, attention_modules=names, judge=judge)
+    )
     write_text(path, text, force=force)

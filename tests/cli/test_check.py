@@ -122,6 +122,22 @@ def test_plan_saves_and_exports(invoke: Invoke, tmp_path: Path) -> None:
     assert "longest sequence" in forced.stdout
 
 
+@pytest.mark.parametrize("kind", ["axolotl", "llama-factory"])
+def test_an_export_states_what_check_says_of_it(invoke: Invoke, tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "config.yaml"
+    exported = invoke("llama-3.1-8b", "--gpu", "24GB", "--export", f"{kind}={path}")
+    assert exported.exit_code == 0
+    checked = invoke("check", str(path), "--gpu", "24GB", "--json")
+    found = json.loads(checked.stdout)["estimate"]
+    first, second = path.read_text().splitlines()[:2]
+    assert f"peak {found['peak']['device_bytes'] / (1 << 30):.2f} GiB" in first
+    assert f"usable, {found['fit']['verdict']}" in first
+    assert "runs this file" in first
+    assert second.startswith("# The plan itself: ")
+    if found["fit"]["verdict"] == "does-not-fit":
+        assert "does not fit" in exported.stderr
+
+
 FAULTS: list[tuple[list[str], int, str]] = [
     (["check", "nowhere.yml", "--gpu", "24GB"], 2, "no such file"),
     (["check", ".", "--gpu", "24GB"], 2, "is a folder"),

@@ -255,6 +255,13 @@ def test_an_export_reads_back_as_the_run(
     assert set(differing(found.run, run)) <= own
 
 
+@pytest.mark.parametrize("kind", ["axolotl", "llama-factory"])
+def test_an_export_that_nobody_judged_states_no_figure(document: dict[str, Any], kind: str) -> None:
+    first = export(kind, document).splitlines()[0]
+    assert "meta-llama/Llama-3.1-8B" in first
+    assert "peak" not in first
+
+
 @pytest.mark.parametrize(("base", "key"), [(AXOLOTL, "sequence_len"), (FACTORY, "cutoff_len")])
 def test_changes_are_told_in_the_files_own_keys(tmp_path: Path, base: dict[str, Any], key: str) -> None:
     changes = {
