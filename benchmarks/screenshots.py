@@ -1,6 +1,8 @@
 """Pictures of every place of the explorer, from itself: `python benchmarks/screenshots.py docs/screenshots`.
 
-The scenes are those of the snapshots in tests/tui; nothing in a picture depends on the machine or the time.
+The scenes are those of the snapshots in tests/tui; nothing in a picture depends on the machine or the time. The
+training that is watched is a recording of a real one (docs/screenshots/watch-events.jsonl), and the title says on which
+card; what is made up for a picture is called staged there.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tests.tui.conftest import explorer
-from tests.tui.scenes import CARD, DIALOGS, PLACES, Scene, staged
+from tests.tui.scenes import CARD, DIALOGS, PLACES, Scene, staged, title_of
 
 SIZE = (110, 34)
 
@@ -27,7 +29,7 @@ async def picture(scene: Scene, home: Path, *, counted: bool) -> str:
         app = explorer(home / "tui.json", CARD, data=data if counted else None)
         async with app.run_test(size=SIZE) as pilot:
             await scene(app, pilot)
-            found = app.export_screenshot(title="qlora-plan tui")
+            found = app.export_screenshot(title=title_of(scene))
         if app.launch is not None:
             app.launch.end(5)
     return re.sub(r"\bterminal-\d+-", "terminal-", found)
@@ -44,7 +46,7 @@ def main(arguments: Iterable[str] | None = None) -> int:
         if asked.only and name not in asked.only:
             continue
         with tempfile.TemporaryDirectory() as home:
-            svg = asyncio.run(picture(scene, Path(home), counted=name in ("data", "watch")))
+            svg = asyncio.run(picture(scene, Path(home), counted=name == "data"))
         path = asked.folder / f"{name}.svg"
         path.write_text(svg, encoding="utf-8")
         print(f"{path}: {len(svg) // 1024} KiB")

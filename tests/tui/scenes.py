@@ -18,10 +18,12 @@ from qlora_planner.tui.launching import Launch
 from qlora_planner.tui.readiness import Readiness
 from qlora_planner.tui.start import DataAsked
 from tests.tui.conftest import idle, open_model, painted
+from tests.tui.player import Recording
 
 Scene = Callable[[Explorer, Pilot[None]], Awaitable[None]]
 MODEL = "llama-3.1-8b"
 CARD = "rtx-4090"
+RECORDING = Path(__file__).parents[2] / "docs" / "screenshots" / "watch-events.jsonl"
 
 
 def write_data(path: Path, rows: int = 1_200) -> Path:
@@ -120,26 +122,26 @@ async def data(app: Explorer, pilot: Pilot[None]) -> None:
 
 
 async def train(app: Explorer, pilot: Pilot[None]) -> None:
-    """Before anything runs."""
+    """Before anything runs. That a card is here is staged."""
     await open_model(app, pilot, MODEL)
     await pilot.press("7")
     await quiet(app, pilot)
 
 
 async def watch(app: Explorer, pilot: Pilot[None]) -> None:
-    """A training at step 24 of 60; it goes on until it is stopped."""
+    """A real training that was recorded, at its step 30 of 40, played; it goes on until it is stopped."""
+    recording = Recording(RECORDING)
+    Launch.program = (sys.executable, str(Path(__file__).with_name("player.py")), str(RECORDING))
+    app.use_card("h200")
+    await idle(app, pilot)
     await open_model(app, pilot, MODEL)
     await pilot.press("7")
     await idle(app, pilot)
-    os.environ["HOLD"] = "1"
-    try:
-        app.begin("train", {"data": "train.jsonl", "output": "runs/first"})
-    finally:
-        del os.environ["HOLD"]
+    app._start_launch(Launch(recording.words))
     assert app.launch is not None
     for _ in range(400):
         await pilot.pause(0.05)
-        if app.launch.log and app.launch.log[-1].startswith("step 24/"):
+        if app.launch.log and app.launch.step == 30:
             break
     await pilot.pause(0.5)
     app._left = True  # nobody listens any more: a picture waits until every worker has ended
@@ -166,3 +168,10 @@ PLACES: dict[str, Scene] = {
     "train": train, "watch": watch,
 }  # fmt: skip
 DIALOGS: dict[str, Scene] = {"export": export, "help": help_}
+
+
+def title_of(scene: Scene) -> str:
+    """What stands over a picture: where its measured figures are from, and what is made up."""
+    if scene is watch:
+        return Recording(RECORDING).title
+    return "qlora-plan tui (staged: the card is made up)" if scene is train else "qlora-plan tui"

@@ -13,7 +13,7 @@ import pytest
 from textual.pilot import Pilot
 
 from tests.tui.conftest import explorer
-from tests.tui.scenes import CARD, DIALOGS, PLACES, Scene, fit, run, staged
+from tests.tui.scenes import CARD, DIALOGS, PLACES, Scene, fit, run, staged, title_of
 
 Compare = Callable[..., bool]
 SMALL, USUAL = (80, 24), (120, 40)
@@ -23,9 +23,8 @@ def looks_alike(
     compare: Compare, home: Path, scene: Scene, size: tuple[int, int], *, theme: str = "textual-dark", **more: Any
 ) -> bool:
     with staged(home) as asked:
-        counted = scene in (PLACES["data"], PLACES["watch"])
-        app = explorer(home / "tui.json", CARD, data=asked if counted else None, **more)
-        app.theme = theme
+        app = explorer(home / "tui.json", CARD, data=asked if scene is PLACES["data"] else None, **more)
+        app.theme, app.title = theme, title_of(scene)
 
         async def reach(pilot: Pilot[None]) -> None:
             await scene(app, pilot)

@@ -18,7 +18,7 @@ from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.launch_form import LaunchForm
 from qlora_planner.tui.view import as_text
 
-_CURVES = (("memory", "GiB of the process"), ("loss", "loss"), ("speed", "tokens/s"))
+_CURVES = (("memory", "GiB by NVML"), ("loss", "loss"), ("speed", "tokens/s"))
 
 
 class TrainScreen(Page):
@@ -82,8 +82,8 @@ class TrainScreen(Page):
             curve.display = words.display = bool(values)
             if values:
                 curve.data = values[:]  # a list that grew in place is not painted again
-                figure = f"{values[-1]:,.0f}" if key == "speed" else f"{values[-1]:.3f}"
-                words.update(Text.assemble((f"{label} ", "dim"), (figure, "bold"), f"  {min(values):.6g} least"))
+                now, least = (f"{v:,.0f}" if key == "speed" else f"{v:,.3f}" for v in (values[-1], min(values)))
+                words.update(Text.assemble((f"{label} ", "dim"), (now, "bold"), f"  {least} least"))
 
     def _log(self, launch: Launch) -> None:
         scroll = self.query_one("#log-scroll", VerticalScroll)
