@@ -11,6 +11,7 @@ import numpy as np
 
 from qlora_planner.data.counting import Counter
 from qlora_planner.data.files import DataFile
+from qlora_planner.data.images import holds_images
 from qlora_planner.data.readers import read_rows
 from qlora_planner.data.shapes import Example, RowFaultError, detect_shape, example_of
 from qlora_planner.errors import InputError
@@ -34,11 +35,12 @@ class Moved(Protocol):
 
 @dataclass(slots=True)
 class Place:
-    """An example and where it stands."""
+    """An example, where it stands, and whether its row holds more than text."""
 
     file: int
     line: int
     example: Example
+    images: bool = False
 
 
 class Faults:
@@ -90,7 +92,7 @@ def examples(files: Sequence[DataFile], shape: str, faults: Faults, moved: Moved
                 faults.add(index, raw.line, raw.fault or "cannot be read")
                 continue
             try:
-                yield Place(index, raw.line, example_of(raw.columns, shape))
+                yield Place(index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns))
             except RowFaultError as fault:
                 faults.add(index, raw.line, str(fault))
         way.before += file.size_bytes
@@ -144,7 +146,7 @@ class _Tally:
 
     def __init__(self) -> None:
         self.lengths, self.masked, self.lines, self.files = array("i"), array("i"), array("i"), array("i")
-        self.passed = 0
+        self.passed = self.images = 0
 
 
 def _flush(batch: list[Place], counter: Counter, tally: _Tally, faults: Faults) -> None:
@@ -155,6 +157,7 @@ def _flush(batch: list[Place], counter: Counter, tally: _Tally, faults: Faults) 
         elif not result[0]:
             faults.add(place.file, place.line, "has no tokens")
         else:
+            tally.images += place.images
             tally.lengths.append(result[0])
             tally.masked.append(result[1])
             tally.lines.append(place.line)
@@ -200,6 +203,7 @@ def _summary(files: Sequence[DataFile], shape: str, counter: Counter, tally: _Ta
         outlier_rows=len(outliers),
         bad_rows=faults.count,
         first_bad=tuple(faults.first),
+        image_rows=tally.images,
         lengths=lengths,
         masked=masked if masked.any() else None,
     )

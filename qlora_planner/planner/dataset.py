@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from qlora_planner.memory.records import Unmodelled
 from qlora_planner.record import record
 
 Lengths = npt.NDArray[np.int32]
@@ -68,6 +69,16 @@ class DataSummary:
     first_bad: tuple[BadRow, ...]
     lengths: Lengths = field(repr=False, compare=False)
     masked: Lengths | None = field(default=None, repr=False, compare=False)
+    image_rows: int = 0  # that hold images, video or sound, none of which is in their lengths
+
+    @property
+    def unmodelled(self) -> tuple[Unmodelled, ...]:
+        """What the lengths leave out, for `memory.unmodelled.qualified`."""
+        if not self.image_rows:
+            return ()
+        rows = f"{self.image_rows:,} of {self.rows:,} rows"
+        what = f"{rows} hold images, video or sound, each of hundreds to thousands of tokens that no length counts"
+        return (Unmodelled(key="images in the data", what=what, direction="up"),)
 
     @property
     def rows(self) -> int:
@@ -123,6 +134,7 @@ class DataSummary:
             "histogram": {"edges": edges, "rows": counts},
             "longest": self.longest.to_dict(),
             "outliers": {"rows": self.outlier_rows, "longest": [row.to_dict() for row in self.outliers]},
+            "image_rows": self.image_rows,
             "bad_rows": {"rows": self.bad_rows, "first": [row.to_dict() for row in self.first_bad]},
         }
 

@@ -10,9 +10,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.left_out import left_out
-from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.unmodelled import qualified
+from qlora_planner.memory.unmodelled import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.axes import RULES, fixed_options
@@ -150,7 +150,7 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         model=answer.model,
         gpu=asked.gpu,
         run=answer.run,
-        estimate=qualified(answer, left_out(planner.profile, answer.run)),
+        estimate=qualified(answer, (*left_out(planner.profile, answer.run), *_of_data(asked))),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits, scale)),
         frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, scale),
@@ -160,7 +160,9 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         options=_options(planner, choice),
         ladder=tuple(ladder(outlooks, answer.run, planner.pace_on, planner.limits)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
-        smallest_card=_card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
+        smallest_card=None
+        if _of_data(asked)
+        else _card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
         cost={
             "usd_per_million_tokens": cost.usd_per_million_tokens, "usd_per_hour": asked.gpu.rent_usd_per_hour,
@@ -171,6 +173,11 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
             "rules": [{"name": rule.name, "says": rule.says, "source": rule.source} for rule in RULES],
         },
     )  # fmt: skip
+
+
+def _of_data(asked: Request) -> tuple[Unmodelled, ...]:
+    """What no figure counts of the data."""
+    return () if asked.data is None else asked.data.unmodelled
 
 
 def _expandable_bytes(planner: Planning, choice: Choice, answer: MemoryEstimate) -> int | None:
@@ -201,8 +208,9 @@ def _elsewhere(planner: Planning, here: Choice, card: GpuSpec) -> Mapping[str, A
         return row
     shown = here.run.to_dict()
     resolved = resolve(planner.profile, best.run, card).run
+    fits = CANNOT_SAY if _of_data(asked) else "fits"
     row |= {
-        "verdict": "fits" if best.fits else "does-not-fit", "floor_bytes": best.floor_bytes, "run": resolved.to_dict(),
+        "verdict": fits if best.fits else "does-not-fit", "floor_bytes": best.floor_bytes, "run": resolved.to_dict(),
         "change": {name: value for name, value in best.run.to_dict().items() if value != shown[name]},
     }  # fmt: skip
     speed = speed_of(planner.profile, resolved, card, planner.calibration)

@@ -41,6 +41,8 @@ def _about(summary: DataSummary, theme: Theme) -> Iterator[Line]:
         yield from theme.wrap(guess, 6, style="bold yellow")
     elif summary.tokenizer is not None:
         yield from theme.wrap(f"counted with the tokenizer of {summary.tokenizer}", 6, style="dim")
+    for thing in summary.unmodelled:
+        yield from theme.wrap(thing.what, 6, style="bold yellow")
     if summary.bad_rows:
         first, word = summary.first_bad[0], summary.row_word
         text = f"{_count(summary.bad_rows, 'row')} left out, the first in {word} {first.line}: {first.why}"

@@ -43,13 +43,15 @@ class DataView:
     @classmethod
     def of(cls, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> DataView:
         """`cut` tokens at most, None for the run's own length. Raises InputError for a run that has no estimate."""
+        from qlora_planner.memory.unmodelled import qualified
         from qlora_planner.planner.dataset import seq_len_for
         from qlora_planner.planner.epochs import plan_data
         from qlora_planner.planner.widths import widths_before
 
         def estimated(length: int | None) -> MemoryEstimate:
             at = run if length is None else run.with_(seq_len=length)
-            return subject.estimate(at, widths_before(data, at.batch_size, at.seq_len, at.packing))
+            found = subject.estimate(at, widths_before(data, at.batch_size, at.seq_len, at.packing))
+            return qualified(found, data.unmodelled)
 
         uncut = seq_len_for(data, subject.model_limit)
         at, whole = estimated(cut), estimated(uncut)

@@ -60,7 +60,7 @@ class Heard(Asks):
         """Take the recommended run."""
         if message.subject is self.subject:
             self.set_run(RunConfig(**dict(message.plan.options)))
-            if message.plan.estimate.verdict not in ("fits", "tight"):
+            if message.plan.estimate.verdict in ("does-not-fit", "will-not-run"):
                 self.notify("no run of this model was found that fits so; the nearest is shown", severity="warning")
             elif message.seq_len is not None and self.run_now.seq_len < message.seq_len:
                 told = f"{message.seq_len:,} tokens fit in no way that was tried: {self.run_now.seq_len:,} do"

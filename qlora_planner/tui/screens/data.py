@@ -99,6 +99,8 @@ class DataScreen(Page):
             text.append(f", tokenizer of {data.tokenizer}", style="dim")
         if data.bad_rows:
             text.append(f"; {data.bad_rows:,} rows left out: {data.first_bad[0].why}", style="yellow")
+        for thing in data.unmodelled:
+            text.append(f"; {thing.what}", style="yellow")
         return text
 
     def _percentiles(self, data: DataSummary) -> Text:

@@ -1,0 +1,60 @@
+"""Rows that hold more than text: images, video and sound, whose tokens no tokenizer counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+# Columns of TRL's, LLaMA-Factory's and LLaVA's rows; parts of a message by OpenAI's, Qwen's and transformers' names.
+_COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
+_PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
+_PLACEHOLDERS = (
+    "<image>",
+    "<video>",
+    "<audio>",
+    "<|image_pad|>",
+    "<|image|>",
+    "<image_soft_token>",
+    "<start_of_image>",
+)
+_TEXTS = ("text", "prompt", "completion", "instruction", "input", "output", "query", "response")
+_CHATS = ("messages", "conversations", "prompt", "completion")
+
+
+def holds_images(row: Mapping[str, Any]) -> bool:
+    """Whether a row of any shape holds an image, a video or sound: in a column, as a part of a message, or by its
+    placeholder in the text."""
+    if any(_there(row.get(name)) for name in _COLUMNS):
+        return True
+    if any(_marked(row.get(name)) for name in _TEXTS):
+        return True
+    return any(_in_chat(row[name]) for name in _CHATS if isinstance(row.get(name), list))
+
+
+def _there(value: Any) -> bool:
+    """Not merely an empty column: datasets give every row all of them."""
+    return value is not None and not (isinstance(value, str | list | dict) and not value)
+
+
+def _marked(text: Any) -> bool:
+    return isinstance(text, str) and "<" in text and any(mark in text for mark in _PLACEHOLDERS)
+
+
+def _in_chat(messages: Iterable[Any]) -> bool:
+    for message in messages:
+        if not isinstance(message, dict):
+            continue
+        content = message.get("content", message.get("value"))
+        if _marked(content) or any(_there(message.get(name)) for name in _COLUMNS):
+            return True
+        if isinstance(content, list) and any(_is_image(part) for part in content):
+            return True
+    return False
+
+
+def _is_image(part: Any) -> bool:
+    if isinstance(part, str):
+        return _marked(part)
+    if not isinstance(part, dict):
+        return False
+    return part.get("type") in _PARTS or _marked(part.get("text")) or any(_there(part.get(name)) for name in _PARTS)
