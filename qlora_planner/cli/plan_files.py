@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
@@ -53,6 +53,10 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
         raise InputError("--export: stdout takes one answer; give the others a file, as --export trl=train.py")
     for kind, path in files:
         check_target("--save" if kind == _PLAN else f"--export {kind}", path, force)
+        if kind == _PLAN:
+            from qlora_planner.exchange.plan_figures import figures_path
+
+            check_target("--save", str(figures_path(Path(path))), force)
     return WantedFiles(tuple(files), printed[0] if printed else None, force)
 
 
@@ -61,6 +65,15 @@ def with_folder(found: Plan, model: str) -> Plan:
     if not (Path(model) / "config.json").is_file():
         return found
     return replace(found, model={**found.model, "path": model})
+
+
+def _seen_from(plan: str, document: dict[str, Any]) -> dict[str, Any]:
+    """The document of a plan file: a model folder that was named from here is named from the plan's own folder."""
+    folder = document["model"].get("path")
+    if folder is None or Path(folder).expanduser().is_absolute():
+        return document
+    path = os.path.relpath(folder, Path(plan).parent)
+    return {**document, "model": {**document["model"], "path": path}}
 
 
 def check_target(option: str, path: str, force: bool) -> None:
@@ -85,7 +98,7 @@ def write_files(
     from qlora_planner.cli.check import Estimates, judged
     from qlora_planner.exchange.export import READ_BACK, export
     from qlora_planner.exchange.files import write_text
-    from qlora_planner.exchange.plan_file import render_plan_file
+    from qlora_planner.exchange.plan_file import write_plan
     from qlora_planner.memory.unmodelled import qualified
     from qlora_planner.units import format_gib
 
@@ -96,9 +109,6 @@ def write_files(
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:
-        if kind == _PLAN:
-            return render_plan_file(document)
-
         def judge(reading: Reading) -> MemoryEstimate:
             others[kind] = qualified(judged(reading, estimates)[1], found.estimate.unmodelled)
             return others[kind]
@@ -106,10 +116,15 @@ def write_files(
         return export(kind, document, data, attention_modules=names, judge=judge)
 
     printed = None if wanted.printed is None else rendered(wanted.printed)
-    texts = [(path, rendered(kind)) for kind, path in wanted.files]
+    texts = [(path, None if kind == _PLAN else rendered(kind)) for kind, path in wanted.files]
     for path, text in texts:
-        write_text(path, text, force=wanted.force)
-        output.warn(f"wrote {plain(path)}")
+        if text is None:
+            beside = write_plan(_seen_from(path, document), path, force=wanted.force)[1:]
+            figures = f", and its figures {plain(beside[0].name)} beside it" if beside else ""
+            output.warn(f"wrote {plain(path)}{figures}")
+        else:
+            write_text(path, text, force=wanted.force)
+            output.warn(f"wrote {plain(path)}")
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):
         word = "fit" if found.estimate.verdict == "does-not-fit" else "run on"
         output.warn(f"what is written does not {word} this card")

@@ -129,8 +129,8 @@ def _plan_of(what: str) -> tuple[str, RunConfig, Mapping[str, Any]] | None:
 
 
 def _place(model: str, what: str) -> str:
-    """A plan names a local model by its folder: seen from here, or from the plan."""
-    for folder in (Path(model), Path(what).parent / model):
+    """A plan names a local model by its folder: seen from the plan, or (older plans) from where it was made."""
+    for folder in (Path(what).parent / model, Path(model)):
         if (folder / "config.json").is_file():
             return str(folder)
     return model

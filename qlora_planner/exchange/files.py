@@ -117,10 +117,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, force: bool = Fals
     Raises InputError naming `path` where something is there already (unless `force`), or it cannot be written.
     """
     target = Path(path)
-    if target.is_dir():
-        raise InputError(f"{plain(target)}: is a folder; name a file in it")
-    if target.exists() and not force:
-        raise InputError(f"{plain(target)}: is there already; --force writes over it")
+    check_new(target, force=force)
     temporary = ""
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
@@ -132,6 +129,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes, *, force: bool = Fals
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise InputError(f"{plain(target)}: cannot be written: {error.strerror or error}") from error
+
+
+def check_new(target: Path, *, force: bool = False) -> None:
+    """Raises InputError for a folder, and for a file that is there already (unless `force`)."""
+    if target.is_dir():
+        raise InputError(f"{plain(target)}: is a folder; name a file in it")
+    if target.exists() and not force:
+        raise InputError(f"{plain(target)}: is there already; --force writes over it")
 
 
 def _umask() -> int:

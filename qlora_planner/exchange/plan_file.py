@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.files import read_yaml, write_text
+from qlora_planner.exchange import plan_figures
+from qlora_planner.exchange.files import check_new, read_yaml, write_text
 from qlora_planner.planner.plan import SCHEMA
 from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
@@ -34,6 +36,7 @@ SECTIONS: Mapping[str, str] = {
     "compared": "The best run of the model on other cards, ranked.",
     "cost": "Dollars, by the catalogue's price of the card; null where it has none.",
     "search": "How many candidates were looked at, and the rules that left others out.",
+    plan_figures.KEY: "Estimate, prices, frontier and the rest, beside this file; worked out again without it.",
 }
 KNOWN_KEYS = frozenset({"schema", *SECTIONS})
 
@@ -58,27 +61,38 @@ def is_plan(raw: Mapping[str, Any]) -> bool:
     return isinstance(schema, str) and schema.startswith("qlora-plan/plan/")
 
 
-def write_plan(plan_document: Mapping[str, Any], path: str | os.PathLike[str], *, force: bool = False) -> None:
-    """Write `Plan.to_dict()` as commented YAML; `read_plan` gives the very same document back.
+def write_plan(plan_document: Mapping[str, Any], path: str | os.PathLike[str], *, force: bool = False) -> list[Path]:
+    """Write `Plan.to_dict()` as commented YAML of what one may change, and its figures into a file beside it.
 
-    Raises InputError where `path` exists (unless `force`) or cannot be written.
+    `read_plan` gives the very same document back. Returns the paths written, the plan first. Raises InputError where
+    one of them exists (unless `force`) or cannot be written; then neither is, or the figures alone.
     """
-    write_text(path, render_plan_file(plan_document), force=force)
+    target = Path(path)
+    mine, figures = plan_figures.split(plan_document, target)
+    text = "\n".join(_lines(mine, plan_document)) + "\n"
+    beside = plan_figures.figures_path(target)
+    if figures is None:
+        write_text(target, text, force=force)
+        return [target]
+    check_new(target, force=force)
+    write_text(beside, plan_figures.render(figures), force=force)
+    write_text(target, text, force=force)
+    return [target, beside]
 
 
 def render_plan_file(plan_document: Mapping[str, Any]) -> str:
-    """The text of a plan file.
+    """The text of a plan file that holds its figures itself, as the copy in a run's folder does.
 
     PyYAML writes the data and comments are put between its sections: it never has to read them back, so nothing of
     the data depends on them, and a second YAML library (ruamel.yaml keeps comments) would earn nothing more.
     """
-    return "\n".join(_lines(plan_document)) + "\n"
+    return "\n".join(_lines(plan_document, plan_document)) + "\n"
 
 
-def _lines(document: Mapping[str, Any]) -> Iterator[str]:
-    yield f"# {headline(document)}"
+def _lines(document: Mapping[str, Any], whole: Mapping[str, Any]) -> Iterator[str]:
+    yield f"# {headline(whole)}"
     yield "# Read back by `qlora-plan verify FILE`, `qlora-plan check FILE` and `qlora-plan train FILE`."
-    estimate = document.get("estimate")
+    estimate = whole.get("estimate")
     why = estimate.get("resolved", {}) if isinstance(estimate, Mapping) else {}
     for name, value in document.items():
         yield ""
@@ -128,8 +142,9 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
 
 
 def plan_of(raw: Mapping[str, Any], where: str) -> PlanFile:
-    """`read_plan` for a file that is parsed already."""
+    """`read_plan` for a file that is parsed already; `where` is its path, beside which its figures lie."""
     faults: list[str] = []
+    raw = plan_figures.joined(raw, where)
     if raw.get("schema") != SCHEMA:
         faults.append(f"schema must be {SCHEMA}, not {quoted(raw.get('schema'))}")
     model, gpu = raw.get("model"), raw.get("gpu")

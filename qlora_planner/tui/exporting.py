@@ -36,7 +36,7 @@ def write(subject: Subject, run: RunConfig, kind: str, path: str, *, data: str |
     from qlora_planner.exchange.export import export
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.meant import meant
-    from qlora_planner.exchange.plan_file import render_plan_file
+    from qlora_planner.exchange.plan_file import write_plan
     from qlora_planner.memory.unmodelled import qualified
 
     document = subject.plan_of(run).to_dict()
@@ -47,9 +47,7 @@ def write(subject: Subject, run: RunConfig, kind: str, path: str, *, data: str |
         meant_here = meant(reading, subject.profile)
         return qualified(subject.estimate(meant_here.run), meant_here.unmodelled)
 
-    text = (
-        render_plan_file(document)
-        if kind == "plan"
-        else export(kind, document, data, attention_modules=names, judge=judge)
-    )
-    write_text(path, text, force=force)
+    if kind == "plan":
+        write_plan(document, path, force=force)
+    else:
+        write_text(path, export(kind, document, data, attention_modules=names, judge=judge), force=force)

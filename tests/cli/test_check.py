@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from qlora_planner.exchange.plan_file import read_plan
 from tests.cli.conftest import Invoke, Process
 from tests.cli.test_light import NEVER
 
@@ -91,7 +93,7 @@ def test_json(invoke: Invoke, file: Any) -> None:
 def test_a_saved_plan_is_checked_on_its_own_card(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "plan.yaml"
     assert invoke("llama-3.1-8b", "--gpu", "24GB", "--save", str(path)).exit_code == 0
-    planned = yaml.safe_load(path.read_text())
+    planned = read_plan(path).document
     result = invoke("check", str(path), "--json")
     assert result.exit_code == 0
     document = json.loads(result.stdout)
@@ -110,13 +112,19 @@ def test_plan_saves_and_exports(invoke: Invoke, tmp_path: Path) -> None:
     first = invoke(*args, "--export", "axolotl")
     assert first.exit_code == 0
     assert yaml.safe_load(first.stdout)["base_model"] == "meta-llama/Llama-3.1-8B"
-    assert first.stderr.splitlines() == [f"qlora-plan: wrote {path}" for path in (plan, script)]
+    assert first.stderr.splitlines() == [
+        f"qlora-plan: wrote {plan}, and its figures plan.figures.json beside it", f"qlora-plan: wrote {script}",
+    ]  # fmt: skip
     compile(script.read_text(), "train.py", "exec")
     before = plan.read_bytes()
     again = invoke(*args)
     assert (again.exit_code, again.stdout) == (2, "")
     assert "--force" in again.stderr
     assert plan.read_bytes() == before
+    plan.unlink()
+    figures = invoke(*args[:5])
+    assert figures.exit_code == 2
+    assert "plan.figures.json is there already" in figures.stderr
     forced = invoke(*args, "--force")
     assert forced.exit_code == 0
     assert "longest sequence" in forced.stdout
@@ -136,6 +144,42 @@ def test_an_export_states_what_check_says_of_it(invoke: Invoke, tmp_path: Path, 
     assert second.startswith("# The plan itself: ")
     if found["fit"]["verdict"] == "does-not-fit":
         assert "does not fit" in exported.stderr
+
+
+def test_a_saved_plan_holds_what_one_may_change_and_still_answers_without_the_rest(
+    invoke: Invoke, tmp_path: Path
+) -> None:
+    path = tmp_path / "plan.yaml"
+    assert invoke("llama-3.1-8b", "--gpu", "24GB", "--save", str(path)).exit_code == 0
+    held = yaml.safe_load(path.read_text())
+    assert list(held) == ["schema", "model", "gpu", "run", "figures"]
+    whole = json.loads(invoke("check", str(path), "--json").stdout)
+    (tmp_path / held["figures"]).unlink()
+    alone = json.loads(invoke("check", str(path), "--json").stdout)
+    assert alone["estimate"] == whole["estimate"]
+
+
+@pytest.mark.parametrize("kind", ["trl", "axolotl", "llama-factory", "notebook"])
+def test_exports_name_data_and_model_as_they_were_typed(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "out").mkdir()
+    config = Path(__file__).parents[2] / "profiles" / "configs" / "HuggingFaceTB__SmolLM2-135M.json"
+    (tmp_path / "here" / "config.json").write_bytes(config.read_bytes())
+    (tmp_path / "rows.jsonl").write_text('{"text": "' + "a few words " * 60 + '"}\n' * 1)
+    made = invoke(
+        "./here", "--gpu", "24GB", "--data", "rows.jsonl", "--chars-per-token", "4", "--save", "out/plan.yaml",
+        "--export", f"{kind}=out/x",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.stderr
+    text = (tmp_path / "out" / "x").read_text()
+    assert str(tmp_path) not in text
+    assert "rows.jsonl" in text
+    assert "./here" in text
+    # A plan names the folder from where the plan is, so that it can be read from everywhere.
+    assert yaml.safe_load((tmp_path / "out" / "plan.yaml").read_text())["model"]["path"] == os.path.join("..", "here")
 
 
 FAULTS: list[tuple[list[str], int, str]] = [

@@ -22,6 +22,68 @@ def test_round_trip(document: dict[str, Any], tmp_path: Path) -> None:
     assert (found.model_id, found.gpu) == ("meta-llama/Llama-3.1-8B", document["gpu"])
 
 
+def test_what_one_may_change_is_in_the_plan_and_the_rest_beside_it(document: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    assert write_plan(document, path) == [path, tmp_path / "plan.figures.json"]
+    held = yaml.safe_load(path.read_text())
+    assert held == {name: document[name] for name in ("schema", "model", "gpu", "run")} | {
+        "figures": "plan.figures.json"
+    }
+    assert len(path.read_text().splitlines()) < 80
+    (tmp_path / "plan.figures.json").unlink()
+    alone = read_plan(path)
+    assert alone.run == RunConfig.from_dict(document["run"])
+    assert "estimate" not in alone.document
+
+
+def test_a_plan_of_before_that_holds_its_figures_itself_is_read(document: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(render_plan_file(document))
+    assert read_plan(path).document == document
+
+
+def test_figures_of_another_plan_are_not_taken_for_its_own(document: dict[str, Any], tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    write_plan(document, path)
+    for old, new in (("meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-7B"), (f"name: {document['gpu']['name']}", "name: t4")):
+        (tmp_path / "other.yaml").write_text(path.read_text().replace(old, new))
+        assert "estimate" not in read_plan(tmp_path / "other.yaml").document
+
+
+@pytest.mark.parametrize(
+    ("figures", "content", "says"),
+    [
+        ("../secret.json", None, "figures must be the name of a file beside it"),
+        ("/etc/passwd", None, "figures must be the name of a file beside it"),
+        ("plan.figures.json", "{", "plan.figures.json: is no YAML"),
+        ("plan.figures.json", '{"schema": "other"}', "is no file of figures"),
+        ("plan.yaml", None, "is no file of figures"),
+    ],
+)
+def test_a_file_of_figures_that_is_none_is_named(
+    document: dict[str, Any], tmp_path: Path, figures: str, content: str | None, says: str
+) -> None:
+    path = tmp_path / "plan.yaml"
+    write_plan(document, path)
+    path.write_text(path.read_text().replace("figures: plan.figures.json", f"figures: {figures}"))
+    if content is not None:
+        (tmp_path / "plan.figures.json").write_text(content)
+    with pytest.raises(InputError, match=says):
+        read_plan(path)
+
+
+def test_nothing_is_written_over_and_neither_file_alone(document: dict[str, Any], tmp_path: Path) -> None:
+    path, beside = tmp_path / "plan.yaml", tmp_path / "plan.figures.json"
+    for there in (path, beside):
+        there.write_text("mine")
+        with pytest.raises(InputError, match="--force"):
+            write_plan(document, path)
+        assert [one.name for one in tmp_path.iterdir()] == [there.name]
+        there.unlink()
+    write_plan(document, path)
+    write_plan(document, path, force=True)
+
+
 def test_awkward_values_survive(document: dict[str, Any], tmp_path: Path) -> None:
     document["run"] |= {
         "target_modules": "q_proj, v_proj: # no comment",
