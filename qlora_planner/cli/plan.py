@@ -63,7 +63,8 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
     cls=SectionOption,
     multiple=True,
     metavar="KIND[=FILE]",
-    help="The run as trl, notebook, accelerate, axolotl or llama-factory: printed, or into FILE.",
+    help="The run as trl, notebook (.ipynb), percent (its cells as .py), accelerate, axolotl or llama-factory: printed,"
+    " or into FILE.",
 )
 @card_options()
 @data_options()

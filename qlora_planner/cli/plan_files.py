@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.profile import ModelProfile
 
-EXPORTS = ("trl", "notebook", "accelerate", "axolotl", "llama-factory")
+EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
 _PLAN = "plan"
 
 
@@ -43,6 +43,8 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
         kind, equals, path = text.partition("=")
         if kind not in EXPORTS:
             raise InputError(f"--export: {quoted(kind)} is not known; known: {', '.join(EXPORTS)}")
+        if kind == "notebook" and path.lower().endswith(".py"):
+            kind = "percent"  # a notebook as text: a .py that held JSON would be neither
         if equals and not path:
             raise InputError(f"--export {kind}=: name a file after it, or leave the = out to print it")
         if equals:

@@ -62,8 +62,11 @@ def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge |
 
 
 def _path_of(data: object) -> str | None:
-    """The file that a plan was made for, where it names one."""
-    path = data.get("path") or data.get("file") if isinstance(data, Mapping) else None
+    """The file that a plan was made for, where it names a single one."""
+    if not isinstance(data, Mapping):
+        return None
+    paths = data.get("paths")
+    path = data.get("path") or (paths[0] if isinstance(paths, list) and len(paths) == 1 else None)
     return path if isinstance(path, str) else None
 
 
@@ -84,9 +87,15 @@ def _script(run: RunConfig, model_id: str, data: str, heading: list[str], _modul
 
 
 def _notebook(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.scripts import script
+    from qlora_planner.exchange.notebook import notebook
 
-    return script(run, model_id, data, heading, notebook=True)
+    return notebook(run, model_id, data, heading)
+
+
+def _percent(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.notebook import percent
+
+    return percent(run, model_id, data, heading)
 
 
 def _accelerate(run: RunConfig, _model: str, _data: str, heading: list[str], _modules: Sequence[str]) -> str:
@@ -110,6 +119,7 @@ def _llama_factory(run: RunConfig, model_id: str, data: str, heading: list[str],
 KINDS: Mapping[str, Writer] = {
     "trl": _script,
     "notebook": _notebook,
+    "percent": _percent,
     "accelerate": _accelerate,
     "axolotl": _axolotl,
     "llama-factory": _llama_factory,

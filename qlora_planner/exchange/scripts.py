@@ -5,11 +5,14 @@ Every argument comes from `train.options`, so that a script trains the very run 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.exchange.code import Code, call, literal
+from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.train import options
 
@@ -37,27 +40,54 @@ def attention_modules(model):
         and re.search("attention|attn", type(model.get_submodule(name.rpartition(".")[0])).__name__, re.IGNORECASE)
     ]
 '''
+_LOADERS = {
+    ".csv": '"csv", data_files=DATA',
+    ".tsv": '"csv", data_files=DATA, delimiter="\\t"',
+    ".parquet": '"parquet", data_files=DATA',
+}
+_HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LIGER = """from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
 _apply_liger_kernel_to_instance(model=BASE)"""
 
 
-def script(run: RunConfig, model_id: str, data: str, heading: list[str], *, notebook: bool = False) -> str:
-    """The whole script of a resolved run; `heading` are printable lines about the plan.
+@record
+class Section:
+    """A part of a script that does one thing, as a notebook's cell does."""
 
-    As a `notebook` cell it installs its packages, and refuses to start where torch is imported already and the
-    allocator's settings would be ignored.
+    title: str
+    code: str
+
+
+def script(run: RunConfig, model_id: str, data: str, heading: list[str]) -> str:
+    """The whole script of a resolved run; `heading` are printable lines about the plan."""
+    parts = ["\n".join(f"# {line}".rstrip() for line in heading)]
+    parts += [section.code for section in sections(run, model_id, data)]
+    return "\n\n".join(parts) + "\n"
+
+
+def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False) -> list[Section]:
+    """The script in the order in which it is run; every section needs those before it.
+
+    For a `notebook` it refuses to go on where torch is imported already and the allocator's settings would be ignored.
     """
-    parts = [
-        "\n".join(f"# {line}".rstrip() for line in heading),
-        *_opening(run, notebook=notebook),
-        "\n".join(_imports(run)),
-        "\n".join(_constants(run, model_id, data)),
-        "\n".join(_model(run)),
-        _dataset(run),
-        "\n".join({"trl-sft": _sft, "loop": _loop}.get(run.trainer or "trl-sft", _trainer)(run)),
+    trainer, training = {"trl-sft": _sft, "loop": _loop}.get(run.trainer or "trl-sft", _trainer)(run)
+    found = [
+        ("Allocator", _opening(run, notebook=notebook)),
+        ("Imports", "\n".join(_imports(run))),
+        ("Config", "\n".join(_constants(run, model_id, data))),
+        ("Model", "\n".join(_model(run))),
+        ("Data", _dataset(run, data)),
+        ("Trainer", trainer),
+        ("Train", training),
     ]
-    return "\n\n".join(part.strip("\n") for part in parts if part) + "\n"
+    return [Section(title=title, code=code.strip("\n")) for title, code in found if code]
+
+
+def is_hub_dataset(data: str) -> bool:
+    """Whether samples are a dataset on the Hub, `org/name`, and not a file or folder that is here."""
+    named = _HUB_DATASET.fullmatch(data) and Path(data).suffix.lower() not in {*_LOADERS, ".json", ".jsonl"}
+    return bool(named) and not Path(data).exists()
 
 
 def packages(run: RunConfig) -> list[str]:
@@ -71,12 +101,10 @@ def packages(run: RunConfig) -> list[str]:
     return [*found, "liger-kernel"] if run.liger else found
 
 
-def _opening(run: RunConfig, *, notebook: bool) -> Iterator[str]:
+def _opening(run: RunConfig, *, notebook: bool) -> str:
     """What must come before torch is imported."""
-    if notebook:
-        yield f"%pip install -q {' '.join(packages(run))}"
     if run.alloc_conf is None:
-        return
+        return ""
     lines = ["import os"]
     if notebook:
         lines += [
@@ -90,7 +118,7 @@ def _opening(run: RunConfig, *, notebook: bool) -> Iterator[str]:
         for name, value in options.allocator_environment(run).items()
         if value is not None
     ]
-    yield "\n".join(lines)
+    return "\n".join(lines)
 
 
 def _imports(run: RunConfig) -> Iterator[str]:
@@ -160,8 +188,11 @@ def _dtypes(named: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _dataset(run: RunConfig) -> str:
-    lines = ['dataset = load_dataset("json", data_files=DATA, split="train")']
+def _dataset(run: RunConfig, data: str) -> str:
+    loader = _LOADERS.get(Path(data).suffix.lower(), '"json", data_files=DATA')
+    if is_hub_dataset(data):
+        loader = "DATA"
+    lines = [f'dataset = load_dataset({loader}, split="train")']
     if run.trainer != "trl-sft":
         lines.append(f"\n{_TOKENIZE}")
     if run.eval_batch_size is not None:
@@ -190,7 +221,7 @@ def _sets(run: RunConfig) -> dict[str, Any]:
     return {"train_dataset": Code('parts["train"]'), "eval_dataset": Code('parts["test"]')}
 
 
-def _sft(run: RunConfig) -> Iterator[str]:
+def _sft(run: RunConfig) -> tuple[str, str]:
     arguments = {**_arguments(run), **options.sequence_options(run)}
     parts = {
         "model": Code("model"),
@@ -198,11 +229,10 @@ def _sft(run: RunConfig) -> Iterator[str]:
         **_sets(run),
         "processing_class": Code("tokenizer"),
     }
-    yield f"trainer = {call('SFTTrainer', parts)}"
-    yield from _ending()
+    return f"trainer = {call('SFTTrainer', parts)}", _ENDING
 
 
-def _trainer(run: RunConfig) -> Iterator[str]:
+def _trainer(run: RunConfig) -> tuple[str, str]:
     parts = {
         "model": Code("model"),
         "args": Code(call("TrainingArguments", _arguments(run))),
@@ -210,19 +240,21 @@ def _trainer(run: RunConfig) -> Iterator[str]:
         "data_collator": Code("DataCollatorForLanguageModeling(tokenizer, mlm=False)"),
         "processing_class": Code("tokenizer"),
     }
-    yield f"trainer = {call('Trainer', parts)}"
-    yield from _ending()
+    return f"trainer = {call('Trainer', parts)}", _ENDING
 
 
-def _ending() -> Iterator[str]:
-    yield "trainer.train()"
-    yield "trainer.save_model(OUTPUT)"
-    yield "if torch.cuda.is_available():"
-    yield '    print(f"peak allocated {torch.cuda.max_memory_allocated():,} bytes")'
+_ENDING = """trainer.train()
+trainer.save_model(OUTPUT)
+if torch.cuda.is_available():
+    print(f"peak allocated {torch.cuda.max_memory_allocated():,} bytes")"""
 
 
-def _loop(run: RunConfig) -> Iterator[str]:
+def _loop(run: RunConfig) -> tuple[str, str]:
     """The plain loop: no autocast, the model's own loss, no attention mask over full rows."""
+    return "\n".join(_loop_optimizer(run)), "\n".join(_loop_steps(run))
+
+
+def _loop_optimizer(run: RunConfig) -> Iterator[str]:
     base = "model" if run.method == "full" else "model.get_base_model()"
     if run.liger:
         yield _LIGER.replace("BASE", base)
@@ -240,6 +272,9 @@ def _loop(run: RunConfig) -> Iterator[str]:
     yield f"arguments = {call('TrainingArguments', asked)}"
     yield "kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)"
     yield "optimizer = kind([p for p in model.parameters() if p.requires_grad], **settings)"
+
+
+def _loop_steps(run: RunConfig) -> Iterator[str]:
     rows = "dataset" if run.eval_batch_size is None else 'parts["train"]'
     yield _LOOP.format(rows=rows, batch=run.batch_size, accumulated=run.grad_accum)
     if run.eval_batch_size is not None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 KINDS = {
     "plan": ("plan file, for verify, check and train", ".plan.yaml"),
     "trl": ("training script for TRL", ".trl.py"),
-    "notebook": ("the same for a notebook", ".notebook.py"),
+    "notebook": ("the same for a notebook", ".ipynb"),
     "accelerate": ("accelerate config", ".accelerate.yaml"),
     "axolotl": ("axolotl config", ".axolotl.yaml"),
     "llama-factory": ("LLaMA-Factory config", ".llama-factory.yaml"),

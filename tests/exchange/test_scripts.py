@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import nullcontext
@@ -139,7 +140,7 @@ def test_what_a_script_adds_takes_no_memory(document: dict[str, Any], monkeypatc
 
 def test_the_allocator_is_set_before_torch_is_imported(document: dict[str, Any]) -> None:
     document["run"]["alloc_conf"] = "expandable_segments:True"
-    for kind in ("trl", "notebook"):
+    for kind in ("trl", "percent"):
         text = export(kind, document)
         assert 0 < text.index('"PYTORCH_ALLOC_CONF"') < text.index("import torch\n")
     assert '"torch" not in sys.modules' in text
@@ -159,7 +160,55 @@ def test_notebook_installs_what_it_imports(document: dict[str, Any]) -> None:
     assert set(packages(run)) == {"torch", "transformers", "accelerate", "datasets", "peft", "bitsandbytes", "trl"}
     plain = run.with_(method="full", quant="none", optimizer="adamw_torch", trainer="hf-trainer")
     assert set(packages(plain)) == {"torch", "transformers", "accelerate", "datasets"}
-    assert "\n%pip install -q torch " in export("notebook", document)
+    cells = json.loads(export("notebook", document))["cells"]
+    assert cells[1]["source"][0].startswith("%pip install -q torch ")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_notebook_is_the_script_in_cells(
+    document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    document["run"] |= RUNS[name]
+    found = json.loads(export("notebook", document))
+    assert (found["nbformat"], found["nbformat_minor"]) == (4, 5)
+    names = [cell["id"] for cell in found["cells"]]
+    order = ["plan", "install", "allocator", "imports", "config", "model", "data", "trainer", "train"]
+    assert names == [one for one in order if one != "allocator" or document["run"]["alloc_conf"]]
+    kinds = ["markdown", *["code"] * (len(names) - 1)]
+    assert [cell["cell_type"] for cell in found["cells"]] == kinds
+    for cell in found["cells"]:
+        assert set(cell) == {"id", "cell_type", "metadata", "source"} | (
+            {"outputs", "execution_count"} if cell["cell_type"] == "code" else set()
+        )
+    assert "Llama-3.1-8B" in "".join(found["cells"][0]["source"])
+    cells = ["".join(cell["source"]) for cell in found["cells"][2:]]
+    told = run_script("\n".join(cells).replace('assert "torch" not in', "str not in"), monkeypatch)
+    assert told.keys() == run_script(export("trl", document), monkeypatch).keys()
+    assert all(line.endswith("\n") for cell in found["cells"] for line in cell["source"][:-1])
+
+
+def test_a_notebook_as_text_runs_as_a_script(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    text = export("percent", document)
+    titles = [line for line in text.splitlines() if line.startswith("# %%")]
+    assert titles == [
+        "# %% [markdown]", "# %% Install", "# %% Imports", "# %% Config", "# %% Model", "# %% Data", "# %% Trainer",
+        "# %% Train",
+    ]  # fmt: skip
+    assert run_script(text, monkeypatch).keys() == run_script(export("trl", document), monkeypatch).keys()
+
+
+@pytest.mark.parametrize(
+    ("data", "call"),
+    [
+        ("rows.jsonl", 'load_dataset("json", data_files=DATA, split="train")'),
+        ("rows.csv", 'load_dataset("csv", data_files=DATA, split="train")'),
+        ("rows.tsv", 'load_dataset("csv", data_files=DATA, delimiter="\\t", split="train")'),
+        ("a/rows.parquet", 'load_dataset("parquet", data_files=DATA, split="train")'),
+        ("tatsu-lab/alpaca", 'load_dataset(DATA, split="train")'),
+    ],
+)
+def test_samples_are_loaded_as_what_they_are(document: dict[str, Any], data: str, call: str) -> None:
+    assert call in export("trl", document, data)
 
 
 def test_data(document: dict[str, Any]) -> None:
