@@ -5,31 +5,64 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from qlora_planner.bounded import DEEPEST, Unreadable, check_depth, check_json, read_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import refuse
 from qlora_planner.text import plain, quoted
 
 # A training config is a few KiB: what is larger is something else.
-LARGEST_BYTES = 4 << 20
+LARGEST_BYTES = 1 << 20
+MOST_TOKENS = 50_000
+# What PyYAML raises where a tag does not suit its value, as KeyError for `!!bool maybe`.
+_UNSUITED = (LookupError, TypeError, AttributeError)
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader, which builds plain data alone, and remembers keys that are given twice."""
+    """PyYAML's safe loader, which builds plain data alone, within bounds; remembers keys that are given twice."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
         self.twice: list[str] = []
 
+    def fetch_more_tokens(self) -> None:
+        """Read on, unless there was enough: PyYAML takes a second for twenty thousand tokens of a hostile file."""
+        if self.tokens_taken > MOST_TOKENS:
+            raise yaml.YAMLError(f"it has more than {MOST_TOKENS:,} tokens")
+        super().fetch_more_tokens()
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, once it is known how large it is with every alias written out."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, 0, {}) > MOST_TOKENS:
+            raise yaml.YAMLError(f"its aliases multiply to more than {MOST_TOKENS:,} values")
+        return node
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
-        self.twice += [key for index, key in enumerate(keys) if key in keys[:index]]
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        self.twice += [key for key, times in keys.items() if times > 1]
         return super().construct_mapping(node, deep=deep)
+
+
+def _written_out(node: yaml.Node, depth: int, known: dict[int, int | None]) -> int:
+    """How many nodes there are, an alias counted as all that it stands for. Raises YAMLError for depth and circles."""
+    if depth > DEEPEST:
+        raise yaml.YAMLError(f"it is nested too deeply (more than {DEEPEST} levels)")
+    if id(node) not in known:
+        known[id(node)] = None  # until it is known
+        inside = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
+        parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
+        known[id(node)] = 1 + sum(_written_out(part, depth + 1, known) for part in parts)
+    size = known[id(node)]
+    if size is None:
+        raise yaml.YAMLError("an alias stands for what it is part of")
+    return size
 
 
 def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -56,18 +89,20 @@ def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
         twice: list[str] = []
 
         def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            keys = [key for key, _ in pairs]
-            twice.extend(key for index, key in enumerate(keys) if key in keys[:index])
+            twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             return dict(pairs)
 
+        check_json(text.encode(), where)
         # JSON is YAML but for tabs, which YAML refuses; what is no JSON either is told in YAML's words.
         with suppress(ValueError, RecursionError):
-            return json.loads(text, object_pairs_hook=merged), twice
+            raw = json.loads(text, object_pairs_hook=merged)
+            check_depth(raw, where)
+            return raw, twice
     loader = None
     try:
         loader = _Loader(text)
         return loader.get_single_data(), loader.twice
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, *_UNSUITED, ArithmeticError, RecursionError) as error:
         refuse([f"is no YAML that can be read: {_why(error)}"], where)
     finally:
         if loader is not None:
@@ -75,20 +110,12 @@ def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
 
 
 def _text(path: Path) -> str:
-    where = str(path)
     try:
-        if path.is_dir():
-            refuse(["is a folder; name the file in it"], where)
-        if path.exists() and not path.is_file():
-            refuse(["is not a regular file"], where)
-        if path.stat().st_size > LARGEST_BYTES:
-            refuse([f"is {path.stat().st_size >> 20:,} MiB large, so it is no training config"], where)
-        return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        refuse(["no such file"], where)
-    except (OSError, ValueError) as error:  # ValueError: bytes that are no text, a path with a null character
-        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
-        refuse([f"cannot be read: {reason or error}"], where)
+        return read_bytes(path, LARGEST_BYTES, "training config").decode("utf-8-sig")
+    except UnicodeDecodeError:
+        refuse(["cannot be read: it is no UTF-8 text"], str(path))
+    except Unreadable as error:
+        refuse([error.reason + ("; name the file in it" if error.reason == "is a folder" else "")], str(path))
 
 
 def _why(error: Exception) -> str:
@@ -98,7 +125,10 @@ def _why(error: Exception) -> str:
         place = "" if mark is None else f" (line {mark.line + 1})"
         return plain(" ".join(f"{error.problem or error.context or 'not understood'}{place}".split()))
     if isinstance(error, RecursionError):
-        return "it is nested too deeply"
+        return f"it is nested too deeply (more than {DEEPEST} levels)"
+    if isinstance(error, _UNSUITED):
+        value = f" ({quoted(error.args[0])})" if isinstance(error, KeyError) else ""
+        return f"a value{value} does not suit the tag before it"
     return plain(" ".join(str(error).split()))
 
 

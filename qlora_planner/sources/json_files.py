@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from stat import S_ISDIR, S_ISREG
 from typing import Any, NoReturn
 
+from qlora_planner import bounded
 from qlora_planner.profile.faults import refuse
 from qlora_planner.text import quoted
 
@@ -19,22 +19,7 @@ def read_bytes(path: Path) -> bytes:
 
     Raises InputError for what is missing, unreadable, a folder or a device, or above `LARGEST_BYTES`.
     """
-    try:
-        status = path.stat()
-        if S_ISDIR(status.st_mode) or not S_ISREG(status.st_mode):
-            refuse(["is a folder" if S_ISDIR(status.st_mode) else "is not a regular file"], str(path))
-        if status.st_size > LARGEST_BYTES:
-            refuse([f"is {status.st_size >> 20:,} MiB large, so it is no such JSON file"], str(path))
-        return path.read_bytes()
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        refuse([_why(error)], str(path))
-
-
-def _why(error: OSError | ValueError) -> str:
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "no such file"
-    reason = error.strerror if isinstance(error, OSError) else str(error)
-    return f"cannot be read: {reason or error}"
+    return bounded.read_bytes(path, LARGEST_BYTES, "such JSON file")
 
 
 def read_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
@@ -62,6 +47,7 @@ def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict
     def no_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
+    bounded.check_json(content, where)
     try:
         raw = json.loads(
             content.decode("utf-8-sig"), object_pairs_hook=merged, parse_constant=None if constants else no_constant
@@ -71,12 +57,13 @@ def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict
     except json.JSONDecodeError as error:
         refuse([f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"], where)
     except RecursionError:
-        refuse(["is nested too deeply"], where)
+        refuse([f"is nested too deeply (more than {bounded.DEEPEST} levels)"], where)
     except ValueError as error:
         # Python's advice on long integers is for programmers; the part before it says what is wrong.
         refuse([f"is not JSON: {str(error).partition(';')[0]}"], where)
     if twice:
         refuse(twice, where)
+    bounded.check_depth(raw, where)
     if type(raw) is not dict:
         refuse([f"must hold a JSON object, not {quoted(raw)}"], where)
     return raw

@@ -198,10 +198,10 @@ def test_devices_folders_and_giants_are_not_read(tmp_path: Path) -> None:
 def test_an_unreadable_file_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(tmp_path, LLAMA)
 
-    def refused(_: Path) -> bytes:
+    def refused(*_: object) -> int:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr("qlora_planner.bounded.os.open", refused)
     assert fault(path) == f"{path}: cannot be read: Permission denied"
 
 
