@@ -109,8 +109,13 @@ def _specification(
 
     raw = api.config_of(profile, output.profiles)
     config = deepcopy(dict(raw.config))  # transformers completes nested parts of a config in place
+    if profile.text_part_of is not None:
+        from qlora_planner.profiling.text_part import text_part
+
+        output.warn(f"{profile.id} takes images or sound too: its text part alone is measured")
+        config = dict(text_part(config, raw.id)[0])
     folder = Path(named)
-    real = device == "cuda" and folder.is_dir() and any(folder.glob("*.safetensors"))
+    real = device == "cuda" and profile.text_part_of is None and folder.is_dir() and any(folder.glob("*.safetensors"))
     if device == "cpu":
         from qlora_planner.sources.configs import RawConfig, config_sha256
         from qlora_planner.train.toy import toy_config

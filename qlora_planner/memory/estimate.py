@@ -65,7 +65,7 @@ def estimate(
     found = MemoryEstimate(
         model={
             "id": profile.id, "model_type": profile.model_type, "params": profile.params,
-            "trainable_params": view.trainable_params,
+            "trainable_params": view.trainable_params, "text_part_of": profile.text_part_of,
             "profile": {"source": profile.source, "versions": dict(profile.versions)},
         },
         run=resolution.run,

@@ -12,7 +12,19 @@ from qlora_planner.run import RunConfig
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
-    return tuple(_of_targets(profile, run))
+    return (*_of_model(profile), *_of_targets(profile, run))
+
+
+def _of_model(profile: ModelProfile) -> Iterator[Unmodelled]:
+    if profile.text_part_of is None:
+        return
+    heard = any(word in profile.text_part_of for word in ("audio", "voxtral", "asr"))
+    kind, inputs = ("model for sound and text", "sounds") if heard else ("vision-language model", "images")
+    yield Unmodelled(
+        key=f"{inputs} and the tower that reads them",
+        what=f"a {kind} ({profile.text_part_of}): its text part alone is planned, {inputs} are not counted",
+        direction="up",
+    )
 
 
 def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:

@@ -14,6 +14,7 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.closed_form import LayerShape, ModelShape
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
+from qlora_planner.memory.left_out import left_out
 from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.static import StaticMemory
@@ -43,9 +44,11 @@ _STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trai
 def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | None = None) -> dict[str, Any]:
     """The index document of `profiles` and the traced moments of those that have them, JSON-ready.
 
-    A model whose published weights no run can take is left out: the index holds figures of what works.
+    Models whose published weights no run can take, and those that are counted in part, are left out: the index holds
+    figures of what works.
     """
-    kept = [profile for profile in profiles if stored_problem(profile, RunConfig()) is None]
+    usual = RunConfig()
+    kept = [one for one in profiles if stored_problem(one, usual) is None and not left_out(one, usual)]
     return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in kept]}
 
 

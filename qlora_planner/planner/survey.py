@@ -19,6 +19,8 @@ from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import phases_of
 from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
+from qlora_planner.memory.left_out import left_out
+from qlora_planner.memory.records import Unmodelled
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.sweep import Fixed
 from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
@@ -151,7 +153,8 @@ def survey(
     for profile in profiles:
         try:
             one = candidate(profile, asked, gpu, sweep_of(profile))
-            rows.append(judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend))
+            row = judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend)
+            rows.append(_qualified(row, left_out(profile, one.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
             rows.append(_refused(profile, asked, usable, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
@@ -194,6 +197,16 @@ def judge(
         note=refused[0].message if refused else _said(one.resolution),
         recommended=None if refused else recommend(one),
     )
+
+
+def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:
+    """A row of which something is left out, without a verdict that this could change."""
+    against = "down" if row.verdict == "does-not-fit" else "up"
+    changing = [thing for thing in things if thing.direction in (against, "both")]
+    if not changing or row.verdict == "will-not-run":
+        return row
+    note = "; ".join(f"{thing.key} is not modelled: {thing.what}" for thing in changing)
+    return replace(row, verdict="cannot-say", note=note, recommended=None)
 
 
 def _said(resolution: Resolution) -> str | None:

@@ -44,7 +44,7 @@ def profile_to_dict(profile: ModelProfile) -> dict[str, Any]:
     for name in ("versions", "dims", "supports", "refusals"):
         if name != "refusals" or profile.refusals:
             raw[name] = dict(getattr(profile, name))
-    for name in ("checkpoint_quantization", "note"):
+    for name in ("checkpoint_quantization", "note", "text_part_of"):
         if getattr(profile, name) is not None:
             raw[name] = getattr(profile, name)
     raw["layer_kinds"] = [_written(kind) for kind in profile.layer_kinds]
@@ -137,6 +137,7 @@ def profile_from_dict(raw: object, where: str, *, source: str = "built") -> Mode
         refusals=raw.get("refusals", {}),
         checkpoint_quantization=raw.get("checkpoint_quantization"),
         note=raw.get("note"),
+        text_part_of=raw.get("text_part_of"),
         source=source,
     )
 

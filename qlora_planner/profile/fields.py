@@ -129,8 +129,9 @@ PROFILE: dict[str, Check] = {
     "refusals": (_map_of(_is_text), "must map options to texts"),
     "checkpoint_quantization": _TEXT_OR_NONE,
     "note": _TEXT_OR_NONE,
+    "text_part_of": _TEXT_OR_NONE,
 }
-PROFILE_NEEDS = frozenset(PROFILE) - {"refusals", "checkpoint_quantization", "note"}
+PROFILE_NEEDS = frozenset(PROFILE) - {"refusals", "checkpoint_quantization", "note", "text_part_of"}
 
 
 def good(

@@ -101,6 +101,7 @@ class ModelProfile:
     refusals: Mapping[str, str] = field(default_factory=dict)  # what PEFT refused while profiling, by option
     checkpoint_quantization: str | None = None  # how the published weights are already quantised, e.g. mxfp4, fp8
     note: str | None = None  # e.g. that the row is the text model of a multimodal repository
+    text_part_of: str | None = None  # the model type of a config with towers for images or sound, not counted here
     source: str = "built"  # catalogue, cache or built: where this copy came from
 
     @property

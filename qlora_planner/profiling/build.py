@@ -17,6 +17,7 @@ from qlora_planner.profiling import adapters
 from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
 from qlora_planner.profiling.refusals import Prober
+from qlora_planner.profiling.text_part import text_part
 from qlora_planner.train.adapters import attention_modules
 
 # Dimensions that people ask about and that closed forms use; a class that lacks one has None.
@@ -60,7 +61,8 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
     Raises InputError when the config cannot be built or adapted, MissingError for an unknown model type.
     """
     prober = prober or Prober()
-    raw, where = source.config, source.id
+    where = source.id
+    raw, whole = text_part(source.config, where)
     model, plan_bfloat16 = build_on_meta(raw, where)
     params = sum(parameter.numel() for parameter in model.parameters())
     skipped = frozenset(skipped_modules(model))
@@ -110,6 +112,7 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
         refusals=refusals,
         checkpoint_quantization=stored_quantization(raw),
         note=note,
+        text_part_of=whole,
     )
 
 
@@ -192,6 +195,7 @@ def profile_target(source: ConfigSource, targets: str, profile: ModelProfile) ->
     names = [name for name in targets.split(",") if name]
     if not names:
         raise InputError(f"target_modules {targets!r} names no module")
-    model, _ = build_on_meta(source.config, source.id)
+    raw, _ = text_part(source.config, source.id)
+    model, _ = build_on_meta(raw, source.id)
     layers = Layers(model, frozenset())
-    return adapters.single_target(lambda: _quantized(source.config, profile.id), names, layers)
+    return adapters.single_target(lambda: _quantized(raw, profile.id), names, layers)

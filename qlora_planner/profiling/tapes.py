@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qlora_planner.errors import PlannerError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.variant import Region, variant_key
@@ -11,6 +12,7 @@ from qlora_planner.profile.tape import CompiledTape, Tape
 from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault
+from qlora_planner.profiling.text_part import text_part
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -54,6 +56,8 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     """
     try:
         spec = TraceSpec.of(resolution.run, resolution.stack, traits_of(gpu))
-        return trace(source.config, spec)
+        return trace(text_part(source.config, source.id)[0], spec)
+    except PlannerError:
+        raise
     except Exception as error:  # any model code may fail on fake tensors; the cause is passed on
         raise traced_fault(error, source.id) from error
