@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,10 +17,6 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.oom import OomReport
     from qlora_planner.exchange.remedy import Remedy
     from qlora_planner.planner.oom import Against
-
-# Of a log that is larger, its end, where the failure is; a snapshot must be read whole.
-LOG_BYTES = 64 << 20
-SNAPSHOT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,17 +36,7 @@ def command(log: str, plan: str | None, **given: Any) -> int:
     Needs no torch, and runs nothing of a snapshot. With --plan, what beat the plan and the smallest change that fits.
     """
     output = output_from(given)
-    content = _content(log)
-    from qlora_planner.evidence.oom import explain
-    from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
-
-    if looks_like_snapshot(content):
-        report = read_snapshot(content, plain(log))
-    else:
-        try:
-            report = explain(content.decode("utf-8", errors="replace").replace("\r", "\n"))
-        except InputError as error:
-            raise InputError(f"{plain(log)}: {error}") from None
+    report = _report(log, output)
     planned = None if plan is None else _against_plan(plan, report, output)
     if output.json:
         answer_json(_document(report, planned))
@@ -66,24 +50,23 @@ def command(log: str, plan: str | None, **given: Any) -> int:
     return 0
 
 
-def _content(log: str) -> bytes:
-    """The file's bytes; of a large log its end."""
-    if log == "-":
-        return sys.stdin.buffer.read(SNAPSHOT_BYTES)
-    path = Path(log).expanduser()
+def _report(log: str, output: Output) -> OomReport:
+    from qlora_planner.cli.log_file import read_log
+    from qlora_planner.evidence.oom import explain
+    from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
+    from qlora_planner.evidence.oom.text import HEAD_BYTES, TAIL_BYTES
+
+    file = read_log(log)
+    if looks_like_snapshot(file.content):
+        return read_snapshot(file.content, plain(log))
+    partly = ""
+    if file.left_out_bytes:
+        partly = f"its first {HEAD_BYTES >> 20} and last {TAIL_BYTES >> 20} MiB were read, of {file.size_bytes >> 20:,}"
+        output.warn(f"{plain(log)}: {partly}")
     try:
-        with path.open("rb") as stream:
-            size = path.stat().st_size
-            head = stream.read(1)
-            snapshot = head in (b"\x80", b"{")
-            if snapshot and size > SNAPSHOT_BYTES:
-                raise InputError(f"{plain(log)}: is {size >> 20:,} MiB large, too much for a snapshot")
-            stream.seek(0 if snapshot else max(0, size - LOG_BYTES))
-            return stream.read()
-    except FileNotFoundError:
-        raise InputError(f"{plain(log)}: no such file; give a log, or - and paste the traceback") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{plain(log)}: cannot be read: {getattr(error, 'strerror', None) or error}") from None
+        return explain(file.content.decode("utf-8", errors="replace"))
+    except InputError as error:
+        raise InputError(f"{plain(log)}: {error}{f' ({partly})' if partly else ''}") from None
 
 
 def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Any
 
 from qlora_planner.evidence.oom.records import ROUNDING_BYTES
@@ -47,12 +48,9 @@ _MOST_TIMES = 10_000
 
 def find_torch(text: str) -> Failure | None:
     """The first message of torch's allocator, with its figures; None where there is none."""
-    places: list[re.Match[str]] = []
-    for match in _BEGINS.finditer(text):
-        if not _mentioned(text, match.start()):
-            places.append(match)
-            if len(places) >= _MOST_TIMES:
-                break
+    # Of a text that says nothing else, so many are looked at: the first that counts is among them.
+    matches = islice(_BEGINS.finditer(text), _MOST_TIMES)
+    places = [match for match in matches if not _mentioned(text, match.start())]
     if not places:
         return None
     # A line of source code or of advice has the words without a figure.
