@@ -55,7 +55,10 @@ def estimate(
     available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
     usable = None if available is None else available[0]
     view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders, cap_bytes)
-    about_card = (Problem(code=one.code, message=one.message, fix=one.fix) for one in remarks(gpu, resolution.stack))
+    about_card = (
+        Problem(code=one.code, message=one.message, fix=one.fix)
+        for one in remarks(gpu, {**resolution.stack, **run.stack})
+    )
     problems = (*resolution.problems, *broken, *about_card, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
     low, high = interval(device, spread(device, view.footing, context, calibration))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qlora_planner.catalog.stack import stack_of
+from qlora_planner.catalog.trainers import parse_version
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.memory.targets import WHOLE_SETS, targets_of
 from qlora_planner.profile import ModelProfile
@@ -12,7 +14,7 @@ from qlora_planner.run import RunConfig
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
-    return (*_of_model(profile), *_of_targets(profile, run))
+    return (*_of_model(profile), *_of_targets(profile, run), *_of_stack(profile, run))
 
 
 def _of_model(profile: ModelProfile) -> Iterator[Unmodelled]:
@@ -39,3 +41,19 @@ def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
             what="adapters on some layers alone; these figures have them on every layer",
             direction="down",
         )
+
+
+def _of_stack(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
+    for one in stack_of(profile.versions, run.stack).unmodelled:
+        if (one.package, run.liger) == ("liger-kernel", False):
+            continue
+        if one.package == "trl" and run.trainer not in (None, "trl-sft"):
+            continue
+        what = f"these are the figures of {one.package} {one.instead}"
+        if one.package == "transformers" and parse_version(one.version) < (5, 0) and _has_experts(profile):
+            what += ", and before 5 experts are linear layers, which 4-bit loading takes too"
+        yield Unmodelled(key=f"{one.package} {one.version}", what=what)
+
+
+def _has_experts(profile: ModelProfile) -> bool:
+    return any(group.role == "experts" for group in profile.tensors)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
+from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.errors import InputError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_options
@@ -54,7 +55,8 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     target modules of which none is there, and for a quantisation that contradicts the method.
     """
     draft = _Draft(profile, run, gpu)
-    stack = {**profile.versions, **run.stack}
+    held = stack_of(profile.versions, run.stack)
+    stack = dict(held.versions)
     _quantization(draft)
     _compute_dtype(draft)
     _adapters(draft)
@@ -62,6 +64,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _trainer(draft, stack)
     _rest(draft)
     resolved = run.with_(**draft.values)
+    _named_versions(draft, held, resolved.trainer or "trl-sft", stack)
     draft.problems += refusals(profile, resolved, stack, gpu)
     return Resolution(run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack)
 
@@ -191,6 +194,22 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> None:
     if run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
         draft.settle("upcast", row.upcasts, why)
+
+
+def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, str]) -> None:
+    """Say of every version that was named whether it moved the figures, and of which nothing is known."""
+    if not held.named:
+        return
+    said = []
+    for one in held.modelled:
+        how = changes(one.package, one.version, draft.profile.versions.get(one.package), trainer)
+        if one.package == "transformers" and how is None:
+            changed = sdpa_changed(draft.profile.model_type, stack)
+            how = None if changed is None else changed[1]
+        said.append(f"{one.package} {one.version} " + (f"changes them: {how}" if how else "changes nothing in them"))
+    said += [f"{one.package} {one.version} is not modelled, they are those of {one.instead}" for one in held.unmodelled]
+    fix = ",".join(f"{one.package}={one.instead}" for one in held.unmodelled)
+    draft.advise("stack", f"figures for the versions named: {'. '.join(said)}", f"--stack {fix}" if fix else "")
 
 
 def _rest(draft: _Draft) -> None:

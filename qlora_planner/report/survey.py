@@ -175,6 +175,10 @@ def _next(
         best = max(shorter, key=lambda row: (row.params, row.model_id))
         end = f"--gpu {card} --seq-len {best.longest_seq_len}"
         why = "nothing fits so; with shorter sequences this does"
+    elif any(row.verdict == "cannot-say" for row in rows):
+        yield [("next: ", "bold"), (f"qlora-plan --gpu {card}", "cyan")]
+        yield from theme.wrap("(without what is not modelled; --json says what that is)", 6, style="dim")
+        return
     else:
         yield [("next: ", "bold"), ("qlora-plan gpus", "cyan")]
         yield from theme.wrap("(nothing fits; these are the cards that are known)", 6, style="dim")

@@ -1,0 +1,80 @@
+"""Versions of libraries that figures hold for: what was read, traced or measured, and what nobody looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from qlora_planner.catalog.trainers import parse_version, trainer_row
+from qlora_planner.record import record
+
+_Version = tuple[int, int]
+# Releases, first to last, whose difference for memory is in the code or was measured to be none. trl: the loss and the
+# casts of its trainer, read in its released wheels (catalog/trainers.py, tracing/older_trl.py). transformers: what
+# classes lost is in catalog/attention.py, and four runs were measured with 5.24 (docs/verifications.md). torch: traced
+# with 2.13 and measured with 2.11. The others: traced and measured with one release.
+MODELLED: Mapping[str, tuple[_Version, _Version]] = {
+    "trl": ((0, 0), (1, 16)),
+    "transformers": ((5, 17), (5, 24)),
+    "torch": ((2, 11), (2, 13)),
+    "peft": ((0, 21), (0, 21)),
+    "bitsandbytes": ((0, 50), (0, 50)),
+    "accelerate": ((1, 15), (1, 15)),
+    "liger-kernel": ((0, 8), (0, 8)),
+}
+
+
+@record
+class NamedVersion:
+    """A version that was named, and what became of it: figures hold for it, or for `instead`."""
+
+    package: str
+    version: str
+    instead: str | None  # None: they hold for the version itself
+
+
+@record
+class Stack:
+    """`versions` are those that figures hold for; `named` the ones that somebody named."""
+
+    versions: Mapping[str, str]
+    named: tuple[NamedVersion, ...]
+
+    @property
+    def unmodelled(self) -> tuple[NamedVersion, ...]:
+        """Named versions that nobody looked at."""
+        return tuple(one for one in self.named if one.instead is not None)
+
+    @property
+    def modelled(self) -> tuple[NamedVersion, ...]:
+        """Named versions that figures hold for."""
+        return tuple(one for one in self.named if one.instead is None)
+
+
+def stack_of(counted: Mapping[str, str], named: Mapping[str, str]) -> Stack:
+    """The versions that a profile of `counted` versions is planned with where those of `named` are wanted."""
+    told = tuple(
+        NamedVersion(package=package, version=version, instead=_instead(package, version, counted.get(package)))
+        for package, version in named.items()
+    )
+    return Stack(versions={**counted, **{one.package: one.instead or one.version for one in told}}, named=told)
+
+
+def _instead(package: str, version: str, counted: str | None) -> str | None:
+    wanted = parse_version(version)
+    if counted is not None and parse_version(counted) == wanted:
+        return None
+    first, last = MODELLED.get(package, ((0, 0), (-1, 0)))
+    if first <= wanted <= last:
+        return None
+    newest = counted is None or (wanted > last > parse_version(counted))
+    return ".".join(map(str, last)) if newest else counted
+
+
+def changes(package: str, version: str, counted: str | None, trainer: str) -> str | None:
+    """How a modelled version moves figures against the one that the profile was counted with; None: in no way."""
+    if package != "trl" or trainer != "trl-sft":
+        return None
+    (row, loss), (usual, other) = (trainer_row(trainer, {"trl": one}) for one in (version, counted or "999"))
+    said = [] if loss == other else [loss.why]
+    said += [] if row.upcasts == usual.upcasts else ["it casts 16-bit weights to float32"]
+    return "; ".join(said) or None
