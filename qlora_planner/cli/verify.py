@@ -38,6 +38,9 @@ SCHEMA = "qlora-plan/verification/1"
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
 
+# Made up in a quarter of a minute.
+_MOST_TOKENS = 1 << 24
+
 
 @click.command("verify", cls=Verb)
 @click.argument("model", metavar="MODEL|PLAN")
@@ -59,6 +62,7 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     if device == "cpu" and (floor or given.get("gpu") or given.get("cap")):
         raise InputError("--device cpu: --gpu, --cap and --floor need a card; leave them out")
     named, run = _asked(model, explicit_run_options(given))
+    _check_amount(run, steps)
     check_packages(run)
     profile = profile_for(named, output)
     place = None if device == "cpu" else place_of(given, output)
@@ -88,6 +92,16 @@ def _asked(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
         return model, RunConfig(**explicit)  # a config.json under another name
     plan = plan_of(raw, str(path))
     return plan.model_id, plan.run.with_(**explicit)
+
+
+def _check_amount(run: RunConfig, steps: int) -> None:
+    """Raises InputError for more tokens than are made up in a minute: memory does not rise with them."""
+    tokens = run.tokens * run.grad_accum * steps
+    if tokens > _MOST_TOKENS:
+        raise InputError(
+            f"verify: {tokens:,} tokens are more than the {_MOST_TOKENS:,} that it makes up; fewer --steps or a smaller"
+            " --grad-accum take the same memory"
+        )
 
 
 def _specification(

@@ -10,6 +10,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError, one_line
 from qlora_planner.record import record
+from qlora_planner.text import quoted
 
 METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
@@ -41,7 +42,7 @@ class RunConfig:
     load_dtype: str | None = field(default=None, metadata=_choice(*LOAD_DTYPES))
     seq_len: int = field(default=2048, metadata=_between(1, 1 << 24))
     batch_size: int = field(default=1, metadata=_between(1, 1 << 16))
-    grad_accum: int = field(default=1, metadata=_between(1, 1 << 20))
+    grad_accum: int = field(default=1, metadata=_between(1, 1 << 16))
     rank: int = field(default=16, metadata=_between(1, 1 << 14))
     alpha: int | None = field(default=None, metadata=_between(1, 1 << 20))  # auto: 2 x rank
     target_modules: str | None = None  # auto: all-linear where the stack accepts it; names joined by commas
@@ -130,11 +131,11 @@ def _fault(spec: Any, value: Any) -> str | None:
     if value is None and optional:
         return None
     if not isinstance(value, kinds) or (value.__class__ is bool and bool not in kinds):
-        return f"{_option(spec)} must be {spec.type.partition(' | ')[0]}, not {value!r}"
+        return f"{_option(spec)} must be {spec.type.partition(' | ')[0]}, not {quoted(value)}"
     if choices and value not in choices:
-        return f"{_option(spec)} must be one of {', '.join(choices)}, not {value!r}"
+        return f"{_option(spec)} must be one of {', '.join(choices)}, not {quoted(value)}"
     if minimum is not None and not minimum <= value <= maximum:
-        return f"{_option(spec)} must be from {minimum} to {maximum}, not {value!r}"
+        return f"{_option(spec)} must be from {minimum} to {maximum}, not {quoted(value)}"
     return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from math import isfinite
 from typing import Any
 
 from qlora_planner.errors import InputError
@@ -14,6 +13,8 @@ from qlora_planner.text import quoted
 LEARNING_RATE = 2e-4
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 REPORTERS = ("tensorboard", "wandb")
+# At ten a second a hundred million take four months; numpy takes seeds of 32 bits.
+_MOST_STEPS, _MOST_SEED = 10**8, 2**32 - 1
 # Used where a run evaluates and nobody said how much to hold out: what exported scripts hold out too.
 EVAL_SPLIT = 0.02
 
@@ -46,12 +47,12 @@ class Settings:
             fault
             for fault in (
                 _number("--epochs", self.epochs, above=0.0, most=10_000),
-                None if self.max_steps is None else _whole("--max-steps", self.max_steps, 1),
+                None if self.max_steps is None else _whole("--max-steps", self.max_steps, 1, _MOST_STEPS),
                 _number("--learning-rate", self.learning_rate, above=0.0, most=1.0),
                 _number("--warmup", self.warmup, above=-1e-12, most=1e9),
-                _whole("--save-steps", self.save_steps, 1),
-                _whole("--logging-steps", self.logging_steps, 1),
-                _whole("--seed", self.seed, 0),
+                _whole("--save-steps", self.save_steps, 1, _MOST_STEPS),
+                _whole("--logging-steps", self.logging_steps, 1, _MOST_STEPS),
+                _whole("--seed", self.seed, 0, _MOST_SEED),
                 None if self.eval_split is None else _number("--eval-split", self.eval_split, above=0.0, most=0.9),
                 _choice("--scheduler", self.scheduler, SCHEDULERS),
                 None if type(self.assistant_only_loss) is bool else "assistant_only_loss must be true or false",
@@ -78,13 +79,13 @@ class Settings:
 
 
 def _number(option: str, value: Any, *, above: float, most: float) -> str | None:
-    good = type(value) in (int, float) and isfinite(value) and above < value <= most
+    good = type(value) in (int, float) and above < value <= most
     return None if good else f"{option} must be a number above {max(above, 0.0):g} up to {most:g}, not {quoted(value)}"
 
 
-def _whole(option: str, value: Any, least: int) -> str | None:
-    good = type(value) is int and value >= least
-    return None if good else f"{option} must be a whole number from {least}, not {quoted(value)}"
+def _whole(option: str, value: Any, least: int, most: int) -> str | None:
+    good = type(value) is int and least <= value <= most
+    return None if good else f"{option} must be a whole number from {least} to {most:,}, not {quoted(value)}"
 
 
 def _choice(option: str, value: Any, known: tuple[str, ...]) -> str | None:
