@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from qlora_planner.api import packages
 from qlora_planner.api.packages import Warn
 from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.hub_address import check_endpoint
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
@@ -133,6 +134,7 @@ def _not_profiled(text: str, missing: Sequence[str]) -> str:
 
 
 def _build(raw: RawConfig) -> ModelProfile:
+    check_endpoint()  # transformers imports the Hub library, which breaks on some
     try:
         from qlora_planner.profiling.build import build_profile
     except (ImportError, OSError) as error:  # OSError: a shared library of torch that cannot be loaded

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import glob
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from qlora_planner.bounded import open_regular
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
@@ -31,6 +33,7 @@ _MAGIC = {
     b"\xff\xfe": "is UTF-16 text",
     b"\xfe\xff": "is UTF-16 text",
 }
+MOST_FILES, WALK_S = 10_000, 4.0
 _KNOWN = ".jsonl, .json, .csv, .tsv and .parquet"
 
 
@@ -75,10 +78,33 @@ def _of_folder(folder: Path) -> tuple[DataFile, ...]:
 
 
 def _of_pattern(pattern: str) -> tuple[DataFile, ...]:
-    found = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if os.path.isfile(name))
+    found = sorted(map(Path, _matches(pattern)))
     if not found:
         refuse(["no file matches this pattern"], pattern)
     return _all_checked(found)
+
+
+def _matches(pattern: str) -> list[str]:
+    """The files that a pattern matches; waiting ends where it walks through a whole disk, or through /proc."""
+    found: list[str] = []
+    ended = threading.Event()
+
+    def walk() -> None:
+        for name in glob.iglob(pattern, recursive=True):
+            if ended.is_set() or len(found) > MOST_FILES:
+                break
+            if os.path.isfile(name):
+                found.append(name)
+        ended.set()
+
+    # A thread, because what matches nothing never comes back from the walk; left behind, it ends with the process.
+    threading.Thread(target=walk, daemon=True, name="glob").start()
+    if not ended.wait(WALK_S):
+        ended.set()
+        refuse([f"no end of folders after {WALK_S:.0f} s; name the folder that holds the files"], pattern)
+    if len(found) > MOST_FILES:
+        refuse([f"matches more than {MOST_FILES:,} files; name fewer"], pattern)
+    return found
 
 
 def _all_checked(paths: Sequence[Path]) -> tuple[DataFile, ...]:
@@ -97,7 +123,9 @@ def _checked(path: Path) -> DataFile:
     if suffix not in FORMATS:
         refuse([f"{path.suffix or 'no suffix'} is no kind of data that is understood; {_KNOWN} are"], where)
     size = path.stat().st_size
-    with path.open("rb") as file:
+    if not size:  # also what the kernel makes up on demand, reading which can wait for ever
+        refuse(["is empty"], where)
+    with open_regular(path) as file:
         head = file.read(4096)
     if not head.strip():
         refuse(["is empty"], where)

@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.data.files import FORMATS
+from qlora_planner.data.patience import fetched
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.hub_address import check_endpoint
 from qlora_planner.text import plain, quoted
 
 # What AutoTokenizer may read; weights are not among them.
@@ -20,6 +22,7 @@ _TOKENIZER = [
     "spiece.model", "sentencepiece*.model", "chat_template*", "additional_chat_templates/*", "config.json",
 ]  # fmt: skip
 _WAIT_S = 5.0
+_LARGEST_TOKENIZER_BYTES = 256 << 20
 # org/name, and folders in it.
 _DATASET = re.compile(r"[\w][\w.-]*/[\w][\w.-]*(?:/[\w.-]+)*")
 _TRAIN = re.compile(r"(?:^|[/_.-])train(?:ing)?(?:[/_.-]|$)")
@@ -38,13 +41,16 @@ def snapshot(
     whole: Callable[[Path], bool],
     tell: Tell = lambda _text: None,
     kind: str = "model",
+    largest_bytes: int | None = None,
 ) -> Path:
     """The folder with those files of a repository that match `patterns`, fetched where they are not here and `whole`.
 
     `what` are the files in words, `instead` ends the messages: what else can be done; `tell` hears that something is
-    fetched. `kind` is model or dataset. Raises InputError for what is no repository's name, MissingError for one that
-    is not there, that is gated, or that cannot be fetched now.
+    fetched. `kind` is model or dataset; more than `largest_bytes` are given up. Raises InputError for what is no
+    repository's name and for a broken HF_ENDPOINT, MissingError for one that is not there, that is gated, or that
+    cannot be fetched now.
     """
+    check_endpoint()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     where = plain(repo_id)
     try:
@@ -71,11 +77,25 @@ def snapshot(
                 f"{where}: no {what} among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {instead}"
             )
         tell(f"fetching {where} from the Hub")
-        return files(etag_timeout=_WAIT_S)
+
+        bar: Any = import_module("huggingface_hub.utils").tqdm
+
+        def download(listed: Callable[[], None]) -> Path:
+            class Bar(bar):  # type: ignore[misc]
+                def __init__(self, *args: Any, **more: Any) -> None:
+                    listed()
+                    super().__init__(*args, **more)
+
+            return files(etag_timeout=_WAIT_S, tqdm_class=Bar)
+
+        kept_in = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}"
+        return fetched(download, kept_in, largest_bytes=largest_bytes, where=where)
+    except (InputError, MissingError):
+        raise
     except errors.HFValidationError:
         raise InputError(f"{quoted(repo_id)} is neither a folder nor the id of a Hub repository; {instead}") from None
     except errors.GatedRepoError:
-        page = f"{os.environ.get('HF_ENDPOINT', '').rstrip('/') or constants.ENDPOINT}/"
+        page = f"{_endpoint()}/"
         page += f"{'' if kind == 'model' else kind + 's/'}{where}"
         raise MissingError(
             f"{where}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN; or"
@@ -86,14 +106,36 @@ def snapshot(
             f"{where}: no such {kind} on the Hub, or a private one; log in with `hf auth login`, or {instead}"
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise MissingError(f"{where}: its {what} cannot be fetched ({plain(lines[0])[:120]}); {instead}") from None
+        raise MissingError(f"{where}: its {what} cannot be fetched ({_reason(error)}); {instead}") from None
+    except Exception as error:  # a proxy's page in place of an answer breaks the library where nobody foresaw it
+        raise MissingError(
+            f"{where}: its {what} cannot be fetched (the answer of {plain(_endpoint())} is not understood:"
+            f" {_reason(error)}); {instead}"
+        ) from None
+
+
+def _reason(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {plain(lines[0])}"[:120] if lines else type(error).__name__
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
 
 
 def tokenizer_files(repo_id: str, instead: str) -> Path:
     """The folder with a tokenizer's files. Raises as `snapshot` does."""
     import_module("huggingface_hub.utils").disable_progress_bars()
-    return snapshot(repo_id, _TOKENIZER, what="tokenizer", instead=instead, whole=_has_tokenizer)
+    return snapshot(
+        repo_id,
+        _TOKENIZER,
+        what="tokenizer",
+        instead=instead,
+        whole=_has_tokenizer,
+        largest_bytes=_LARGEST_TOKENIZER_BYTES,
+    )
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -19,6 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from qlora_planner.bounded import Unreadable, read_bytes
 from qlora_planner.data.counting import Tokenised
 from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
@@ -44,7 +45,8 @@ _CHANGING = {
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 _INSTEAD = "give one with --tokenizer DIR, or guess with --chars-per-token 4"
-_LARGEST_CONFIG = 64 << 20
+# The largest in use have 34 MB; templates have some ten kB.
+LARGEST_BYTES, LARGEST_TEMPLATE_BYTES = 64 << 20, 1 << 20
 _BUILD_S = 180
 
 
@@ -101,9 +103,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             return {}
-        if path.stat().st_size > _LARGEST_CONFIG:
-            raise MissingError(f"{plain(path)}: is too large for a tokenizer's file; {_INSTEAD}")
-        raw = json.loads(path.read_bytes())
+        raw = json.loads(read_bytes(path, LARGEST_BYTES, "file of a tokenizer"))
+    except Unreadable as error:
+        raise MissingError(f"{error}; {_INSTEAD}") from None
     except (OSError, ValueError, RecursionError) as error:
         raise MissingError(f"{plain(path)}: cannot be read ({plain(error)[:120]}); {_INSTEAD}") from None
     return raw if isinstance(raw, dict) else {}
@@ -123,8 +125,10 @@ def as_it_is(folder: Path, strict: bool = True) -> dict[str, Any] | None:
     ):
         return None
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_bytes(file, LARGEST_BYTES, "file of a tokenizer").decode()
+    except Unreadable as error:
+        raise MissingError(f"{error}; {_INSTEAD}") from None
+    except ValueError as error:
         raise MissingError(f"{plain(file)}: cannot be read ({plain(error)[:120]}); {_INSTEAD}") from None
     raw = _read(file) if strict else {}
     named = {**_read(folder / "special_tokens_map.json"), **config}
@@ -165,9 +169,9 @@ def _template(folder: Path, config: Mapping[str, Any]) -> Any:
     others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     try:
         if file.is_file():
-            found["default"] = file.read_text(encoding="utf-8")
-        found |= {path.stem: path.read_text(encoding="utf-8") for path in others}
-    except (OSError, ValueError) as error:
+            found["default"] = read_bytes(file, LARGEST_TEMPLATE_BYTES, "chat template").decode()
+        found |= {path.stem: read_bytes(path, LARGEST_TEMPLATE_BYTES, "chat template").decode() for path in others}
+    except (Unreadable, OSError, ValueError) as error:
         raise MissingError(f"{plain(folder)}: its chat template cannot be read ({plain(error)[:120]})") from None
     if found:
         return found if len(found) > 1 or "default" not in found else found["default"]
@@ -209,6 +213,13 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
     return found
 
 
+def _whole(path: Path) -> bytes:
+    try:
+        return read_bytes(path, LARGEST_BYTES, "file of a tokenizer")
+    except Unreadable as error:
+        raise MissingError(f"{error}; {_INSTEAD}") from None
+
+
 def digest(folder: Path) -> str:
     """Of every file that AutoTokenizer may read and of the versions that read them."""
     found = hashlib.sha256()
@@ -218,7 +229,7 @@ def digest(folder: Path) -> str:
     extras = [folder / "config.json", folder / "special_tokens_map.json", folder / "chat_template.jinja"]
     others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     for path in [*_tokenizer_files(folder), *(path for path in extras if path.is_file()), *others]:
-        found.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
+        found.update(path.name.encode() + b"\0" + hashlib.sha256(_whole(path)).digest())
     return found.hexdigest()
 
 

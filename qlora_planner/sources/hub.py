@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.hub_address import check_endpoint
 from qlora_planner.sources.configs import RawConfig, is_hub_id, read_config
 from qlora_planner.text import plain, quoted
 
@@ -38,6 +39,7 @@ def fetch_config(
         raise InputError(f"{quoted(repo_id)} is not the id of a Hub repository, which reads org/name")
     hint = f"; nearest in the catalogue: {', '.join(nearest)}" if nearest else ""
     deadline = begun + (_deadline_s() if deadline_s is None else deadline_s)
+    check_endpoint()
     # Read when the library is imported: a planner has no business reporting what people plan.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:

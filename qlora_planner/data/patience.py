@@ -1,0 +1,75 @@
+"""Waiting for the Hub, and giving up: a server that hangs, drips or never ends costs seconds and not the night."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from qlora_planner.errors import MissingError
+
+HUB_VARIABLE = "QLORA_PLANNER_HUB_TIMEOUT"
+# Until the list of files is there, and without anything new on the disk: the library writes ten MB at a time, which
+# takes a minute at 170 kB/s.
+LISTED_S, STALLED_S = 10.0, 60.0
+_LOOK_S = 0.25
+
+
+def fetched(
+    download: Callable[[Callable[[], None]], Path], kept_in: Path, *, largest_bytes: int | None, where: str
+) -> Path:
+    """What `download` returns, run in a thread that is left behind where nothing comes any more.
+
+    `download` calls what it is given once it knows what there is to fetch; `kept_in` is the folder that grows while it
+    does. Raises MissingError when it is given up, and above `largest_bytes`; else whatever `download` raises.
+    """
+    listed = threading.Event()
+    outcome: list[Path | BaseException] = []
+
+    def work() -> None:
+        try:
+            outcome.append(download(listed.set))
+        except BaseException as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=work, daemon=True, name="hub-files")
+    first_bytes = known_bytes = _size(kept_in)
+    moved = time.monotonic()
+    thread.start()
+    while True:
+        thread.join(_LOOK_S)
+        if not thread.is_alive():
+            break
+        size_bytes = _size(kept_in)
+        if size_bytes != known_bytes:
+            known_bytes, moved = size_bytes, time.monotonic()
+        if largest_bytes is not None and size_bytes - first_bytes > largest_bytes:
+            raise MissingError(f"{where}: more than {largest_bytes >> 20:,} MiB came, so these are other files")
+        waits_s = STALLED_S if listed.is_set() else _listed_s()
+        if time.monotonic() - moved > waits_s:
+            raise MissingError(
+                f"{where}: nothing came from the Hub for {waits_s:g} s; again, it goes on with what it has"
+                + ("" if listed.is_set() else f"; {HUB_VARIABLE} sets the seconds")
+            )
+    found = outcome[0]
+    if isinstance(found, BaseException):
+        raise found
+    return found
+
+
+def _listed_s() -> float:
+    with suppress(ValueError):
+        return max(0.1, min(3600.0, float(os.environ.get(HUB_VARIABLE, ""))))
+    return LISTED_S
+
+
+def _size(folder: Path) -> int:
+    total = 0
+    with suppress(OSError):
+        for entry in os.scandir(folder / "blobs"):
+            with suppress(OSError):
+                total += entry.stat(follow_symlinks=False).st_size
+    return total

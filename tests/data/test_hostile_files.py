@@ -1,0 +1,215 @@
+"""Datasets and Hubs that would take the night or the memory: one line that names the bound, within seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from qlora_planner.data import files, hub, patience
+from qlora_planner.data.files import find_files
+from qlora_planner.data.readers import read_rows
+from qlora_planner.data.tokenizers import load_tokenizer
+from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.hub_address import check_endpoint
+from qlora_planner.sources.hub import fetch_config
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("pattern", ["/proc/**", "/proc/**/*.jsonl"])
+def test_a_pattern_over_proc_ends(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "WALK_S", 0.3)
+    monkeypatch.setattr(files, "MOST_FILES", 50)
+    begun = time.monotonic()
+    with pytest.raises(InputError, match=r"no end of folders|more than 50 files|no file matches"):
+        find_files(pattern)
+    assert time.monotonic() - begun < 5
+
+
+def test_pipes_devices_and_files_of_the_kernel_are_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
+    for name, why in (("pipe.jsonl", "regular file"), ("zero.jsonl", "regular file")):
+        with pytest.raises(InputError, match=why):
+            find_files(tmp_path / name)
+    if Path("/proc/kmsg").exists():
+        (tmp_path / "log.jsonl").symlink_to("/proc/kmsg")
+        with pytest.raises(InputError, match="empty"):
+            find_files(tmp_path / "log.jsonl")
+
+
+def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(
+        pa.table({"text": ["\0" * (65 << 20)]}), path, compression="zstd", use_dictionary=False, write_statistics=False
+    )
+    assert path.stat().st_size < 100_000
+    before = pa.total_allocated_bytes()
+    with pytest.raises(InputError, match="unpacks to 65 MiB"):
+        next(read_rows(find_files(path)[0]))
+    assert pa.total_allocated_bytes() - before < 32 << 20
+
+
+def test_one_value_for_every_row_is_unpacked_a_few_rows_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "rows.parquet"
+    value = pa.DictionaryArray.from_arrays(pa.array([0] * 3000, pa.int32()), pa.array(["a" * (4 << 20)]))
+    parquet.write_table(pa.table({"text": value}), path, compression="zstd", write_statistics=False)
+    assert path.stat().st_size < 10_000
+    rows = list(islice(read_rows(find_files(path)[0]), 20))
+    assert len(rows[0].columns["text"]) == 4 << 20
+    assert pa.total_allocated_bytes() < 128 << 20
+    monkeypatch.setattr("qlora_planner.data.readers._ALWAYS_UNPACKED_BYTES", 64 << 20)
+    with pytest.raises(InputError, match="so it is no dataset"):
+        list(islice(read_rows(find_files(path)[0]), 100))
+
+
+@pytest.mark.parametrize(
+    "text", ["foo", "http://[::1", "ftp://x", "http://x:99999", "http://", "://", "http://a b", "http://a\x1b[m", "/x"]
+)
+def test_an_endpoint_that_is_no_address_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", text)
+    for ask in (check_endpoint, lambda: fetch_config("org/name"), lambda: hub.tokenizer_files("org/name", "x")):
+        with pytest.raises(InputError, match=r"HF_ENDPOINT: .* is no address") as caught:
+            ask()
+        assert str(caught.value).isprintable()
+
+
+def test_a_usual_endpoint_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for text in ("https://huggingface.co", "http://localhost:8080/hf/", "http://[::1]:80", ""):
+        monkeypatch.setenv("HF_ENDPOINT", text)
+        check_endpoint()
+
+
+def _hang(_: socket.socket, __: str) -> None:
+    time.sleep(30)
+
+
+def _drip(client: socket.socket, _: str) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 100000\r\n\r\n{")
+    while True:
+        client.sendall(b" ")
+        time.sleep(0.1)
+
+
+def _circle(client: socket.socket, path: str) -> None:
+    client.sendall(f"HTTP/1.1 302 Found\r\nLocation: {path}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n".encode())
+
+
+def _garbage(client: socket.socket, _: str) -> None:
+    client.sendall(b"\x1b]0;mine\x07 nothing\r\n\r\n")
+
+
+def _list(client: socket.socket, _: str) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]")
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Callable[[socket.socket, str], None]], str]]:
+    """Start a server of one answer; its address."""
+    listeners = []
+
+    def started(answer: Callable[[socket.socket, str], None]) -> str:
+        listener = socket.create_server(("127.0.0.1", 0))
+        listeners.append(listener)
+
+        def one(client: socket.socket) -> None:
+            try:
+                asked = client.recv(65536).split(b" ")
+                answer(client, asked[1].decode() if len(asked) > 1 else "/")
+            except OSError:
+                pass
+            finally:
+                client.close()
+
+        def work() -> None:
+            while True:
+                try:
+                    client = listener.accept()[0]
+                except OSError:
+                    return
+                threading.Thread(target=one, args=(client,), daemon=True).start()
+
+        threading.Thread(target=work, daemon=True).start()
+        return f"http://127.0.0.1:{listener.getsockname()[1]}"
+
+    yield started
+    for listener in listeners:
+        listener.close()
+
+
+@pytest.mark.parametrize("answer", [_hang, _drip, _circle, _garbage, _list], ids=lambda answer: answer.__name__)
+def test_a_hub_that_does_not_answer_as_one(
+    answer: Callable[[socket.socket, str], None],
+    serve: Callable[[Callable[[socket.socket, str], None]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = serve(answer)
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for name in ("ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        value = {"ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path)}.get(name, False)
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    from huggingface_hub import hf_api
+
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    monkeypatch.setenv(patience.HUB_VARIABLE, "0.6")
+    for ask in (
+        lambda: hub.rows_of("org/rows"), lambda: load_tokenizer("org/words", chats=False), lambda: fetch_config("o/m")
+    ):  # fmt: skip
+        begun = time.monotonic()
+        with pytest.raises(MissingError, match=r"cannot be fetched|nothing came|cannot be asked") as caught:
+            ask()
+        assert time.monotonic() - begun < 5
+        assert str(caught.value).isprintable()
+
+
+def test_a_download_that_stands_still_or_never_ends_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patience, "STALLED_S", 0.6)
+    (tmp_path / "blobs").mkdir()
+
+    def still(listed: Callable[[], None]) -> Path:
+        listed()
+        time.sleep(20)
+        return tmp_path
+
+    def endless(listed: Callable[[], None]) -> Path:
+        listed()
+        with (tmp_path / "blobs" / "x.incomplete").open("wb") as stream:
+            for _ in range(400):
+                stream.write(bytes(100_000))
+                stream.flush()
+                time.sleep(0.02)
+        return tmp_path
+
+    with pytest.raises(MissingError, match=r"nothing came from the Hub for 0.6 s"):
+        patience.fetched(still, tmp_path, largest_bytes=None, where="org/x")
+    with pytest.raises(MissingError, match="more than 1 MiB came"):
+        patience.fetched(endless, tmp_path, largest_bytes=1 << 20, where="org/x")
+    assert patience.fetched(lambda _: tmp_path, tmp_path, largest_bytes=None, where="org/x") == tmp_path
+
+
+def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(4 << 30)  # no blocks are written
+    with pytest.raises(PlannerError, match="MiB large, so it is no file of a tokenizer"):
+        load_tokenizer(str(tmp_path), chats=False)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"a": 1}))
+    (tmp_path / "chat_template.jinja").write_text("x" * (2 << 20))
+    with pytest.raises(PlannerError):
+        load_tokenizer(str(tmp_path), chats=True)
