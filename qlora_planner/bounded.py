@@ -20,7 +20,8 @@ from qlora_planner.text import plain
 DEEPEST = 64
 # A hundred bytes of memory each: the largest index of weights has a hundred thousand.
 MOST_VALUES = 1_000_000
-_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+TOO_DEEP = f"is nested too deeply (more than {DEEPEST} levels)"
+_OTHERS = bytes(set(range(256)) - set(b"[]{}"))
 
 
 class Unreadable(InputError):
@@ -75,36 +76,35 @@ def _check_regular(path: Path, mode: int) -> None:
         raise Unreadable(path, "is a folder" if S_ISDIR(mode) else "is not a regular file")
 
 
-def check_json(content: bytes, where: object, *, most_values: int = MOST_VALUES, deepest: int = DEEPEST) -> None:
-    """Refuse JSON of more values or levels than that before it is parsed. Brackets in texts may count as levels, and
-    are told apart by `check_depth` of what was parsed.
+def check_json(content: bytes, where: object, *, most_values: int = MOST_VALUES) -> bool:
+    """Whether JSON is shallow for sure; where not, texts hold brackets, and `check_depth` of what was parsed decides.
 
-    Raises Unreadable naming `where`.
+    Raises Unreadable naming `where` for more than `most_values` values or DEEPEST levels.
     """
     openers = content.count(b"[") + content.count(b"{")
     if openers + content.count(b",") > most_values:
         raise Unreadable(where, f"holds more than {most_values:,} values")
-    if openers > deepest and b'"' not in content and _nesting_exceeds(content, deepest):
-        raise Unreadable(where, f"is nested too deeply (more than {deepest} levels)")
-
-
-def _nesting_exceeds(content: bytes, deepest: int) -> bool:
-    left = content.translate(None, _BRACKETS)
-    for _ in range(deepest):
+    if openers <= DEEPEST:
+        return True
+    # The innermost pairs go with each round; what is left after so many is deeper, or stands in a text.
+    left = content.translate(None, _OTHERS)
+    for _ in range(DEEPEST):
         left = left.replace(b"[]", b"").replace(b"{}", b"")
         if not left:
-            return False
-    return True
+            return True
+    if b'"' not in content:
+        raise Unreadable(where, TOO_DEEP)
+    return False
 
 
-def check_depth(value: Any, where: object, *, deepest: int = DEEPEST) -> None:
-    """Raises Unreadable naming `where` for lists and objects inside one another by more than `deepest` levels."""
+def check_depth(value: Any, where: object) -> None:
+    """Raises Unreadable naming `where` for lists and objects inside one another by more than DEEPEST levels."""
     level = [value]
-    for _ in range(deepest + 1):
+    for _ in range(DEEPEST + 1):
         level = [item for one in level for item in _containers(one)]
         if not level:
             return
-    raise Unreadable(where, f"is nested too deeply (more than {deepest} levels)")
+    raise Unreadable(where, TOO_DEEP)
 
 
 def _containers(value: Any) -> Iterator[Any]:
@@ -135,13 +135,14 @@ def small_json(path: Path, largest_bytes: int = 4 << 20) -> Any:
 
     try:
         content = read_bytes(path, largest_bytes)
-        check_json(content, path)
+        shallow = check_json(content, path)
         found = json.loads(content.decode("utf-8"))
-        check_depth(found, path)
+        if not shallow:
+            check_depth(found, path)
     except Unreadable as error:
         if error.missing:
             raise FileNotFoundError(2, error.reason, str(path)) from None
         raise ValueError(error.reason) from None
     except RecursionError:
-        raise ValueError("it is nested too deeply") from None
+        raise ValueError(TOO_DEEP) from None
     return found

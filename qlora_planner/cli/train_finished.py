@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
@@ -44,7 +44,7 @@ def tell_finished(asked: Asked, output: Output) -> int:
 def _summary(asked: Asked) -> dict[str, Any] | None:
     """None where it is not there, cut off or no object: the run then goes on as one that is not finished."""
     try:
-        found = json.loads(asked.folder.summary.read_text(encoding="utf-8"))
+        found = small_json(asked.folder.summary)
     except (OSError, ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.cli import events
 from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_asked import Asked
@@ -295,7 +296,6 @@ def _keep(
 ) -> list[str]:
     """summary.json, report.html, the rung in run.json, and the evidence where there is any; a line for each of them
     that cannot be written."""
-    import json
 
     from qlora_planner.exchange.files import write_text
     from qlora_planner.launch.folder import read_record, write_json
@@ -318,7 +318,7 @@ def _keep(
     if attempt.run != spec.run:
         rung = {**read_record(asked.folder), "rung": attempt.run.to_dict()}
         attempted(lambda: write_json(asked.folder.record, rung))
-    config = json.loads((Path(spec.weights) / "config.json").read_text(encoding="utf-8"))
+    config = small_json(Path(spec.weights) / "config.json")
     found = evidence(
         spec, attempt, created=created, config=config, config_sha256=config_sha256(config),
         predicted=predict(attempt.run),

@@ -92,11 +92,12 @@ def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
             twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             return dict(pairs)
 
-        check_json(text.encode(), where)
+        shallow = check_json(text.encode(), where)
         # JSON is YAML but for tabs, which YAML refuses; what is no JSON either is told in YAML's words.
         with suppress(ValueError, RecursionError):
             raw = json.loads(text, object_pairs_hook=merged)
-            check_depth(raw, where)
+            if not shallow:
+                check_depth(raw, where)
             return raw, twice
     loader = None
     try:

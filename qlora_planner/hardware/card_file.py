@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import read_bytes
 from qlora_planner.errors import InputError, one_line
 from qlora_planner.hardware.card_index import parsed
 from qlora_planner.hardware.spec import Fact, GpuSpec
@@ -45,12 +46,8 @@ def load_card(path: Path, row: tuple[str, Mapping[str, Any]] | None = None) -> G
     Raises InputError with all its faults, or because it cannot be read.
     """
     try:
-        if path.stat().st_size > MAX_FILE_BYTES:
-            raise InputError(f"{path}: larger than {MAX_FILE_BYTES} bytes, so not a card's file")
-        content = path.read_bytes()
+        content = read_bytes(path, MAX_FILE_BYTES, "card's file")
         document = parsed(content, row) or _toml(content)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or type(error).__name__})") from None
     except UnicodeDecodeError:
         raise InputError(f"{path}: not a UTF-8 text file") from None
     except (ValueError, RecursionError) as error:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from qlora_planner.bounded import small_json
+
 SCHEMA = "qlora-plan/gpus-index/1"
 
 
@@ -35,7 +37,7 @@ def build_card_index(folder: Path) -> str:
 def read_card_index(folder: Path) -> Mapping[str, tuple[str, Mapping[str, Any]]]:
     """By card, the digest of its file and the document; empty where there is no index that can be used."""
     try:
-        raw = json.loads(index_path(folder).read_bytes())
+        raw = small_json(index_path(folder))
         if raw["schema"] != SCHEMA:
             return {}
         rows = {name: (digest, document) for name, digest, document in raw["cards"]}

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.launch.owned import (
     FILES,
@@ -208,7 +209,7 @@ def read_record(folder: RunFolder) -> dict[str, Any]:
     """The run.json of an earlier start. Raises InputError where there is none, or it is none of ours."""
     where = plain(folder.record)
     try:
-        raw = json.loads(folder.record.read_text(encoding="utf-8"))
+        raw = small_json(folder.record)
     except FileNotFoundError:
         raise InputError(
             f"--resume: {plain(folder.path)} holds no run (no run.json); start it without --resume"

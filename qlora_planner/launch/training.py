@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.launch import dataset, rules
@@ -134,7 +134,7 @@ class Training:
 
         spec, run = self.spec, self.run
         transformers.set_seed(spec.settings.seed)  # adapters are born at random
-        self.raw = json.loads((Path(spec.weights) / "config.json").read_text(encoding="utf-8"))
+        self.raw = small_json(Path(spec.weights) / "config.json")
         if spec.device == "cuda":
             import torch
 

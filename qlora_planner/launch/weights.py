@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.checkpoint import checkpoint_stored
@@ -46,7 +46,7 @@ def _check_whole(folder: Path, name: str) -> None:
 
     files = sorted(folder.glob("*.safetensors"))
     try:
-        index = json.loads((folder / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        index = small_json(folder / "model.safetensors.index.json", 64 << 20)
         named = {str(file) for file in index["weight_map"].values()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         named = set()  # one file, or pickles
@@ -102,7 +102,7 @@ def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
 
 def _quantization(folder: Path) -> dict[str, Any] | None:
     try:
-        raw = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        raw = small_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InputError(f"{plain(folder / 'config.json')}: cannot be read: {plain(error)[:120]}") from None
     found = raw.get("quantization_config") if isinstance(raw, dict) else None

@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from qlora_planner import bounded
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import Calibration, card_slug, pooled
@@ -17,6 +18,7 @@ from qlora_planner.sources.json_files import parse_object, read_object
 
 # A line holds one run with its model's config and its prediction; what is longer is something else.
 LONGEST_LINE_BYTES = 4 << 20
+LARGEST_BYTES = 64 << 20  # a measurement has two kB
 
 
 def append(path: Path, measurement: Measurement) -> None:
@@ -52,9 +54,9 @@ def measurements_in(paths: Iterable[Path]) -> Iterable[Measurement]:
     """Every measurement of several files, in order; raises InputError as `read_all` does."""
     for path in paths:
         try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+            content = bounded.read_bytes(path, LARGEST_BYTES, "file of measurements")
+        except bounded.Unreadable as error:
+            raise InputError(str(error)) from error
         for number, line in enumerate(content.split(b"\n"), 1):
             if not line.strip():
                 continue

@@ -47,7 +47,7 @@ def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict
     def no_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
-    bounded.check_json(content, where)
+    shallow = bounded.check_json(content, where)
     try:
         raw = json.loads(
             content.decode("utf-8-sig"), object_pairs_hook=merged, parse_constant=None if constants else no_constant
@@ -57,13 +57,14 @@ def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict
     except json.JSONDecodeError as error:
         refuse([f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"], where)
     except RecursionError:
-        refuse([f"is nested too deeply (more than {bounded.DEEPEST} levels)"], where)
+        refuse([bounded.TOO_DEEP], where)
     except ValueError as error:
         # Python's advice on long integers is for programmers; the part before it says what is wrong.
         refuse([f"is not JSON: {str(error).partition(';')[0]}"], where)
     if twice:
         refuse(twice, where)
-    bounded.check_depth(raw, where)
+    if not shallow:
+        bounded.check_depth(raw, where)
     if type(raw) is not dict:
         refuse([f"must hold a JSON object, not {quoted(raw)}"], where)
     return raw

@@ -11,9 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import Unreadable, read_bytes, small_json, unpacked
 from qlora_planner.profile import ModelProfile
 from qlora_planner.profile.tape import CompiledTape, Tape
 from qlora_planner.run import RunConfig
+
+_LARGEST_BYTES = 4 << 20
 
 
 class TapeCache:
@@ -25,9 +28,10 @@ class TapeCache:
     def load(self, profile: ModelProfile, run: RunConfig, variant: str, versions: Mapping[str, str]) -> Tape | None:
         """The tape of this very run, if it was traced with these library versions."""
         try:
-            raw = json.loads(gzip.decompress(self._path(profile, run, variant, versions).read_bytes()))
+            packed = read_bytes(self._path(profile, run, variant, versions), _LARGEST_BYTES)
+            raw = json.loads(unpacked(packed, 16 * _LARGEST_BYTES))
             return CompiledTape.from_dict(raw).at(run.batch_size, run.seq_len, run.rank)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError):
+        except (Unreadable, ValueError, KeyError, TypeError, IndexError, RecursionError):
             return None
 
     def store(
@@ -52,7 +56,7 @@ class ConfigCache:
     def load(self, sha256: str) -> dict[str, Any] | None:
         """The config with this hash, or None."""
         try:
-            raw = json.loads((self._folder / f"{sha256}.json").read_text(encoding="utf-8"))
+            raw = small_json(self._folder / f"{sha256}.json")
         except (OSError, ValueError):
             return None
         return raw if isinstance(raw, dict) else None

@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
+from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep import Moments
 from qlora_planner.memory.variant import Region
@@ -24,6 +25,7 @@ from qlora_planner.record import record
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
 _ENDING = ".jsonl.gz"
+_LARGEST_BYTES = 4 << 20  # the largest shipped has 66 kB, unpacked 215 kB
 T = TypeVar("T")
 
 
@@ -97,9 +99,13 @@ def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, Moments]]) 
     return gzip.compress(text.encode(), mtime=0)
 
 
+def _lines(path: Path) -> list[bytes]:
+    return unpacked(read_bytes(path, _LARGEST_BYTES, "tape"), 16 * _LARGEST_BYTES).split(b"\n")
+
+
 def header_of(path: Path) -> dict[str, Any]:
     """The first line of a tape file; an older schema's document as it is."""
-    header: dict[str, Any] = json.loads(gzip.decompress(path.read_bytes()).split(b"\n", 1)[0])
+    header: dict[str, Any] = json.loads(_lines(path)[0])
     return header
 
 
@@ -109,12 +115,12 @@ def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callabl
         if not path.is_file():
             continue
         try:
-            lines = gzip.decompress(path.read_bytes()).split(b"\n")
+            lines = _lines(path)
             header = json.loads(lines[0])
             if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != profile.config_sha256:
                 return None
             return pick(lines)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, IndexError) as error:
+        except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise InputError(
                 f"{path}: not a readable tape ({type(error).__name__}); `make tapes` rebuilds it"
             ) from error

@@ -8,6 +8,7 @@ from dataclasses import asdict, field
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
@@ -55,7 +56,7 @@ def read_state(path: Path) -> tuple[State, str | None]:
             return State(), None
         if path.stat().st_size > _LARGEST_BYTES:
             raise ValueError("it is too large")
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = small_json(path)
         if not isinstance(raw, dict) or raw.pop("schema", None) != SCHEMA:
             raise ValueError(f"its schema is not {SCHEMA}")
         return _state(raw), None
