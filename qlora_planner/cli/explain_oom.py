@@ -63,10 +63,21 @@ def _report(log: str, output: Output) -> OomReport:
     if file.left_out_bytes:
         partly = f"its first {HEAD_BYTES >> 20} and last {TAIL_BYTES >> 20} MiB were read, of {file.size_bytes >> 20:,}"
         output.warn(f"{plain(log)}: {partly}")
+    text = file.content.decode("utf-8", errors="replace")
     try:
-        return explain(file.content.decode("utf-8", errors="replace"))
+        return explain(text)
     except InputError as error:
-        raise InputError(f"{plain(log)}: {error}{f' ({partly})' if partly else ''}") from None
+        raise InputError(f"{plain(log)}: {error}{f' ({partly})' if partly else ''}{_otherwise(text)}") from None
+
+
+def _otherwise(text: str) -> str:
+    """What else the doctor knows of a log that did not run out of memory."""
+    from qlora_planner.measure.doctor_symptoms import explain_symptom
+
+    findings = explain_symptom(text)
+    return (
+        f'; it holds another error, `qlora-plan doctor "LINE"` has the fix: {findings[0].message}' if findings else ""
+    )
 
 
 def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | None:

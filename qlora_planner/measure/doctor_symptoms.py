@@ -16,7 +16,7 @@ from qlora_planner.measure.symptoms import SUBJECTS, SYMPTOMS, Symptom
 __all__ = ["SYMPTOMS", "explain_symptom", "unknown_symptom"]
 
 # Of what is pasted, the beginning and the end: an error is in one of them.
-_HEAD_CHARACTERS, _TAIL_CHARACTERS = 20_000, 60_000
+_HEAD_CHARACTERS, _TAIL_CHARACTERS = 10_000, 30_000
 # Package -> where its errors are reported; the first that the line names is the one to ask.
 _TRACKERS = {
     "unsloth": "https://github.com/unslothai/unsloth/issues",
@@ -48,7 +48,7 @@ def explain_symptom(text: str) -> list[Finding]:
             if match is not None:
                 findings[row.code] = _finding(row, match)
     memory = _memory(text)
-    if memory is not None and not any(row.code in findings for row in SUBJECTS["training steps"]):
+    if memory is not None:
         findings.setdefault(memory.code, memory)
     return list(findings.values())
 
@@ -105,9 +105,10 @@ def _memory(text: str) -> Finding | None:
         return None
     row = wording(report.cause)
     source = row.source if row is not None else "https://github.com/pytorch/pytorch/issues/35901"
-    if row is not None and row.kind in ("host", "engine", "kernel"):
-        return Finding(code=row.cause, status="problem", message=row.headline, fix=row.advice[0], source=source)
-    what = row.headline if row is not None else "memory ran out on the card"
+    if row is not None:
+        code = row.cause if row.kind in ("host", "engine", "kernel") else "out-of-memory"
+        return Finding(code=code, status="problem", message=row.headline, fix=row.advice[0], source=source)
+    what = "memory ran out on the card"
     if report.senseless:
         what = "a request that no card could grant: shapes are at fault, or a sample that was never cut"
     fix = "qlora-plan explain-oom LOG reads the whole log; qlora-plan MODEL --gpu CARD finds a run that fits"

@@ -82,7 +82,7 @@ def facts(report: OomReport, *, planned: bool = False) -> Iterator[tuple[str, st
         short = "/".join(report.frame.file.replace("\\", "/").split("/")[-3:])
         yield "where", f"{short}{line} in {report.frame.function}{code}"
     if report.step is not None:
-        yield "step", f"{report.step:,} of {report.steps:,} steps were made; it failed in the one after them"
+        yield "step", f"{report.step:,} of {report.steps:,} steps were made before it"
     if report.requested_bytes is not None:
         free = "" if report.free_bytes is None else f", {format_size(report.free_bytes)} was free"
         size = "" if report.capacity_bytes is None else f" of {format_size(report.capacity_bytes)}"
@@ -157,6 +157,11 @@ def advice(report: OomReport, *, general: bool = True) -> Iterator[str]:
         return
     if not general:
         return
+    if report.step and report.phase in (None, "forward", "backward"):
+        yield (
+            f"{report.step:,} steps went well, so the longest samples decide, or something that grows: `qlora-plan plan"
+            " MODEL --data FILE` plans for the longest, a shorter max_length cuts them."
+        )
     yield _HINTS.get(report.phase or "") or (
         "in the order of harm: gradient checkpointing on, batch size 1 with more accumulation, a paged 8-bit optimizer,"
         " then a shorter sequence. `qlora-plan check` or --plan finds the smallest change for this very run."

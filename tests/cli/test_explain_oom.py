@@ -145,3 +145,11 @@ def test_a_plan_says_nothing_of_another_machines_memory(invoke: Invoke, log: Pat
     assert result.exit_code == 0
     assert "a plan is for a CUDA card" in result.stderr
     assert "verdict" not in result.stdout
+
+
+def test_a_log_with_another_error_is_sent_to_the_doctor(invoke: Invoke, log: Path) -> None:
+    log.write_text("RuntimeError: CUDA error: device-side assert triggered\n")
+    result = invoke("explain-oom", str(log))
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no out-of-memory failure" in result.stderr
+    assert "a token id beyond the vocabulary" in result.stderr

@@ -128,11 +128,26 @@ BAR = "{0:3d}%|{1}| {2}/{3} [01:02<07:20,  2.01s/it]"
         ("[ 31/250 01:02 < 07:20, 0.50 it/s, Epoch 0.12/1]", 31, 250, None),
         (f"{BAR.format(10, '#', 25, 250)}\n{BAR.format(0, ' ', 0, 13)}", 25, 250, "eval"),
         (f"Map:  {BAR.format(99, '#', 990, 1000)}\n{BAR.format(0, '', 0, 250)}", 0, 250, None),
+        (f"{BAR.format(100, '#', 990, 990)}\n{BAR.format(4, '', 9, 225)}", 9, 225, None),
+        (f"{BAR.format(4, '#', 9, 225)}\n{BAR.format(100, '#', 13, 13)}\n{BAR.format(4, '', 10, 225)}", 10, 225, None),
+        (BAR.format(100, "#", 225, 225), 225, 225, None),
         (f"Loading checkpoint shards:  {BAR.format(50, '#', 2, 4)}", None, None, "load"),
         (f"{BAR.format(4, '4', 9, 225)}{{'loss': 1.2, 'epoch': 0.04}}", 9, 225, None),
         ("no bar, 3/4 of it", None, None, None),
     ],
-    ids=["tqdm", "carriage returns", "notebook", "evaluation", "after mapping", "loading", "a log after it", "none"],
+    ids=[
+        "tqdm",
+        "carriage returns",
+        "notebook",
+        "evaluation",
+        "after mapping",
+        "after mapping without a name",
+        "after an evaluation",
+        "all steps",
+        "loading",
+        "a log after it",
+        "none",
+    ],
 )
 def test_the_step_of_a_progress_bar(before: str, step: int | None, steps: int | None, phase: str | None) -> None:
     report = explain(f"{before}\n{OOM}\n")
@@ -141,3 +156,12 @@ def test_the_step_of_a_progress_bar(before: str, step: int | None, steps: int | 
 
 def test_a_bar_that_closes_after_the_traceback_counts_where_none_is_before() -> None:
     assert explain(f"{OOM}\n{BAR.format(4, '#', 9, 225)}\n").step == 9
+
+
+def test_an_evaluation_after_the_last_step_is_no_step() -> None:
+    frame = '  File "/x/transformers/trainer.py", line 9, in evaluation_loop\n    logits = f(x)\n'
+    text = (
+        f"{BAR.format(100, '#', 225, 225)}\n{BAR.format(23, '#', 3, 13)}\nTraceback (most recent call last):\n{frame}"
+    )
+    report = explain(f"{text}torch.{OOM}")
+    assert (report.step, report.steps, report.phase) == (225, 225, "eval")

@@ -138,6 +138,94 @@ LINES = {
     "ValueError: Template llama9 does not exist.": "llama-factory-template",
     "pydantic_core.ValidationError: 2 validation errors for AxolotlConfigWCapabilities": "axolotl-config",
     "ValueError: unhandled prompt tokenization strategy: sharegpt": "axolotl-prompt",
+    'RuntimeError: mat1 and mat2 shapes cannot be multiplied (4096x4096 and 1x8388608)':
+        'packed-shape',
+    'ImportError: Using `bitsandbytes` 8-bit quantization requires Accelerate':
+        'bnb-accelerate',
+    'RuntimeError: "addmm_impl_cpu_" not implemented for \'Half\'':
+        'cpu-half',
+    "ValueError: fp16 mixed precision requires a GPU (not 'mps').":
+        'amp-device',
+    'AssertionError: No inf checks were recorded for this optimizer.':
+        'no-inf-checks',
+    'RuntimeError: Only Tensors of floating point and complex dtype can require gradients':
+        'integer-gradient',
+    'RuntimeError: probability tensor contains either `inf`, `nan` or element < 0':
+        'logits-inf',
+    "TypeError: DPOTrainer.__init__() got an unexpected keyword argument 'beta'":
+        'preference-arguments',
+    'FutureWarning: `tokenizer` is deprecated and will be removed in version 5.0.0 for `SFTTrainer.__init__`.':
+        'deprecated-tokenizer',
+    "AttributeError: 'TrainingArguments' object has no attribute 'model_init_kwargs'":
+        'training-arguments-sft',
+    "AttributeError: 'DynamicCache' object has no attribute 'get_max_length'":
+        'cache-method',
+    "TypeError: LlamaAttention.forward() missing 1 required positional argument: 'attention_mask'":
+        'attention-signature',
+    'RuntimeError: The size of tensor a (32000) must match the size of tensor b (32001)':
+        'vocabulary-shape',
+    'UserWarning: Could not find a config file in x/y - will assume that the vocabulary was not modified':
+        'base-config-warning',
+    "OSError: Can't load tokenizer for 'meta-llama/Llama-2-7b-hf'. If you were trying to load it from":
+        'tokenizer-missing',
+    'ImportError: This modeling file requires the following packages that were not found in your environment: einops':
+        'modeling-packages',
+    'ImportError: Loading an AWQ quantized model requires gptqmodel.':
+        'quantiser-package',
+    'ValueError: FP8 quantized models is only supported on GPUs with compute capability >= 8.9':
+        'fp8-card',
+    'The model weights are not tied. Please use the `tie_weights` method ':
+        'head-missing',
+    'Some weights of LlamaForCausalLM were not initialized from the model checkpoint':
+        'weights-not-initialised',
+    'huggingface_hub.errors.HFValidationError: Repo id must use alphanumeric chars':
+        'hub-id',
+    'requests.exceptions.HTTPError: 404 Client Error: Not Found for url':
+        'hub-404',
+    'RuntimeError: [enforce fail at inline_container.cc:603] . unexpected pos 704 vs 598':
+        'disk-full-writing',
+    'ValueError: num_samples should be a positive integer value, but got num_samples=0':
+        'empty-data',
+    "KeyError: 'messages'":
+        'data-key',
+    'ValueError: Attention mask should be of size (1, 1, 2048, 2048), but is torch.Size([1, 1, 4096, 4096])':
+        'mask-size',
+    'ValueError: Input length of input_ids is 2048, but `max_length` is set to 20.':
+        'generation-length',
+    "ValueError: The following `model_kwargs` are not used by the model: ['token_type_ids']":
+        'unused-inputs',
+    'RuntimeError: No executable batch size found, reached zero.':
+        'no-batch-size',
+    "RuntimeError: Cannot re-initialize CUDA in forked subprocess.":
+        'cuda-fork',
+    "torch._dynamo.exc.BackendCompilerFailed: backend='inductor' raised:":
+        'compile-failed',
+    'RuntimeError: cutlassF: no kernel found to launch!':
+        'attention-kernel',
+    'grad_norm is 0':
+        'gradient-zero',
+    'loss goes to nan after 100 steps':
+        'loss-spikes',
+    'model outputs are the same as base model after finetuning':
+        'no-effect',
+    'generated text is garbage after merging':
+        'garbage',
+    'GPU utilization is low':
+        'slow',
+    'Detected kernel version 5.4.0, which is below the recommended minimum of 5.5.0':
+        'old-kernel',
+    'torch.distributed.DistStoreError: Timed out after 601 seconds waiting for clients. 1/2 clients joined.':
+        'rendezvous',
+    'RuntimeError: Tensor on device cuda:0 is not on the expected device meta!':
+        'meta-device-step',
+    "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver.":
+        'smi-failed',
+    'CUDA error: uncorrectable ECC error encountered':
+        'card-lost',
+    'Could not load library libcudnn_cnn_infer.so.8':
+        'cudnn-missing',
+    'ValueError: Unsloth: Untrained tokens of [[128042, 128036]] found':
+        'unsloth-tokens',
     "ModuleNotFoundError: No module named 'rouge_score'": "missing-module",
 }  # fmt: skip
 

@@ -36,8 +36,11 @@ class _Bar:
     total: int
 
 
-def progress_at(text: str, place: int) -> Progress | None:
-    """What the bars before the message at `place` say, else those shortly after it; None without any."""
+def progress_at(text: str, place: int, *, evaluating: bool = False) -> Progress | None:
+    """What the bars before the message at `place` say, else those shortly after it; None without any.
+
+    `evaluating`: the traceback shows an evaluation, so the last bar can be that one's.
+    """
     bars = _bars(text[max(0, place - _BEFORE_CHARACTERS) : place]) or _bars(text[place : place + _AFTER_CHARACTERS])
     if not bars:
         return None
@@ -45,11 +48,23 @@ def progress_at(text: str, place: int) -> Progress | None:
     phase = bars[-1].phase
     if not steps:
         return Progress(step=None, steps=None, phase=phase)
-    # An evaluation's bar has no name either, begins after the run's own, and has another length.
-    own = [bar for bar in steps if bar.total == steps[0].total][-1]
-    if phase is None and steps[-1].total != own.total:
+    total = _trained(steps, evaluating)
+    own = [bar for bar in steps if bar.total == total]
+    if phase is None and steps[-1].total != total:
         phase = "eval"
-    return Progress(step=own.done, steps=own.total, phase=phase)
+    return Progress(step=own[-1].done, steps=total, phase=phase)
+
+
+def _trained(steps: list[_Bar], evaluating: bool) -> int:
+    """The length of the run's own bar among those without a name.
+
+    Bars of preparing data come before it and are full when it begins; an evaluation's bar comes while it stands.
+    """
+    last = {bar.total: bar for bar in steps}
+    order = list(dict.fromkeys(bar.total for bar in steps))
+    if evaluating and len(order) > 1 and order[-1] == steps[-1].total:
+        order = order[:-1]
+    return next((total for total in order if last[total].done < total), order[-1])
 
 
 def _bars(text: str) -> list[_Bar]:

@@ -30,7 +30,7 @@ def explain(text: str) -> OomReport:
         )
     fields: dict[str, Any] = dict(failure.fields)
     fields |= moment_of(frames_before(text, failure.start))
-    progress = progress_at(text, failure.start)
+    progress = progress_at(text, failure.start, evaluating=fields["phase"] == "eval")
     if progress is not None:
         fields |= {"step": progress.step, "steps": progress.steps}
         if fields["phase"] is None and (progress.phase != "data" or fields["kind"] == "host"):

@@ -107,4 +107,55 @@ ROWS = (
         f"{TRANSFORMERS}/trainer.py",
         ("transformers",),
     ),
+    Symptom(
+        "preference-arguments",
+        r"(?:DPO|KTO|ORPO|CPO|GRPO|Reward)Trainer\.__init__\(\) got an unexpected keyword argument "
+        r"'(?P<name>\w{1,40})'",
+        "trl takes {name} in the trainer's config (DPOConfig and so on), no longer in the trainer",
+        "DPOConfig({name}=...), processing_class=tokenizer in the trainer",
+        f"{TRL}/trainer/dpo_config.py",
+        ("trl",),
+    ),
+    Symptom(
+        "deprecated-tokenizer",
+        r"`tokenizer` is deprecated and will be removed",
+        "a warning: the argument is called processing_class since trl 0.12 and transformers 4.46",
+        "processing_class=tokenizer",
+        "https://github.com/huggingface/trl/pull/2162",
+        (
+            "trl",
+            "transformers",
+        ),
+    ),
+    Symptom(
+        "training-arguments-sft",
+        r"'(?:Seq2Seq)?TrainingArguments' object has no attribute '(?P<name>\w{1,40})'",
+        "the trainer wants its own config: TrainingArguments has no {name}",
+        "SFTConfig(...) (DPOConfig, ...) in place of TrainingArguments",
+        f"{TRL}/trainer/sft_config.py",
+        ("trl",),
+    ),
+    Symptom(
+        "cache-method",
+        r"'(?:Dynamic|Static|Hybrid|EncoderDecoder)Cache' object has no attribute "
+        r"'(?P<name>\w{1,40})'|object has no attribute '(?:get_max_length|get_usable_length|seen_tokens)'",
+        "model code from a repository (trust_remote_code) or a patch is written for an older cache of transformers",
+        "drop trust_remote_code where transformers has the model itself; else the transformers that its card names",
+        f"{TRANSFORMERS}/cache_utils.py",
+        ("transformers",),
+    ),
+    Symptom(
+        "attention-signature",
+        r"\w{1,40}\.forward\(\) (?:missing \d required positional|got an unexpected keyword|got multiple "
+        r"values)",
+        "a layer is called in another way than it is written: kernels that patch the model (Liger, "
+        "Unsloth, flash-attn) or remote code of another transformers",
+        "pip install -U liger-kernel unsloth peft with transformers; without the patch to see that it is it",
+        "https://github.com/linkedin/Liger-Kernel/issues",
+        (
+            "transformers",
+            "liger-kernel",
+            "peft",
+        ),
+    ),
 )

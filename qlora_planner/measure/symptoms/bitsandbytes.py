@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.symptoms.row import BITSANDBYTES, Symptom
+from qlora_planner.measure.symptoms.row import BITSANDBYTES, TRANSFORMERS, Symptom
 
 ROWS = (
     Symptom(
@@ -114,6 +114,32 @@ ROWS = (
         (
             "torch",
             "bitsandbytes",
+        ),
+    ),
+    Symptom(
+        "packed-shape",
+        r"mat1 and mat2 shapes cannot be multiplied \(\d{1,9}x\d{1,9} and 1x\d{4,12}\)",
+        "a 4-bit weight is multiplied as it is stored (a row of packed bytes): its layer is no Linear4bit "
+        "any more, or lost its quantisation state",
+        "load with quantization_config in from_pretrained; do not copy or replace 4-bit layers; pip "
+        "install -U peft bitsandbytes",
+        f"{BITSANDBYTES}/blob/main/bitsandbytes/nn/modules.py",
+        (
+            "bitsandbytes",
+            "peft",
+        ),
+    ),
+    Symptom(
+        "bnb-accelerate",
+        r"(?:8|4)-bit quantization requires [Aa]ccelerate|requires the latest version of bitsandbytes",
+        "accelerate or bitsandbytes is missing or too old for this transformers (or was installed after "
+        "the notebook's kernel started)",
+        "pip install -U accelerate bitsandbytes, then restart the kernel",
+        f"{TRANSFORMERS}/quantizers/quantizer_bnb_4bit.py",
+        (
+            "accelerate",
+            "bitsandbytes",
+            "transformers",
         ),
     ),
 )

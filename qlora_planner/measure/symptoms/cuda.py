@@ -68,4 +68,28 @@ ROWS = (
         "--compute-dtype float16 with fp16=True and --trainer hf-trainer",
         "https://github.com/tatsu-lab/stanford_alpaca/issues/133",
     ),
+    Symptom(
+        "smi-failed",
+        r"(?:nvidia-smi|NVIDIA-SMI) has failed because it couldn'?t communicate",
+        "the driver's module is not loaded: a kernel update, secure boot, or the nouveau driver",
+        "reinstall the driver (dkms), reboot; mokutil --sb-state tells of secure boot",
+        "https://docs.nvidia.com/datacenter/tesla/driver-installation-guide/",
+    ),
+    Symptom(
+        "card-lost",
+        r"GPU is lost|Unable to determine the device handle|fallen off the bus|\bXid "
+        r"\(?[^\n]{0,40}(?:79|48|63|64|94|95)\b|uncorrectable ECC error",
+        "the card itself failed: power, heat, its seat or its memory",
+        "dmesg | grep -i xid; reboot; another slot or cable; ask for another machine in a cloud",
+        "https://docs.nvidia.com/deploy/xid-errors/",
+    ),
+    Symptom(
+        "cudnn-missing",
+        r"Could not load library libcudnn\w{0,30}|libcudnn\w{0,30}\.so[\d.]{0,8}: cannot "
+        r"open|CUDNN_STATUS_(?:NOT_SUPPORTED|VERSION_MISMATCH|SUBLIBRARY_\w{1,30})",
+        "two versions of cuDNN meet: LD_LIBRARY_PATH or a system copy comes before the one that torch brings",
+        "unset LD_LIBRARY_PATH; pip install --force-reinstall nvidia-cudnn-cu12 as torch asks for it",
+        "https://github.com/pytorch/pytorch/issues/104591",
+        ("torch",),
+    ),
 )

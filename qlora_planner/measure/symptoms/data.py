@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.symptoms.row import DATASETS, TRANSFORMERS, TRL, Symptom
+from qlora_planner.measure.symptoms.row import DATASETS, TORCH, TRANSFORMERS, TRL, Symptom
 
 ROWS = (
     Symptom(
@@ -126,5 +126,52 @@ ROWS = (
         "num_proc=1 (dataset_num_proc) shows the cause; fewer processes need less memory",
         f"{DATASETS}/utils/py_utils.py",
         ("datasets",),
+    ),
+    Symptom(
+        "empty-data",
+        r"num_samples should be a positive integer value, but got num_samples=0|Invalid key: \d{1,9} is out "
+        r"of bounds for size 0|Invalid index: 0 for size 0",
+        "no row is left: a filter, max_length, packing of too few tokens, or columns that the trainer drops",
+        "len(dataset) after each step; qlora-plan plan MODEL --data FILE counts what is kept",
+        f"{TORCH}/torch/utils/data/sampler.py",
+        ("datasets",),
+    ),
+    Symptom(
+        "data-key",
+        r"KeyError: "
+        r"'(?P<name>messages|conversations|instruction|prompt|completion|response|input|output|chosen|"
+        r"rejected|label|labels|input_ids)'",
+        "no row has a column {name}: the file's columns are called otherwise, or the split is another one",
+        "print(dataset.column_names); dataset.rename_column(...)",
+        "https://huggingface.co/docs/trl/dataset_formats",
+        (
+            "trl",
+            "datasets",
+        ),
+    ),
+    Symptom(
+        "mask-size",
+        r"Attention mask should be of size|is invalid for input of size \d{4,12}",
+        "mask or shape do not match the tokens: rows beyond max_position_embeddings, packing with an "
+        "attention that knows none, or patched attention of another version",
+        "max_length at most the model's; packing with attn_implementation='flash_attention_2'; pip install "
+        "-U transformers",
+        f"{TRANSFORMERS}/masking_utils.py",
+        ("transformers",),
+    ),
+    Symptom(
+        "generation-length",
+        r"Input length of input_ids is \d{1,9}, but `?max_length`? is set to|generation call will exceed "
+        r"the model'?s predefined maximum",
+        "max_length counts the prompt too",
+        "max_new_tokens=256 in place of max_length",
+        f"{TRANSFORMERS}/generation/utils.py",
+    ),
+    Symptom(
+        "unused-inputs",
+        r"`?model_kwargs`? are not used by the model: \[",
+        "the tokenizer gives a key that this model does not take (token_type_ids)",
+        "tokenizer(..., return_token_type_ids=False)",
+        f"{TRANSFORMERS}/generation/utils.py",
     ),
 )

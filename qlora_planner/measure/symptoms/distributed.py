@@ -138,4 +138,22 @@ ROWS = (
         "look for the first Traceback above it, and paste its last line here",
         "https://docs.pytorch.org/docs/stable/elastic/errors.html",
     ),
+    Symptom(
+        "rendezvous",
+        r"DistStoreError|clients joined|Connection (?:reset|closed) by peer[^\n]{0,80}(?:store|rank)|remote "
+        r"process exited or there was a network error",
+        "a process did not come, or went: another failed first, the address or port does not reach, or "
+        "their numbers differ",
+        "the first traceback of any rank; the same --num_processes, --main_process_ip and port on each machine",
+        "https://docs.pytorch.org/docs/stable/elastic/run.html",
+        ("torch",),
+    ),
+    Symptom(
+        "meta-device-step",
+        r"is not on the expected device meta",
+        "part of the model was left on the host or disk by device_map='auto', and training touches it",
+        "a smaller run that fits, device_map={'': 0}; FSDP with CPU offload in place of it",
+        f"{TORCH}/torch/_prims_common/__init__.py",
+        ("accelerate",),
+    ),
 )

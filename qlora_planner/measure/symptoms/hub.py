@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.symptoms.row import TRANSFORMERS, Symptom
+from qlora_planner.measure.symptoms.row import TORCH, TRANSFORMERS, Symptom
 
 ROWS = (
     Symptom(
@@ -63,5 +63,27 @@ ROWS = (
         "Weights & Biases wants a login: transformers reports there where the package is installed",
         "report_to='none', or wandb login, or WANDB_MODE=offline",
         "https://docs.wandb.ai/support/",
+    ),
+    Symptom(
+        "hub-id",
+        r"Repo id must (?:use alphanumeric|be in the form)|HFValidationError",
+        "a path was taken for a repository's name: the folder is not there from where this runs",
+        "check the path (os.path.isdir); an absolute one, without a slash at its end",
+        "https://github.com/huggingface/huggingface_hub/blob/main/src/huggingface_hub/utils/_validators.py",
+    ),
+    Symptom(
+        "hub-404",
+        r"404 Client Error|EntryNotFoundError|RevisionNotFoundError",
+        "the repository, its revision or that file does not exist",
+        "check the name, revision= and the list of files on its page",
+        "https://huggingface.co/docs/huggingface_hub/package_reference/utilities",
+    ),
+    Symptom(
+        "disk-full-writing",
+        r"inline_container\.cc:\d{1,5}\] \. unexpected pos|PytorchStreamWriter failed "
+        r"writing|StorageFull|Disk quota exceeded",
+        "the disk (or a quota) was full while a checkpoint was written",
+        "df -h and quota; save_total_limit=2; output_dir on a larger disk",
+        f"{TORCH}/caffe2/serialize/inline_container.cc",
     ),
 )

@@ -177,4 +177,65 @@ ROWS = (
         f"{TRANSFORMERS}/models/auto/configuration_auto.py",
         ("transformers",),
     ),
+    Symptom(
+        "tokenizer-missing",
+        r"Can'?t load (?:tokenizer|the configuration of|image processor|feature extractor|the model) "
+        r"for|Can'?t load the configuration of",
+        "the folder or repository lacks that file (an adapter's or a checkpoint's folder), a local folder "
+        "has the repository's name, or it cannot be fetched",
+        "load the tokenizer from the base model; save it beside the adapter; hf auth login",
+        f"{TRANSFORMERS}/utils/hub.py",
+    ),
+    Symptom(
+        "modeling-packages",
+        r"This modeling file requires the following packages",
+        "the repository's own code imports packages that are not here",
+        "install what it names; or load without trust_remote_code where transformers has the model",
+        f"{TRANSFORMERS}/dynamic_module_utils.py",
+        ("transformers",),
+    ),
+    Symptom(
+        "quantiser-package",
+        r"Loading (?:a|an) (?:AWQ|GPTQ|HQQ|AQLM|EETQ)|requires (?:AutoGPTQ|gptqmodel|autoawq|optimum)|GPU "
+        r"is required to quantize or run quantize model",
+        "the checkpoint is stored by another quantiser, whose package is missing (or which sees no card)",
+        "for QLoRA name the 16-bit repository of the model; else pip install what it names (gptqmodel, "
+        "compressed-tensors)",
+        f"{TRANSFORMERS}/quantizers/auto.py",
+        ("transformers",),
+    ),
+    Symptom(
+        "fp8-card",
+        r"FP8 quantized models? (?:is|are) only supported on GPUs|MXFP4 quantization requires|default to "
+        r"dequantizing the model to bf16",
+        "the checkpoint is in FP8 or MXFP4, which this card or this triton does not run; it is unpacked to "
+        "16 bits, and then is two to four times as large",
+        "a bf16 repository of the same model with --quant nf4; qlora-plan audit MODEL tells what it takes",
+        f"{TRANSFORMERS}/quantizers",
+        (
+            "transformers",
+            "triton",
+        ),
+    ),
+    Symptom(
+        "head-missing",
+        r"KeyError: '(?:base_model\.model\.)?(?:model\.)?lm_head\.weight'|model weights are not tied",
+        "the head shares the embedding's weights and is not stored on its own",
+        "model.tie_weights() after loading; pip install -U transformers accelerate",
+        f"{TRANSFORMERS}/modeling_utils.py",
+        (
+            "transformers",
+            "accelerate",
+        ),
+    ),
+    Symptom(
+        "weights-not-initialised",
+        r"Some weights of [^\n]{0,120}(?:were not initialized from|were not used when initializing)|newly "
+        r"initialized: \[",
+        "the class and the checkpoint differ: harmless for a new classification head, fatal for layers of "
+        "the model itself",
+        "the class of its config's architectures; for an adapter PeftModel.from_pretrained",
+        f"{TRANSFORMERS}/modeling_utils.py",
+        ("transformers",),
+    ),
 )

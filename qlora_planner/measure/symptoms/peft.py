@@ -46,7 +46,7 @@ ROWS = (
     ),
     Symptom(
         "target-unnamed",
-        r"Please specify `?target_modules`? in `?peft_config`?",
+        r"Please specify `?target_modules`?[^\n]{0,40} ?in `?peft_config`?",
         "PEFT has no default names for this architecture",
         "target_modules='all-linear'",
         f"{PEFT}/tuners/lora/model.py",
@@ -115,5 +115,25 @@ ROWS = (
         "the base is stored in a form that nothing can be added to (GPTQ, AWQ, 8-bit of old PEFT)",
         "load the 16-bit base on the CPU and merge there: qlora-plan merge RUN",
         f"{PEFT}/tuners/lora/model.py",
+    ),
+    Symptom(
+        "vocabulary-shape",
+        r"size of tensor a \(\d{4,7}\) must match the size of tensor b \(\d{4,7}\)|save_embedding_layers` "
+        r"to `True`",
+        "embeddings differ by added tokens between the base, the adapter and the tokenizer; PEFT then "
+        "saves the whole embedding",
+        "resize_token_embeddings(len(tokenizer)) on both sides before the adapter; trainable_token_indices "
+        "trains new rows alone (PEFT 0.15 and newer)",
+        f"{PEFT}/utils/save_and_load.py",
+        ("peft",),
+    ),
+    Symptom(
+        "base-config-warning",
+        r"Could not find a config file in [^\n]{0,200}will assume that the vocabulary was not modified",
+        "a warning while saving: the base's config could not be fetched (gated, or offline) to see whether "
+        "the vocabulary grew",
+        "harmless without added tokens; else save_embedding_layers=True",
+        f"{PEFT}/utils/save_and_load.py",
+        ("peft",),
     ),
 )

@@ -84,6 +84,14 @@ ROWS = (
         ("axolotl",),
     ),
     Symptom(
+        "unsloth-tokens",
+        r"Unsloth: Untrained tokens of|embeddings? (?:are|is) untrained",
+        "the template uses tokens whose embeddings a base model never trained (Llama 3's headers)",
+        "the -Instruct model; or train embed_tokens and lm_head too (modules_to_save)",
+        "https://github.com/unslothai/unsloth/issues/1023",
+        ("unsloth",),
+    ),
+    Symptom(
         "missing-module",
         r"No module named '(?P<name>[A-Za-z_][\w]{0,60})",
         "the package that provides {name} is not installed in the Python that runs (a notebook's kernel "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.symptoms.row import TORCH, TRANSFORMERS, Symptom
+from qlora_planner.measure.symptoms.row import ACCELERATE, PEFT, TORCH, TRANSFORMERS, Symptom
 
 ROWS = (
     Symptom(
@@ -141,5 +141,110 @@ ROWS = (
         "python -X faulthandler train.py names the place; a fresh environment with one pip install for all",
         "https://docs.python.org/3/library/faulthandler.html",
         ("torch",),
+    ),
+    Symptom(
+        "no-batch-size",
+        r"No executable batch size found, reached zero",
+        "auto_find_batch_size halved down to nothing: even one sample does not fit (or the error was "
+        "another one, taken for a memory failure)",
+        "qlora-plan MODEL --gpu CARD for a run that fits; auto_find_batch_size=False shows the first error",
+        f"{ACCELERATE}/utils/memory.py",
+        ("accelerate",),
+    ),
+    Symptom(
+        "cuda-fork",
+        r"Cannot re-initialize CUDA in forked subprocess|CUDA error: initialization error",
+        "CUDA was used before worker processes were forked: dataset.map(num_proc=...) with a model, or a "
+        "notebook_launcher after a cell that used the card",
+        "restart the kernel and touch no card before; set_start_method('spawn'); num_proc=1",
+        "https://docs.pytorch.org/docs/stable/notes/multiprocessing.html",
+        ("torch",),
+    ),
+    Symptom(
+        "compile-failed",
+        r"BackendCompilerFailed|torch\._dynamo\.exc\.\w{1,40}|InductorError",
+        "torch.compile could not compile a part: triton or a compiler is missing, or the code cannot be traced",
+        "torch_compile=False; TORCHDYNAMO_DISABLE=1 to see that it is it; UNSLOTH_COMPILE_DISABLE=1 under Unsloth",
+        "https://docs.pytorch.org/docs/stable/torch.compiler_troubleshooting.html",
+        (
+            "torch",
+            "triton",
+        ),
+    ),
+    Symptom(
+        "attention-kernel",
+        r"cutlassF: no kernel found|No available kernel\. Aborting execution|No operator found for "
+        r"`?memory_efficient_attention",
+        "no attention kernel suits this dtype and card: float32 or bf16 on a card without it, an odd head "
+        "size, or xformers built for another torch",
+        "dtype=torch.float16 on cards below 8.0; attn_implementation='eager' to see; reinstall xformers for this torch",
+        f"{TORCH}/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp",
+        (
+            "torch",
+            "xformers",
+        ),
+    ),
+    Symptom(
+        "gradient-zero",
+        r"grad_?norm (?:is|=|stays) ?0(?:\.0)?\b|training loss is (?:0|zero)\b|loss is (?:always "
+        r")?(?:0|zero)(?:\.0)?\b",
+        "most likely no label is left (all -100: masked prompts cut at max_length, wrong response "
+        "markers), else the adapters get no gradient",
+        "print one batch's labels; model.print_trainable_parameters(); "
+        "gradient_checkpointing_kwargs={'use_reentrant': False}",
+        "https://github.com/unslothai/unsloth/issues/2900",
+        (
+            "trl",
+            "peft",
+        ),
+    ),
+    Symptom(
+        "loss-spikes",
+        r"loss (?:goes|went|turns|jumps) to (?:nan|inf)|loss (?:spikes?|explodes?|diverges?|jumps)\b",
+        "most likely the learning rate is too high for this batch (LoRA: 1e-4 to 2e-4, less for rank 64 "
+        "and more), else float16 overflows, else broken or very short rows",
+        "a warmup of 3 %, max_grad_norm=0.3, bf16, half the learning rate; look at the rows of that step",
+        "https://arxiv.org/abs/2305.14314",
+        ("transformers",),
+    ),
+    Symptom(
+        "no-effect",
+        r"(?:same|identical) (?:output|answer|result)s? (?:as|to) (?:the )?base|adapter (?:has|had) no "
+        r"effect|(?:fine-?tun|train)ing (?:has|had) no effect|outputs? are the same as (?:the )?base",
+        "the adapter is not in what answers: the base was loaded, the adapter's keys did not match (see "
+        "warnings), or too few steps at too low a rate",
+        "PeftModel.from_pretrained(base, folder) and look for missing keys; model.active_adapters; "
+        "qlora-plan generate RUN --prompt T",
+        f"{PEFT}/peft_model.py",
+        ("peft",),
+    ),
+    Symptom(
+        "garbage",
+        r"(?:output|generated text|model) is (?:garbage|gibberish|nonsense)|(?:garbage|gibberish) "
+        r"(?:output|text|after)",
+        "most likely another chat template than in training, or a merge into 4-bit weights; else a "
+        "diverged run, or a base model asked as a chat",
+        "the tokenizer's chat template of the run; merge into a 16-bit base (qlora-plan merge RUN); "
+        "compare with the unmerged adapter",
+        "https://huggingface.co/docs/transformers/chat_templating",
+    ),
+    Symptom(
+        "slow",
+        r"(?:gpu|GPU) util(?:ization|isation)? (?:is )?(?:low|0|zero)|training is (?:very |too |so "
+        r")?slow|s/it is (?:very )?high",
+        "most likely memory spills (Windows' shared memory, a CPU part of device_map='auto'), else float32 "
+        "compute, eager attention, batch 1 with short rows, or a slow dataloader",
+        "model.hf_device_map must hold no cpu; bnb_4bit_compute_dtype=bfloat16; sdpa; packing=True; "
+        "qlora-plan verify MODEL measures this card",
+        "https://huggingface.co/docs/transformers/perf_train_gpu_one",
+        fallback=True,
+    ),
+    Symptom(
+        "old-kernel",
+        r"Detected kernel version [\d.]{1,12}, which is below the recommended minimum",
+        "a warning of accelerate: Linux below 5.5 can hang several processes",
+        "harmless on one card; else a newer kernel",
+        f"{ACCELERATE}/utils/other.py",
+        ("accelerate",),
     ),
 )
