@@ -13,6 +13,7 @@ from qlora_planner.api import packages
 from qlora_planner.api.packages import Warn
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.hub_address import check_endpoint
+from qlora_planner.installing import install_packages
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
@@ -128,7 +129,7 @@ def _not_profiled(text: str, missing: Sequence[str]) -> str:
     import shlex
 
     shown = plain(text)
-    where = " where `pip install 'qlora-planner[train]'` is installed" if missing else ""
+    where = f" after `{install_packages(missing)}`" if missing else ""
     lacking = f" (missing here: {', '.join(missing)})" if missing else ""
     return f"{shown} is not profiled; run `qlora-plan profile {shlex.quote(shown)}`{where}{lacking}"
 

@@ -11,6 +11,7 @@ from qlora_planner.api import packages
 from qlora_planner.api.models import source_of
 from qlora_planner.api.packages import Warn
 from qlora_planner.errors import MissingError
+from qlora_planner.installing import install_packages
 from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.locations import cache_dir, tapes_dirs
 
@@ -123,6 +124,6 @@ def tape_orders(
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
     return (
         f"{profile.id}: this run (batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}, {run.trainer}) is not"
-        f" among the traces that ship; `pip install 'qlora-planner[train]'` traces it (missing: {', '.join(missing)}),"
+        f" among the traces that ship; `{install_packages(missing)}` traces it (missing: {', '.join(missing)}),"
         f" or {packages.TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
     )

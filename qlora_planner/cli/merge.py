@@ -12,6 +12,7 @@ from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import MissingError
 from qlora_planner.hub_address import check_endpoint
+from qlora_planner.installing import install_packages
 from qlora_planner.text import plain
 from qlora_planner.units import format_size
 
@@ -82,7 +83,7 @@ def check_packages(names: tuple[str, ...]) -> None:
     check_endpoint()  # before transformers imports the Hub library
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise MissingError(f"missing here: {', '.join(missing)}; pip install 'qlora-planner[train]'")
+        raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
 def _beside(run: Path) -> str:

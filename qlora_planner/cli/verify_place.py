@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.cli.values import Output, parse_memory
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint
+from qlora_planner.installing import install_packages
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.units import format_mib
@@ -36,7 +37,7 @@ def check_packages(run: RunConfig) -> None:
     check_endpoint()  # before transformers imports the Hub library
     missing = missing_for(run)
     if missing:
-        raise MissingError(f"missing here: {', '.join(missing)}; pip install 'qlora-planner[train]'")
+        raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
 def place_of(given: dict[str, Any], output: Output) -> Place:

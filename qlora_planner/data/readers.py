@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TextIO
 
 from qlora_planner.data.files import DataFile
 from qlora_planner.errors import MissingError
+from qlora_planner.installing import install_line
 from qlora_planner.profile.faults import refuse
 from qlora_planner.text import plain, quoted
 
@@ -213,7 +214,7 @@ def _parquet(file: DataFile, moved: Moved) -> Iterator[RawRow]:
         import pyarrow.parquet as parquet
     except ImportError:
         raise MissingError(
-            f"{plain(file.path)}: parquet files need pyarrow; install it with pip install 'qlora-planner[data]'"
+            f"{plain(file.path)}: parquet files need pyarrow; install it with {install_line('data')}"
         ) from None
     number = unpacked_bytes = 0
     try:

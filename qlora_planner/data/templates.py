@@ -12,6 +12,7 @@ from typing import Any
 
 from qlora_planner.data.shapes import RowFaultError
 from qlora_planner.errors import MissingError
+from qlora_planner.installing import install_line
 from qlora_planner.text import plain
 
 
@@ -68,9 +69,7 @@ def _environment(name: str) -> Any:
         import jinja2.ext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
     except ImportError:
-        raise MissingError(
-            f"{name}: its chat template needs jinja2; install it with pip install 'qlora-planner[data]'"
-        ) from None
+        raise MissingError(f"{name}: its chat template needs jinja2; install it with {install_line('data')}") from None
     from datetime import datetime
 
     class Generation(jinja2.ext.Extension):

@@ -24,6 +24,7 @@ from qlora_planner.data.counting import Tokenised
 from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.installing import install_line
 from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.text import plain, quoted
 
@@ -58,7 +59,7 @@ def load_tokenizer(name: str, *, chats: bool, cache: Path | None = None, warn: W
     """
     if find_spec("tokenizers") is None:
         raise MissingError(
-            "counting tokens needs a tokenizer: pip install 'qlora-planner[data]', or guess with --chars-per-token 4"
+            f"counting tokens needs a tokenizer: {install_line('data')}, or guess with --chars-per-token 4"
         )
     folder = _folder_of(name)
     found = as_it_is(folder)
@@ -66,8 +67,7 @@ def load_tokenizer(name: str, *, chats: bool, cache: Path | None = None, warn: W
         found = as_it_is(folder, strict=False)
         if found is None:
             raise MissingError(
-                f"{plain(name)}: has no tokenizer.json, and building it needs transformers: "
-                "pip install 'qlora-planner[train]'"
+                f"{plain(name)}: has no tokenizer.json, and building it needs transformers: {install_line('train')}"
             )
         warn(f"{plain(name)}: read from its tokenizer.json; transformers, which may change it, is not installed")
     if found is None:

@@ -31,6 +31,7 @@ SCHEMA = "qlora-plan/doctor/1"
 RULES: tuple[Callable[[Facts], list[Finding]], ...] = (
     doctor_rules.python_version,
     doctor_versions.packages,
+    doctor_versions.own_environment,
     doctor_rules.driver,
     doctor_rules.driver_for_torch,
     doctor_rules.torch_build,

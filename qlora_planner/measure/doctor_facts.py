@@ -12,6 +12,9 @@ from qlora_planner.record import record
 
 Status = Literal["ok", "warning", "problem", "unknown"]
 
+# Trainers whose pins exclude the versions that [train] needs, by their distributions' names (read 2026-11-28): axolotl
+# 0.21 wants trl 1.14.1 and datasets 5.0.1, llamafactory 0.9.5 transformers to 5.6, peft to 0.18.1, trl to 0.24.
+PINNING_TOOLS = {"axolotl": "trl and datasets", "llamafactory": "transformers, peft and trl"}
 TRAIN_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "datasets")
 
 

@@ -17,9 +17,9 @@ from typing import Any
 from qlora_planner.errors import MissingError
 from qlora_planner.isolation import child_environment
 from qlora_planner.measure import nvml
-from qlora_planner.measure.doctor_facts import TRAIN_PACKAGES, BitsandbytesFacts, Facts, TorchFacts
+from qlora_planner.measure.doctor_facts import PINNING_TOOLS, TRAIN_PACKAGES, BitsandbytesFacts, Facts, TorchFacts
 
-_PACKAGES = (*TRAIN_PACKAGES, "liger-kernel", "flash-attn", "nvidia-ml-py")
+_PACKAGES = (*TRAIN_PACKAGES, "liger-kernel", "flash-attn", "nvidia-ml-py", *PINNING_TOOLS)
 _VARIABLES = (
     "BNB_CUDA_VERSION",
     "CUDA_VISIBLE_DEVICES",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.doctor_facts import TRAIN_PACKAGES, Facts, Finding, Status, within
+from qlora_planner.installing import install_line
+from qlora_planner.measure.doctor_facts import PINNING_TOOLS, TRAIN_PACKAGES, Facts, Finding, Status, within
 from qlora_planner.record import record
 
 _ANY = "9999"
@@ -124,8 +125,29 @@ def packages(facts: Facts) -> list[Finding]:
         names = ", ".join(f"{name} {facts.packages[name]}" for name in TRAIN_PACKAGES)
         return [Finding(code="packages", status="ok", message=names)]
     message = f"not installed: {', '.join(missing)}; planning works without, profiling and training do not"
-    fix = f"pip install {' '.join(missing)}   (all at once, from this project's folder: pip install '.[train]')"
+    fix = f"pip install {' '.join(missing)}   (all at once: {install_line('train')})"
     return [Finding(code="packages", status="problem", message=message, fix=fix)]
+
+
+def own_environment(facts: Facts) -> list[Finding]:
+    """Another trainer in this environment, whose pins and those of [train] exclude each other."""
+    found = {name: facts.packages[name] for name in PINNING_TOOLS if facts.packages.get(name)}
+    if not found:
+        return []
+    names = " and ".join(f"{name} {version}" for name, version in found.items())
+    pins = " and ".join(PINNING_TOOLS[name] for name in found)
+    broken = [name for name in TRAIN_PACKAGES if facts.packages.get(name) is None]
+    message = f"{names} is installed here and pins other versions of {pins} than [train] needs: installing one breaks"
+    message += " the other. The base install lives beside it: planning and `check` need none of them"
+    line = install_line("train").removeprefix("pip ")
+    return [
+        Finding(
+            code="own-environment",
+            status="ok" if broken else "warning",
+            message=message,
+            fix=f"to verify or train: python -m venv ~/qlora-planner && ~/qlora-planner/bin/pip {line}",
+        )
+    ]
 
 
 def traps(facts: Facts) -> list[Finding]:

@@ -20,7 +20,7 @@ from qlora_planner.run import RunConfig
 NOT_TRACED = Problem(
     code="not-traced",
     message="this run is not traced, so closed forms stand in and the interval is wide",
-    fix="pip install 'qlora-planner[train]', which traces it from the model's own code",
+    fix="install [train], which traces it from the model's own code (`qlora-plan doctor` has the line)",
 )
 
 

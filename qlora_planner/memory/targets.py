@@ -83,7 +83,7 @@ def check_adaptable(profile: ModelProfile, name: str) -> None:
     if not any(matches(module, name) for module in adaptable(profile)):
         raise MissingError(
             f"--target-modules: {profile.id} has {name!r}, and its profile holds no adapters for it: only PEFT itself"
-            " says what it would add there (`pip install 'qlora-planner[train]'`)"
+            " says what it would add there, with [train] installed (`qlora-plan doctor` has the line)"
         )
 
 

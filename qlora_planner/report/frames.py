@@ -58,7 +58,9 @@ def check_parquet() -> None:
     from importlib.util import find_spec
 
     if find_spec("pyarrow") is None:
-        raise MissingError("--parquet needs pyarrow: pip install 'qlora-planner[data]'; or use --csv")
+        from qlora_planner.installing import install_line
+
+        raise MissingError(f"--parquet needs pyarrow: {install_line('data')}; or use --csv")
 
 
 def to_csv(document: Mapping[str, Any]) -> bytes:

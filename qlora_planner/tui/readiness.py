@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlora_planner.errors import MissingError
+from qlora_planner.installing import install_packages
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 
@@ -30,7 +31,7 @@ class Readiness:
     def lacks(self, device: str) -> str | None:
         """One line of what is missing to run on `device`, and how to get it; None: nothing."""
         if self.packages:
-            return f"missing here: {', '.join(self.packages)}; pip install 'qlora-planner[train]'"
+            return f"missing here: {', '.join(self.packages)}; {install_packages(self.packages)}"
         if device == "cuda" and self.card is None:
             return f"no card to run on: {self.no_card}"
         return None

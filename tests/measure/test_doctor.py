@@ -164,6 +164,7 @@ SICK: list[tuple[Facts, str, str, tuple[str, ...]]] = [
         "problem",
         ("libcudart.so.13", "libcudart.so.12", "LD_LIBRARY_PATH"),
     ),
+    (with_packages(axolotl="0.21.0"), "own-environment", "warning", ("axolotl 0.21.0", "trl and datasets", "-m venv")),
     (with_packages(bitsandbytes="0.45.0"), "bitsandbytes-version", "problem", ("0.46.1",)),
     (with_packages(bitsandbytes="0.49.2"), "bitsandbytes-version", "warning", ("_is_hf_initialized",)),
     (
@@ -312,6 +313,19 @@ def test_binaries_run_on_later_cards_of_their_generation_and_ptx_on_all() -> Non
     ahead = with_card(compute_capability="13.0")
     assert findings(ahead, "torch-kernels")
     assert not findings(replace(ahead, torch=replace(TORCH, arch_list=("sm_90", "compute_120"))), "torch-kernels")
+
+
+@pytest.mark.parametrize(("name", "pinned"), [("axolotl", "trl and datasets"), ("llamafactory", "peft")])
+def test_another_trainer_in_this_environment_asks_for_one_of_its_own(name: str, pinned: str) -> None:
+    (found,) = findings(replace(WELL, packages={**PACKAGES, name: "0.9.9"}), "own-environment")
+    assert found.status == "warning"
+    assert f"{name} 0.9.9 is installed here" in found.message
+    assert pinned in found.message
+    assert "base install" in found.message
+    assert "python -m venv" in (found.fix or "")
+    assert findings(WELL, "own-environment") == []
+    without = replace(WELL, packages={**dict.fromkeys(PACKAGES), name: "0.9.9"})
+    assert findings(without, "own-environment")[0].status == "ok"
 
 
 def test_a_container_whose_processes_cannot_be_seen() -> None:

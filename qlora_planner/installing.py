@@ -1,0 +1,81 @@
+"""The line that installs a part of this package from where it stands: a clone, an archive, a repository or an index."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+DISTRIBUTION = "qlora-planner"
+# Imported under another name than pip knows, or part of no extra.
+_OWN_LINES = {"liger_kernel": "liger-kernel", "flash_attn": "flash-attn --no-build-isolation"}
+
+
+def install_line(extra: str) -> str:
+    """The pip line for `qlora-planner[extra]` that works here, by what pip wrote down when this was installed."""
+    what = _requirement(extra, _direct_url())
+    parts = Path(sys.prefix).parts
+    if "pipx" in parts:
+        return f"pipx runpip {Path(sys.prefix).name} install {what}"
+    return f"pip install {what}"
+
+
+def install_packages(missing: Iterable[str]) -> str:
+    """The line, or lines joined by `and`, that install these modules: all of [train] but for what no extra has."""
+    names = list(missing)
+    lines = [f"pip install {_OWN_LINES[name]}" for name in names if name in _OWN_LINES]
+    if len(lines) < len(names):
+        lines.insert(0, install_line("train"))
+    return " and ".join(lines)
+
+
+def _requirement(extra: str, direct: dict[str, Any] | None) -> str:
+    """What pip takes for this package with an extra, quoted for a shell."""
+    url = direct.get("url") if direct else None
+    if not isinstance(url, str):
+        return _local(Path(__file__).resolve().parents[1], extra, editable=True) or f"'{DISTRIBUTION}[{extra}]'"
+    if isinstance(vcs := (direct or {}).get("vcs_info"), dict):
+        revision = f"@{vcs['commit_id']}" if vcs.get("commit_id") else ""
+        return _quoted(f"{DISTRIBUTION}[{extra}] @ {vcs.get('vcs', 'git')}+{url}{revision}")
+    if not url.startswith("file://"):
+        return _quoted(f"{DISTRIBUTION}[{extra}] @ {url}")
+    editable = bool((direct or {}).get("dir_info", {}).get("editable"))
+    place = _path_of(url)
+    if place.is_file():
+        return _quoted(f"{place}[{extra}]")
+    return _local(place, extra, editable=editable) or f"'.[{extra}]'   (in a clone of {DISTRIBUTION})"
+
+
+def _local(folder: Path, extra: str, *, editable: bool) -> str | None:
+    """A clone that is still there: `.` where the user stands in it."""
+    if not (folder / "pyproject.toml").is_file():
+        return None
+    place = "." if folder.resolve() == Path.cwd().resolve() else str(folder)
+    return ("-e " if editable else "") + _quoted(f"{place}[{extra}]")
+
+
+def _quoted(text: str) -> str:
+    """In quotes whatever it holds: brackets are patterns to some shells."""
+    return f"'{text}'" if "'" not in text else shlex.quote(text)
+
+
+def _path_of(url: str) -> Path:
+    from urllib.parse import urlparse
+    from urllib.request import url2pathname
+
+    return Path(url2pathname(urlparse(url).path))
+
+
+def _direct_url() -> dict[str, Any] | None:
+    """pip's record of where this package came from (PEP 610); None where it came from an index, or is not installed."""
+    import json
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        text = distribution(DISTRIBUTION).read_text("direct_url.json")
+        found = json.loads(text) if text else None
+    except (PackageNotFoundError, ValueError):
+        return None
+    return found if isinstance(found, dict) else None
