@@ -15,13 +15,15 @@ from qlora_planner.text import plain, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 RUN_FILE = "run.json"
+DEVICES = ("cuda", "cpu")
 
 
 @record
 class Finished:
     """What RUN holds. `bases` are model folders and Hub ids that it names as its base, the surest first.
 
-    `run` is None for a bare adapter folder, whose run nobody wrote down; `adapter_config` is PEFT's own file.
+    `run` is None for a bare adapter folder, whose run nobody wrote down; so is `device`, where it ran. `adapter_config`
+    is PEFT's own file.
     """
 
     folder: Path
@@ -29,6 +31,7 @@ class Finished:
     bases: tuple[str, ...]
     run: RunConfig | None
     adapter_config: Mapping[str, Any]
+    device: str | None = None
 
 
 def read_finished(text: str) -> Finished:
@@ -46,7 +49,11 @@ def read_finished(text: str) -> Finished:
     if adapter is None:
         raise InputError(f"{where}: {_no_adapter(folder, run)}")
     config = read_object(adapter / ADAPTER_CONFIG)
-    return Finished(folder=folder, adapter=adapter, bases=_bases(document, config), run=run, adapter_config=config)
+    device = document.get("device")
+    return Finished(
+        folder=folder, adapter=adapter, bases=_bases(document, config), run=run, adapter_config=config,
+        device=device if device in DEVICES else None,
+    )  # fmt: skip
 
 
 def _run(document: Mapping[str, Any], path: Path) -> RunConfig | None:

@@ -13,7 +13,7 @@ from qlora_planner.cli.merge import check_packages
 from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json, answer_part, say
 from qlora_planner.cli.values import Output, output_from
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.units import format_size
 
 if TYPE_CHECKING:
@@ -37,7 +37,9 @@ _LONGEST_BYTES = 4 << 20
 @click.option("--temperature", cls=SectionOption, type=click.FloatRange(0, 10), default=0.0, help="0: no chance (0).")
 @click.option("--raw", cls=SectionOption, is_flag=True, help="The prompt as it is, without a chat template.")
 @click.option("--base", cls=SectionOption, metavar="DIR|ID", help="The base (what RUN names).")
-@click.option("--device", cls=SectionOption, type=click.Choice(DEVICES), default="cuda", help="Where (cuda).")
+@click.option(
+    "--device", cls=SectionOption, type=click.Choice(DEVICES), default=None, help="Where (as RUN was trained)."
+)
 @output_options()
 def command(
     run: str,
@@ -46,7 +48,7 @@ def command(
     temperature: float,
     raw: bool,
     base: str | None,
-    device: str,
+    device: str | None,
     **given: Any,
 ) -> int:
     """Load RUN's base as it was trained on, put its adapters on it, and answer a prompt; only the answer is on stdout.
@@ -60,6 +62,7 @@ def command(
     from qlora_planner.after.finished import read_finished
 
     finished = read_finished(run)
+    device = device or _trained_on(finished, output)
     room = _room(device)
     found = find_base(finished.bases, base, output.warn)
     _quiet_libraries()
@@ -107,6 +110,13 @@ def _prompt(given: str) -> str:
     return text
 
 
+def _trained_on(finished: Finished, output: Output) -> str:
+    """Where the run was trained; on a card where nobody wrote it down."""
+    if finished.device == "cpu":
+        output.warn("trained on the CPU, so it is tried there; --device cuda takes a card")
+    return finished.device or "cuda"
+
+
 def _room(device: str) -> tuple[int, str]:
     """Bytes that this process can have now, and of what.
 
@@ -119,7 +129,10 @@ def _room(device: str) -> tuple[int, str]:
     from qlora_planner.hardware import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
 
-    local = local_gpu()
+    try:
+        local = local_gpu()
+    except MissingError as error:
+        raise MissingError(f"{error}; or try it on the CPU with --device cpu") from None
     return usable_bytes(local.spec, local.reserve_bytes)[0], local.spec.label
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from qlora_planner.after.forecast import adapter_bytes, cache_bytes
 from qlora_planner.cli.main import cli
+from qlora_planner.errors import MissingError
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.measure.nvml import DeviceReading, LocalGpu
 from qlora_planner.units import MIB
@@ -92,6 +93,25 @@ def test_raw_json_from_stdin(trained: Path) -> None:
     assert document["text"].split() == [f"w{n}" for n in expected(trained, [20, 30, 40], 3) if n > 2]
     parts = document["memory"]["forecast"]
     assert parts["peak_bytes"] >= parts["weights_bytes"] + parts["adapter_bytes"] + parts["cache_bytes"]
+
+
+def test_a_run_of_the_cpu_is_tried_there_without_being_told(trained: Path) -> None:
+    folder = trained
+    record = json.loads((folder / "run.json").read_text()) if (folder / "run.json").exists() else {}
+    (folder / "run.json").write_text(json.dumps(record | {"device": "cpu"}))
+    result = run("generate", folder, "--prompt", "w20 w30", "--max-new-tokens", 2)
+    assert result.exit_code == 0, result.stderr
+    assert "trained on the CPU" in result.stderr
+    (folder / "run.json").write_text(json.dumps(record | {"device": "cuda"}))
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("qlora_planner.measure.nvml.local_gpu", no_card)
+        result = run("generate", folder, "--prompt", "w20 w30")
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "--device cpu" in result.stderr
+
+
+def no_card() -> LocalGpu:
+    raise MissingError("no card here")
 
 
 def test_faults_are_one_line(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
