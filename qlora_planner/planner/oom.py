@@ -46,7 +46,7 @@ def against(report: OomReport, estimate: MemoryEstimate, dims: Mapping[str, int]
     """`report` beside the estimate of the run that it failed in; `dims` are the sizes of the model's config."""
     planned = estimate.peak.allocated_bytes
     tried = None
-    if report.allocated_bytes is not None and report.requested_bytes is not None:
+    if report.allocated_bytes is not None and report.requested_bytes is not None and not report.senseless:
         tried = report.allocated_bytes + report.requested_bytes
     excess = None if tried is None else tried - planned
     noticed = excess is not None and excess > _NOTICED_SHARE * planned

@@ -65,7 +65,9 @@ def _beside(report: OomReport, compared: Compared, verdict: str) -> Iterator[tup
         yield "tensor", f"that is {words}"
     planned = format_size(compared.planned_bytes)
     tried = format_size(compared.tried_bytes)
-    if compared.tried_bytes is None:
+    if report.senseless:
+        yield "plan", f"tensors hold {planned} at the most; no plan has room for such a request"
+    elif compared.tried_bytes is None:
         yield "plan", f"tensors hold {planned} at the most; the message does not tell what they held"
     elif compared.excess_bytes is not None:
         text = (

@@ -153,3 +153,21 @@ def test_a_log_with_another_error_is_sent_to_the_doctor(invoke: Invoke, log: Pat
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no out-of-memory failure" in result.stderr
     assert "a token id beyond the vocabulary" in result.stderr
+
+
+def test_a_fault_of_shapes_is_none_of_the_plan(
+    invoke: Invoke, log: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from qlora_planner.cli.check import Estimates
+
+    monkeypatch.setattr(Estimates, "full", Estimates.quick)
+    log.write_text(
+        "CUDA out of memory. Tried to allocate 3145728.00 GiB. GPU 0 has a total capacity of 23.52 GiB of which 0.50"
+        " GiB is free. Of the allocated memory 3.00 GiB is allocated by PyTorch, and 0.10 GiB is reserved by PyTorch"
+        " but unallocated.\n"
+    )
+    text = " ".join(invoke("explain-oom", str(log), "--plan", str(plan), "--quiet").stdout.split())
+    assert "a fault of shapes" in text
+    assert "no tensor of the plan's run" in text
+    assert "no plan has room for such a request" in text
+    assert "works from" not in text
