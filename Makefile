@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles cards tapes tables calibration screenshots install
+.PHONY: check format lint types layers test profiles cards tapes tables calibration screenshots install faults
 
 check: lint types layers test
 
@@ -37,6 +37,10 @@ tapes:
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single --resume
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched --resume
 	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles moments
+
+# Write docs/faults.md again from the tests that hold it.
+faults:
+	$(PYTHON) -m tests.faults docs/faults.md
 
 # Write the README's tables again.
 tables:

@@ -165,6 +165,13 @@ def test_refusals_are_one_line_and_leave_nothing(make: Make, tmp_path: Path, mon
         (adapter / "adapter_config.json").write_text(before)
 
 
+@pytest.mark.fault(
+    "`merge` into a folder that is there",
+    said="--force writes over it",
+    does="with it, what a merge did not write stays in `DIR.old`",
+    exit=2,
+    part="after",
+)
 def test_what_is_there_is_kept_unless_forced_and_is_a_model(make: Make, tmp_path: Path) -> None:
     base, _ = make(llama())
     target = tmp_path / "m"
@@ -183,6 +190,12 @@ def test_what_is_there_is_kept_unless_forced_and_is_a_model(make: Make, tmp_path
     assert [path.name for path in (tmp_path / "m.old").iterdir()] == ["thesis.txt"]  # a merge did not write it
 
 
+@pytest.mark.fault(
+    "`merge --force` over a model that no merge wrote",
+    said="merge did not write model.safetensors",
+    exit=2,
+    part="after",
+)
 def test_a_model_that_no_merge_wrote_is_not_written_over(make: Make, tmp_path: Path) -> None:
     base, _ = make(llama())
     target = tmp_path / "m"
@@ -195,6 +208,7 @@ def test_a_model_that_no_merge_wrote_is_not_written_over(make: Make, tmp_path: P
     assert {path.name: path.read_bytes() for path in target.iterdir()} == before
 
 
+@pytest.mark.fault("`merge` is interrupted", does="nothing is left", exit=130, part="after")
 def test_an_interrupt_leaves_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = make(llama(), shard="40KB")
     real, done = merging._write_shard, []

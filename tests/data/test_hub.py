@@ -47,6 +47,12 @@ def test_everything_where_nothing_is_called_train(cached: Cached) -> None:
     assert [file.path for file in find_files(rows_of("org/set"))] == [snapshot / "a.jsonl", snapshot / "b.jsonl"]
 
 
+@pytest.mark.fault(
+    "a Hub dataset with several sets",
+    said="holds 2 sets; name one, as --data org/set/main, org/set/socratic",
+    exit=2,
+    part="before",
+)
 def test_one_of_several_sets(cached: Cached) -> None:
     snapshot = cached("org/set", "main/train.jsonl", "socratic/train.jsonl", "main/test.jsonl")
     with pytest.raises(InputError, match="holds 2 sets; name one, as --data org/set/main, org/set/socratic"):
@@ -54,6 +60,12 @@ def test_one_of_several_sets(cached: Cached) -> None:
     assert [file.path for file in find_files(rows_of("org/set/main"))] == [snapshot / "main" / "train.jsonl"]
 
 
+@pytest.mark.fault(
+    "a Hub dataset that is not cached, network off",
+    said="no data files among the cached Hub files, and HF_HUB_OFFLINE",
+    exit=3,
+    part="before",
+)
 def test_what_is_not_there_and_what_holds_nothing(cached: Cached) -> None:
     with pytest.raises(MissingError, match="no/where: no data files among the cached Hub files, and HF_HUB_OFFLINE"):
         rows_of("no/where")

@@ -35,6 +35,20 @@ def written(folder: Path, step: int, *, sealed: bool = True) -> Path:
         (lambda path: (path / "trainer_state.json").write_text(""), "is damaged: trainer_state.json is not what"),
     ],
 )  # fmt: skip
+@pytest.mark.fault(
+    "a damaged checkpoint",
+    said="is damaged: adapter_model.safetensors is not what was saved",
+    does="kept as `damaged-checkpoint-N`, the one before is taken",
+    exit=0,
+    part="resumed",
+)
+@pytest.mark.fault(
+    "a checkpoint that was being written",
+    said="was not finished",
+    does="the one before is taken",
+    exit=0,
+    part="resumed",
+)
 def test_a_seal_holds_or_says_why_not(damage: object, says: str | None, tmp_path: Path) -> None:
     path = written(tmp_path, 4)
     damage(path)  # type: ignore[operator]
@@ -50,6 +64,13 @@ def test_a_seal_holds_or_says_why_not(damage: object, says: str | None, tmp_path
         '{"optimizer": "sgd", "files": {"": "ab"}}', "[" * 100_000, "\ufeff{}",
     ],
 )  # fmt: skip
+@pytest.mark.fault(
+    "a seal that is none (cut off, other JSON, names outside the folder)",
+    said="has a seal that cannot be read: passed over",
+    does="kept as `damaged-checkpoint-N`",
+    exit=0,
+    part="resumed",
+)
 def test_a_seal_that_is_none_is_passed_over(text: str, tmp_path: Path) -> None:
     good, bad = written(tmp_path, 4), written(tmp_path, 9)
     (bad / SEAL).write_text(text)
@@ -65,6 +86,13 @@ def test_a_seal_that_names_no_optimizer_is_passed_over(tmp_path: Path) -> None:
     assert newest_complete(tmp_path) == (None, ["checkpoint-9 has a seal that names no optimizer: passed over"])
 
 
+@pytest.mark.fault(
+    "a file, a link, dangling or not, or a folder of somebody else's called `checkpoint-N`",
+    said="is no folder: passed over",
+    does="kept as `unknown-checkpoint-N`: the trainer would remove the oldest",
+    exit=0,
+    part="resumed",
+)
 def test_what_is_only_called_a_checkpoint_is_passed_over_and_kept(tmp_path: Path) -> None:
     """The trainer would go on from it, or remove it as the oldest one that it keeps."""
     folder = tmp_path / "checkpoints"

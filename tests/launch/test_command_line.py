@@ -121,6 +121,13 @@ def test_what_a_run_leaves_behind(run: tuple[Path, str, str]) -> None:
     assert page.count("<svg") == 4 and "<polyline" in page and "http" not in page
 
 
+@pytest.mark.fault(
+    "`--resume` of a run that is finished",
+    said="is finished: ",
+    does="says how to train on; nothing on the disk changes",
+    exit=0,
+    part="resumed",
+)
 def test_a_finished_run_is_left_alone(run: tuple[Path, str, str], home: Home, start: Start) -> None:
     folder, _, _ = run
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
@@ -132,6 +139,13 @@ def test_a_finished_run_is_left_alone(run: tuple[Path, str, str], home: Home, st
     assert after == before
 
 
+@pytest.mark.fault(
+    "`--resume` with more `--epochs` or `--max-steps`",
+    said="going on from checkpoint-",
+    does="with a note about the learning rate",
+    exit=0,
+    part="resumed",
+)
 def test_a_finished_run_is_trained_on_for_longer(run: tuple[Path, str, str], home: Home, start: Start) -> None:
     shutil.copytree(run[0], home.path / "longer")
     code, out, err = finished(start("longer", "--resume", "--max-steps", str(STEPS + 2), "--json"))
@@ -157,6 +171,19 @@ def test_the_folder_of_a_run_is_not_written_over(run: tuple[Path, str, str], hom
     assert "whole holds a run already; --resume goes on with it, --force starts it anew" in err
 
 
+@pytest.mark.fault(
+    "the parent is killed (`kill -9`)",
+    does="the child ends with it within a second (Linux); `--resume` goes on to the same bits",
+    exit="-",
+    part="begun",
+)
+@pytest.mark.fault(
+    "killed amid a save",
+    said="checkpoint-8 was not finished: passed over",
+    does="the resumed run ends bit for bit as if nothing had been",
+    exit=4,
+    part="begun",
+)
 def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
     home: Home, start: Start, make: Make
 ) -> None:
@@ -190,6 +217,13 @@ def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
     assert same(folder / "adapter", Path(make("qwen3").output) / "adapter")
 
 
+@pytest.mark.fault(
+    "memory runs out in a step",
+    said="micro-batches of 2, 2 of them a step: the same effective batch and schedule",
+    does="from the last checkpoint, with the same steps and learning rates",
+    exit="0 or 1",
+    part="begun",
+)
 def test_out_of_memory_twice_and_finished_as_the_same_training(home: Home, start: Start) -> None:
     """Each time one rung lower from the last checkpoint: the same effective batch, steps and learning rates."""
     home.model("gemma")

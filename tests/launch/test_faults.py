@@ -127,7 +127,7 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
     ("a text for a switch", {"settings": {"assistant_only_loss": "no"}}, "assistant_only_loss must be true or false"),
     ("a number as a token", {"settings": {"pad_token": 0}}, "--pad-token must be a text"),
     ("an object as a scheduler", {"settings": {"scheduler": {}}}, "--scheduler must be one of"),
-    ("no data", {"data": {}}, "data.path must be a text, not None"),
+    ("no `--data`", {"data": {}}, "data.path must be a text, not None"),
     ("a list for data", {"data": []}, "data must be an object, not []"),
     ("a number as model", {"model": 7}, "model must be an object, not 7"),
     ("no path of the model", {"model": {"id": "m"}}, "model.path must be a text, not None"),
@@ -138,77 +138,91 @@ DAMAGES: list[tuple[str, dict[str, Any], str]] = [
 ]
 _SAME = ("--max-steps", "12", "--save-steps", "4", "--learning-rate", "5e-3")
 
+RIGHT = ("plan.yaml", "--data", "train.jsonl")
 FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
     ("no data", None, ("plan.yaml",), 2, "--data is missing"),
-    ("data gone", None, ("plan.yaml", "--data", "nowhere.jsonl"), 2, "nowhere.jsonl: no such file or folder"),
+    ("a data file that is gone", None, ("plan.yaml", "--data", "nowhere.jsonl"), 2,
+     "nowhere.jsonl: no such file or folder"),
     ("empty data", _write("none.jsonl", ""), ("plan.yaml", "--data", "none.jsonl"), 2, "none.jsonl: is empty"),
-    ("broken line", _write("bad.jsonl", '{"text": "a"}\n{"text": \n'), ("plan.yaml", "--data", "bad.jsonl"), 2,
+    ("a broken line", _write("bad.jsonl", '{"text": "a"}\n{"text": \n'), ("plan.yaml", "--data", "bad.jsonl"), 2,
      "line 2 is not JSON"),
-    ("no column", _write("odd.jsonl", '{"story": "a"}\n'), ("plan.yaml", "--data", "odd.jsonl"), 2,
+    ("columns that mean nothing", _write("odd.jsonl", '{"story": "a"}\n'), ("plan.yaml", "--data", "odd.jsonl"), 2,
      "its columns are story; what is understood"),
-    ("unknown plan key", lambda: plan("plan.yaml", colour="red"), ("plan.yaml", "--data", "train.jsonl"), 2,
+    ("an unknown option in the plan", lambda: plan("plan.yaml", colour="red"), RIGHT, 2,
      "unknown option colour"),
-    ("no plan", _write("other.yaml", "a: 1\n"), ("other.yaml", "--data", "train.jsonl"), 2, "schema must be"),
-    ("no steps", None, ("plan.yaml", "--data", "train.jsonl", "--max-steps", "0"), 2, "--max-steps must be a whole"),
-    ("negative steps", None, ("plan.yaml", "--data", "train.jsonl", "--save-steps", "-1"), 2, "--save-steps must be"),
-    ("no learning rate", None, ("plan.yaml", "--data", "train.jsonl", "--learning-rate", "0"), 2, "--learning-rate"),
-    ("all held out", None, ("plan.yaml", "--data", "train.jsonl", "--eval-split", "1"), 2, "--eval-split must be"),
-    ("no weights", lambda: Path("tiny/model.safetensors").unlink(), ("plan.yaml", "--data", "train.jsonl"), 3,
+    ("a file that is no plan", _write("other.yaml", "a: 1\n"), ("other.yaml", "--data", "train.jsonl"), 2,
+     "schema must be"),
+    ("no steps", None, (*RIGHT, "--max-steps", "0"), 2, "--max-steps must be a whole"),
+    ("negative steps", None, (*RIGHT, "--save-steps", "-1"), 2, "--save-steps must be"),
+    ("no learning rate", None, (*RIGHT, "--learning-rate", "0"), 2, "--learning-rate"),
+    ("everything held out", None, (*RIGHT, "--eval-split", "1"), 2, "--eval-split must be"),
+    ("a folder without weights", lambda: Path("tiny/model.safetensors").unlink(), RIGHT, 3,
      "holds no weights"),
-    ("weights cut off", lambda: (Path("tiny/model.safetensors").write_bytes(NO_TENSORS[:-1]), None)[1],
-     ("plan.yaml", "--data", "train.jsonl"), 3, "model.safetensors is cut off or damaged"),
-    ("a shard missing", _sharded, ("plan.yaml", "--data", "train.jsonl"), 3,
+    ("a weight file that is cut off", lambda: (Path("tiny/model.safetensors").write_bytes(NO_TENSORS[:-1]), None)[1],
+     RIGHT, 3, "model.safetensors is cut off or damaged"),
+    ("a weight file that is missing beside its index", _sharded, RIGHT, 3,
      "1 of 2 weight files are missing, as b.safetensors; fetch them"),
-    ("no such model", lambda: plan("plan.yaml", model="no/such/thing"), ("plan.yaml", "--data", "train.jsonl"), 2,
+    ("no such model", lambda: plan("plan.yaml", model="no/such/thing"), RIGHT, 2,
      "neither a folder nor the id of a Hub repository"),
-    ("not fetched", lambda: plan("plan.yaml", model="some/model"), ("plan.yaml", "--data", "train.jsonl"), 3,
+    ("weights that are not cached, network off", lambda: plan("plan.yaml", model="some/model"), RIGHT, 3,
      "HF_HUB_OFFLINE forbids asking"),
-    ("gptq", _stored(quant_method="gptq"), ("plan.yaml", "--data", "train.jsonl"), 2,
+    ("weights quantised by GPTQ, AWQ and the like", _stored(quant_method="gptq"), RIGHT, 2,
      "stored in GPTQ: transformers refuses a BitsAndBytesConfig on top; use a bf16 copy of the model"),
-    ("mxfp4", _stored(quant_method="mxfp4"), ("plan.yaml", "--data", "train.jsonl"), 2,
+    ("weights stored as MXFP4", _stored(quant_method="mxfp4"), RIGHT, 2,
      "use a bf16 copy of the model, saved once through Mxfp4Config(dequantize=True)"),
-    ("another tool", _stored(quant_method="hqq"), ("plan.yaml", "--data", "train.jsonl"), 2, "is stored in HQQ"),
-    ("a tool unheard of", _stored(quant_method="quip3"), ("plan.yaml", "--data", "train.jsonl"), 2,
+    ("weights stored by another tool", _stored(quant_method="hqq"), RIGHT, 2, "is stored in HQQ"),
+    ("a tool unheard of", _stored(quant_method="quip3"), RIGHT, 2,
      "is stored by quip3, about which nothing is known here"),
-    ("int8 stored", _stored(load_in_8bit=True), ("plan.yaml", "--data", "train.jsonl"), 2, "wants nf4; --quant int8"),
-    ("quantised, wanted whole",
+    ("weights stored as int8, plan says nf4", _stored(load_in_8bit=True), RIGHT, 2, "wants nf4; --quant int8"),
+    ("weights stored in 4-bit, `--method lora`",
      lambda: (_stored(load_in_4bit=True)(), plan("plan.yaml", method="lora", quant="none"))[0],
-     ("plan.yaml", "--data", "train.jsonl"), 2, "stored as fp4, and --method lora wants them whole"),
-    ("no Hub dataset", None, ("plan.yaml", "--data", "some/set"), 3,
+     RIGHT, 2, "stored as fp4, and --method lora wants them whole"),
+    ("a Hub dataset that is not there, network off", None, ("plan.yaml", "--data", "some/set"), 3,
      "some/set: no data files among the cached Hub files, and HF_HUB_OFFLINE forbids asking; name a file"),
-    ("nobody to ask", None, ("./tiny", "--data", "train.jsonl"), 2, "--yes starts it"),
-    ("foreign folder", _foreign, ("plan.yaml", "--data", "train.jsonl", "--output", "out"), 2, "is not empty"),
-    ("output is a file", None, ("plan.yaml", "--data", "train.jsonl", "--output", "train.jsonl"), 2, "is a file"),
-    ("unwritable", None, ("plan.yaml", "--data", "train.jsonl", "--output", "train.jsonl/run"), 2, "cannot be written"),
-    ("a run is there", lambda: (begun(), None)[1], ("plan.yaml", "--data", "train.jsonl", "--output", "begun"), 2,
+    ("a MODEL without `--yes` where nobody can answer", None, ("./tiny", "--data", "train.jsonl"), 2,
+     "--yes starts it"),
+    ("output folder holds something else", _foreign, (*RIGHT, "--output", "out"), 2, "is not empty"),
+    ("output is a file", None, (*RIGHT, "--output", "train.jsonl"), 2, "is a file"),
+    ("output that cannot be written", None, (*RIGHT, "--output", "train.jsonl/run"), 2, "cannot be written"),
+    ("output folder holds a run", lambda: (begun(), None)[1], (*RIGHT, "--output", "begun"), 2,
      "--resume goes on with it"),
-    ("nothing to resume", None, ("plan.yaml", "--data", "train.jsonl", "--resume", "--output", "tiny"), 2,
+    ("nothing to resume", None, (*RIGHT, "--resume", "--output", "tiny"), 2,
      "holds no run (no run.json)"),
-    ("broken record", lambda: begun().record.write_text("{"), ("begun", "--resume"), 2, "run.json cannot be read"),
-    ("a plan alone", _plan_alone, ("plan.yaml", "--data", "train.jsonl", "--output", "out"), 2,
+    ("a broken run.json", lambda: begun().record.write_text("{"), ("begun", "--resume"), 2, "run.json cannot be read"),
+    ("output folder holds a plan alone", _plan_alone, (*RIGHT, "--output", "out"), 2,
      "out holds a plan, and no run was begun there; --force begins one"),
-    ("a run of another tool", _theirs, ("plan.yaml", "--data", "train.jsonl", "--output", "out", "--force"), 2,
+    ("`--force` over a run of another tool", _theirs, (*RIGHT, "--output", "out", "--force"), 2,
      "out holds checkpoints, which is no run of ours"),
-    ("not provably ours", lambda: (begun().checkpoints / "mine").mkdir(parents=True),
-     ("plan.yaml", "--data", "train.jsonl", "--output", "begun", "--force"), 2,
+    ("`--force` over something beside the checkpoints", lambda: (begun().checkpoints / "mine").mkdir(parents=True),
+     (*RIGHT, "--output", "begun", "--force"), 2,
      "checkpoints/mine is not provably what the run there wrote, so nothing is removed"),
-    ("checkpoints elsewhere", lambda: begun().checkpoints.symlink_to(Path("tiny").absolute()), ("begun", "--resume"), 2,
+    ("`--resume` where `checkpoints` is a link", lambda: begun().checkpoints.symlink_to(Path("tiny").absolute()),
+     ("begun", "--resume"), 2,
      "checkpoints is a link"),
     *(
         (f"run.json with {name}", lambda change=change: _damaged(change), ("begun", "--resume"), 2, says)
         for name, change, says in DAMAGES
     ),
-    ("other data", lambda: (begun(), write_rows(Path("train.jsonl"), rows(9)), None)[2], ("begun", "--resume"), 2,
+    ("resumed with other data", lambda: (begun(), write_rows(Path("train.jsonl"), rows(9)), None)[2],
+     ("begun", "--resume"), 2,
      "the data is not what it was"),
-    ("other plan", lambda: (begun(), plan("plan.yaml", rank=4))[1],
-     ("plan.yaml", "--data", "train.jsonl", "--resume", "--output", "begun", *_SAME), 2, "rank was 8 and is 4"),
-    ("other settings", lambda: (begun(), None)[1], ("begun", "--resume", "--seed", "7"), 2, "seed was 42 and is 7"),
-    ("no card", None, ("plan.yaml", "--data", "train.jsonl", "cuda"), 3, "NVML"),
-    ("reporter missing", None, ("plan.yaml", "--data", "train.jsonl", "--report-to", "wandb"), 3, "pip install wandb"),
-    ("cap on the CPU", None, ("plan.yaml", "--data", "train.jsonl", "--cap", "4GiB"), 2, "--cap needs a card"),
+    ("resumed with another plan", lambda: (begun(), plan("plan.yaml", rank=4))[1],
+     (*RIGHT, "--resume", "--output", "begun", *_SAME), 2, "rank was 8 and is 4"),
+    ("resumed with other settings", lambda: (begun(), None)[1], ("begun", "--resume", "--seed", "7"), 2,
+     "seed was 42 and is 7"),
+    ("no card", None, (*RIGHT, "cuda"), 3, "NVML"),
+    ("a reporter that is missing", None, (*RIGHT, "--report-to", "wandb"), 3, "pip install wandb"),
+    ("`--cap` on the CPU", None, (*RIGHT, "--cap", "4GiB"), 2, "--cap needs a card"),
 ]  # fmt: skip
 
 
+@pytest.mark.fault(
+    "a run.json whose fields are of other types",
+    said="is damaged: run must be an object",
+    does="which, and what they must be",
+    exit=2,
+    part="resumed",
+)
 @pytest.mark.parametrize(
     ("change", "args", "code", "says"), [row[1:] for row in FAULTS], ids=[row[0] for row in FAULTS]
 )
@@ -236,6 +250,13 @@ def _without(*names: str) -> Callable[..., Any]:
     return lambda name, *rest: None if name in names else inner(name, *rest)
 
 
+@pytest.mark.fault(
+    "`--force` or `--resume` where another process trains",
+    said="is being trained in by process",
+    does="the kernel holds the lock, and lets go of it when parent and child have ended, however they did",
+    exit=2,
+    part="resumed",
+)
 def test_a_run_that_trains_is_neither_forced_nor_gone_on_with(here: Path) -> None:
     folder = begun()
     with held(folder.path):
@@ -247,6 +268,12 @@ def test_a_run_that_trains_is_neither_forced_nor_gone_on_with(here: Path) -> Non
 
 
 @pytest.mark.parametrize("ended_at", ["run.json", "plan.yaml", "log.txt"])
+@pytest.mark.fault(
+    "ended while the first files of a run are written",
+    does="`--resume` or the same command goes on",
+    exit=130,
+    part="resumed",
+)
 def test_a_start_that_is_ended_at_any_file_can_be_begun_again(
     ended_at: str, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +300,13 @@ def test_a_start_that_is_ended_at_any_file_can_be_begun_again(
 
 @pytest.mark.parametrize(("outcome", "code"), [("ok", 4), ("interrupted", 130), ("out-of-memory", 1)])
 @pytest.mark.parametrize("lost", ["summary.json", "report.html"])
+@pytest.mark.fault(
+    "the summary or the report cannot be written at the end",
+    said="incomplete: the adapter is in",
+    does="`--resume` writes what is missing",
+    exit=4,
+    part="begun",
+)
 def test_a_run_whose_summary_cannot_be_written_has_not_succeeded(
     lost: str, outcome: str, code: int, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -291,11 +325,13 @@ def test_a_run_whose_summary_cannot_be_written_has_not_succeeded(
     assert not Path("out/summary.json").is_file()
 
 
+@pytest.mark.fault("a package is missing", said="missing here: bitsandbytes, trl; pip install", exit=3, part="before")
 def test_a_missing_package_names_the_line_that_gets_it(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", _without("trl", "bitsandbytes"))
     refused(train("plan.yaml", "--data", "train.jsonl"), 3, "missing here: bitsandbytes, trl; pip install")
 
 
+@pytest.mark.fault("a gated model", said="gated; accept its licence at", exit=3, part="before")
 def test_a_gated_model(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import httpx
     import huggingface_hub
@@ -325,12 +361,16 @@ def on_card(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
     return card
 
 
+@pytest.mark.fault("the card is taken", said="is in use by others (processes 4711)", exit=3, part="before")
 def test_a_card_that_others_hold(on_card: Callable[[str, int], None]) -> None:
     on_card("24GB", 20 << 30)
     plan("plan.yaml", seq_len=2048, batch_size=1, padding=False, rank=16, alpha=32)
     refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 3, "is in use by others (processes 4711)")
 
 
+@pytest.mark.fault(
+    "the run does not fit", said="does not fit", does="`--yes` tries all the same", exit=1, part="before"
+)
 def test_a_run_that_does_not_fit_is_not_started(on_card: Callable[[str, int], None]) -> None:
     on_card("8GB", 0)
     plan("plan.yaml", seq_len=8192, batch_size=8, rank=16, alpha=32)
@@ -338,12 +378,21 @@ def test_a_run_that_does_not_fit_is_not_started(on_card: Callable[[str, int], No
     assert not Path("runs").exists()
 
 
+@pytest.mark.fault(
+    "a dtype that the card has not", said="bfloat16", does="the reason names the dtype to use", exit=1, part="before"
+)
 def test_a_dtype_that_the_card_has_not(on_card: Callable[[str, int], None]) -> None:
     on_card("t4", 0)
     plan("plan.yaml", compute_dtype="bfloat16")
     refused(train("plan.yaml", "--data", "train.jsonl", device="cuda"), 1, "bfloat16")
 
 
+@pytest.mark.fault(
+    "too little disk for checkpoints, or for the tokenised rows of large data",
+    said="checkpoints need",
+    exit=3,
+    part="before",
+)
 def test_a_disk_that_is_too_small(
     on_card: Callable[[str, int], None], monkeypatch: pytest.MonkeyPatch, here: Path
 ) -> None:

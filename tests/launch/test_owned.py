@@ -90,6 +90,12 @@ FOREIGN: dict[str, Change] = {
 
 
 @pytest.mark.parametrize("change", FOREIGN.values(), ids=FOREIGN)
+@pytest.mark.fault(
+    "`--force` over what is not provably the run's: files beside a checkpoint's, a changed adapter, links",
+    said="so nothing is removed; move it away",
+    exit=2,
+    part="resumed",
+)
 def test_force_removes_nothing_where_something_is_not_proven(change: Change, run: RunFolder) -> None:
     change(run)
     before = everything(run.path.parent)
@@ -121,6 +127,12 @@ def test_a_start_that_was_ended_before_it_wrote_anything_is_no_start(tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "adapter", ".data", "run.json", "log.txt"])
+@pytest.mark.fault(
+    "`--resume` where a part of the run is a link",
+    said="is a link; a run keeps to its own folder",
+    exit=2,
+    part="resumed",
+)
 def test_a_run_with_a_link_in_it_is_not_gone_on_with(name: str, run: RunFolder) -> None:
     if name == ".data":
         mark(run.path / name)
@@ -137,6 +149,9 @@ def test_a_file_in_place_of_a_folder_is_named(run: RunFolder) -> None:
         check_layout(run)
 
 
+@pytest.mark.fault(
+    "another adapter where the run puts its own", does="kept as `adapter.kept`, with a note", exit=0, part="resumed"
+)
 def test_an_adapter_that_the_run_did_not_write_is_kept(run: RunFolder) -> None:
     (run.adapter / "README.md").write_text(WORK)
     partial = run.path / "adapter.partial"

@@ -29,12 +29,18 @@ def wandb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         sys.modules["wandb"] = known
 
 
+@pytest.mark.fault(
+    "a reporter that cannot be imported", said="--report-to wandb: cannot be imported", exit=3, part="before"
+)
 def test_a_package_that_is_broken(wandb: Path) -> None:
     wandb.write_text("import opentelemetry_that_nobody_has\n")
     with pytest.raises(MissingError, match=r"--report-to wandb: cannot be imported \(No module named 'opentelemetry"):
         check_reporters(["wandb"])
 
 
+@pytest.mark.fault(
+    "wandb without a login", said="not logged in; `wandb login`, or set WANDB_MODE=offline", exit=3, part="before"
+)
 def test_nobody_is_logged_in(wandb: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(MissingError, match="not logged in; `wandb login`, or set WANDB_MODE=offline"):
         check_reporters(["wandb"])

@@ -43,6 +43,15 @@ def test_every_kind_of_adapter_goes_on_to_the_same_bits(changes: dict[str, Any],
     assert same(reference / "adapter", Path(make().output) / "adapter")
 
 
+@pytest.mark.fault(
+    "killed between the last step and the adapter", does="resuming only saves: no step more", exit=0, part="resumed"
+)
+@pytest.mark.fault(
+    "fewer `--max-steps` than are done",
+    said="4 steps are done and 3 are asked for; give at least --max-steps 4",
+    exit=2,
+    part="resumed",
+)
 def test_a_run_that_was_ended_before_its_adapter_only_saves(make: Make, tmp_path: Path) -> None:
     """The trainer takes a step before it looks whether any is left; a constant rate would move the adapter by it."""
     settings = dataclasses.replace(FOUR, scheduler="constant")

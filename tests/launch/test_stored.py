@@ -79,6 +79,13 @@ def test_the_plan_counts_what_is_loaded(stored: tuple[str, Path]) -> None:
     assert weights == held_bytes(model)
 
 
+@pytest.mark.fault(
+    "weights stored in 4 or 8 bits, `--method lora`, in `plan` and `estimate`",
+    said="is stored as",
+    does="will not run: `--method qlora`",
+    exit=1,
+    part="before",
+)
 def test_a_plan_keeps_what_is_stored(stored: tuple[str, Path]) -> None:
     name, folder = stored
     profile, card = profile_of(folder), load_gpu("24GB")
@@ -91,6 +98,12 @@ def test_a_plan_keeps_what_is_stored(stored: tuple[str, Path]) -> None:
     assert "is stored as" in (check_stored(folder, RunConfig(), "m") or "")
 
 
+@pytest.mark.fault(
+    "a checkpoint that brings another compute dtype (bitsandbytes' own default is float32)",
+    does="it is loaded as stored and computes in the run's dtype",
+    exit=0,
+    part="begun",
+)
 def test_it_trains_in_the_dtype_of_the_run(stored: tuple[str, Path], make: Make) -> None:
     """The folders say float32, as BitsAndBytesConfig does where nobody says otherwise."""
     name, folder = stored

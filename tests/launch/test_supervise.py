@@ -59,6 +59,12 @@ def attempts(items: list[Any]) -> list[Attempt]:
     return [item for item in items if isinstance(item, Attempt)]
 
 
+@pytest.mark.fault(
+    "memory runs out again",
+    does="on from the last checkpoint one rung lower, three times at most",
+    exit="0 or 1",
+    part="begun",
+)
 def test_three_recoveries_and_no_more(supervised: Callable[..., list[Any]]) -> None:
     found = attempts(supervised(OOM, run=RUN.with_(batch_size=32)))
     assert [one.run.batch_size for one in found] == [32, 16, 8, 4]
@@ -95,6 +101,9 @@ def test_a_recovery_goes_on_from_the_newest_complete_checkpoint(
     assert not (tmp_path / "checkpoints" / "checkpoint-5").exists()
 
 
+@pytest.mark.fault(
+    "a rung with another optimizer", does="its states start anew, the schedule goes on", exit=0, part="begun"
+)
 def test_optimizer_states_that_do_not_fit_are_left_behind(supervised: Callable[..., list[Any]], tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints" / "checkpoint-3"
     folder.mkdir(parents=True)
@@ -105,6 +114,13 @@ def test_optimizer_states_that_do_not_fit_are_left_behind(supervised: Callable[.
     assert second.run.optimizer == "paged_adamw_8bit" and second.facts["spec"]["fresh_optimizer"] is True
 
 
+@pytest.mark.fault(
+    "the child is killed (`kill -9`, host memory)",
+    said="ended by SIGKILL",
+    does="resuming goes on from the last sealed checkpoint",
+    exit=4,
+    part="begun",
+)
 def test_a_child_that_dies_without_a_word(supervised: Callable[..., list[Any]]) -> None:
     (one,) = attempts(supervised("os.kill(os.getpid(), signal.SIGKILL)"))
     assert one.outcome == "killed" and "ended by SIGKILL (the system ends processes so" in one.says
@@ -117,6 +133,7 @@ def test_what_a_child_refuses_is_raised(supervised: Callable[..., list[Any]]) ->
         supervised('tell(event="refused", message="no tokenizer", exit_code=3); sys.exit(3)')
 
 
+@pytest.mark.fault("Ctrl-C twice", does="ended at once", exit=130, part="begun")
 def test_a_stop_is_passed_on_and_a_second_one_does_not_wait(supervised: Callable[..., list[Any]]) -> None:
     asked = StopAsked()
     asked.times = 1
@@ -137,6 +154,12 @@ time.sleep(30)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1"])
+@pytest.mark.fault(
+    "SIGHUP of a closed terminal, SIGUSR1 of a scheduler",
+    does="as SIGTERM: a checkpoint after the step that runs; under `nohup` it trains on",
+    exit=130,
+    part="begun",
+)
 def test_every_signal_that_asks_a_run_to_end_lets_it_save(name: str) -> None:
     number = getattr(signal, name)
     before = signal.getsignal(number)
@@ -156,6 +179,12 @@ def test_a_run_under_nohup_is_not_ended_by_its_terminal(monkeypatch: pytest.Monk
         signal.signal(signal.SIGHUP, before)
 
 
+@pytest.mark.fault(
+    "the parent has gone, on a system that does not end children with it",
+    does="the child saves a checkpoint and ends",
+    exit="-",
+    part="begun",
+)
 def test_a_child_without_a_parent_asks_itself_to_stop() -> None:
     """As where the kernel ends no child with its parent: what stops a run saves a checkpoint."""
     text = (
@@ -202,6 +231,9 @@ def event(name: str, **facts: Any) -> Progress:
     return Progress(event=name, elapsed_s=0.0, facts=facts)
 
 
+@pytest.mark.fault(
+    "the peak passes the plan's interval", said="above what was planned", does="a note, once", exit=0, part="begun"
+)
 def test_a_peak_above_the_plan_is_warned_of_once(tmp_path: Path) -> None:
     found, said = watch(tmp_path)
     for size in (1000, 1100, 1101, 1500):
@@ -285,6 +317,13 @@ def test_evidence_is_of_the_longest_batch_on_a_card_alone(tmp_path: Path) -> Non
     assert evidence(LaunchSpec.from_dict(spec.to_dict() | {"device": "cpu"}), one, **given) is None
 
 
+@pytest.mark.fault(
+    "a line of metrics.jsonl or log.txt cannot be written",
+    said="metrics.jsonl cannot be written",
+    does="a note, once",
+    exit=0,
+    part="begun",
+)
 def test_lines_that_cannot_be_kept_do_not_end_a_run(tmp_path: Path) -> None:
     found, said = watch(tmp_path / "gone")
     found.hear(event("step", step=1, of=4, loss=2.0, step_s=1.0))
@@ -294,6 +333,13 @@ def test_lines_that_cannot_be_kept_do_not_end_a_run(tmp_path: Path) -> None:
     assert said[-1].startswith("step 2/4: loss 1.0000")
 
 
+@pytest.mark.fault(
+    "other library versions than planned or begun with",
+    said="planned for trl 1.15.0, 1.16.0 is installed: memory may differ",
+    does="a note",
+    exit=0,
+    part="begun",
+)
 def test_other_versions_are_noted() -> None:
     planned = {"torch": "2.13.0+cu130", "trl": "1.15.0", "liger-kernel": "0.8"}
     assert list(version_notes(planned, {"torch": "2.13.0+cpu", "trl": "1.16.0"})) == [

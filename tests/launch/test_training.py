@@ -100,6 +100,12 @@ def test_tensorboard_gets_the_loss_of_every_step(make: Make, monkeypatch: pytest
     assert [scalar.value for scalar in scalars] == pytest.approx(losses)
 
 
+@pytest.mark.fault(
+    "rows that Arrow cannot hold side by side (a message's content is text here, a list there)",
+    said="its rows are not alike",
+    exit=2,
+    part="begun",
+)
 def test_rows_that_are_not_alike(make: Make, tmp_path: Path) -> None:
     def chat(content: Any, **more: Any) -> str:
         messages = [{"role": "user", "content": content}, {"role": "assistant", "content": "two"}]
@@ -130,6 +136,13 @@ def test_transformers_own_trainer(make: Make) -> None:
         trained(make(run=RUN.with_(trainer="loop")))
 
 
+@pytest.mark.fault(
+    "the loss becomes NaN",
+    said="the loss became nan at step 2: a lower --learning-rate",
+    does="what was saved stays",
+    exit=4,
+    part="begun",
+)
 def test_a_loss_that_is_no_number_stops_and_keeps_what_was_saved(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import trl
 
@@ -149,6 +162,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_what_was_saved(make: Make, mon
     assert newest is not None and newest.name == "checkpoint-1"
 
 
+@pytest.mark.fault(
+    "the disk is full while saving, the log's too",
+    said="checkpoint-2 was not finished: passed over",
+    does="the last good checkpoint is named, `--resume` finishes",
+    exit=4,
+    part="begun",
+)
 def test_a_full_disk_loses_no_checkpoint(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import trl
 
@@ -172,6 +192,12 @@ def test_a_full_disk_loses_no_checkpoint(make: Make, monkeypatch: pytest.MonkeyP
     assert passed_over == ["checkpoint-2 was not finished: passed over"]
 
 
+@pytest.mark.fault(
+    "the longest batch runs out of memory",
+    does="in the first minute, with what was alive; then the ladder",
+    exit="0 or 1",
+    part="begun",
+)
 def test_out_of_memory_says_what_was_alive(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import trl
 
@@ -186,6 +212,13 @@ def test_out_of_memory_says_what_was_alive(make: Make, monkeypatch: pytest.Monke
     assert facts["alive"]["quantized_weights"] == (facts["params"] - 2 * 320 * 64 - 5 * 64) // 2
 
 
+@pytest.mark.fault(
+    "gradients do not reach the adapters",
+    said="gradients do not reach the adapters: ",
+    does="`--no-use-reentrant`, or what else cuts them",
+    exit=4,
+    part="begun",
+)
 def test_gradients_that_are_cut_off_name_the_fix(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import peft
 
@@ -195,6 +228,17 @@ def test_gradients_that_are_cut_off_name_the_fix(make: Make, monkeypatch: pytest
         trained(make(run=RUN.with_(use_reentrant=True)))
 
 
+@pytest.mark.fault("nothing is quantised", said="nothing was quantised though the run says nf4", exit=4, part="begun")
+@pytest.mark.fault(
+    "another compute dtype", said="computes in bfloat16 and the trainer in float16", exit=4, part="begun"
+)
+@pytest.mark.fault(
+    "another number of matrices than planned",
+    said="14 matrices are quantised where the plan counts 13",
+    does="a note",
+    exit=0,
+    part="begun",
+)
 def test_rules_of_a_built_model(home: Home) -> None:
     from qlora_planner.train import adapters, model
 
@@ -216,6 +260,14 @@ def test_rules_of_a_built_model(home: Home) -> None:
         rules.check_quantized(whole, RUN, 14)
 
 
+@pytest.mark.fault("no pad token", said="names no pad token: <unk> pads", does="a note", exit=0, part="begun")
+@pytest.mark.fault(
+    "the end token pads",
+    said="the pad token is the end token (</s>)",
+    does="a note; ends of answers are trained on all the same",
+    exit=0,
+    part="begun",
+)
 def test_a_tokenizer_without_a_pad_token_gets_one(make: Make, tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "other", pad_token=None)
     facts, told = trained(make(tokenizer=str(tmp_path / "other"), settings=Settings(max_steps=1)))
@@ -232,6 +284,8 @@ def test_a_tokenizer_without_a_pad_token_gets_one(make: Make, tmp_path: Path) ->
         ({"chat_template": None}, MissingError, "no chat template, and the rows are chats"),
     ],
 )
+@pytest.mark.fault("a tokenizer without an end token", said="no end token", exit=3, part="begun")
+@pytest.mark.fault("chats, and no chat template", said="no chat template, and the rows are chats", exit=3, part="begun")
 def test_tokenizers_that_do_not_serve(
     changes: dict[str, Any], error: type[Exception], says: str, make: Make, tmp_path: Path
 ) -> None:
@@ -240,6 +294,9 @@ def test_tokenizers_that_do_not_serve(
         trained(make(tokenizer=str(tmp_path / "other")))
 
 
+@pytest.mark.fault(
+    "no tokenizer", said="--tokenizer DIR", does="said before the weights are loaded", exit=3, part="begun"
+)
 def test_no_tokenizer(make: Make, tmp_path: Path) -> None:
     write_model(tmp_path / "bare")
     for path in [*(tmp_path / "bare").glob("tokenizer*"), *(tmp_path / "bare").glob("*.jinja")]:
@@ -248,12 +305,22 @@ def test_no_tokenizer(make: Make, tmp_path: Path) -> None:
         trained(make(weights=str(tmp_path / "bare")))
 
 
+@pytest.mark.fault(
+    "a template without an end", said="puts no end token behind an answer", does="a note", exit=0, part="begun"
+)
 def test_a_template_that_does_not_end_answers_is_noted(make: Make, tmp_path: Path) -> None:
     write_tokenizer(tmp_path / "endless", chat_template="{% for m in messages %}{{ m['content'] }}{% endfor %}")
     facts, told = trained(make(tokenizer=str(tmp_path / "endless"), settings=Settings(max_steps=1)))
     assert facts["outcome"] == "ok" and "puts no end token behind an answer" in notes(told)
 
 
+@pytest.mark.fault(
+    "all answers cut off by `--seq-len`",
+    said="no row is left at --seq-len 64",
+    does="some: a note with their number",
+    exit=2,
+    part="begun",
+)
 def test_rows_whose_answers_are_cut_off(make: Make, tmp_path: Path) -> None:
     cut = [{"prompt": "count " * 100, "completion": "one"}] * 4
     kept = [{"prompt": "count", "completion": "one"}] * 4
@@ -265,18 +332,28 @@ def test_rows_whose_answers_are_cut_off(make: Make, tmp_path: Path) -> None:
     assert facts["rows"] == 4 and "4 of 8 rows lose their whole answer to --seq-len" in notes(told)
 
 
+@pytest.mark.fault("too few rows to hold some out", said="1 rows are too few to hold 1 out", exit=2, part="begun")
 def test_too_few_rows_to_hold_any_out(make: Make, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "few.jsonl", rows(1))
     with pytest.raises(InputError, match="1 rows are too few to hold 1 out"):
         trained(make(data=str(path), run=RUN.with_(eval_batch_size=1)))
 
 
+@pytest.mark.fault(
+    "`--assistant-only-loss` without chats", said="--assistant-only-loss needs chats", exit=2, part="begun"
+)
 def test_answers_alone_need_chats(make: Make, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "texts.jsonl", [{"text": "one two"}] * 4)
     with pytest.raises(InputError, match="--assistant-only-loss needs chats"):
         trained(make(data=str(path), settings=Settings(assistant_only_loss=True)))
 
 
+@pytest.mark.fault(
+    "Ctrl-C, SIGTERM",
+    does="a checkpoint after the step that runs, and the line that resumes; before the first step: at once",
+    exit=130,
+    part="begun",
+)
 def test_a_stop_between_steps_saves_and_before_them_leaves(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import trl
 
