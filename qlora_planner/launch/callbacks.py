@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import RunError
-from qlora_planner.launch.checkpoints import seal
+from qlora_planner.launch.checkpoints import remove_old, seal
 from qlora_planner.launch.owned import mark_again
+from qlora_planner.train.options import CHECKPOINTS_KEPT
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -105,6 +106,7 @@ def make_callback(
             self.flush()
             folder = _checkpoint(args, state)
             seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
+            remove_old(folder.parent, keep=CHECKPOINTS_KEPT)
             tell("checkpoint", {"step": state.global_step, "path": str(folder)})
 
         def on_train_end(self, *_: Any, **__: Any) -> None:

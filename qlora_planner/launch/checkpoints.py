@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_planner.launch.owned import MARK, free_name, is_marked, remove_marked, unmark
+from qlora_planner.launch.owned import MARK, free_name, is_marked, mark_again, remove_marked, unmark
 from qlora_planner.launch.seals import SEAL, read_seal
 
 _NAME = re.compile(r"checkpoint-([0-9]{1,18})")
@@ -77,6 +77,17 @@ def optimizer_of(folder: Path) -> str:
     """The name of the optimizer whose states a complete checkpoint holds; empty where its seal is gone."""
     found = read_seal(folder)
     return "" if found is None else found.optimizer
+
+
+def remove_old(folder: Path, *, keep: int) -> None:
+    """Remove all but the newest `keep` of the checkpoints that have a seal; nothing else.
+
+    Its mark goes last, its seal first: one that is half removed is seen to be, and to be this run's.
+    """
+    sealed = [path for path in checkpoints(folder) if not path.is_symlink() and read_seal(path) is not None]
+    for path in sealed[keep:]:
+        mark_again(path)
+        remove_marked(path)
 
 
 def set_aside(folder: Path, keep: Path | None) -> None:

@@ -7,7 +7,6 @@ that names its files; the adapter's files stand with their digests in run.json.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -20,7 +19,7 @@ from qlora_planner.launch.seals import SEAL, read_seal
 from qlora_planner.text import plain
 
 MARK = ".qlora-plan"
-_MARK = {"schema": "qlora-plan/mark/1"}
+_MARK = '{"schema": "qlora-plan/mark/1"}'
 FILES = (
     "run.json", "run.json.partial", "plan.yaml", "metrics.jsonl", "summary.json", "summary.json.partial", "report.html",
     "log.txt",
@@ -35,16 +34,14 @@ _CHECKPOINT_NAMES = ("checkpoint-", "damaged-checkpoint-", "unknown-checkpoint-"
 
 def mark(folder: Path) -> None:
     """Make `folder` and say in it that a run made it. Raises RunError for one that holds something and has no mark."""
-    if is_marked(folder):
-        return
-    if os.path.lexists(folder) and (not is_real_folder(folder) or any(folder.iterdir())):
+    if os.path.lexists(folder) and not is_marked(folder):
         raise RunError(f"{plain(folder)} is there and was not made by this run; move it away, then go on with --resume")
     _mark(folder)
 
 
 def _mark(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / MARK).write_text(json.dumps(_MARK), encoding="utf-8")
+    (folder / MARK).write_text(_MARK, encoding="utf-8")
 
 
 def mark_again(folder: Path) -> None:
@@ -56,12 +53,22 @@ def mark_again(folder: Path) -> None:
 
 
 def is_marked(folder: Path) -> bool:
-    """Whether a run made this folder, and it is one: a link never is."""
+    """Whether a run made this folder, and it is one: a link never is.
+
+    One without anything in it, or with nothing but the beginning of a mark, counts: so it is when a run is ended while
+    it makes or removes one, and nobody loses anything with it.
+    """
+    if not is_real_folder(folder):
+        return False
     mark = folder / MARK
     try:
-        return is_real_folder(folder) and not mark.is_symlink() and json.loads(mark.read_text("utf-8")) == _MARK
-    except (OSError, ValueError, RecursionError):
+        names = os.listdir(folder)
+        if not names:
+            return True
+        text = "" if mark.is_symlink() or not mark.is_file() else mark.read_text("utf-8")
+    except (OSError, ValueError):
         return False
+    return text == _MARK or (names == [MARK] and not mark.is_symlink() and _MARK.startswith(text))
 
 
 def is_real_folder(path: Path) -> bool:
@@ -83,7 +90,13 @@ def remove_marked(folder: Path) -> None:
         return
     if not is_marked(folder):
         raise RunError(f"{plain(folder)} was not made by this run; move it away, then go on with --resume")
-    shutil.rmtree(folder)
+    for path in folder.iterdir():
+        if is_real_folder(path):
+            shutil.rmtree(path)
+        elif path.name != MARK:
+            path.unlink()
+    unmark(folder)  # last: a run that is ended meanwhile still knows its own
+    folder.rmdir()
 
 
 def free_name(path: Path) -> Path:

@@ -180,7 +180,11 @@ class Training:
         self.trainer = library_trainer(
             self.model,
             run,
-            options.launch_options(run, spec.settings, folder=str(self.folder.checkpoints), device=spec.device),
+            {
+                **options.launch_options(run, spec.settings, folder=str(self.folder.checkpoints), device=spec.device),
+                # The trainer would remove whatever is called a checkpoint; the callback removes what a seal proves.
+                "save_total_limit": None,
+            },
             sequence=sequence,
             tokenizer=tokenizer,
             collate=dataset.collator(tokenizer),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.launch.checkpoints import SEAL, fault_of, newest_complete, optimizer_of, seal, set_aside
+from qlora_planner.launch.checkpoints import SEAL, fault_of, newest_complete, optimizer_of, remove_old, seal, set_aside
 from qlora_planner.launch.owned import mark_again
 
 
@@ -130,6 +130,20 @@ def test_an_unfinished_one_goes_where_this_run_began_it(tmp_path: Path) -> None:
     assert fault_of(good) == "was not finished"
     seal(good, optimizer="sgd")
     assert fault_of(good) is None and optimizer_of(good) == "sgd"
+
+
+def test_old_ones_go_and_only_those_with_a_seal(tmp_path: Path) -> None:
+    for step in (2, 4, 6, 8):
+        written(tmp_path, step)
+    elsewhere = written(tmp_path / "elsewhere", 1)
+    written(tmp_path, 3, sealed=False)
+    (tmp_path / "checkpoint-1").symlink_to(elsewhere)
+    (tmp_path / "checkpoint-5").write_text("not a folder")
+    remove_old(tmp_path, keep=2)
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1", "checkpoint-3", "checkpoint-5", "checkpoint-6", "checkpoint-8",
+    ]  # fmt: skip
+    assert fault_of(elsewhere) is None
 
 
 def test_what_is_set_aside_never_takes_the_place_of_another(tmp_path: Path) -> None:

@@ -174,6 +174,44 @@ def test_a_scratch_folder_that_the_run_did_not_make_stays(tmp_path: Path) -> Non
     assert (tmp_path / ".rehearsal" / "w.bin").read_text() == WORK
 
 
+@pytest.mark.parametrize("written", [None, "", '{"schema": "qlo', '{"schema": "qlora-plan/mark/1"}'])
+def test_a_folder_whose_mark_was_being_written_is_the_runs_own(written: str | None, tmp_path: Path) -> None:
+    folder = tmp_path / ".rehearsal"
+    for touch in (mark, remove_marked):
+        folder.mkdir(exist_ok=True)
+        if written is not None:
+            (folder / MARK).write_text(written)
+        touch(folder)
+        assert folder.exists() == (touch is mark)
+    folder.mkdir()
+    (folder / "w.bin").write_text(WORK)
+    (folder / MARK).write_text("" if written is None else written[:-1])
+    with pytest.raises(RunError, match="not made by this run"):
+        remove_marked(folder)
+
+
+def test_a_folder_that_was_being_removed_still_has_its_mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / ".rehearsal"
+    mark(folder)
+    for name in ("a", "b", "z"):
+        (folder / name).write_text("x")
+    unlink, gone = Path.unlink, []
+
+    def ended(path: Path, missing_ok: bool = False) -> None:
+        if gone:
+            raise KeyboardInterrupt
+        gone.append(path)
+        unlink(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", ended)
+    with pytest.raises(KeyboardInterrupt):
+        remove_marked(folder)
+    monkeypatch.undo()
+    assert len(list(folder.iterdir())) == 3
+    remove_marked(folder)
+    assert not folder.exists()
+
+
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
