@@ -5,8 +5,10 @@ The plots are a few lines of SVG: a plotting library would weigh more than all o
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from qlora_planner.report.theme import Theme
@@ -62,15 +64,32 @@ def _plots(
     yield "Learning rate by step", "", [("learning rate", "#8c564b", points(steps, "learning_rate"))], None
 
 
+def ticks(low: float, high: float, at_most: int = 6) -> list[float]:
+    """Round figures for an axis that holds `low` to `high`: from nought, unless something is below it."""
+    low = min(0.0, low)
+    high = max(high, 0.0) if low < 0 else high
+    span = high - low
+    rough = (span if span > sys.float_info.min * 1e6 else 1.0) / (at_most - 2)
+    power = 10.0 ** floor(log10(rough))
+    step = next(times * power for times in (1, 2, 2.5, 5, 10) if times * power >= rough * (1 - 1e-9))
+    first, last = floor(low / step + 1e-9), ceil(high / step - 1e-9)
+    return [float(f"{number * step:.10g}") for number in range(first, max(last, first + 1) + 1)]
+
+
+def _figure(value: float) -> str:
+    """A tick as one reads it: 20,000 and not 2e+04."""
+    return f"{value:,.10g}" if abs(value) >= 0.001 or value == 0 else f"{value:.3g}"
+
+
 def chart(series: Sequence[Series], unit: str, *, level: tuple[str, float] | None = None) -> str:
     """Lines over steps as SVG; `level` is a dashed line across. Nothing to draw is said in words."""
+    series = [(name, colour, [one for one in points if isfinite(one[1])]) for name, colour, points in series]
     everything = [point for _, _, points in series for point in points]
     if not everything:
         return "<p>nothing was recorded</p>"
     xs, ys = [x for x, _ in everything], [y for _, y in everything] + ([level[1]] if level else [])
-    low, high = min(ys), max(ys)
-    margin = (high - low) * 0.05 or abs(high) * 0.05 or 1.0
-    low, high, first, last = low - margin, high + margin, min(xs), max(xs)
+    marks = ticks(min(ys), max(ys))
+    low, high, first, last = marks[0], marks[-1], min(xs), max(xs)
 
     def place(x: float, y: float) -> tuple[float, float]:
         across = (x - first) / (last - first) if last > first else 0.5
@@ -80,11 +99,10 @@ def chart(series: Sequence[Series], unit: str, *, level: tuple[str, float] | Non
         )
 
     parts = [f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">']
-    for part in range(5):
-        value = low + (high - low) * part / 4
+    for value in marks:
         _, y = place(first, value)
         parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - 8}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" text-anchor="end">{_figure(value)}</text>')
     for x, anchor in ((first, "start"), (last, "end")):
         parts.append(f'<text x="{place(x, low)[0]:.1f}" y="{_HEIGHT - 8}" text-anchor="{anchor}">step {x:g}</text>')
     if level is not None:
