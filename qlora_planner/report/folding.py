@@ -77,8 +77,17 @@ def _distinct(rows: Sequence[SurveyRow]) -> list[SurveyRow]:
     return found
 
 
-def fold_text(hidden: Sequence[SurveyRow], ellipsis: str, names: int = 6) -> str:
-    """What a group does not show: `… and 24 more: 9 llama, 7 qwen2, 8 in 5 other families (--all)`."""
+def larger_than(shown: Iterable[SurveyRow], hidden: Iterable[SurveyRow]) -> int:
+    """How many of `hidden` have more parameters than any that is shown."""
+    largest = max((row.params for row in shown), default=0)
+    return sum(row.params > largest for row in hidden)
+
+
+def fold_text(hidden: Sequence[SurveyRow], ellipsis: str, names: int = 6, larger: int = 0) -> str:
+    """What a group does not show: `… and 24 more: 9 llama, 7 qwen2, 8 in 5 other families (--all)`.
+
+    `larger` of them have more parameters than any that is shown, which is said.
+    """
     counts = Counter(family(row) for row in hidden)
     largest = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     shown, rest = largest[:names], largest[names:]
@@ -88,4 +97,5 @@ def fold_text(hidden: Sequence[SurveyRow], ellipsis: str, names: int = 6) -> str
     others = sum(count for _, count in rest)
     if rest:
         words.append(f"{others} others" if others == len(rest) else f"{others} in {len(rest)} other families")
-    return f"{ellipsis} and {len(hidden)} more: {', '.join(words)} (--all)"
+    bigger = f", {larger} larger than these" if larger else ""
+    return f"{ellipsis} and {len(hidden)} more{bigger}: {', '.join(words)} (--all)"

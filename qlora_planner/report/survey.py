@@ -10,7 +10,7 @@ from typing import Any
 from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.planner.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
-from qlora_planner.report.folding import fold_text, pick
+from qlora_planner.report.folding import fold_text, larger_than, pick
 from qlora_planner.report.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.report.words import card_line, limit_label, recipe
 from qlora_planner.run import RunConfig
@@ -119,7 +119,8 @@ def _group(
     names = {row.model_id for row in shown}
     hidden = [row for row in group if row.model_id not in names]
     if hidden:
-        yield from theme.wrap(fold_text(hidden, theme.ellipsis), 4, "  ", style="dim")
+        larger = larger_than(shown, hidden) if verdict in ("fits", "tight") else 0
+        yield from theme.wrap(fold_text(hidden, theme.ellipsis, larger=larger), 4, "  ", style="dim")
 
 
 def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Iterator[Line]:
@@ -170,7 +171,11 @@ def _next(
     shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
     if usable:
         best = max(usable, key=lambda row: (row.params, row.model_id))
-        end, why = f"--gpu {card}", "the plan of the largest one shown"
+        shown_names = {row.model_id for row in shown}
+        hidden = [row for row in rows if row.verdict == best.verdict and row.model_id not in shown_names]
+        larger = larger_than([best], hidden)
+        besides = f"; {larger} larger {'fits' if larger == 1 else 'fit'} too, --all shows them" if larger else ""
+        end, why = f"--gpu {card}", f"the plan of the largest one shown{besides}"
     elif shorter:
         best = max(shorter, key=lambda row: (row.params, row.model_id))
         end = f"--gpu {card} --seq-len {best.longest_seq_len}"

@@ -45,6 +45,18 @@ def test_a_folded_line_counts_what_it_hides() -> None:
     assert "3 others" in fold_text([make_row(f"a/{x}", 1, family=x) for x in "abcd"], "…", names=1)
 
 
+def test_models_that_are_larger_than_those_shown_are_counted() -> None:
+    many = [make_row(f"meta-llama/Llama-3.1-{size}B", size) for size in (1, 3, 8, 13)]
+    many += [make_row(f"someone/Llama-tuned-{size}B", size) for size in (40, 50, 60)]
+    many += [make_row(f"maker{index}/model-{index}", 2 + index / 10, family=f"family{index}") for index in range(30)]
+    text = " ".join(survey(many).split())
+    assert "more, 3 larger than these: " in text
+    assert "(the plan of the largest one shown; 3 larger fit too, --all shows them)" in text
+    every = " ".join(survey(many, every=True).split())
+    assert "larger" not in every
+    assert "(the plan of the largest one shown)" not in every or "Llama-tuned-60B" in every
+
+
 def test_groups_columns_and_the_last_line() -> None:
     rows = [
         *MANY,
