@@ -86,7 +86,7 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
     from qlora_planner.memory.unmodelled import qualified
 
     reading = meant(reading, estimates.profile)
-    return reading, qualified(estimates.full(reading.run), reading.unmodelled)
+    return reading, estimates.card.judged(qualified(estimates.full(reading.run), reading.unmodelled))
 
 
 class Estimates:

@@ -38,6 +38,7 @@ def command(model: str, **given: Any) -> int:
         profiles=output.profiles,
         tell=output.warn,
     )
+    found = card.judged(found) if card else found
     if output.json:
         answer_json(found.to_dict())
     else:

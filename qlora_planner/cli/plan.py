@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,7 +121,7 @@ def command(
         profiles=output.profiles,
         tell=output.warn,
     )
-    found = with_folder(found, model)
+    found = with_folder(replace(found, estimate=card.judged(found.estimate)), model)
     printed = write_files(found, wanted, profile, card, given["data"], output)
     write_shared(found, shared, explicit, card, output, force=force)
     if printed is not None:

@@ -15,6 +15,8 @@ from qlora_planner.units import format_mib, parse_size
 
 if TYPE_CHECKING:
     from qlora_planner.hardware import GpuSpec
+    from qlora_planner.hardware.several import Several
+    from qlora_planner.memory import MemoryEstimate
 
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
@@ -49,6 +51,18 @@ class Card:
     reserve_bytes: int
     cap_bytes: int | None
     asked: str  # as it can be typed again
+    several: Several | None = None  # the cards that were asked for, of which this is one
+
+    def judged(self, found: MemoryEstimate) -> MemoryEstimate:
+        """`found` on this card for whoever asked for several: what does not fit one may fit them, which nobody says."""
+        if self.several is None or found.verdict != "does-not-fit":
+            return found
+        from qlora_planner.memory.records import Unmodelled
+        from qlora_planner.memory.unmodelled import qualified
+
+        what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
+        key = f"--gpu {self.several.count}x{self.several.each}"
+        return qualified(found, [Unmodelled(key=key, what=what, direction="down")])
 
 
 def output_from(given: Mapping[str, Any]) -> Output:
@@ -130,10 +144,13 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Ca
     from qlora_planner.hardware.several import several_of
 
     gpu = load_gpu(text, profiles=output.profiles)
-    if (several := several_of(text)) and several.count > 1:
-        output.warn(f"--gpu {text.strip()}: {several.note}")
+    several = several_of(text)
     asked = several.each if several else text.strip()
-    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=asked))
+    if several is not None and several.count > 1:
+        output.warn(f"--gpu {text.strip()}: {several.note}")
+    else:
+        several = None
+    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=asked, several=several))
 
 
 def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, asked: bool) -> Card:

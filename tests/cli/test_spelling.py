@@ -158,3 +158,16 @@ def test_of_several_cards_one_is_planned_and_it_is_said(invoke: Invoke, text: st
     assert several.exit_code == 0
     assert f"--gpu {text}: one card at a time is planned" in several.stderr
     assert single.stderr == ""
+
+
+@pytest.mark.parametrize("verb", ["estimate", "plan"])
+def test_what_one_card_does_not_hold_several_may_so_nobody_can_say(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
+    alone, several = (invoke(verb, "llama-3.1-70b", "--gpu", card, "--json") for card in ("rtx-3090", "2xrtx-3090"))
+    assert (alone.exit_code, several.exit_code) == (1, 5)
+    document = json.loads(several.stdout)
+    fit = document.get("estimate", document)["fit"]
+    assert fit["verdict"] == "cannot-say"
+    assert "--gpu 2xrtx-3090" in fit["reasons"][0]
