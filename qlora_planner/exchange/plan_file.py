@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.exchange import plan_figures
 from qlora_planner.exchange.files import check_new, read_yaml, write_text
 from qlora_planner.planner.plan import SCHEMA
@@ -130,6 +131,8 @@ def headline(document: Mapping[str, Any]) -> str:
         floor = estimate.get("floor_bytes")
         if fit.get("verdict") in ("fits", "tight") and isinstance(floor, int) and fit.get("headroom_bytes", 0) < 0:
             words += f" (cached blocks given back, it works from {format_gib(floor)} on)"
+    if estimate.get("footing", TRACED) != TRACED:
+        words += ", by closed forms"
     return plain(words)
 
 

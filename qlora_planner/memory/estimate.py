@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec, remarks
-from qlora_planner.memory.left_out import left_out
+from qlora_planner.memory.left_out import whole
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.memory.unmodelled import qualified
 from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
 from qlora_planner.memory.view import View
 from qlora_planner.profile import ModelProfile
@@ -35,7 +34,7 @@ def estimate(
     orders: Sequence[Sequence[Tape]] = (),
     calibration: Calibration | None = None,
     broken: tuple[Problem, ...] = (),
-    whole: bool = True,
+    complete: bool = True,
 ) -> MemoryEstimate:
     """The memory of `run` on `profile`, with a verdict when a card is given.
 
@@ -46,7 +45,8 @@ def estimate(
     under which a traced run that gets through peaks no higher.
     `calibration` gives the context of the card and the spread of predictions, where it was measured.
     `broken` is what tracing found the installed libraries to refuse.
-    What the figures leave out qualifies the answer, but where `whole` is off, as in a search: see `memory.unmodelled`.
+    What the figures leave out qualifies the answer, but where `complete` is off, as in a search: see
+    `memory.unmodelled`.
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     resolution = resolve(profile, run, gpu)
@@ -105,7 +105,7 @@ def estimate(
         problems=problems,
         footing=view.footing,
     )  # fmt: skip
-    return qualified(found, left_out(profile, resolution.run)) if whole else found
+    return whole(profile, found) if complete else found
 
 
 def _view(

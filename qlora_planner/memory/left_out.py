@@ -6,8 +6,10 @@ from collections.abc import Iterator
 
 from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import parse_version
-from qlora_planner.memory.records import Unmodelled
+from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.targets import WHOLE_SETS, targets_of
+from qlora_planner.memory.unmodelled import qualified
 from qlora_planner.profile import ModelProfile
 from qlora_planner.run import RunConfig
 
@@ -15,6 +17,26 @@ from qlora_planner.run import RunConfig
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
     return (*_of_model(profile), *_of_targets(profile, run), *_of_stack(profile, run))
+
+
+def whole(profile: ModelProfile, found: MemoryEstimate) -> MemoryEstimate:
+    """`found` with all that its figures leave out."""
+    return qualified(found, (*left_out(profile, found.run), *_of_forms(found)))
+
+
+def _of_forms(found: MemoryEstimate) -> Iterator[Unmodelled]:
+    """What closed forms do not know of a run that could not be traced."""
+    if not found.run.liger or found.footing == TRACED:
+        return
+    freed = (Component.LOGITS_AND_LOSS.value, Component.ACTIVATIONS.value)
+    share = sum(found.components[name] for name in freed) / max(found.peak.device_bytes, 1)
+    yield Unmodelled(
+        key="--liger",
+        what="its kernels hold fewer activations and, where they know the model, no whole logits; only a trace knows,"
+        " for which liger-kernel and triton must be installed, and these figures are without them",
+        direction="down",
+        at_most=round(share, 4),
+    )
 
 
 def _of_model(profile: ModelProfile) -> Iterator[Unmodelled]:

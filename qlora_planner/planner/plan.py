@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.hardware import GpuSpec
-from qlora_planner.memory.left_out import left_out
+from qlora_planner.memory.left_out import whole
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.unmodelled import CANNOT_SAY, qualified
@@ -119,8 +119,8 @@ def plan(
     settled = planner.settle(ranking, bold=bold)
     if settled is None and "batch_size" in fixed and run.batch_size > 1:
         # The same effective batch in smaller micro-batches learns the same.
-        whole = run.batch_size * run.grad_accum
-        ranking = planner.rank(run, fixed - {"batch_size", "grad_accum"}, objective, effective_batch=whole)
+        effective = run.batch_size * run.grad_accum
+        ranking = planner.rank(run, fixed - {"batch_size", "grad_accum"}, objective, effective_batch=effective)
         settled = planner.settle(ranking, bold=bold)
     if settled is None and not objective.lengths:
         shorter = planner.rank(run, fixed - {"batch_size"}, OBJECTIVES["context"], longest=run.seq_len - 1)
@@ -137,7 +137,7 @@ def _alone(planner: Planning, answer: MemoryEstimate) -> Plan:
     """The plan of a run that will not work, without anything to choose."""
     return Plan(
         model=answer.model, gpu=planner.asked.gpu, run=answer.run, objective=planner.asked.objective, data=None,
-        estimate=qualified(answer, left_out(planner.profile, answer.run)), stack=answer.stack,
+        estimate=whole(planner.profile, answer), stack=answer.stack,
         alternatives=(), prices=(), frontier=(),
     )  # fmt: skip
 
@@ -150,7 +150,7 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         model=answer.model,
         gpu=asked.gpu,
         run=answer.run,
-        estimate=qualified(answer, (*left_out(planner.profile, answer.run), *_of_data(asked))),
+        estimate=qualified(whole(planner.profile, answer), _of_data(asked)),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits, scale)),
         frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, scale),

@@ -174,7 +174,7 @@ class Planning:
         tape, orders = self._traces(run)
         found = estimate(
             self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
-            tape=tape, orders=orders, calibration=self.calibration, whole=False,
+            tape=tape, orders=orders, calibration=self.calibration, complete=False,
         )  # fmt: skip
         return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
 

@@ -54,6 +54,7 @@ class SurveyRow:
     limiting: str
     shortfall_bytes: int | None
     note: str | None = None
+    traced: bool = False  # whether peak_bytes is ranked by a trace, else by closed forms
     recommended: Recommended | None = None  # None where nothing fits, or nothing was searched
 
     def to_dict(self) -> dict[str, Any]:
@@ -195,6 +196,7 @@ def judge(
         limiting=limiting.component.value,
         shortfall_bytes=max(0, floor - usable) or None,
         note=refused[0].message if refused else _said(one.resolution),
+        traced=bool(traced[0]),
         recommended=None if refused else recommend(one),
     )
 

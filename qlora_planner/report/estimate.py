@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, weakest
@@ -33,6 +34,7 @@ _NAMES = {
     "save": "saving",
 }
 _INDENT = 2
+NOT_TRACED = "by closed forms, as this run is not traced"
 
 
 def render_estimate(
@@ -66,7 +68,9 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
         yield from theme.wrap(f"{_if_it_ran(estimate)}: peak {format_gib(peak.device_bytes)}", _INDENT)
         whole = peak.device_bytes
     elif fit is None:
-        yield from theme.wrap(f"{model} needs {format_gib(peak.device_bytes)} at its peak", style="bold")
+        yield from theme.wrap(f"{model} needs {_about_gib(estimate)} at its peak", style="bold")
+        if not is_traced(estimate):
+            yield from theme.wrap(NOT_TRACED, _INDENT)
         text = f"90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)}; give --gpu for a verdict"
         yield from theme.wrap(text, _INDENT)
         for sentence in partial_sentences(estimate):
@@ -79,19 +83,32 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
         yield from theme.wrap(f"{model} on {where}", first=mark, first_style=f"bold {style}", style="bold")
         for sentence in verdict_sentences(estimate, fit):
             yield from theme.wrap(sentence, _INDENT)
+        if not is_traced(estimate):
+            text = f"{NOT_TRACED}: 90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)}"
+            yield from theme.wrap(text, _INDENT)
         whole = fit.usable_bytes
     yield []
     yield from memory_bar(estimate.components, whole, theme)
 
 
+def is_traced(estimate: MemoryEstimate) -> bool:
+    """Whether the figures come from a trace of this very run; else closed forms stand in."""
+    return estimate.footing == TRACED
+
+
+def _about_gib(estimate: MemoryEstimate) -> str:
+    """The peak, with a mark where closed forms stand in for a trace."""
+    return f"{'' if is_traced(estimate) else '~'}{format_gib(estimate.peak.device_bytes)}"
+
+
 def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
     """Why the verdict is what it is, in figures."""
-    peak, usable, floor = estimate.peak.device_bytes, fit.usable_bytes, estimate.floor_bytes
+    peak, usable, floor = _about_gib(estimate), fit.usable_bytes, estimate.floor_bytes
     if fit.verdict == "cannot-say":
         return list(fit.reasons)
     left_out = partial_sentences(estimate)
     if fit.verdict == "will-not-run":
-        return [*fit.reasons, f"{_if_it_ran(estimate)}: peak {format_gib(peak)} of {format_gib(usable)} usable"]
+        return [*fit.reasons, f"{_if_it_ran(estimate)}: peak {peak} of {format_gib(usable)} usable"]
     if fit.verdict == "does-not-fit":
         short = max(0, floor - usable)
         return [
@@ -102,12 +119,12 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
     odds = f"chance of running out {chance(fit.probability_oom)}"
     if fit.headroom_bytes < 0:
         return [
-            f"peak {format_gib(peak)} is above the {format_gib(usable)} usable, but torch gives cached blocks back"
+            f"peak {peak} is above the {format_gib(usable)} usable, but torch gives cached blocks back"
             f" under pressure: it works from {format_gib(floor)} on; {odds}",
             *left_out,
         ]
     spare = f"{format_gib(fit.headroom_bytes)} to spare"
-    return [f"peak {format_gib(peak)} of {format_gib(usable)} usable, {spare}; {odds}", *left_out]
+    return [f"peak {peak} of {format_gib(usable)} usable, {spare}; {odds}", *left_out]
 
 
 def partial_sentences(estimate: MemoryEstimate) -> list[str]:

@@ -11,7 +11,7 @@ from qlora_planner import __version__
 from qlora_planner.memory.records import Phase
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.document import Block, Code, Heading, Paragraph, Plot, Table, to_html, to_markdown
-from qlora_planner.report.estimate import verdict_sentences
+from qlora_planner.report.estimate import NOT_TRACED, is_traced, verdict_sentences
 from qlora_planner.report.plan_parts import percent
 from qlora_planner.report.svg import Part, bars, curve
 from qlora_planner.report.theme import VERDICT_WORDS
@@ -97,6 +97,8 @@ def _verdict(plan: Plan) -> Iterator[Block]:
             f" {format_gib(fit.usable_bytes)} that a process can use; 90 % interval {gib(peak.low_bytes)} to"
             f" {format_gib(peak.high_bytes)}; chance of running out {chance(fit.probability_oom)}."
         )
+    if not is_traced(answer):
+        yield Paragraph(f"All figures {NOT_TRACED}; the interval is wide.")
     yield Paragraph(f"The run: {recipe(plan.run)}.")
     if (speed := speed_line(answer.speed)) is not None:
         yield Paragraph(f"Speed: {speed}.")

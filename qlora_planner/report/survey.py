@@ -25,6 +25,7 @@ CSV_HEADS = (
 _SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
 _ROWS = 26
 _RANKED = "basis: ranked, not played through the allocator; `plan MODEL` plays"
+_GUESSED = "~: by closed forms, where no trace ships"
 _EXPLANATION = (
     "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
     "batch: sequences per step at the run's sequence length",
@@ -52,7 +53,9 @@ def render_survey(
         lines += theme.wrap(remark.message, 9, "  note", first_style="yellow")
         lines += theme.wrap(remark.fix, 9, "  fix:", style="cyan", first_style="dim")
     lines += theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim")
-    lines += [*theme.wrap(_RANKED, 2, style="dim"), []]
+    guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
+    lines += theme.wrap(_RANKED, 2, style="dim")
+    lines += [*(theme.wrap(_GUESSED, 2, style="dim") if guessed else []), []]
     widths = _widths(theme)
     lines += _heads(widths, run)
     shares = dict(_SHARES)
@@ -93,7 +96,7 @@ def _recipe(rows: Sequence[SurveyRow], run: RunConfig) -> str:
 
 def _widths(theme: Theme) -> tuple[int, ...]:
     """Columns: model, size, longest, batch, peak, bar, limit; with two of indent and one between, the whole width."""
-    fixed = (6, 8, 6, 5)
+    fixed = (6, 8, 6, 6)
     limit = 12
     room = theme.width - 2 - sum(fixed) - limit - 6
     bar = min(14, room // 4)
@@ -133,7 +136,7 @@ def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Ite
         return
     seq_len = f"{row.longest_seq_len:,}" if row.longest_seq_len else "-"
     batch = f"{row.largest_batch:,}" if row.largest_batch else "-"
-    cells += [(seq_len, ""), (batch, ""), (_short_gib(row.peak_bytes), "")]
+    cells += [(seq_len, ""), (batch, ""), (f"{'' if row.traced else '~'}{_short_gib(row.peak_bytes)}", "")]
     line = [("  ", ""), *columns(cells, widths[:5], frozenset({0}), gap=1), (" ", "")]
     if row.shortfall_bytes:
         line.append((f"{_short_gib(row.shortfall_bytes)} over".ljust(widths[5]), style))
