@@ -12,13 +12,12 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.tui import commands, core
 from qlora_planner.tui.launches import Launches
 from qlora_planner.tui.outside import Clean
 from qlora_planner.tui.plain import Plain
-from qlora_planner.tui.screens.base import PLACES, screen_of
+from qlora_planner.tui.screens.base import PLACES, Page, screen_of
 from qlora_planner.tui.start import Start
 from qlora_planner.tui.state import Pin, State, write_state
 from qlora_planner.tui.themes import HIGH_CONTRAST, THEMES
@@ -45,7 +44,7 @@ class Explorer(Launches):
         Binding("e", "export", "Export", tooltip="Write the run as a plan, a script or another tool's config"),
         Binding("o", "open", "Open", show=False, tooltip="Open a model by name, Hub id or folder"),
         Binding("t", "next_theme", "Theme", show=False, tooltip="The next theme: dark, light, high contrast"),
-        Binding("question_mark", "help", "Help", key_display="?", tooltip="The keys here"),
+        Binding("question_mark,f1", "help", "Help", key_display="?", tooltip="The keys here"),
         Binding("q", "leave", "Quit", tooltip="Leave; the place is kept for the next start"),
     ]
 
@@ -100,7 +99,7 @@ class Explorer(Launches):
     def action_recommend(self) -> None:
         """Look for the best run of the model on the card."""
         if self.subject is not None:
-            self._recommend(self.subject)
+            self._recommend(self.subject, self.run_now)
             self.refresh_page()
         else:
             self.say_no_model()
@@ -108,7 +107,7 @@ class Explorer(Launches):
     def action_fit_it(self) -> None:
         """Look for the best run that keeps the sequence length."""
         if self.subject is not None:
-            self._recommend(self.subject, RunConfig(seq_len=self.run_now.seq_len))
+            self._recommend(self.subject, self.run_now, keep_length=True)
             self.refresh_page()
         else:
             self.say_no_model()
@@ -159,10 +158,11 @@ class Explorer(Launches):
         self.push_screen(ExportScreen(model), chosen)
 
     def action_help(self) -> None:
-        """The keys of the place and of what has the focus."""
-        if not self.under_dialog:
-            from qlora_planner.tui.screens.help import HelpScreen
+        """The keys of the place or dialog, and of what has the focus."""
+        from qlora_planner.tui.screens.dialogs import Dialog
+        from qlora_planner.tui.screens.help import HelpScreen
 
+        if isinstance(self.screen, Page | Dialog) and not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen.of(self.screen))
 
     def action_command_palette(self) -> None:

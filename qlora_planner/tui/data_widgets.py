@@ -66,9 +66,13 @@ class Slider(Widget, can_focus=True):
     SAYS = "The sequence length: what is longer is cut. The figures below follow; a takes it for the run."
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
-            "right,l", "move(1)", "Cut", key_display="←→", tooltip="One stop longer; a click on the track goes there"
+            "right,l,up,k",
+            "move(1)",
+            "Cut",
+            key_display="←→",
+            tooltip="One stop longer; or click the track",
         ),
-        Binding("left,h", "move(-1)", "Shorter", show=False, tooltip="One stop shorter"),
+        Binding("left,h,down,j", "move(-1)", "Shorter", show=False, tooltip="One stop shorter"),
         Binding("pagedown", "move(8)", "Far", show=False, tooltip="Eight stops longer"),
         Binding("pageup", "move(-8)", "Far", show=False, tooltip="Eight stops shorter"),
         Binding("home", "move(-9999)", "Shortest", show=False, tooltip="The shortest"),

@@ -46,7 +46,7 @@ class Heard(Asks):
         if message.show:
             self.go("run")
         if message.best:
-            self._recommend(message.subject)
+            self._recommend(message.subject, self.run_now)
 
     def on_estimated(self, message: messages.Estimated) -> None:
         """The figures of a run; where the knobs have moved on, the next is worked out."""
@@ -57,8 +57,10 @@ class Heard(Asks):
             self._want_estimate()
 
     def on_planned(self, message: messages.Planned) -> None:
-        """Take the recommended run."""
-        if message.subject is self.subject:
+        """Take the recommended run, unless somebody has changed the run since it was looked for."""
+        if message.subject is self.subject and message.asked != self.run_now:
+            self.notify("the run was changed meanwhile: it stays, and the best run that was looked for is not taken")
+        elif message.subject is self.subject:
             self.set_run(RunConfig(**dict(message.plan.options)))
             if message.plan.estimate.verdict in ("does-not-fit", "will-not-run"):
                 self.notify("no run of this model was found that fits so; the nearest is shown", severity="warning")
@@ -110,6 +112,10 @@ class Heard(Asks):
 
     def on_heard(self, _message: messages.Heard) -> None:
         """Something new of the launched process."""
+        self.refresh_page()
+
+    def on_began(self, _message: messages.Began) -> None:
+        """What is worked on is said on the screen."""
         self.refresh_page()
 
     def on_rested(self, _message: messages.Rested) -> None:

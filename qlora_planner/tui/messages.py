@@ -60,9 +60,11 @@ class Estimated(Message):
 
 @dataclass
 class Planned(Message):
-    """The recommended run; `seq_len` is the length that it was to keep, None for any."""
+    """The recommended run, looked for when the run was `asked`; `seq_len` is the length that it was to keep, None for
+    any."""
 
     subject: Subject
+    asked: RunConfig
     plan: Plan
     seq_len: int | None
 
@@ -121,6 +123,11 @@ class Looked(Message):
 @dataclass
 class Heard(Message):
     """A launched process told something, or ended."""
+
+
+@dataclass
+class Began(Message):
+    """Something is worked on from now on."""
 
 
 @dataclass

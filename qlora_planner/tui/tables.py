@@ -7,9 +7,10 @@ then keep the widths of their heads and cut what is below them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.text import Text
+from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 from textual.widgets.data_table import RowKey
 
@@ -19,9 +20,25 @@ from qlora_planner.tui.outside import clean
 class Table(DataTable[Text]):
     """A table that measures nothing: it is given its columns with their widths, or its rows all at once."""
 
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("j", "cursor_down", "Down", show=False),
+        Binding("k", "cursor_up", "Up", show=False),
+        Binding("home", "edge(-1)", "First", show=False),
+        Binding("end", "edge(1)", "Last", show=False),
+    ]
+
     def __init__(self, *, id: str, cells: bool = False) -> None:
         super().__init__(id=id, cursor_type="cell" if cells else "row", zebra_stripes=not cells)
         self._laid: object = None
+
+    def action_edge(self, to: int) -> None:
+        """The first or the last row; among cells, of the row."""
+        if self.cursor_type == "row":
+            self.move_cursor(row=0 if to < 0 else max(0, self.row_count - 1))
+        elif to < 0:
+            self.action_scroll_home()
+        else:
+            self.action_scroll_end()
 
     def lay(self, heads: Sequence[Text], widths: Sequence[int]) -> None:
         """Empty, under these heads. Columns that stay as they are keep where the table was scrolled to."""

@@ -36,6 +36,7 @@ class Workers(Exploration):
     def _doing(self, words: str) -> Iterator[None]:
         """While it is open, `busy` says so."""
         self.busy.append(words)
+        self.post_message(messages.Began())
         try:
             yield
         finally:
@@ -101,15 +102,16 @@ class Workers(Exploration):
         self.post_message(messages.Estimated(subject, run, found, fault))
 
     @work(thread=True, group="plan")
-    def _recommend(self, subject: Subject, keep: RunConfig | None = None) -> None:
-        """The best run of a model on its card; of `keep` its sequence length is kept."""
+    def _recommend(self, subject: Subject, asked: RunConfig, *, keep_length: bool = False) -> None:
+        """The best run of a model on its card in place of the run `asked`, whose sequence length can be kept."""
+        keep = RunConfig(seq_len=asked.seq_len) if keep_length else None
         with self._doing("looking for the best run"):
             try:
                 found = subject.plan() if keep is None else subject.plan(keep, {"seq_len": keep.seq_len})
             except PlannerError as error:
                 self.post_message(messages.Told(core.fault_words(error), "error"))
                 return
-        self.post_message(messages.Planned(subject, found, None if keep is None else keep.seq_len))
+        self.post_message(messages.Planned(subject, asked, found, None if keep is None else keep.seq_len))
 
     @work(thread=True, group="around")
     def _surround(self, subject: Subject, run: RunConfig) -> None:

@@ -122,7 +122,7 @@ class Page(Screen[None]):
         if explorer.launch is not None and explorer.launch.running and self.place_key != "train":
             text.append(f" {explorer.launch.words}: 7 ", style="reverse")
         if explorer.busy_with:
-            text.append(f" {explorer.busy_with}", style="italic")
+            text.append(f" {explorer.busy_with}", style="bold italic yellow")
         return text
 
 

@@ -13,6 +13,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
+from qlora_planner.tui.moving import Choices
 from qlora_planner.tui.outside import Pane, choice
 
 Result = TypeVar("Result")
@@ -20,6 +21,8 @@ Result = TypeVar("Result")
 
 class Dialog(ModalScreen[Result | None]):
     """A screen that ends once, however many keys wait for it."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("f1", "app.help", "Help", show=False)]
 
     def end(self, result: Result | None = None) -> None:
         """Close; does nothing where that was done."""
@@ -48,7 +51,7 @@ class CardScreen(Dialog[str]):
         with Vertical(classes="dialog"):
             yield Pane("A card: local, a size such as 24GB or 24564MiB, or a name", classes="title")
             yield Input(id="card", placeholder="rtx-4090")
-            yield OptionList(*map(_named, self._names), id="cards")
+            yield Choices(*map(_named, self._names), id="cards")
 
     def on_input_changed(self, event: Input.Changed) -> None:
         """Narrow the list."""
@@ -134,7 +137,7 @@ class ChoiceScreen(Dialog[str]):
         """What is asked, and the choices."""
         with Vertical(classes="dialog"):
             yield Pane(Text(self._asks), classes="title")
-            yield OptionList(*(choice(says, key) for key, says in self._choices), id="choices")
+            yield Choices(*(choice(says, key) for key, says in self._choices), id="choices")
 
     def on_option_list_option_selected(self, event: OptionList.OptionSelected) -> None:
         """What was chosen."""

@@ -12,6 +12,7 @@ from textual.containers import Vertical
 from textual.widgets import Input, OptionList
 
 from qlora_planner.tui.exporting import KINDS, file_name
+from qlora_planner.tui.moving import Choices
 from qlora_planner.tui.outside import Pane, choice
 from qlora_planner.tui.screens.dialogs import Dialog
 
@@ -36,7 +37,7 @@ class ExportScreen(Dialog[tuple[str, str, bool]]):
         with Vertical(classes="dialog"):
             yield Pane(Text(f"Export {self._model}: as what, and where"), classes="title")
             options = (choice(f"{kind:<14}{says}", kind) for kind, (says, _) in KINDS.items())
-            yield OptionList(*options, id="kinds")
+            yield Choices(*options, id="kinds")
             yield Input(id="file")
             yield Pane(Text("Enter on a kind goes to the file, Enter there writes it", style="dim"), id="wrong")
 

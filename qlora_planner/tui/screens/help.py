@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import DataTable, Input
 
+from qlora_planner.tui.moving import Scroll
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import PLACES, Page
 from qlora_planner.tui.screens.dialogs import Dialog
@@ -23,6 +23,7 @@ _WIDGETS: dict[type[Widget], tuple[str, str]] = {
 _EVERYWHERE = (
     ("1 to 7", ", ".join(label for _, label in PLACES)),
     ("Tab", "to the next part of the screen"),
+    ("j k", "down and up; Home and End go to the ends"),
     ("g", "another card, real or simulated"),
     ("o", "open a model by name, Hub id or folder"),
     ("c", "show and copy the command line of what is on the screen"),
@@ -30,19 +31,20 @@ _EVERYWHERE = (
     ("t", "the next theme: dark, light, high contrast"),
     ("Ctrl+P", "every command, described"),
     ("Esc", "close, clear, back; it never leaves the explorer"),
+    ("? F1", "this help, in dialogs too"),
     ("q", "leave; the place is kept for the next start"),
 )
 _NAMES = {
     "left": "left", "right": "right", "up": "up", "down": "down", "question_mark": "?", "slash": "/", "plus": "+",
     "minus": "-", "enter": "Enter", "escape": "Esc", "delete": "Del", "pageup": "PgUp", "pagedown": "PgDn",
-    "home": "Home", "end": "End", "equals_sign": "=",
+    "home": "Home", "end": "End", "equals_sign": "=", "f1": "F1",
 }  # fmt: skip
 
 
 class HelpScreen(Dialog[str]):
     """A line per key."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,q", "end", "Close")]
+    BINDINGS: ClassVar[list[BindingType]] = [Binding("escape,question_mark,f1,q", "end", "Close")]
 
     def __init__(self, text: Text) -> None:
         super().__init__()
@@ -72,7 +74,7 @@ class HelpScreen(Dialog[str]):
 
     def compose(self) -> ComposeResult:
         """The text, which scrolls."""
-        with VerticalScroll(classes="dialog"):
+        with Scroll(classes="dialog"):
             yield Pane(self.text)
 
 

@@ -17,6 +17,8 @@ from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.widgets import Breakdown, KnobList
 
+_SEEN_S = 0.1
+
 
 class RunScreen(Page):
     """Knobs on the left, figures on the right."""
@@ -65,7 +67,11 @@ class RunScreen(Page):
             self.set_focus(knobs)
         self._says()
         estimate = explorer.estimate
-        theme = self.theme_at(self.query_one("#right").size.width - 3)
+        self._dim()
+        right = self.query_one("#right")
+        if not right.size.width:  # not laid out yet: lines wrapped for no width would leave their height behind
+            return
+        theme = self.theme_at(right.size.width - 3)
         if explorer.fault is not None or estimate is None:
             self.put("#verdict", Text(explorer.fault or "", style="magenta"))
         state = id(estimate), theme.width, explorer.theme
@@ -78,6 +84,13 @@ class RunScreen(Page):
         self.query_one(Breakdown).rows = tuple(view.breakdown(estimate))
         self._why()
         self.put("#problems", view.problems_text(estimate, theme))
+
+    def _dim(self) -> None:
+        """Figures of a run before this one go dim when working it out takes long enough to be seen."""
+        if self.explorer.settled:
+            self.query_one("#right").remove_class("stale")
+        else:
+            self.set_timer(_SEEN_S, lambda: self.query_one("#right").set_class(not self.explorer.settled, "stale"))
 
     def _why(self) -> None:
         estimate = self.explorer.estimate

@@ -7,12 +7,13 @@ from typing import ClassVar
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical
 from textual.widgets import Sparkline
 
 from qlora_planner.report.theme import Line
 from qlora_planner.tui import train_view
 from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.moving import Scroll
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.launch_form import LaunchForm
@@ -51,7 +52,7 @@ class TrainScreen(Page):
                 for key, _ in _CURVES:
                     yield Pane(id=f"{key}-label", classes="label")
                     yield Sparkline([], id=f"{key}-curve")
-        with VerticalScroll(id="log-scroll"):
+        with Scroll(id="log-scroll"):
             yield Pane(id="log")
 
     def show(self) -> None:
@@ -86,7 +87,7 @@ class TrainScreen(Page):
                 words.update(Text.assemble((f"{label} ", "dim"), (now, "bold"), f"  {least} least"))
 
     def _log(self, launch: Launch) -> None:
-        scroll = self.query_one("#log-scroll", VerticalScroll)
+        scroll = self.query_one("#log-scroll", Scroll)
         at_end = scroll.max_scroll_y - scroll.scroll_y <= 1
         text = "\n".join([*launch.log, *([""] if launch.answer else []), *launch.answer.splitlines()])
         self.put("#log", Text(text, style="" if launch.answer else "dim"))

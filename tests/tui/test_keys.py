@@ -1,0 +1,171 @@
+"""Keys that mean the same everywhere, and what is shown while something is worked on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, OptionList
+
+from qlora_planner.run import RunConfig
+from qlora_planner.tui.app import Explorer
+from qlora_planner.tui.core import Subject
+from qlora_planner.tui.data_widgets import Slider
+from qlora_planner.tui.screens.dialogs import CardScreen
+from qlora_planner.tui.screens.help import HelpScreen
+from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.widgets import KnobList
+from tests.tui.conftest import explorer, idle, open_model, painted, tell, words
+from tests.tui.scenes import write_data
+
+
+class Held:
+    """A method of `Subject` that waits until it is let go."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.go, real = threading.Event(), getattr(Subject, name)
+
+        def held(subject: Subject, *given: Any, **more: Any) -> Any:
+            assert self.go.wait(20)
+            return real(subject, *given, **more)
+
+        monkeypatch.setattr(Subject, name, held)
+
+
+async def until(pilot: Pilot[None], holds: Any) -> None:
+    """Until something holds."""
+    for _ in range(200):
+        if holds():
+            return
+        await pilot.pause(0.02)
+    raise AssertionError("it never held")
+
+
+@pytest.mark.parametrize("key", ["f", "r"])
+def test_a_search_is_shown_and_never_overwrites_a_later_edit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        held = Held(monkeypatch, "plan")
+        await pilot.press(key)
+        await until(pilot, lambda: "looking for the best run" in words(app, "#about"))
+        await pilot.press("right")
+        edited = app.run_now
+        held.go.set()
+        await idle(app, pilot)
+        assert app.run_now == edited
+        assert any("changed meanwhile" in note.message for note in app._notifications)
+        assert "looking" not in words(app, "#about")
+        await pilot.press(key)
+        await idle(app, pilot)
+        assert app.run_now != edited or key == "f"
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_figures_of_the_run_before_are_dim_until_the_new_ones_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        right = app.screen.query_one("#right")
+        assert not right.has_class("stale")
+        held = Held(monkeypatch, "estimate")
+        await pilot.press("right")
+        await until(pilot, lambda: right.has_class("stale"))
+        held.go.set()
+        await idle(app, pilot)
+        assert not right.has_class("stale")
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_run_is_drawn_whole_when_it_is_first_gone_to(tmp_path: Path) -> None:
+    async def first(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        await asyncio.sleep(0.1)
+        shown.append(painted(app))
+        await pilot.press("1", "q")
+
+    async def second(app: Explorer, pilot: Pilot[None]) -> None:
+        await pilot.press("2")
+        await idle(app, pilot)
+        await asyncio.sleep(0.1)
+        assert painted(app) == shown[0]
+
+    shown: list[str] = []
+    tell(explorer(tmp_path / "tui.json"), first, (110, 34))
+    tell(explorer(tmp_path / "tui.json"), second, (110, 34))
+
+
+def test_j_k_home_and_end_on_every_place(tmp_path: Path) -> None:
+    data = write_data(tmp_path / "train.jsonl", 50)
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        knobs = app.screen.query_one(KnobList)
+        await pilot.press("j", "j", "k")
+        assert knobs.at == 1
+        await pilot.press("end", "home")
+        assert knobs.at == 0
+        await pilot.press("p", "right", "p", "1", "escape", "escape")
+        for place in "145":
+            await pilot.press(place)
+            await idle(app, pilot)
+            found = app.screen.query_one(DataTable)
+            await pilot.press("home", "j")
+            assert found.cursor_row == 1
+            await pilot.press("k")
+            assert found.cursor_row == 0
+            await pilot.press("end")
+            assert found.cursor_row == found.row_count - 1 > 0
+            await pilot.press("home")
+            assert found.cursor_row == 0
+        await pilot.press("3")
+        await idle(app, pilot)
+        grid = app.screen.query_one(DataTable)
+        row = grid.cursor_row
+        await pilot.press("j")
+        assert grid.cursor_row == row + 1
+        await pilot.press("end")
+        assert grid.cursor_coordinate == (row + 1, len(grid.columns) - 1)
+        await pilot.press("6")
+        await idle(app, pilot)
+        slider = app.screen.query_one(Slider)
+        await pilot.press("home", "k")
+        await idle(app, pilot)
+        assert slider.at == slider.stops[1]
+        await pilot.press("j")
+        await idle(app, pilot)
+        assert slider.at == slider.stops[0]
+
+    tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
+
+
+def test_f1_is_the_help_of_places_and_dialogs(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        for place in "1234567":
+            await pilot.press(place, "f1")
+            await pilot.pause()
+            assert isinstance(app.screen, HelpScreen)
+            await pilot.press("f1")
+            await pilot.pause()
+            assert not app.under_dialog
+        await pilot.press("g", "f1")
+        await pilot.pause()
+        assert isinstance(app.screen, HelpScreen)
+        await pilot.press("escape")
+        await pilot.pause()
+        assert isinstance(app.screen, CardScreen)
+        await pilot.press("down", "j", "j", "k", "end", "home")
+        assert app.screen.query_one(OptionList).highlighted == 0
+        await pilot.press("enter")
+        await idle(app, pilot)
+        assert app.run_now == RunConfig()
+
+    tell(explorer(tmp_path / "tui.json"), story)
