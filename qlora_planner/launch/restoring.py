@@ -48,7 +48,7 @@ def restore_states(trainer: Any, checkpoint: Path) -> None:
     numbers = [number for group in saved["param_groups"] for number in group["params"]]
     for number, parameter in zip(numbers, parameters, strict=True):
         state = optimizer.state.get(parameter, {})
-        for key, value in saved["state"].get(number, {}).items():
+        for key, value in _flat(saved["state"].get(number, {})).items():
             known = state.get(key)
             if not isinstance(value, torch.Tensor) or not isinstance(known, torch.Tensor):
                 continue
@@ -58,6 +58,14 @@ def restore_states(trainer: Any, checkpoint: Path) -> None:
                 state[key] = paged
             elif known.dtype != value.dtype:
                 state[key] = value.to(known.device)
+
+
+def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A parameter's states by name: bitsandbytes saves its own in a mapping inside, and takes them out to load."""
+    found: dict[str, Any] = {}
+    for key, value in state.items():
+        found |= value if isinstance(value, dict) else {key: value}
+    return found
 
 
 def _paged_buffer(optimizer: Any, parameter: Any, key: str, value: Any) -> Any:
