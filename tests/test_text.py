@@ -63,3 +63,12 @@ def test_a_progress_bar_still_goes_back_to_its_start_but_not_from_the_middle() -
 def test_a_line_of_a_megabyte_is_cut() -> None:
     assert len(short("x" * 1_000_000)) < 4200
     assert "characters" in short("x" * 1_000_000)
+
+
+def test_a_fault_of_a_megabyte_is_cut() -> None:
+    from qlora_planner.errors import InputError
+    from qlora_planner.profile.faults import refuse
+
+    with pytest.raises(InputError) as caught:
+        refuse(["x" * 1_000_000], "rows.csv")
+    assert len(str(caught.value)) < 1_200

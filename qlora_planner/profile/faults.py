@@ -7,17 +7,18 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, one_line
-from qlora_planner.text import plain, quoted
+from qlora_planner.text import plain, quoted, short
 
 # A wrecked file can hold thousands of faults; nobody reads past the first few.
 MOST_FAULTS = 8
+_LONGEST_FAULT = 1000
 
 
 def refuse(faults: list[str], where: str) -> NoReturn:
     """Raise InputError with the faults of `where`, in the order found, each once."""
     distinct = list(dict.fromkeys(faults))
     rest = len(distinct) - MOST_FAULTS
-    shown = [plain(fault) for fault in distinct[:MOST_FAULTS]]
+    shown = [short(fault, _LONGEST_FAULT) for fault in distinct[:MOST_FAULTS]]
     raise InputError(one_line([*shown, f"and {rest} more"] if rest > 0 else shown, plain(where)))
 
 
