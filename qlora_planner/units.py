@@ -11,8 +11,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 
 _BINARY_UNITS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40}
-# Bytes of the largest machine there is have fifteen.
-_MOST_DIGITS = 24
+# Bytes of the largest machine there is have fifteen digits.
+_LONGEST_SIZE = 40
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$", re.IGNORECASE)
 
 
@@ -22,12 +22,12 @@ def parse_size(text: str, *, option: str = "size") -> int:
     Decimal units are refused: what a card maker calls a GB is looked up, never computed.
     Raises InputError naming `option` when `text` is not such a size or is not positive.
     """
+    if len(text) > _LONGEST_SIZE:
+        raise InputError(f"{option}: a size of {len(text):,} characters is more than anything has")
     match = _SIZE.match(text)
     unit = match.group(2).lower() if match else ""
     if match is None or unit not in _BINARY_UNITS:
-        raise InputError(f"{option}: {text[:60]!r} is not a size; write it like 800MiB or 1.5GiB")
-    if len(match.group(1)) > _MOST_DIGITS:
-        raise InputError(f"{option}: a size of {len(match.group(1)):,} characters is more than anything has")
+        raise InputError(f"{option}: {text!r} is not a size; write it like 800MiB or 1.5GiB")
     size_bytes = int(float(match.group(1)) * _BINARY_UNITS[unit])
     if size_bytes <= 0:
         raise InputError(f"{option}: {text!r} must be more than zero")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import click.testing
 import pytest
 
@@ -41,7 +43,7 @@ def test_sizes_of_400_digits_are_refused_in_one_line(args: list[str]) -> None:
 
 
 def test_a_size_in_python_is_refused_too() -> None:
-    with pytest.raises(InputError, match="400 characters is more than anything has"):
+    with pytest.raises(InputError, match="403 characters is more than anything has"):
         parse_size(f"{HUGE}GiB")
     with pytest.raises(InputError, match="--rank must be from"):
         RunConfig(rank=int(HUGE))
@@ -59,3 +61,13 @@ def test_a_verification_makes_up_no_more_tokens_than_it_needs() -> None:
     result = click.testing.CliRunner().invoke(cli, args, prog_name="qlora-plan")
     assert result.exit_code == 2
     assert "smaller --grad-accum take the same memory" in result.stderr
+
+
+def test_a_card_of_a_hundred_kilobytes_is_not_searched_for() -> None:
+    """Looking for near names took half a minute."""
+    args = ["estimate", "llama-3.1-8b", "--gpu", "rtx-4090" + "9tx-40" * 15_000]
+    begun = time.monotonic()
+    result = click.testing.CliRunner().invoke(cli, args, prog_name="qlora-plan")
+    assert time.monotonic() - begun < 5
+    assert result.exit_code == 2
+    assert "90,008 characters" in result.stderr

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
 _MAKERS_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])b?\s*", re.IGNORECASE)
+_LONGEST_SIZE = 40
 _ALLOC_CONF = re.compile(r"[a-z_]+:[\w.\[\]:>;]+(,[a-z_]+:[\w.\[\]:>;]+)*")
 _ZERO = re.compile(r"\s*0+(?:\.0*)?\s*(?:b|[kmgt]ib)?\s*", re.IGNORECASE)
 
@@ -85,6 +86,8 @@ def parse_memory(text: str, option: str, *, zero: bool = False) -> int:
 
     Raises InputError, for a maker's unit such as 2GB with the two figures that it could mean.
     """
+    if len(text) > _LONGEST_SIZE:
+        raise InputError(f"{option}: a size of {len(text):,} characters is more than anything has")
     if zero and _ZERO.fullmatch(text):
         return 0
     makers = _MAKERS_UNIT.fullmatch(text)

@@ -44,6 +44,8 @@ from qlora_planner.hardware.spec import GpuSpec
 _NOISE = frozenset({"nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "generation", "gpu"})
 _WORD = re.compile(r"[a-z0-9]+")
 _NAMING_LINE = re.compile(r"^(?:label|aliases)[ \t]*=.*$", re.MULTILINE)
+# Longer than any that a driver has; looking for near ones takes the length squared.
+LONGEST_NAME = 200
 _SHOWN_CHARS = 60
 
 
@@ -85,6 +87,8 @@ class GpuCatalogue:
 
         Raises InputError naming the nearest cards for an unknown name and the candidates for an ambiguous one.
         """
+        if len(text) > LONGEST_NAME:
+            raise InputError(f"--gpu: {len(text):,} characters are no card of the catalogue")
         key = _key(text)
         keys = [key, f"rtx{key}", f"gtx{key}"] if key[:1].isdigit() else [key]
         for one in keys:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware.catalogue import GpuCatalogue
+from qlora_planner.hardware.catalogue import LONGEST_NAME, GpuCatalogue
 from qlora_planner.hardware.several import refuse_slice, several_of
 from qlora_planner.hardware.spec import Fact, GpuSpec
 from qlora_planner.record import record
@@ -103,6 +103,8 @@ def parse_gpu(text: str, catalogue: GpuCatalogue) -> GpuSpec:
     cards.
     """
     given = text.strip()
+    if len(given) > LONGEST_NAME:
+        raise InputError(f"--gpu: {len(given):,} characters are no size and no card of the catalogue")
     if several := several_of(given):
         return parse_gpu(several.each, catalogue)
     size = _NUMBER_AND_UNIT.fullmatch(given)
