@@ -21,6 +21,10 @@ class MissingError(PlannerError):
     exit_code = 3
 
 
+class UnprofiledError(MissingError):
+    """A model has no profile here, and `qlora-plan profile` would make one."""
+
+
 class RefusedError(PlannerError):
     """The installed libraries refuse this run, in their own words (exit code 1: it will not run)."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from qlora_planner.api import packages
 from qlora_planner.api.packages import Warn
-from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.profile.records import ModelProfile
@@ -114,7 +114,7 @@ def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Bui
         if known is not None:
             return known if known.source == "catalogue" else replace(known, id=raw.id)
     if build == "never" or missing:
-        raise MissingError(_not_profiled(text, missing))
+        raise UnprofiledError(_not_profiled(text, missing))
     profile = _build(raw)
     cache.store(profile)
     return profile

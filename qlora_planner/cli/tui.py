@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,7 +13,7 @@ from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import CardOption, OutputOption, Verb, data_options
 from qlora_planner.cli.streams import say
 from qlora_planner.cli.tui_survey import Surveys
-from qlora_planner.errors import MissingError, PlannerError
+from qlora_planner.errors import MissingError, PlannerError, UnprofiledError
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place
@@ -23,6 +24,7 @@ _SWITCH_S = 0.001
 
 
 @click.command("tui", cls=Verb)
+@click.argument("model", metavar="[MODEL]", required=False)
 @click.option("--gpu", cls=CardOption, metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local.")
 @data_options()
 @click.option("--no-color", cls=OutputOption, is_flag=True, help="Without colours, as with NO_COLOR.")
@@ -31,7 +33,8 @@ _SWITCH_S = 0.001
 def command(**given: Any) -> int:
     """The explorer: what fits, one run and its knobs, frontier, prices, comparisons, the dataset, verify and train.
 
-    Needs a terminal. Without --gpu it takes the card in this machine, else the one it was left with.
+    Needs a terminal. MODEL is opened at once. Without --gpu it takes the card in this machine, else the one it was left
+    with.
     """
     if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise MissingError("tui: stdin and stdout must be a terminal; `qlora-plan --gpu 24GB` answers without one")
@@ -67,6 +70,9 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
             path=given["data"], tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
             bad_rows=bad_rows,
         )  # fmt: skip
+    model = given.get("model")
+    if model is not None:
+        _check(model, given["profiles"])
     path = state_path()
     state, note = read_state(path)
     place = _place(given["gpu"], state, given["profiles"])
@@ -77,9 +83,17 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
     start = Start(
         survey=surveys, place=place, state=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
-        plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__),
+        plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
     )  # fmt: skip
     return Explorer(start)
+
+
+def _check(model: str, profiles: str | None) -> None:
+    """Raises InputError for a model that means nothing; one that is to be profiled is opened with a word about it."""
+    from qlora_planner.api import load_model
+
+    with suppress(UnprofiledError):
+        load_model(model, profiles=profiles, build="never", warn=say)
 
 
 def _place(text: str | None, state: State, profiles: str | None) -> Place:

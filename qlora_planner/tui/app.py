@@ -67,6 +67,8 @@ class Explorer(Launches):
             self.notify(self._start.note, severity="warning")
         self.set_class(self.plain, "plain")
         self._survey(self.place)
+        if self._start.model is not None:
+            self._open(self._start.model, self.place, None, show=True)
         self.set_interval(1.0, self._watch_terminal)
         if not self.is_headless:
             self._watch_signals()

@@ -28,7 +28,7 @@ class Exploration(App[None]):
         super().__init__()
         state: State = start.state
         self._start = start
-        self._restored: State | None = state
+        self._restored: State | None = None if start.model else state
         self.sort, self.group = state.sort, state.group
         self.pins: list[Pin] = list(state.pins)
         self.place: Place = start.place

@@ -27,7 +27,8 @@ class DataAsked:
 @record
 class Start:
     """`survey` gives the rows of `qlora-plan --gpu`, likely ones first; with False as its second argument the verdicts
-    alone, faster. `note` is a word about the start for the reader, `plain` asks for ASCII alone."""
+    alone, faster. `note` is a word about the start for the reader, `plain` asks for ASCII alone, `model` is opened at
+    once."""
 
     survey: Callable[[Place, bool], Iterable[ModelRow]]
     place: Place
@@ -37,3 +38,4 @@ class Start:
     data: DataAsked | None = None
     note: str | None = None
     plain: bool = False
+    model: str | None = None

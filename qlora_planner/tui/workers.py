@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from textual import work
 
-from qlora_planner.errors import PlannerError
+from qlora_planner.errors import PlannerError, UnprofiledError
 from qlora_planner.run import RunConfig
 from qlora_planner.tui import core, messages
 from qlora_planner.tui.core import Place, Subject
@@ -86,11 +86,29 @@ class Workers(Exploration):
         """`run` None asks for the recommended one, which the survey has not come to."""
         with self._doing(f"reading {model}"):
             try:
-                found = Subject.of(model, place, self.profiles)
+                found = self._subject(model, place)
             except PlannerError as error:
                 self.post_message(messages.Told(core.fault_words(error), "error"))
                 return
         self.post_message(messages.Opened(found, run or RunConfig(), show, best=run is None))
+
+    def _told(self, line: str) -> None:
+        self.post_message(messages.Told(line))
+
+    def _subject(self, model: str, place: Place) -> Subject:
+        """A model on a card, profiled where it is new and the packages for that are here, as every verb does."""
+        from qlora_planner.api.packages import missing_packages
+
+        try:
+            return Subject.of(model, place, self.profiles)
+        except UnprofiledError:
+            if missing_packages():
+                raise
+        from qlora_planner.tui.profiling import profile
+
+        with self._doing(f"profiling {model}"):
+            profile(model, self.profiles, self._told)
+        return Subject.of(model, place, self.profiles)
 
     @work(thread=True, group="estimate")
     def _estimate(self, subject: Subject, run: RunConfig) -> None:

@@ -53,7 +53,8 @@ def surveyed(card: str, recommend: bool = True) -> list[ModelRow]:
 
 
 def explorer(
-    state: Path, gpu: str | None = "24GB", *, data: DataAsked | None = None, plain: bool = False
+    state: Path, gpu: str | None = "24GB", *, data: DataAsked | None = None, plain: bool = False,
+    model: str | None = None,
 ) -> Explorer:  # fmt: skip
     """The app as the verb makes it, with a state file of its own."""
     known, note = read_state(state)
@@ -61,7 +62,7 @@ def explorer(
     return Explorer(
         Start(
             survey=lambda place, recommend: surveyed(place.asked, recommend), place=place, state=known, note=note,
-            state_path=state, data=data, plain=plain,
+            state_path=state, data=data, plain=plain, model=model,
         )
     )  # fmt: skip
 

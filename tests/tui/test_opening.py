@@ -1,0 +1,88 @@
+"""Models that are opened by what was typed: at the start, and one that has no profile yet."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+
+from qlora_planner.errors import InputError
+from qlora_planner.tui.app import Explorer
+from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.profiling import profile
+from qlora_planner.tui.state import State, write_state
+from tests.tui.conftest import document, explorer, idle, tell
+
+MODEL = "meta-llama/Llama-3.1-8B"
+TINY = {
+    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64, "intermediate_size": 128,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "vocab_size": 331,
+    "max_position_embeddings": 256, "tie_word_embeddings": False,
+}  # fmt: skip
+
+
+def test_a_model_of_the_command_line_is_opened_with_its_recommended_run(tmp_path: Path) -> None:
+    write_state(tmp_path / "tui.json", State(model="Qwen/Qwen2.5-7B", run=None))
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        assert app.model == MODEL
+        assert app.current_mode == "run"
+        assert app.run_now.to_dict() == {**app.run_now.to_dict(), **document(MODEL, "--gpu", "24GB")["options"]}
+
+    tell(explorer(tmp_path / "tui.json", model="llama-3.1-8b"), story)
+
+
+def test_a_model_that_means_nothing_is_refused_before_the_screen_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_planner.cli.tui import make_explorer
+
+    with pytest.raises(InputError, match="no catalogue name"):
+        make_explorer({"gpu": "24GB", "profiles": None, "model": "no such model"})
+
+
+def test_a_new_folder_is_profiled_as_the_command_line_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(TINY))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await pilot.press("o", *"./mine", "enter")
+        shown = set()
+        while not shown or not app.idle:
+            await pilot.pause(0.05)
+            shown.add(app.busy_with)
+        await idle(app, pilot)
+        assert any("profiling ./mine" in words for words in shown)
+        assert app.model == "./mine", [note.message for note in app._notifications]
+        assert app.subject is not None
+        assert app.subject.profile.params > 0
+        assert app.estimate is not None
+        assert "torch" not in sys.modules or torch_was_there
+
+    torch_was_there = "torch" in sys.modules
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_a_folder_that_cannot_be_profiled_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    child = tmp_path / "child.py"
+    child.write_text("import sys\nprint('a library talks', file=sys.stderr)\n"
+                     "print('qlora-plan: ./x: is no model\\x1b[2J', file=sys.stderr)\nsys.exit(2)\n")  # fmt: skip
+    monkeypatch.setattr(Launch, "program", (sys.executable, str(child)))
+    heard: list[str] = []
+    with pytest.raises(InputError) as fault:
+        profile("./x", None, heard.append)
+    assert str(fault.value) == heard[-1] == "./x: is no model?[2J"
+    assert len(heard) == 1
+
+
+def test_the_verb_takes_a_model() -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", "qlora_planner", "tui", "--help"], capture_output=True, text=True, check=True
+    )
+    assert "[MODEL]" in told.stdout
