@@ -234,12 +234,24 @@ def _left(folder: Path) -> str:
     return "; ".join(parts)
 
 
+def row(one: Outcome) -> str:
+    """One case as a line."""
+    return f"{when(one.kill)}, {one.kill.who}: {one.left}; {one.went_on}; {'same bits' if one.same else 'OTHER BITS'}"
+
+
+def when(kill: Kill) -> str:
+    """The moment in words."""
+    return kill.moment if kill.after_s is None else f"{kill.moment}, after {kill.after_s} s"
+
+
 def table(found: list[Outcome]) -> str:
-    """Markdown: a row for each moment and victim."""
-    lines = ["| killed at | who | left behind | gone on | same bits |", "| --- | --- | --- | --- | --- |"]
-    for one in found:
-        when = one.kill.moment if one.kill.after_s is None else f"{one.kill.moment}, after {one.kill.after_s} s"
-        lines.append(f"| {when} | {one.kill.who} | {one.left} | {one.went_on} | {'yes' if one.same else 'NO'} |")
+    """Markdown: a row for each moment, a column for each victim: what was left, and how it was gone on with."""
+    lines = ["| killed at | child | parent | both |", "| --- | --- | --- | --- |"]
+    cells = {(when(one.kill), one.kill.who): one for one in found}
+    for moment in dict.fromkeys(moment for moment, _ in cells):
+        told = [cells.get((moment, who)) for who in WHO]
+        words = ["" if one is None else f"{one.left}: {one.went_on}{'' if one.same else ' OTHER BITS'}" for one in told]
+        lines.append(f"| {moment} | {' | '.join(words)} |")
     return "\n".join(lines)
 
 
@@ -255,7 +267,7 @@ def main() -> int:
 
         def run(number: int) -> Outcome:
             outcome = matrix.run(chosen[number], f"run-{number}")
-            print(table([outcome]).splitlines()[-1], file=sys.stderr, flush=True)
+            print(row(outcome), file=sys.stderr, flush=True)
             return outcome
 
         with ThreadPoolExecutor(given.jobs) as pool:
