@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any
 
 from qlora_planner.errors import InputError
@@ -11,6 +10,7 @@ from qlora_planner.evidence.speed_traits import traits_faults, traits_from_dict
 from qlora_planner.profile.faults import refuse
 from qlora_planner.text import plain, quoted
 
+_MOST = 1e6  # a measured figure over its prediction
 _CONTEXT = ("first_tensor_bytes", "kernels_bytes", "low_bytes", "high_bytes", "count")
 _KEYS = {"schema", "created", "contexts", "residuals", "stack", "speed"}
 
@@ -77,7 +77,7 @@ def _residual_faults(residuals: Any) -> list[str]:
             place = f"residuals.{footing}.{figure}"
             if figure not in FIGURES:
                 faults.append(f"{place} must be one of {', '.join(FIGURES)}")
-            elif type(values) is not list or not all(type(v) in (int, float) and isfinite(v) for v in values):
+            elif type(values) is not list or not all(type(v) in (int, float) and abs(v) <= _MOST for v in values):
                 faults.append(f"{place} must be a list of numbers")
             elif any(value <= -1 for value in values) or values != sorted(values):
                 faults.append(f"{place} must be ascending, and above -1")

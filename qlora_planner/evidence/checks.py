@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from math import isfinite
 from typing import Any
 
 from qlora_planner.profile.fields import Check
@@ -15,6 +14,7 @@ DEVICES = ("cuda", "cpu")
 NVML_SOURCES = ("nvml", "device-difference")
 # No machine holds more; a larger figure is a damaged file.
 _MOST_BYTES = 1 << 50
+_MOST_SECONDS = 1e9
 _DATE = re.compile(r"\d{4}-\d{2}-\d{2}(T[0-9:.+Z-]+)?")
 
 
@@ -23,7 +23,7 @@ def _is_bytes(value: Any) -> bool:
 
 
 def _is_seconds(value: Any) -> bool:
-    return type(value) in (int, float) and isfinite(value) and value >= 0
+    return type(value) in (int, float) and 0 <= value <= _MOST_SECONDS
 
 
 def _optional(accepts: Callable[[Any], bool]) -> Callable[[Any], bool]:

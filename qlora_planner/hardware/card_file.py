@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Mapping
 from datetime import date
@@ -13,11 +12,14 @@ from qlora_planner.bounded import read_bytes
 from qlora_planner.errors import InputError, one_line
 from qlora_planner.hardware.card_index import parsed
 from qlora_planner.hardware.spec import Fact, GpuSpec
+from qlora_planner.text import short
 from qlora_planner.units import MIB
 
 MAX_FILE_BYTES = 1 << 16  # a card takes 2 KiB; what is larger is no card and is not parsed
 FORMS = ("desktop", "laptop", "workstation", "datacenter")
 VENDORS = ("nvidia", "amd")
+
+_MOST_FAULTS, _LONGEST_FAULT = 40, 200
 
 _SLUG = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _CAPABILITY = re.compile(r"[1-9]\d?\.\d")
@@ -86,7 +88,7 @@ def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:
     if memory and sold and not _MAX_MIB_SHORT_OF_SOLD <= memory / (sold * 1024) <= 1.02:
         faults.append(f"memory_mib {memory} is not what a card sold with {sold} GB has")
     if faults:
-        raise InputError(one_line(faults, where))
+        raise InputError(one_line([short(fault, _LONGEST_FAULT) for fault in faults[:_MOST_FAULTS]], where))
     return GpuSpec(
         name=name,
         label=values["label"],
@@ -181,7 +183,7 @@ def _whole(low: int, high: int) -> Callable[[object], str | None]:
 def _number(high: float) -> Callable[[object], str | None]:
     def check(value: object) -> str | None:
         fine = isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= high
-        return None if fine and math.isfinite(value) else f"must be a number above 0 and up to {high:g}"  # type: ignore[arg-type]
+        return None if fine else f"must be a number above 0 and up to {high:g}"
 
     return check
 

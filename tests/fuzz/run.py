@@ -50,7 +50,7 @@ def fault(reader: Reader, folder: Path, content: bytes) -> str | None:
     except PlannerError as error:
         if not str(error).isprintable():
             return f"a fault that a terminal would obey: {error!r}"[:200]
-        if len(str(error)) > 8_000:
+        if len(str(error)) > 20_000:
             return f"a fault of {len(str(error))} characters"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]
