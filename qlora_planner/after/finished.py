@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.bounded import open_regular
 from qlora_planner.errors import InputError
 from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
@@ -15,6 +16,8 @@ from qlora_planner.text import plain, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"
 RUN_FILE = "run.json"
+ADAPTER_WEIGHTS, PICKLED_WEIGHTS = "adapter_model.safetensors", "adapter_model.bin"
+_LARGEST_HEADER_BYTES = 100_000_000  # as safetensors has it
 DEVICES = ("cuda", "cpu")
 
 
@@ -49,11 +52,34 @@ def read_finished(text: str) -> Finished:
     if adapter is None:
         raise InputError(f"{where}: {_no_adapter(folder, run)}")
     config = read_object(adapter / ADAPTER_CONFIG)
+    _check_weights(adapter)
     device = document.get("device")
     return Finished(
         folder=folder, adapter=adapter, bases=_bases(document, config), run=run, adapter_config=config,
         device=device if device in DEVICES else None,
     )  # fmt: skip
+
+
+def _check_weights(adapter: Path) -> None:
+    """Raises InputError for an adapter whose weights are not there, are a pickle, or are cut off."""
+    file = adapter / ADAPTER_WEIGHTS
+    if not file.is_file():
+        if (adapter / PICKLED_WEIGHTS).exists():
+            raise InputError(
+                f"{plain(adapter)}: stores its weights as a pickle ({PICKLED_WEIGHTS}), which can hold code and is not"
+                " read; where you trust it, load it with PEFT once and save_pretrained it, which writes safetensors"
+            )
+        raise InputError(f"{plain(adapter)}: holds no {ADAPTER_WEIGHTS}")
+    try:
+        with open_regular(file) as stream:
+            size_bytes = int.from_bytes(stream.read(8), "little")
+            if not 2 <= size_bytes <= _LARGEST_HEADER_BYTES:
+                raise InputError(f"{plain(file)}: its header claims {size_bytes:,} bytes, so it is no safetensors file")
+            header = stream.read(size_bytes)
+    except OSError as error:
+        raise InputError(f"{plain(file)}: cannot be read: {error.strerror or error}") from None
+    if len(header) < size_bytes:
+        raise InputError(f"{plain(file)}: is cut off in its header")
 
 
 def _run(document: Mapping[str, Any], path: Path) -> RunConfig | None:

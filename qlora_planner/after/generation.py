@@ -84,6 +84,7 @@ def generate(
     """
     import peft
     import torch
+    from safetensors import SafetensorError
     from transformers import TextStreamer
 
     from qlora_planner.train.model import load_folder
@@ -97,7 +98,7 @@ def generate(
         model = load_folder(base.folder, base.config, run, device)
         try:
             model = peft.PeftModel.from_pretrained(model, str(adapter)).eval()
-        except (ValueError, RuntimeError, KeyError) as error:
+        except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]

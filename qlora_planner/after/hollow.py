@@ -102,6 +102,7 @@ def hollow_model(raw: Mapping[str, Any], adapter: Path) -> Hollow:
     """
     import peft
     import torch
+    from safetensors import SafetensorError
 
     from qlora_planner.train.model import model_class, model_config
     from qlora_planner.train.weights import skeleton
@@ -120,7 +121,7 @@ def hollow_model(raw: Mapping[str, Any], adapter: Path) -> Hollow:
             wrapped = peft.PeftModel.from_pretrained(
                 model, str(adapter), low_cpu_mem_usage=True, torch_device="cpu", local_files_only=True
             )
-        except (ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
+        except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{plain(adapter)}: PEFT cannot load it on this base: {_first(error)}") from None
     found = Hollow(model=model, peft_model=wrapped, named=named, tied=tied)
     _look(found, adapter, one.untyped_storage().data_ptr())

@@ -17,7 +17,9 @@ from qlora_planner.text import quoted
 # Who wrote the file, not what it describes: two configs that differ only in these are the same model.
 VOLATILE_KEYS = frozenset({"transformers_version", "_name_or_path", "_commit_hash", "_attn_implementation_autoset"})
 
-_WIDTH, _LAYERS, _VOCABULARY, _HEADS, _POSITIONS = 10**7, 10**4, 10**8, 10**5, 10**10
+# Eight times the deepest model there is: every layer is built once, which takes a minute for a thousand.
+_LAYERS = 1_000
+_WIDTH, _VOCABULARY, _HEADS, _POSITIONS = 10**7, 10**8, 10**5, 10**10
 
 
 def _sized(names: str, least: int, most: int) -> dict[str, tuple[int, int]]:
@@ -117,6 +119,9 @@ def config_faults(raw: Mapping[str, Any]) -> list[str]:
         faults.insert(0, f"model_type must be a text, not {quoted(model_type)}")
     if not any(type(value) is dict and _is_part(name) for name, value in raw.items()):
         faults.extend(f"lacks {size}" for size, names in _NEEDED.items() if not any(name in raw for name in names))
+    named = raw.get("architectures")
+    if named is not None and not (type(named) is list and all(type(name) is str for name in named)):
+        faults.append(f"architectures must be a list of class names, not {quoted(named)}")
     quantization = raw.get("quantization_config")
     if quantization is not None and type(quantization) is not dict:
         faults.append(f"quantization_config must be an object, not {quoted(quantization)}")

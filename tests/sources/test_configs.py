@@ -126,7 +126,7 @@ def test_what_is_no_config_is_refused(tmp_path: Path, content: bytes, says: str)
         ({"hidden_size": 10**8}, "hidden_size must be from 1"),
         ({"hidden_size": []}, "hidden_size must be a whole number, not []"),
         ({"intermediate_size": [128, "x"]}, "intermediate_size must be a whole number, not 'x'"),
-        ({"num_hidden_layers": 10**5}, "num_hidden_layers must be from 1 to 10,000, not 100000"),
+        ({"num_hidden_layers": 10**5}, "num_hidden_layers must be from 1 to 1,000, not 100000"),
         ({"vocab_size": 10**9}, "vocab_size must be from 1 to 100,000,000"),
         ({"num_attention_heads": 0}, "num_attention_heads must be from 1"),
         ({"num_key_value_heads": -2}, "num_key_value_heads must be from 1"),

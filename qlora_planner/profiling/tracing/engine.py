@@ -80,7 +80,7 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(dora_on_meta())
         stack.enter_context(trainers.fused_head_on_cuda(spec))
-        stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft"))
+        stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)
         yield recorder
