@@ -6,19 +6,25 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from qlora_planner.tui.rows import ModelRow
-from qlora_planner.units import format_gib, format_params
+from qlora_planner.units import GIB, format_gib, format_params
 
-HEADS = ("", "model", "size", "longest", "best run", "tokens/s")
+HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")
 GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
 SORTS: dict[str, Callable[[ModelRow], Any]] = {
     "verdict": lambda row: (_ORDER.index(row.verdict), -row.params, row.model_id),
     "size": lambda row: (-row.params, row.model_id),
+    "memory": lambda row: (-row.peak_bytes, row.model_id),
     "longest": lambda row: (-(row.longest_seq_len or 0), row.model_id),
     "speed": lambda row: (-(row.tokens_per_s or 0), row.model_id),
     "name": lambda row: row.model_id.lower(),
 }
+
+
+# The order that a head stands for.
+SORTED_BY = {"": "verdict", "model": "name", "size": "size", "GiB": "memory", "of card": "memory", "longest": "longest",
+             "tokens/s": "speed"}  # fmt: skip
 
 
 def chosen(rows: Iterable[ModelRow], text: str, sort: str, group: str) -> list[tuple[str, ModelRow]]:
@@ -40,24 +46,24 @@ def cells(row: ModelRow, glyph: str) -> Sequence[str]:
     """One row as text, in the order of `HEADS`."""
     speed = row.tokens_per_s
     return (
-        glyph, row.model_id, _params(row.params),
+        glyph, row.model_id, _params(row.params), f"{row.peak_bytes / GIB:,.1f}" if row.peak_bytes else "-",
         "-" if row.longest_seq_len is None else f"{row.longest_seq_len:,}",
         best(row), "-" if speed is None else f"{speed:,.0f}",
     )  # fmt: skip
 
 
-def best(row: ModelRow) -> str:
-    """The recommended run in a few words; why not, where there is none."""
+def best(row: ModelRow, short: bool = False) -> str:
+    """The recommended run in a few words, `short` without a word on checkpointing; why not, where there is none."""
     options = row.options
     if options is None:
-        short = row.shortfall_bytes
-        return row.note or (f"{format_gib(short)} short" if short else "-")
+        lacks = row.shortfall_bytes
+        return row.note or (f"{format_gib(lacks)} short" if lacks else "-")
     quant = options.get("quant", "nf4")
     stored = {"none": "16-bit", "int8": "8-bit"}.get(str(quant), "4-bit")
     if quant == "nf4" and options.get("double_quant") is False:
         stored = "4-bit plain"
     batch, accum = options.get("batch_size", 1), options.get("grad_accum", 1)
-    kept = "" if options.get("gradient_checkpointing", True) else ", no ckpt"
+    kept = "" if short or options.get("gradient_checkpointing", True) else ", no ckpt"
     return f"{stored}, {batch} x {accum}{kept}"
 
 

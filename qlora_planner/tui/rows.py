@@ -22,6 +22,7 @@ class ModelRow:
     verdict: str
     longest_seq_len: int | None = None
     peak_bytes: int = 0
+    usable_bytes: int = 0
     shortfall_bytes: int | None = None
     note: str | None = None
     options: Mapping[str, Any] | None = None

@@ -52,7 +52,8 @@ def test_fit(tmp_path: Path) -> None:
         shown = table(app, "#models")
         assert all(row[1] in name or row[1].split("…")[0] in name for name, row in zip(told, shown, strict=True))
         for row, fact in zip(shown, told.values(), strict=True):
-            assert row[3] == ("-" if fact["longest_seq_len"] is None else f"{fact['longest_seq_len']:,}")
+            assert row[3] == gib(fact["peak_bytes"], 1)
+            assert row[5] == ("-" if fact["longest_seq_len"] is None else f"{fact['longest_seq_len']:,}")
             assert row[0] == {"fits": "✓", "tight": "≈", "does-not-fit": "✗", "will-not-run": "⊘"}[fact["verdict"]]
         fits = sum(row["verdict"] == "fits" for row in told.values())
         assert f"✓ {fits} fits" in words(app, "#tally")
@@ -63,12 +64,36 @@ def test_fit(tmp_path: Path) -> None:
         assert left
         assert all("qwen2.5" in row[1].lower() and row[0] == "✓" for row in left)
         await pilot.press("escape", "s", "s", "f")
-        assert (app.sort, app.group) == ("longest", "family")
+        assert (app.sort, app.group) == ("memory", "family")
         assert app.screen.query_one("#models", DataTable).has_focus
         await pilot.press("escape")
         await pilot.pause()
         assert app.screen.query_one("#filter", Input).value == ""
         assert len(table(app, "#models")) == len(told) + len({row["family"] for row in told.values()})
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_a_click_on_a_head_sorts_and_on_a_tab_goes_there(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        found = app.screen.query_one("#models", DataTable)
+        for name, mark, key in (("GiB", "GiB▼", "peak_bytes"), ("longest", "longest▼", "longest_seq_len")):
+            before = 0
+            for column in found.columns.values():
+                if str(column.label).startswith(name):
+                    break
+                before += column.get_render_width(found)
+            await pilot.click("#models", offset=(before + 2, 0))
+            await idle(app, pilot)
+            assert mark in [str(column.label) for column in found.columns.values()]
+            most = max(document("--gpu", "24GB")["models"], key=lambda row: row[key] or 0)
+            assert most["model_id"] in (table(app, "#models")[0][1], app.screen.current())  # type: ignore[attr-defined]
+        await pilot.click("#headline", offset=(29, 0))
+        await idle(app, pilot)
+        assert app.current_mode == "prices"
+        await pilot.click("#headline", offset=(1, 0))
+        await idle(app, pilot)
+        assert app.current_mode == "fit"
 
     tell(explorer(tmp_path / "tui.json"), story)
 
@@ -79,7 +104,7 @@ def test_speeds_on_a_named_card(tmp_path: Path) -> None:
         await pilot.press("slash", *"llama-3.1-8b", "enter")
         await pilot.pause()
         (row,) = table(app, "#models")
-        assert row[5] == f"{told[MODEL]['recommended']['tokens_per_s']:,.0f}"
+        assert row[7] == f"{told[MODEL]['recommended']['tokens_per_s']:,.0f}"
 
     tell(explorer(tmp_path / "tui.json", "rtx-4090"), story)
 

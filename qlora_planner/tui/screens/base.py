@@ -13,6 +13,7 @@ from textual.widgets import Footer
 
 from qlora_planner.report.theme import Theme
 from qlora_planner.tui.outside import Pane
+from qlora_planner.tui.tabs import Tabs
 
 if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
@@ -49,7 +50,7 @@ class Page(Screen[None]):
 
     def compose(self) -> ComposeResult:
         """The headline above, the screen's own body, the footer below."""
-        yield Pane(id="headline")
+        yield Tabs(PLACES, self.place_key, id="headline")
         yield from self.body()
         yield Pane(id="about")
         yield Footer(show_command_palette=False, compact=True)
@@ -66,7 +67,6 @@ class Page(Screen[None]):
         """The headline and the body."""
         if not self.is_mounted:
             return
-        self.put("#headline", self._headline())
         self.put("#about", self._about())
         self.show()
 
@@ -88,6 +88,10 @@ class Page(Screen[None]):
         self._measure(event.size.width, event.size.height)
         self.call_after_refresh(self.repaint)
 
+    def on_tabs_clicked(self, event: Tabs.Clicked) -> None:
+        """To another place."""
+        self.explorer.go(event.place)
+
     def _measure(self, width: int, height: int) -> None:
         small = width < SMALLEST[0] or height < SMALLEST[1]
         self.set_class(small, "small")
@@ -105,12 +109,6 @@ class Page(Screen[None]):
         self._put[selector] = text
         width = max(1, pane.content_size.width)
         pane.update(text, layout=before is None or not before.plain or _lines(before, width) != _lines(text, width))
-
-    def _headline(self) -> Text:
-        text = Text(no_wrap=True, overflow="ellipsis")
-        for number, (key, label) in enumerate(PLACES, 1):
-            text.append(f" {number} {label} ", style="reverse bold" if key == self.place_key else "dim")
-        return text
 
     def _about(self) -> Text:
         """Card, model and what is worked on, in the last line above the footer."""

@@ -10,14 +10,16 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input
 
 from qlora_planner.report.theme import VERDICT_WORDS, Theme, verdict_style
-from qlora_planner.tui.listing import GROUPS, HEADS, SORTS, cells, chosen, tally
+from qlora_planner.tui.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table
 
-# Columns of the table: mark, size of the model; longest, best run, tokens/s; one for a size of card.
-_MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (8, 24, 8), 4, 9
+# Columns of the table: mark, size of the model; GiB, longest, best run, tokens/s; one for a size of card. Where there
+# is room, the best run says more, and GiB are a bar against the card too.
+_MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (5, 8, 16, 9), 4, 9
+_ROOMY, _BEST, _BAR = 100, 24, 8
 
 
 class FitScreen(Page):
@@ -28,11 +30,12 @@ class FitScreen(Page):
     place_key = "fit"
     SAYS = (
         "What fits on the card, over the whole catalogue: the verdict of the usual recipe at 2,048 tokens, the longest"
-        " sequence at batch 1, the best run and its speed. Ranked, not played; Enter plays."
+        " sequence at batch 1, the best run and its speed. GiB is the peak of the usual recipe, a full bar is over the"
+        " card. Ranked, not played; Enter plays. A click on a head sorts."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "search", "Filter", key_display="/", tooltip="Filter as you type: name, family, verdict"),
-        Binding("s", "sort", "Sort", tooltip="The next order: verdict, size, longest, speed, name"),
+        Binding("s", "sort", "Sort", tooltip="The next order; a click on a head sorts by it"),
         Binding("f", "group", "Group", tooltip="Group by family, by size, not at all"),
         Binding("m", "cards", "Cards", tooltip="A column for every size of card, or the one card"),
         Binding("escape", "clear", "Clear", show=False, tooltip="From the filter to the table; there, clear it"),
@@ -85,24 +88,35 @@ class FitScreen(Page):
         from qlora_planner.tui.asks import SIZES
 
         wide = self.explorer.wide
-        heads = ("", "model", "size", *SIZES) if wide else HEADS
-        each = (_ROOMY_CARD if self._roomy else _CARD,) * len(SIZES) if wide else _WIDTHS
+        heads: tuple[str, ...] = ("", "model", "size", *SIZES) if wide else HEADS
+        each: tuple[int, ...] = (_ROOMY_CARD if self._roomy else _CARD,) * len(SIZES) if wide else _WIDTHS
+        if not wide and self._barred:
+            heads, each = (*heads[:4], "of card", *heads[4:]), (each[0], _BAR, each[1], _BEST, each[3])
         taken = _MARK + _SIZE + sum(each) + 2 * len(heads) + 2
         self._room = max(16, self.size.width - taken)
         widths = (_MARK, self._room, _SIZE, *each)
         self._heads = heads
-        table.lay([Text(head) for head in heads], widths)
+        mark = self.theme_at(80).sign("▼", "v")
+        sort = self.explorer.sort
+        table.lay([Text(f"{head}{mark if SORTED_BY.get(head) == sort else ''}") for head in heads], widths)
 
     @property
     def _roomy(self) -> bool:
         return self.size.width >= 110
 
+    @property
+    def _barred(self) -> bool:
+        return self.size.width >= _ROOMY
+
     def _one_card(self, row: ModelRow, theme: Theme) -> list[Text]:
-        mark, name, size, longest, best, speed = cells(row, theme.glyph(row.verdict))
+        mark, name, size, memory, longest, said, speed = cells(row, theme.glyph(row.verdict))
+        style = verdict_style(row.verdict)
+        bar = Text.assemble(*theme.gauge(row.peak_bytes, row.usable_bytes, _BAR, style) if row.peak_bytes else ())
+        said = said if self._barred else theme.cut(best(row, short=True), _WIDTHS[2])
         return [
-            Text(mark, style=f"bold {verdict_style(row.verdict)}"), Text(self._short(name, self._room, theme)),
-            Text(size, justify="right"), Text(longest, justify="right"), Text(theme.cut(best, 24)),
-            Text(speed, justify="right"),
+            Text(mark, style=f"bold {style}"), Text(self._short(name, self._room, theme)), Text(size, justify="right"),
+            Text(memory, justify="right"), *([bar] if self._barred else []), Text(longest, justify="right"),
+            Text(theme.cut(said, _BEST)), Text(speed, justify="right"),
         ]  # fmt: skip
 
     def _by_card(self, row: ModelRow, theme: Theme) -> list[Text]:
@@ -163,6 +177,13 @@ class FitScreen(Page):
         model = self.current()
         if model is not None:
             self.explorer.open_model(model)
+
+    def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
+        """The order that a head stands for."""
+        wanted = SORTED_BY.get(self._heads[event.column_index])
+        if wanted is not None:
+            self.explorer.sort = wanted
+            self.repaint()
 
     def action_search(self) -> None:
         """Type a filter."""
