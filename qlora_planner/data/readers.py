@@ -19,7 +19,7 @@ from qlora_planner.text import plain, quoted
 # One row that is longer is no row: it would not leave the memory for a batch of them.
 LONGEST_ROW_BYTES = 64 << 20
 _CHUNK = 1 << 20
-_ROWS_AT_A_TIME, _ROWS_AT_LEAST = 1000, 4
+_ROWS_AT_A_TIME, _ROWS_AT_LEAST = 1000, 16
 # Text packs to a third or a tenth; what shrinks to less than this was made to.
 _MOST_PACKED, _ALWAYS_UNPACKED_BYTES = 200, 1 << 30
 
@@ -220,7 +220,7 @@ def _parquet(file: DataFile, moved: Moved) -> Iterator[RawRow]:
     try:
         with parquet.ParquetFile(file.path) as opened:
             total = max(1, opened.metadata.num_rows)
-            for batch in opened.iter_batches(batch_size=_rows_at_once(opened.metadata, str(file.path))):
+            for batch in opened.iter_batches(batch_size=_rows_at_once(opened.metadata, file)):
                 rows = batch.to_pylist()
                 # Where the file says that a column is a dictionary, the batch has its values once.
                 texts = sum(len(text) for row in rows for text in row.values() if isinstance(text, str))
@@ -236,22 +236,16 @@ def _parquet(file: DataFile, moved: Moved) -> Iterator[RawRow]:
         refuse([f"is no parquet file that can be read ({plain(reason)[:120]})"], str(file.path))
 
 
-def _rows_at_once(metadata: Any, where: str) -> int:
+def _rows_at_once(metadata: Any, file: DataFile) -> int:
     """How many rows can be unpacked together. A column may store one value of many MiB for every row, in a few bytes.
 
-    Raises InputError for a file that unpacks to far more than it has bytes.
+    Columns are not asked: on a damaged file pyarrow ends the process there. Raises InputError for a file that unpacks
+    to far more than it has bytes.
     """
-    largest = 0
-    for group in range(metadata.num_row_groups):
-        row_group = metadata.row_group(group)
-        for column in range(row_group.num_columns):
-            chunk = row_group.column(column)
-            size = chunk.total_uncompressed_size
-            if size > LONGEST_ROW_BYTES and size > _MOST_PACKED * max(1, chunk.total_compressed_size):
-                refuse([f"a column of it unpacks to {size >> 20:,} MiB, {_MOST_PACKED} times its size and more"], where)
-            if chunk.has_dictionary_page:
-                largest = max(largest, size)
-    return max(_ROWS_AT_LEAST, min(_ROWS_AT_A_TIME, LONGEST_ROW_BYTES // max(1, largest)))
+    sizes: list[int] = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
+    if sum(sizes) > max(LONGEST_ROW_BYTES, _MOST_PACKED * file.size_bytes):
+        refuse([f"unpacks to {sum(sizes) >> 20:,} MiB, more than {_MOST_PACKED} times its size"], str(file.path))
+    return max(_ROWS_AT_LEAST, min(_ROWS_AT_A_TIME, LONGEST_ROW_BYTES // max(1, *sizes, 1)))
 
 
 def _without_nulls(row: dict[str, Any]) -> dict[str, Any]:

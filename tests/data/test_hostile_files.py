@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import socket
@@ -57,6 +58,26 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="unpacks to 65 MiB"):
         next(read_rows(find_files(path)[0]))
     assert pa.total_allocated_bytes() - before < 32 << 20
+
+
+# Asked for the metadata of its column, pyarrow 26 throws what nobody catches, and the process ends.
+ABORTING = (
+    "UEFSMRUEFSYVKkwVAhUAEgAAE0gPAAAAc29tZSB3b3JkcyBoZXJlFQAVEhUWLBUoFRBRBhUGHDYAKA9zb21lIHdvcmRzIGhlcmUY"
+    "D3NvbWUgd29yZHMgaGVyZRERAAAACSACAAAAKAEnASgAFQQZLDUAGAZzY2hlbWEVAgAVDCVhGAR0ZXh0JQBMHAAAABYoGRwZHCYA"
+    "HBUMGTUABhAZGAR0ZXh0FQIWKBbGARbOASZOJggcNgAoD3NvbWUgd29yZHMgaGVyZRgPc29tZSB3b3JkcyBoZXJlEREAGSwVBBUA"
+    "FQIAFQAVEBUCADwW2AQZBhkmACgAAAAWxgEWKCYIFs4BABkcGAxBUlJPVzpzY2hlbWEYoAEvLy8vLzNBQUFBQVFBQUFBQUFBS0FB"
+    "d0FCZ0FGQUFnQUNnQUFBQUFCQkFBTUFBQUFDQUFJQUFBQUJBQUlBQUFBQkFBQUFBRUFBQUFVQUFBQUVBQVVBQWdBQmdBSEFBd0FB"
+    "QUFRQUJBQUFBQUFBQUVGRUFBQUFCd0FBQUFFQUFBQUFBQUFBQVFBQUFCMFpYaDBBQUFBQUFRQUJBQUVBQUFBABggcGFycXVldC1j"
+    "cHAtYXJyb3cgdmVyc2lvbiAyNi4wLjEZHBwAAABzAQAAUEFSMQ=="
+)
+
+
+def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    path = tmp_path / "rows.parquet"
+    path.write_bytes(base64.b64decode(ABORTING))
+    with pytest.raises(InputError, match="cannot be read: Definition level histogram"):
+        list(read_rows(find_files(path)[0]))
 
 
 def test_one_value_for_every_row_is_unpacked_a_few_rows_at_a_time(
