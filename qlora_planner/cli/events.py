@@ -1,7 +1,8 @@
 """What a measuring or a training child tells, passed on to whoever watches from outside.
 
 QLORA_PLANNER_EVENTS names a file; `verify` and `train` add one JSON object a line to it, as the child writes them
-(`{"event": ..., "elapsed_s": ..., ...}`), before them `predicted` with the estimate and `attempt` with its number.
+(`{"event": ..., "elapsed_s": ..., ...}`), before them `predicted` with the estimate and `attempt` with its number;
+at its end `verify` adds `compared`, every figure predicted and measured.
 """
 
 from __future__ import annotations

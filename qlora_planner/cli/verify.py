@@ -70,6 +70,7 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     if place is not None:
         check_room(place, predicted, output)
     measured = _measure(spec, place, output)
+    _tell_compared(measured)
     found = _floor(spec, measured, predicted, output) if floor and measured.outcome == "ok" else None
     tried = () if found is None else found.tries
     kept = _keep(measured, output, save=save)
@@ -176,6 +177,13 @@ def _measure(spec: ChildSpec, place: Place | None, output: Output) -> Measuremen
             tell(told)
 
         return verify(spec, tell=heard)
+
+
+def _tell_compared(measured: Measurement) -> None:
+    """Predicted beside measured, for whoever watches from outside."""
+    from qlora_planner.report.comparison import to_document
+
+    events.tell("compared", to_document(measured))
 
 
 def _floor(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimate, output: Output) -> Floor | None:

@@ -1,7 +1,7 @@
 """The measuring child: `python -m qlora_planner.measure.child SPEC.json OUT.json [--with-parent]`.
 
 SPEC.json is a `ChildSpec`; OUT.json becomes a `Measurement`. Progress goes to stdout, one JSON object a line:
-`{"event": "phase"|"step"|"memory"|"result", "elapsed_s": ..., ...}`. What libraries print goes to stderr.
+`{"event": "phase"|"begin"|"step"|"memory"|"result", "elapsed_s": ..., ...}`. What libraries print goes to stderr.
 Exit codes: 0 measured (an out-of-memory is a measurement), 2 bad specification, 3 something is missing, 4 the run
 failed otherwise, 130 interrupted; a failed run has its OUT.json too. With --with-parent it dies when its parent does.
 """

@@ -148,7 +148,7 @@ class Execution:
                 enter=self._enter,
                 timeline=self.timeline,
                 synchronize=process.synchronizer(spec.device),
-                told=lambda step, seconds: self._tell("step", {"step": step, "step_s": seconds}),
+                told=lambda step, seconds: self._tell("step", {"step": step, "of": spec.steps, "step_s": seconds}),
                 note_owners=lambda: self._own(adapted, trainer.optimizer),
                 note_gradients=spec.snapshot,
             )
@@ -158,6 +158,7 @@ class Execution:
                 else lambda: None
             )
             try:
+                self._tell("begin", {"step": 0, "of": spec.steps})
                 with turns.stepping():
                     trainer.train(spec.steps, watcher)
             finally:

@@ -32,8 +32,8 @@ CHILD = python_module("qlora_planner.measure.child")
 class Progress:
     """What the child tells: `event` is phase, step, memory or result; `facts` as the child writes them.
 
-    phase: `phase`. step: `step` (from 1) and `step_s`. memory: `process_bytes` and `device_bytes`, None where NVML
-    gives none. result: `outcome` and `phase`.
+    phase: `phase`. begin: `of`, the steps that are to be taken. step: `step` (from 1), `of` and `step_s`. memory:
+    `process_bytes` and `device_bytes`, None where NVML gives none. result: `outcome` and `phase`.
     """
 
     event: str

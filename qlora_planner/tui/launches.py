@@ -27,7 +27,8 @@ class Launches(Heard):
         assert self.model is not None, "a launch is of a model"
         place = self.place if self.device == "cuda" else None
         given = typed.SEARCHED if verb == "train" else ()
-        words = typed.command_words(self.model, place, self.run_now, verb, given)
+        run = typed.toy_sized(self.run_now) if verb == "verify" and self.device == "cpu" else self.run_now
+        words = typed.command_words(self.model, place, run, verb, given)
         if self.device == "cpu":
             words += ["--device", "cpu"]
         for name, value in (more or {}).items():

@@ -16,6 +16,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +55,7 @@ class Launch:
         self.phase = ""
         self.peaks: dict[str, int | None] = {}  # phase, in the order heard of -> most that NVML said in it
         self.step, self.of = 0, 0
+        self.compared: Mapping[str, Any] = {}  # what a verification told at its end, as `verify --json` has it
         self.losses: list[float] = []
         self.speeds: list[float] = []
         self.held_out: list[tuple[int, float]] = []
@@ -73,6 +75,11 @@ class Launch:
     def line(self) -> str:
         """The command line that is run."""
         return shlex.join(["qlora-plan", *self.argv])
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether it runs without a card."""
+        return ("--device", "cpu") in pairwise(self.argv)
 
     @property
     def running(self) -> bool:
@@ -149,6 +156,8 @@ class Launch:
 
     def predicted_bytes(self, phase: str) -> int | None:
         """Device bytes that the estimate has for a phase that is heard of; None where it has none."""
+        if self.on_cpu:  # the estimate is of a card
+            return None
         rows = (self.estimate or {}).get("phases") or ()
         known = {row["name"]: row["device_bytes"] for row in rows}
         sizes = [known[name] for name in HOLDS.get(phase, (phase,)) if known.get(name) is not None]
@@ -202,6 +211,9 @@ class Launch:
                 curve.append(float(facts[name]))
                 del curve[:-_KEPT]
         self.host_bytes = facts.get("host_peak_bytes") or self.host_bytes
+
+    def _on_compared(self, facts: Mapping[str, Any]) -> None:
+        self.compared = facts
 
     def _on_evaluation(self, facts: Mapping[str, Any]) -> None:
         if facts.get("eval_loss") is not None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import gib, mib
+from qlora_planner.report.words import component_label, gib, mib
 from qlora_planner.tui.launching import Launch
+from qlora_planner.units import KIB, MIB
 
 if TYPE_CHECKING:
     from qlora_planner.tui.launches import Launches
@@ -39,7 +40,8 @@ def before(app: Launches, theme: Theme) -> list[Line]:
                 lines += theme.wrap("d takes the CPU instead: the same steps with a toy of this model", 2)
     if app.refusal is not None:
         lines += theme.wrap(f"this run will not work: {app.refusal}", 2, "! ", first_style="magenta")
-    lines += [[], [("v verifies: ", "bold"), ("random weights, three real steps, predicted beside measured", "")]]
+    toy = "a toy of this model at a toy length" if app.device == "cpu" else "random weights"
+    lines += [[], [("v verifies: ", "bold"), (f"{toy}, three real steps, predicted beside measured", "")]]
     import shlex
 
     lines += theme.wrap(shlex.join(["qlora-plan", *app.launch_words("verify")]), 2, "  ", style="cyan")
@@ -79,8 +81,25 @@ def status(launch: Launch, theme: Theme) -> list[Line]:
     return lines
 
 
+def compared(launch: Launch) -> list[Line]:
+    """A line per figure that a verification compared, predicted, measured, and how far off; KiB for a toy."""
+    unit, scale = ("KiB", KIB) if launch.on_cpu else ("MiB", MIB)
+    lines: list[Line] = [[(f"{f'{unit} compared':<22}{'predicted':>9}{'measured':>10}{'off':>9}", "dim")]]
+    for part in ("static", "allocated", "process", "components"):
+        for row in launch.compared.get(part) or ():
+            predicted, measured = row["predicted_bytes"], row["measured_bytes"]
+            if predicted is None or measured is None:
+                continue
+            off = f"{100 * (measured / predicted - 1):+.1f} %" if predicted else "-"
+            label = component_label(row["name"])[:21]
+            lines.append([(f"{label:<22}{predicted / scale:>9,.0f}{measured / scale:>10,.0f}{off:>9}", "")])
+    return lines
+
+
 def peaks(launch: Launch, theme: Theme) -> list[Line]:
     """A line per phase: MiB predicted, the most that NVML said, and how far off that is."""
+    if launch.compared:
+        return compared(launch)
     lines: list[Line] = [[(f"{'MiB by phase':<20}{'predicted':>10}{'live':>10}{'off':>8}", "dim")]]
     for name, seen in launch.peaks.items():
         predicted = launch.predicted_bytes(name)
@@ -93,5 +112,6 @@ def peaks(launch: Launch, theme: Theme) -> list[Line]:
         lines.append([(f"{mark}{label:<18}{known:>10}{live:>10}{off:>8}", "bold" if now else "")])
     if launch.peaks and not launch.used:
         host = "" if launch.host_bytes is None else f"; host memory {gib(launch.host_bytes)} GiB"
-        lines.append([(f"  NVML says nothing here{host}", "dim")])
+        more = "; compared when it has ended" if launch.verb == "verify" and launch.on_cpu else ""
+        lines.append([(f"  NVML says nothing here{host}{more}", "dim")])
     return lines

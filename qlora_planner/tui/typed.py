@@ -19,6 +19,18 @@ SEARCHED = (
 )  # fmt: skip
 
 
+# A CPU steps through so much of a toy in a few seconds.
+_TOY_TOKENS, _TOY_BATCH = 128, 2
+
+
+def toy_sized(run: RunConfig) -> RunConfig:
+    """The run at a length and a batch that a CPU takes with a toy of the model; everything else stays."""
+    return run.with_(
+        seq_len=min(run.seq_len, _TOY_TOKENS), batch_size=min(run.batch_size, _TOY_BATCH),
+        grad_accum=min(run.grad_accum, _TOY_BATCH),
+    )  # fmt: skip
+
+
 def typed_options(run: RunConfig) -> dict[str, Any]:
     """What of a run must be typed: all that is no default."""
     return {

@@ -167,6 +167,7 @@ def test_a_real_step_on_the_cpu() -> None:
     phases = {item.facts["phase"] for item in heard if item.event == "phase"}
     assert {"load", "adapters", "forward", "backward", "optimizer", "save"} <= phases
     assert len(found.step_s) == 3 == sum(item.event == "step" for item in heard)
+    assert [item.facts["of"] for item in heard if item.event in ("begin", "step")] == [3] * 4
     assert found.tokens_per_s == pytest.approx(64 * 2 / sum(found.step_s[1:]))
     figures = found.figures()
     assert figures["train_reserved"] is None and figures["nvml_peak"] is None

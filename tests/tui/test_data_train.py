@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from textual.widgets import Input
 from qlora_planner.tui import commands
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.data_widgets import Histogram, Slider
+from qlora_planner.tui.launching import Launch
 from qlora_planner.tui.readiness import Readiness
 from qlora_planner.tui.screens.dialogs import ChoiceScreen, TextScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
@@ -202,6 +204,38 @@ def test_a_verification_gives_the_copied_command_and_its_answer(tmp_path: Path) 
 
     with staged(tmp_path):
         tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_a_verification_on_the_cpu_takes_a_toy_length_and_compares_what_can_be(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        await pilot.press("7", "d")
+        await idle(app, pilot)
+        assert "toy length" in words(app, "#status")
+        line = commands.line(app)
+        assert "--seq-len 128 --batch-size 2 --grad-accum 2 --device cpu" in line
+        launch = app.launch = Launch(app.launch_words("verify"))
+        launch.exit_code = 0
+        for event in (
+            {"event": "predicted", "estimate": {"phases": [{"name": "load", "device_bytes": 1 << 30}]}},
+            {"event": "phase", "phase": "load"}, {"event": "begin", "step": 0, "of": 3},
+            {"event": "step", "step": 1, "of": 3, "step_s": 0.5},
+        ):  # fmt: skip
+            launch._event(json.dumps(event))
+        app.refresh_page()
+        assert launch.predicted_bytes("load") is None  # the estimate is of a card
+        assert (launch.step, launch.of) == (1, 3)
+        assert "compared when it has ended" in words(app, "#peaks")
+        known = {"name": "after loading", "predicted_bytes": 446 << 10, "measured_bytes": 422 << 10}
+        unknown = {"name": "gradients", "predicted_bytes": None, "measured_bytes": 128 << 10}
+        launch._event(json.dumps({"event": "compared", "static": [known], "components": [unknown]}))
+        app.refresh_page()
+        head, row = words(app, "#peaks").splitlines()
+        assert head.split() == ["KiB", "compared", "predicted", "measured", "off"]
+        assert row.split() == ["after", "loading", "446", "422", "-5.4", "%"]
+        launch.end()
+
+    tell(explorer(tmp_path / "tui.json"), story)
 
 
 def test_what_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
