@@ -45,7 +45,8 @@ _CHANGING = {
 }
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-_INSTEAD = "give one with --tokenizer DIR, or guess with --chars-per-token 4"
+# How every message ends that asks for another tokenizer.
+INSTEAD = "give one with --tokenizer DIR, or guess with --chars-per-token 4"
 # The largest in use have 34 MB; templates have some ten kB.
 LARGEST_BYTES, LARGEST_TEMPLATE_BYTES = 64 << 20, 1 << 20
 _BUILD_S = 180
@@ -82,13 +83,13 @@ def _folder_of(name: str) -> Path:
             path = path.parent
         if path.is_dir():
             if not any(_tokenizer_files(path)):
-                raise MissingError(f"{plain(name)}: holds no tokenizer (no tokenizer.json); {_INSTEAD}")
+                raise MissingError(f"{plain(name)}: holds no tokenizer (no tokenizer.json); {INSTEAD}")
             return path
     if name.startswith((".", "/", "~")):
         raise InputError(f"--tokenizer: no such folder: {quoted(name)}")
-    folder = tokenizer_files(name, _INSTEAD)
+    folder = tokenizer_files(name, INSTEAD)
     if not any(_tokenizer_files(folder)):
-        raise MissingError(f"{plain(name)}: the repository holds no tokenizer; {_INSTEAD}")
+        raise MissingError(f"{plain(name)}: the repository holds no tokenizer; {INSTEAD}")
     return folder
 
 
@@ -105,9 +106,9 @@ def _read(path: Path) -> dict[str, Any]:
             return {}
         raw = json.loads(read_bytes(path, LARGEST_BYTES, "file of a tokenizer"))
     except Unreadable as error:
-        raise MissingError(f"{error}; {_INSTEAD}") from None
+        raise MissingError(f"{error}; {INSTEAD}") from None
     except (OSError, ValueError, RecursionError) as error:
-        raise MissingError(f"{plain(path)}: cannot be read ({plain(error)[:120]}); {_INSTEAD}") from None
+        raise MissingError(f"{plain(path)}: cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
     return raw if isinstance(raw, dict) else {}
 
 
@@ -127,9 +128,9 @@ def as_it_is(folder: Path, strict: bool = True) -> dict[str, Any] | None:
     try:
         text = read_bytes(file, LARGEST_BYTES, "file of a tokenizer").decode()
     except Unreadable as error:
-        raise MissingError(f"{error}; {_INSTEAD}") from None
+        raise MissingError(f"{error}; {INSTEAD}") from None
     except ValueError as error:
-        raise MissingError(f"{plain(file)}: cannot be read ({plain(error)[:120]}); {_INSTEAD}") from None
+        raise MissingError(f"{plain(file)}: cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
     raw = _read(file) if strict else {}
     named = {**_read(folder / "special_tokens_map.json"), **config}
     special = {name: value for name in _SPECIAL if (value := _content(named.get(name)))}
@@ -202,7 +203,7 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
             raise MissingError(f"{plain(name)}: transformers did not load its tokenizer in {_BUILD_S} s") from None
         if done.returncode or not out.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
-            raise MissingError(f"{plain(name)}: its tokenizer cannot be loaded ({plain(lines[-1])[:160]}); {_INSTEAD}")
+            raise MissingError(f"{plain(name)}: its tokenizer cannot be loaded ({plain(lines[-1])[:160]}); {INSTEAD}")
         found = _read(out)
     if kept is not None:
         with suppress(OSError):  # a cache that cannot be written costs time and nothing else
@@ -217,7 +218,7 @@ def _whole(path: Path) -> bytes:
     try:
         return read_bytes(path, LARGEST_BYTES, "file of a tokenizer")
     except Unreadable as error:
-        raise MissingError(f"{error}; {_INSTEAD}") from None
+        raise MissingError(f"{error}; {INSTEAD}") from None
 
 
 def digest(folder: Path) -> str:
@@ -239,7 +240,7 @@ def tokenised(found: Mapping[str, Any], name: str, chats: bool) -> Tokenised:
     try:
         backend = Tokenizer.from_str(found["tokenizer"])
     except Exception as error:  # the library raises Exception itself for a file that it cannot read
-        raise MissingError(f"{name}: its tokenizer.json cannot be read ({plain(error)[:120]}); {_INSTEAD}") from None
+        raise MissingError(f"{name}: its tokenizer.json cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
     backend.encode_special_tokens = bool(found["split"])
     special = {str(key): str(value) for key, value in found["special_tokens"].items()}
     template = found["chat_template"]

@@ -94,6 +94,12 @@ class Explorer(Launches):
             asks = "A model: a catalogue name, a Hub id, or a folder with its config.json"
             self.push_screen(TextScreen(asks, "", hint="./my-model"), self._named(self.open_model))
 
+    def action_ask_tokenizer(self) -> None:
+        """Name the tokenizer that counts the dataset."""
+        if self.data_asked is None:
+            self.notify("no dataset yet: d names one")
+        self.ask_tokenizer()
+
     def _named(self, use: Callable[[str], object]) -> Callable[[str | None], None]:
         """`use` for a dialog's result; a dialog that was closed changes nothing."""
         return lambda text: None if text is None else (use(text), None)[1]

@@ -136,6 +136,30 @@ class Asks(Workers):
         if path is not None:
             self.use_data(DataAsked(path=path) if self.data_asked is None else replace(self.data_asked, path=path))
 
+    def ask_tokenizer(self) -> None:
+        """Whose tokenizer counts the dataset."""
+        if self.under_dialog or self.data_asked is None:
+            return
+        from qlora_planner.tui.screens.dialogs import TextScreen
+
+        why = "" if self.data_fault is None else f"{self.data_fault}. "
+        asks = "Whose tokenizer counts it? A folder with a tokenizer.json, a Hub id, or a guess: characters a token"
+        self.push_screen(TextScreen(f"{why}{asks}", "", hint="./my-model, or 4"), self.name_tokenizer)
+
+    def name_tokenizer(self, text: str | None) -> None:
+        """Count the dataset with another tokenizer, or by so many characters a token."""
+        if text is None or self.data_asked is None:
+            return
+        try:
+            guess = float(text)
+        except ValueError:
+            self.use_data(replace(self.data_asked, tokenizer=text, chars_per_token=None))
+            return
+        if 0 < guess < 1000:
+            self.use_data(replace(self.data_asked, tokenizer=None, chars_per_token=guess))
+        else:
+            self.notify(f"{text} is no number of characters that a token has, as 4", severity="error")
+
     def cut_at(self, tokens: int) -> None:
         """Move the slider."""
         self.cut = tokens

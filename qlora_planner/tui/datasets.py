@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
 from qlora_planner.run import RunConfig
 from qlora_planner.tui.core import Subject
@@ -17,15 +18,28 @@ if TYPE_CHECKING:
     from qlora_planner.planner.epochs import DataPlan
 
 
+class NoTokenizerError(MissingError):
+    """Nothing counts the dataset's tokens yet: another tokenizer is to be named."""
+
+
 def count(asked: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
-    """The lengths of every row. Raises InputError and MissingError as `data.summarise` does."""
+    """The lengths of every row. Raises InputError and MissingError as `data.summarise` does, and NoTokenizerError where
+    that asks for options of a command line."""
     from qlora_planner.data import summarise
+    from qlora_planner.data.tokenizers import INSTEAD
     from qlora_planner.sources.locations import cache_dir
 
-    return summarise(
-        asked.path, tokenizer=asked.tokenizer or model, chars_per_token=asked.chars_per_token, bad_rows=asked.bad_rows,
-        cache=cache_dir(), warn=warn, moved=moved,
-    )  # fmt: skip
+    try:
+        return summarise(
+            asked.path, tokenizer=asked.tokenizer or model, chars_per_token=asked.chars_per_token,
+            bad_rows=asked.bad_rows, cache=cache_dir(), warn=warn, moved=moved,
+        )  # fmt: skip
+    except PlannerError as error:
+        words = str(error)
+        if words.endswith(INSTEAD) or words.startswith("--tokenizer: "):
+            cause = words.removesuffix(INSTEAD).removesuffix(", or ").removesuffix("; ")
+            raise NoTokenizerError(cause.removeprefix("--tokenizer: ")) from None
+        raise
 
 
 @record

@@ -97,6 +97,8 @@ class Heard(Asks):
             self.data, self.data_fault, self.data_done = message.summary, message.fault, None
             self._viewed_of = None
             self.refresh_page()
+            if message.uncounted and self.current_mode == "data":
+                self.ask_tokenizer()
 
     def on_viewed(self, message: messages.Viewed) -> None:
         """A dataset under a run; where slider or knobs have moved on, the next is worked out."""

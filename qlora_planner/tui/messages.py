@@ -97,11 +97,12 @@ class Counting(Message):
 
 @dataclass
 class Counted(Message):
-    """A dataset's lengths, or the one line why it has none."""
+    """A dataset's lengths, or the one line why it has none; `uncounted`: for want of a tokenizer."""
 
     asked: DataAsked
     summary: DataSummary | None
     fault: str | None
+    uncounted: bool = False
 
 
 @dataclass

@@ -160,7 +160,7 @@ class Workers(Exploration):
 
     @work(thread=True, group="count", exclusive=True)
     def _count(self, asked: DataAsked, model: str | None) -> None:
-        from qlora_planner.tui.datasets import count
+        from qlora_planner.tui.datasets import NoTokenizerError, count
 
         last = 0.0
 
@@ -175,6 +175,7 @@ class Workers(Exploration):
         def odd(text: str) -> None:
             self.post_message(messages.Told(text, "warning"))
 
+        uncounted = False
         with self._doing(f"counting {asked.path}"):
             try:
                 found, fault = count(asked, model, moved=moved, warn=odd), None
@@ -182,7 +183,8 @@ class Workers(Exploration):
                 return
             except PlannerError as error:
                 found, fault = None, core.fault_words(error)
-        self.post_message(messages.Counted(asked, found, fault))
+                uncounted = isinstance(error, NoTokenizerError)
+        self.post_message(messages.Counted(asked, found, fault, uncounted))
 
     @work(thread=True, group="view")
     def _view(self, wanted: object, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> None:

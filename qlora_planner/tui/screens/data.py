@@ -33,6 +33,7 @@ class DataScreen(Page):
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("d", "dataset", "Dataset", tooltip="Name a dataset: jsonl, json, csv or parquet, a folder, a pattern"),
+        Binding("n", "app.ask_tokenizer", "Tokenizer", tooltip="Name the tokenizer that counts, or characters a token"),
         Binding("a", "apply", "Apply", tooltip="Take the slider's length as the run's sequence"),
         Binding("u", "app.undo", "Undo", tooltip="Back to the run before"),
     ]
@@ -83,7 +84,7 @@ class DataScreen(Page):
         explorer = self.explorer
         asked = explorer.data_asked
         if explorer.data_fault is not None:
-            return Text(explorer.data_fault, style="bold red")
+            return Text(f"{explorer.data_fault}; d names another dataset, n a tokenizer", style="bold red")
         if asked is None:
             return Text("No dataset yet: d names one (jsonl, json, csv or parquet), or start with --data FILE.")
         if data is None and explorer.data_done is None:
