@@ -10,6 +10,7 @@ from typing import Any
 import click.testing
 import pytest
 
+from qlora_planner.after.base import find_base
 from qlora_planner.after.finished import read_finished
 from qlora_planner.cli.main import cli
 from qlora_planner.errors import InputError
@@ -95,3 +96,14 @@ def test_a_card_file_of_a_thousand_faults_is_short() -> None:
     with pytest.raises(InputError) as caught:
         read_card("x", {**document, "bandwidth_gb_per_s": 10**400}, "x.toml")
     assert len(str(caught.value)) < 12_000
+
+
+@pytest.mark.parametrize(
+    "name", ["9" * 400 + ".safetensors", "m\u202e-1.safetensors", "../x.safetensors", "a\0.safetensors"], ids=range(4)
+)
+def test_an_index_of_weights_names_files_that_can_be(tmp_path: Path, name: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    with pytest.raises(InputError, match="is no name of a weight file") as caught:
+        find_base([], str(tmp_path), print)
+    assert str(caught.value).isprintable()

@@ -90,12 +90,18 @@ def _shards(folder: Path) -> tuple[str, ...]:
         raise InputError(f"{plain(folder / INDEX)}: holds no weight_map")
     files = tuple(sorted({str(file) for file in weight_map.values()}))
     # A name such as ../x would be read, and written, outside the folder.
-    strange = [file for file in files if file != Path(file).name or not file.endswith(".safetensors")]
+    strange = [
+        file
+        for file in files
+        if file != Path(file).name or not file.endswith(".safetensors") or len(file) > 200 or not file.isprintable()
+    ]
     if strange:
         raise InputError(f"{plain(folder / INDEX)}: {quoted(strange[0])} is no name of a weight file")
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise MissingError(f"{plain(folder)}: {len(missing)} of {len(files)} weight files are missing, as {missing[0]}")
+        raise MissingError(
+            f"{plain(folder)}: {len(missing)} of {len(files)} weight files are missing, as {plain(missing[0])}"
+        )
     return files
 
 
