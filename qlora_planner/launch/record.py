@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -102,23 +103,27 @@ class Metrics:
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Every whole line, in order; a step that was done again after a resume counts as it was done last."""
-    found: list[dict[str, Any]] = []
+    rows: list[dict[str, Any]] = []
     try:
         text = path.read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return found
+        return rows
     for line in text.splitlines():
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
             continue  # cut off when the process was killed
-        if not isinstance(row, dict) or not _is_sound(row):
-            continue
+        if isinstance(row, dict) and _is_sound(row):
+            rows.append(row)
+    # From the end, so that it takes as long as there are lines: what a later attempt began below was done again.
+    found, again_from = [], inf
+    for row in reversed(rows):
         if row["kind"] == "attempt":
-            first = row.get("from_step") or 0
-            found = [known for known in found if known["kind"] == "attempt" or known.get("step", 0) <= first]
+            again_from = min(again_from, row.get("from_step") or 0)
+        elif (row.get("step") or 0) > again_from:
+            continue
         found.append(row)
-    return found
+    return found[::-1]
 
 
 def _is_sound(row: Mapping[str, Any]) -> bool:
