@@ -174,4 +174,5 @@ def title_of(scene: Scene) -> str:
     """What stands over a picture: where its measured figures are from, and what is made up."""
     if scene is watch:
         return Recording(RECORDING).title
-    return "qlora-plan tui (staged: the card is made up)" if scene is train else "qlora-plan tui"
+    made_up = {train: "card", data: "dataset"}.get(scene)
+    return f"qlora-plan tui (staged: the {made_up} is made up)" if made_up else "qlora-plan tui"
