@@ -137,7 +137,8 @@ def _adapters(draft: _Draft) -> None:
 def _named_targets(draft: _Draft) -> None:
     """Say which names match nothing: PEFT passes over them in silence as long as one matches."""
     wanted = draft.asked.target_modules
-    if wanted is None or wanted in WHOLE_SETS:
+    # Facts of a class alone have no modules to look names up in; PEFT says by itself what it does not find.
+    if wanted is None or wanted in WHOLE_SETS or not draft.profile.tensors:
         return
     found = targets_of(draft.profile, wanted)
     if found.unmatched:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from qlora_planner import api
 from qlora_planner.api import packages
-from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
 from qlora_planner.profile import ModelProfile
 from qlora_planner.sources import hub
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
@@ -77,7 +77,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 def error_of(text: str, kind: type[PlannerError], **options: Any) -> str:
     with pytest.raises(kind) as caught:
         api.load_model(text, **options)
-    assert type(caught.value) is kind
+    assert type(caught.value) is kind, caught.value
     assert str(caught.value).isprintable()
     return str(caught.value)
 
@@ -122,7 +122,7 @@ def test_a_config_that_the_catalogue_knows_is_not_built(folder: Path, profiles: 
 
 
 def test_without_the_packages_the_command_is_named(folder: Path, bare: None) -> None:
-    message = error_of(str(folder), MissingError)
+    message = error_of(str(folder), UnprofiledError)
     assert f"run `qlora-plan profile {folder}` after `pip install " in message
     assert "[train]'`" in message
     assert "missing here: torch, peft" in message
@@ -138,7 +138,7 @@ def test_without_the_packages_a_cached_profile_will_do(
 
 
 def test_never_building_is_respected(folder: Path, built: list[RawConfig]) -> None:
-    message = error_of(str(folder), MissingError, build="never")
+    message = error_of(str(folder), UnprofiledError, build="never")
     assert message == f"{folder} is not profiled; run `qlora-plan profile {folder}`"
     assert built == []
 
