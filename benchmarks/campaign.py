@@ -47,9 +47,9 @@ def make_cases(out: Path, timings: bool) -> int:
     from qlora_planner.catalog import OPTIMIZERS
     from qlora_planner.errors import PlannerError
     from qlora_planner.memory.estimate import estimate
-    from qlora_planner.run import RunConfig
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
+    from qlora_planner.spec.run import RunConfig
 
     catalogue = ModelCatalogue([ROOT / "profiles" / "models"])
     known = {name: catalogue.load(name) for name in catalogue.names()}

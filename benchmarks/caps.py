@@ -112,12 +112,12 @@ def last_below(over: Callable[[int], float], first: int) -> int:
 def push(edge: Edge) -> list[dict[str, Any]]:
     """Two cases, in the campaign's form: the largest run said to fit, and the first said not to."""
     from qlora_planner import api
-    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, context_of
     from qlora_planner.memory.verdict import spread as spread_of
-    from qlora_planner.run import RunConfig
     from qlora_planner.sources.configs import read_config
+    from qlora_planner.spec.run import RunConfig
 
     gpu, spread = api.load_gpu("h200"), api.calibration()
     context = context_of(gpu, spread)

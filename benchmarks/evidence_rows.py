@@ -10,8 +10,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.errors import PlannerError
-from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.played import play_run
@@ -22,6 +22,7 @@ from qlora_planner.memory.words import before_training
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.configs import read_config
+from qlora_planner.spec.machine import GpuSpec
 from tests.truth import run_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -30,9 +30,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qlora_planner import api
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
+from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
-from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
-from qlora_planner.hardware.sizes import marketed_size
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.limits import usable_on
@@ -40,11 +40,12 @@ from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
 from qlora_planner.planner.tables import CARD_SIZES_GB
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 GOALS = ("throughput", "context", "rank", "quality")
 TOY_TOKENS, TOY_RANK, TOY_STEPS = 64, 4, 1

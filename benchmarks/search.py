@@ -19,9 +19,9 @@ from qlora_planner.planner.limits import usable_on
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.locations import tapes_dirs
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.run import RunConfig
 
 MODELS = ("meta-llama/Llama-3.1-8B", "Qwen/Qwen2.5-1.5B", "Qwen/Qwen3-30B-A3B")
 BATCHES = tuple(range(1, 257))

@@ -116,7 +116,7 @@ def rate() -> int:
     from qlora_planner.api import calibration, load_gpu, load_model
     from qlora_planner.memory.resolve import resolve
     from qlora_planner.planner.speed import speed_model
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
     profile, gpu = load_model("gemma-2-9b"), load_gpu("h200")
     resolution = resolve(profile, RunConfig(), gpu)

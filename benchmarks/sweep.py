@@ -19,9 +19,9 @@ from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.static import static_memory
 from qlora_planner.memory.sweep import Fixed
 from qlora_planner.memory.training import training_state
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_tape
+from qlora_planner.spec.run import RunConfig
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 MODELS = ("meta-llama/Llama-3.1-8B", "mistralai/Mistral-7B-v0.1", "Qwen/Qwen3-8B", "openai/gpt-oss-20b")

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "RunConfig": "qlora_planner.run",
-    "ModelProfile": "qlora_planner.profile",
-    "GpuSpec": "qlora_planner.hardware",
+    "RunConfig": "qlora_planner.spec.run",
+    "ModelProfile": "qlora_planner.spec.model",
+    "GpuSpec": "qlora_planner.spec.machine",
     "MemoryEstimate": "qlora_planner.memory",
     "PlannerError": "qlora_planner.errors",
     "load_model": "qlora_planner.api",

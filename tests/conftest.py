@@ -22,7 +22,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-from qlora_planner.profile import ModelProfile
+from qlora_planner.spec.model import ModelProfile
 
 # Another seed looks for tests that hold for some random weights only: QLORA_PLANNER_TEST_SEED=1 pytest
 SEED = int(os.environ.get("QLORA_PLANNER_TEST_SEED", "0"))

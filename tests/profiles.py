@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from qlora_planner.profile import ModelProfile
 from qlora_planner.profiling.build import ConfigSource, build_profile
 from qlora_planner.profiling.refusals import Prober
+from qlora_planner.spec.model import ModelProfile
 
 
 class Unasked(Prober):

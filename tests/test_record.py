@@ -61,7 +61,7 @@ def test_as_a_frozen_dataclass() -> None:
 def test_the_type_checker_refuses_a_change(tmp_path: Path) -> None:
     file = tmp_path / "changes.py"
     file.write_text(
-        "from qlora_planner.run import RunConfig\nrun = RunConfig(rank=8)\nrun.rank = 16\nRunConfig(rnak=8)\n"
+        "from qlora_planner.spec.run import RunConfig\nrun = RunConfig(rank=8)\nrun.rank = 16\nRunConfig(rnak=8)\n"
     )
     found = subprocess.run(
         [sys.executable, "-m", "mypy", "--cache-dir", str(tmp_path / "cache"), str(file)],

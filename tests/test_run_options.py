@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.run import RUN_FIELDS, RunConfig, options_without
+from qlora_planner.spec.run import RUN_FIELDS, RunConfig, options_without
 
 
 def test_a_copy_differs_in_what_was_changed_alone() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_planner.cli.main import cli
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import Settings
 from qlora_planner.units import parse_size
 

@@ -67,7 +67,7 @@ def test_a_line_of_a_megabyte_is_cut() -> None:
 
 def test_a_fault_of_a_megabyte_is_cut() -> None:
     from qlora_planner.errors import InputError
-    from qlora_planner.profile.faults import refuse
+    from qlora_planner.spec.faults import refuse
 
     with pytest.raises(InputError) as caught:
         refuse(["x" * 1_000_000], "rows.csv")

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 FOLDER = Path(__file__).parent / "data" / "truth"
 

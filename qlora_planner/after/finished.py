@@ -8,10 +8,10 @@ from typing import Any
 
 from qlora_planner.bounded import open_regular
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.json_files import read_object
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
 
 ADAPTER_CONFIG = "adapter_config.json"

@@ -11,7 +11,7 @@ from qlora_planner.after.base import Base
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence.oom import explain
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.units import format_size
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.after.base import Base
 from qlora_planner.after.hollow import Hollow
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:

@@ -12,16 +12,17 @@ from qlora_planner.api.models import with_targets
 from qlora_planner.api.packages import Warn
 from qlora_planner.api.traces import tape_for, tape_orders
 from qlora_planner.errors import MissingError, RefusedError
-from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs, tapes_dirs
+from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.evidence.calibration import Calibration
-    from qlora_planner.hardware import GpuCatalogue, GpuSpec
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.profile.tape import Tape
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.run import RunConfig
+    from qlora_planner.spec.trace import Tape
 
 
 def calibration(profiles: str | os.PathLike[str] | None = None) -> Calibration | None:
@@ -43,7 +44,7 @@ def load_gpu(text: str, *, profiles: str | os.PathLike[str] | None = None) -> Gp
         from qlora_planner.measure.nvml import local_gpu
 
         return local_gpu().spec
-    from qlora_planner.hardware import GpuCatalogue, parse_gpu
+    from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 
     return parse_gpu(text, GpuCatalogue(gpus_dirs(profiles)))
 
@@ -71,7 +72,7 @@ def estimate(
     from qlora_planner.memory.refusals import refusal
     from qlora_planner.memory.unmodelled import qualified
     from qlora_planner.planner.speed import speed_of
-    from qlora_planner.run import RunConfig as Run
+    from qlora_planner.spec.run import RunConfig as Run
 
     asked = run or Run()
     broken: tuple[Problem, ...] = ()
@@ -115,11 +116,11 @@ def plan(
 
     `asked` are the other fields of `qlora_planner.planner.planning.Request`, such as `objective`, `fixed`, `data`.
     """
-    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.planner.plan import plan as answer
     from qlora_planner.planner.planning import Request
-    from qlora_planner.run import RunConfig as Run
     from qlora_planner.sources.tapes import stored_sweep
+    from qlora_planner.spec.run import RunConfig as Run
 
     told: set[str] = set()
 
@@ -155,13 +156,13 @@ def ranking_card(gpu: GpuSpec, *, profiles: str | os.PathLike[str] | None = None
 
     That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has it.
     """
-    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.catalog.gpus import GpuCatalogue
 
     return _ranking_card(gpu, GpuCatalogue(gpus_dirs(profiles)))
 
 
 def _ranking_card(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
-    from qlora_planner.hardware.sizes import MARKETED_SIZES, marketed_size
+    from qlora_planner.catalog.gpus.sizes import MARKETED_SIZES, marketed_size
 
     if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
         return gpu

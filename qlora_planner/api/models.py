@@ -14,14 +14,14 @@ from qlora_planner.api.packages import Warn
 from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
-from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
-    from qlora_planner.run import RunConfig
     from qlora_planner.sources.configs import RawConfig
+    from qlora_planner.spec.run import RunConfig
 
 Build = Literal["auto", "never", "always"]
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
 Warn = Callable[[str], None]
 

@@ -12,13 +12,13 @@ from qlora_planner.api.models import source_of
 from qlora_planner.api.packages import Warn
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_packages
-from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.locations import cache_dir, tapes_dirs
+from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
-    from qlora_planner.hardware import GpuSpec
-    from qlora_planner.profile.tape import Tape
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.run import RunConfig
+    from qlora_planner.spec.trace import Tape
 
 
 def tape_for(

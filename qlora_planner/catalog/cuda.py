@@ -23,7 +23,7 @@ class ContextRow:
 
 
 # Measured: H200, driver 580, CUDA 13.0, torch 2.11: 612 MiB after the first tensor, 742 to 828 MiB (median 758) in all
-# over 240 runs, all but 10 MiB of it told by the libraries a run uses (run/libraries.py). Tesla T4: 141 MiB in every
+# over 240 runs, all but 10 MiB of it told by the libraries a run uses (spec/libraries.py). Tesla T4: 141 MiB in every
 # row of a public archive of runs. Elsewhere: published figures run from 287 MiB (lazy loading, pytorch pull request
 # 86509) over 426 MiB (RTX 6000 Ada, torch 2.10 with CUDA 13) to about 616 MiB (a data-centre card, LMCache issue 4019).
 _MEASURED: dict[str, ContextRow] = {

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from qlora_planner.exchange.reading import Reading
     from qlora_planner.exchange.remedy import Remedy
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.profile import ModelProfile
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/check/1"
 KINDS = ("plan", "axolotl", "llama-factory", "trl")

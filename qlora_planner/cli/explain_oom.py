@@ -111,7 +111,7 @@ def _card(gpu: Any, report: OomReport, output: Output) -> Card:
     A card of another size than the plan's is taken as it is.
     """
     from qlora_planner import api
-    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.catalog.gpus import usable_bytes
 
     name = gpu["name"] if gpu is not None else None
     capacity = report.capacity_bytes

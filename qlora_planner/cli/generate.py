@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qlora_planner.after.base import Base
     from qlora_planner.after.finished import Finished
     from qlora_planner.after.forecast import Forecast
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/generation/1"
 DEVICES = ("cuda", "cpu")
@@ -126,7 +126,7 @@ def _room(device: str) -> tuple[int, str]:
         from qlora_planner.after.host import available_bytes
 
         return available_bytes(), "the host"
-    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
 
     try:
@@ -155,7 +155,7 @@ def _forecast(
     from qlora_planner.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import context_of
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
     profile = profile_for(str(base.folder), output)
     gpu = None if device == "cpu" else api.load_gpu("local")

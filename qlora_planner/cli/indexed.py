@@ -12,10 +12,10 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.json_files import read_object
 
 if TYPE_CHECKING:
-    from qlora_planner.hardware import GpuSpec
     from qlora_planner.planner.survey import Candidate
-    from qlora_planner.profile import ModelProfile
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
 
 INDEX_FILE = "models.index.json"
 Warn = Callable[[str], None]

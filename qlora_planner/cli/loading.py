@@ -10,7 +10,7 @@ from qlora_planner.cli.values import Output
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 
 def profile_for(model: str, output: Output) -> ModelProfile:

@@ -30,8 +30,8 @@ from qlora_planner.cli.values import Card, Output, card_from, output_from
 from qlora_planner.errors import InputError
 
 if TYPE_CHECKING:
-    from qlora_planner.profile import ModelProfile
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
 
 OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
 
@@ -148,7 +148,7 @@ def cheapest_card(
 ) -> Card:
     """The card with a price on which a token of the best run costs least; those of --gpu, or the whole catalogue."""
     from qlora_planner import api
-    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.planner.cheapest import cheapest
     from qlora_planner.sources.locations import gpus_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qlora_planner.exchange.reading import Reading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
 _PLAN = "plan"

@@ -13,10 +13,10 @@ from qlora_planner.evidence.calibration import TRACED, Calibration, Prediction, 
 from qlora_planner.evidence.speed_traits import SpeedTraits
 
 if TYPE_CHECKING:
-    from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.speed_fit import TimedRun
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.model import ModelProfile
 
 TRAINING = ("forward", "loss", "backward", "optimizer")
 Tell = Callable[[str], None]
@@ -36,7 +36,7 @@ def prediction_of(answer: MemoryEstimate) -> Prediction:
 def card_of(measurement: Measurement) -> GpuSpec | None:
     """The card that a measurement was made on: the catalogue's, else what the driver told; None for none."""
     from qlora_planner.api import load_gpu
-    from qlora_planner.hardware import GpuSpec
+    from qlora_planner.spec.machine import GpuSpec
 
     card = measurement.gpu
     if card is None:

@@ -28,7 +28,7 @@ def command(model: str, **given: Any) -> int:
     output.warn(f"profiling {plain(model)}: building its class without weights takes some seconds")
     profile = load_model(model, profiles=output.profiles, build="always", warn=output.warn)
     if output.json:
-        from qlora_planner.profile import profile_to_dict
+        from qlora_planner.spec.codec import profile_to_dict
 
         answer_json(profile_to_dict(profile))
     else:

@@ -8,16 +8,16 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+from qlora_planner.catalog.gpus.card_index import build_card_index, index_path
 from qlora_planner.errors import MissingError
-from qlora_planner.hardware.card_index import build_card_index, index_path
 from qlora_planner.planner.index import build_index
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.record import record
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.codec import profile_to_json
+from qlora_planner.spec.model import ModelProfile
 
 # Text models that on the Hub sit inside a wrapper with a vision or audio tower.
 _TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "ministral3")

@@ -18,9 +18,9 @@ from qlora_planner.cli.predicting import predictions_of, speed_traits
 from qlora_planner.errors import PlannerError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading, PhaseReading
 from qlora_planner.evidence.calibration import FOOTINGS, calibrate, latest, usable
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.configs import config_sha256
 from qlora_planner.sources.evidence import write_calibration
+from qlora_planner.spec.run import RunConfig
 
 # Options whose names differ between bare rows (torch's counters alone, no schema) and RunConfig.
 _RENAMED = {"prepare_for_kbit_training": "upcast", "lora_rank": "rank"}

@@ -25,10 +25,10 @@ from qlora_planner.memory.sweep import Moments
 from qlora_planner.memory.variant import LEAST_TOKENS, Region, regions
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import KINDS, TAPE_SCHEMA, StoredTape, encode, header_of, stored_tapes, tape_path
+from qlora_planner.spec.run import RunConfig
 
 # What is shipped: the default recipe at batch 1 and at larger batches, for cards of compute capability 9.0 and later.
 SHIPPED = {"single": RunConfig(), "batched": RunConfig(batch_size=8)}

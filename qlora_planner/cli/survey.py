@@ -16,7 +16,7 @@ from qlora_planner.errors import MissingError
 
 if TYPE_CHECKING:
     from qlora_planner.planner.survey import SurveyRow
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/survey/1"
 # Of 4-bit weights with what stays in 16 bits, roughly: it decides an order and nothing else.
@@ -105,7 +105,7 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
 
 
 def _document(card: Card, run: RunConfig, rows: list[SurveyRow]) -> dict[str, Any]:
-    from qlora_planner.hardware import remarks
+    from qlora_planner.catalog.gpus import remarks
 
     gpu = card.gpu
     return {

@@ -15,8 +15,8 @@ from qlora_planner.errors import InputError
 if TYPE_CHECKING:
     from qlora_planner.planner.survey import Candidate
     from qlora_planner.planner.tables import Tables
-    from qlora_planner.profile import ModelProfile
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
 
 
 @click.command("table", cls=Verb)
@@ -51,14 +51,15 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
 def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     """Both tables; `models` names the rows of the first, separated by commas."""
     from qlora_planner.api import calibration, tape_for
+    from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.cli.loading import profile_for
-    from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
     from qlora_planner.planner.survey import candidate
     from qlora_planner.planner.tables import CARD_SIZES_GB, COMMON_CARD_GB, MODELS, make_tables
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
+    from qlora_planner.spec.machine import GpuSpec
 
     names = MODELS if models is None else tuple(name.strip() for name in models.split(",") if name.strip())
     if not names:

@@ -26,12 +26,12 @@ from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, place_of
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
 if TYPE_CHECKING:
     from qlora_planner.launch.spec import LaunchSpec
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 
 def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:

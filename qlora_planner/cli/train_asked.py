@@ -11,13 +11,13 @@ from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.train.settings import Settings
 
 if TYPE_CHECKING:
     from qlora_planner.launch.folder import RunFolder
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 SETTINGS = (
     "epochs", "max_steps", "learning_rate", "warmup", "scheduler", "save_steps", "logging_steps", "seed", "eval_split",

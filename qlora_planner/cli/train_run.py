@@ -16,13 +16,13 @@ from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
 from qlora_planner.cli.verify_place import Place, check_room
 from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.launch.spec import LaunchSpec
     from qlora_planner.launch.supervise import Attempt
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 _COUNTED_BYTES = 16 << 20  # what takes some four seconds to tokenise
 _EXIT = {"ok": 0, "out-of-memory": 1, "interrupted": 130}

@@ -25,7 +25,7 @@ def documents(place: Place, profiles: str | None, recommend: bool = True) -> Ite
     """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
     from qlora_planner.cli.survey import stream_rows
     from qlora_planner.cli.values import Card, output_from
-    from qlora_planner.run import RunConfig
+    from qlora_planner.spec.run import RunConfig
 
     card = Card(gpu=place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes, asked=place.asked)
     output = replace(output_from({"profiles": profiles}), quiet=True)

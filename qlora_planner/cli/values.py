@@ -14,9 +14,9 @@ from qlora_planner.text import quoted
 from qlora_planner.units import format_mib, parse_size
 
 if TYPE_CHECKING:
-    from qlora_planner.hardware import GpuSpec
-    from qlora_planner.hardware.several import Several
+    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.spec.machine import GpuSpec
 
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
@@ -144,7 +144,7 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Ca
     if text.strip().lower() in ("local", "auto"):
         return _local(reserve_bytes, cap_bytes, output, asked=True)
     from qlora_planner.api import load_gpu
-    from qlora_planner.hardware.several import several_of
+    from qlora_planner.catalog.gpus.several import several_of
 
     gpu = load_gpu(text, profiles=output.profiles)
     several = several_of(text)

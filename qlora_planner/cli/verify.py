@@ -24,7 +24,7 @@ from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Output, output_from
 from qlora_planner.cli.verify_place import Place, check_packages, check_room, place_of
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from qlora_planner.measure.floor import Floor
     from qlora_planner.measure.spec import ChildSpec
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 SCHEMA = "qlora-plan/verification/1"
 DEVICES = ("cuda", "cpu")

@@ -9,12 +9,12 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
 if TYPE_CHECKING:
-    from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.spec.machine import GpuSpec
 
 # Less than this may be the driver's own.
 _NOTICED_BYTES = 256 << 20
@@ -46,7 +46,7 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
     Raises MissingError without a card, and for one that is smaller than the one asked for.
     """
     from qlora_planner import api
-    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
     from qlora_planner.memory.verdict import context_of
 
@@ -87,7 +87,7 @@ def _catalogued(spec: GpuSpec) -> GpuSpec:
 
 def check_room(place: Place, predicted: MemoryEstimate, output: Output) -> None:
     """Raises MissingError where the run cannot even load, or where others hold what it needs."""
-    from qlora_planner.hardware import usable_bytes
+    from qlora_planner.catalog.gpus import usable_bytes
 
     whole = usable_bytes(place.gpu)[0]
     if predicted.static.after_load > whole:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from qlora_planner.bounded import open_regular
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 
 FORMATS = {

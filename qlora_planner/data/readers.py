@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TextIO
 from qlora_planner.data.files import DataFile
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_line
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain, quoted
 
 # One row that is longer is no row: it would not leave the memory for a batch of them.

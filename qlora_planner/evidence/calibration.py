@@ -16,7 +16,7 @@ from qlora_planner.evidence.records import Measurement
 from qlora_planner.evidence.residuals import FEWEST, Residuals
 from qlora_planner.evidence.speed_traits import SpeedTraits
 from qlora_planner.record import record
-from qlora_planner.run.libraries import library_bytes
+from qlora_planner.spec.libraries import library_bytes
 
 SCHEMA = "qlora-plan/calibration/1"
 # How a prediction was made, best first: from the run's trace, from a closed form within or outside what it was proved
@@ -220,7 +220,7 @@ def _residuals(one: Measurement, predicted: Prediction) -> dict[str, float]:
 def _contexts(measurements: Sequence[Measurement]) -> dict[str, CardContext]:
     """By card: what NVML shows for the process beyond what torch reserves, after a step that was the last to reserve.
 
-    What a run's own libraries take beside the usual ones is not counted (run/libraries.py). Where an evaluation
+    What a run's own libraries take beside the usual ones is not counted (spec/libraries.py). Where an evaluation
     followed, torch's reserve at the end is not the training's, so the run is passed over.
     """
     first: dict[str, list[int]] = {}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qlora_planner.profile.fields import Check
+from qlora_planner.spec.fields import Check
 
 OUTCOMES = ("ok", "out-of-memory", "error", "interrupted")
 ROLES = ("calibration", "holdout")

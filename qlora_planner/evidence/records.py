@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.checks import MEASUREMENT, MEASUREMENT_NEEDS, PARTS, PARTS_NEEDS, PHASE
 from qlora_planner.evidence.readings import MEASURED_PHASES, CardReading, HostReading, NvmlReading, PhaseReading
-from qlora_planner.profile.faults import refuse
-from qlora_planner.profile.fields import faults_of
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.fields import faults_of
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
 
 SCHEMA = "qlora-plan/measurement/1"

@@ -10,7 +10,7 @@ from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_
 from qlora_planner.exchange.files import read_yaml
 from qlora_planner.exchange.foreign import foreign
 from qlora_planner.exchange.reading import Reading
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 
 PLAN = "plan"

@@ -9,7 +9,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.exchange.plan_file import headline, plan_of
 from qlora_planner.exchange.reading import Reading
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 DATA = "train.jsonl"

@@ -14,7 +14,7 @@ import yaml
 
 from qlora_planner.bounded import DEEPEST, Unreadable, check_depth, check_json, read_bytes
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain, quoted
 
 # A training config is a few KiB: what is larger is something else.

@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.exchange.commented import differences, document, target_names
 from qlora_planner.exchange.llama_factory import ATTENTIONS
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from qlora_planner.exchange.reading import Reading
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.profile import ModelProfile
+from qlora_planner.spec.model import ModelProfile
 
 
 def meant(reading: Reading, profile: ModelProfile) -> Reading:

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from qlora_planner.exchange.scripts import Section, packages, sections
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 INSTALL = "Install"
 

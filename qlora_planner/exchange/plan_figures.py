@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.exchange.files import read_yaml
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 
 SCHEMA = "qlora-plan/plan-figures/1"
 KEY = "figures"  # of a plan file, naming the file beside it

@@ -12,9 +12,9 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.exchange import plan_figures
 from qlora_planner.exchange.files import check_new, read_yaml, write_text
 from qlora_planner.planner.plan import SCHEMA
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
 from qlora_planner.units import format_gib
 

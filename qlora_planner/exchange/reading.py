@@ -11,9 +11,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.exchange.effects import OPTIMIZER, Effect, either
 from qlora_planner.exchange.effects import OPTIMIZERS as UNCOUNTED
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
 
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.

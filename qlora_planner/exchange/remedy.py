@@ -12,7 +12,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.planner.limits import SEQ_STEP
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 Estimate = Callable[[RunConfig], MemoryEstimate]
 Surely = Callable[[int], bool]  # whether a run that works from so many bytes on fits surely

@@ -13,7 +13,7 @@ from typing import Any
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.exchange.code import Code, call, literal
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import options
 
 _SPLIT = "parts = dataset.train_test_split(test_size=0.02, seed=0)"

@@ -10,7 +10,7 @@ from uuid import uuid4
 from qlora_planner import data
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
 from qlora_planner.train.data import IGNORED
 from qlora_planner.train.settings import EVAL_SPLIT, Settings

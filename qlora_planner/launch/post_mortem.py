@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.measure import bookkeeping
 from qlora_planner.memory.records import Component
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_size
 
 OTHERS = "other processes"

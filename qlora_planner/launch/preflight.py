@@ -12,8 +12,8 @@ from qlora_planner.data.files import find_files
 from qlora_planner.errors import MissingError
 from qlora_planner.launch.dataset import IN_MEMORY_BYTES
 from qlora_planner.memory.static import trainable_tensors
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.train.options import CHECKPOINTS_KEPT
 from qlora_planner.units import format_size

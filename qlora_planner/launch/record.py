@@ -16,7 +16,7 @@ from qlora_planner.evidence import CardReading, HostReading, Measurement, NvmlRe
 from qlora_planner.launch.folder import SCHEMA, RunFolder
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.launch.supervise import Attempt
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 SUMMARY_SCHEMA = "qlora-plan/training/1"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.errors import RunError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype, torch_dtype
 
 _PACKED = ("Params4bit", "Int8Params")

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import known_fields
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.faults import known_fields
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
 from qlora_planner.train.settings import Settings
 

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.measure import process
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import environment
 
 _EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}

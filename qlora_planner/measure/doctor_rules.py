@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.hardware.remarks import LEGACY_WHEEL, NO_KERNEL, PYPI_WHEELS_BEGIN_AT, wheel_line
+from qlora_planner.catalog.gpus.remarks import LEGACY_WHEEL, NO_KERNEL, PYPI_WHEELS_BEGIN_AT, wheel_line
 from qlora_planner.measure.doctor_facts import Facts, Finding, release
 from qlora_planner.units import GIB, MIB, format_gib
 

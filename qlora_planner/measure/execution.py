@@ -23,7 +23,7 @@ from qlora_planner.measure.sampler import Sampler
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.measure.timeline import Timeline
 from qlora_planner.measure.watcher import StepWatcher
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 

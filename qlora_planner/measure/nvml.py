@@ -15,8 +15,8 @@ from importlib import import_module
 from typing import Any
 
 from qlora_planner.errors import MissingError
-from qlora_planner.hardware.spec import Fact, GpuSpec
 from qlora_planner.record import record
+from qlora_planner.spec.machine import Fact, GpuSpec
 
 # "This card, driver or permission does not give it": one reading is unknown, the others still hold.
 _NO_READING = (

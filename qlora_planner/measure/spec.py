@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import known_fields, refuse
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.faults import known_fields, refuse
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
 
 

@@ -11,9 +11,9 @@ from qlora_planner.memory.allocator import block_bytes
 from qlora_planner.memory.audit_words import headline, why_not
 from qlora_planner.memory.checkpoint import Checkpoint, checkpoint_of
 from qlora_planner.memory.static import is_quantized, load_dtype
-from qlora_planner.profile import ModelProfile, TensorGroup
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile, TensorGroup
+from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/audit/1"
 QUANTIZED, BUFFER = "quantized", "buffer"

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from qlora_planner.memory.checkpoint import Checkpoint
-from qlora_planner.profile import ModelProfile, TensorGroup
+from qlora_planner.spec.model import ModelProfile, TensorGroup
 from qlora_planner.units import format_params, format_size
 
 if TYPE_CHECKING:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.memory.records import STORED_QUANTIZED, Problem
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 _BITSANDBYTES = "bitsandbytes-"
 _BF16 = "a bf16 copy of the model: one of another repository, or one dequantised and saved by yourself"

@@ -11,9 +11,9 @@ from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
 from qlora_planner.memory.static import targeted
-from qlora_planner.profile import LayerKind, ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import LayerKind, ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # trl 1.16, models/activation_offloading.py: so many layer inputs wait on the card for their copy to the host.
 STASHED = 5

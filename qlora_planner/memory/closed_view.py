@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_form import most
 from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.expandable import is_expandable
@@ -14,8 +13,9 @@ from qlora_planner.memory.groundwork import Parts, assemble, build_groundwork
 from qlora_planner.memory.records import Phase
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.view import View, highest
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # Reserved over allocated while training: measured from 1.01 to 1.33 with a median of 1.06 over 66 runs on an H200;
 # with expandable segments a limit of 1.02 x the allocated peak was enough in three cases of three.

@@ -6,7 +6,7 @@ from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.groundwork import Parts
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.words import BEFORE_TRAINING, before_training, counted_words
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 
 def component_lines(run: RunConfig, parts: Parts, peak: Phase) -> tuple[ComponentLine, ...]:

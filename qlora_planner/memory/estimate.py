@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
+from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.memory.left_out import whole
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
 from qlora_planner.memory.view import View
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 
 NOT_TRACED = Problem(
     code="not-traced",

@@ -7,15 +7,15 @@ from collections.abc import Mapping
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, context_row
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form, loading
 from qlora_planner.memory.expandable import make_allocator
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.static import StaticMemory, static_memory
 from qlora_planner.memory.training import TrainingState, training_state
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 
 @record

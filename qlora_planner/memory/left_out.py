@@ -10,8 +10,8 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.targets import WHOLE_SETS, targets_of
 from qlora_planner.memory.unmodelled import qualified
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:

@@ -15,8 +15,8 @@ from qlora_planner.memory.replay import COMPONENTS, Player
 from qlora_planner.memory.script import write_script
 from qlora_planner.memory.sweep import NORMS, PHASES, SCRATCH, STATES, Moments, rounded_bytes
 from qlora_planner.memory.variant import Region
-from qlora_planner.profile.tape import CompiledTape, Term
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape, Term
 
 if TYPE_CHECKING:
     import numpy as np

@@ -17,10 +17,10 @@ from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.script import write_script
 from qlora_planner.memory.static import StaticMemory, embedding_names, load_dtype, static_memory
 from qlora_planner.memory.training import Trainable, TrainingState, training_state
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 
 # How close the search for the smallest limit comes, as a part of it.
 FLOOR_TOLERANCE = 0.004

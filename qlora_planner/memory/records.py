@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
 # The code of the problem that the published weights are quantised in a way that no run here can take.

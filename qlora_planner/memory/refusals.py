@@ -10,13 +10,13 @@ from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.static import targeted, trainable_tensors
 from qlora_planner.memory.training import Trainable, training_dtype
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # flash-attn's forward refuses wider heads (flash_api.cpp, mha_fwd).
 FLASH_WIDEST_HEAD = 256

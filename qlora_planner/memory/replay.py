@@ -27,9 +27,9 @@ from qlora_planner.memory.script import (
     Script,
 )
 from qlora_planner.memory.training import Trainable, training_dtype
-from qlora_planner.profile.tape import Segment
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Segment
 
 OUTSIDE = -1
 COMPONENTS = tuple(Component)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qlora_planner.memory.records import Component
-from qlora_planner.profile.tape import Segment, Tape
 from qlora_planner.record import record
+from qlora_planner.spec.trace import Segment, Tape
 
 BIRTH, DEATH, DEATH_ELSEWHERE, BIRTH_ON_HOST, BIRTH_STREAMED = range(5)
 Act = tuple[int, int, int, int]  # what happens, traced storage, bytes, component's position

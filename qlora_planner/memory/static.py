@@ -9,9 +9,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import block_bytes
 from qlora_planner.memory.targets import adaptable, check_adaptable, matches, targets_of
 from qlora_planner.memory.training import Trainable
-from qlora_planner.profile import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import AdapterTensor, ModelProfile, TensorGroup
+from qlora_planner.spec.run import RunConfig
 
 
 @record

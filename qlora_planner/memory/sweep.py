@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, block_bytes
 from qlora_planner.memory.training import TrainingState
-from qlora_planner.profile.tape import Term
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Term
 
 if TYPE_CHECKING:
     import numpy as np

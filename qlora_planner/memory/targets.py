@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 WHOLE_SETS = (None, "all-linear", "attention")
 # What stands in patterns and in no module's name.

@@ -16,9 +16,9 @@ from qlora_planner.memory.replay import COMPONENTS
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.view import View, highest
 from qlora_planner.memory.words import before_training, counted_words
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 from qlora_planner.units import format_mib
 
 _TRAINING = ("forward", "loss", "backward", "optimizer")

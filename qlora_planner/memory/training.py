@@ -8,7 +8,7 @@ from math import prod
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
 from qlora_planner.memory.allocator import block_bytes
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 
 @record

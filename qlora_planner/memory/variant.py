@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from itertools import pairwise
 
 from qlora_planner.catalog.trainers import parse_version
-from qlora_planner.hardware import GpuSpec
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # bitsandbytes multiplies short batches with 4-bit weights directly; from a few hundred tokens on, every card's rule in
 # backends/cuda/ops.py (0.50.2) takes the path that dequantises.

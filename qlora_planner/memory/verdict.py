@@ -7,13 +7,14 @@ from functools import lru_cache
 from itertools import pairwise
 
 from qlora_planner.catalog.cuda import ContextRow, context_row
+from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, Calibration
 from qlora_planner.evidence.residuals import Law, Stated
-from qlora_planner.hardware import GpuSpec, usable_bytes
 from qlora_planner.memory.records import Fit, Problem
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
-from qlora_planner.run.libraries import library_bytes
+from qlora_planner.spec.libraries import library_bytes
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
 # Where no calibration is read, or it holds too few measurements for an interval: what 90 % of runs are assumed to stay

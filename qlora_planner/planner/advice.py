@@ -8,7 +8,7 @@ from typing import Any
 from qlora_planner.memory.expandable import is_expandable
 from qlora_planner.memory.records import Component, MemoryEstimate
 from qlora_planner.memory.static import is_quantized, load_dtype, static_memory
-from qlora_planner.profile import ModelProfile
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_size
 
 # Less is not worth a line.

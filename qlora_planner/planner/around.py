@@ -14,13 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.ladder import rungs
 from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.planner.outlook import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
 # Lengths tried first: four to an octave; then every 64 tokens inside the last gap.

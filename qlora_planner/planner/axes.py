@@ -10,9 +10,9 @@ from itertools import product
 from typing import Any
 
 from qlora_planner.memory.checkpoint import stored_options
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # Sequences per optimizer step where the user wants none in particular: what the QLoRA paper's recipes use (Dettmers et
 # al. 2023, table 9: 16 on OASST1 at every size).

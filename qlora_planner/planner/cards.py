@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec, remarks
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
 from qlora_planner.planner.speed import cost_of, speed_of
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
 
 
 @record

@@ -10,7 +10,6 @@ from dataclasses import fields, replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.closed_form import LayerShape, ModelShape
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
@@ -26,9 +25,10 @@ from qlora_planner.planner.limits import Sweep, SweptRegion, fixed_of
 from qlora_planner.planner.speed_model import StepWork, step_work
 from qlora_planner.planner.speed_work import Work
 from qlora_planner.planner.survey import Candidate
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/index/3"
 # The default recipe resolves in one way on cards with bfloat16 and in another on cards without.

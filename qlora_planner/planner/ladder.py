@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 SMALL_OPTIMIZER = "paged_adamw_8bit"
 # A sequence is never cut below this by itself: what is left would hardly be the same task.

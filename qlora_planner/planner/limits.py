@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.groundwork import Groundwork
 from qlora_planner.memory.sweep import Fixed, Moments
 from qlora_planner.memory.variant import Region
-from qlora_planner.memory.verdict import (
-    context_of,
-    room,
-)
+from qlora_planner.memory.verdict import context_of, room
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20

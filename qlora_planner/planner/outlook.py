@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.evidence.calibration import TRACED, Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import closed_form
 from qlora_planner.memory.closed_view import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
 from qlora_planner.memory.expandable import is_expandable
@@ -31,9 +30,10 @@ from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_o
 from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.planner.speed import SpeedModel, speed_model
 from qlora_planner.planner.speed_model import optimizer_work
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig, options_without
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig, options_without
 
 Ints = NDArray[np.int64]
 # What decides loading, preparing and adding adapters, but for the rank.

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.left_out import whole
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.resolve import resolve
@@ -23,10 +22,11 @@ from qlora_planner.planner.outlook import Scale
 from qlora_planner.planner.planning import OrdersOf, Planning, Request, TapeOf, no_orders, rows_of
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.speed import Rates, cost_of, speed_of
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 
 if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.planner.epochs import DataPlan

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.played import play_run
@@ -20,10 +19,11 @@ from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.speed import speed_of
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 
 if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.planner.dataset import DataSummary

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.verdict import context_of, with_libraries
 from qlora_planner.planner.axes import EFFECTIVE_BATCH, LARGEST_BATCH, Space
@@ -16,7 +15,8 @@ from qlora_planner.planner.outlook import Limits, outlook_of
 from qlora_planner.planner.search import OptionSet, option_set, rank
 from qlora_planner.planner.speed import Rates, SpeedModel, traits_of
 from qlora_planner.planner.survey import Candidate, Recommended
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 _BATCHES = tuple(size for size in range(1, LARGEST_BATCH + 1) if EFFECTIVE_BATCH % size == 0)
 _SPACE = Space(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.planner.around import longest
@@ -20,7 +19,8 @@ from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.outlook import Limits, Outlook, Outlooks
 from qlora_planner.planner.speed import SpeedModel
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 _DEFAULT = RunConfig()
 # A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much

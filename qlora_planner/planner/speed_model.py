@@ -11,9 +11,9 @@ from qlora_planner.memory.variant import HEAD_TILE_TOKENS
 from qlora_planner.planner.speed_layers import LayerWork, has_fused_norms, layers_of
 from qlora_planner.planner.speed_pieces import Setting, cast, norm
 from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 # trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
 HEAD_TILE_COLUMNS = 32768

@@ -15,7 +15,6 @@ import numpy as np
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.closed_view import phases_of
 from qlora_planner.memory.components import component_lines
 from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
@@ -27,9 +26,10 @@ from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_librari
 from qlora_planner.planner.around import largest_batch, longest
 from qlora_planner.planner.limits import Sweep, fixed_of, usable_on
 from qlora_planner.planner.outlook import Limits, Outlook, outlook_of
-from qlora_planner.profile import ModelProfile
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.planner.index import IndexedBase

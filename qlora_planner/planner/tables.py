@@ -13,7 +13,6 @@ import numpy as np
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED, Calibration
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
@@ -22,10 +21,11 @@ from qlora_planner.planner.cards import fitting_on
 from qlora_planner.planner.limits import SEQ_STEP, usable_on
 from qlora_planner.planner.outlook import Limits, Outlook
 from qlora_planner.planner.survey import Candidate, outlook_for
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import Tape
 from qlora_planner.record import fields_of, record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 
 SCHEMA = "qlora-plan/table/1"
 TapeOf = Callable[[ModelProfile, RunConfig], Tape | None]

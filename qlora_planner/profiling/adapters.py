@@ -15,9 +15,9 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from qlora_planner.errors import InputError, RefusedError
-from qlora_planner.profile import AdapterTensor
 from qlora_planner.profiling.inventory import Layers, pattern, short_dtype
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
+from qlora_planner.spec.model import AdapterTensor
 
 # Two ranks tell a dimension that grows with the rank from one that does not.
 _RANKS = (8, 24)

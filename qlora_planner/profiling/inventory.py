@@ -12,8 +12,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from qlora_planner.profile import LayerKind, TensorGroup
 from qlora_planner.profiling.meta_model import decoder_list
+from qlora_planner.spec.model import LayerKind, TensorGroup
 
 _INDEX = re.compile(r"(?<=\.)\d+(?=\.|$)")
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.resolve import Resolution
 from qlora_planner.memory.variant import Region, variant_key
-from qlora_planner.profile.tape import CompiledTape, Tape
 from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault
@@ -16,6 +14,8 @@ from qlora_planner.profiling.text_part import text_part
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.trace import CompiledTape, Tape
 
 # Streaming multiprocessors decide which of bitsandbytes' kernels run on short batches; by compute capability of the
 # cards most used, from NVIDIA's whitepapers.

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.report.estimate import headline, problems, render_components
 from qlora_planner.report.theme import Line, Theme
 from qlora_planner.report.words import card_line, gib, recipe
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_gib, format_mib
 
 

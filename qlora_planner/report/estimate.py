@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterator
 
 from qlora_planner.evidence.calibration import TRACED
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, weakest
 from qlora_planner.memory.unmodelled import told
@@ -24,6 +23,7 @@ from qlora_planner.report.words import (
     speed_line,
     value,
 )
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_gib, format_mib, format_size
 
 _NAMES = {

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_planner.hardware import GpuSpec
-from qlora_planner.profile import ModelProfile
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import mib
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_params
 
 GPU_HEADS = (

@@ -8,7 +8,7 @@ from typing import Any
 from qlora_planner.planner.tables import COMMON_CARD_GB, METHODS, CardRow, Figure, Largest, MemoryRow, Tables
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import gib
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_gib
 
 CSV_HEADS = ("table", "model", "params", "card", "method", "figure", "bytes", "basis", "verdict")

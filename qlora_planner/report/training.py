@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_planner.report.theme import Line, Theme
 from qlora_planner.report.words import count, gib, recipe
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_gib, format_size
 
 _OUTCOMES = {

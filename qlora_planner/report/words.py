@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.records import Speed
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB, format_mib, format_params
 
 # Component -> its label, and the memory bar's segment that it belongs to.

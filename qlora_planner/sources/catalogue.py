@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.profile.codec import profile_from_dict
-from qlora_planner.profile.faults import refuse
-from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.json_files import parse_object, read_bytes
+from qlora_planner.spec.codec import profile_from_dict
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain, quoted
 
 _SEPARATORS = re.compile(r"[\s_.\-]+")

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.profile.faults import refuse
 from qlora_planner.record import record
 from qlora_planner.sources.json_files import read_object
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import quoted
 
 # Who wrote the file, not what it describes: two configs that differ only in these are the same model.

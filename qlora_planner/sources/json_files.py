@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qlora_planner import bounded
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 from qlora_planner.text import quoted
 
 # A config is a few KiB and a profile well under one MiB: what is larger is something else, often weights.

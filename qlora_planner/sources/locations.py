@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from qlora_planner.profile.faults import refuse
+from qlora_planner.spec.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
 KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs")

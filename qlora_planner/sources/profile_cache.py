@@ -11,9 +11,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.codec import PROFILE_SCHEMA, profile_from_dict, profile_to_json
-from qlora_planner.profile.records import ModelProfile
 from qlora_planner.sources.json_files import parse_object, read_bytes
+from qlora_planner.spec.codec import PROFILE_SCHEMA, profile_from_dict, profile_to_json
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain
 
 # What a profile's facts depend on. Another version of one of them means another profile.

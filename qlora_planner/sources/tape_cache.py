@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import Unreadable, read_bytes, small_json, unpacked
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import CompiledTape, Tape
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape, Tape
 
 _LARGEST_BYTES = 4 << 20
 

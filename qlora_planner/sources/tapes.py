@@ -18,9 +18,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep import Moments
 from qlora_planner.memory.variant import Region
 from qlora_planner.planner.limits import Sweep, SweptRegion
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import CompiledTape
 from qlora_planner.record import record
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.trace import CompiledTape
 
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointing_options, lora_options
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 PAD = 0
 # Ids that models treat specially (padding, begin, end) are among the first few of every vocabulary.

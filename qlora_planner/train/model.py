@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
 from qlora_planner.train.weights import random_state_dict
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.static import load_dtype
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import LEARNING_RATE, Settings
 
 CHECKPOINTS_KEPT = 2

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.profile.faults import known_fields, refuse
 from qlora_planner.record import record
+from qlora_planner.spec.faults import known_fields, refuse
 from qlora_planner.text import quoted
 
 LEARNING_RATE = 2e-4

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import data, options
 from qlora_planner.train.loop import Loop
 from qlora_planner.train.model import base_of

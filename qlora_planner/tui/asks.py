@@ -9,7 +9,7 @@ from typing import Any
 from textual.screen import Screen
 
 from qlora_planner.errors import InputError, PlannerError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
 from qlora_planner.tui.knobs import Knob, changed, turned
 from qlora_planner.tui.screens.base import Page

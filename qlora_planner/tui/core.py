@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
-    from qlora_planner.hardware import GpuSpec
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.outlook import Limits, Outlooks, Scale
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.profile import ModelProfile
-    from qlora_planner.profile.tape import Tape
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.trace import Tape
     from qlora_planner.tui.rows import ModelRow
 
 ASSUMED_CARD = "24GB"
@@ -80,7 +80,7 @@ def place_of(text: str | None, profiles: str | None = None) -> Place:
 
 def card_names(profiles: str | None = None) -> tuple[str, ...]:
     """What the card picker offers: `local`, the sizes people say, and every card of the catalogue."""
-    from qlora_planner.hardware import GpuCatalogue
+    from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.sources.locations import gpus_dirs
 
     sizes = ("8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")
@@ -180,7 +180,7 @@ class Subject:
 
     def plan(self, run: RunConfig | None = None, fixed: Mapping[str, Any] | None = None) -> Plan:
         """The recommended run, as `qlora-plan MODEL --gpu` has it where nothing new is traced."""
-        from qlora_planner.hardware import GpuCatalogue
+        from qlora_planner.catalog.gpus import GpuCatalogue
         from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planning import Request
         from qlora_planner.sources.locations import gpus_dirs
@@ -198,7 +198,7 @@ class Subject:
     def plan_of(self, run: RunConfig) -> Plan:
         """The plan whose run is exactly this one. Raises InputError where a plan would change it, as for one that
         does not fit."""
-        from qlora_planner.run.config import RUN_FIELDS
+        from qlora_planner.spec.run import RUN_FIELDS
 
         resolved = self.estimate(run).run
         found = self.plan(run, dict.fromkeys(RUN_FIELDS))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Subject
 from qlora_planner.tui.start import DataAsked
 

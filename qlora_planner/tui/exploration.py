@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.app import App
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import short
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.start import DataAsked, Start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.reading import Reading

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import messages
 from qlora_planner.tui.asks import Asks
 

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
-from qlora_planner.run.config import COMPUTE_DTYPES, LOAD_DTYPES, TRAINERS
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, TRAINERS, RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.profile import ModelProfile
+    from qlora_planner.spec.model import ModelProfile
 
 Choice = Mapping[str, Any]
 _LENGTHS = tuple(sorted({size << power for power in range(18) for size in (128, 192)}))

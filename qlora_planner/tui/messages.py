@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from textual.message import Message
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Frontier, Place, Subject
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.start import DataAsked

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_packages
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 
 @record

@@ -11,7 +11,7 @@ from typing import Any
 from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/tui-state/1"
 _LARGEST_BYTES = 1 << 20

@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place

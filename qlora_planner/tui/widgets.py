@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS
 
 _LABEL, _BREAKDOWN_WIDTH = 14, 52

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from textual import work
 
 from qlora_planner.errors import PlannerError, UnprofiledError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core, messages
 from qlora_planner.tui.core import Place, Subject
 from qlora_planner.tui.exploration import Exploration

@@ -8,9 +8,9 @@ import pytest
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.errors import RefusedError
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
+from qlora_planner.spec.run import RunConfig
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 GEMMA = "google/gemma-2-2b"

@@ -9,10 +9,10 @@ import pytest
 
 from qlora_planner.planner.index import build_index
 from qlora_planner.planner.limits import Sweep
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.codec import profile_to_dict
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.codec import profile_to_dict
+from qlora_planner.spec.model import ModelProfile
 
 ROOT = Path(__file__).parents[2]
 COUNTS = json.loads((ROOT / "tests" / "data" / "COUNTS.json").read_text(encoding="utf-8"))

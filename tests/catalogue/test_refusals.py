@@ -14,8 +14,8 @@ import pytest
 
 from qlora_planner.api import load_gpu
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.profile.codec import profile_from_dict
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.codec import profile_from_dict
+from qlora_planner.spec.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 SEEN: dict[str, dict[str, str | None]] = json.loads(

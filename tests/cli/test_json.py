@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.run import RUN_FIELDS
+from qlora_planner.spec.run import RUN_FIELDS
 from tests.cli.conftest import Invoke
 
 MODEL = "llama-3.1-8b"

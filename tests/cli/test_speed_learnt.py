@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.cli.predicting import speed_traits
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.evidence.speed_traits import ASSUMED
-from qlora_planner.hardware import GpuCatalogue, parse_gpu
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.speed import speed_of
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.theme import Theme
 from qlora_planner.report.words import speed_line
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.spec.run import RunConfig
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 PROFILE = ModelCatalogue([PROFILES / "models"]).load("Qwen/Qwen2.5-0.5B")

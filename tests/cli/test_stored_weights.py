@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from qlora_planner import RunConfig, estimate, load_gpu, load_model, plan
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.codec import profile_to_dict
+from qlora_planner.spec.codec import profile_to_dict
+from qlora_planner.spec.model import ModelProfile
 from tests.cli.conftest import Invoke
 
 SCHEMES = ("awq", "gptq", "hqq", "eetq", "compressed-tensors", "fp8", "mxfp4", "quip3")

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from qlora_planner import api
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from tests.cli.conftest import Invoke
 
 README = Path(__file__).parents[2] / "README.md"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.evidence import CardReading, HostReading, Measurement, NvmlReading, PhaseReading
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB, MIB
 
 RUN = RunConfig(quant="nf4", compute_dtype="bfloat16", alpha=32, target_modules="all-linear", trainer="trl-sft",

@@ -12,7 +12,7 @@ import pytest
 from benchmarks import campaign, caps
 from benchmarks.campaign_cases import asked_runs, cut, role_of
 from qlora_planner.catalog import OPTIMIZERS
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 ROOT = Path(__file__).parents[2]
 CASES = [json.loads(line) for line in (ROOT / "benchmarks/campaign-cases.jsonl").read_text().splitlines()]

@@ -11,16 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence import (
-    MEASURED_PHASES,
-    CardReading,
-    HostReading,
-    Measurement,
-    NvmlReading,
-    PhaseReading,
-)
+from qlora_planner.evidence import MEASURED_PHASES, CardReading, HostReading, Measurement, NvmlReading, PhaseReading
 from qlora_planner.evidence.checks import MEASUREMENT
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

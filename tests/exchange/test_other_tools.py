@@ -14,8 +14,7 @@ from qlora_planner.exchange import axolotl, axolotl_keys, llama_factory, llama_f
 from qlora_planner.exchange.configs import keys_of, read_config
 from qlora_planner.exchange.export import export
 from qlora_planner.exchange.reading import Config, Reading
-from qlora_planner.run import RunConfig
-from qlora_planner.run.config import RUN_FIELDS
+from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 
 AXOLOTL = {
     "base_model": "meta-llama/Llama-3.1-8B", "adapter": "qlora", "load_in_4bit": True, "lora_r": 32,

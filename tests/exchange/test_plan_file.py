@@ -10,7 +10,7 @@ import yaml
 
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.plan_file import SECTIONS, read_plan, render_plan_file, write_plan
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 
 def test_round_trip(document: dict[str, Any], tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from qlora_planner.api import load_gpu, load_model
 from qlora_planner.exchange.remedy import Remedy, remedies
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 RUN = RunConfig(trainer="hf-trainer", lora_dropout=0.0, seq_len=2048, rank=16)
 Look = Callable[[RunConfig], MemoryEstimate]

@@ -44,14 +44,14 @@ def _json_object(path: Path) -> object:
 
 
 def _profile(path: Path) -> object:
-    from qlora_planner.profile.codec import profile_from_dict
     from qlora_planner.sources.json_files import read_object
+    from qlora_planner.spec.codec import profile_from_dict
 
     return profile_from_dict(read_object(path), str(path), source="cache")
 
 
 def _card(path: Path) -> object:
-    from qlora_planner.hardware.card_file import load_card
+    from qlora_planner.catalog.gpus.card_file import load_card
 
     return load_card(path)
 
@@ -148,9 +148,9 @@ def _snapshot(path: Path) -> object:
 
 
 def _sizes(path: Path) -> object:
+    from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
     from qlora_planner.cli.values import parse_memory, parse_stack
     from qlora_planner.errors import InputError
-    from qlora_planner.hardware import GpuCatalogue, parse_gpu
     from qlora_planner.sources.locations import gpus_dirs
 
     text = path.read_bytes().decode("utf-8", "replace")

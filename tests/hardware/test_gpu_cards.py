@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.hardware import GpuCatalogue, GpuSpec
-from qlora_planner.hardware.catalogue import _key, _spellings
+from qlora_planner.catalog.gpus import GpuCatalogue
+from qlora_planner.catalog.gpus.catalogue import _key, _spellings
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import MIB
 
 FOLDER = Path(__file__).parents[2] / "profiles" / "gpus"

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from qlora_planner.catalog.gpus import GpuCatalogue
+from qlora_planner.catalog.gpus import catalogue as catalogue_module
+from qlora_planner.catalog.gpus.card_file import load_card, read_card
+from qlora_planner.catalog.gpus.card_index import build_card_index, index_path
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuCatalogue
-from qlora_planner.hardware import catalogue as catalogue_module
-from qlora_planner.hardware.card_file import load_card, read_card
-from qlora_planner.hardware.card_index import build_card_index, index_path
 from qlora_planner.units import MIB
 
 FOLDER = Path(__file__).parents[2] / "profiles" / "gpus"

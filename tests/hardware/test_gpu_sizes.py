@@ -8,18 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.errors import InputError
-from qlora_planner.hardware import (
+from qlora_planner.catalog.gpus import (
     MARKETED_SIZES,
     GpuCatalogue,
-    GpuSpec,
     MarketedSize,
     marketed_size,
     parse_gpu,
     usable_bytes,
 )
-from qlora_planner.hardware.several import refuse_slice, several_of
-from qlora_planner.hardware.sizes import DRIVER_KEEPS_MIB, driver_keeps_bytes
+from qlora_planner.catalog.gpus.several import refuse_slice, several_of
+from qlora_planner.catalog.gpus.sizes import DRIVER_KEEPS_MIB, driver_keeps_bytes
+from qlora_planner.errors import InputError
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import GIB, MIB
 
 CATALOGUE = GpuCatalogue([Path(__file__).parents[2] / "profiles" / "gpus"])

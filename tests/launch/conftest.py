@@ -22,7 +22,7 @@ from qlora_planner.launch.callbacks import Stop
 from qlora_planner.launch.child import attempt
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.launch.training import Training
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import Settings
 
 ROOT = Path(__file__).parents[2]

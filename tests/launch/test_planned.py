@@ -12,7 +12,7 @@ from qlora_planner.cli.main import cli
 from qlora_planner.cli.train_asked import SETTINGS, asked_from
 from qlora_planner.cli.train_run import _counted
 from qlora_planner.cli.values import output_from
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from tests.launch.conftest import Home
 
 GIVEN = ("data", "output", "weights", "tokenizer", "bad_rows", "device", "resume", *SETTINGS)

@@ -10,7 +10,7 @@ from qlora_planner.cli.verify_place import Place
 from qlora_planner.launch.folder import RunFolder
 from qlora_planner.launch.record import mean_tokens, summary
 from qlora_planner.launch.supervise import Attempt
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 # A run of Llama-3.1-8B's size on an H200: rows up to 4,001 tokens long, 414 at the mean.
 RUN = RunConfig(batch_size=1, grad_accum=4, seq_len=4001)

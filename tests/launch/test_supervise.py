@@ -27,7 +27,7 @@ from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.launch.supervise import Attempt, StopAsked, stop_signals
 from qlora_planner.measure.verify import Progress
 from qlora_planner.report.theme import Theme
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from tests.launch.conftest import RUN, SETTINGS
 
 OOM = 'tell(event="result", outcome="out-of-memory", phase="training")'

@@ -21,7 +21,7 @@ from qlora_planner.measure import verify as parent
 from qlora_planner.measure.child import set_environment
 from qlora_planner.measure.floor import cap_for, find_floor
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 CONFIGS = Path(__file__).parents[1] / "data/truth/configs"
 LLAMA = json.loads((CONFIGS / "llama-3.2-1b.json").read_text(encoding="utf-8"))

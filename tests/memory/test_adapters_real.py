@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from qlora_planner.memory.resolve import resolve  # noqa: E402
 from qlora_planner.memory.static import static_memory  # noqa: E402
-from qlora_planner.run import RunConfig  # noqa: E402
+from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
 
 CONFIG: dict[str, Any] = {

@@ -10,11 +10,11 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.audit import Audit, AuditRow, audit
 from qlora_planner.memory.checkpoint import checkpoint_of
 from qlora_planner.memory.static import static_memory
-from qlora_planner.profile import ModelProfile
 from qlora_planner.report.audit import render_audit
 from qlora_planner.report.theme import Theme
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.configs import RawConfig, config_sha256
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 
 pytest.importorskip("torch")
 

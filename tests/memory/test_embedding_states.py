@@ -20,8 +20,8 @@ from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, OptimizerRow  # noqa
 from qlora_planner.memory.refusals import refusals  # noqa: E402
 from qlora_planner.memory.resolve import resolve  # noqa: E402
 from qlora_planner.memory.static import Trainable, static_memory  # noqa: E402
-from qlora_planner.profile import ModelProfile  # noqa: E402
-from qlora_planner.run import RunConfig  # noqa: E402
+from qlora_planner.spec.model import ModelProfile  # noqa: E402
+from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
 
 # A table of words, and in GPT-2 one of positions beside it.

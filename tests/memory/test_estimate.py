@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import PHASES, Component, MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.profile import ModelProfile
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
 from tests.truth import rows
 
 CATALOGUE = ModelCatalogue([Path(__file__).parents[2] / "profiles" / "models"])

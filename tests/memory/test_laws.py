@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_planner.hardware import GpuCatalogue, parse_gpu
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.memory import PHASES, Component, MemoryEstimate
 from qlora_planner.memory.allocator import LARGE_SEGMENT_BYTES, OutOfMemory, block_bytes
 from qlora_planner.memory.estimate import estimate
@@ -18,9 +18,9 @@ from qlora_planner.memory.played import Played, play_run
 from qlora_planner.memory.replay import COMPONENTS
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.static import static_memory
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import StoredTape, stored_tape
+from qlora_planner.spec.run import RunConfig
 
 ROOT = Path(__file__).parents[2] / "profiles"
 CATALOGUE = ModelCatalogue([ROOT / "models"])

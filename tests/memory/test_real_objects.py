@@ -97,7 +97,7 @@ def test_paged_states_are_those_of_the_library_rule(name: str) -> None:
 def test_dora_and_lora_shapes_match_a_real_injection() -> None:
     import peft
 
-    from qlora_planner.profile import AdapterTensor
+    from qlora_planner.spec.model import AdapterTensor
 
     model = torch.nn.Sequential(torch.nn.Linear(48, 96, bias=False))
     real = peft.inject_adapter_in_model(peft.LoraConfig(r=8, target_modules=["0"], use_dora=True), model)

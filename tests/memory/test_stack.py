@@ -6,7 +6,7 @@ import pytest
 
 from qlora_planner import RunConfig, estimate, load_gpu, load_model, plan
 from qlora_planner.catalog.stack import changes, stack_of
-from qlora_planner.profile import ModelProfile
+from qlora_planner.spec.model import ModelProfile
 
 COUNTED = {"torch": "2.13.0+cpu", "transformers": "5.17.0", "peft": "0.21.0", "trl": "1.16.0"}
 CARD = load_gpu("a100-40gb")

@@ -7,7 +7,7 @@ import pytest
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.memory.groundwork import Groundwork, build_groundwork
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.profile import ModelProfile
+from qlora_planner.spec.model import ModelProfile
 from tests.truth import Row, rows
 
 OK = [row for row in rows() if row.outcome == "ok"]

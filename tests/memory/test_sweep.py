@@ -16,10 +16,10 @@ from qlora_planner.memory.script import write_script
 from qlora_planner.memory.static import static_memory
 from qlora_planner.memory.sweep import Fixed, Moments
 from qlora_planner.memory.training import Trainable, training_state
-from qlora_planner.profile.tape import CompiledTape
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep, stored_tape
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 CATALOGUE = ModelCatalogue([PROFILES / "models"])

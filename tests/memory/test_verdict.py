@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from qlora_planner.catalog.cuda import context_row
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, Calibration, CardContext
 from qlora_planner.evidence.calibration_file import calibration_from_dict
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import Component, MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.verdict import beside_a_cap, context_of, interval, probability_over, spread
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB, MIB
 
 ROOT = Path(__file__).parents[2]

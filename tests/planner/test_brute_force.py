@@ -15,7 +15,7 @@ from qlora_planner import api
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.speed import speed_of
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 # Each model with cards on which it is easy, close, and just about possible.
 PAIRS = [

@@ -10,7 +10,7 @@ from qlora_planner.api import load_gpu, load_model
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.ladder import keeps_states, rungs
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 PROFILE = load_model("llama-3.1-8b")
 

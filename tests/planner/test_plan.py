@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from qlora_planner import api
+from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuCatalogue, GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import Component, MemoryEstimate
 from qlora_planner.memory.resolve import resolve
@@ -19,10 +19,11 @@ from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.plan import Plan, plan
 from qlora_planner.planner.planning import Request
 from qlora_planner.planner.widths import widths_before
-from qlora_planner.profile.tape import Tape
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 from tests.planner.test_dataset import made
 
 PROFILES = Path(__file__).parents[2] / "profiles"

@@ -12,20 +12,21 @@ import numpy as np
 import pytest
 
 from qlora_planner import api
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.errors import InputError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration, pooled
 from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits
-from qlora_planner.hardware import GpuCatalogue, GpuSpec, parse_gpu
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.speed import Rates, SpeedModel, cost_of, speed_model, speed_of
 from qlora_planner.planner.speed_fit import EXCLUSIVE, TimedRun, fit, timed
 from qlora_planner.planner.speed_model import step_work
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.evidence import measurements_in, read_calibration
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 TIMINGS = PROFILES / "measurements" / "h200-timings.jsonl"

@@ -7,10 +7,10 @@ import pytest
 from qlora_planner.cli.regenerate_tapes import is_current
 from qlora_planner.errors import InputError
 from qlora_planner.memory.variant import regions
-from qlora_planner.profile.tape import Segment, Tape
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
+from qlora_planner.spec.trace import Segment, Tape
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 LLAMA = "meta-llama/Llama-3.1-8B"

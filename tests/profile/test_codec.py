@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 
 from qlora_planner.catalog.dtypes import DTYPE_BYTES
 from qlora_planner.errors import InputError
-from qlora_planner.profile import PROFILE_SCHEMA, AdapterTensor, LayerKind, ModelProfile, TensorGroup
-from qlora_planner.profile.codec import profile_from_dict, profile_to_dict, profile_to_json
-from qlora_planner.profile.fields import ADAPTER, DTYPES, KIND, PROFILE, TENSOR
-from qlora_planner.profile.records import ROLES
+from qlora_planner.spec.codec import PROFILE_SCHEMA, profile_from_dict, profile_to_dict, profile_to_json
+from qlora_planner.spec.fields import ADAPTER, DTYPES, KIND, PROFILE, TENSOR
+from qlora_planner.spec.model import ROLES, AdapterTensor, LayerKind, ModelProfile, TensorGroup
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory import (
     PHASES,
     Basis,
@@ -18,7 +17,8 @@ from qlora_planner.memory import (
     StaticBytes,
 )
 from qlora_planner.planner.survey import SurveyRow
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 
 GIB = 1 << 30
 CARD = GpuSpec(name="24GB", label="24GB card", memory_bytes=24 * GIB, note="24GB is taken as 24,576 MiB")

@@ -15,7 +15,7 @@ from qlora_planner.report.document import Code, Paragraph, Table, to_html, to_ma
 from qlora_planner.report.frames import COLUMNS, comparison_frame
 from qlora_planner.report.share import command_line, render_share
 from qlora_planner.report.svg import Part, bars, curve
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 VOID = ("meta", "br", "link", "img", "hr")
 

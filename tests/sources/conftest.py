@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.profile import AdapterTensor, LayerKind, ModelProfile, TensorGroup
-from qlora_planner.profile.codec import profile_to_json
 from qlora_planner.sources.catalogue import file_name
 from qlora_planner.sources.profile_cache import PROFILE_PACKAGES
+from qlora_planner.spec.codec import profile_to_json
+from qlora_planner.spec.model import AdapterTensor, LayerKind, ModelProfile, TensorGroup
 
 VERSIONS = dict.fromkeys(PROFILE_PACKAGES, "1.0")
 

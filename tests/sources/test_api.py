@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from qlora_planner import api
 from qlora_planner.api import packages
 from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
-from qlora_planner.profile import ModelProfile
 from qlora_planner.sources import hub
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
+from qlora_planner.spec.model import ModelProfile
 
 from .conftest import VERSIONS, add_profile, make_profile
 

@@ -8,14 +8,14 @@ import pytest
 
 pytest.importorskip("torch")
 
-from qlora_planner.hardware import GpuCatalogue
+from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.memory.played import play_run
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.variant import accumulates_apart, variant_key
 from qlora_planner.profiling.tapes import trace_run
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
+from qlora_planner.spec.run import RunConfig
 
 ROOT = Path(__file__).parents[2] / "profiles"
 PROFILE = ModelCatalogue([ROOT / "models"]).load("HuggingFaceTB/SmolLM2-135M")

@@ -10,10 +10,10 @@ pytest.importorskip("torch")
 from qlora_planner.memory.played import play_run
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.profiling.tapes import trace_run
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import stored_tape
+from qlora_planner.spec.run import RunConfig
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 WORKSPACE = 32 << 20

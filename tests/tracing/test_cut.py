@@ -14,10 +14,10 @@ from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS
 from qlora_planner.memory.allocator import CachingAllocator
 from qlora_planner.memory.replay import COMPONENTS, Player
 from qlora_planner.memory.script import write_script
-from qlora_planner.profile.tape import Segment, Tape
 from qlora_planner.profiling.tracing import engine, layers
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Segment, Tape
 
 
 def shared_keys(depth: int, shared: int) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS  # noqa: E402
 from qlora_planner.memory.allocator import CachingAllocator  # noqa: E402
 from qlora_planner.memory.replay import COMPONENTS, Player  # noqa: E402
 from qlora_planner.memory.script import write_script  # noqa: E402
-from qlora_planner.profile.tape import CompiledTape, Tape  # noqa: E402
 from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits, attention_backend  # noqa: E402
 from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
-from qlora_planner.run import RunConfig  # noqa: E402
+from qlora_planner.spec.run import RunConfig  # noqa: E402
+from qlora_planner.spec.trace import CompiledTape, Tape  # noqa: E402
 
 
 def toy(depth: int) -> dict[str, Any]:

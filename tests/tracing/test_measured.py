@@ -13,13 +13,13 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from qlora_planner.hardware import GpuCatalogue, parse_gpu
+from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.profiling.tapes import trace_run
-from qlora_planner.run import RunConfig
 from qlora_planner.sources.configs import read_config
+from qlora_planner.spec.run import RunConfig
 from tests.profiles import unprobed
 from tests.truth import config_path, rows, run_of
 

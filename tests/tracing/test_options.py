@@ -16,14 +16,14 @@ from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
 from qlora_planner.memory.variant import variant_key
-from qlora_planner.profile import ModelProfile
-from qlora_planner.profile.tape import CompiledTape, Tape
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape, Tape
 from tests.profiles import toy_profile
 from tests.tracing.test_engine import played, toy
 

@@ -20,9 +20,9 @@ pytest.importorskip("bitsandbytes")
 pytest.importorskip("trl")
 
 from qlora_planner.catalog import OPTIMIZERS  # noqa: E402
-from qlora_planner.profile.tape import Segment, Tape  # noqa: E402
 from qlora_planner.profiling.tracing import engine  # noqa: E402
 from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
+from qlora_planner.spec.trace import Segment, Tape  # noqa: E402
 
 # No two of these dimensions, nor small multiples of them, are equal: a term taken for another changes the sum.
 d, H, KV, HEAD, MLP, r = 320, 4, 2, 48, 704, 8

@@ -12,14 +12,14 @@ import pytest
 pytest.importorskip("torch")
 
 from qlora_planner.errors import InputError
-from qlora_planner.hardware import GpuSpec
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.resolve import resolve
-from qlora_planner.profile.codec import profile_from_dict, profile_to_json
 from qlora_planner.profiling.meta_model import build_on_meta
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.text_part import text_part
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.codec import profile_from_dict, profile_to_json
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 from tests.profiles import toy_profile
 
 _TEXT: dict[str, Any] = {

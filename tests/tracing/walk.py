@@ -17,13 +17,13 @@ from qlora_planner.memory.allocator import Block
 from qlora_planner.memory.allocator import Segment as Cached
 from qlora_planner.memory.replay import COMPONENTS, Player
 from qlora_planner.memory.script import write_script
-from qlora_planner.profile.tape import Tape
 from qlora_planner.profiling.adapters import linear_leaves
 from qlora_planner.profiling.compile import NotPolynomialError, compile_tapes
 from qlora_planner.profiling.refusals import words_of
 from qlora_planner.profiling.tracing import build, engine
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 from tests.tracing import real_cpu
 from tests.tracing.real_cpu import PHASES
 from tests.tracing.toys import toy_of

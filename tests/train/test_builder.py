@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, model
 from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.settle import settle

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
-from qlora_planner.run.config import RUN_FIELDS
+from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 from qlora_planner.train import data, options
 
 torch = pytest.importorskip("torch")

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Subject, place_of, start_run
 from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.typed import command_line

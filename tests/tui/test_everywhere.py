@@ -8,8 +8,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
-from qlora_planner.run import RunConfig
-from qlora_planner.run.config import RUN_FIELDS
+from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.exporting import KINDS
 from qlora_planner.tui.knobs import KNOBS

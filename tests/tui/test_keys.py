@@ -11,7 +11,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, OptionList
 
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import Subject
 from qlora_planner.tui.data_widgets import Slider

@@ -9,7 +9,7 @@ import pytest
 
 from qlora_planner.api import load_model
 from qlora_planner.errors import InputError
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
 from qlora_planner.tui.listing import SORTS, chosen, tally
 from qlora_planner.tui.rows import ModelRow

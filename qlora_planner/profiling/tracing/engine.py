@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_planner.profile.tape import Tape
 from qlora_planner.profiling.tracing import build, cuda_semantics, layers, trainers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda_device import fake_cuda
@@ -23,6 +22,7 @@ from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.spec.trace import Tape
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ from textual.widgets import DataTable
 
 from qlora_planner.report.theme import verdict_style
 from qlora_planner.report.words import change, gib
-from qlora_planner.run import RunConfig
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.state import Pin

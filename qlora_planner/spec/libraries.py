@@ -6,7 +6,7 @@ reserved: 758 MiB wherever cuDNN's attention runs, and else by what is used, wit
 
 from __future__ import annotations
 
-from qlora_planner.run.config import RunConfig
+from qlora_planner.spec.run import RunConfig
 
 CUDNN_ATTENTION_BYTES = 16 << 20  # its kernels; without it 742 MiB
 INT8_BYTES = 64 << 20  # bitsandbytes' cuBLASLt handle of its own: 822 MiB

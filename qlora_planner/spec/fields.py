@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any
 
-from qlora_planner.profile.records import ROLES
+from qlora_planner.spec.model import ROLES
 from qlora_planner.text import quoted
 
 # Those whose size is known: catalog/dtypes.py holds the bytes, a test holds the two together.

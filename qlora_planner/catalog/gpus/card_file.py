@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import read_bytes
+from qlora_planner.catalog.gpus.card_index import parsed
 from qlora_planner.errors import InputError, one_line
-from qlora_planner.hardware.card_index import parsed
-from qlora_planner.hardware.spec import Fact, GpuSpec
+from qlora_planner.spec.machine import Fact, GpuSpec
 from qlora_planner.text import short
 from qlora_planner.units import MIB
 

@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.profile.faults import refuse
-from qlora_planner.profile.fields import (
+from qlora_planner.record import fields_of
+from qlora_planner.spec.faults import refuse
+from qlora_planner.spec.fields import (
     ADAPTER,
     ADAPTER_NEEDS,
     KIND,
@@ -24,8 +25,7 @@ from qlora_planner.profile.fields import (
     good,
     place_of,
 )
-from qlora_planner.profile.records import AdapterTensor, LayerKind, ModelProfile, TensorGroup
-from qlora_planner.record import fields_of
+from qlora_planner.spec.model import AdapterTensor, LayerKind, ModelProfile, TensorGroup
 from qlora_planner.text import quoted
 
 PROFILE_SCHEMA = "qlora-plan/profile/1"

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from qlora_planner.catalog.gpus.catalogue import LONGEST_NAME, GpuCatalogue
+from qlora_planner.catalog.gpus.several import refuse_slice, several_of
 from qlora_planner.errors import InputError
-from qlora_planner.hardware.catalogue import LONGEST_NAME, GpuCatalogue
-from qlora_planner.hardware.several import refuse_slice, several_of
-from qlora_planner.hardware.spec import Fact, GpuSpec
 from qlora_planner.record import record
+from qlora_planner.spec.machine import Fact, GpuSpec
 from qlora_planner.units import GIB, MIB, format_mib, parse_size
 
 _NUMBER_AND_UNIT = re.compile(r"([+-]?)(\d{1,9}(?:\.\d{1,9})?)\s*([a-z]+)", re.IGNORECASE)

@@ -35,10 +35,10 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from qlora_planner.catalog.gpus.card_file import MAX_FILE_BYTES, load_card
+from qlora_planner.catalog.gpus.card_index import read_card_index
 from qlora_planner.errors import InputError
-from qlora_planner.hardware.card_file import MAX_FILE_BYTES, load_card
-from qlora_planner.hardware.card_index import read_card_index
-from qlora_planner.hardware.spec import GpuSpec
+from qlora_planner.spec.machine import GpuSpec
 
 # Words of a driver's name that tell no two cards apart.
 _NOISE = frozenset({"nvidia", "geforce", "tesla", "amd", "radeon", "instinct", "generation", "gpu"})

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlora_planner.hardware.spec import GpuSpec
 from qlora_planner.record import record
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_mib
 
 # PyTorch's support matrix (RELEASE.md and the pull requests that changed it, read 2026-11-29): since a release of
