@@ -14,11 +14,11 @@ from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.played import play_run
+from qlora_planner.memory.explanations import before_training
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Phase
-from qlora_planner.memory.replay import COMPONENTS
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.words import before_training
+from qlora_planner.memory.replay.player import COMPONENTS
+from qlora_planner.memory.replay.simulate import play_run
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.configs import read_config

@@ -33,7 +33,7 @@ from qlora_planner import api
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.limits import usable_on
 from qlora_planner.planner.objectives import OBJECTIVES

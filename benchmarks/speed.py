@@ -114,7 +114,7 @@ def rate() -> int:
     import numpy as np
 
     from qlora_planner.api import calibration, load_gpu, load_model
-    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.planner.speed import speed_model
     from qlora_planner.spec.run import RunConfig
 

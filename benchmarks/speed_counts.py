@@ -180,7 +180,7 @@ def whole_step(counter: Counter, cut: Any) -> Whole:
 def resolved(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Profile, resolution and trace specification of a run on an H200."""
     from qlora_planner import RunConfig, load_gpu, load_model
-    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.profiling.tapes import traits_of
     from qlora_planner.profiling.tracing.spec import TraceSpec
 

@@ -13,12 +13,12 @@ from pathlib import Path
 import numpy as np
 
 from qlora_planner.catalog import find_optimizer, trainer_row
-from qlora_planner.memory.moments import moments_of
-from qlora_planner.memory.played import play_run
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.static import static_memory
-from qlora_planner.memory.sweep import Fixed
-from qlora_planner.memory.training import training_state
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.replay.simulate import play_run
+from qlora_planner.memory.sweep.peaks import moments_of
+from qlora_planner.memory.sweep.polynomials import Fixed
+from qlora_planner.memory.weights.static import static_memory
+from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_tape
 from qlora_planner.spec.run import RunConfig

@@ -64,13 +64,13 @@ def estimate(
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
     `widths` are sequences of those of batches that may come before the widest: see `planner.widths`. `unmodelled` is
-    what the figures leave out of the run that is meant: see `memory.unmodelled`.
+    what the figures leave out of the run that is meant: see `memory.unmodelled.qualified`.
 
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     from qlora_planner.memory.estimate import estimate as answer
-    from qlora_planner.memory.refusals import refusal
-    from qlora_planner.memory.unmodelled import qualified
+    from qlora_planner.memory.options.refusals import refusal
+    from qlora_planner.memory.unmodelled.qualified import qualified
     from qlora_planner.planner.speed import speed_of
     from qlora_planner.spec.run import RunConfig as Run
 

@@ -150,10 +150,10 @@ def with_targets(
 ) -> ModelProfile:
     """The profile with the adapters of `run.target_modules`, asked of PEFT where that is installed.
 
-    A layer that is named by its number stands for all: see `memory.left_out`.
+    A layer that is named by its number stands for all: see `memory.unmodelled.left_out`.
     Raises InputError when no module matches, RefusedError in PEFT's words when it refuses one.
     """
-    from qlora_planner.memory.targets import WHOLE_SETS, targets_of
+    from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 
     wanted = run.target_modules
     known = wanted in WHOLE_SETS or wanted in profile.adapters

@@ -39,10 +39,10 @@ def tape_for(
     run, MissingError where it would have to be traced and the packages for that are missing.
     """
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
-    from qlora_planner.memory.resolve import resolve
-    from qlora_planner.memory.static import targeted
-    from qlora_planner.memory.targets import as_traced
-    from qlora_planner.memory.variant import accumulates_apart, variant_key
+    from qlora_planner.memory.options.resolve import resolve
+    from qlora_planner.memory.sweep.validity import accumulates_apart, variant_key
+    from qlora_planner.memory.weights.static import targeted
+    from qlora_planner.memory.weights.targets import as_traced
     from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)
@@ -101,7 +101,7 @@ def tape_orders(
     All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute;
     with `stored_only` none of such a run.
     """
-    from qlora_planner.memory.variant import regions
+    from qlora_planner.memory.sweep.validity import regions
 
     own = tape_for(profile, run, gpu, profiles=profiles, stored_only=True)
     kept = own is not None

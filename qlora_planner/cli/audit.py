@@ -21,7 +21,7 @@ def command(model: str, **given: Any) -> int:
     output = output_from(given)
     run = run_from(given)
     profile = profile_for(model, output)
-    from qlora_planner.memory.audit import audit
+    from qlora_planner.memory.audit.audit import audit
 
     found = audit(profile, run)
     if output.json:

@@ -83,7 +83,7 @@ def _list(names: Iterable[str]) -> str:
 def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstimate]:
     """What the file means for this model, and its memory, qualified by what the figures leave out of it."""
     from qlora_planner.exchange.meant import meant
-    from qlora_planner.memory.unmodelled import qualified
+    from qlora_planner.memory.unmodelled.qualified import qualified
 
     reading = meant(reading, estimates.profile)
     return reading, estimates.card.judged(qualified(estimates.full(reading.run), reading.unmodelled))

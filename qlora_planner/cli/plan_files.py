@@ -101,7 +101,7 @@ def write_files(
     from qlora_planner.exchange.export import READ_BACK, export
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.plan_file import write_plan
-    from qlora_planner.memory.unmodelled import qualified
+    from qlora_planner.memory.unmodelled.qualified import qualified
     from qlora_planner.units import format_gib
 
     document = found.to_dict()

@@ -19,10 +19,10 @@ from pathlib import Path
 import qlora_planner.profiling as profiling
 from qlora_planner.cli.regenerate import write_index
 from qlora_planner.errors import PlannerError
-from qlora_planner.memory.moments import moments_of
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.sweep import Moments
-from qlora_planner.memory.variant import LEAST_TOKENS, Region, regions
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.sweep.peaks import moments_of
+from qlora_planner.memory.sweep.polynomials import Moments
+from qlora_planner.memory.sweep.validity import LEAST_TOKENS, Region, regions
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run
 from qlora_planner.sources.catalogue import ModelCatalogue

@@ -148,7 +148,7 @@ def _name(asked: Asked, folder: Path) -> str:
 
 
 def _quantized(profile: ModelProfile, run: RunConfig) -> int:
-    from qlora_planner.memory.static import is_quantized
+    from qlora_planner.memory.weights.static import is_quantized
 
     return sum(group.count for group in profile.tensors if not group.tied_with and is_quantized(group, run))
 
@@ -169,7 +169,7 @@ def _planned(
     run = fitted(asked, output)
     if profile is None:
         return run, asked.plan or {"schema": SCHEMA, "model": {"id": asked.model}, "gpu": None, "run": run.to_dict()}
-    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.options.resolve import resolve
 
     found = resolve(profile, run, None if place is None else place.gpu)
     refused = [problem for problem in found.problems if problem.blocking]

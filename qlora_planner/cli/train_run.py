@@ -175,7 +175,7 @@ def _speed(
     if profile is None or place is None or not tokens:
         return None
     from qlora_planner import api
-    from qlora_planner.memory.resolve import resolve
+    from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.planner.speed import speed_of
 
     resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), place.gpu)

@@ -59,7 +59,7 @@ class Card:
         if self.several is None or found.verdict != "does-not-fit":
             return found
         from qlora_planner.memory.records import Unmodelled
-        from qlora_planner.memory.unmodelled import qualified
+        from qlora_planner.memory.unmodelled.qualified import qualified
 
         what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
         key = f"--gpu {self.several.count}x{self.several.each}"

@@ -1,7 +1,7 @@
 """What a key of another tool does to memory that is not in the estimate: the rows of every tool's table.
 
-A row says why, in which direction, and by how much at the most: see `memory.unmodelled`, which decides from that what
-becomes of the verdict. A bound is a part of the device peak, taken generously; where nothing
+A row says why, in which direction, and by how much at the most: `memory.unmodelled.qualified` decides from
+that what becomes of the verdict. A bound is a part of the device peak, taken generously; where nothing
 is known there is none.
 """
 

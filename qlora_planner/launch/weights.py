@@ -9,7 +9,7 @@ from typing import Any
 from qlora_planner.bounded import small_json
 from qlora_planner.data.hub import snapshot
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.memory.checkpoint import checkpoint_stored
+from qlora_planner.memory.options.stored_checkpoint import checkpoint_stored
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.train.model import has_weights

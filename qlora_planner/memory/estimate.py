@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.left_out import whole
+from qlora_planner.memory.breakdown import View
+from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
-from qlora_planner.memory.resolve import Resolution, resolve
+from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
-from qlora_planner.memory.view import View
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -41,13 +41,13 @@ def estimate(
 
     `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval. `orders` are
     sequences of its traces at the widths of a dataset's batches, any of which may come before the widest: the one that
-    reserves most counts (see `memory.played.play_run`).
+    reserves most counts (see `memory.replay.simulate.play_run`).
     `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit,
     under which a traced run that gets through peaks no higher.
     `calibration` gives the context of the card and the spread of predictions, where it was measured.
     `broken` is what tracing found the installed libraries to refuse.
     What the figures leave out qualifies the answer, but where `complete` is off, as in a search: see
-    `memory.unmodelled`.
+    `memory.unmodelled.qualified`.
     Raises InputError for options that contradict each other or name modules that are not there.
     """
     resolution = resolve(profile, run, gpu)
@@ -122,9 +122,9 @@ def _view(
 ) -> View:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
-        from qlora_planner.memory.closed_view import closed_view
+        from qlora_planner.memory.closed_form.estimate import closed_view
 
         return closed_view(profile, resolution, workspace_bytes, gpu, context)
-    from qlora_planner.memory.traced_view import traced_view
+    from qlora_planner.memory.replay.estimate import traced_view
 
     return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders, cap_bytes)

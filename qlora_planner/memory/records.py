@@ -132,7 +132,7 @@ class Problem:
 
 @record
 class Unmodelled:
-    """Something of a run that its figures leave out: see `memory.unmodelled`, which decides what becomes of a verdict.
+    """Something of a run that its figures leave out; `memory.unmodelled.qualified` decides what becomes of a verdict.
 
     `key` is as whoever asked wrote it (`rl: dpo`), `what` one clause on its effect on memory. `direction` says whether
     the run takes more than is said ("up"), less ("down"), or may do either ("both"). `at_most` is the largest part of
@@ -179,7 +179,7 @@ class MemoryEstimate:
     speed: Speed = field(default_factory=Speed)
     fit: Fit | None = None
     problems: tuple[Problem, ...] = ()
-    unmodelled: tuple[Unmodelled, ...] = ()  # put here by `memory.unmodelled.qualified` alone
+    unmodelled: tuple[Unmodelled, ...] = ()  # put here by `memory.unmodelled.qualified.qualified` alone
     footing: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
 
     @property

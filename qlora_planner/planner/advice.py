@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlora_planner.memory.expandable import is_expandable
+from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.memory.static import is_quantized, load_dtype, static_memory
+from qlora_planner.memory.weights.static import is_quantized, load_dtype, static_memory
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_size
 

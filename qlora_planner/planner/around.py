@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.ladder import rungs
 from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.planner.outlook import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from qlora_planner.memory.checkpoint import stored_options
+from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

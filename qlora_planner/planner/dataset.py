@@ -73,7 +73,7 @@ class DataSummary:
 
     @property
     def unmodelled(self) -> tuple[Unmodelled, ...]:
-        """What the lengths leave out, for `memory.unmodelled.qualified`."""
+        """What the lengths leave out, for `memory.unmodelled.qualified.qualified`."""
         if not self.image_rows:
             return ()
         rows = f"{self.image_rows:,} of {self.rows:,} rows"

@@ -10,16 +10,16 @@ from dataclasses import fields, replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.memory.checkpoint import stored_problem
-from qlora_planner.memory.closed_form import LayerShape, ModelShape
-from qlora_planner.memory.groundwork import Groundwork, build_groundwork
-from qlora_planner.memory.left_out import left_out
-from qlora_planner.memory.loading import PhasePeak
-from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.memory.static import StaticMemory
-from qlora_planner.memory.sweep import Fixed, Moments
-from qlora_planner.memory.training import TrainingState
-from qlora_planner.memory.variant import Region
+from qlora_planner.memory.closed_form.activations import LayerShape, ModelShape
+from qlora_planner.memory.closed_form.static_peaks import Groundwork, build_groundwork
+from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.options.stored_checkpoint import stored_problem
+from qlora_planner.memory.sweep.polynomials import Fixed, Moments
+from qlora_planner.memory.sweep.validity import Region
+from qlora_planner.memory.unmodelled.left_out import left_out
+from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.memory.weights.static import StaticMemory
+from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.planner.axes import BASES
 from qlora_planner.planner.limits import Sweep, SweptRegion, fixed_of
 from qlora_planner.planner.speed_model import StepWork, step_work

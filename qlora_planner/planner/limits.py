@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.groundwork import Groundwork
-from qlora_planner.memory.sweep import Fixed, Moments
-from qlora_planner.memory.variant import Region
+from qlora_planner.memory.closed_form.static_peaks import Groundwork
+from qlora_planner.memory.sweep.polynomials import Fixed, Moments
+from qlora_planner.memory.sweep.validity import Region
 from qlora_planner.memory.verdict import context_of, room
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec

@@ -16,17 +16,17 @@ from numpy.typing import NDArray
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.evidence.calibration import TRACED, Calibration
-from qlora_planner.memory import closed_form
-from qlora_planner.memory.closed_view import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
-from qlora_planner.memory.expandable import is_expandable
-from qlora_planner.memory.groundwork import Groundwork, Parts, assemble, build_groundwork
-from qlora_planner.memory.loading import PhasePeak
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.static import static_memory
-from qlora_planner.memory.sweep import Fixed
-from qlora_planner.memory.training import training_state
-from qlora_planner.memory.variant import variant_key
+from qlora_planner.memory.allocator.expandable import is_expandable
+from qlora_planner.memory.closed_form import activations
+from qlora_planner.memory.closed_form.estimate import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
+from qlora_planner.memory.closed_form.static_peaks import Groundwork, Parts, assemble, build_groundwork
+from qlora_planner.memory.options.resolve import Resolution
+from qlora_planner.memory.sweep.polynomials import Fixed
+from qlora_planner.memory.sweep.validity import variant_key
 from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, spread, with_libraries
+from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.memory.weights.static import static_memory
+from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.planner.speed import SpeedModel, speed_model
 from qlora_planner.planner.speed_model import optimizer_work
@@ -77,7 +77,7 @@ class Outlook:
 
     run: RunConfig
     parts: Parts
-    shape: closed_form.ModelShape
+    shape: activations.ModelShape
     variant: str
     sweep: Sweep | None
     fixed: Fixed
@@ -139,12 +139,12 @@ class Outlook:
         return floors, traced
 
     def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> Ints:
-        acts = closed_form.activations(
+        acts = activations.activations(
             self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
         )
         parts = replace(self.parts, acts=acts)
         once, again = (
-            closed_form.most(*map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values()))
+            activations.most(*map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values()))
             for steps in (1, 2)
         )
         found: Ints = np.where(accumulated, again, once).astype(np.int64)
@@ -227,7 +227,7 @@ class Outlooks:
             more = static.adapters - known.static.adapters
             at = known.adapters
             adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
-            known = replace(known, static=static, adapters=adapters, shape=closed_form.model_shape(self.profile, run))
+            known = replace(known, static=static, adapters=adapters, shape=activations.model_shape(self.profile, run))
         trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None

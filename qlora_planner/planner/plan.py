@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.left_out import whole
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.unmodelled import CANNOT_SAY, qualified
+from qlora_planner.memory.unmodelled.left_out import whole
+from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.axes import RULES, fixed_options

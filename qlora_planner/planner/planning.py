@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.checkpoint import stored_problem
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.played import play_run
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.replay.simulate import play_run
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.limits import Sweep, usable_on
 from qlora_planner.planner.objectives import Objective

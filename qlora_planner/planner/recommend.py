@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.resolve import Resolution
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.verdict import context_of, with_libraries
 from qlora_planner.planner.axes import EFFECTIVE_BATCH, LARGEST_BATCH, Space
 from qlora_planner.planner.index import IndexedBase

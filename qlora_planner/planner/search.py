@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
+from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
-from qlora_planner.memory.resolve import Resolution, resolve
 from qlora_planner.planner.around import longest
 from qlora_planner.planner.axes import BASES, Space
 from qlora_planner.planner.limits import SEQ_STEP

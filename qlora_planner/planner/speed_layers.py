@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from math import prod
 
-from qlora_planner.memory.static import is_quantized, targeted
+from qlora_planner.memory.weights.static import is_quantized, targeted
 from qlora_planner.planner import speed_pieces as pieces
 from qlora_planner.planner.speed_pieces import Setting
 from qlora_planner.planner.speed_work import Pass, Work, moves, terms

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer, trainer_row
-from qlora_planner.memory.static import is_quantized, static_memory
-from qlora_planner.memory.training import training_dtype
-from qlora_planner.memory.variant import HEAD_TILE_TOKENS
+from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
+from qlora_planner.memory.weights.static import is_quantized, static_memory
+from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.planner.speed_layers import LayerWork, has_fused_norms, layers_of
 from qlora_planner.planner.speed_pieces import Setting, cast, norm
 from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms

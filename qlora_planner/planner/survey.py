@@ -15,13 +15,13 @@ import numpy as np
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.closed_view import phases_of
-from qlora_planner.memory.components import component_lines
-from qlora_planner.memory.groundwork import Groundwork, assemble, build_groundwork
-from qlora_planner.memory.left_out import left_out
+from qlora_planner.memory.closed_form.components import component_lines
+from qlora_planner.memory.closed_form.estimate import phases_of
+from qlora_planner.memory.closed_form.static_peaks import Groundwork, assemble, build_groundwork
+from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.memory.resolve import Resolution, resolve
-from qlora_planner.memory.sweep import Fixed
+from qlora_planner.memory.sweep.polynomials import Fixed
+from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
 from qlora_planner.planner.around import largest_batch, longest
 from qlora_planner.planner.limits import Sweep, fixed_of, usable_on

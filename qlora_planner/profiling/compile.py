@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import combinations, pairwise
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.memory.variant import Region
+from qlora_planner.memory.sweep.validity import Region
 from qlora_planner.spec.trace import CompiledTape, Monomial, Tape, Term
 
 # What sizes are made of, likeliest first: constants, tokens, rank, scores, and their products.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.variant import Region, variant_key
+from qlora_planner.memory.options.resolve import Resolution
+from qlora_planner.memory.sweep.validity import Region, variant_key
 from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_planner.memory.audit import Audit, AuditRow
-from qlora_planner.memory.audit_words import role_label
+from qlora_planner.memory.audit.audit import Audit, AuditRow
+from qlora_planner.memory.audit.reasons import role_label
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import count, gib
 from qlora_planner.units import format_size

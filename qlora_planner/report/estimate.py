@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, weakest
-from qlora_planner.memory.unmodelled import told
+from qlora_planner.memory.unmodelled.qualified import told
 from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.report.words import (
     card_line,

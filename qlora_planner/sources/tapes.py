@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
-from qlora_planner.memory.sweep import Moments
-from qlora_planner.memory.variant import Region
+from qlora_planner.memory.sweep.polynomials import Moments
+from qlora_planner.memory.sweep.validity import Region
 from qlora_planner.planner.limits import Sweep, SweptRegion
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile

@@ -170,7 +170,7 @@ class Subject:
 
     def refusal(self, run: RunConfig) -> str | None:
         """Why a run cannot work, in milliseconds: what is contradictory, and what the stack refuses. None: it can."""
-        from qlora_planner.memory.resolve import resolve
+        from qlora_planner.memory.options.resolve import resolve
 
         try:
             problems = resolve(self.profile, run, self.place.gpu).problems
@@ -250,7 +250,7 @@ class Subject:
         """What playing the run took over its rank, as a plan scales its frontier."""
         import numpy as np
 
-        from qlora_planner.memory.resolve import resolve
+        from qlora_planner.memory.options.resolve import resolve
         from qlora_planner.planner.outlook import Scale
 
         answer = self.estimate(run)

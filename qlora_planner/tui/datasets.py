@@ -57,7 +57,7 @@ class DataView:
     @classmethod
     def of(cls, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> DataView:
         """`cut` tokens at most, None for the run's own length. Raises InputError for a run that has no estimate."""
-        from qlora_planner.memory.unmodelled import qualified
+        from qlora_planner.memory.unmodelled.qualified import qualified
         from qlora_planner.planner.dataset import seq_len_for
         from qlora_planner.planner.epochs import plan_data
         from qlora_planner.planner.widths import widths_before

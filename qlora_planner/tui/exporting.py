@@ -37,7 +37,7 @@ def write(subject: Subject, run: RunConfig, kind: str, path: str, *, data: str |
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.meant import meant
     from qlora_planner.exchange.plan_file import write_plan
-    from qlora_planner.memory.unmodelled import qualified
+    from qlora_planner.memory.unmodelled.qualified import qualified
 
     document = subject.plan_of(run).to_dict()
     attention = subject.profile.adapters.get("attention", ())

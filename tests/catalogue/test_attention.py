@@ -7,7 +7,7 @@ import pytest
 
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.errors import RefusedError
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.spec.run import RunConfig

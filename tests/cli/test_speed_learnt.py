@@ -12,8 +12,8 @@ from qlora_planner.cli.predicting import speed_traits
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.evidence.speed_traits import ASSUMED
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
-from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.speed import speed_of
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.theme import Theme

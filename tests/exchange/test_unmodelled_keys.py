@@ -14,7 +14,7 @@ from qlora_planner.exchange import axolotl, axolotl_keys, llama_factory, llama_f
 from qlora_planner.exchange.configs import keys_of, read_config
 from qlora_planner.exchange.meant import meant
 from qlora_planner.exchange.reading import Config, Reading
-from qlora_planner.memory.unmodelled import qualified
+from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.spec.run import RunConfig
 from tests.report.records import GIB, make_estimate
 

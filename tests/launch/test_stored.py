@@ -13,7 +13,7 @@ pytest.importorskip("trl")
 
 from qlora_planner.api import estimate, load_gpu, plan
 from qlora_planner.launch.weights import check_stored
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.sources.configs import read_config
 from qlora_planner.spec.model import ModelProfile

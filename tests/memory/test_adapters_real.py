@@ -11,8 +11,8 @@ peft = pytest.importorskip("peft")
 
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
-from qlora_planner.memory.resolve import resolve  # noqa: E402
-from qlora_planner.memory.static import static_memory  # noqa: E402
+from qlora_planner.memory.options.resolve import resolve  # noqa: E402
+from qlora_planner.memory.weights.static import static_memory  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
 

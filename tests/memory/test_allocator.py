@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qlora_planner.memory.allocator import Block, CachingAllocator, OutOfMemory, block_bytes, segment_bytes
-from qlora_planner.memory.expandable import make_allocator
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator, OutOfMemory, block_bytes, segment_bytes
+from qlora_planner.memory.allocator.expandable import make_allocator
 
 HISTORIES = sorted((Path(__file__).parents[1] / "data" / "histories").glob("*.json.gz"))
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.audit import Audit, AuditRow, audit
-from qlora_planner.memory.checkpoint import checkpoint_of
-from qlora_planner.memory.static import static_memory
+from qlora_planner.memory.audit.audit import Audit, AuditRow, audit
+from qlora_planner.memory.options.stored_checkpoint import checkpoint_of
+from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.report.audit import render_audit
 from qlora_planner.report.theme import Theme
 from qlora_planner.sources.configs import RawConfig, config_sha256

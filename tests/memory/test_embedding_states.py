@@ -17,9 +17,9 @@ from datasets import Dataset  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, OptimizerRow  # noqa: E402
-from qlora_planner.memory.refusals import refusals  # noqa: E402
-from qlora_planner.memory.resolve import resolve  # noqa: E402
-from qlora_planner.memory.static import Trainable, static_memory  # noqa: E402
+from qlora_planner.memory.options.refusals import refusals  # noqa: E402
+from qlora_planner.memory.options.resolve import resolve  # noqa: E402
+from qlora_planner.memory.weights.static import Trainable, static_memory  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402

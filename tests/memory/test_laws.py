@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.memory import PHASES, Component, MemoryEstimate
-from qlora_planner.memory.allocator import LARGE_SEGMENT_BYTES, OutOfMemory, block_bytes
+from qlora_planner.memory.allocator.caching import LARGE_SEGMENT_BYTES, OutOfMemory, block_bytes
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.played import Played, play_run
-from qlora_planner.memory.replay import COMPONENTS
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.static import static_memory
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.replay.player import COMPONENTS
+from qlora_planner.memory.replay.simulate import Played, play_run
+from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import StoredTape, stored_tape
 from qlora_planner.spec.run import RunConfig

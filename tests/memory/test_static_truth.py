@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.memory.groundwork import Groundwork, build_groundwork
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.closed_form.static_peaks import Groundwork, build_groundwork
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.spec.model import ModelProfile
 from tests.truth import Row, rows
 

@@ -7,15 +7,15 @@ import pytest
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError
-from qlora_planner.memory import loading
-from qlora_planner.memory.allocator import Block, CachingAllocator, Segment, block_bytes
-from qlora_planner.memory.moments import moments_of
-from qlora_planner.memory.replay import COMPONENTS, Adapter, Player
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.script import write_script
-from qlora_planner.memory.static import static_memory
-from qlora_planner.memory.sweep import Fixed, Moments
-from qlora_planner.memory.training import Trainable, training_state
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator, Segment, block_bytes
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.replay.events import write_script
+from qlora_planner.memory.replay.player import COMPONENTS, Adapter, Player
+from qlora_planner.memory.sweep.peaks import moments_of
+from qlora_planner.memory.sweep.polynomials import Fixed, Moments
+from qlora_planner.memory.weights import loading
+from qlora_planner.memory.weights.static import static_memory
+from qlora_planner.memory.weights.trainable import Trainable, training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep, stored_tape
 from qlora_planner.spec.run import RunConfig

@@ -6,7 +6,7 @@ import pytest
 
 from qlora_planner.cli.exits import exit_code
 from qlora_planner.memory import MemoryEstimate, Unmodelled
-from qlora_planner.memory.unmodelled import qualified
+from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.report.estimate import render_estimate
 from qlora_planner.report.theme import Theme
 from tests.report.records import CARD, GIB, make_estimate

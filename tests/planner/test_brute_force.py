@@ -13,7 +13,7 @@ import pytest
 
 from qlora_planner import api
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.speed import speed_of
 from qlora_planner.spec.run import RunConfig
 

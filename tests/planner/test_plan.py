@@ -11,8 +11,8 @@ from qlora_planner import api
 from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.axes import make_space
 from qlora_planner.planner.cards import fitting_on
 from qlora_planner.planner.outlook import Limits, Outlooks

@@ -18,8 +18,8 @@ from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration, pooled
 from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
-from qlora_planner.memory.resolve import resolve
 from qlora_planner.planner.speed import Rates, SpeedModel, cost_of, speed_model, speed_of
 from qlora_planner.planner.speed_fit import EXCLUSIVE, TimedRun, fit, timed
 from qlora_planner.planner.speed_model import step_work

@@ -15,7 +15,7 @@ pytest.importorskip("bitsandbytes")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from qlora_planner import api  # noqa: E402
-from qlora_planner.memory.resolve import resolve  # noqa: E402
+from qlora_planner.memory.options.resolve import resolve  # noqa: E402
 from qlora_planner.planner.speed_model import step_work  # noqa: E402
 from qlora_planner.planner.speed_work import evaluator, values  # noqa: E402
 from qlora_planner.sources.configs import RawConfig, config_sha256  # noqa: E402

@@ -7,8 +7,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from qlora_planner.memory.played import play_run
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.replay.simulate import play_run
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config

@@ -11,9 +11,9 @@ pytest.importorskip("bitsandbytes")
 pytest.importorskip("trl")
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS
-from qlora_planner.memory.allocator import CachingAllocator
-from qlora_planner.memory.replay import COMPONENTS, Player
-from qlora_planner.memory.script import write_script
+from qlora_planner.memory.allocator.caching import CachingAllocator
+from qlora_planner.memory.replay.events import write_script
+from qlora_planner.memory.replay.player import COMPONENTS, Player
 from qlora_planner.profiling.tracing import engine, layers
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.run import RunConfig

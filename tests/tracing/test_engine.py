@@ -12,9 +12,9 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS  # noqa: E402
-from qlora_planner.memory.allocator import CachingAllocator  # noqa: E402
-from qlora_planner.memory.replay import COMPONENTS, Player  # noqa: E402
-from qlora_planner.memory.script import write_script  # noqa: E402
+from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E402
+from qlora_planner.memory.replay.events import write_script  # noqa: E402
+from qlora_planner.memory.replay.player import COMPONENTS, Player  # noqa: E402
 from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits, attention_backend  # noqa: E402

@@ -16,7 +16,7 @@ pytest.importorskip("trl")
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.configs import read_config
 from qlora_planner.spec.run import RunConfig

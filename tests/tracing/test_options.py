@@ -14,8 +14,8 @@ pytest.importorskip("trl")
 
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.resolve import resolve
-from qlora_planner.memory.variant import variant_key
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.sweep.validity import variant_key
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine

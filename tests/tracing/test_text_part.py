@@ -13,7 +13,7 @@ pytest.importorskip("torch")
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.resolve import resolve
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.profiling.meta_model import build_on_meta
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.text_part import text_part

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS
-from qlora_planner.memory.allocator import Block
-from qlora_planner.memory.allocator import Segment as Cached
-from qlora_planner.memory.replay import COMPONENTS, Player
-from qlora_planner.memory.script import write_script
+from qlora_planner.memory.allocator.caching import Block
+from qlora_planner.memory.allocator.caching import Segment as Cached
+from qlora_planner.memory.replay.events import write_script
+from qlora_planner.memory.replay.player import COMPONENTS, Player
 from qlora_planner.profiling.adapters import linear_leaves
 from qlora_planner.profiling.compile import NotPolynomialError, compile_tapes
 from qlora_planner.profiling.refusals import words_of

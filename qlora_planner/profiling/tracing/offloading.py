@@ -42,7 +42,7 @@ def _stand_ins(recorder: Recorder) -> Iterator[None]:
         Stream=_Stream,
         current_stream=lambda: main,
         default_stream=lambda: main,
-        empty_cache=lambda: None,  # played from the run: memory/replay.py
+        empty_cache=lambda: None,  # played from the run: memory/replay/player.py
         stream=on_stream,
     )
     # The callback at the end of backward drops what leaving the context drops; the engine would want a stream for it.

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
-from qlora_planner.memory.static import targeted
+from qlora_planner.memory.weights.static import targeted
 from qlora_planner.record import record
 from qlora_planner.spec.model import LayerKind, ModelProfile
 from qlora_planner.spec.run import RunConfig

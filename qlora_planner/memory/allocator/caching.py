@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from qlora_planner.memory.addresses import AddressSpace
+from qlora_planner.memory.allocator.addresses import AddressSpace
 
 MIN_BLOCK_BYTES = 512
 _ROUND_UP = MIN_BLOCK_BYTES - 1  # a power of two less one: its bits are what rounding clears

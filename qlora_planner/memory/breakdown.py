@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from qlora_planner.memory.loading import PhasePeak
 from qlora_planner.memory.records import ComponentLine, Phase
+from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.record import record
 
 

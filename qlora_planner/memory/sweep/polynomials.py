@@ -12,8 +12,8 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, block_bytes
-from qlora_planner.memory.training import TrainingState
+from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, block_bytes
+from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Term

@@ -7,10 +7,10 @@ from typing import Any
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
 from qlora_planner.errors import InputError
-from qlora_planner.memory.allocator import block_bytes
-from qlora_planner.memory.audit_words import headline, why_not
-from qlora_planner.memory.checkpoint import Checkpoint, checkpoint_of
-from qlora_planner.memory.static import is_quantized, load_dtype
+from qlora_planner.memory.allocator.caching import block_bytes
+from qlora_planner.memory.audit.reasons import headline, why_not
+from qlora_planner.memory.options.stored_checkpoint import Checkpoint, checkpoint_of
+from qlora_planner.memory.weights.static import is_quantized, load_dtype
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.model import ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig

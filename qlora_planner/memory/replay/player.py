@@ -11,11 +11,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
-from qlora_planner.memory.allocator import Block, CachingAllocator
-from qlora_planner.memory.allocator import Segment as Cached
-from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.records import Component
-from qlora_planner.memory.script import (
+from qlora_planner.memory.replay.events import (
     BIRTH,
     BIRTH_ON_HOST,
     BIRTH_STREAMED,
@@ -26,7 +25,8 @@ from qlora_planner.memory.script import (
     Origin,
     Script,
 )
-from qlora_planner.memory.training import Trainable, training_dtype
+from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Segment

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qlora_planner.memory.records import Component, Phase
-from qlora_planner.memory.static import StaticMemory
-from qlora_planner.memory.training import TrainingState
+from qlora_planner.memory.weights.static import StaticMemory
+from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 

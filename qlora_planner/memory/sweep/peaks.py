@@ -1,4 +1,4 @@
-"""From a tape to the moments of a step that can be the highest: see `qlora_planner.memory.sweep`."""
+"""From a tape to the moments of a step that can be the highest: see `qlora_planner.memory.sweep.polynomials`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog import TRAINER_ROWS, OptimizerRow, TrainerRow, find_optimizer
 from qlora_planner.errors import InputError
-from qlora_planner.memory.allocator import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
-from qlora_planner.memory.replay import COMPONENTS, Player
-from qlora_planner.memory.script import write_script
-from qlora_planner.memory.sweep import NORMS, PHASES, SCRATCH, STATES, Moments, rounded_bytes
-from qlora_planner.memory.variant import Region
+from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
+from qlora_planner.memory.replay.events import write_script
+from qlora_planner.memory.replay.player import COMPONENTS, Player
+from qlora_planner.memory.sweep.polynomials import NORMS, PHASES, SCRATCH, STATES, Moments, rounded_bytes
+from qlora_planner.memory.sweep.validity import Region
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Term
 

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.cuda import ContextRow, context_row
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
-from qlora_planner.memory import closed_form, loading
-from qlora_planner.memory.expandable import make_allocator
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.static import StaticMemory, static_memory
-from qlora_planner.memory.training import TrainingState, training_state
+from qlora_planner.memory.allocator.expandable import make_allocator
+from qlora_planner.memory.closed_form import activations
+from qlora_planner.memory.options.resolve import Resolution
+from qlora_planner.memory.weights import loading
+from qlora_planner.memory.weights.static import StaticMemory, static_memory
+from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -24,7 +25,7 @@ class Groundwork:
 
     static: StaticMemory
     state: TrainingState
-    shape: closed_form.ModelShape
+    shape: activations.ModelShape
     load: loading.PhasePeak
     prepare: loading.PhasePeak | None
     adapters: loading.PhasePeak
@@ -37,7 +38,7 @@ class Parts:
 
     static: StaticMemory
     state: TrainingState
-    acts: closed_form.Activations
+    acts: activations.Activations
     load: loading.PhasePeak
     prepare: loading.PhasePeak | None
     adapters: loading.PhasePeak
@@ -70,7 +71,7 @@ def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_by
     return Groundwork(
         static=static,
         state=training_state(static.trainable, run, trainer, optimizer),
-        shape=closed_form.model_shape(profile, run),
+        shape=activations.model_shape(profile, run),
         load=load,
         prepare=prepare,
         adapters=adapters,
@@ -84,7 +85,7 @@ def assemble(ground: Groundwork, run: RunConfig, stack: Mapping[str, str], gpu: 
     return Parts(
         static=ground.static,
         state=ground.state,
-        acts=closed_form.activations(ground.shape, run, trainer, loss),
+        acts=activations.activations(ground.shape, run, trainer, loss),
         load=ground.load,
         prepare=ground.prepare,
         adapters=ground.adapters,

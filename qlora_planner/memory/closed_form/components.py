@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from qlora_planner.memory.expandable import is_expandable
-from qlora_planner.memory.groundwork import Parts
+from qlora_planner.memory.allocator.expandable import is_expandable
+from qlora_planner.memory.closed_form.static_peaks import Parts
+from qlora_planner.memory.explanations import BEFORE_TRAINING, before_training, counted_words
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
-from qlora_planner.memory.words import BEFORE_TRAINING, before_training, counted_words
 from qlora_planner.spec.run import RunConfig
 
 

@@ -8,14 +8,14 @@ from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
-from qlora_planner.memory.allocator import OutOfMemory
-from qlora_planner.memory.loading import PhasePeak
-from qlora_planner.memory.played import Played, floor_bytes, play_run
+from qlora_planner.memory.allocator.caching import OutOfMemory
+from qlora_planner.memory.breakdown import View, highest
+from qlora_planner.memory.explanations import before_training, counted_words
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
-from qlora_planner.memory.replay import COMPONENTS
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.view import View, highest
-from qlora_planner.memory.words import before_training, counted_words
+from qlora_planner.memory.replay.player import COMPONENTS
+from qlora_planner.memory.replay.simulate import Played, floor_bytes, play_run
+from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
-from qlora_planner.memory.allocator import Block, CachingAllocator
-from qlora_planner.memory.static import is_quantized, load_dtype, targeted, trainable_tensors
-from qlora_planner.memory.training import Trainable
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+from qlora_planner.memory.weights.static import is_quantized, load_dtype, targeted, trainable_tensors
+from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
-from qlora_planner.memory.closed_form import most
-from qlora_planner.memory.components import component_lines
-from qlora_planner.memory.expandable import is_expandable
-from qlora_planner.memory.groundwork import Parts, assemble, build_groundwork
+from qlora_planner.memory.allocator.expandable import is_expandable
+from qlora_planner.memory.breakdown import View, highest
+from qlora_planner.memory.closed_form.activations import most
+from qlora_planner.memory.closed_form.components import component_lines
+from qlora_planner.memory.closed_form.static_peaks import Parts, assemble, build_groundwork
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Phase
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.view import View, highest
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.memory.checkpoint import stored_options, stored_problem
+from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
-from qlora_planner.memory.static import targeted, trainable_tensors
-from qlora_planner.memory.training import Trainable, training_dtype
+from qlora_planner.memory.weights.static import targeted, trainable_tensors
+from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

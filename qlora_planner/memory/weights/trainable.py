@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from math import prod
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
-from qlora_planner.memory.allocator import block_bytes
+from qlora_planner.memory.allocator.caching import block_bytes
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 

@@ -7,16 +7,16 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from qlora_planner.catalog import find_optimizer, trainer_row
-from qlora_planner.memory import loading
-from qlora_planner.memory.allocator import CachingAllocator, OutOfMemory
-from qlora_planner.memory.expandable import is_expandable, make_allocator
-from qlora_planner.memory.loading import PhasePeak
+from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
+from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Component
-from qlora_planner.memory.replay import COMPONENTS, Adapter, PlayedPhase, Player
-from qlora_planner.memory.resolve import Resolution
-from qlora_planner.memory.script import write_script
-from qlora_planner.memory.static import StaticMemory, embedding_names, load_dtype, static_memory
-from qlora_planner.memory.training import Trainable, TrainingState, training_state
+from qlora_planner.memory.replay.events import write_script
+from qlora_planner.memory.replay.player import COMPONENTS, Adapter, PlayedPhase, Player
+from qlora_planner.memory.weights import loading
+from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.memory.weights.static import StaticMemory, embedding_names, load_dtype, static_memory
+from qlora_planner.memory.weights.trainable import Trainable, TrainingState, training_state
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

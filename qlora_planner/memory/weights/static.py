@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, quantized_tensor_bytes
 from qlora_planner.errors import InputError
-from qlora_planner.memory.allocator import block_bytes
-from qlora_planner.memory.targets import adaptable, check_adaptable, matches, targets_of
-from qlora_planner.memory.training import Trainable
+from qlora_planner.memory.allocator.caching import block_bytes
+from qlora_planner.memory.weights.targets import adaptable, check_adaptable, matches, targets_of
+from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig
@@ -127,7 +127,7 @@ def trainable_tensors(profile: ModelProfile, run: RunConfig) -> tuple[Trainable,
 def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]:
     """The adapter tensors that `run.target_modules` adds, those of a numbered layer on every layer.
 
-    Names are matched as PEFT does: see `memory.targets`. Raises InputError listing what exists where none matches,
+    Names are matched as PEFT does: see `targets`. Raises InputError listing what exists where none matches,
     MissingError for a module that the profile holds no adapters for.
     """
     if run.method == "full":

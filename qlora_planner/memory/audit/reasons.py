@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from qlora_planner.memory.checkpoint import Checkpoint
+from qlora_planner.memory.options.stored_checkpoint import Checkpoint
 from qlora_planner.spec.model import ModelProfile, TensorGroup
 from qlora_planner.units import format_params, format_size
 
 if TYPE_CHECKING:
-    from qlora_planner.memory.audit import AuditRow
+    from qlora_planner.memory.audit.audit import AuditRow
 
 _ROLES = {
     "output_head": "output head", "embedding": "embeddings", "experts": "fused experts", "linear": "linear layers",

@@ -8,10 +8,10 @@ from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.errors import InputError
-from qlora_planner.memory.checkpoint import stored_options
+from qlora_planner.memory.options.refusals import on_parameters, refusals
+from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
-from qlora_planner.memory.refusals import on_parameters, refusals
-from qlora_planner.memory.targets import WHOLE_SETS, targets_of
+from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile

@@ -1,4 +1,4 @@
-"""What the figures of a run leave out because of the model or the run itself, as `memory.unmodelled` takes it."""
+"""What the figures of a run leave out because of the model or the run itself, as `qualified` takes it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import parse_version
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
-from qlora_planner.memory.targets import WHOLE_SETS, targets_of
-from qlora_planner.memory.unmodelled import qualified
+from qlora_planner.memory.unmodelled.qualified import qualified
+from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-from qlora_planner.memory.allocator import (
+from qlora_planner.memory.allocator.caching import (
     LARGE_SEGMENT_BYTES,
     SMALL_SEGMENT_BYTES,
     Block,

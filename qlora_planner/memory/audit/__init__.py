@@ -1,0 +1,1 @@
+"""What a run really stores in 4-bit."""

@@ -1,0 +1,1 @@
+"""Formulas for runs that nothing was traced for."""

@@ -1,0 +1,1 @@
+"""A traced step, replayed through the allocator."""

@@ -1,0 +1,1 @@
+"""Allocated bytes of a million runs from one trace."""

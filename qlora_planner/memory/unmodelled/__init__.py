@@ -1,0 +1,1 @@
+"""What no figure counts, and when it takes a verdict away."""

@@ -1,0 +1,1 @@
+"""Weights, adapters and optimizer states: their bytes, and loading them."""
