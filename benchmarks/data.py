@@ -66,7 +66,7 @@ def write_tokenizer(folder: Path) -> None:
 def count(path: str, tokenizer: str) -> None:
     """Runs in a process of its own, so that the peak is that of counting alone."""
     from qlora_planner.data import summarise
-    from qlora_planner.planner.epochs import plan_data
+    from qlora_planner.data.batches.epochs import plan_data
 
     started = time.perf_counter()
     found = summarise(path, tokenizer=tokenizer)

@@ -34,12 +34,12 @@ from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.axes import make_space
-from qlora_planner.planner.limits import usable_on
+from qlora_planner.planner.budget import usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlooks
 from qlora_planner.planner.objectives import OBJECTIVES
-from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
-from qlora_planner.planner.tables import CARD_SIZES_GB
+from qlora_planner.planner.search_space import make_space
+from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
 from qlora_planner.sources.tapes import stored_sweep

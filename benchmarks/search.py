@@ -14,11 +14,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qlora_planner import api
-from qlora_planner.planner.axes import RANKS, make_space
-from qlora_planner.planner.limits import usable_on
+from qlora_planner.planner.budget import usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlooks
 from qlora_planner.planner.objectives import OBJECTIVES
-from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
+from qlora_planner.planner.search_space import RANKS, make_space
 from qlora_planner.sources.locations import tapes_dirs
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.run import RunConfig

@@ -67,8 +67,8 @@ def table(paths: Sequence[Path], traits: Any = None) -> int:
     """Print every row, and each role's errors."""
     from qlora_planner.api import calibration, load_gpu
     from qlora_planner.evidence.calibration import card_slug
-    from qlora_planner.planner.speed import card_seconds, host_seconds, traits_of
-    from qlora_planner.planner.speed_work import evaluator, values
+    from qlora_planner.speed.roofline import card_seconds, host_seconds, traits_of
+    from qlora_planner.speed.work import evaluator, values
 
     known, roles, missed = calibration(), {}, []
     for one, run in timed_runs(paths):
@@ -94,8 +94,8 @@ def fit_card(paths: Sequence[Path], target: Path | None) -> int:
     """Fit to the calibration rows and print the constants; into a calibration file where one is named."""
     from qlora_planner.evidence.calibration import card_slug
     from qlora_planner.evidence.calibration_file import calibration_from_dict
-    from qlora_planner.planner.speed_fit import fit
     from qlora_planner.sources.evidence import write_calibration
+    from qlora_planner.speed.fit import fit
 
     rows = [(one, run) for one, run in timed_runs(paths) if one.role == "calibration"]
     found = fit([run for _, run in rows])
@@ -115,8 +115,8 @@ def rate() -> int:
 
     from qlora_planner.api import calibration, load_gpu, load_model
     from qlora_planner.memory.options.resolve import resolve
-    from qlora_planner.planner.speed import speed_model
     from qlora_planner.spec.run import RunConfig
+    from qlora_planner.speed.roofline import speed_model
 
     profile, gpu = load_model("gemma-2-9b"), load_gpu("h200")
     resolution = resolve(profile, RunConfig(), gpu)

@@ -23,8 +23,8 @@ sys.path.insert(0, str(ROOT))
 
 import torch  # noqa: E402
 
-from qlora_planner.planner.speed_work import QUANTITIES  # noqa: E402
 from qlora_planner.profiling.tracing.recorder import Recorder  # noqa: E402
+from qlora_planner.speed.work import QUANTITIES  # noqa: E402
 
 _EMPTY = frozenset({"empty", "empty_like", "new_empty", "empty_strided", "set_"})
 _WIDE = 512  # a product whose inner and outer sides are wider is bound by the multiplying units
@@ -192,8 +192,8 @@ def resolved(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Counted and derived totals of one step, by quantity."""
     from qlora_planner.api import config_of
-    from qlora_planner.planner.speed_model import step_work
-    from qlora_planner.planner.speed_work import evaluator, values
+    from qlora_planner.speed.step import step_work
+    from qlora_planner.speed.work import evaluator, values
 
     profile, resolution, spec = resolved(model, options)
     run = resolution.run

@@ -63,7 +63,7 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
-    `widths` are sequences of those of batches that may come before the widest: see `planner.widths`. `unmodelled` is
+    `widths` are sequences of those of batches that may come before the widest: see `data.batches.widths`. `unmodelled` is
     what the figures leave out of the run that is meant: see `memory.unmodelled.qualified`.
 
     Raises InputError for options that contradict each other or name modules that are not there.
@@ -71,8 +71,8 @@ def estimate(
     from qlora_planner.memory.estimate import estimate as answer
     from qlora_planner.memory.options.refusals import refusal
     from qlora_planner.memory.unmodelled.qualified import qualified
-    from qlora_planner.planner.speed import speed_of
     from qlora_planner.spec.run import RunConfig as Run
+    from qlora_planner.speed.roofline import speed_of
 
     asked = run or Run()
     broken: tuple[Problem, ...] = ()
@@ -114,11 +114,11 @@ def plan(
 ) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`.
 
-    `asked` are the other fields of `qlora_planner.planner.planning.Request`, such as `objective`, `fixed`, `data`.
+    `asked` are the other fields of `qlora_planner.planner.planner.Request`, such as `objective`, `fixed`, `data`.
     """
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.planner.plan import plan as answer
-    from qlora_planner.planner.planning import Request
+    from qlora_planner.planner.planner import Request
     from qlora_planner.sources.tapes import stored_sweep
     from qlora_planner.spec.run import RunConfig as Run
 

@@ -12,8 +12,8 @@ from qlora_planner.cli.values import Output
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.data.scan import Moved
-    from qlora_planner.planner.dataset import DataSummary
 
 
 def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSummary | None:

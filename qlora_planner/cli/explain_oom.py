@@ -14,9 +14,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
+    from qlora_planner.diagnose.against_plan import Against
     from qlora_planner.evidence.oom import OomReport
     from qlora_planner.exchange.remedy import Remedy
-    from qlora_planner.planner.oom import Against
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,8 +87,8 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
         return None
     from qlora_planner.cli.check import Estimates, fixes_for
     from qlora_planner.cli.loading import profile_for
+    from qlora_planner.diagnose.against_plan import against
     from qlora_planner.exchange.plan_file import read_plan
-    from qlora_planner.planner.oom import against
 
     plan = read_plan(file)
     profile = profile_for(plan.model_id, output)

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.planner.index import SCHEMA, candidates, serves
+from qlora_planner.planner.survey.index import SCHEMA, candidates, serves
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.json_files import read_object
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey import Candidate
+    from qlora_planner.planner.survey.survey import Candidate
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig

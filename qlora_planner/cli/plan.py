@@ -149,7 +149,7 @@ def cheapest_card(
     """The card with a price on which a token of the best run costs least; those of --gpu, or the whole catalogue."""
     from qlora_planner import api
     from qlora_planner.catalog.gpus import GpuCatalogue
-    from qlora_planner.planner.cheapest import cheapest
+    from qlora_planner.planner.cheapest_gpu import cheapest
     from qlora_planner.sources.locations import gpus_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
 

@@ -14,9 +14,9 @@ from qlora_planner.evidence.speed_traits import SpeedTraits
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.speed_fit import TimedRun
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.speed.fit import TimedRun
 
 TRAINING = ("forward", "loss", "backward", "optimizer")
 Tell = Callable[[str], None]
@@ -97,9 +97,9 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
 def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
     """A measured run with its derived work; None where it shared the card while it was timed, or the card's rates are
     unknown. Raises MissingError and InputError as `predictions_of` does."""
-    from qlora_planner.planner.speed import Rates
-    from qlora_planner.planner.speed_fit import TimedRun, timed
-    from qlora_planner.planner.speed_model import step_work
+    from qlora_planner.speed.fit import TimedRun, timed
+    from qlora_planner.speed.roofline import Rates
+    from qlora_planner.speed.step import step_work
 
     run, seconds, gpu = measurement.run, timed(measurement), card_of(measurement)
     rates = None if gpu is None else Rates.of(gpu, run.compute_dtype)
@@ -123,8 +123,8 @@ def speed_traits(
 
     Of repeats of one run the last counts. Raises MissingError and InputError as `predictions_of` does.
     """
-    from qlora_planner.planner.speed import traits_of
-    from qlora_planner.planner.speed_fit import fit, timed
+    from qlora_planner.speed.fit import fit, timed
+    from qlora_planner.speed.roofline import traits_of
 
     runs: dict[str, list[TimedRun]] = {}
     cards: dict[str, GpuSpec] = {}

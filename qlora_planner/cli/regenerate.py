@@ -10,7 +10,7 @@ from pathlib import Path
 
 from qlora_planner.catalog.gpus.card_index import build_card_index, index_path
 from qlora_planner.errors import MissingError
-from qlora_planner.planner.index import build_index
+from qlora_planner.planner.survey.index import build_index
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.record import record

@@ -15,7 +15,7 @@ from qlora_planner.cli.values import Card, Output, card_from, output_from
 from qlora_planner.errors import MissingError
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey import SurveyRow
+    from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/survey/1"
@@ -68,11 +68,11 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
     """
     from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
-    from qlora_planner.planner.index import bases_of, serves
-    from qlora_planner.planner.limits import usable_on
-    from qlora_planner.planner.outlook import Limits
-    from qlora_planner.planner.recommend import Recommender
-    from qlora_planner.planner.survey import judge, survey
+    from qlora_planner.planner.budget import usable_on
+    from qlora_planner.planner.candidate_memory import Limits
+    from qlora_planner.planner.survey.index import bases_of, serves
+    from qlora_planner.planner.survey.recommend import Recommender
+    from qlora_planner.planner.survey.survey import judge, survey
     from qlora_planner.sources.locations import models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
 

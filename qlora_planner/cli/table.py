@@ -13,8 +13,8 @@ from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import InputError
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey import Candidate
-    from qlora_planner.planner.tables import Tables
+    from qlora_planner.planner.survey.size_tables import Tables
+    from qlora_planner.planner.survey.survey import Candidate
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
 
@@ -54,8 +54,8 @@ def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.cli.loading import profile_for
-    from qlora_planner.planner.survey import candidate
-    from qlora_planner.planner.tables import CARD_SIZES_GB, COMMON_CARD_GB, MODELS, make_tables
+    from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, COMMON_CARD_GB, MODELS, make_tables
+    from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep

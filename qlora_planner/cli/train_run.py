@@ -133,8 +133,8 @@ def _counted(asked: Asked, run: RunConfig, output: Output) -> tuple[tuple[int, .
     Data that cannot be read is no matter here: the run reads it too, and says what is wrong with it.
     """
     from qlora_planner.cli.data import summary_from
+    from qlora_planner.data.batches.widths import widths_before
     from qlora_planner.data.files import find_files
-    from qlora_planner.planner.widths import widths_before
 
     given = {"data": asked.data, "tokenizer": asked.tokenizer, "bad_rows": asked.bad_rows}
     try:
@@ -176,7 +176,7 @@ def _speed(
         return None
     from qlora_planner import api
     from qlora_planner.memory.options.resolve import resolve
-    from qlora_planner.planner.speed import speed_of
+    from qlora_planner.speed.roofline import speed_of
 
     resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), place.gpu)
     found = speed_of(profile, resolved.run, place.gpu, api.calibration(), resolved.stack)

@@ -11,8 +11,8 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.text import quoted
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.data.scan import Moved
-    from qlora_planner.planner.dataset import DataSummary
 
 Warn = Callable[[str], None]
 

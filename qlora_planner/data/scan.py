@@ -9,13 +9,13 @@ from typing import Protocol
 
 import numpy as np
 
+from qlora_planner.data.batches.summary import MOST_OUTLIERS, BadRow, DataSummary, Lengths, RowRef, outliers_of
 from qlora_planner.data.counting import Counter
 from qlora_planner.data.files import DataFile
 from qlora_planner.data.images import holds_images
 from qlora_planner.data.readers import read_rows
 from qlora_planner.data.shapes import Example, RowFaultError, detect_shape, example_of
 from qlora_planner.errors import InputError
-from qlora_planner.planner.dataset import MOST_OUTLIERS, BadRow, DataSummary, Lengths, RowRef, outliers_of
 from qlora_planner.text import plain
 
 Warn = Callable[[str], None]

@@ -23,7 +23,7 @@ from qlora_planner.launch.folder import RunFolder
 from qlora_planner.launch.post_mortem import verdict
 from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
-from qlora_planner.planner.ladder import keeps_states, rungs
+from qlora_planner.planner.fallbacks import keeps_states, rungs
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

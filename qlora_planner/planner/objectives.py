@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
-from qlora_planner.planner.axes import QUALITY_RANKS, RANKS
+from qlora_planner.planner.search_space import QUALITY_RANKS, RANKS
 from qlora_planner.record import record
 
 # Speeds nearer to each other than this cannot be told apart beforehand.

@@ -13,23 +13,23 @@ from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
-from qlora_planner.planner.around import frontier, ladder, outlook_at, pace_ratio, prices
-from qlora_planner.planner.axes import RULES, fixed_options
-from qlora_planner.planner.cards import Standing, smallest_card
-from qlora_planner.planner.limits import Sweep
+from qlora_planner.planner.budget import Sweep
+from qlora_planner.planner.candidate_memory import Scale
+from qlora_planner.planner.neighbours import frontier, ladder, outlook_at, pace_ratio, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
-from qlora_planner.planner.outlook import Scale
-from qlora_planner.planner.planning import OrdersOf, Planning, Request, TapeOf, no_orders, rows_of
+from qlora_planner.planner.other_gpus import Standing, smallest_card
+from qlora_planner.planner.planner import OrdersOf, Planning, Request, TapeOf, no_orders, rows_of
 from qlora_planner.planner.search import Choice, Ranking
-from qlora_planner.planner.speed import Rates, cost_of, speed_of
+from qlora_planner.planner.search_space import RULES, fixed_options
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
+from qlora_planner.speed.roofline import Rates, cost_of, speed_of
 
 if TYPE_CHECKING:  # most plans are made without a dataset
-    from qlora_planner.planner.epochs import DataPlan
+    from qlora_planner.data.batches.epochs import DataPlan
 
 SCHEMA = "qlora-plan/plan/1"
 _DEFAULT = RunConfig()
@@ -106,7 +106,7 @@ def plan(
     objective = find_objective(asked.objective)
     run, fixed = asked.run, fixed_options(asked.run, asked.fixed)
     if asked.data is not None and "seq_len" not in fixed:
-        from qlora_planner.planner.dataset import seq_len_for
+        from qlora_planner.data.batches.summary import seq_len_for
 
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
@@ -287,7 +287,7 @@ def _pace_on_rows(planner: Planning, answer: MemoryEstimate) -> float | None:
 
 def _data(planner: Planning, choice: Choice, answer: MemoryEstimate) -> DataPlan:
     """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
-    from qlora_planner.planner.epochs import plan_data
+    from qlora_planner.data.batches.epochs import plan_data
 
     data, run = planner.asked.data, answer.run
     assert data is not None

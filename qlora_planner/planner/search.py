@@ -12,15 +12,15 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
-from qlora_planner.planner.around import longest
-from qlora_planner.planner.axes import BASES, Space
-from qlora_planner.planner.limits import SEQ_STEP
+from qlora_planner.planner.budget import SEQ_STEP
+from qlora_planner.planner.candidate_memory import Limits, Outlook, Outlooks
+from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
-from qlora_planner.planner.outlook import Limits, Outlook, Outlooks
-from qlora_planner.planner.speed import SpeedModel
+from qlora_planner.planner.search_space import BASES, Space
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import SpeedModel
 
 _DEFAULT = RunConfig()
 # A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much

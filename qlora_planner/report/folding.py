@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from qlora_planner.planner.survey import SurveyRow
+from qlora_planner.planner.survey.survey import SurveyRow
 
 # Families that people ask for most, and how many rows each may take in one group; any other takes one.
 ASKED_FOR = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_planner.catalog.gpus import remarks
-from qlora_planner.planner.survey import Recommended, SurveyRow
+from qlora_planner.planner.survey.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
 from qlora_planner.report.folding import fold_text, larger_than, pick
 from qlora_planner.report.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style

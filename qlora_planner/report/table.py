@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qlora_planner.planner.tables import COMMON_CARD_GB, METHODS, CardRow, Figure, Largest, MemoryRow, Tables
+from qlora_planner.planner.survey.size_tables import (
+    COMMON_CARD_GB,
+    METHODS,
+    CardRow,
+    Figure,
+    Largest,
+    MemoryRow,
+    Tables,
+)
 from qlora_planner.report.theme import Line, Theme, columns
 from qlora_planner.report.words import gib
 from qlora_planner.spec.run import RunConfig

@@ -17,7 +17,7 @@ from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.polynomials import Moments
 from qlora_planner.memory.sweep.validity import Region
-from qlora_planner.planner.limits import Sweep, SweptRegion
+from qlora_planner.planner.budget import Sweep, SweptRegion
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape

@@ -17,7 +17,7 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.outlook import Limits, Outlooks, Scale
+    from qlora_planner.planner.candidate_memory import Limits, Outlooks, Scale
     from qlora_planner.planner.plan import Plan
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
@@ -110,8 +110,8 @@ class Subject:
     def of(cls, model: str, place: Place, profiles: str | None = None) -> Subject:
         """Read a model's profile and what is measured. Raises InputError and MissingError as `api.load_model` does."""
         from qlora_planner import api
-        from qlora_planner.planner.limits import usable_on
-        from qlora_planner.planner.outlook import Limits, Outlooks
+        from qlora_planner.planner.budget import usable_on
+        from qlora_planner.planner.candidate_memory import Limits, Outlooks
         from qlora_planner.sources.locations import tapes_dirs
         from qlora_planner.sources.tapes import stored_sweep
 
@@ -141,7 +141,7 @@ class Subject:
         `plan --data` does. Raises InputError as they do."""
         from qlora_planner.api import tape_orders
         from qlora_planner.memory.estimate import estimate
-        from qlora_planner.planner.speed import speed_of
+        from qlora_planner.speed.roofline import speed_of
 
         key = repr((run, widths))
         if key in self._known:
@@ -182,7 +182,7 @@ class Subject:
         """The recommended run, as `qlora-plan MODEL --gpu` has it where nothing new is traced."""
         from qlora_planner.catalog.gpus import GpuCatalogue
         from qlora_planner.planner.plan import plan
-        from qlora_planner.planner.planning import Request
+        from qlora_planner.planner.planner import Request
         from qlora_planner.sources.locations import gpus_dirs
 
         place = self.place
@@ -208,7 +208,7 @@ class Subject:
 
     def prices(self, run: RunConfig) -> list[dict[str, Any]]:
         """A row per knob: see planner.around. Raises InputError for a run that the stack refuses."""
-        from qlora_planner.planner.around import prices
+        from qlora_planner.planner.neighbours import prices
 
         return list(prices(self.outlooks, self._accepted(run), self.pace_on, self.limits, self._scale(run)))
 
@@ -217,7 +217,7 @@ class Subject:
         import numpy as np
 
         from qlora_planner.memory.verdict import TIGHT_AT_MOST
-        from qlora_planner.planner.around import FRONTIER_BATCHES, frontier, outlook_at
+        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, frontier, outlook_at
 
         resolved, scale = self._accepted(run), self._scale(run)
         rows = frontier(self.outlooks, resolved, self.limits, self.model_limit, scale)
@@ -251,7 +251,7 @@ class Subject:
         import numpy as np
 
         from qlora_planner.memory.options.resolve import resolve
-        from qlora_planner.planner.outlook import Scale
+        from qlora_planner.planner.candidate_memory import Scale
 
         answer = self.estimate(run)
         outlook = self.outlooks.make(resolve(self.profile, answer.run, self.place.gpu))

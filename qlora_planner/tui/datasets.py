@@ -12,10 +12,10 @@ from qlora_planner.tui.core import Subject
 from qlora_planner.tui.start import DataAsked
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.epochs import DataPlan
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.data.scan import Moved
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.dataset import DataSummary
-    from qlora_planner.planner.epochs import DataPlan
 
 
 class NoTokenizerError(MissingError):
@@ -57,10 +57,10 @@ class DataView:
     @classmethod
     def of(cls, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> DataView:
         """`cut` tokens at most, None for the run's own length. Raises InputError for a run that has no estimate."""
+        from qlora_planner.data.batches.epochs import plan_data
+        from qlora_planner.data.batches.summary import seq_len_for
+        from qlora_planner.data.batches.widths import widths_before
         from qlora_planner.memory.unmodelled.qualified import qualified
-        from qlora_planner.planner.dataset import seq_len_for
-        from qlora_planner.planner.epochs import plan_data
-        from qlora_planner.planner.widths import widths_before
 
         def estimated(length: int | None) -> MemoryEstimate:
             at = run if length is None else run.with_(seq_len=length)
@@ -87,7 +87,7 @@ class DataView:
 
 def stops(data: DataSummary, limit: int | None) -> tuple[int, ...]:
     """Where the slider stops: every 64 tokens up to 1,024, then every eighth of a power of two, to the longest row."""
-    from qlora_planner.planner.dataset import SEQ_UNIT, seq_len_for
+    from qlora_planner.data.batches.summary import SEQ_UNIT, seq_len_for
 
     last = seq_len_for(data, limit)
     found, at = [], SEQ_UNIT

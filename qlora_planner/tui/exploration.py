@@ -13,8 +13,8 @@ from qlora_planner.tui.start import DataAsked, Start
 from qlora_planner.tui.state import Pin, State
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.dataset import DataSummary
     from qlora_planner.tui.core import Frontier, Place, Subject
     from qlora_planner.tui.datasets import DataView
     from qlora_planner.tui.launching import Launch

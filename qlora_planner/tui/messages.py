@@ -13,8 +13,8 @@ from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.start import DataAsked
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.dataset import DataSummary
     from qlora_planner.planner.plan import Plan
     from qlora_planner.tui.datasets import DataView
     from qlora_planner.tui.readiness import Readiness

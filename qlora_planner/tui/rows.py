@@ -11,7 +11,7 @@ from qlora_planner.record import record
 
 @record
 class ModelRow:
-    """One model on a card; the fields are those of `planner.survey.SurveyRow`.
+    """One model on a card; the fields are those of `planner.survey.survey.SurveyRow`.
 
     `options` are the recommended run's, `tokens_per_s` its speed; None where nothing fits or nothing was searched.
     """

@@ -19,8 +19,8 @@ from qlora_planner.tui.start import DataAsked
 from qlora_planner.tui.state import Pin
 
 if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.dataset import DataSummary
     from qlora_planner.tui.launching import Launch
 
 WRITING = "writing a file"

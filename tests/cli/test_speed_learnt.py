@@ -14,12 +14,12 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.evidence.speed_traits import ASSUMED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
-from qlora_planner.planner.speed import speed_of
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.theme import Theme
 from qlora_planner.report.words import speed_line
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import speed_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 PROFILE = ModelCatalogue([PROFILES / "models"]).load("Qwen/Qwen2.5-0.5B")

@@ -14,8 +14,8 @@ import pytest
 from qlora_planner import api
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.speed import speed_of
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import speed_of
 
 # Each model with cards on which it is easy, close, and just about possible.
 PAIRS = [

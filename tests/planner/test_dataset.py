@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qlora_planner.planner.dataset import DataSummary, RowRef, outliers_of, seq_len_for
-from qlora_planner.planner.epochs import BFD, GROUPED, RANDOM, WRAPPED, plan_data, steps_per_epoch, truncations
-from qlora_planner.planner.packing import packed_bfd
-from qlora_planner.planner.padding import expected_longest, padded_by_length, padded_by_random
-from qlora_planner.planner.widths import widths_before
+from qlora_planner.data.batches.epochs import BFD, GROUPED, RANDOM, WRAPPED, plan_data, steps_per_epoch, truncations
+from qlora_planner.data.batches.packing import packed_bfd
+from qlora_planner.data.batches.padding import expected_longest, padded_by_length, padded_by_random
+from qlora_planner.data.batches.summary import DataSummary, RowRef, outliers_of, seq_len_for
+from qlora_planner.data.batches.widths import widths_before
 
 
 def made(lengths: Sequence[int], masked: Sequence[int] | None = None, **changes: Any) -> DataSummary:

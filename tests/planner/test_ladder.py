@@ -9,7 +9,7 @@ import pytest
 from qlora_planner.api import load_gpu, load_model
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.ladder import keeps_states, rungs
+from qlora_planner.planner.fallbacks import keeps_states, rungs
 from qlora_planner.spec.run import RunConfig
 
 PROFILE = load_model("llama-3.1-8b")

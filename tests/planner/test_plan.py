@@ -9,16 +9,16 @@ import pytest
 
 from qlora_planner import api
 from qlora_planner.catalog.gpus import GpuCatalogue
+from qlora_planner.data.batches.widths import widths_before
 from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.planner.axes import make_space
-from qlora_planner.planner.cards import fitting_on
-from qlora_planner.planner.outlook import Limits, Outlooks
+from qlora_planner.planner.candidate_memory import Limits, Outlooks
+from qlora_planner.planner.other_gpus import fitting_on
 from qlora_planner.planner.plan import Plan, plan
-from qlora_planner.planner.planning import Request
-from qlora_planner.planner.widths import widths_before
+from qlora_planner.planner.planner import Request
+from qlora_planner.planner.search_space import make_space
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.machine import GpuSpec

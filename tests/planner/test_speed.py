@@ -20,13 +20,13 @@ from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
-from qlora_planner.planner.speed import Rates, SpeedModel, cost_of, speed_model, speed_of
-from qlora_planner.planner.speed_fit import EXCLUSIVE, TimedRun, fit, timed
-from qlora_planner.planner.speed_model import step_work
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.evidence import measurements_in, read_calibration
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.fit import EXCLUSIVE, TimedRun, fit, timed
+from qlora_planner.speed.roofline import Rates, SpeedModel, cost_of, speed_model, speed_of
+from qlora_planner.speed.step import step_work
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 TIMINGS = PROFILES / "measurements" / "h200-timings.jsonl"

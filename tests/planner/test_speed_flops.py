@@ -16,11 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from qlora_planner import api  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
-from qlora_planner.planner.speed_model import step_work  # noqa: E402
-from qlora_planner.planner.speed_work import evaluator, values  # noqa: E402
 from qlora_planner.sources.configs import RawConfig, config_sha256  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
+from qlora_planner.speed.step import step_work  # noqa: E402
+from qlora_planner.speed.work import evaluator, values  # noqa: E402
 
 BATCH, SEQ, RANK = 2, 48, 4
 SIZES = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 2, "vocab_size": 320,

@@ -16,7 +16,7 @@ from qlora_planner.memory import (
     Phase,
     StaticBytes,
 )
-from qlora_planner.planner.survey import SurveyRow
+from qlora_planner.planner.survey.survey import SurveyRow
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.planner.dataset import BadRow, RowRef
-from qlora_planner.planner.epochs import plan_data
+from qlora_planner.data.batches.epochs import plan_data
+from qlora_planner.data.batches.summary import BadRow, RowRef
 from qlora_planner.report.data import render_data
 from qlora_planner.report.theme import Theme
 from tests.planner.test_dataset import made

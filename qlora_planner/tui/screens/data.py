@@ -18,7 +18,7 @@ from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.view import as_text
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.dataset import DataSummary
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.tui.datasets import DataView
 
 

@@ -23,16 +23,16 @@ from qlora_planner.memory.records import Unmodelled
 from qlora_planner.memory.sweep.polynomials import Fixed
 from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
-from qlora_planner.planner.around import largest_batch, longest
-from qlora_planner.planner.limits import Sweep, fixed_of, usable_on
-from qlora_planner.planner.outlook import Limits, Outlook, outlook_of
+from qlora_planner.planner.budget import Sweep, fixed_of, usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlook, outlook_of
+from qlora_planner.planner.neighbours import largest_batch, longest
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.index import IndexedBase
+    from qlora_planner.planner.survey.index import IndexedBase
 
 REFERENCE_SEQ_LEN = 2048
 

@@ -19,9 +19,9 @@ from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import usable
 from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits, bounds, of_fitted
 from qlora_planner.memory.records import Basis
-from qlora_planner.planner.speed import Rates, SpeedModel
-from qlora_planner.planner.speed_model import StepWork
 from qlora_planner.record import record
+from qlora_planner.speed.roofline import Rates, SpeedModel
+from qlora_planner.speed.step import StepWork
 
 # A measurement whose notes hold this had the card for itself while it was timed.
 EXCLUSIVE = "timing: exclusive"

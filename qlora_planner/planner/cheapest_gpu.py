@@ -6,15 +6,15 @@ from collections.abc import Collection, Iterable
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.planner.axes import fixed_options, make_space
-from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.budget import Sweep, usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlooks
 from qlora_planner.planner.objectives import OBJECTIVES
-from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import search
-from qlora_planner.planner.speed import Rates
+from qlora_planner.planner.search_space import fixed_options, make_space
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import Rates
 
 
 def cheapest(

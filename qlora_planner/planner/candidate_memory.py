@@ -27,13 +27,13 @@ from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_o
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
-from qlora_planner.planner.limits import PINNED_OVER_ALLOCATED, Sweep, fixed_of
-from qlora_planner.planner.speed import SpeedModel, speed_model
-from qlora_planner.planner.speed_model import optimizer_work
+from qlora_planner.planner.budget import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig, options_without
+from qlora_planner.speed.roofline import SpeedModel, speed_model
+from qlora_planner.speed.step import optimizer_work
 
 Ints = NDArray[np.int64]
 # What decides loading, preparing and adding adapters, but for the rank.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qlora_planner.planner.dataset import DataSummary
+from qlora_planner.data.batches.summary import DataSummary
 
 # How much is left in the cache depends on the order, which nobody knows before: the worst of a few stands for it.
 _ORDERS, _BATCHES = 3, 6

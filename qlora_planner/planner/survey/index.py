@@ -20,15 +20,15 @@ from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
-from qlora_planner.planner.axes import BASES
-from qlora_planner.planner.limits import Sweep, SweptRegion, fixed_of
-from qlora_planner.planner.speed_model import StepWork, step_work
-from qlora_planner.planner.speed_work import Work
-from qlora_planner.planner.survey import Candidate
+from qlora_planner.planner.budget import Sweep, SweptRegion, fixed_of
+from qlora_planner.planner.search_space import BASES
+from qlora_planner.planner.survey.survey import Candidate
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.step import StepWork, step_work
+from qlora_planner.speed.work import Work
 
 SCHEMA = "qlora-plan/index/3"
 # The default recipe resolves in one way on cards with bfloat16 and in another on cards without.

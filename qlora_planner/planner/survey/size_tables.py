@@ -16,11 +16,11 @@ from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
-from qlora_planner.planner.around import longest
-from qlora_planner.planner.cards import fitting_on
-from qlora_planner.planner.limits import SEQ_STEP, usable_on
-from qlora_planner.planner.outlook import Limits, Outlook
-from qlora_planner.planner.survey import Candidate, outlook_for
+from qlora_planner.planner.budget import SEQ_STEP, usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlook
+from qlora_planner.planner.neighbours import longest
+from qlora_planner.planner.other_gpus import fitting_on
+from qlora_planner.planner.survey.survey import Candidate, outlook_for
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.verdict import context_of, with_libraries
-from qlora_planner.planner.axes import EFFECTIVE_BATCH, LARGEST_BATCH, Space
-from qlora_planner.planner.index import IndexedBase
+from qlora_planner.planner.candidate_memory import Limits, outlook_of
 from qlora_planner.planner.objectives import OBJECTIVES
-from qlora_planner.planner.outlook import Limits, outlook_of
 from qlora_planner.planner.search import OptionSet, option_set, rank
-from qlora_planner.planner.speed import Rates, SpeedModel, traits_of
-from qlora_planner.planner.survey import Candidate, Recommended
+from qlora_planner.planner.search_space import EFFECTIVE_BATCH, LARGEST_BATCH, Space
+from qlora_planner.planner.survey.index import IndexedBase
+from qlora_planner.planner.survey.survey import Candidate, Recommended
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import Rates, SpeedModel, traits_of
 
 _BATCHES = tuple(size for size in range(1, LARGEST_BATCH + 1) if EFFECTIVE_BATCH % size == 0)
 _SPACE = Space(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)

@@ -22,12 +22,12 @@ import numpy as np
 from qlora_planner.evidence.calibration import Calibration, card_slug
 from qlora_planner.evidence.speed_traits import ASSUMED, SpeedTraits
 from qlora_planner.memory.records import Basis, Speed
-from qlora_planner.planner.speed_model import StepWork, step_work
-from qlora_planner.planner.speed_work import Vector, Work, evaluator, values
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.step import StepWork, step_work
+from qlora_planner.speed.work import Vector, Work, evaluator, values
 
 
 @record

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
 from qlora_planner.record import record
+from qlora_planner.speed.work import NOTHING, Pass, Work, moves, multiplies, terms
 
 # A weight is read through dequantising: constants by `dequantize_blockwise` and `add`, then the matrix, then a product.
 _QUANTIZED_KERNELS = 4

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from qlora_planner.planner.dataset import DataSummary, rounded
-from qlora_planner.planner.packing import packed_bfd, packed_wrapped
-from qlora_planner.planner.padding import padded_by_length, padded_by_random
-from qlora_planner.planner.widths import widths_before
+from qlora_planner.data.batches.packing import packed_bfd, packed_wrapped
+from qlora_planner.data.batches.padding import padded_by_length, padded_by_random
+from qlora_planner.data.batches.summary import DataSummary, rounded
+from qlora_planner.data.batches.widths import widths_before
 from qlora_planner.record import fields_of, record
 
 TRUNCATED_AT = (90.0, 95.0, 99.0, 99.9, 100.0)

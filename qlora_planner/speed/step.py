@@ -8,12 +8,12 @@ from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_opt
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
 from qlora_planner.memory.weights.static import is_quantized, static_memory
 from qlora_planner.memory.weights.trainable import training_dtype
-from qlora_planner.planner.speed_layers import LayerWork, has_fused_norms, layers_of
-from qlora_planner.planner.speed_pieces import Setting, cast, norm
-from qlora_planner.planner.speed_work import NOTHING, Pass, Work, moves, multiplies, terms
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.kernels import Setting, cast, norm
+from qlora_planner.speed.layers import LayerWork, has_fused_norms, layers_of
+from qlora_planner.speed.work import NOTHING, Pass, Work, moves, multiplies, terms
 
 # trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
 HEAD_TILE_COLUMNS = 32768

@@ -13,20 +13,20 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.replay.simulate import play_run
-from qlora_planner.planner.axes import make_space
-from qlora_planner.planner.limits import Sweep, usable_on
+from qlora_planner.planner.budget import Sweep, usable_on
+from qlora_planner.planner.candidate_memory import Limits, Outlooks
 from qlora_planner.planner.objectives import Objective
-from qlora_planner.planner.outlook import Limits, Outlooks
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
-from qlora_planner.planner.speed import speed_of
+from qlora_planner.planner.search_space import make_space
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
+from qlora_planner.speed.roofline import speed_of
 
 if TYPE_CHECKING:  # most plans are made without a dataset
-    from qlora_planner.planner.dataset import DataSummary
+    from qlora_planner.data.batches.summary import DataSummary
 
 TapeOf = Callable[[RunConfig], Tape | None]
 # Sequences of traces of a run at other widths, as far as they are at hand and made of the same pieces.
@@ -183,14 +183,14 @@ class Planning:
         tape, data = self.tape_of(run), self.asked.data
         if data is None or tape is None:
             return tape, ()
-        from qlora_planner.planner.widths import widths_before
+        from qlora_planner.data.batches.widths import widths_before
 
         return tape, self.orders_of(run, widths_before(data, run.batch_size, run.seq_len, run.packing))
 
 
 def rows_of(data: DataSummary) -> Rows:
     """How long a dataset's rows are in batches: packed rows are full, shuffled ones are padded to the longest."""
-    from qlora_planner.planner.padding import padded_by_random
+    from qlora_planner.data.batches.padding import padded_by_random
 
     known: dict[tuple[int, int], tuple[float, float]] = {}
 

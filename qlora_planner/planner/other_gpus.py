@@ -10,10 +10,10 @@ from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
-from qlora_planner.planner.speed import cost_of, speed_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.speed.roofline import cost_of, speed_of
 
 
 @record

@@ -7,12 +7,12 @@ from collections.abc import Mapping
 from math import prod
 
 from qlora_planner.memory.weights.static import is_quantized, targeted
-from qlora_planner.planner import speed_pieces as pieces
-from qlora_planner.planner.speed_pieces import Setting
-from qlora_planner.planner.speed_work import Pass, Work, moves, terms
 from qlora_planner.record import record
 from qlora_planner.spec.model import LayerKind, ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed import kernels as pieces
+from qlora_planner.speed.kernels import Setting
+from qlora_planner.speed.work import Pass, Work, moves, terms
 
 _ATTENTION = re.compile(r"attn|attention")
 # Mixers that are no softmax attention: gated delta nets, state spaces, short convolutions, recurrences.

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.ladder import rungs
-from qlora_planner.planner.limits import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
-from qlora_planner.planner.outlook import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
+from qlora_planner.planner.budget import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
+from qlora_planner.planner.candidate_memory import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
+from qlora_planner.planner.fallbacks import rungs
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig

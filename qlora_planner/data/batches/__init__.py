@@ -1,0 +1,1 @@
+"""A dataset's lengths as batches: padding, packing, epochs, widths."""

@@ -1,0 +1,1 @@
+"""What went wrong: the doctor, and runs that ran out of memory."""

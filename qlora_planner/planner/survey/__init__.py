@@ -1,0 +1,1 @@
+"""Every model on a card, and tables over the catalogue."""
