@@ -27,7 +27,7 @@ def command(error: tuple[str, ...], **given: Any) -> int:
 
     color, width = output.theme.color, output.theme.width
     if error:
-        from qlora_planner.measure.doctor_symptoms import explain_symptom, unknown_symptom
+        from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
 
         line = " ".join(error)
         findings = explain_symptom(line)
@@ -40,7 +40,7 @@ def command(error: tuple[str, ...], **given: Any) -> int:
             if output.explain:
                 answer("\n" + "\n".join(f"{one.code}: {one.source}" for one in findings))
         return 0
-    from qlora_planner.measure.doctor import examine
+    from qlora_planner.diagnose.doctor import examine
 
     with patience("asking torch and bitsandbytes in a process of their own", output.quiet):
         doctor = examine()

@@ -15,7 +15,7 @@ from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.diagnose.against_plan import Against
-    from qlora_planner.evidence.oom import OomReport
+    from qlora_planner.diagnose.oom import OomReport
     from qlora_planner.exchange.remedy import Remedy
 
 
@@ -52,9 +52,9 @@ def command(log: str, plan: str | None, **given: Any) -> int:
 
 def _report(log: str, output: Output) -> OomReport:
     from qlora_planner.cli.log_file import read_log
-    from qlora_planner.evidence.oom import explain
-    from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
-    from qlora_planner.evidence.oom.text import HEAD_BYTES, TAIL_BYTES
+    from qlora_planner.diagnose.oom import explain
+    from qlora_planner.diagnose.oom.snapshot import looks_like_snapshot, read_snapshot
+    from qlora_planner.diagnose.oom.text import HEAD_BYTES, TAIL_BYTES
 
     file = read_log(log)
     if looks_like_snapshot(file.content):
@@ -72,7 +72,7 @@ def _report(log: str, output: Output) -> OomReport:
 
 def _otherwise(text: str) -> str:
     """What else the doctor knows of a log that did not run out of memory."""
-    from qlora_planner.measure.doctor_symptoms import explain_symptom
+    from qlora_planner.diagnose.symptom_search import explain_symptom
 
     findings = explain_symptom(text)
     return (

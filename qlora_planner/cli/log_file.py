@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from qlora_planner.bounded import Unreadable, open_regular
+from qlora_planner.diagnose.oom.snapshot import SNAPSHOT_BYTES, looks_like_snapshot
+from qlora_planner.diagnose.oom.text import HEAD_BYTES, TAIL_BYTES
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom.snapshot import SNAPSHOT_BYTES, looks_like_snapshot
-from qlora_planner.evidence.oom.text import HEAD_BYTES, TAIL_BYTES
 from qlora_planner.text import plain
 
 # A pipe may never end; who waits for more of it than this waits for nothing.

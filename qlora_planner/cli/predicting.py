@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import TRACED, Calibration, Prediction, card_slug, latest
-from qlora_planner.evidence.speed_traits import SpeedTraits
+from qlora_planner.evidence.efficiency import SpeedTraits
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlora_planner.evidence.oom import OomReport
-from qlora_planner.evidence.oom.logits import are_whole_logits
+from qlora_planner.diagnose.oom import OomReport
+from qlora_planner.diagnose.oom.logits import are_whole_logits
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.record import record
 from qlora_planner.units import MIB

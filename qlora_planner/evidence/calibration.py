@@ -12,9 +12,9 @@ from dataclasses import asdict, field, replace
 from functools import lru_cache
 from typing import Any
 
+from qlora_planner.evidence.efficiency import SpeedTraits
 from qlora_planner.evidence.records import Measurement
 from qlora_planner.evidence.residuals import FEWEST, Residuals
-from qlora_planner.evidence.speed_traits import SpeedTraits
 from qlora_planner.record import record
 from qlora_planner.spec.libraries import library_bytes
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, SCHEMA, Calibration, CardContext
-from qlora_planner.evidence.speed_traits import traits_faults, traits_from_dict
+from qlora_planner.evidence.efficiency import traits_faults, traits_from_dict
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain, quoted
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.measure import bookkeeping
+from qlora_planner.measure.meters import tensor_owners
 from qlora_planner.memory.records import Component
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_size
@@ -31,9 +31,9 @@ def held(model: Any, optimizer: Any, device: str, process_bytes: int | None) -> 
     if model is None:
         return {}
     tensors = dict.fromkeys((c.value for c in Component), 0)
-    owners = bookkeeping.model_owners(model, adapted=True) | bookkeeping.gradient_owners(model)
+    owners = tensor_owners.model_owners(model, adapted=True) | tensor_owners.gradient_owners(model)
     if optimizer is not None:
-        owners |= bookkeeping.optimizer_owners(optimizer)
+        owners |= tensor_owners.optimizer_owners(optimizer)
     for address, size in _storages(model, optimizer).items():
         if address in owners:
             tensors[owners[address]] += size
@@ -65,12 +65,12 @@ def _storages(model: Any, optimizer: Any) -> dict[int, int]:
     for parameter in model.parameters():
         put(parameter)
         put(parameter.grad)
-        for constant in bookkeeping.constants(parameter):
+        for constant in tensor_owners.constants(parameter):
             put(constant)
     for buffer in model.buffers():
         put(buffer)
     if optimizer is not None:
-        for state in bookkeeping.states(optimizer):
+        for state in tensor_owners.states(optimizer):
             put(state)
     return found
 

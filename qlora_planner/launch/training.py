@@ -20,10 +20,11 @@ from qlora_planner.launch.owned import mark, remove_marked
 from qlora_planner.launch.rehearsal import rehearse
 from qlora_planner.launch.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
 from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.measure import bookkeeping, process
+from qlora_planner.measure import process
 from qlora_planner.measure.card import Card
-from qlora_planner.measure.meter import CudaMeter
-from qlora_planner.measure.sampler import Sampler
+from qlora_planner.measure.meters import tensor_owners
+from qlora_planner.measure.meters.meter import CudaMeter
+from qlora_planner.measure.meters.sampler import Sampler
 
 _DATA_S = 5.0
 
@@ -320,7 +321,7 @@ class Training:
     def _paged_bytes(self) -> int | None:
         wrapped = getattr(self.trainer, "optimizer", None)
         optimizer = getattr(wrapped, "optimizer", wrapped)
-        return None if optimizer is None else bookkeeping.paged_bytes(optimizer)
+        return None if optimizer is None else tensor_owners.paged_bytes(optimizer)
 
     def alive(self) -> dict[str, int]:
         """Bytes by component, as far as tensors can be told apart: what the model, its gradients and its optimizer

@@ -14,15 +14,16 @@ from typing import Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import HostReading, Measurement, PhaseReading
-from qlora_planner.measure import bookkeeping, process, turns
+from qlora_planner.measure import gpu_lock, process
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.events import MemoryEvent
-from qlora_planner.measure.meter import CpuMeter, CudaMeter, Meter
-from qlora_planner.measure.peak import peak_components
-from qlora_planner.measure.sampler import Sampler
+from qlora_planner.measure.meters import tensor_owners
+from qlora_planner.measure.meters.meter import CpuMeter, CudaMeter, Meter
+from qlora_planner.measure.meters.peak import peak_components
+from qlora_planner.measure.meters.sampler import Sampler
+from qlora_planner.measure.meters.timeline import Timeline
+from qlora_planner.measure.meters.watcher import StepWatcher
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.measure.timeline import Timeline
-from qlora_planner.measure.watcher import StepWatcher
 from qlora_planner.spec.run import RunConfig
 
 Tell = Callable[[str, Mapping[str, Any]], None]
@@ -106,7 +107,7 @@ class Execution:
         self._meter = make_meter()
         try:
             self._enter("load")
-            with turns.loading():
+            with gpu_lock.loading():
                 if weights is None:
                     loaded = model.load_folder(str(spec.model_dir), self.raw, run, spec.device)
                 else:
@@ -153,20 +154,20 @@ class Execution:
                 note_gradients=spec.snapshot,
             )
             unhook = (
-                bookkeeping.watch_layers(decoder_layers(adapted), self.timeline, lambda: watcher.in_backward)
+                tensor_owners.watch_layers(decoder_layers(adapted), self.timeline, lambda: watcher.in_backward)
                 if spec.snapshot
                 else lambda: None
             )
             try:
                 self._tell("begin", {"step": 0, "of": spec.steps})
-                with turns.stepping():
+                with gpu_lock.stepping():
                     trainer.train(spec.steps, watcher)
             finally:
                 # After a failure too: what still lives says what was alive.
                 self.step_s = tuple(watcher.step_s)
                 self._own(adapted, trainer.optimizer, gradients=True)
                 unhook()
-            self.paged_bytes = bookkeeping.paged_bytes(trainer.optimizer)
+            self.paged_bytes = tensor_owners.paged_bytes(trainer.optimizer)
             if self._sampler is not None:
                 self._sampler.last_step_done()
             if run.eval_batch_size is not None:
@@ -197,10 +198,10 @@ class Execution:
     def _own(self, model: Any, optimizer: Any = None, *, gradients: bool = False) -> None:
         if self.spec.snapshot:
             adapted = self.run.method != "full" and self.trainable_params is not None
-            owners = bookkeeping.model_owners(model, adapted=adapted)
+            owners = tensor_owners.model_owners(model, adapted=adapted)
             if optimizer is not None:
-                owners |= bookkeeping.optimizer_owners(optimizer)
-            self.timeline.own(owners | bookkeeping.gradient_owners(model) if gradients else owners)
+                owners |= tensor_owners.optimizer_owners(optimizer)
+            self.timeline.own(owners | tensor_owners.gradient_owners(model) if gradients else owners)
 
     def _finish_meter(self) -> None:
         if self._meter is not None:
@@ -244,7 +245,7 @@ class Execution:
 
     def _notes(self) -> tuple[str, ...]:
         found = [] if self._sampler is None else list(self._sampler.notes)
-        return (*found, turns.EXCLUSIVE_NOTE) if turns.takes_turns() else tuple(found)
+        return (*found, gpu_lock.EXCLUSIVE_NOTE) if gpu_lock.takes_turns() else tuple(found)
 
     def _components(self, outcome: str) -> dict[str, int] | None:
         if not self.spec.snapshot:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-from qlora_planner.evidence.oom import OomReport
+from qlora_planner.diagnose.oom import OomReport
 from qlora_planner.report.check import Fix
 from qlora_planner.report.oom_words import advice, facts, headline
 from qlora_planner.report.theme import Line, Theme

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_planner.evidence.oom import OomReport
-from qlora_planner.evidence.oom.logits import are_whole_logits, logits_tokens
-from qlora_planner.evidence.oom.moments import ATTENTION_SCORES
-from qlora_planner.evidence.oom.wordings import wording
+from qlora_planner.diagnose.oom import OomReport
+from qlora_planner.diagnose.oom.logits import are_whole_logits, logits_tokens
+from qlora_planner.diagnose.oom.moments import ATTENTION_SCORES
+from qlora_planner.diagnose.oom.wordings import wording
 from qlora_planner.units import GIB, format_gib, format_size
 
 WHEN = {

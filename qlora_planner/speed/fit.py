@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import usable
-from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits, bounds, of_fitted
+from qlora_planner.evidence.efficiency import ASSUMED, FITTED, SpeedTraits, bounds, of_fitted
 from qlora_planner.memory.records import Basis
 from qlora_planner.record import record
 from qlora_planner.speed.roofline import Rates, SpeedModel

@@ -9,7 +9,7 @@
 FLOPs, bytes and launches are derived (`speed_model`). The card works off what the host has launched, so a micro-step
 takes about as long as the slower of both; the sum of cubes rounds the corner, where each waits for the other at times
 (of the powers 1.5 to 10, the third was nearest to an H200's runs when each was left out of the fit). What is measured
-of a card, or assumed of one that was not, is `evidence.speed_traits.SpeedTraits` alone.
+of a card, or assumed of one that was not, is `evidence.efficiency.SpeedTraits` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qlora_planner.evidence.calibration import Calibration, card_slug
-from qlora_planner.evidence.speed_traits import ASSUMED, SpeedTraits
+from qlora_planner.evidence.efficiency import ASSUMED, SpeedTraits
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec

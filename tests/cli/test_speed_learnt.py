@@ -11,7 +11,7 @@ from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.cli.predicting import speed_traits
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.evidence.speed_traits import ASSUMED
+from qlora_planner.evidence.efficiency import ASSUMED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.report.calibration import render_calibration

@@ -100,7 +100,7 @@ def test_every_start_of_a_process_is_known() -> None:
     }
     assert starts == {
         "tui/launching.py", "tui/profiling.py", "cli/regenerate_tapes.py", "data/tokenizers.py",
-        "measure/verify.py", "measure/doctor_gather.py", "launch/supervise.py",
+        "measure/verify.py", "diagnose/gather.py", "launch/supervise.py",
     }  # fmt: skip
 
 

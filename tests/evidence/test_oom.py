@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.snapshot import looks_like_snapshot, read_snapshot
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.snapshot import looks_like_snapshot, read_snapshot
 from qlora_planner.units import GIB, MIB
 
 _TAIL = (

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qlora_planner.cli import log_file
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.plain_pickle import NotPlain, load_plain
+from qlora_planner.diagnose.oom.snapshot import read_snapshot
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.plain_pickle import NotPlain, load_plain
-from qlora_planner.evidence.oom.snapshot import read_snapshot
 from qlora_planner.units import GIB
 from tests.cli.conftest import Invoke, invoke, own_home
 

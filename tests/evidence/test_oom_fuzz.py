@@ -18,10 +18,10 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 from qlora_planner.cli.explain_oom import _document
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.snapshot import read_snapshot
+from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.snapshot import read_snapshot
-from qlora_planner.measure.doctor_symptoms import explain_symptom, unknown_symptom
 from qlora_planner.report.oom import render_oom
 from qlora_planner.report.theme import Theme
 from tests.evidence.test_oom_bounds import PLAIN

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.records import OomReport
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.records import OomReport
 from qlora_planner.report.oom_words import advice, facts
 from qlora_planner.units import GIB
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.logits import logits_tokens
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.logits import logits_tokens
 from qlora_planner.report.oom_words import advice
 
 OOM = (

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from qlora_planner.diagnose.oom import explain
+from qlora_planner.diagnose.oom.wordings import wording
+from qlora_planner.diagnose.oom.wordings_card import CARD
+from qlora_planner.diagnose.oom.wordings_host import HOST
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.oom import explain
-from qlora_planner.evidence.oom.wordings import wording
-from qlora_planner.evidence.oom.wordings_card import CARD
-from qlora_planner.evidence.oom.wordings_host import HOST
 from qlora_planner.report.oom_words import advice, facts, headline
 from qlora_planner.units import GIB, MIB
 

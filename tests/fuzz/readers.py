@@ -136,13 +136,13 @@ def _explorer_state(path: Path) -> object:
 
 
 def _log(path: Path) -> object:
-    from qlora_planner.evidence.oom import explain
+    from qlora_planner.diagnose.oom import explain
 
     return explain(path.read_bytes().decode("utf-8", "replace"))
 
 
 def _snapshot(path: Path) -> object:
-    from qlora_planner.evidence.oom.snapshot import read_snapshot
+    from qlora_planner.diagnose.oom.snapshot import read_snapshot
 
     return read_snapshot(path.read_bytes(), str(path))
 

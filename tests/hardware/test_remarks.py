@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu, remarks, usable_bytes
 from qlora_planner.cli.main import cli
-from qlora_planner.measure.doctor_rules import torch_wheel
+from qlora_planner.diagnose.rules import torch_wheel
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import MIB
 

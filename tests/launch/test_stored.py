@@ -54,11 +54,11 @@ def profile_of(folder: Path) -> ModelProfile:
 
 def held_bytes(model: Any) -> int:
     """What the card would hold: every tensor in blocks of 512 bytes, as torch's allocator rounds."""
-    from qlora_planner.measure import bookkeeping
+    from qlora_planner.measure.meters import tensor_owners
 
     found = {}
     for parameter in model.parameters():
-        for tensor in filter(lambda one: one is not None, (parameter, *bookkeeping.constants(parameter))):
+        for tensor in filter(lambda one: one is not None, (parameter, *tensor_owners.constants(parameter))):
             found[tensor.data_ptr()] = tensor.untyped_storage().nbytes()
     for buffer in model.buffers():
         found[buffer.data_ptr()] = buffer.untyped_storage().nbytes()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qlora_planner.measure.attribution import components_at, highest_moment
 from qlora_planner.measure.events import ALLOC, FREE, OOM, SEGMENT, MemoryEvent, from_cuda_trace
-from qlora_planner.measure.timeline import Timeline
+from qlora_planner.measure.meters.attribution import components_at, highest_moment
+from qlora_planner.measure.meters.timeline import Timeline
 
 WORKSPACE = 32 << 20
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.measure import doctor_gather
-from qlora_planner.measure.doctor import (
+from qlora_planner.diagnose import gather as doctor_gather
+from qlora_planner.diagnose.doctor import (
     RULES,
     Facts,
     Finding,
@@ -23,9 +23,9 @@ from qlora_planner.measure.doctor import (
     explain_symptom,
     gather,
 )
-from qlora_planner.measure.doctor_facts import BitsandbytesFacts, release, within
-from qlora_planner.measure.doctor_symptoms import SYMPTOMS
-from qlora_planner.measure.doctor_versions import TRAPS
+from qlora_planner.diagnose.facts import BitsandbytesFacts, release, within
+from qlora_planner.diagnose.symptom_search import SYMPTOMS
+from qlora_planner.diagnose.versions import TRAPS
 from qlora_planner.measure.nvml import DeviceReading, ProcessReading
 from qlora_planner.report.doctor import render_doctor, render_findings
 from qlora_planner.units import GIB, MIB
@@ -398,7 +398,7 @@ def test_a_probe_that_runs_out_of_time_is_told(monkeypatch: pytest.MonkeyPatch) 
 def test_a_probe_that_crashes_keeps_what_it_printed(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Any, script: str, torch_error: str | None, library_error: str | None
 ) -> None:
-    (tmp_path / "doctor_probe.py").write_text(script)
+    (tmp_path / "probe.py").write_text(script)
     monkeypatch.setattr(doctor_gather, "__file__", str(tmp_path / "doctor_gather.py"))
     answers = doctor_gather._ask_torch(10)
     assert (torch_error or "") in answers.get("torch_error", "")

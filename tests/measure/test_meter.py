@@ -9,7 +9,7 @@ import pytest
 
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure.events import ALLOC, FREE, MemoryEvent
-from qlora_planner.measure.meter import CpuMeter, CudaMeter, merge, peaks_between
+from qlora_planner.measure.meters.meter import CpuMeter, CudaMeter, merge, peaks_between
 
 torch = pytest.importorskip("torch")
 

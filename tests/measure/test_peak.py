@@ -6,7 +6,7 @@ import pytest
 
 from qlora_planner.evidence import NvmlReading, PhaseReading
 from qlora_planner.measure.events import OOM, SEGMENT
-from qlora_planner.measure.peak import peak_components, peak_phase
+from qlora_planner.measure.meters.peak import peak_components, peak_phase
 from tests.measure.test_attribution import WORKSPACE, Story
 
 CONTEXT, KERNELS = 600, 150

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from qlora_planner.errors import MissingError
-from qlora_planner.measure import sampler
+from qlora_planner.measure.meters import sampler
 from qlora_planner.measure.nvml import CardSample
 
 Card = dict[str, object]

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.measure.doctor_symptoms import explain_symptom, unknown_symptom
-from qlora_planner.measure.symptoms import SUBJECTS, SYMPTOMS
+from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
+from qlora_planner.diagnose.symptoms import SUBJECTS, SYMPTOMS
 from tests.cli.conftest import Invoke, invoke, own_home
 
 __all__ = ["invoke", "own_home"]

@@ -17,7 +17,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration, pooled
 from qlora_planner.evidence.calibration_file import calibration_from_dict
-from qlora_planner.evidence.speed_traits import ASSUMED, FITTED, SpeedTraits
+from qlora_planner.evidence.efficiency import ASSUMED, FITTED, SpeedTraits
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.sources.catalogue import ModelCatalogue

@@ -1,8 +1,0 @@
-"""Out-of-memory failures: what a log, a pasted traceback or a memory snapshot says of one."""
-
-from __future__ import annotations
-
-from qlora_planner.evidence.oom.reading import explain
-from qlora_planner.evidence.oom.records import FRAGMENTED_SHARE, KINDS, PHASES, SCHEMA, Frame, OomReport
-
-__all__ = ["FRAGMENTED_SHARE", "KINDS", "PHASES", "SCHEMA", "Frame", "OomReport", "explain"]
