@@ -10,13 +10,13 @@ from typing import Any
 import click.testing
 import pytest
 
-from qlora_planner.after.base import find_base
-from qlora_planner.after.finished import read_finished
 from qlora_planner.catalog.gpus.card_file import read_card
 from qlora_planner.cli.main import cli
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.evidence.checks import _is_seconds
+from qlora_planner.runs.after.base import find_base
+from qlora_planner.runs.after.finished import read_finished
 
 LLAMA = json.loads(
     (Path(__file__).parent / "data" / "truth" / "configs" / "llama-3.2-1b.json").read_text(encoding="utf-8")

@@ -17,9 +17,9 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.units import format_size
 
 if TYPE_CHECKING:
-    from qlora_planner.after.base import Base
-    from qlora_planner.after.finished import Finished
-    from qlora_planner.after.forecast import Forecast
+    from qlora_planner.runs.after.base import Base
+    from qlora_planner.runs.after.finished import Finished
+    from qlora_planner.runs.after.forecast import Forecast
     from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/generation/1"
@@ -58,15 +58,15 @@ def command(
     output = output_from(given)
     check_packages(PACKAGES)
     text = _prompt(prompt)
-    from qlora_planner.after.base import find_base
-    from qlora_planner.after.finished import read_finished
+    from qlora_planner.runs.after.base import find_base
+    from qlora_planner.runs.after.finished import read_finished
 
     finished = read_finished(run)
     device = device or _trained_on(finished, output)
     room = _room(device)
     found = find_base(finished.bases, base, output.warn)
     _quiet_libraries()
-    from qlora_planner.after.generation import generate, read_prompt
+    from qlora_planner.runs.after.generate import generate, read_prompt
 
     asked = read_prompt(text, finished.adapter, found.folder, raw=raw)
     resolved, forecast = _forecast(finished, found, asked.tokens, max_new_tokens, device, output)
@@ -123,7 +123,7 @@ def _room(device: str) -> tuple[int, str]:
     Raises MissingError without a card.
     """
     if device == "cpu":
-        from qlora_planner.after.host import available_bytes
+        from qlora_planner.runs.after.host import available_bytes
 
         return available_bytes(), "the host"
     from qlora_planner.catalog.gpus import usable_bytes
@@ -152,9 +152,9 @@ def _forecast(
 ) -> tuple[RunConfig, Forecast]:
     """The run without auto options, and what it takes: loading from the simulated allocator, the rest by sizes."""
     from qlora_planner import api
-    from qlora_planner.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import context_of
+    from qlora_planner.runs.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.spec.run import RunConfig
 
     profile = profile_for(str(base.folder), output)

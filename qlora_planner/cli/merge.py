@@ -17,10 +17,10 @@ from qlora_planner.text import plain
 from qlora_planner.units import format_size
 
 if TYPE_CHECKING:
-    from qlora_planner.after.base import Base
-    from qlora_planner.after.hollow import Hollow
-    from qlora_planner.after.merge import Merged
-    from qlora_planner.after.merge_plan import MergePlan
+    from qlora_planner.runs.after.base import Base
+    from qlora_planner.runs.after.merge import Merged
+    from qlora_planner.runs.after.merge_plan import MergePlan
+    from qlora_planner.runs.after.weightless import Hollow
 
 SCHEMA = "qlora-plan/merge/1"
 DTYPES = ("bfloat16", "float16")
@@ -41,10 +41,10 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
     """
     output = output_from(given)
     check_packages(PACKAGES)
-    from qlora_planner.after.base import find_base, refuse_quantised
-    from qlora_planner.after.finished import ADAPTER_CONFIG, read_finished
-    from qlora_planner.after.hollow import refuse_adapter
-    from qlora_planner.after.merge import check_target
+    from qlora_planner.runs.after.base import find_base, refuse_quantised
+    from qlora_planner.runs.after.finished import ADAPTER_CONFIG, read_finished
+    from qlora_planner.runs.after.merge import check_target
+    from qlora_planner.runs.after.weightless import refuse_adapter
 
     finished = read_finished(run)
     refuse_adapter(finished.adapter_config, finished.adapter / ADAPTER_CONFIG)
@@ -55,10 +55,10 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
 
     import torch
 
-    from qlora_planner.after.hollow import hollow_model
-    from qlora_planner.after.host import resident_bytes
-    from qlora_planner.after.merge import merge
-    from qlora_planner.after.merge_plan import plan_merge
+    from qlora_planner.runs.after.host import resident_bytes
+    from qlora_planner.runs.after.merge import merge
+    from qlora_planner.runs.after.merge_plan import plan_merge
+    from qlora_planner.runs.after.weightless import hollow_model
     from qlora_planner.train.quiet import import_libraries
 
     import_libraries()
@@ -92,7 +92,7 @@ def _beside(run: Path) -> str:
 
 def _has_room(plan: MergePlan, folder: Path, peak_bytes: int, output: Output) -> bool:
     """What it needs, said before anything is done; False, and why, where the machine has less."""
-    from qlora_planner.after.host import available_bytes, free_disk_bytes
+    from qlora_planner.runs.after.host import available_bytes, free_disk_bytes
 
     has, disk = available_bytes(), free_disk_bytes(folder)
     needs = f"host memory {format_size(peak_bytes)} at the peak, disk {format_size(plan.total_bytes)}"
@@ -112,7 +112,7 @@ def _has_room(plan: MergePlan, folder: Path, peak_bytes: int, output: Output) ->
 def _show(
     base: Base, plan: MergePlan, hollow: Hollow, merged: Merged, dtype: str, peak_bytes: int, output: Output
 ) -> None:
-    from qlora_planner.after.host import peak_resident_bytes
+    from qlora_planner.runs.after.host import peak_resident_bytes
 
     measured = peak_resident_bytes()
     if output.json:

@@ -30,7 +30,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
 if TYPE_CHECKING:
-    from qlora_planner.launch.spec import LaunchSpec
+    from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.spec.model import ModelProfile
 
 
@@ -91,9 +91,9 @@ def _prepared(
 ) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
     """Everything that can be known to be wrong before a process is started."""
     from qlora_planner.data.hub import rows_of
-    from qlora_planner.launch.reporters import check_reporters
-    from qlora_planner.launch.spec import LaunchSpec
-    from qlora_planner.launch.weights import check_stored, weights_folder
+    from qlora_planner.runs.child.reporters import check_reporters
+    from qlora_planner.runs.spec import LaunchSpec
+    from qlora_planner.runs.weights import check_stored, weights_folder
 
     check_reporters(asked.settings.report_to)
     asked = replace(asked, data=rows_of(asked.data, output.warn))
@@ -131,7 +131,7 @@ def _check_data(asked: Asked, output: Output) -> None:
     """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
     from qlora_planner import data
     from qlora_planner.data.files import find_files
-    from qlora_planner.launch.dataset import IN_MEMORY_BYTES
+    from qlora_planner.runs.dataset import IN_MEMORY_BYTES
 
     # Larger data is read by the child alone: its faults then come a little later.
     if sum(file.size_bytes for file in find_files(asked.data)) <= IN_MEMORY_BYTES:

@@ -16,7 +16,7 @@ from qlora_planner.text import plain
 from qlora_planner.train.settings import Settings
 
 if TYPE_CHECKING:
-    from qlora_planner.launch.folder import RunFolder
+    from qlora_planner.runs.directory import RunFolder
     from qlora_planner.spec.model import ModelProfile
 
 SETTINGS = (
@@ -47,7 +47,7 @@ class Asked:
 
 def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) -> Asked:
     """Raises InputError for a plan that is none, missing data, and a run that cannot be gone on with."""
-    from qlora_planner.launch.folder import RunFolder, read_record
+    from qlora_planner.runs.directory import RunFolder, read_record
 
     typed = {name: given[name] for name in SETTINGS if given.get(name) is not None}
     # A switch that is off and a list that is empty were not typed.

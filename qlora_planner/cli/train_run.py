@@ -20,8 +20,8 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
-    from qlora_planner.launch.spec import LaunchSpec
-    from qlora_planner.launch.supervise import Attempt
+    from qlora_planner.runs.spec import LaunchSpec
+    from qlora_planner.runs.supervise import Attempt
     from qlora_planner.spec.model import ModelProfile
 
 _COUNTED_BYTES = 16 << 20  # what takes some four seconds to tokenise
@@ -38,8 +38,8 @@ def execute(
     output: Output,
 ) -> int:
     """Look at card and disk, write what is run, run it, keep what came of it, and answer; the exit code."""
-    from qlora_planner.launch.folder import make
-    from qlora_planner.launch.lock import held
+    from qlora_planner.runs.directory import make
+    from qlora_planner.runs.lock import held
 
     widths = _widths(document) or (_counted(asked, spec.run, output) if place is not None else ())
     predict = _predictor(profile, place, output, widths)
@@ -65,11 +65,11 @@ def _executed(
     lock: int | None,
 ) -> int:
     """The same in a folder that no other process trains in."""
-    from qlora_planner.launch import record as records
-    from qlora_planner.launch.folder import check_layout, check_writable, discard, open_new, read_record, write_json
-    from qlora_planner.launch.owned import mark
-    from qlora_planner.launch.preflight import version_notes
     from qlora_planner.measure.process import versions
+    from qlora_planner.runs import record as records
+    from qlora_planner.runs.directory import check_layout, check_writable, discard, open_new, read_record, write_json
+    from qlora_planner.runs.owned import mark
+    from qlora_planner.runs.preflight import version_notes
 
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     record = records.run_record(spec, created=created, versions=versions())
@@ -207,7 +207,7 @@ def _check_card(
 
 
 def _check_disk(asked: Asked, spec: LaunchSpec, profile: ModelProfile | None) -> None:
-    from qlora_planner.launch.preflight import check_disk, checkpoint_bytes, rows_bytes
+    from qlora_planner.runs.preflight import check_disk, checkpoint_bytes, rows_bytes
 
     one = 0 if profile is None else checkpoint_bytes(profile, spec.run)
     check_disk(asked.folder.path, one, rows_bytes(spec.data))
@@ -222,8 +222,8 @@ def _write_plan(asked: Asked, document: Mapping[str, Any]) -> None:
 
 def _going_on(asked: Asked, spec: LaunchSpec, notes: list[str]) -> LaunchSpec:
     """From the newest complete checkpoint, on the rung that the run had come to."""
-    from qlora_planner.launch.checkpoints import newest_complete
-    from qlora_planner.launch.supervise import going_on
+    from qlora_planner.runs.checkpoints import newest_complete
+    from qlora_planner.runs.supervise import going_on
 
     newest, broken = newest_complete(asked.folder.checkpoints)
     notes += broken
@@ -250,9 +250,9 @@ def _watched(
     """Run it to its end; every attempt, every note, and the seconds that it took."""
     from qlora_planner.cli.train_live import shown
     from qlora_planner.cli.train_view import Watch
-    from qlora_planner.launch.checkpoints import step_of
-    from qlora_planner.launch.record import Metrics
-    from qlora_planner.launch.supervise import Attempt, stop_signals, supervise
+    from qlora_planner.runs.checkpoints import step_of
+    from qlora_planner.runs.record import Metrics
+    from qlora_planner.runs.supervise import Attempt, stop_signals, supervise
 
     begun = time.monotonic()
     attempts: list[Attempt] = []
@@ -298,9 +298,9 @@ def _keep(
     that cannot be written."""
 
     from qlora_planner.exchange.files import write_text
-    from qlora_planner.launch.folder import read_record, write_json
-    from qlora_planner.launch.record import evidence
     from qlora_planner.report.training_html import render_html
+    from qlora_planner.runs.directory import read_record, write_json
+    from qlora_planner.runs.record import evidence
     from qlora_planner.sources.configs import config_sha256
     from qlora_planner.sources.evidence import append
     from qlora_planner.sources.locations import evidence_path

@@ -11,10 +11,10 @@ from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
-    from qlora_planner.launch.folder import RunFolder
-    from qlora_planner.launch.record import Metrics
-    from qlora_planner.launch.supervise import Attempt
     from qlora_planner.measure.verify import Progress
+    from qlora_planner.runs.directory import RunFolder
+    from qlora_planner.runs.record import Metrics
+    from qlora_planner.runs.supervise import Attempt
 
 READING = "reading the data"
 _PHASES = {

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.after.forecast import adapter_bytes, cache_bytes
 from qlora_planner.cli.main import cli
 from qlora_planner.errors import MissingError
 from qlora_planner.measure.nvml import DeviceReading, LocalGpu
+from qlora_planner.runs.after.forecast import adapter_bytes, cache_bytes
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import MIB
 from tests.after.conftest import LLAMA, Make, llama, peft, torch, transformers

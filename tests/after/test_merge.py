@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.after import merge as merging
 from qlora_planner.cli.main import cli
+from qlora_planner.runs.after import merge as merging
 from tests.after.conftest import Make, gpt2, llama, mixtral, peft, torch, transformers
 
 click_testing = pytest.importorskip("click.testing")
@@ -148,10 +148,10 @@ def test_refusals_are_one_line_and_leave_nothing(make: Make, tmp_path: Path, mon
     shutil.copy(base / "config.json", tmp_path / "empty")
     refused(3, "holds no weights", "--base", tmp_path / "empty")
     with monkeypatch.context() as patched:
-        patched.setattr("qlora_planner.after.host.available_bytes", lambda: 1000)
+        patched.setattr("qlora_planner.runs.after.host.available_bytes", lambda: 1000)
         refused(1, "does not fit: merging works with", "--base", base)
     with monkeypatch.context() as patched:
-        patched.setattr("qlora_planner.after.host.free_disk_bytes", lambda folder: 1000)
+        patched.setattr("qlora_planner.runs.after.host.free_disk_bytes", lambda folder: 1000)
         refused(1, "the disk has", "--base", base)
     for changes, says in (
         ({"target_parameters": ["experts.gate_up_proj"]}, "fused experts"),

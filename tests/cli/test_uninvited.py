@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from qlora_planner import isolation
-from qlora_planner.launch import supervise
 from qlora_planner.measure import verify
+from qlora_planner.runs import supervise
 from qlora_planner.tui.launching import Launch
 
 ROOT = Path(__file__).parents[2]
@@ -66,7 +66,7 @@ def test_the_folder_is_hostile(hostile: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["qlora_planner.launch.child", "qlora_planner.measure.child", "qlora_planner.data.auto_tokenizer"]
+    "module", ["qlora_planner.runs.child.main", "qlora_planner.measure.child", "qlora_planner.data.auto_tokenizer"]
 )
 def test_every_child_starts_without_the_working_directory(
     hostile: Path, module: str, monkeypatch: pytest.MonkeyPatch
@@ -100,7 +100,7 @@ def test_every_start_of_a_process_is_known() -> None:
     }
     assert starts == {
         "tui/launching.py", "tui/profiling.py", "cli/regenerate_tapes.py", "data/tokenizers.py",
-        "measure/verify.py", "diagnose/gather.py", "launch/supervise.py",
+        "measure/verify.py", "diagnose/gather.py", "runs/supervise.py",
     }  # fmt: skip
 
 
@@ -190,9 +190,9 @@ def test_a_tokenizer_with_code_of_its_own_is_not_run_even_where_stdin_says_yes(h
 
 def test_training_and_generating_refuse_such_a_tokenizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("transformers")
-    from qlora_planner.after.generation import read_prompt
     from qlora_planner.errors import PlannerError
-    from qlora_planner.launch.dataset import load_tokenizer
+    from qlora_planner.runs.after.generate import read_prompt
+    from qlora_planner.runs.dataset import load_tokenizer
     from qlora_planner.train.settings import Settings
 
     def says_yes(*_: object) -> str:

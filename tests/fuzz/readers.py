@@ -93,38 +93,38 @@ def _tokenizer(path: Path) -> object:
 
 
 def _run_record(path: Path) -> object:
-    from qlora_planner.launch.folder import RunFolder, read_record
+    from qlora_planner.runs.directory import RunFolder, read_record
 
     return read_record(RunFolder(path.parent))
 
 
 def _seal(path: Path) -> object:
-    from qlora_planner.launch.checkpoints import fault_of
+    from qlora_planner.runs.checkpoints import fault_of
 
     return fault_of(path.parent)
 
 
 def _metrics(path: Path) -> object:
-    from qlora_planner.launch.record import read_metrics
+    from qlora_planner.runs.record import read_metrics
 
     return read_metrics(path)
 
 
 def _weights_index(path: Path) -> object:
-    from qlora_planner.after.base import find_base
+    from qlora_planner.runs.after.base import find_base
 
     (path.parent / "config.json").write_bytes((CONFIGS / "llama-3.2-1b.json").read_bytes())
     return find_base([], str(path.parent), lambda _text: None)
 
 
 def _adapter(path: Path) -> object:
-    from qlora_planner.after.finished import read_finished
+    from qlora_planner.runs.after.finished import read_finished
 
     return read_finished(str(path.parent))
 
 
 def _safetensors(path: Path) -> object:
-    from qlora_planner.after.forecast import adapter_bytes
+    from qlora_planner.runs.after.forecast import adapter_bytes
 
     return adapter_bytes(path.parent)
 

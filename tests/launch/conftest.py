@@ -18,10 +18,10 @@ pytest.importorskip("torch")
 pytest.importorskip("trl")
 
 from examples.toy_model import rows, write_model, write_rows
-from qlora_planner.launch.callbacks import Stop
-from qlora_planner.launch.child import attempt
-from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.launch.training import Training
+from qlora_planner.runs.child.callbacks import Stop
+from qlora_planner.runs.child.main import attempt
+from qlora_planner.runs.child.training import Training
+from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import Settings
 

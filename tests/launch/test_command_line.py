@@ -10,16 +10,16 @@ import psutil
 import pytest
 
 from qlora_planner.exchange.plan_file import read_plan
-from qlora_planner.launch.checkpoints import checkpoints, fault_of
-from qlora_planner.launch.folder import RunFolder, open_new
-from qlora_planner.launch.record import read_metrics
+from qlora_planner.runs.checkpoints import checkpoints, fault_of
+from qlora_planner.runs.directory import RunFolder, open_new
+from qlora_planner.runs.record import read_metrics
 from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained, wait_for
 
 OPTIONS = ("--device", "cpu", "--max-steps", str(STEPS), "--save-steps", str(SAVED), "--learning-rate", "5e-3")
 # What stands in a child's sitecustomize: it patches the trainer when that is imported.
 _WHEN_IMPORTED = """
 import sys
-if "qlora_planner.launch.child" in sys.orig_argv:
+if "qlora_planner.runs.child.main" in sys.orig_argv:
     import importlib.abc, importlib.machinery, importlib.util
     class Finder(importlib.abc.MetaPathFinder):
         def find_spec(self, name, path, target=None):

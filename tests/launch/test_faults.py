@@ -16,11 +16,11 @@ from examples.toy_model import SIZES, rows, write_rows
 from qlora_planner.api import load_gpu
 from qlora_planner.cli.main import cli
 from qlora_planner.cli.verify_place import Place
-from qlora_planner.launch.folder import RunFolder, write_json
-from qlora_planner.launch.lock import held
-from qlora_planner.launch.record import run_record
-from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.launch.supervise import Attempt
+from qlora_planner.runs.directory import RunFolder, write_json
+from qlora_planner.runs.lock import held
+from qlora_planner.runs.record import run_record
+from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.runs.supervise import Attempt
 from tests.launch.conftest import RUN, SETTINGS
 
 # The length of a header, and the header.

@@ -6,7 +6,7 @@ import json
 import time
 from pathlib import Path
 
-from qlora_planner.launch.record import read_metrics
+from qlora_planner.runs.record import read_metrics
 
 
 def written(path: Path, rows: list[dict[str, object]]) -> Path:

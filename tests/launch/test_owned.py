@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.errors import InputError, RunError
-from qlora_planner.launch.checkpoints import seal
-from qlora_planner.launch.folder import RunFolder, check_layout, open_new, replace_adapter, write_json
-from qlora_planner.launch.lock import held
-from qlora_planner.launch.owned import MARK, mark, remove_marked
+from qlora_planner.runs.checkpoints import seal
+from qlora_planner.runs.directory import RunFolder, check_layout, open_new, replace_adapter, write_json
+from qlora_planner.runs.lock import held
+from qlora_planner.runs.owned import MARK, mark, remove_marked
 
 WORK = "years of work"
 
@@ -215,7 +215,7 @@ def test_a_folder_that_was_being_removed_still_has_its_mark(tmp_path: Path, monk
 HOLDER = """
 import os, subprocess, sys, time
 from pathlib import Path
-from qlora_planner.launch.lock import held
+from qlora_planner.runs.lock import held
 with held(Path(sys.argv[1])) as lock:
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"], pass_fds=(lock,))
     print(child.pid, flush=True)

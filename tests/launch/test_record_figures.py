@@ -7,9 +7,9 @@ import pytest
 from qlora_planner import api
 from qlora_planner.cli.train_run import _speed
 from qlora_planner.cli.verify_place import Place
-from qlora_planner.launch.folder import RunFolder
-from qlora_planner.launch.record import mean_tokens, summary
-from qlora_planner.launch.supervise import Attempt
+from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.record import mean_tokens, summary
+from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
 
 # A run of Llama-3.1-8B's size on an H200: rows up to 4,001 tokens long, 414 at the mean.

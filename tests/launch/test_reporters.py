@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.errors import MissingError
-from qlora_planner.launch.folder import RunFolder
-from qlora_planner.launch.reporters import check_reporters, set_places
+from qlora_planner.runs.child.reporters import check_reporters, set_places
+from qlora_planner.runs.directory import RunFolder
 
 
 @pytest.fixture

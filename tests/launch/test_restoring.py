@@ -11,7 +11,7 @@ import torch
 
 from qlora_planner.catalog.optimizers import OPTIMIZERS
 from qlora_planner.errors import InputError
-from qlora_planner.launch.restoring import restore_states
+from qlora_planner.runs.child.restoring import restore_states
 from qlora_planner.train.settings import Settings
 from tests.launch.conftest import RUN, Make, same, trained
 

@@ -17,16 +17,16 @@ import pytest
 from qlora_planner.cli.train_live import draw, spark
 from qlora_planner.cli.train_view import Watch
 from qlora_planner.errors import MissingError
-from qlora_planner.launch import supervise
-from qlora_planner.launch.checkpoints import seal
-from qlora_planner.launch.folder import RunFolder
-from qlora_planner.launch.post_mortem import beaten, verdict
-from qlora_planner.launch.preflight import version_notes
-from qlora_planner.launch.record import Metrics, check_same, evidence, read_metrics
-from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.launch.supervise import Attempt, StopAsked, stop_signals
 from qlora_planner.measure.verify import Progress
 from qlora_planner.report.theme import Theme
+from qlora_planner.runs import supervise
+from qlora_planner.runs.checkpoints import seal
+from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.post_mortem import beaten, verdict
+from qlora_planner.runs.preflight import version_notes
+from qlora_planner.runs.record import Metrics, check_same, evidence, read_metrics
+from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.runs.supervise import Attempt, StopAsked, stop_signals
 from qlora_planner.spec.run import RunConfig
 from tests.launch.conftest import RUN, SETTINGS
 

@@ -13,11 +13,12 @@ import torch
 
 from examples.toy_model import NUMBERS, rows, write_model, write_rows, write_tokenizer
 from qlora_planner.errors import InputError, MissingError, RunError
-from qlora_planner.launch import dataset, rules
-from qlora_planner.launch.callbacks import Stop
-from qlora_planner.launch.checkpoints import fault_of, newest_complete
-from qlora_planner.launch.rehearsal import longest_rows
-from qlora_planner.launch.training import Training
+from qlora_planner.runs import dataset
+from qlora_planner.runs.checkpoints import fault_of, newest_complete
+from qlora_planner.runs.child import checks
+from qlora_planner.runs.child.callbacks import Stop
+from qlora_planner.runs.child.dry_run import longest_rows
+from qlora_planner.runs.child.training import Training
 from qlora_planner.train.settings import Settings
 from tests.launch.conftest import RUN, SETTINGS, Home, Make, same, trained
 
@@ -79,7 +80,7 @@ def test_large_data_is_read_into_files(make: Make, monkeypatch: pytest.MonkeyPat
     kept = Path(spec.output) / "adapter"
     reference = kept.rename(kept.with_name("reference"))
     monkeypatch.setattr(dataset, "IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("qlora_planner.launch.training._DATA_S", 0.0)
+    monkeypatch.setattr("qlora_planner.runs.child.training._DATA_S", 0.0)
     monkeypatch.setattr("qlora_planner.data.readers._ROWS_AT_A_TIME", 16)
     facts, told = trained(spec)
     assert facts["outcome"] == "ok" and facts["rows"] == in_memory["rows"] and facts["eval_rows"] == 1
@@ -245,19 +246,19 @@ def test_rules_of_a_built_model(home: Home) -> None:
     folder = home.model("llama")
     raw = json.loads((folder / "config.json").read_text())
     adapted = adapters.add_adapters(model.load_folder(folder, raw, RUN, "cpu"), RUN)
-    assert rules.check_quantized(adapted, RUN, 14) is None
-    assert "14 matrices are quantised where the plan counts 13" in str(rules.check_quantized(adapted, RUN, 13))
-    rules.check_compute_dtype(adapted, RUN)
+    assert checks.check_quantized(adapted, RUN, 14) is None
+    assert "14 matrices are quantised where the plan counts 13" in str(checks.check_quantized(adapted, RUN, 13))
+    checks.check_compute_dtype(adapted, RUN)
     with pytest.raises(RunError, match="computes in bfloat16 and the trainer in float16"):
-        rules.check_compute_dtype(adapted, RUN.with_(compute_dtype="float16"))
+        checks.check_compute_dtype(adapted, RUN.with_(compute_dtype="float16"))
     with pytest.raises(RunError, match="gradients do not reach"):
-        rules.check_gradients(adapted, RUN)
+        checks.check_gradients(adapted, RUN)
     for number, parameter in enumerate(p for p in adapted.parameters() if p.requires_grad):
         parameter.grad = None if number == 3 else torch.ones_like(parameter)
-    assert "1 of 28 trained tensors got no gradient" in str(rules.check_gradients(adapted, RUN))
+    assert "1 of 28 trained tensors got no gradient" in str(checks.check_gradients(adapted, RUN))
     whole = model.load_folder(folder, raw, RUN.with_(method="lora", quant="none"), "cpu")
     with pytest.raises(RunError, match="nothing was quantised though the run says nf4"):
-        rules.check_quantized(whole, RUN, 14)
+        checks.check_quantized(whole, RUN, 14)
 
 
 @pytest.mark.fault("no pad token", said="names no pad token: <unk> pads", does="a note", exit=0, part="begun")

@@ -15,8 +15,8 @@ from typing import Any
 
 from qlora_planner.cli import events
 from qlora_planner.cli.streams import say
-from qlora_planner.launch.folder import RunFolder, write_json
-from qlora_planner.launch.record import Metrics
+from qlora_planner.runs.directory import RunFolder, write_json
+from qlora_planner.runs.record import Metrics
 
 MIB = 1 << 20
 # Phase -> MiB that NVML would say in it.

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.after.base import INDEX, Base
-from qlora_planner.after.hollow import Hollow
-from qlora_planner.after.merge_plan import MergePlan, Step
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.record import record
+from qlora_planner.runs.after.base import INDEX, Base
+from qlora_planner.runs.after.merge_plan import MergePlan, Step
+from qlora_planner.runs.after.weightless import Hollow
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The training child: `python -m qlora_planner.launch.child SPEC.json [--with-parent PID]`.
+"""The training child: `python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID]`.
 
 SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "data" | "note" |
 "rehearsed" | "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`.
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.launch.callbacks import Stop
-from qlora_planner.launch.folder import RunFolder
-from qlora_planner.launch.reporters import set_places
-from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
 from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
+from qlora_planner.runs.child.callbacks import Stop
+from qlora_planner.runs.child.reporters import set_places
+from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.spec import LaunchSpec
 
 _PARENTS_OWN = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
 # What libraries say when the disk is full and their own exception carries no errno.
@@ -35,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     alone = len(given) == 1
     if not alone and (len(given) != 3 or given[1] != "--with-parent" or not given[2].isdecimal()):
-        print("usage: python -m qlora_planner.launch.child SPEC.json [--with-parent PID]", file=sys.stderr)
+        print("usage: python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID]", file=sys.stderr)
         return 2
     if not alone:
         process.die_with_parent(int(given[2]))
@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
         set_places(spec.settings.report_to, RunFolder(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
-        from qlora_planner.launch.training import Training
+        from qlora_planner.runs.child.training import Training
 
         training = Training(spec, lines.tell, stop)
         facts = attempt(training, stop)

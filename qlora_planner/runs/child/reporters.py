@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from qlora_planner.errors import MissingError
-from qlora_planner.launch.folder import RunFolder
+from qlora_planner.runs.directory import RunFolder
 from qlora_planner.text import plain
 
 _ID = "wandb-run"

@@ -13,18 +13,19 @@ from typing import Any
 from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import PhaseReading
-from qlora_planner.launch import dataset, rules
-from qlora_planner.launch.callbacks import Stop, Tell, Tokens, make_callback
-from qlora_planner.launch.folder import RunFolder, replace_adapter
-from qlora_planner.launch.owned import mark, remove_marked
-from qlora_planner.launch.rehearsal import rehearse
-from qlora_planner.launch.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
-from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure import process
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.meters import tensor_owners
 from qlora_planner.measure.meters.meter import CudaMeter
 from qlora_planner.measure.meters.sampler import Sampler
+from qlora_planner.runs import dataset
+from qlora_planner.runs.child import checks
+from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
+from qlora_planner.runs.child.dry_run import rehearse
+from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
+from qlora_planner.runs.directory import RunFolder, replace_adapter
+from qlora_planner.runs.owned import mark, remove_marked
+from qlora_planner.runs.spec import LaunchSpec
 
 _DATA_S = 5.0
 
@@ -149,11 +150,11 @@ class Training:
         self._enter("load")
         loaded = model.load_folder(spec.weights, self.raw, run, spec.device)
         self.facts["params"] = adapters.total_params(loaded)
-        if note := rules.check_quantized(loaded, run, spec.quantized):
+        if note := checks.check_quantized(loaded, run, spec.quantized):
             self.note(note)
-        rules.check_compute_dtype(loaded, run)
+        checks.check_compute_dtype(loaded, run)
         if spec.device == "cpu":
-            rules.keep_constants(loaded)
+            checks.keep_constants(loaded)
         if run.upcast and run.method != "full":
             self._enter("prepare")
             loaded = adapters.prepare(loaded, run)
@@ -249,7 +250,7 @@ class Training:
             raise _Trained
 
     def _check_gradients(self, model: Any) -> None:
-        if note := rules.check_gradients(model, self.run):
+        if note := checks.check_gradients(model, self.run):
             self.note(note)
 
     def _train(self) -> bool:
@@ -326,7 +327,7 @@ class Training:
     def alive(self) -> dict[str, int]:
         """Bytes by component, as far as tensors can be told apart: what the model, its gradients and its optimizer
         hold; on a card also what else is allocated, what torch reserves beyond it, and the context."""
-        from qlora_planner.launch.post_mortem import held
+        from qlora_planner.runs.post_mortem import held
 
         wrapped = getattr(self.trainer, "optimizer", None)
         return held(self.model, getattr(wrapped, "optimizer", wrapped), self.spec.device, self._process_bytes())

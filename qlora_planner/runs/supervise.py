@@ -18,17 +18,17 @@ from typing import Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
 from qlora_planner.isolation import child_environment, python_module
-from qlora_planner.launch.checkpoints import newest_complete, optimizer_of, set_aside, step_of
-from qlora_planner.launch.folder import RunFolder
-from qlora_planner.launch.post_mortem import verdict
-from qlora_planner.launch.spec import LaunchSpec
 from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
 from qlora_planner.planner.fallbacks import keeps_states, rungs
 from qlora_planner.record import record
+from qlora_planner.runs.checkpoints import newest_complete, optimizer_of, set_aside, step_of
+from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.post_mortem import verdict
+from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
-CHILD = python_module("qlora_planner.launch.child")
+CHILD = python_module("qlora_planner.runs.child.main")
 MOST_RECOVERIES = 3
 _TICK_S = 0.25
 _ERRORS: Mapping[int, type[PlannerError]] = {1: RefusedError, 2: InputError, 3: MissingError}

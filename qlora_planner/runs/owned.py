@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError, RunError
-from qlora_planner.launch.seals import SEAL, read_seal
+from qlora_planner.runs.seals import SEAL, read_seal
 from qlora_planner.text import plain
 
 MARK = ".qlora-plan"

@@ -13,17 +13,7 @@ from typing import Any
 
 from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, RunError
-from qlora_planner.launch.owned import (
-    FILES,
-    FOLDERS,
-    digests,
-    free_name,
-    is_marked,
-    is_unchanged,
-    proven,
-    remove,
-    unmark,
-)
+from qlora_planner.runs.owned import FILES, FOLDERS, digests, free_name, is_marked, is_unchanged, proven, remove, unmark
 from qlora_planner.text import plain, quoted
 
 SCHEMA = "qlora-plan/run/1"

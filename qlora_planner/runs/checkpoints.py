@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from qlora_planner.launch.owned import MARK, free_name, is_marked, mark_again, remove_marked, unmark
-from qlora_planner.launch.seals import SEAL, read_seal
+from qlora_planner.runs.owned import MARK, free_name, is_marked, mark_again, remove_marked, unmark
+from qlora_planner.runs.seals import SEAL, read_seal
 
 _NAME = re.compile(r"checkpoint-([0-9]{1,18})")
 

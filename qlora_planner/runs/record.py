@@ -13,9 +13,9 @@ from typing import Any
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence import CardReading, HostReading, Measurement, NvmlReading, PhaseReading
-from qlora_planner.launch.folder import SCHEMA, RunFolder
-from qlora_planner.launch.spec import LaunchSpec
-from qlora_planner.launch.supervise import Attempt
+from qlora_planner.runs.directory import SCHEMA, RunFolder
+from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.errors import RunError
-from qlora_planner.launch.rules import gradient_fix
 from qlora_planner.record import record
+from qlora_planner.runs.child.checks import gradient_fix
 from qlora_planner.spec.run import RunConfig
 
 _COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")

@@ -10,8 +10,8 @@ from typing import Any
 from qlora_planner.catalog import DTYPE_BYTES, find_optimizer
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import MissingError
-from qlora_planner.launch.dataset import IN_MEMORY_BYTES
 from qlora_planner.memory.weights.static import trainable_tensors
+from qlora_planner.runs.dataset import IN_MEMORY_BYTES
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.after.base import Base
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.record import record
+from qlora_planner.runs.after.base import Base
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.units import format_size

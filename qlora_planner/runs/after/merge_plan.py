@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.after.base import Base
-from qlora_planner.after.hollow import Hollow
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
+from qlora_planner.runs.after.base import Base
+from qlora_planner.runs.after.weightless import Hollow
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 

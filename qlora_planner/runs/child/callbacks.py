@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import RunError
-from qlora_planner.launch.checkpoints import remove_old, seal
-from qlora_planner.launch.owned import mark_again
+from qlora_planner.runs.checkpoints import remove_old, seal
+from qlora_planner.runs.owned import mark_again
 from qlora_planner.train.options import CHECKPOINTS_KEPT
 
 Tell = Callable[[str, Mapping[str, Any]], None]
