@@ -43,7 +43,7 @@ def make_cases(out: Path, timings: bool) -> int:
     """Resolve every run of the list and write one case a line; those that the stack refuses are named and left out."""
     from benchmarks import campaign_cases as listed
     from benchmarks import timing_cases
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.catalog import OPTIMIZERS
     from qlora_planner.errors import PlannerError
     from qlora_planner.memory.estimate import estimate
@@ -56,7 +56,7 @@ def make_cases(out: Path, timings: bool) -> int:
     families: dict[str, str] = {}
     for profile in sorted(known.values(), key=lambda one: one.params):
         families.setdefault(profile.model_type, profile.id)
-    gpu, lines, left_out = api.load_gpu("h200"), [], []
+    gpu, lines, left_out = session.load_gpu("h200"), [], []
     for asked in timing_cases.asked_runs() if timings else listed.asked_runs(families, tuple(OPTIMIZERS)):
         try:
             profile = known[asked.model_id]
@@ -67,7 +67,7 @@ def make_cases(out: Path, timings: bool) -> int:
                 raw = RawConfig(
                     id=asked.model_id, config=deepcopy(config), sha256=config_sha256(config), origin="campaign"
                 )
-                profile = api.profile_of(raw)
+                profile = session.profile_of(raw)
             wanted = RunConfig(**asked.options)
             rows = profile.dims.get("position_rows")  # a model that looks positions up has no more than these
             answer = estimate(profile, wanted.with_(seq_len=min(wanted.seq_len, int(rows or wanted.seq_len))), gpu)

@@ -111,7 +111,7 @@ def last_below(over: Callable[[int], float], first: int) -> int:
 
 def push(edge: Edge) -> list[dict[str, Any]]:
     """Two cases, in the campaign's form: the largest run said to fit, and the first said not to."""
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, context_of
@@ -119,18 +119,18 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     from qlora_planner.sources.configs import read_config
     from qlora_planner.spec.run import RunConfig
 
-    gpu, spread = api.load_gpu("h200"), api.calibration()
+    gpu, spread = session.load_gpu("h200"), session.calibration()
     context = context_of(gpu, spread)
-    usable = usable_bytes(api.load_gpu(edge.card))[0]
+    usable = usable_bytes(session.load_gpu(edge.card))[0]
     cap_bytes = usable - context.first_tensor_bytes - context.kernels_bytes
-    profile = api.load_model(edge.model_id)
+    profile = session.load_model(edge.model_id)
     notch = NOTCH[edge.knob]
     found: dict[int, Any] = {}
 
     def answer(step: int) -> Any:
         if step not in found:
             run = RunConfig(**{**edge.options, edge.knob: step * notch})
-            tape = api.tape_for(profile, run, gpu)
+            tape = session.tape_for(profile, run, gpu)
             found[step] = estimate(profile, run, gpu, cap_bytes=cap_bytes, tape=tape, calibration=spread)
             print(f"{edge.name} {step * notch}: {found[step].fit.reasons[0]} ({found[step].footing})", flush=True)
         return found[step]

@@ -29,7 +29,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
@@ -89,7 +89,7 @@ def recommended(
     profiles: Iterable[ModelProfile], cards: Sequence[GpuSpec], goals: Sequence[str] = GOALS
 ) -> Iterator[tuple[ModelProfile, str, RunConfig]]:
     """The first choice of the search for every model, card and goal, resolved, where one fits."""
-    known, catalogue = api.calibration(), GpuCatalogue(gpus_dirs())
+    known, catalogue = session.calibration(), GpuCatalogue(gpus_dirs())
     default = RunConfig()
     for profile in profiles:
         sweep = stored_sweep(profile, tapes_dirs())
@@ -142,7 +142,7 @@ def step(case: Case, device: str) -> str | None:
     from qlora_planner.measure.execution import Execution
     from qlora_planner.measure.spec import ChildSpec
 
-    raw = api.config_of(api.load_model(case.model_id))
+    raw = session.config_of(session.load_model(case.model_id))
     spec = ChildSpec(
         run=case.run,
         model_id=case.model_id,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.planner.budget import usable_on
 from qlora_planner.planner.candidate_memory import Limits, Outlooks
 from qlora_planner.planner.objectives import OBJECTIVES
@@ -30,7 +30,7 @@ ANSWERS = (("llama-3.1-8b", "--gpu", "rtx-4090"), ("--gpu", "24GB"), ("table",))
 
 def rate(name: str) -> str:
     """One line: every option set at every rank and 256 batches."""
-    profile, gpu, calibration = api.load_model(name), api.load_gpu("rtx-4090"), api.calibration()
+    profile, gpu, calibration = session.load_model(name), session.load_gpu("rtx-4090"), session.calibration()
     outlooks = Outlooks.of(profile, gpu, stored_sweep(profile, tapes_dirs(None)), calibration)
     limits = Limits(usable_bytes=usable_on(gpu, 0, None, calibration), calibration=calibration)
     space = make_space(profile, RunConfig(), frozenset(), int8=True, offloading=True)

@@ -65,8 +65,8 @@ def describe(run: Any) -> str:
 
 def table(paths: Sequence[Path], traits: Any = None) -> int:
     """Print every row, and each role's errors."""
-    from qlora_planner.api import calibration, load_gpu
     from qlora_planner.evidence.calibration import card_slug
+    from qlora_planner.session import calibration, load_gpu
     from qlora_planner.speed.roofline import card_seconds, host_seconds, traits_of
     from qlora_planner.speed.work import evaluator, values
 
@@ -113,8 +113,8 @@ def rate() -> int:
     """Candidates per second over a million sizes of one option set."""
     import numpy as np
 
-    from qlora_planner.api import calibration, load_gpu, load_model
     from qlora_planner.memory.options.resolve import resolve
+    from qlora_planner.session import calibration, load_gpu, load_model
     from qlora_planner.spec.run import RunConfig
     from qlora_planner.speed.roofline import speed_model
 

@@ -191,7 +191,7 @@ def resolved(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Counted and derived totals of one step, by quantity."""
-    from qlora_planner.api import config_of
+    from qlora_planner.session import config_of
     from qlora_planner.speed.step import step_work
     from qlora_planner.speed.work import evaluator, values
 
@@ -215,7 +215,7 @@ def main(arguments: list[str]) -> int:
     """Print the counts of one run, or of several models the derived beside the counted totals."""
     import yaml
 
-    from qlora_planner.api import config_of
+    from qlora_planner.session import config_of
 
     models = [one for one in arguments if "=" not in one]
     options = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}

@@ -20,10 +20,10 @@ _HOMES = {
     "GpuSpec": "qlora_planner.spec.machine",
     "MemoryEstimate": "qlora_planner.memory",
     "PlannerError": "qlora_planner.errors",
-    "load_model": "qlora_planner.api",
-    "load_gpu": "qlora_planner.api",
-    "estimate": "qlora_planner.api",
-    "plan": "qlora_planner.api",
+    "load_model": "qlora_planner.session",
+    "load_gpu": "qlora_planner.session",
+    "estimate": "qlora_planner.session",
+    "plan": "qlora_planner.session",
 }
 
 __all__ = ["__version__", *sorted(_HOMES)]

@@ -99,7 +99,7 @@ class Estimates:
 
     def full(self, run: RunConfig) -> MemoryEstimate:
         """From the run's trace; where it can neither be found nor made, by closed forms, which is said once."""
-        from qlora_planner.api import estimate
+        from qlora_planner.session import estimate
 
         if not self.traces:
             return self.quick(run)
@@ -120,7 +120,7 @@ class Estimates:
 
     def quick(self, run: RunConfig) -> MemoryEstimate:
         """From a trace that ships, else by closed forms: milliseconds."""
-        from qlora_planner import api
+        from qlora_planner import session
         from qlora_planner.memory.estimate import estimate
 
         profiles = self.output.profiles
@@ -130,18 +130,18 @@ class Estimates:
             self.card.gpu,
             reserve_bytes=self.card.reserve_bytes,
             cap_bytes=self.card.cap_bytes,
-            tape=api.tape_for(self.profile, run, self.card.gpu, profiles=profiles, stored_only=True),
-            calibration=api.calibration(profiles),
+            tape=session.tape_for(self.profile, run, self.card.gpu, profiles=profiles, stored_only=True),
+            calibration=session.calibration(profiles),
         )
 
     def surely(self, found: MemoryEstimate) -> Callable[[int], bool]:
         """Whether a run that is known as well as `found` fits surely if it works from so many bytes on."""
-        from qlora_planner import api
+        from qlora_planner import session
         from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, spread, with_libraries
 
         assert found.fit is not None
         usable = found.fit.usable_bytes
-        calibration = api.calibration(self.output.profiles)
+        calibration = session.calibration(self.output.profiles)
         context = with_libraries(context_of(self.card.gpu, calibration), found.run)
 
         def fits(floor_bytes: int) -> bool:

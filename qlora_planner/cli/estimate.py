@@ -27,7 +27,7 @@ def command(model: str, **given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=False)
     profile = profile_for(model, output)
-    from qlora_planner.api import estimate
+    from qlora_planner.session import estimate
 
     found = estimate(
         profile,

@@ -110,19 +110,19 @@ def _card(gpu: Any, report: OomReport, output: Output) -> Card:
 
     A card of another size than the plan's is taken as it is.
     """
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
 
     name = gpu["name"] if gpu is not None else None
     capacity = report.capacity_bytes
     if name is None and capacity is None:
         raise InputError("--plan: neither the plan nor the message names a card")
-    spec = api.load_gpu(str(name), profiles=output.profiles) if name and name != "local" else None
+    spec = session.load_gpu(str(name), profiles=output.profiles) if name and name != "local" else None
     if spec is None or (capacity is not None and capacity < 0.97 * usable_bytes(spec)[0]):
         if capacity is None:
             raise InputError("--plan: was made for `local` and the message does not tell the card's size")
         output.warn(f"the card that failed has {capacity >> 20:,} MiB, not the plan's")
-        spec = api.load_gpu(f"{capacity >> 20}MiB", profiles=output.profiles)
+        spec = session.load_gpu(f"{capacity >> 20}MiB", profiles=output.profiles)
     # CUDA's own total counts the driver's part as used by nobody; what is left of it others hold.
     others = report.others_bytes or 0
     return Card(

@@ -151,15 +151,15 @@ def _forecast(
     finished: Finished, base: Base, prompt_tokens: int, new_tokens: int, device: str, output: Output
 ) -> tuple[RunConfig, Forecast]:
     """The run without auto options, and what it takes: loading from the simulated allocator, the rest by sizes."""
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import context_of
     from qlora_planner.runs.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.spec.run import RunConfig
 
     profile = profile_for(str(base.folder), output)
-    gpu = None if device == "cpu" else api.load_gpu("local")
-    calibration = api.calibration(output.profiles)
+    gpu = None if device == "cpu" else session.load_gpu("local")
+    calibration = session.calibration(output.profiles)
     found = estimate(profile, finished.run or RunConfig(), gpu, calibration=calibration)
     context = context_of(gpu, calibration)
     beside = 0 if device == "cpu" else context.first_tensor_bytes + context.kernels_bytes

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 def profile_for(model: str, output: Output) -> ModelProfile:
     """The profile of MODEL, built here if it has none and torch is installed.
 
-    Raises InputError and MissingError as `qlora_planner.api.load_model` does.
+    Raises InputError and MissingError as `qlora_planner.session.load_model` does.
     """
-    from qlora_planner.api import load_model
+    from qlora_planner.session import load_model
 
     begun = time.monotonic()
     with patience(f"{plain(model)} is new here: looking it up and profiling it", output.quiet):

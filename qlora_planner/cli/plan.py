@@ -96,9 +96,9 @@ def command(
     explicit = explicit_run_options(given)
     run = run_from(given)
     _check_batch(explicit, effective_batch)
-    from qlora_planner import api
+    from qlora_planner import session
 
-    others = [api.load_gpu(name, profiles=output.profiles) for text in compare for name in text.split(",")]
+    others = [session.load_gpu(name, profiles=output.profiles) for text in compare for name in text.split(",")]
     if objective == "cheapest":
         profile = profile_for(model, output)
         card: Card | None = cheapest_card(profile, run, explicit, given, output)
@@ -107,7 +107,7 @@ def command(
         profile = profile_for(model, output)
     assert card is not None
     data = summary_from(given, model if Path(model).exists() else profile.id, output)
-    found = api.plan(
+    found = session.plan(
         profile,
         card.gpu,
         run,
@@ -147,7 +147,7 @@ def cheapest_card(
     profile: ModelProfile, run: RunConfig, explicit: Mapping[str, Any], given: Mapping[str, Any], output: Output
 ) -> Card:
     """The card with a price on which a token of the best run costs least; those of --gpu, or the whole catalogue."""
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.planner.cheapest_gpu import cheapest
     from qlora_planner.sources.locations import gpus_dirs, tapes_dirs
@@ -165,7 +165,7 @@ def cheapest_card(
         explicit,
         cards,
         stored_sweep(profile, tapes_dirs(output.profiles)),
-        api.calibration(output.profiles),
+        session.calibration(output.profiles),
     )
     if found is None:
         raise InputError(

@@ -35,7 +35,7 @@ def prediction_of(answer: MemoryEstimate) -> Prediction:
 
 def card_of(measurement: Measurement) -> GpuSpec | None:
     """The card that a measurement was made on: the catalogue's, else what the driver told; None for none."""
-    from qlora_planner.api import load_gpu
+    from qlora_planner.session import load_gpu
     from qlora_planner.spec.machine import GpuSpec
 
     card = measurement.gpu
@@ -61,17 +61,17 @@ def profile_of(measurement: Measurement, tell: Tell) -> ModelProfile:
 
     Raises MissingError where neither is at hand.
     """
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.sources.configs import RawConfig, config_sha256
 
     if measurement.config is None:
-        profile = api.load_model(measurement.model, build="never", warn=tell)
+        profile = session.load_model(measurement.model, build="never", warn=tell)
         if profile.config_sha256 != measurement.config_sha256:
             raise MissingError(f"{measurement.model}: the catalogue's config is not the one that was measured")
         return profile
     # A copy: transformers completes nested parts of a config in place.
     config = deepcopy(dict(measurement.config))
-    return api.profile_of(
+    return session.profile_of(
         RawConfig(id=measurement.model, config=config, sha256=config_sha256(config), origin="evidence"), warn=tell
     )
 
@@ -81,8 +81,8 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
 
     Raises MissingError for a model that cannot be profiled, InputError for a run that contradicts itself.
     """
-    from qlora_planner.api import tape_for
     from qlora_planner.memory.estimate import estimate
+    from qlora_planner.session import tape_for
 
     profile, gpu = profile_of(measurement, tell), card_of(measurement)
     run = measurement.run

@@ -22,7 +22,7 @@ def command(model: str, **given: Any) -> int:
     MODEL is a Hub id, a model folder or a config.json. No weights are downloaded. Needs the [train] packages.
     """
     output = output_from(given)
-    from qlora_planner.api import load_model
+    from qlora_planner.session import load_model
 
     begun = time.monotonic()
     output.warn(f"profiling {plain(model)}: building its class without weights takes some seconds")

@@ -66,13 +66,13 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
 
     Without `recommend` no best run is looked for, which takes a fraction of the time.
     """
-    from qlora_planner.api import calibration, ranking_card
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.budget import usable_on
     from qlora_planner.planner.candidate_memory import Limits
     from qlora_planner.planner.survey.index import bases_of, serves
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
+    from qlora_planner.session import calibration, ranking_card
     from qlora_planner.sources.locations import models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
 

@@ -187,9 +187,9 @@ def _plan(
     asked: Asked, profile: ModelProfile, place: Place | None, given: Mapping[str, Any], output: Output
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
-    from qlora_planner.api import plan
     from qlora_planner.cli.plan_files import with_folder
     from qlora_planner.report.plan import render_plan
+    from qlora_planner.session import plan
 
     card = card_from(given, output, required=True)
     assert card is not None

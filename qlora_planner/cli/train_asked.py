@@ -161,8 +161,8 @@ def fitted(asked: Asked, output: Output) -> RunConfig:
 
 def profile_of(asked: Asked, output: Output) -> ModelProfile | None:
     """The profile of the model; None on the CPU for a plan whose model has none yet: nothing there is planned by it."""
-    from qlora_planner.api import load_model
     from qlora_planner.cli.loading import profile_for
+    from qlora_planner.session import load_model
 
     if asked.planned and asked.device == "cpu" and asked.run.trainer is not None:
         try:

@@ -157,9 +157,9 @@ def _predictor(
             return None
         key = repr(run)
         if key not in known:
-            from qlora_planner import api
+            from qlora_planner import session
 
-            known[key] = api.estimate(
+            known[key] = session.estimate(
                 profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
                 widths=widths, profiles=output.profiles, tell=output.warn,
             ).to_dict()  # fmt: skip
@@ -174,12 +174,12 @@ def _speed(
     """The speed predicted for rows of `tokens`, which is what the steps that were timed had."""
     if profile is None or place is None or not tokens:
         return None
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.speed.roofline import speed_of
 
     resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), place.gpu)
-    found = speed_of(profile, resolved.run, place.gpu, api.calibration(), resolved.stack)
+    found = speed_of(profile, resolved.run, place.gpu, session.calibration(), resolved.stack)
     basis = None if found.basis is None else found.basis.value
     return {"tokens_per_s": found.tokens_per_s, "step_s": found.step_s, "basis": basis}
 
@@ -189,10 +189,10 @@ def _check_card(
     output: Output,
 ) -> None:  # fmt: skip
     """Raises MissingError where others hold what the run needs, RefusedError where it does not fit without --yes."""
-    from qlora_planner import api
+    from qlora_planner import session
 
     assert profile is not None
-    found = api.estimate(
+    found = session.estimate(
         profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes, profiles=output.profiles
     )
     blocking = [problem for problem in predicted["problems"] if problem["blocking"]]

@@ -90,7 +90,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
 def _check(model: str, profiles: str | None) -> None:
     """Raises InputError for a model that means nothing; one that is to be profiled is opened with a word about it."""
-    from qlora_planner.api import load_model
+    from qlora_planner.session import load_model
 
     with suppress(UnprofiledError):
         load_model(model, profiles=profiles, build="never", warn=say)

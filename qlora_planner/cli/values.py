@@ -143,8 +143,8 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Ca
         return _local(reserve_bytes, cap_bytes, output, asked=False)
     if text.strip().lower() in ("local", "auto"):
         return _local(reserve_bytes, cap_bytes, output, asked=True)
-    from qlora_planner.api import load_gpu
     from qlora_planner.catalog.gpus.several import several_of
+    from qlora_planner.session import load_gpu
 
     gpu = load_gpu(text, profiles=output.profiles)
     several = several_of(text)

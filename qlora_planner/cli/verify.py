@@ -119,10 +119,10 @@ def _specification(
 
     Raises MissingError for a run that this card or stack refuses.
     """
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.measure.spec import ChildSpec
 
-    raw = api.config_of(profile, output.profiles)
+    raw = session.config_of(profile, output.profiles)
     config = deepcopy(dict(raw.config))  # transformers completes nested parts of a config in place
     if profile.text_part_of is not None:
         from qlora_planner.profiling.text_part import text_part
@@ -137,8 +137,8 @@ def _specification(
 
         small = toy_config(deepcopy(config))
         toy = RawConfig(id=raw.id, config=small, sha256=config_sha256(small), origin="toy")
-        profile = api.profile_of(toy, warn=output.warn)
-    predicted = api.estimate(
+        profile = session.profile_of(toy, warn=output.warn)
+    predicted = session.estimate(
         profile,
         run,
         place.gpu if place else None,

@@ -32,7 +32,7 @@ class Place:
 
 def check_packages(run: RunConfig) -> None:
     """Raises MissingError with the line that installs what this run imports."""
-    from qlora_planner.api import missing_for
+    from qlora_planner.session import missing_for
 
     check_endpoint()  # before transformers imports the Hub library
     missing = missing_for(run)
@@ -45,7 +45,7 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
 
     Raises MissingError without a card, and for one that is smaller than the one asked for.
     """
-    from qlora_planner import api
+    from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
     from qlora_planner.memory.verdict import context_of
@@ -55,13 +55,13 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
     cap = None if given.get("cap") is None else parse_memory(str(given["cap"]), "--cap")
     text = given.get("gpu")
     if text is not None and text.strip().lower() != "local":
-        asked = api.load_gpu(text, profiles=output.profiles)
+        asked = session.load_gpu(text, profiles=output.profiles)
         if asked.memory_bytes > gpu.memory_bytes:
             raise MissingError(
                 f"{asked.label} has {format_mib(asked.memory_bytes)}, the card here only"
                 f" {format_mib(gpu.memory_bytes)}: {gpu.label} can stand for smaller cards alone"
             )
-        context = context_of(gpu, api.calibration(output.profiles))
+        context = context_of(gpu, session.calibration(output.profiles))
         reserve = 0 if given.get("reserve") is None else parse_memory(str(given["reserve"]), "--reserve", zero=True)
         left = usable_bytes(asked, reserve)[0] - context.first_tensor_bytes - context.kernels_bytes
         if left <= 0:
@@ -76,10 +76,10 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
 
 def _catalogued(spec: GpuSpec) -> GpuSpec:
     """The catalogue's card of that name, which knows CUDA's own total, where it has the same memory."""
-    from qlora_planner import api
+    from qlora_planner import session
 
     try:
-        known = api.load_gpu(spec.name)
+        known = session.load_gpu(spec.name)
     except InputError:
         return spec
     return known if known.memory_bytes == spec.memory_bytes else spec

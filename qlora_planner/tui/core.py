@@ -59,11 +59,11 @@ def place_of(text: str | None, profiles: str | None = None) -> Place:
 
     Raises InputError for a card that means nothing, MissingError for `local` without a card.
     """
-    from qlora_planner import api
+    from qlora_planner import session
 
     wanted = (text or "").strip()
     if wanted and wanted.lower() != "local":
-        return Place(gpu=api.load_gpu(wanted, profiles=profiles), asked=wanted)
+        return Place(gpu=session.load_gpu(wanted, profiles=profiles), asked=wanted)
     from qlora_planner.measure.nvml import local_gpu
 
     try:
@@ -72,7 +72,7 @@ def place_of(text: str | None, profiles: str | None = None) -> Place:
         if wanted:
             raise
         note = f"no card is found here: {ASSUMED_CARD} is assumed; g picks another"
-        return Place(gpu=api.load_gpu(ASSUMED_CARD, profiles=profiles), asked=ASSUMED_CARD, note=note)
+        return Place(gpu=session.load_gpu(ASSUMED_CARD, profiles=profiles), asked=ASSUMED_CARD, note=note)
     return Place(
         gpu=found.spec, asked="local", reserve_bytes=found.reserve_bytes, note="the card in this machine"
     )  # fmt: skip
@@ -108,22 +108,22 @@ class Subject:
 
     @classmethod
     def of(cls, model: str, place: Place, profiles: str | None = None) -> Subject:
-        """Read a model's profile and what is measured. Raises InputError and MissingError as `api.load_model` does."""
-        from qlora_planner import api
+        """Read a model's profile and what is measured. Raises as `session.load_model` does."""
+        from qlora_planner import session
         from qlora_planner.planner.budget import usable_on
         from qlora_planner.planner.candidate_memory import Limits, Outlooks
         from qlora_planner.sources.locations import tapes_dirs
         from qlora_planner.sources.tapes import stored_sweep
 
-        profile = api.load_model(model, profiles=profiles, build="never", warn=_unheard)
-        known = api.calibration(profiles)
+        profile = session.load_model(model, profiles=profiles, build="never", warn=_unheard)
+        known = session.calibration(profiles)
         usable = usable_on(place.gpu, place.reserve_bytes, place.cap_bytes, known)
         named = profile.id if profile.source == "catalogue" else model
         return cls(
             model=named, profile=profile, place=place, profiles=profiles, calibration=known,
             outlooks=Outlooks.of(profile, place.gpu, stored_sweep(profile, tapes_dirs(profiles)), known),
             limits=Limits(usable_bytes=usable, calibration=known),
-            pace_on=api.ranking_card(place.gpu, profiles=profiles),
+            pace_on=session.ranking_card(place.gpu, profiles=profiles),
         )  # fmt: skip
 
     @property
@@ -139,8 +139,8 @@ class Subject:
     def estimate(self, run: RunConfig, widths: Sequence[Sequence[int]] = ()) -> MemoryEstimate:
         """What `qlora-plan estimate` answers where nothing new is traced, or with `widths` of a dataset's batches what
         `plan --data` does. Raises InputError as they do."""
-        from qlora_planner.api import tape_orders
         from qlora_planner.memory.estimate import estimate
+        from qlora_planner.session import tape_orders
         from qlora_planner.speed.roofline import speed_of
 
         key = repr((run, widths))
@@ -164,7 +164,7 @@ class Subject:
 
     def tape(self, run: RunConfig) -> Tape | None:
         """The shipped trace of a run."""
-        from qlora_planner.api import tape_for
+        from qlora_planner.session import tape_for
 
         return tape_for(self.profile, run, self.place.gpu, profiles=self.profiles, stored_only=True)
 

@@ -19,8 +19,8 @@ class Readiness:
     @classmethod
     def of(cls, run: RunConfig) -> Readiness:
         """Look at packages and driver."""
-        from qlora_planner.api import missing_for
         from qlora_planner.measure.nvml import local_gpu
+        from qlora_planner.session import missing_for
 
         packages = tuple(missing_for(run))
         try:

@@ -97,7 +97,7 @@ class Workers(Exploration):
 
     def _subject(self, model: str, place: Place) -> Subject:
         """A model on a card, profiled where it is new and the packages for that are here, as every verb does."""
-        from qlora_planner.api.packages import missing_packages
+        from qlora_planner.session.packages import missing_packages
 
         try:
             return Subject.of(model, place, self.profiles)

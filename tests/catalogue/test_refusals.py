@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.api import load_gpu
 from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.session import load_gpu
 from qlora_planner.spec.codec import profile_from_dict
 from qlora_planner.spec.run import RunConfig
 

@@ -230,7 +230,7 @@ def test_no_torch(python: Process, file: Any) -> None:
 def test_without_the_training_packages_closed_forms_answer(
     invoke: Invoke, file: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_planner.api import packages
+    from qlora_planner.session import packages
 
     monkeypatch.delenv("QLORA_PLANNER_TRACE", raising=False)
     monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])

@@ -135,7 +135,7 @@ def test_interrupted(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*args: object, **options: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("qlora_planner.api.load_model", interrupt)
+    monkeypatch.setattr("qlora_planner.session.load_model", interrupt)
     result = invoke("estimate", MODEL)
     assert result.exit_code == 130
     assert result.stdout == ""
@@ -146,7 +146,7 @@ def test_a_bug_is_one_line_and_its_traceback_can_be_had(invoke: Invoke, monkeypa
     def broken(*args: object, **options: object) -> None:
         raise KeyError("hidden\nsize")
 
-    monkeypatch.setattr("qlora_planner.api.load_model", broken)
+    monkeypatch.setattr("qlora_planner.session.load_model", broken)
     result = invoke("estimate", MODEL)
     assert result.exit_code == 4
     assert len(result.stderr.splitlines()) == 1
@@ -157,15 +157,15 @@ def test_a_bug_is_one_line_and_its_traceback_can_be_had(invoke: Invoke, monkeypa
 
 
 def test_quiet_and_not(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_planner import api
+    from qlora_planner import session
 
-    original = api.load_model
+    original = session.load_model
 
     def warning(*args: object, **options: object) -> object:
         options["warn"]("something odd")  # type: ignore[operator]
         return original(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(api, "load_model", warning)
+    monkeypatch.setattr(session, "load_model", warning)
     loud, quiet = invoke("estimate", MODEL, "--json"), invoke("estimate", MODEL, "--json", "--quiet")
     assert loud.stderr == "qlora-plan: something odd\n"
     assert quiet.stderr == ""
@@ -213,7 +213,7 @@ def test_full_disk_is_said() -> None:
 @pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 def test_control_c_in_a_real_process() -> None:
     text = (
-        "import time, qlora_planner.api as api\n"
+        "import time, qlora_planner.session as api\n"
         "from qlora_planner.cli.main import main\n"
         "def slow(*a, **k):\n    print('ready', flush=True)\n    time.sleep(60)\n"
         "api.load_model = slow\n"

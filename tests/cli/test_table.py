@@ -7,7 +7,7 @@ import io
 import json
 from pathlib import Path
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.spec.run import RunConfig
 from tests.cli.conftest import Invoke
 
@@ -26,12 +26,12 @@ def test_figures_are_those_of_estimate(invoke: Invoke) -> None:
     assert done.exit_code == 0, done.stderr
     document = json.loads(done.stdout)
     row, experts = document["memory"]
-    profile = api.load_model("qwen2.5-7b")
-    traced = api.estimate(profile, RunConfig())
+    profile = session.load_model("qwen2.5-7b")
+    traced = session.estimate(profile, RunConfig())
     assert row["figures"]["qlora-4bit"] == {
         "device_bytes": traced.peak.device_bytes, "basis": "traced", "refused": None,
     }  # fmt: skip
-    formed = api.estimate(profile, RunConfig(method="lora", quant="none"))
+    formed = session.estimate(profile, RunConfig(method="lora", quant="none"))
     assert row["figures"]["lora"]["device_bytes"] == formed.peak.device_bytes
     assert row["figures"]["lora"]["basis"] == "closed-form"
     # Fused experts stay as they are: nearly nothing is saved, and an upcast would double them.

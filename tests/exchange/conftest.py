@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.api import load_gpu, load_model, plan
+from qlora_planner.session import load_gpu, load_model, plan
 
 
 @pytest.fixture(scope="session")

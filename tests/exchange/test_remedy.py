@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
-from qlora_planner.api import load_gpu, load_model
 from qlora_planner.exchange.remedy import Remedy, remedies
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
+from qlora_planner.session import load_gpu, load_model
 from qlora_planner.spec.run import RunConfig
 
 RUN = RunConfig(trainer="hf-trainer", lora_dropout=0.0, seq_len=2048, rank=16)

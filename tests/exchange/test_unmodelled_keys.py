@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import yaml
 
-from qlora_planner.api import load_model
 from qlora_planner.errors import InputError
 from qlora_planner.exchange import axolotl, axolotl_keys, llama_factory, llama_factory_keys, trl, trl_keys
 from qlora_planner.exchange.configs import keys_of, read_config
 from qlora_planner.exchange.meant import meant
 from qlora_planner.exchange.reading import Config, Reading
 from qlora_planner.memory.unmodelled.qualified import qualified
+from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig
 from tests.report.records import GIB, make_estimate
 

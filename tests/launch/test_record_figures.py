@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.cli.train_run import _speed
 from qlora_planner.cli.verify_place import Place
 from qlora_planner.runs.directory import RunFolder
@@ -24,12 +24,12 @@ def test_rows_are_as_long_as_the_tokens_say() -> None:
 
 
 def test_figures_stand_beside_those_that_were_measured(tmp_path: Path) -> None:
-    profile, gpu = api.load_model("meta-llama/Llama-3.1-8B"), api.load_gpu("h200")
+    profile, gpu = session.load_model("meta-llama/Llama-3.1-8B"), session.load_gpu("h200")
     place = Place(gpu=gpu, others_bytes=0, cap_bytes=None, processes=())
     attempt = Attempt(number=1, run=RUN, outcome="ok", facts={}, from_step=0, says="finished", checkpoint=None)
     document = summary(
         {"model": {}, "settings": {}, "data": {}, "device": "cuda", "versions": {}}, [attempt], [],
-        api.estimate(profile, RUN, gpu).to_dict(), speed=_speed(profile, place, RUN, MEAN_TOKENS), wall_s=1.0,
+        session.estimate(profile, RUN, gpu).to_dict(), speed=_speed(profile, place, RUN, MEAN_TOKENS), wall_s=1.0,
         folder=RunFolder(tmp_path), notes=[],
     )  # fmt: skip
     # The most is allocated in another phase than that in which the device's peak lies.

@@ -11,10 +11,10 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from qlora_planner.api import estimate, load_gpu, plan
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.runs.weights import check_stored
+from qlora_planner.session import estimate, load_gpu, plan
 from qlora_planner.sources.configs import read_config
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

@@ -11,7 +11,7 @@ from itertools import product
 
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.spec.run import RunConfig
@@ -58,8 +58,8 @@ def grid() -> Iterator[RunConfig]:
 @pytest.mark.parametrize(("model", "card"), PAIRS)
 def test_nothing_faster_fits(model: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
-    profile, gpu, known = api.load_model(model), api.load_gpu(card), api.calibration()
-    recommended = api.plan(profile, gpu, RunConfig())
+    profile, gpu, known = session.load_model(model), session.load_gpu(card), session.calibration()
+    recommended = session.plan(profile, gpu, RunConfig())
     pace = recommended.estimate.speed.tokens_per_s
     assert pace is not None
     assert recommended.run.batch_size * recommended.run.grad_accum == EFFECTIVE_BATCH
@@ -75,7 +75,7 @@ def test_nothing_faster_fits(model: str, card: str, monkeypatch: pytest.MonkeyPa
     for speed, run in sorted(timed, key=lambda one: -one[0]):
         if speed <= beaten:
             break
-        tape = api.tape_for(profile, run, gpu, stored_only=True)
+        tape = session.tape_for(profile, run, gpu, stored_only=True)
         found = estimate(profile, run, gpu, tape=tape, calibration=known)
         assert found.verdict != "fits", (
             f"{run} makes {speed:,.0f} tokens/s in {found.floor_bytes:,} bytes ({found.footing}), more than the"

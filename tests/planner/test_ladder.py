@@ -6,10 +6,10 @@ from itertools import pairwise
 
 import pytest
 
-from qlora_planner.api import load_gpu, load_model
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.fallbacks import keeps_states, rungs
+from qlora_planner.session import load_gpu, load_model
 from qlora_planner.spec.run import RunConfig
 
 PROFILE = load_model("llama-3.1-8b")

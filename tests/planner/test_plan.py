@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.data.batches.widths import widths_before
 from qlora_planner.errors import InputError
@@ -32,11 +32,11 @@ CATALOGUE = ModelCatalogue([PROFILES / "models"])
 CARDS = GpuCatalogue([PROFILES / "gpus"])
 LLAMA = CATALOGUE.load("meta-llama/Llama-3.1-8B")
 CARD = CARDS.get("rtx-4090")
-CALIBRATION = api.calibration()
+CALIBRATION = session.calibration()
 
 
 def stored(run: RunConfig, gpu: GpuSpec = CARD) -> Tape | None:
-    return api.tape_for(LLAMA, run, gpu, stored_only=True)
+    return session.tape_for(LLAMA, run, gpu, stored_only=True)
 
 
 def answer(run: RunConfig) -> MemoryEstimate:
@@ -154,11 +154,11 @@ def test_expandable_segments_are_advised_by_what_they_would_leave() -> None:
     lengths = np.random.default_rng(0).lognormal(5.6, 0.9, 1600).clip(16, 2000).astype(int)
     small, data = CATALOGUE.load("meta-llama/Llama-3.2-1B"), made(lengths.tolist())
     fixed = ("batch_size", "packing", "alloc_conf")
-    found = api.plan(small, CARD, RunConfig(batch_size=8), fixed=fixed, data=data)
+    found = session.plan(small, CARD, RunConfig(batch_size=8), fixed=fixed, data=data)
     said = next(row for row in found.advice if row["code"] == "expandable-segments")
     widths = widths_before(data, 8, found.run.seq_len, packing=False)
     plain, expandable = (
-        api.estimate(small, found.run.with_(alloc_conf=conf), CARD, widths=widths).peak.reserved_bytes or 0
+        session.estimate(small, found.run.with_(alloc_conf=conf), CARD, widths=widths).peak.reserved_bytes or 0
         for conf in (None, "expandable_segments:True")
     )
     assert said["bytes"] == plain - expandable > 256 << 20
@@ -208,7 +208,7 @@ def test_a_run_that_is_ranked_just_above_the_card_is_played() -> None:
     yi = CATALOGUE.load("01-ai/Yi-34B")
 
     def tape(run: RunConfig) -> Tape | None:
-        return api.tape_for(yi, run, CARD, stored_only=True)
+        return session.tape_for(yi, run, CARD, stored_only=True)
 
     found = plan(yi, Request(gpu=CARD), sweep=stored_sweep(yi, TAPES), tape_of=tape, calibration=CALIBRATION)
     assert found.estimate.verdict == "fits"

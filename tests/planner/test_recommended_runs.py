@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 
 pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
@@ -31,14 +31,16 @@ CASES = [
 
 @pytest.mark.parametrize(("model", "card", "goal", "known_for"), CASES)
 def test_stack_takes(model: str, card: str, goal: str, known_for: str) -> None:
-    found = recommended.recommended([api.load_model(model)], [api.load_gpu(card)], [goal])
+    found = recommended.recommended([session.load_model(model)], [session.load_gpu(card)], [goal])
     (case,) = recommended.cases_of(found)
     assert known_for in case.options
     assert recommended.step(case, "cpu") is None
 
 
 def test_a_refused_run_is_told() -> None:
-    found = recommended.recommended([api.load_model("meta-llama/Llama-3.2-1B")], [api.load_gpu("24GB")], ["throughput"])
+    found = recommended.recommended(
+        [session.load_model("meta-llama/Llama-3.2-1B")], [session.load_gpu("24GB")], ["throughput"]
+    )
     (case,) = recommended.cases_of(found)
     case.run = case.run.with_(target_modules="no_such_module")
     said = recommended.step(case, "cpu")

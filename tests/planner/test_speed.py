@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.errors import InputError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
@@ -94,15 +94,15 @@ def test_many_at_once_are_each_alone(name: str) -> None:
 
 def test_an_estimate_has_the_speed_of_its_run() -> None:
     profile = MODELS.load(NAMES[0])
-    found = api.estimate(profile, RunConfig(batch_size=1, grad_accum=4), H200)
+    found = session.estimate(profile, RunConfig(batch_size=1, grad_accum=4), H200)
     speed = found.speed
     assert speed.basis is Basis.CALIBRATED and speed.step_s is not None and speed.tokens_per_s is not None
     assert speed.tokens_per_s * speed.step_s == pytest.approx(4 * 2048)
     assert json.loads(json.dumps(found.to_dict()))["speed"]["basis"] == "calibrated"
-    elsewhere = api.estimate(profile, RunConfig(), CONSUMER).speed
+    elsewhere = session.estimate(profile, RunConfig(), CONSUMER).speed
     assert elsewhere.basis is Basis.ASSUMED and (elsewhere.step_s or 0) > 0
-    assert api.estimate(profile, RunConfig(), parse_gpu("24GB", CARDS)).speed == Speed()
-    assert api.estimate(profile, RunConfig(), None).speed == Speed()
+    assert session.estimate(profile, RunConfig(), parse_gpu("24GB", CARDS)).speed == Speed()
+    assert session.estimate(profile, RunConfig(), None).speed == Speed()
 
 
 def test_a_price_is_hours_times_rent_and_unknown_without_either() -> None:

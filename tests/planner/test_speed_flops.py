@@ -14,7 +14,7 @@ pytest.importorskip("bitsandbytes")
 
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from qlora_planner import api  # noqa: E402
+from qlora_planner import session  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
 from qlora_planner.sources.configs import RawConfig, config_sha256  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
@@ -46,7 +46,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Any:
 def profile_of(name: str) -> ModelProfile:
     config = dict(CONFIGS[name])
     raw = RawConfig(id=f"toy/{name}", config=config, sha256=config_sha256(config), origin="test")
-    return api.profile_of(raw)
+    return session.profile_of(raw)
 
 
 def counted(config: Mapping[str, Any], run: RunConfig) -> int:

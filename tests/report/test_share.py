@@ -9,7 +9,7 @@ from xml.dom.minidom import parseString
 
 import pytest
 
-from qlora_planner import api
+from qlora_planner import session
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.document import Code, Paragraph, Table, to_html, to_markdown
 from qlora_planner.report.frames import COLUMNS, comparison_frame
@@ -52,8 +52,8 @@ def parsed(page: str) -> Balanced:
 
 @pytest.fixture(scope="module")
 def made() -> Plan:
-    gpu = api.load_gpu("rtx-4090")
-    return api.plan(api.load_model("qwen2.5-7b"), gpu, RunConfig(), compare=[api.load_gpu("l4")])
+    gpu = session.load_gpu("rtx-4090")
+    return session.plan(session.load_model("qwen2.5-7b"), gpu, RunConfig(), compare=[session.load_gpu("l4")])
 
 
 def test_html_is_whole_and_needs_nothing(made: Plan) -> None:

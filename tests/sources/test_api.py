@@ -13,9 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from qlora_planner import api
-from qlora_planner.api import packages
+from qlora_planner import session
 from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
+from qlora_planner.session import packages
 from qlora_planner.sources import hub
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
 from qlora_planner.spec.model import ModelProfile
@@ -76,7 +76,7 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def error_of(text: str, kind: type[PlannerError], **options: Any) -> str:
     with pytest.raises(kind) as caught:
-        api.load_model(text, **options)
+        session.load_model(text, **options)
     assert type(caught.value) is kind, caught.value
     assert str(caught.value).isprintable()
     return str(caught.value)
@@ -84,7 +84,7 @@ def error_of(text: str, kind: type[PlannerError], **options: Any) -> str:
 
 def test_a_catalogue_name_needs_nothing_else(profiles: Path, built: list[RawConfig]) -> None:
     for text in ("org/tiny", "tiny", " Tiny "):
-        assert api.load_model(text, profiles=profiles).source == "catalogue"
+        assert session.load_model(text, profiles=profiles).source == "catalogue"
     assert built == []
 
 
@@ -93,31 +93,31 @@ def test_a_name_of_several_models_lists_them(profiles: Path) -> None:
 
 
 def test_a_folder_is_built_once_and_then_cached(folder: Path, built: list[RawConfig], own_home: Path) -> None:
-    first = api.load_model(str(folder))
+    first = session.load_model(str(folder))
     assert (first.id, first.source, len(built)) == ("my-model", "built", 1)
-    second = api.load_model(f"{folder}/config.json")
+    second = session.load_model(f"{folder}/config.json")
     assert (second.id, second.source, len(built)) == ("my-model", "cache", 1)
     assert list((own_home / "cache" / "qlora-planner" / "profiles").glob(f"{SHA}-*.json"))
-    third = api.load_model(str(folder.rename(folder.with_name("renamed"))))
+    third = session.load_model(str(folder.rename(folder.with_name("renamed"))))
     assert (third.id, third.source, len(built)) == ("renamed", "cache", 1)
-    assert api.load_model(str(folder.with_name("renamed")), build="always").source == "built"
+    assert session.load_model(str(folder.with_name("renamed")), build="always").source == "built"
     assert len(built) == 2
 
 
 def test_a_damaged_cache_is_told_once_and_built_again(folder: Path, built: list[RawConfig], own_home: Path) -> None:
-    api.load_model(str(folder))
+    session.load_model(str(folder))
     (path,) = (own_home / "cache" / "qlora-planner" / "profiles").iterdir()
     path.write_text("{")
     told: list[str] = []
-    assert api.load_model(str(folder), warn=told.append).source == "built"
+    assert session.load_model(str(folder), warn=told.append).source == "built"
     assert len(told) == 1 and "will be built again" in told[0]
-    assert api.load_model(str(folder), warn=told.append).source == "cache"
+    assert session.load_model(str(folder), warn=told.append).source == "cache"
     assert (len(told), len(built)) == (1, 2)
 
 
 def test_a_config_that_the_catalogue_knows_is_not_built(folder: Path, profiles: Path, built: list[RawConfig]) -> None:
     add_profile(profiles / "models", "org/known", SHA)
-    profile = api.load_model(str(folder), profiles=profiles)
+    profile = session.load_model(str(folder), profiles=profiles)
     assert (profile.id, profile.source, built) == ("org/known", "catalogue", [])
 
 
@@ -131,10 +131,10 @@ def test_without_the_packages_the_command_is_named(folder: Path, bare: None) -> 
 def test_without_the_packages_a_cached_profile_will_do(
     folder: Path, built: list[RawConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api.load_model(str(folder))
+    session.load_model(str(folder))
     monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", dict)
-    assert api.load_model(str(folder)).source == "cache"
+    assert session.load_model(str(folder)).source == "cache"
 
 
 def test_never_building_is_respected(folder: Path, built: list[RawConfig]) -> None:
@@ -157,10 +157,10 @@ def test_a_hub_id_is_fetched_and_built(
         return read_config(folder, model_id=repo_id, origin="hub")
 
     monkeypatch.setattr(hub, "fetch_config", fetch_config)
-    assert api.load_model("new/model", profiles=profiles).id == "new/model"
+    assert session.load_model("new/model", profiles=profiles).id == "new/model"
     assert built[0].origin == "hub"
     # `profile` of a catalogue model has to start from its config, which the catalogue does not hold.
-    assert api.load_model("tiny", profiles=profiles, build="always").id == "org/tiny"
+    assert session.load_model("tiny", profiles=profiles, build="always").id == "org/tiny"
 
 
 def test_a_hub_that_cannot_be_asked_gets_the_nearest_names(profiles: Path) -> None:
@@ -184,12 +184,12 @@ def test_a_folder_called_like_a_model_is_mentioned(
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps(CONFIG))
     told: list[str] = []
-    assert api.load_model("tiny", profiles=profiles, warn=told.append).id == "org/tiny"
+    assert session.load_model("tiny", profiles=profiles, warn=told.append).id == "org/tiny"
     assert told == ["tiny: taken as the catalogue's org/tiny; write ./tiny for the file or folder"]
-    assert api.load_model("./tiny", profiles=profiles, warn=told.append).id == "tiny"
-    assert api.load_model("my-model", profiles=profiles).id == "my-model"
+    assert session.load_model("./tiny", profiles=profiles, warn=told.append).id == "tiny"
+    assert session.load_model("my-model", profiles=profiles).id == "my-model"
     with pytest.warns(UserWarning, match="taken as the catalogue's"):
-        api.load_model("tiny", profiles=profiles)
+        session.load_model("tiny", profiles=profiles)
 
 
 @pytest.mark.parametrize("text", ["", "  ", "\n"])
@@ -201,7 +201,7 @@ def test_nothing_is_refused(text: str) -> None:
 @given(st.text(max_size=30))
 def test_any_text_ends_in_a_profile_or_one_line(profiles: Path, bare: None, text: str) -> None:
     try:
-        api.load_model(text, profiles=profiles)
+        session.load_model(text, profiles=profiles)
     except PlannerError as error:
         assert str(error).isprintable()
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.api import load_model
 from qlora_planner.errors import InputError
+from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
 from qlora_planner.tui.listing import SORTS, chosen, tally

@@ -1,9 +1,9 @@
 """The Python entry points: a model, a card, the memory of a run, the plan. Everything heavy is imported when needed."""
 
-from qlora_planner.api.answers import calibration, estimate, load_gpu, plan, ranking_card
-from qlora_planner.api.models import config_of, load_model, profile_of, with_targets
-from qlora_planner.api.packages import TRACE_VARIABLE, TRAIN_PACKAGES, Warn, missing_for
-from qlora_planner.api.traces import tape_for, tape_orders
+from qlora_planner.session.answers import calibration, estimate, load_gpu, plan, ranking_card
+from qlora_planner.session.models import config_of, load_model, profile_of, with_targets
+from qlora_planner.session.packages import TRACE_VARIABLE, TRAIN_PACKAGES, Warn, missing_for
+from qlora_planner.session.traces import tape_for, tape_orders
 
 __all__ = [
     "TRACE_VARIABLE",

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.api import packages
-from qlora_planner.api.models import with_targets
-from qlora_planner.api.packages import Warn
-from qlora_planner.api.traces import tape_for, tape_orders
 from qlora_planner.errors import MissingError, RefusedError
+from qlora_planner.session import packages
+from qlora_planner.session.models import with_targets
+from qlora_planner.session.packages import Warn
+from qlora_planner.session.traces import tape_for, tape_orders
 from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 
@@ -63,7 +63,7 @@ def estimate(
 ) -> MemoryEstimate:
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
-    `widths` are sequences of those of batches that may come before the widest: see `data.batches.widths`. `unmodelled` is
+    `widths` are sequences of those of batches that may come before the widest: see `data.batches`. `unmodelled` is
     what the figures leave out of the run that is meant: see `memory.unmodelled.qualified`.
 
     Raises InputError for options that contradict each other or name modules that are not there.

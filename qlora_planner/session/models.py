@@ -9,11 +9,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from qlora_planner.api import packages
-from qlora_planner.api.packages import Warn
 from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
+from qlora_planner.session import packages
+from qlora_planner.session.packages import Warn
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
 from qlora_planner.spec.model import ModelProfile

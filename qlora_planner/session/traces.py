@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from qlora_planner.api import packages
-from qlora_planner.api.models import source_of
-from qlora_planner.api.packages import Warn
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_packages
+from qlora_planner.session import packages
+from qlora_planner.session.models import source_of
+from qlora_planner.session.packages import Warn
 from qlora_planner.sources.locations import cache_dir, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 
