@@ -15,8 +15,8 @@ from qlora_planner.cli.values import Card, Output, card_from, output_from
 from qlora_planner.errors import MissingError
 
 if TYPE_CHECKING:
-    from qlora_planner.exchange.reading import Reading
-    from qlora_planner.exchange.remedy import Remedy
+    from qlora_planner.exchange.parsed_config import Reading
+    from qlora_planner.exchange.suggestions import Remedy
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
@@ -155,7 +155,7 @@ def fixes_for(found: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
     if found.verdict not in ("tight", "does-not-fit"):
         return []
     from qlora_planner.evidence.calibration import TRACED
-    from qlora_planner.exchange.remedy import remedies
+    from qlora_planner.exchange.suggestions import remedies
 
     if found.footing != TRACED:
         return remedies(found.run, found, estimates.quick, estimates.quick, estimates.surely(found))

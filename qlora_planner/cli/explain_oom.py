@@ -16,7 +16,7 @@ from qlora_planner.text import plain
 if TYPE_CHECKING:
     from qlora_planner.diagnose.against_plan import Against
     from qlora_planner.diagnose.oom import OomReport
-    from qlora_planner.exchange.remedy import Remedy
+    from qlora_planner.exchange.suggestions import Remedy
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
     from qlora_planner.cli.values import Card
-    from qlora_planner.exchange.reading import Reading
+    from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
     from qlora_planner.spec.model import ModelProfile

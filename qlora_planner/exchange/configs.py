@@ -6,10 +6,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from qlora_planner.exchange import axolotl, axolotl_write, llama_factory, llama_factory_write, plan_file, trl
+from qlora_planner.exchange import plan_file
+from qlora_planner.exchange.axolotl import read as axolotl
+from qlora_planner.exchange.axolotl import write as axolotl_write
 from qlora_planner.exchange.files import read_yaml
 from qlora_planner.exchange.foreign import foreign
-from qlora_planner.exchange.reading import Reading
+from qlora_planner.exchange.llama_factory import read as llama_factory
+from qlora_planner.exchange.llama_factory import write as llama_factory_write
+from qlora_planner.exchange.parsed_config import Reading
+from qlora_planner.exchange.trl import read as trl
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.exchange.plan_file import headline, plan_of
-from qlora_planner.exchange.reading import Reading
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
@@ -81,37 +81,37 @@ Writer = Callable[[RunConfig, str, str, list[str], Sequence[str]], str]
 
 
 def _script(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.scripts import script
+    from qlora_planner.exchange.scripts.training import script
 
     return script(run, model_id, data, heading)
 
 
 def _notebook(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.notebook import notebook
+    from qlora_planner.exchange.scripts.notebook import notebook
 
     return notebook(run, model_id, data, heading)
 
 
 def _percent(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.notebook import percent
+    from qlora_planner.exchange.scripts.notebook import percent
 
     return percent(run, model_id, data, heading)
 
 
 def _accelerate(run: RunConfig, _model: str, _data: str, heading: list[str], _modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.accelerate import render
+    from qlora_planner.exchange.scripts.accelerate import render
 
     return render(run, heading)
 
 
 def _axolotl(run: RunConfig, model_id: str, data: str, heading: list[str], modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.axolotl_write import render
+    from qlora_planner.exchange.axolotl.write import render
 
     return render(run, model_id, data, heading, modules)
 
 
 def _llama_factory(run: RunConfig, model_id: str, data: str, heading: list[str], modules: Sequence[str]) -> str:
-    from qlora_planner.exchange.llama_factory_write import render
+    from qlora_planner.exchange.llama_factory.write import render
 
     return render(run, model_id, data, heading, modules)
 

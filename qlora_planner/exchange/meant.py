@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_planner.exchange.reading import Reading
+from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.spec.model import ModelProfile
 

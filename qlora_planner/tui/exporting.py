@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.exchange.reading import Reading
+    from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.tui.core import Subject
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from qlora_planner.exchange.remedy import Remedy, remedies
+from qlora_planner.exchange.suggestions import Remedy, remedies
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.session import load_gpu, load_model

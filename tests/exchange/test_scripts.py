@@ -13,7 +13,7 @@ import pytest
 
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.export import KINDS, export
-from qlora_planner.exchange.scripts import packages
+from qlora_planner.exchange.scripts.training import packages
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import options
 

@@ -9,10 +9,15 @@ import pytest
 import yaml
 
 from qlora_planner.errors import InputError
-from qlora_planner.exchange import axolotl, axolotl_keys, llama_factory, llama_factory_keys, trl, trl_keys
+from qlora_planner.exchange.axolotl import keys as axolotl_keys
+from qlora_planner.exchange.axolotl import read as axolotl
 from qlora_planner.exchange.configs import keys_of, read_config
+from qlora_planner.exchange.llama_factory import keys as llama_factory_keys
+from qlora_planner.exchange.llama_factory import read as llama_factory
 from qlora_planner.exchange.meant import meant
-from qlora_planner.exchange.reading import Config, Reading
+from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.trl import keys as trl_keys
+from qlora_planner.exchange.trl import read as trl
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig

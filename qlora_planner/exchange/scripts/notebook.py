@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from qlora_planner.exchange.scripts import Section, packages, sections
+from qlora_planner.exchange.scripts.training import Section, packages, sections
 from qlora_planner.spec.run import RunConfig
 
 INSTALL = "Install"

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.exchange.axolotl import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
-from qlora_planner.exchange.commented import differences, document, target_names
+from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
+from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qlora_planner.exchange.axolotl_keys import (
+from qlora_planner.exchange.axolotl.keys import (
     FAMILIES,
     KERNELS_KEEP_LESS,
     NEUTRAL,
@@ -17,7 +17,7 @@ from qlora_planner.exchange.axolotl_keys import (
     USED,
 )
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
-from qlora_planner.exchange.reading import Config, Reading
+from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.text import quoted
 
 FORMAT = "axolotl"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.exchange import trl_keys
 from qlora_planner.exchange.effects import either, more
-from qlora_planner.exchange.reading import Config, Reading
-from qlora_planner.exchange.trl_keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
+from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.trl import keys as trl_keys
+from qlora_planner.exchange.trl.keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
 from qlora_planner.text import quoted
 
 FORMAT = "trl"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_planner.exchange.commented import document
+from qlora_planner.exchange.commented_yaml import document
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.exchange import trl_keys
 from qlora_planner.exchange.effects import either, less, more
-from qlora_planner.exchange.llama_factory_keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
-from qlora_planner.exchange.reading import Config, Reading
+from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
+from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.trl import keys as trl_keys
 
 FORMAT = "llama-factory"
 STANDS_IN = (

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.exchange.code import Code, call, literal
+from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import options

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.exchange.commented import differences, document, target_names
-from qlora_planner.exchange.llama_factory import ATTENTIONS
+from qlora_planner.exchange.commented_yaml import differences, document, target_names
+from qlora_planner.exchange.llama_factory.read import ATTENTIONS
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE

@@ -1,0 +1,1 @@
+"""Scripts and notebooks that run a plan."""
