@@ -88,7 +88,7 @@ def table(out: Path, markdown: bool) -> int:
 
 def _options(run: dict[str, Any]) -> str:
     """What of a run is not the default, as it would be typed."""
-    from qlora_planner.report.words import change
+    from qlora_planner.report.parts.labels import change
     from qlora_planner.spec.run import RunConfig
 
     usual = RunConfig().to_dict()

@@ -131,7 +131,7 @@ def _card(gpu: Any, report: OomReport, output: Output) -> Card:
 
 
 def _document(report: OomReport, planned: _Planned | None) -> dict[str, Any]:
-    from qlora_planner.report.oom_words import advice, headline
+    from qlora_planner.report.parts.oom_words import advice, headline
 
     return {
         **report.to_dict(),

@@ -22,7 +22,7 @@ def command(words: tuple[str, ...], **given: Any) -> int:
     """The cards that are known by name; with WORDs, those whose name has all of them."""
     output = output_from(given)
     from qlora_planner.catalog.gpus import GpuCatalogue
-    from qlora_planner.report.lists import GPU_HEADS, gpu_fields, gpu_row, render_gpus
+    from qlora_planner.report.parts.lists import GPU_HEADS, gpu_fields, gpu_row, render_gpus
     from qlora_planner.sources.catalogue import fold
     from qlora_planner.sources.locations import gpus_dirs
 

@@ -21,7 +21,7 @@ SCHEMA = "qlora-plan/models/1"
 def command(words: tuple[str, ...], **given: Any) -> int:
     """The models that are known by name; with WORDs, those whose name or type has all of them."""
     output = output_from(given)
-    from qlora_planner.report.lists import MODEL_HEADS, model_fields, render_models
+    from qlora_planner.report.parts.lists import MODEL_HEADS, model_fields, render_models
     from qlora_planner.sources.catalogue import ModelCatalogue, fold
     from qlora_planner.sources.locations import models_dirs
 

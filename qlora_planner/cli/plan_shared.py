@@ -32,7 +32,7 @@ def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
     for option, path in given.items():
         check_target(option, path, force)
     if "--parquet" in given:
-        from qlora_planner.report.frames import check_parquet
+        from qlora_planner.report.pages.tabular import check_parquet
 
         check_parquet()
 
@@ -52,9 +52,9 @@ def write_shared(
 
 def _rendered(option: str, path: str, found: Plan, asked: Mapping[str, Any], card: Card) -> bytes:
     if option == "--report":
-        from qlora_planner.report.share import render_share
+        from qlora_planner.report.pages.plan_report import render_share
 
         return render_share(found, asked, card.asked, html=PurePath(path).suffix.lower() == ".html").encode()
-    from qlora_planner.report.frames import to_csv, to_parquet
+    from qlora_planner.report.pages.tabular import to_csv, to_parquet
 
     return (to_csv if option == "--csv" else to_parquet)(found.to_dict())

@@ -32,7 +32,7 @@ def command(model: str, **given: Any) -> int:
 
         answer_json(profile_to_dict(profile))
     else:
-        from qlora_planner.report.lists import render_profile
+        from qlora_planner.report.parts.lists import render_profile
 
         answer(render_profile(profile, time.monotonic() - begun, output.theme, explain=output.explain))
     return 0

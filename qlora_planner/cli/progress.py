@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from qlora_planner.cli.streams import drawing_stream, say
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 

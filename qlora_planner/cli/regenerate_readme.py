@@ -9,7 +9,7 @@ from pathlib import Path
 from qlora_planner.cli.table import tables_for
 from qlora_planner.cli.values import output_from
 from qlora_planner.errors import InputError
-from qlora_planner.report.table import markdown_advice, markdown_cards, markdown_memory
+from qlora_planner.report.parts.table import markdown_advice, markdown_cards, markdown_memory
 from qlora_planner.spec.run import RunConfig
 
 

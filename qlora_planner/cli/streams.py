@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from qlora_planner.errors import RunError
-from qlora_planner.report.theme import NARROWEST, WIDEST, Theme
+from qlora_planner.report.parts.theme import NARROWEST, WIDEST, Theme
 from qlora_planner.text import chatter, screen, short
 
 PROGRAM = "qlora-plan"

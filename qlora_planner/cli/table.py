@@ -39,7 +39,7 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
     if output.json:
         answer_json(tables.to_dict())
         return 0
-    from qlora_planner.report.table import CSV_HEADS, csv_rows, render_markdown, render_tables
+    from qlora_planner.report.parts.table import CSV_HEADS, csv_rows, render_markdown, render_tables
 
     if output.csv:
         answer_csv(list(CSV_HEADS), csv_rows(tables))

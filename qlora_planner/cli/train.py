@@ -177,7 +177,7 @@ def _planned(
         raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
     head = asked.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
     if not asked.planned:
-        from qlora_planner.report.words import recipe
+        from qlora_planner.report.parts.labels import recipe
 
         _ask(f"{profile.id} on the CPU, which nothing is planned for: {recipe(found.run)}", given)
     return found.run, {**head, "run": found.run.to_dict()}

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, TextIO, cast
 from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.streams import drawing_stream, say
 from qlora_planner.cli.train_view import READING, Watch, duration
-from qlora_planner.report.theme import Theme
-from qlora_planner.report.words import gib
+from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.text import plain
 from qlora_planner.units import format_gib, format_size
 

@@ -298,7 +298,7 @@ def _keep(
     that cannot be written."""
 
     from qlora_planner.exchange.files import write_text
-    from qlora_planner.report.training_html import render_html
+    from qlora_planner.report.pages.training_html import render_html
     from qlora_planner.runs.directory import read_record, write_json
     from qlora_planner.runs.record import evidence
     from qlora_planner.sources.configs import config_sha256

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.cli.streams import say, theme_for_stdout
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.text import quoted
 from qlora_planner.units import format_mib, parse_size
 

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from qlora_planner.memory.audit.audit import Audit, AuditRow
 from qlora_planner.memory.audit.reasons import role_label
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import count, gib
+from qlora_planner.report.parts.labels import count, gib
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_size
 
 _WIDTHS, _LEFT = (20, 8, 8, 8, 9, 9), frozenset({0})

@@ -9,7 +9,7 @@ from typing import Any
 
 from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, Calibration
 from qlora_planner.evidence.residuals import FEWEST
-from qlora_planner.report.theme import Line, Theme, columns
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_mib
 
 _WORDS = {

@@ -7,8 +7,8 @@ from typing import Any, Protocol
 
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.report.estimate import headline, problems, render_components
-from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import card_line, gib, recipe
+from qlora_planner.report.parts.labels import card_line, gib, recipe
+from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_gib, format_mib
 

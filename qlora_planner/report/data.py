@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from qlora_planner.data.batches.epochs import BFD, GROUPED, RANDOM, WRAPPED, DataPlan, Epoch
 from qlora_planner.data.batches.summary import OUTLIER_RATIO, DataSummary
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import gib
+from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_size
 
 _EIGHTHS = " ▁▂▃▄▅▆▇█"

@@ -9,8 +9,7 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, weakest
 from qlora_planner.memory.unmodelled.qualified import told
-from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
-from qlora_planner.report.words import (
+from qlora_planner.report.parts.labels import (
     card_line,
     card_name,
     chance,
@@ -23,6 +22,7 @@ from qlora_planner.report.words import (
     speed_line,
     value,
 )
+from qlora_planner.report.parts.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_gib, format_mib, format_size
 

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 
 from qlora_planner.diagnose.oom import OomReport
 from qlora_planner.report.check import Fix
-from qlora_planner.report.oom_words import advice, facts, headline
-from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import change
+from qlora_planner.report.parts.labels import change
+from qlora_planner.report.parts.oom_words import advice, facts, headline
+from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.units import format_gib, format_size
 
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
-from qlora_planner.report.plan_parts import advised, compared, given_up, percent, searched
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import card_line, change, mib, option, recipe, speed_line, value
+from qlora_planner.report.parts.labels import card_line, change, mib, option, recipe, speed_line, value
+from qlora_planner.report.parts.plan_parts import advised, compared, given_up, percent, searched
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_mib, format_size
 
 _PRICES = (44, 10, 8, 6)

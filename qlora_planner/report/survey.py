@@ -10,9 +10,9 @@ from typing import Any
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.planner.survey.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
-from qlora_planner.report.folding import fold_text, larger_than, pick
-from qlora_planner.report.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style
-from qlora_planner.report.words import card_line, limit_label, recipe
+from qlora_planner.report.parts.labels import card_line, limit_label, recipe
+from qlora_planner.report.parts.row_selection import fold_text, larger_than, pick
+from qlora_planner.report.parts.theme import VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB, format_mib

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import count, gib, recipe
+from qlora_planner.report.parts.labels import count, gib, recipe
+from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_gib, format_size
 

@@ -12,8 +12,8 @@ from qlora_planner.report.comparison import (
     compared_process,
     compared_static,
 )
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import component_label, gib, recipe
+from qlora_planner.report.parts.labels import component_label, gib, recipe
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import KIB, MIB, format_gib, format_mib, format_size
 
 _NAMES = {

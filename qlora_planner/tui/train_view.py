@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_planner.report.theme import Line, Theme
-from qlora_planner.report.words import component_label, gib, mib
+from qlora_planner.report.parts.labels import component_label, gib, mib
+from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.tui.launching import Launch
 from qlora_planner.units import KIB, MIB
 

@@ -47,7 +47,7 @@ def command_line(model: str, place: Place, run: RunConfig, verb: str = "estimate
 
 def command_words(model: str, place: Place | None, run: RunConfig, verb: str, typed: Sequence[str] = ()) -> list[str]:
     """The words after `qlora-plan`; `place` None leaves the card out, `typed` are options to give though default."""
-    from qlora_planner.report.words import option
+    from qlora_planner.report.parts.labels import option
     from qlora_planner.units import MIB
 
     words = [verb, model]

@@ -8,8 +8,8 @@ from rich.text import Text
 
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.report.estimate import verdict_sentences
-from qlora_planner.report.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, verdict_style
-from qlora_planner.report.words import COMPONENTS, component_label, gib, mib, segments, speed_line
+from qlora_planner.report.parts.labels import COMPONENTS, component_label, gib, mib, segments, speed_line
+from qlora_planner.report.parts.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, verdict_style
 
 BLOCKS = {"weights": "bright_blue", "training": "cyan", "activations": "yellow", "overhead": "magenta"}
 

@@ -11,7 +11,7 @@ from qlora_planner.cli.data import counting, summary_from
 from qlora_planner.cli.options import flags_and_values
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.cli.conftest import Invoke
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from qlora_planner.cli import streams
 from qlora_planner.cli.main import cli
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.cli.conftest import Invoke
 from tests.test_text import CLIPBOARD, TITLE, is_safe
 

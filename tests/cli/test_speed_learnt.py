@@ -15,8 +15,8 @@ from qlora_planner.evidence.efficiency import ASSUMED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.report.calibration import render_calibration
-from qlora_planner.report.theme import Theme
-from qlora_planner.report.words import speed_line
+from qlora_planner.report.parts.labels import speed_line
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import speed_of

@@ -23,7 +23,7 @@ from qlora_planner.diagnose.oom.snapshot import read_snapshot
 from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
 from qlora_planner.errors import InputError
 from qlora_planner.report.oom import render_oom
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.evidence.test_oom_bounds import PLAIN
 from tests.evidence.test_oom_tracebacks import BAR, COLAB, JUPYTER, OOM, RANKS, RICH
 from tests.evidence.test_oom_wordings import LINES

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.records import OomReport
-from qlora_planner.report.oom_words import advice, facts
+from qlora_planner.report.parts.oom_words import advice, facts
 from qlora_planner.units import GIB
 
 

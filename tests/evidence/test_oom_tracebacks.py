@@ -6,7 +6,7 @@ import pytest
 
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.logits import logits_tokens
-from qlora_planner.report.oom_words import advice
+from qlora_planner.report.parts.oom_words import advice
 
 OOM = (
     "OutOfMemoryError: CUDA out of memory. Tried to allocate 9.52 GiB. GPU 0 has a total capacity of 14.74 GiB of which"

@@ -9,7 +9,7 @@ from qlora_planner.diagnose.oom.wordings import wording
 from qlora_planner.diagnose.oom.wordings_card import CARD
 from qlora_planner.diagnose.oom.wordings_host import HOST
 from qlora_planner.errors import InputError
-from qlora_planner.report.oom_words import advice, facts, headline
+from qlora_planner.report.parts.oom_words import advice, facts, headline
 from qlora_planner.units import GIB, MIB
 
 LINES: dict[str, str] = {

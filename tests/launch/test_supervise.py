@@ -18,7 +18,7 @@ from qlora_planner.cli.train_live import draw, spark
 from qlora_planner.cli.train_view import Watch
 from qlora_planner.errors import MissingError
 from qlora_planner.measure.verify import Progress
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.runs import supervise
 from qlora_planner.runs.checkpoints import seal
 from qlora_planner.runs.directory import RunFolder

@@ -11,7 +11,7 @@ from qlora_planner.memory.audit.audit import Audit, AuditRow, audit
 from qlora_planner.memory.options.stored_checkpoint import checkpoint_of
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.report.audit import render_audit
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.sources.configs import RawConfig, config_sha256
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

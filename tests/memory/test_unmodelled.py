@@ -8,7 +8,7 @@ from qlora_planner.cli.exits import exit_code
 from qlora_planner.memory import MemoryEstimate, Unmodelled
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.report.estimate import render_estimate
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.report.records import CARD, GIB, make_estimate
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.report.training_html import chart, ticks
+from qlora_planner.report.pages.training_html import chart, ticks
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from qlora_planner.data.batches.epochs import plan_data
 from qlora_planner.data.batches.summary import BadRow, RowRef
 from qlora_planner.report.data import render_data
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.planner.test_dataset import made
 
 THEME = Theme(unicode=True)

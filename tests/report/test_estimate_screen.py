@@ -6,7 +6,7 @@ import pytest
 
 from qlora_planner.memory import Problem
 from qlora_planner.report.estimate import render_estimate
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from tests.report.records import CARD, GIB, make_estimate
 
 THEME = Theme(unicode=True)

@@ -9,10 +9,10 @@ from qlora_planner.exchange.plan_file import headline
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import render_estimate
+from qlora_planner.report.pages.plan_report import render_share
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.plan import render_plan
-from qlora_planner.report.share import render_share
 from qlora_planner.report.survey import render_survey
-from qlora_planner.report.theme import Theme
 from tests.report.records import CARD, GIB, make_estimate, make_row
 
 THEME = Theme(unicode=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.planner.plan import Plan
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.plan import render_plan
-from qlora_planner.report.theme import Theme
 from tests.report.records import CARD, GIB, RUN, make_estimate
 
 THEME = Theme(unicode=True)

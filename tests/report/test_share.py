@@ -11,10 +11,10 @@ import pytest
 
 from qlora_planner import session
 from qlora_planner.planner.plan import Plan
-from qlora_planner.report.document import Code, Paragraph, Table, to_html, to_markdown
-from qlora_planner.report.frames import COLUMNS, comparison_frame
-from qlora_planner.report.share import command_line, render_share
-from qlora_planner.report.svg import Part, bars, curve
+from qlora_planner.report.pages.document import Code, Paragraph, Table, to_html, to_markdown
+from qlora_planner.report.pages.plan_report import command_line, render_share
+from qlora_planner.report.pages.svg import Part, bars, curve
+from qlora_planner.report.pages.tabular import COLUMNS, comparison_frame
 from qlora_planner.spec.run import RunConfig
 
 VOID = ("meta", "br", "link", "img", "hr")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from qlora_planner.report.folding import fold_text, pick
+from qlora_planner.report.parts.row_selection import fold_text, pick
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.survey import CSV_HEADS, csv_row, render_survey
-from qlora_planner.report.theme import Theme
 from qlora_planner.spec.run import RunConfig
 from tests.report.records import CARD, make_row
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.report.theme import SEGMENTS, Theme, columns, plain
+from qlora_planner.report.parts.theme import SEGMENTS, Theme, columns, plain
 
 FANCY, ASCII = Theme(unicode=True), Theme()
 _SIZES = st.lists(st.integers(0, 1 << 40), min_size=4, max_size=4)

@@ -8,7 +8,7 @@ from qlora_planner.evidence import PhaseReading
 from qlora_planner.evidence.calibration import calibrate
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.comparison import compared_phases, compared_process, to_document
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.verify import render_verification
 from qlora_planner.units import GIB, MIB
 from tests.evidence.made import measured

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.report.words import mib
+from qlora_planner.report.parts.labels import mib
 from tests.tui.player import Recording
 from tests.tui.scenes import RECORDING
 

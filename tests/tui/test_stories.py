@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
 from qlora_planner.memory import PHASES
-from qlora_planner.report.words import gib, mib
+from qlora_planner.report.parts.labels import gib, mib
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen

@@ -11,7 +11,7 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.widgets import Footer
 
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.tabs import Tabs
 

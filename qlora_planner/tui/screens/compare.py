@@ -9,8 +9,8 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
-from qlora_planner.report.theme import verdict_style
-from qlora_planner.report.words import change, gib
+from qlora_planner.report.parts.labels import change, gib
+from qlora_planner.report.parts.theme import verdict_style
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page

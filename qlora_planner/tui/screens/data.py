@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
 from textual.widgets import ProgressBar
 
-from qlora_planner.report.theme import VERDICT_WORDS, Line, verdict_style
+from qlora_planner.report.parts.theme import VERDICT_WORDS, Line, verdict_style
 from qlora_planner.tui.data_widgets import Histogram, Slider, bins_of
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
@@ -113,7 +113,7 @@ class DataScreen(Page):
 
     def _figures(self, view: DataView) -> None:
         from qlora_planner.report.data import batching_lines, worst_lines
-        from qlora_planner.report.words import gib
+        from qlora_planner.report.parts.labels import gib
         from qlora_planner.units import format_gib
 
         theme = self.theme_at(self.size.width - 1)

@@ -9,7 +9,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input
 
-from qlora_planner.report.theme import VERDICT_WORDS, Theme, verdict_style
+from qlora_planner.report.parts.theme import VERDICT_WORDS, Theme, verdict_style
 from qlora_planner.tui.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.rows import ModelRow

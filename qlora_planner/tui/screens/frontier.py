@@ -6,8 +6,8 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable
 
-from qlora_planner.report.theme import VERDICT_WORDS, verdict_style
-from qlora_planner.report.words import gib
+from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.theme import VERDICT_WORDS, verdict_style
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table

@@ -8,7 +8,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable
 
-from qlora_planner.report.words import change
+from qlora_planner.report.parts.labels import change
 from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.tables import Table

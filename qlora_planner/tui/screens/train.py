@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Sparkline
 
-from qlora_planner.report.theme import Line
+from qlora_planner.report.parts.theme import Line
 from qlora_planner.tui import train_view
 from qlora_planner.tui.launching import Launch
 from qlora_planner.tui.moving import Scroll

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import mib
+from qlora_planner.report.parts.labels import mib
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_params

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.errors import MissingError
-from qlora_planner.report.words import change
+from qlora_planner.report.parts.labels import change
 
 COLUMNS = (
     "table", "model", "gpu", "label", "verdict", "usable_bytes", "floor_bytes", "bytes", "tokens_per_s", "speed",

@@ -10,12 +10,10 @@ from typing import Any
 from qlora_planner import __version__
 from qlora_planner.memory.records import Phase
 from qlora_planner.planner.plan import Plan
-from qlora_planner.report.document import Block, Code, Heading, Paragraph, Plot, Table, to_html, to_markdown
 from qlora_planner.report.estimate import NOT_TRACED, is_traced, verdict_sentences
-from qlora_planner.report.plan_parts import percent
-from qlora_planner.report.svg import Part, bars, curve
-from qlora_planner.report.theme import VERDICT_WORDS
-from qlora_planner.report.words import (
+from qlora_planner.report.pages.document import Block, Code, Heading, Paragraph, Plot, Table, to_html, to_markdown
+from qlora_planner.report.pages.svg import Part, bars, curve
+from qlora_planner.report.parts.labels import (
     COMPONENTS,
     card_name,
     chance,
@@ -28,6 +26,8 @@ from qlora_planner.report.words import (
     speed_line,
     value,
 )
+from qlora_planner.report.parts.plan_parts import percent
+from qlora_planner.report.parts.theme import VERDICT_WORDS
 from qlora_planner.units import GIB, format_gib
 
 _SEGMENTS = ("weights", "training", "activations", "overhead")

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import change, gib
+from qlora_planner.report.parts.labels import change, gib
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import MIB, format_size
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from html import escape
 from math import ceil, floor, isfinite, log10
 from typing import Any
 
-from qlora_planner.report.theme import Theme
+from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.training import model_name, render_training
 from qlora_planner.units import GIB
 

@@ -14,8 +14,8 @@ from qlora_planner.planner.survey.size_tables import (
     MemoryRow,
     Tables,
 )
-from qlora_planner.report.theme import Line, Theme, columns
-from qlora_planner.report.words import gib
+from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_gib
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from qlora_planner.report.svg import STYLE
+from qlora_planner.report.pages.svg import STYLE
 
 _PAGE = """
 body { color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
