@@ -127,7 +127,7 @@ def _flops(name: str, inputs: list[Any], outputs: list[Any], args: Any) -> float
 def counted(config: Mapping[str, Any], spec: Any) -> Iterator[tuple[Counter, Any]]:
     """Run one step of the cut-down model and give the counter and the cut."""
     from qlora_planner.profiling.tracing import build, engine, trainers
-    from qlora_planner.profiling.tracing.flash_attention import flash_attention_2
+    from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
     from qlora_planner.profiling.tracing.segments import SegmentMarker
 
     with flash_attention_2(spec):

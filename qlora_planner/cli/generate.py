@@ -140,7 +140,7 @@ def _quiet_libraries() -> None:
     """No advice and no bars: stderr is ours."""
     import transformers
 
-    from qlora_planner.train.quiet import import_libraries
+    from qlora_planner.train.quiet_imports import import_libraries
 
     import_libraries()
     transformers.logging.set_verbosity_error()

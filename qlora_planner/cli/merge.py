@@ -59,7 +59,7 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
     from qlora_planner.runs.after.merge import merge
     from qlora_planner.runs.after.merge_plan import plan_merge
     from qlora_planner.runs.after.weightless import hollow_model
-    from qlora_planner.train.quiet import import_libraries
+    from qlora_planner.train.quiet_imports import import_libraries
 
     import_libraries()
     kind = getattr(torch, dtype)

@@ -75,7 +75,7 @@ class Execution:
         return self._measurement(outcome, failure)
 
     def _prepare_host(self) -> None:
-        from qlora_planner.train.settle import settle
+        from qlora_planner.train.cpu_fallbacks import settle
         from qlora_planner.train.toy import toy_config
 
         spec = self.spec

@@ -11,7 +11,7 @@ from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault
 from qlora_planner.profiling.text_part import text_part
-from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
+from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.machine import GpuSpec

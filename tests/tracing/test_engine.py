@@ -17,7 +17,7 @@ from qlora_planner.memory.replay.events import write_script  # noqa: E402
 from qlora_planner.memory.replay.player import COMPONENTS, Player  # noqa: E402
 from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
-from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits, attention_backend  # noqa: E402
+from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention_backend  # noqa: E402
 from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import CompiledTape, Tape  # noqa: E402

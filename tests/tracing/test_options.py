@@ -19,7 +19,7 @@ from qlora_planner.memory.sweep.validity import variant_key
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine
-from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
+from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig

@@ -11,8 +11,8 @@ import pytest
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, model
+from qlora_planner.train.cpu_fallbacks import settle
 from qlora_planner.train.data import synthetic_rows
-from qlora_planner.train.settle import settle
 from qlora_planner.train.steps import Silent
 from qlora_planner.train.toy import toy_config
 from qlora_planner.train.trainer import build_trainer

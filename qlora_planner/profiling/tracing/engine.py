@@ -14,10 +14,11 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_planner.profiling.tracing import build, cuda_semantics, layers, trainers
+from qlora_planner.profiling.tracing import build, layers, trainers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
-from qlora_planner.profiling.tracing.cuda_device import fake_cuda
-from qlora_planner.profiling.tracing.flash_attention import flash_attention_2
+from qlora_planner.profiling.tracing.cuda import semantics
+from qlora_planner.profiling.tracing.cuda.device import fake_cuda
+from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
 from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
@@ -52,8 +53,8 @@ def _quiet_loggers(*names: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _cuda(traits: cuda_semantics.CudaTraits) -> Iterator[None]:
-    attention = cuda_semantics.attention_function(traits)
+def _cuda(traits: semantics.CudaTraits) -> Iterator[None]:
+    attention = semantics.attention_function(traits)
     with (
         fake_cuda(bfloat16=traits.bfloat16, capability=traits.capability, multiprocessors=traits.multiprocessors),
         mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", attention),
@@ -74,7 +75,7 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
             recorder = Recorder({}, {}, device="cpu")
         else:
             stack.enter_context(_cuda(traits))
-            recorder = Recorder(cuda_semantics.SCRATCH, cuda_semantics.bitsandbytes_replacements(traits))
+            recorder = Recorder(semantics.SCRATCH, semantics.bitsandbytes_replacements(traits))
             recorder.workspace_sizes = {"cublas": traits.cublas_workspace, "cublaslt": traits.cublaslt_workspace}
         # Fake tensors here carry the values that masking code looks at, so nothing is "being traced" for it.
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))

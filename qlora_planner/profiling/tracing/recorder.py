@@ -11,9 +11,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from qlora_planner.profiling.tracing.cuda_device import caller_frame, is_engine_frame
-from qlora_planner.profiling.tracing.cuda_scratch import copied_input
-from qlora_planner.profiling.tracing.cuda_semantics import ENGINE_IN_PLACE, LATE_RESULTS, grouped_mm
+from qlora_planner.profiling.tracing.cuda.device import caller_frame, is_engine_frame
+from qlora_planner.profiling.tracing.cuda.scratch import copied_input
+from qlora_planner.profiling.tracing.cuda.semantics import ENGINE_IN_PLACE, LATE_RESULTS, grouped_mm
 from qlora_planner.profiling.tracing.shadow import MASKED_INDEXING, MASKED_SELECT, Shadows, has_mask, masked_select
 from qlora_planner.profiling.tracing.tape import Event
 from qlora_planner.spec.trace import Segment

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from qlora_planner.profiling.tracing.cuda_semantics import CudaTraits
+from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.spec.run import RunConfig
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch.nn import functional
 
-from qlora_planner.profiling.tracing.cuda_traits import CudaTraits
+from qlora_planner.profiling.tracing.cuda.traits import CudaTraits
 from qlora_planner.profiling.tracing.refused import CudaRefusalError
 
 

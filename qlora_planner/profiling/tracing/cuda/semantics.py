@@ -8,10 +8,10 @@
 
 from __future__ import annotations
 
-from qlora_planner.profiling.tracing.cuda_attention import attention_backend, attention_function
-from qlora_planner.profiling.tracing.cuda_bitsandbytes import bitsandbytes_replacements
-from qlora_planner.profiling.tracing.cuda_scratch import ENGINE_IN_PLACE, LATE_RESULTS, SCRATCH, grouped_mm
-from qlora_planner.profiling.tracing.cuda_traits import CudaTraits
+from qlora_planner.profiling.tracing.cuda.attention import attention_backend, attention_function
+from qlora_planner.profiling.tracing.cuda.bitsandbytes import bitsandbytes_replacements
+from qlora_planner.profiling.tracing.cuda.scratch import ENGINE_IN_PLACE, LATE_RESULTS, SCRATCH, grouped_mm
+from qlora_planner.profiling.tracing.cuda.traits import CudaTraits
 
 __all__ = [
     "ENGINE_IN_PLACE",
