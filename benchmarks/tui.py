@@ -138,7 +138,7 @@ async def monkey(count: int, seed: int) -> None:
     """Random keys without a terminal; what raises, raises here."""
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
     from qlora_planner.cli.tui import make_explorer
-    from qlora_planner.tui.launching import Launch
+    from qlora_planner.tui.control.child_process import Launch
     from tests.tui.monkey import keys
     from tests.tui.scenes import write_data
 

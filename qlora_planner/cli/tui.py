@@ -60,7 +60,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
     Raises InputError and MissingError for a card or data options that mean nothing.
     """
-    from qlora_planner.tui.start import DataAsked, Start
+    from qlora_planner.tui.startup import DataAsked, Start
     from qlora_planner.tui.state import read_state, state_path
 
     asked = None

@@ -18,7 +18,7 @@ from qlora_planner.errors import MissingError, PlannerError
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place
-    from qlora_planner.tui.rows import ModelRow
+    from qlora_planner.tui.widgets.rows import ModelRow
 
 
 def documents(place: Place, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
@@ -56,7 +56,7 @@ class Surveys:
 
     def __call__(self, place: Place, recommend: bool = True) -> Iterable[ModelRow]:
         """Raises MissingError for an empty catalogue."""
-        from qlora_planner.tui.rows import ModelRow
+        from qlora_planner.tui.widgets.rows import ModelRow
 
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] is place and recommend:

@@ -14,15 +14,15 @@ from textual.screen import Screen
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 from qlora_planner.tui import commands, core
-from qlora_planner.tui.launches import Launches
-from qlora_planner.tui.outside import Clean
-from qlora_planner.tui.plain import Plain
+from qlora_planner.tui.control.run_control import Launches
+from qlora_planner.tui.control.workers import WRITING
 from qlora_planner.tui.screens.base import PLACES, Page, screen_of
-from qlora_planner.tui.start import Start
+from qlora_planner.tui.startup import Start
 from qlora_planner.tui.state import Pin, State, write_state
-from qlora_planner.tui.themes import HIGH_CONTRAST, THEMES
-from qlora_planner.tui.vanish import gone
-from qlora_planner.tui.workers import WRITING
+from qlora_planner.tui.terminal_watch import gone
+from qlora_planner.tui.widgets.ascii_filter import Plain
+from qlora_planner.tui.widgets.outside import Clean
+from qlora_planner.tui.widgets.themes import HIGH_CONTRAST, THEMES
 
 _MOST_PINS = 24
 INTERRUPTED = 130

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from textual.app import SystemCommand
 
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui import core, typed
+from qlora_planner.tui import command_line, core
 from qlora_planner.tui.screens.base import PLACES
 
 if TYPE_CHECKING:
@@ -44,11 +44,11 @@ def line(app: Explorer) -> str:
         return shlex.join(["qlora-plan", "--gpu", app.place.asked])
     model, place, run = found
     if app.current_mode in ("prices", "frontier"):
-        return shlex.join(["qlora-plan", *typed.command_words(model, place, run, "plan", typed.SEARCHED)])
+        return shlex.join(["qlora-plan", *command_line.command_words(model, place, run, "plan", command_line.SEARCHED)])
     if app.current_mode == "data" and app.data_asked is not None:
         asked = app.data_asked
         run = run if app.cut is None else run.with_(seq_len=app.cut)
-        words = typed.command_words(model, place, run, "plan", typed.SEARCHED)
+        words = command_line.command_words(model, place, run, "plan", command_line.SEARCHED)
         words += ["--data", asked.path]
         words += ["--tokenizer", asked.tokenizer] if asked.tokenizer else []
         words += ["--chars-per-token", f"{asked.chars_per_token:g}"] if asked.chars_per_token else []
@@ -58,7 +58,7 @@ def line(app: Explorer) -> str:
         if app.launch is not None:
             return app.launch.line
         return shlex.join(["qlora-plan", *app.launch_words("verify")])
-    return typed.command_line(model, place, run)
+    return command_line.command_line(model, place, run)
 
 
 def palette(app: Explorer) -> Iterable[SystemCommand]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.trace import Tape
-    from qlora_planner.tui.rows import ModelRow
+    from qlora_planner.tui.widgets.rows import ModelRow
 
 ASSUMED_CARD = "24GB"
 _KEPT = 512  # estimates of one model and card

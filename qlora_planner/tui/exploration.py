@@ -8,17 +8,17 @@ from textual.app import App
 
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import short
-from qlora_planner.tui.rows import ModelRow
-from qlora_planner.tui.start import DataAsked, Start
+from qlora_planner.tui.startup import DataAsked, Start
 from qlora_planner.tui.state import Pin, State
+from qlora_planner.tui.widgets.rows import ModelRow
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.tui.control.child_process import Launch
+    from qlora_planner.tui.control.datasets import DataView
+    from qlora_planner.tui.control.readiness import Readiness
     from qlora_planner.tui.core import Frontier, Place, Subject
-    from qlora_planner.tui.datasets import DataView
-    from qlora_planner.tui.launching import Launch
-    from qlora_planner.tui.readiness import Readiness
 
 
 class Exploration(App[None]):

@@ -13,7 +13,7 @@ import pytest
 from qlora_planner import isolation
 from qlora_planner.measure import verify
 from qlora_planner.runs import supervise
-from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.control.child_process import Launch
 
 ROOT = Path(__file__).parents[2]
 # What libraries import late, and our own names; Python's own `-m` has imported some of its modules by then.
@@ -99,8 +99,8 @@ def test_every_start_of_a_process_is_known() -> None:
         )
     }
     assert starts == {
-        "tui/launching.py", "tui/profiling.py", "cli/regenerate_tapes.py", "data/tokenizers.py",
-        "measure/verify.py", "diagnose/gather.py", "runs/supervise.py",
+        "tui/control/child_process.py", "tui/control/profiling.py", "cli/regenerate_tapes.py",
+        "data/tokenizers.py", "measure/verify.py", "diagnose/gather.py", "runs/supervise.py",
     }  # fmt: skip
 
 

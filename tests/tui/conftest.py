@@ -18,10 +18,10 @@ from qlora_planner.cli.main import cli
 from qlora_planner.cli.tui_survey import documents
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import place_of
-from qlora_planner.tui.rows import ModelRow
-from qlora_planner.tui.start import DataAsked, Start
+from qlora_planner.tui.startup import DataAsked, Start
 from qlora_planner.tui.state import read_state
-from qlora_planner.tui.widgets import Breakdown
+from qlora_planner.tui.widgets.common import Breakdown
+from qlora_planner.tui.widgets.rows import ModelRow
 
 Story = Callable[["Explorer", Pilot[None]], Awaitable[None]]
 

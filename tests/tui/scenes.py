@@ -14,9 +14,9 @@ from textual.pilot import Pilot
 from textual.widgets import Input
 
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.readiness import Readiness
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.control.readiness import Readiness
+from qlora_planner.tui.startup import DataAsked
 from tests.tui.conftest import idle, open_model, painted
 from tests.tui.player import Recording
 

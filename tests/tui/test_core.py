@@ -8,9 +8,9 @@ import pytest
 
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.tui.command_line import command_line
 from qlora_planner.tui.core import Subject, place_of, start_run
-from qlora_planner.tui.rows import ModelRow
-from qlora_planner.tui.typed import command_line
+from qlora_planner.tui.widgets.rows import ModelRow
 from tests.tui.conftest import document, surveyed
 
 MODEL = "meta-llama/Llama-3.1-8B"

@@ -12,12 +12,12 @@ from textual.widgets import Input
 
 from qlora_planner.tui import commands
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.data_widgets import Histogram, Slider
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.readiness import Readiness
+from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.control.readiness import Readiness
 from qlora_planner.tui.screens.dialogs import ChoiceScreen, TextScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
+from qlora_planner.tui.widgets.data import Histogram, Slider
 from qlora_planner.units import format_gib
 from tests.tui.conftest import document, explorer, idle, open_model, tell, words
 from tests.tui.scenes import staged, write_data

@@ -10,13 +10,13 @@ from textual.widgets import DataTable, Input
 
 from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.exporting import KINDS
+from qlora_planner.tui.control.exporting import KINDS
 from qlora_planner.tui.knobs import KNOBS
-from qlora_planner.tui.plain import nearest
 from qlora_planner.tui.screens.dialogs import CommandScreen, TextScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.help import HelpScreen
-from qlora_planner.tui.widgets import KnobList
+from qlora_planner.tui.widgets.ascii_filter import nearest
+from qlora_planner.tui.widgets.common import KnobList
 from tests.tui.conftest import document, explorer, idle, open_model, painted, table, tell, words
 from tests.tui.scenes import staged
 

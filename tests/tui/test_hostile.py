@@ -15,14 +15,14 @@ from textual.widgets import Input
 
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.outside import Clean, clean
-from qlora_planner.tui.rows import ModelRow
+from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.screens.dialogs import CardScreen, ChoiceScreen, CommandScreen, TextScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.state import Pin
+from qlora_planner.tui.widgets.outside import Clean, clean
+from qlora_planner.tui.widgets.rows import ModelRow
 from tests.tui.conftest import explorer, idle, open_model, painted, table, tell, words
 
 MARKUP = "[/red]"

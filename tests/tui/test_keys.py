@@ -14,11 +14,11 @@ from textual.widgets import DataTable, OptionList
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import Subject
-from qlora_planner.tui.data_widgets import Slider
 from qlora_planner.tui.screens.dialogs import CardScreen
 from qlora_planner.tui.screens.help import HelpScreen
-from qlora_planner.tui.start import DataAsked
-from qlora_planner.tui.widgets import KnobList
+from qlora_planner.tui.startup import DataAsked
+from qlora_planner.tui.widgets.common import KnobList
+from qlora_planner.tui.widgets.data import Slider
 from tests.tui.conftest import explorer, idle, open_model, painted, tell, words
 from tests.tui.scenes import write_data
 

@@ -9,8 +9,8 @@ import pytest
 from textual.pilot import Pilot
 
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.startup import DataAsked
 from tests.tui.conftest import explorer, idle, open_model, tell
 from tests.tui.monkey import keys
 from tests.tui.scenes import write_data

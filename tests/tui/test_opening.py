@@ -12,8 +12,8 @@ from textual.pilot import Pilot
 
 from qlora_planner.errors import InputError
 from qlora_planner.tui.app import Explorer
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.profiling import profile
+from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.control.profiling import profile
 from qlora_planner.tui.state import State, write_state
 from tests.tui.conftest import document, explorer, idle, tell
 

@@ -11,9 +11,9 @@ from qlora_planner.errors import InputError
 from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
-from qlora_planner.tui.listing import SORTS, chosen, tally
-from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.state import Pin, State, read_state, write_state
+from qlora_planner.tui.widgets.listing import SORTS, chosen, tally
+from qlora_planner.tui.widgets.rows import ModelRow
 
 BY_NAME = {knob.name: knob for knob in KNOBS}
 PROFILE = load_model("llama-3.1-8b")

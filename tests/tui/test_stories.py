@@ -18,7 +18,7 @@ from qlora_planner.tui.screens.dialogs import CardScreen, CommandScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.help import HelpScreen
 from qlora_planner.tui.screens.prices import price_cells
-from qlora_planner.tui.widgets import KnobList
+from qlora_planner.tui.widgets.common import KnobList
 from tests.tui.conftest import breakdown, document, explorer, idle, open_model, painted, table, tell, words
 
 MODEL = "meta-llama/Llama-3.1-8B"
@@ -26,7 +26,7 @@ MODEL = "meta-llama/Llama-3.1-8B"
 
 def shown_equals_json(app: Explorer) -> None:
     """Verdict, peak and every component on the Run screen, against the command that the explorer itself gives."""
-    from qlora_planner.tui.typed import command_line
+    from qlora_planner.tui.command_line import command_line
 
     assert app.place is not None
     assert app.subject is not None
@@ -217,8 +217,8 @@ def test_compare_and_another_card(tmp_path: Path) -> None:
         await idle(app, pilot)
         rows = table(app, "#pins")
         assert [row[2] for row in rows] == ["24GB", "24GB", "rtx-3090"]
+        from qlora_planner.tui.command_line import command_line
         from qlora_planner.tui.core import place_of
-        from qlora_planner.tui.typed import command_line
 
         for row, pin in zip(rows, app.pins, strict=True):
             line = command_line(pin.model, place_of(pin.card), RunConfig(**dict(pin.run)))

@@ -12,8 +12,8 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from qlora_planner.report.parts.theme import Theme
-from qlora_planner.tui.outside import Pane
-from qlora_planner.tui.tabs import Tabs
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.tabs import Tabs
 
 if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer

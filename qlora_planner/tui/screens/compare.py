@@ -12,11 +12,11 @@ from textual.widgets import DataTable
 from qlora_planner.report.parts.labels import change, gib
 from qlora_planner.report.parts.theme import verdict_style
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui.outside import Pane
+from qlora_planner.tui.command_line import typed_options
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.state import Pin
-from qlora_planner.tui.tables import Table
-from qlora_planner.tui.typed import typed_options
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.tables import Table
 
 _HEADS = ("", "model", "card", "peak GiB", "spare", "tokens/s", "options")
 

@@ -11,15 +11,15 @@ from textual.containers import VerticalScroll
 from textual.widgets import ProgressBar
 
 from qlora_planner.report.parts.theme import VERDICT_WORDS, Line, verdict_style
-from qlora_planner.tui.data_widgets import Histogram, Slider, bins_of
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
-from qlora_planner.tui.view import as_text
+from qlora_planner.tui.widgets.data import Histogram, Slider, bins_of
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.run import as_text
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
-    from qlora_planner.tui.datasets import DataView
+    from qlora_planner.tui.control.datasets import DataView
 
 
 class DataScreen(Page):
@@ -70,7 +70,7 @@ class DataScreen(Page):
             for selector in ("#percentiles", "#cut", "#epoch"):
                 self.put(selector, Text(""))
             return
-        from qlora_planner.tui.datasets import stops
+        from qlora_planner.tui.control.datasets import stops
 
         at = explorer.run_now.seq_len if explorer.cut is None else explorer.cut
         histogram.bins = bins_of(*data.histogram())

@@ -13,8 +13,8 @@ from textual.screen import ModalScreen
 from textual.widgets import Input, OptionList
 from textual.widgets.option_list import Option
 
-from qlora_planner.tui.moving import Choices
-from qlora_planner.tui.outside import Pane, choice
+from qlora_planner.tui.widgets.moving import Choices
+from qlora_planner.tui.widgets.outside import Pane, choice
 
 Result = TypeVar("Result")
 

@@ -11,10 +11,10 @@ from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.widgets import Input, OptionList
 
-from qlora_planner.tui.exporting import KINDS, file_name
-from qlora_planner.tui.moving import Choices
-from qlora_planner.tui.outside import Pane, choice
+from qlora_planner.tui.control.exporting import KINDS, file_name
 from qlora_planner.tui.screens.dialogs import Dialog
+from qlora_planner.tui.widgets.moving import Choices
+from qlora_planner.tui.widgets.outside import Pane, choice
 
 
 class ExportScreen(Dialog[tuple[str, str, bool]]):

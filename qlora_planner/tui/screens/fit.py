@@ -10,11 +10,11 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input
 
 from qlora_planner.report.parts.theme import VERDICT_WORDS, Theme, verdict_style
-from qlora_planner.tui.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
-from qlora_planner.tui.outside import Pane
-from qlora_planner.tui.rows import ModelRow
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.tables import Table
+from qlora_planner.tui.widgets.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.rows import ModelRow
+from qlora_planner.tui.widgets.tables import Table
 
 # Columns of the table: mark, size of the model; GiB, longest, best run, tokens/s; one for a size of card. Where there
 # is room, the best run says more, and GiB are a bar against the card too.
@@ -85,7 +85,7 @@ class FitScreen(Page):
 
     def _columns(self, table: Table) -> None:
         """Columns of fixed widths: nothing is measured, and nothing moves while rows come in."""
-        from qlora_planner.tui.asks import SIZES
+        from qlora_planner.tui.control.actions import SIZES
 
         wide = self.explorer.wide
         heads: tuple[str, ...] = ("", "model", "size", *SIZES) if wide else HEADS

@@ -8,9 +8,9 @@ from textual.widgets import DataTable
 
 from qlora_planner.report.parts.labels import gib
 from qlora_planner.report.parts.theme import VERDICT_WORDS, verdict_style
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.tables import Table
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.tables import Table
 
 
 class FrontierScreen(Page):

@@ -11,10 +11,10 @@ from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import DataTable, Input
 
-from qlora_planner.tui.moving import Scroll
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import PLACES, Page
 from qlora_planner.tui.screens.dialogs import Dialog
+from qlora_planner.tui.widgets.moving import Scroll
+from qlora_planner.tui.widgets.outside import Pane
 
 _WIDGETS: dict[type[Widget], tuple[str, str]] = {
     DataTable: ("the table", "Arrows move, Enter opens or applies what is under the cursor, a click does both."),

@@ -11,8 +11,8 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Label
 
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.dialogs import Dialog
+from qlora_planner.tui.widgets.outside import Pane
 
 _FIELDS = (
     ("data", "data", "train.jsonl"), ("output", "run folder", "runs/first"),

@@ -9,9 +9,9 @@ from textual.app import ComposeResult
 from textual.widgets import DataTable
 
 from qlora_planner.report.parts.labels import change
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.tables import Table
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.tables import Table
 from qlora_planner.units import format_size
 
 

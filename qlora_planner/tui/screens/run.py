@@ -10,12 +10,12 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 
 from qlora_planner.errors import InputError
-from qlora_planner.tui import view
 from qlora_planner.tui.knobs import KNOBS, typed
-from qlora_planner.tui.outside import Pane
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
-from qlora_planner.tui.widgets import Breakdown, KnobList
+from qlora_planner.tui.widgets import run
+from qlora_planner.tui.widgets.common import Breakdown, KnobList
+from qlora_planner.tui.widgets.outside import Pane
 
 _SEEN_S = 0.1
 
@@ -78,12 +78,12 @@ class RunScreen(Page):
         if estimate is None or state == self._painted:
             return
         self._painted = state
-        self.put("#verdict", view.verdict_text(estimate, theme))
-        self.put("#bar", view.bar_text(estimate, theme))
-        self.put("#phases", view.phases_text(estimate, theme))
-        self.query_one(Breakdown).rows = tuple(view.breakdown(estimate))
+        self.put("#verdict", run.verdict_text(estimate, theme))
+        self.put("#bar", run.bar_text(estimate, theme))
+        self.put("#phases", run.phases_text(estimate, theme))
+        self.query_one(Breakdown).rows = tuple(run.breakdown(estimate))
         self._why()
-        self.put("#problems", view.problems_text(estimate, theme))
+        self.put("#problems", run.problems_text(estimate, theme))
 
     def _dim(self) -> None:
         """Figures of a run before this one go dim when working it out takes long enough to be seen."""
@@ -96,7 +96,7 @@ class RunScreen(Page):
         estimate = self.explorer.estimate
         if estimate is not None:
             theme = self.theme_at(self.query_one("#right").size.width - 3)
-            self.put("#why", view.why_text(estimate, self.query_one(Breakdown).at, theme))
+            self.put("#why", run.why_text(estimate, self.query_one(Breakdown).at, theme))
 
     def _says(self) -> None:
         explorer, knob = self.explorer, KNOBS[self.query_one(KnobList).at]

@@ -11,13 +11,13 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Sparkline
 
 from qlora_planner.report.parts.theme import Line
-from qlora_planner.tui import train_view
-from qlora_planner.tui.launching import Launch
-from qlora_planner.tui.moving import Scroll
-from qlora_planner.tui.outside import Pane
+from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.launch_form import LaunchForm
-from qlora_planner.tui.view import as_text
+from qlora_planner.tui.widgets import training
+from qlora_planner.tui.widgets.moving import Scroll
+from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.run import as_text
 
 _CURVES = (("memory", "GiB by NVML"), ("loss", "loss"), ("speed", "tokens/s"))
 
@@ -64,12 +64,12 @@ class TrainScreen(Page):
         theme = self.theme_at(self.size.width - 2)
         lines: list[Line] = []
         if launch is None:
-            lines += train_view.before(explorer, theme)
+            lines += training.before(explorer, theme)
             self.put("#log", Text(""))
         else:
-            lines += train_view.status(launch, theme)
+            lines += training.status(launch, theme)
             self._curves(launch)
-            self.put("#peaks", as_text(train_view.peaks(launch, theme)))
+            self.put("#peaks", as_text(training.peaks(launch, theme)))
             self._log(launch)
         self.put("#status", as_text(lines))
 

@@ -9,7 +9,7 @@ from rich.text import Text
 from textual import events
 from textual.message import Message
 
-from qlora_planner.tui.outside import Pane
+from qlora_planner.tui.widgets.outside import Pane
 
 
 class Tabs(Pane):

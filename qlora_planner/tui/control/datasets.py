@@ -9,7 +9,7 @@ from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Subject
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.epochs import DataPlan

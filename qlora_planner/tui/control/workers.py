@@ -11,17 +11,18 @@ from textual import work
 
 from qlora_planner.errors import PlannerError, UnprofiledError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui import core, messages
+from qlora_planner.tui import core
+from qlora_planner.tui.control import messages
 from qlora_planner.tui.core import Place, Subject
 from qlora_planner.tui.exploration import Exploration
-from qlora_planner.tui.rows import ModelRow
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.state import Pin
+from qlora_planner.tui.widgets.rows import ModelRow
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.tui.launching import Launch
+    from qlora_planner.tui.control.child_process import Launch
 
 WRITING = "writing a file"
 # Rows of the survey that are painted first; later ones come in lots that double.
@@ -104,7 +105,7 @@ class Workers(Exploration):
         except UnprofiledError:
             if missing_packages():
                 raise
-        from qlora_planner.tui.profiling import profile
+        from qlora_planner.tui.control.profiling import profile
 
         with self._doing(f"profiling {model}"):
             profile(model, self.profiles, self._told)
@@ -160,7 +161,7 @@ class Workers(Exploration):
 
     @work(thread=True, group="count", exclusive=True)
     def _count(self, asked: DataAsked, model: str | None) -> None:
-        from qlora_planner.tui.datasets import NoTokenizerError, count
+        from qlora_planner.tui.control.datasets import NoTokenizerError, count
 
         last = 0.0
 
@@ -188,7 +189,7 @@ class Workers(Exploration):
 
     @work(thread=True, group="view")
     def _view(self, wanted: object, subject: Subject, run: RunConfig, data: DataSummary, cut: int | None) -> None:
-        from qlora_planner.tui.datasets import DataView
+        from qlora_planner.tui.control.datasets import DataView
 
         found, fault = None, None
         try:
@@ -199,7 +200,7 @@ class Workers(Exploration):
 
     @work(thread=True, group="export")
     def _export(self, model: str, place: Place, run: RunConfig, kind: str, path: str, force: bool) -> None:
-        from qlora_planner.tui.exporting import write
+        from qlora_planner.tui.control.exporting import write
 
         with self._doing(WRITING):
             try:
@@ -214,7 +215,7 @@ class Workers(Exploration):
 
     @work(thread=True, group="look", exclusive=True)
     def _look(self, run: RunConfig) -> None:
-        from qlora_planner.tui.readiness import Readiness
+        from qlora_planner.tui.control.readiness import Readiness
 
         self.post_message(messages.Looked(Readiness.of(run)))
 

@@ -9,7 +9,7 @@ from threading import Timer
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.text import short
-from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.control.child_process import Launch
 
 # Building the largest class without weights takes some ten seconds.
 _LIMIT_S = 300.0

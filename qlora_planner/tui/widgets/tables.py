@@ -14,7 +14,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 from textual.widgets.data_table import RowKey
 
-from qlora_planner.tui.outside import clean
+from qlora_planner.tui.widgets.outside import clean
 
 
 class Table(DataTable[Text]):

@@ -11,11 +11,11 @@ from textual.screen import Screen
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
+from qlora_planner.tui.control.workers import Workers
 from qlora_planner.tui.knobs import Knob, changed, turned
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.state import Pin
-from qlora_planner.tui.workers import Workers
 
 _MOST_UNDONE, _MOST_PINS = 100, 24
 SIZES = ("8GB", "12GB", "16GB", "24GB", "32GB", "48GB", "80GB")

@@ -11,7 +11,7 @@ from qlora_planner.tui.state import State
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place
-    from qlora_planner.tui.rows import ModelRow
+    from qlora_planner.tui.widgets.rows import ModelRow
 
 
 @record

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui import messages
-from qlora_planner.tui.asks import Asks
+from qlora_planner.tui.control import messages
+from qlora_planner.tui.control.actions import Asks
 
 
 class Heard(Asks):

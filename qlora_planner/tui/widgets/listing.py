@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from qlora_planner.tui.rows import ModelRow
+from qlora_planner.tui.widgets.rows import ModelRow
 from qlora_planner.units import GIB, format_gib, format_params
 
 HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")

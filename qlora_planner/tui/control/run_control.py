@@ -7,9 +7,9 @@ from pathlib import Path
 
 from textual import work
 
-from qlora_planner.tui import typed
-from qlora_planner.tui.heard import Heard
-from qlora_planner.tui.launching import Launch
+from qlora_planner.tui import command_line
+from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.control.handlers import Heard
 
 # A step and the checkpoint after it are waited for so long when one leaves.
 _SAVING_S = 120.0
@@ -26,9 +26,9 @@ class Launches(Heard):
         """The words after `qlora-plan` that start `verb` with the run now; `more` are options by their names."""
         assert self.model is not None, "a launch is of a model"
         place = self.place if self.device == "cuda" else None
-        given = typed.SEARCHED if verb == "train" else ()
-        run = typed.toy_sized(self.run_now) if verb == "verify" and self.device == "cpu" else self.run_now
-        words = typed.command_words(self.model, place, run, verb, given)
+        given = command_line.SEARCHED if verb == "train" else ()
+        run = command_line.toy_sized(self.run_now) if verb == "verify" and self.device == "cpu" else self.run_now
+        words = command_line.command_words(self.model, place, run, verb, given)
         if self.device == "cpu":
             words += ["--device", "cpu"]
         for name, value in (more or {}).items():

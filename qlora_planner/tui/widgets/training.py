@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.report.parts.labels import component_label, gib, mib
 from qlora_planner.report.parts.theme import Line, Theme
-from qlora_planner.tui.launching import Launch
+from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.launches import Launches
+    from qlora_planner.tui.control.run_control import Launches
 
 _PHASES = {
     "data": "reading the data", "load": "loading the model", "prepare": "preparing", "adapters": "adding adapters",

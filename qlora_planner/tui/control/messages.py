@@ -9,15 +9,15 @@ from textual.message import Message
 
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Frontier, Place, Subject
-from qlora_planner.tui.rows import ModelRow
-from qlora_planner.tui.start import DataAsked
+from qlora_planner.tui.startup import DataAsked
+from qlora_planner.tui.widgets.rows import ModelRow
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.tui.datasets import DataView
-    from qlora_planner.tui.readiness import Readiness
+    from qlora_planner.tui.control.datasets import DataView
+    from qlora_planner.tui.control.readiness import Readiness
 
 
 @dataclass

@@ -1,0 +1,1 @@
+"""What keys do: actions, workers, child processes."""
