@@ -8,12 +8,12 @@ install:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[train,test]'
 
 format:
-	ruff format qlora_planner tests benchmarks examples
-	ruff check --fix qlora_planner tests benchmarks examples
+	ruff format qlora_planner tools tests benchmarks examples
+	ruff check --fix qlora_planner tools tests benchmarks examples
 
 lint:
-	ruff format --check qlora_planner tests benchmarks examples
-	ruff check qlora_planner tests benchmarks examples
+	ruff format --check qlora_planner tools tests benchmarks examples
+	ruff check qlora_planner tools tests benchmarks examples
 
 types:
 	mypy
@@ -26,17 +26,17 @@ test:
 
 # Rebuild every model profile and the index from profiles/configs; about four minutes on two cores.
 profiles:
-	$(PYTHON) -m qlora_planner.cli.regenerate profiles
+	$(PYTHON) -m tools.profiles profiles
 
 # Write the index of the cards again after a change in profiles/gpus.
 cards:
-	$(PYTHON) -m qlora_planner.cli.regenerate profiles cards
+	$(PYTHON) -m tools.profiles profiles cards
 
 # Trace the default recipe of every model where it is not current: some seconds a tape, three to six tapes a model.
 tapes:
-	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles single --resume
-	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles batched --resume
-	$(PYTHON) -m qlora_planner.cli.regenerate_tapes profiles moments
+	$(PYTHON) -m tools.traces profiles single --resume
+	$(PYTHON) -m tools.traces profiles batched --resume
+	$(PYTHON) -m tools.traces profiles moments
 
 # Write docs/faults.md again from the tests that hold it.
 faults:
@@ -44,12 +44,12 @@ faults:
 
 # Write the README's tables again.
 tables:
-	$(PYTHON) -m qlora_planner.cli.regenerate_readme README.md
+	$(PYTHON) -m tools.readme README.md
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
 # own, so that nothing traced by an older tracer stands in.
 calibration:
-	XDG_CACHE_HOME=$$(mktemp -d) $(PYTHON) -m qlora_planner.cli.regenerate_calibration profiles h200
+	XDG_CACHE_HOME=$$(mktemp -d) $(PYTHON) -m tools.calibration profiles h200
 
 # Take the README's pictures of the explorer again.
 screenshots:

@@ -103,7 +103,7 @@ SAMPLE = (
 @pytest.mark.parametrize("name", SAMPLE)
 def test_rebuilding_gives_the_same(name: str, shipped: dict[str, ModelProfile]) -> None:
     pytest.importorskip("torch")
-    from qlora_planner.cli.regenerate import rebuild
+    from tools.profiles import rebuild
 
     outcome = rebuild(ROOT / "profiles" / "configs" / (name.replace("/", "__") + ".json"))
     assert outcome.profile is not None
@@ -116,7 +116,7 @@ def test_rebuilding_gives_the_same(name: str, shipped: dict[str, ModelProfile]) 
 @pytest.mark.parametrize("name", sorted(REMOTE_CODE))
 def test_remote_code_is_refused_by_name(name: str) -> None:
     pytest.importorskip("torch")
-    from qlora_planner.cli.regenerate import rebuild
+    from tools.profiles import rebuild
 
     outcome = rebuild(ROOT / "profiles" / "configs" / (name.replace("/", "__") + ".json"))
     assert outcome.profile is None

@@ -15,7 +15,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 
 def test_readme_holds_what_the_code_says_now() -> None:
-    from qlora_planner.cli.regenerate_readme import regenerated, sections
+    from tools.readme import regenerated, sections
 
     text = README.read_text(encoding="utf-8")
     assert regenerated(text, sections()) == text, "`make tables` writes the README's tables again"

@@ -99,8 +99,8 @@ def test_every_start_of_a_process_is_known() -> None:
         )
     }
     assert starts == {
-        "tui/control/child_process.py", "tui/control/profiling.py", "cli/regenerate_tapes.py",
-        "data/tokenizers.py", "measure/verify.py", "diagnose/gather.py", "runs/supervise.py",
+        "tui/control/child_process.py", "tui/control/profiling.py", "tools/traces.py", "data/tokenizers.py",
+        "measure/verify.py", "diagnose/gather.py", "runs/supervise.py",
     }  # fmt: skip
 
 

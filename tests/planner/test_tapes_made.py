@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.cli.regenerate_tapes import is_current
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import regions
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
 from qlora_planner.spec.trace import Segment, Tape
+from tools.traces import is_current
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 LLAMA = "meta-llama/Llama-3.1-8B"

@@ -17,7 +17,6 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import qlora_planner.profiling as profiling
-from qlora_planner.cli.regenerate import write_index
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.peaks import moments_of
@@ -29,6 +28,7 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import KINDS, TAPE_SCHEMA, StoredTape, encode, header_of, stored_tapes, tape_path
 from qlora_planner.spec.run import RunConfig
+from tools.profiles import write_index
 
 # What is shipped: the default recipe at batch 1 and at larger batches, for cards of compute capability 9.0 and later.
 SHIPPED = {"single": RunConfig(), "batched": RunConfig(batch_size=8)}
