@@ -27,7 +27,7 @@ def predict(out: Path) -> int:
             tape = tape_for(profile, one.run, gpu)
             answer = estimate(profile, one.run, gpu, cap_bytes=one.cap_bytes, tape=tape, calibration=spread)
             raw["predicted"] = answer.to_dict()
-            print(f"{number} {one.model}: {answer.footing}", flush=True)
+            print(f"{number} {one.model}: {answer.method}", flush=True)
         except PlannerError as error:
             print(f"{number} {one.model}: not predicted: {error}", flush=True)
         rows.append(json.dumps(raw, separators=(",", ":")) + "\n")

@@ -115,12 +115,12 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, context_of
-    from qlora_planner.memory.verdict import spread as spread_of
+    from qlora_planner.memory.verdict import distribution as spread_of
     from qlora_planner.sources.configs import read_config
     from qlora_planner.spec.run import RunConfig
 
-    gpu, spread = session.load_gpu("h200"), session.calibration()
-    context = context_of(gpu, spread)
+    gpu, distribution = session.load_gpu("h200"), session.calibration()
+    context = context_of(gpu, distribution)
     usable = usable_bytes(session.load_gpu(edge.card))[0]
     cap_bytes = usable - context.first_tensor_bytes - context.kernels_bytes
     profile = session.load_model(edge.model_id)
@@ -131,8 +131,8 @@ def push(edge: Edge) -> list[dict[str, Any]]:
         if step not in found:
             run = RunConfig(**{**edge.options, edge.knob: step * notch})
             tape = session.tape_for(profile, run, gpu)
-            found[step] = estimate(profile, run, gpu, cap_bytes=cap_bytes, tape=tape, calibration=spread)
-            print(f"{edge.name} {step * notch}: {found[step].fit.reasons[0]} ({found[step].footing})", flush=True)
+            found[step] = estimate(profile, run, gpu, cap_bytes=cap_bytes, tape=tape, calibration=distribution)
+            print(f"{edge.name} {step * notch}: {found[step].fit.reasons[0]} ({found[step].method})", flush=True)
         return found[step]
 
     def over(most: float) -> Callable[[int], float]:
@@ -141,7 +141,7 @@ def push(edge: Edge) -> list[dict[str, Any]]:
         def measure(step: int) -> float:
             one = answer(step)
             beside = context.first_tensor_bytes + context.kernels_bytes
-            law = spread_of(one.floor_bytes, one.footing, context, spread).law
+            law = spread_of(one.floor_bytes, one.method, context, distribution).law
             gap = (one.floor_bytes - beside) * (1 + law.quantile(1 - most)) + beside - usable
             return min(gap, -1.0) if one.fit.probability_oom <= most else max(gap, 1.0)
 
@@ -166,7 +166,7 @@ def push(edge: Edge) -> list[dict[str, Any]]:
             "cap_bytes": cap_bytes,
             "edge": {
                 "card": edge.card, "kind": kind, "knob": edge.knob, "usable_bytes": usable,
-                "chance": answer(step).fit.probability_oom, "footing": answer(step).footing,
+                "chance": answer(step).fit.probability_oom, "footing": answer(step).method,
             },
         }
         for kind, step in (("fits", fits), ("beyond", beyond))

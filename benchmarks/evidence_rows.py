@@ -18,7 +18,7 @@ from qlora_planner.memory.explanations import before_training
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Phase
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.simulate import play_run
+from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.configs import read_config
@@ -106,7 +106,7 @@ def parts(row: dict[str, Any]) -> list[tuple[str, dict[str, int], int | None]]:
     profile = build_profile(source)
     resolution = resolve(profile, run, gpu)
     workspace = cublas_workspace_bytes(gpu.compute_capability)
-    played = play_run(profile, resolution, trace_run(source, resolution, gpu), workspace)
+    played = simulate_run(profile, resolution, trace_run(source, resolution, gpu), workspace)
     found = []
     for name, peak in (("load", played.load), ("prepare", played.prepare)):
         if peak is not None:

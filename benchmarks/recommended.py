@@ -35,10 +35,10 @@ from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.budget import usable_on
-from qlora_planner.planner.candidate_memory import Limits, Outlooks
+from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import search
-from qlora_planner.planner.search_space import make_space
+from qlora_planner.planner.search_space import search_space
 from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
@@ -95,16 +95,16 @@ def recommended(
         sweep = stored_sweep(profile, tapes_dirs())
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         for card in cards:
-            outlooks = Outlooks.of(profile, card, sweep, known)
+            factory = CandidateFactory.of(profile, card, sweep, known)
             # Speeds of a bare size are ranked on the card that it was taken from.
             pace_on = catalogue.get(marketed_size(card.marketed_gb).card) if card.form == "size" else card
-            limits = Limits(usable_bytes=usable_on(card, 0, None, known), calibration=known)
+            limits = MemoryBudget(usable_bytes=usable_on(card, 0, None, known), calibration=known)
             for name in goals:
                 goal = OBJECTIVES[name]
-                space = make_space(profile, default, frozenset(), int8=name == "quality", offloading=goal.lengths)
+                space = search_space(profile, default, frozenset(), int8=name == "quality", offloading=goal.lengths)
                 try:
                     ranking = search(
-                        outlooks, default, space, goal, limits, pace_on=pace_on,
+                        factory, default, space, goal, limits, pace_on=pace_on,
                         model_limit=int(limit) if limit else None,
                     )  # fmt: skip
                 except InputError:

@@ -67,12 +67,12 @@ def table(paths: Sequence[Path], traits: Any = None) -> int:
     """Print every row, and each role's errors."""
     from qlora_planner.evidence.calibration import card_slug
     from qlora_planner.session import calibration, load_gpu
-    from qlora_planner.speed.roofline import card_seconds, host_seconds, traits_of
+    from qlora_planner.speed.roofline import card_seconds, efficiency_of, host_seconds
     from qlora_planner.speed.work import evaluator, values
 
     known, roles, missed = calibration(), {}, []
     for one, run in timed_runs(paths):
-        chosen = traits or traits_of(load_gpu(card_slug(one.gpu.name)), known)[0]
+        chosen = traits or efficiency_of(load_gpu(card_slug(one.gpu.name)), known)[0]
         seconds = run.predicted(chosen)
         sizes = values(run.batch_size, run.seq_len, run.rank, run.work.head_tile_tokens, run.work.experts)
         card = evaluator(card_seconds(run.work.micro, run.rates, chosen))(sizes) * run.work.micro_steps

@@ -181,12 +181,12 @@ def resolved(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
     """Profile, resolution and trace specification of a run on an H200."""
     from qlora_planner import RunConfig, load_gpu, load_model
     from qlora_planner.memory.options.resolve import resolve
-    from qlora_planner.profiling.tapes import traits_of
+    from qlora_planner.profiling.tapes import efficiency_of
     from qlora_planner.profiling.tracing.spec import TraceSpec
 
     profile, gpu = load_model(model), load_gpu("h200")
     resolution = resolve(profile, RunConfig(**options), gpu)
-    return profile, resolution, TraceSpec.of(resolution.run, resolution.stack, traits_of(gpu))
+    return profile, resolution, TraceSpec.of(resolution.run, resolution.stack, efficiency_of(gpu))
 
 
 def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

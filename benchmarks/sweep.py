@@ -14,9 +14,9 @@ import numpy as np
 
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.replay.simulate import play_run
-from qlora_planner.memory.sweep.peaks import moments_of
-from qlora_planner.memory.sweep.polynomials import Fixed
+from qlora_planner.memory.replay.simulate import simulate_run
+from qlora_planner.memory.sweep.peaks import peak_polynomials_of
+from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -52,15 +52,15 @@ def measure(name: str) -> str:
     assert optimizer is not None
     static = static_memory(profile, run)
     state = training_state(static.trainable, run, trainer, optimizer)
-    fixed = Fixed.of(static.after_prepare, state, sum(tensor.count for tensor in static.trainable), run)
-    moments = moments_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES)
-    compiling = best_s(lambda: moments_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES), 2)
+    fixed = FixedBytes.of(static.after_prepare, state, sum(tensor.count for tensor in static.trainable), run)
+    moments = peak_polynomials_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES)
+    compiling = best_s(lambda: peak_polynomials_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES), 2)
     single = best_s(lambda: moments.allocated_phases(1, 2048, run.rank, fixed), 50)
     seqs = 513 + np.arange(RUNS) % 3584
     ranks = np.full(RUNS, run.rank)
     sweep = best_s(lambda: moments.allocated_sweep(1, seqs, ranks, {run.rank: fixed}), 3)
     tape = stored.tape.at(1, 2048, run.rank, WORKSPACE_BYTES)
-    played = best_s(lambda: play_run(profile, resolution, tape, WORKSPACE_BYTES), 3)
+    played = best_s(lambda: simulate_run(profile, resolution, tape, WORKSPACE_BYTES), 3)
     return (
         f"{name}: sweep {RUNS / sweep:,.0f} runs/s; single {single * 1e3:.3f} ms; played {played * 1e3:.0f} ms; "
         f"moments {compiling:.2f} s; single over sweep {single * RUNS / sweep:.0f}x, played over single "

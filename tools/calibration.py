@@ -17,7 +17,7 @@ from typing import Any
 from qlora_planner.cli.predicting import predictions_of, speed_traits
 from qlora_planner.errors import PlannerError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading, PhaseReading
-from qlora_planner.evidence.calibration import FOOTINGS, calibrate, latest, usable
+from qlora_planner.evidence.calibration import METHODS, calibrate, latest, usable
 from qlora_planner.sources.configs import config_sha256
 from qlora_planner.sources.evidence import write_calibration
 from qlora_planner.spec.run import RunConfig
@@ -81,17 +81,17 @@ def main(root: Path, name: str) -> int:
             failed.append(f"{row.model}: {error}")
             continue
         pairs += [(row, one) for one in found]
-        shown = ", ".join(one.footing for one in found)
+        shown = ", ".join(one.method for one in found)
         print(f"{index + 1}/{len(rows)} {row.model}: {shown}, {time.perf_counter() - started:.1f} s", flush=True)
     calibration = calibrate(pairs, datetime.now(UTC).date().isoformat())
     # Every row again: of a run measured twice, the later one may have shared the card.
     rows = [row for row in measured_rows(root / "measurements") if row.role != "holdout"]
     calibration = replace(calibration, speed=speed_traits(rows, lambda _: None))
     write_calibration(root / "calibrations" / f"{name}.json", calibration)
-    for footing in FOOTINGS:
-        held = calibration.held_out(footing, "reserved")
+    for method in METHODS:
+        held = calibration.held_out(method, "reserved")
         if held is not None:
-            print(f"{footing}: {held}")
+            print(f"{method}: {held}")
     print("\n".join(["not predicted:", *failed]) if failed else "all predicted")
     return 1 if failed else 0
 

@@ -19,9 +19,9 @@ from pathlib import Path
 import qlora_planner.profiling as profiling
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.sweep.peaks import moments_of
-from qlora_planner.memory.sweep.polynomials import Moments
-from qlora_planner.memory.sweep.validity import LEAST_TOKENS, Region, regions
+from qlora_planner.memory.sweep.peaks import peak_polynomials_of
+from qlora_planner.memory.sweep.polynomials import PeakPolynomials
+from qlora_planner.memory.sweep.validity import LEAST_TOKENS, ValidityRange, validity_ranges
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -52,7 +52,9 @@ def fingerprint() -> str:
     return digest.hexdigest()[:16]
 
 
-def compiled(name: str, root: Path, which: str) -> Iterator[tuple[Region, tuple[StoredTape, Moments] | PlannerError]]:
+def compiled(
+    name: str, root: Path, which: str
+) -> Iterator[tuple[ValidityRange, tuple[StoredTape, PeakPolynomials] | PlannerError]]:
     """By region, the tape of one model's default recipe and its moments, or why it has none.
 
     In small models bitsandbytes' fused kernels switch inside the shortest region, which is then cut up.
@@ -60,7 +62,7 @@ def compiled(name: str, root: Path, which: str) -> Iterator[tuple[Region, tuple[
     profile = ModelCatalogue([root / "models"]).load(name)
     raw = read_config(root / "configs" / (name.replace("/", "__") + ".json"))
     resolution = resolve(profile, SHIPPED[which])
-    waiting = list(regions(profile, which == "batched"))
+    waiting = list(validity_ranges(profile, which == "batched"))
     while waiting:
         region = waiting.pop(0)
         try:
@@ -73,11 +75,11 @@ def compiled(name: str, root: Path, which: str) -> Iterator[tuple[Region, tuple[
         except PlannerError as error:
             yield region, error
         else:
-            moments = moments_of(tape, resolution.run, region, peaks_only=True)
+            moments = peak_polynomials_of(tape, resolution.run, region, peaks_only=True)
             yield region, (StoredTape(tape=tape, region=region), moments)
 
 
-def _parts(region: Region) -> list[Region]:
+def _parts(region: ValidityRange) -> list[ValidityRange]:
     """Two pieces of a short region at batch 1; none of others, or where the pieces would be too narrow to trace."""
     cut = next((edge for edge in _CUTS if region.low < edge < region.high), None)
     if region.batched or region.high > LEAST_TOKENS or cut is None:
@@ -124,7 +126,7 @@ def main(root: Path, which: str, names: Sequence[str] = (), resume: bool = False
 
 
 def _make(target: Path, name: str, root: Path, which: str, tracer: str) -> list[str]:
-    """Write one model's file and say how long it took; the regions that failed, with the reason."""
+    """Write one model's file and say how long it took; the validity_ranges that failed, with the reason."""
     started = time.perf_counter()
     profile = ModelCatalogue([root / "models"]).load(name)
     kept, failed = [], []
@@ -152,7 +154,7 @@ def _renew(target: Path, name: str, root: Path, which: str) -> None:
     run = resolve(profile, SHIPPED[which]).run
     tapes = stored_tapes(profile, which, [root / "tapes"])
     if tapes:
-        kept = [(one, moments_of(one.tape, run, one.region, peaks_only=True)) for one in tapes]
+        kept = [(one, peak_polynomials_of(one.tape, run, one.region, peaks_only=True)) for one in tapes]
         target.write_bytes(encode(header_of(target), kept))
 
 

@@ -137,7 +137,7 @@ class Estimates:
     def surely(self, found: MemoryEstimate) -> Callable[[int], bool]:
         """Whether a run that is known as well as `found` fits surely if it works from so many bytes on."""
         from qlora_planner import session
-        from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, spread, with_libraries
+        from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, distribution, with_libraries
 
         assert found.fit is not None
         usable = found.fit.usable_bytes
@@ -145,7 +145,7 @@ class Estimates:
         context = with_libraries(context_of(self.card.gpu, calibration), found.run)
 
         def fits(floor_bytes: int) -> bool:
-            return spread(floor_bytes, found.footing, context, calibration).chance_above(usable) <= FITS_AT_MOST
+            return distribution(floor_bytes, found.method, context, calibration).chance_above(usable) <= FITS_AT_MOST
 
         return fits
 
@@ -157,7 +157,7 @@ def fixes_for(found: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
     from qlora_planner.evidence.calibration import TRACED
     from qlora_planner.exchange.suggestions import remedies
 
-    if found.footing != TRACED:
+    if found.method != TRACED:
         return remedies(found.run, found, estimates.quick, estimates.quick, estimates.surely(found))
     estimates.tell("looking for the smallest change that fits; each try may be traced, a quarter of a minute")
     estimates.tell = _silent

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from qlora_planner.runs.after.base import Base
     from qlora_planner.runs.after.merge import Merged
     from qlora_planner.runs.after.merge_plan import MergePlan
-    from qlora_planner.runs.after.weightless import Hollow
+    from qlora_planner.runs.after.weightless import WeightlessModel
 
 SCHEMA = "qlora-plan/merge/1"
 DTYPES = ("bfloat16", "float16")
@@ -58,12 +58,12 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
     from qlora_planner.runs.after.host import resident_bytes
     from qlora_planner.runs.after.merge import merge
     from qlora_planner.runs.after.merge_plan import plan_merge
-    from qlora_planner.runs.after.weightless import hollow_model
+    from qlora_planner.runs.after.weightless import weightless_model
     from qlora_planner.train.quiet_imports import import_libraries
 
     import_libraries()
     kind = getattr(torch, dtype)
-    hollow = hollow_model(found.config, finished.adapter)
+    hollow = weightless_model(found.config, finished.adapter)
     plan = plan_merge(found, hollow, kind)
     peak_bytes = resident_bytes() + plan.working_bytes
     if not _has_room(plan, folder, peak_bytes, output):
@@ -110,7 +110,7 @@ def _has_room(plan: MergePlan, folder: Path, peak_bytes: int, output: Output) ->
 
 
 def _show(
-    base: Base, plan: MergePlan, hollow: Hollow, merged: Merged, dtype: str, peak_bytes: int, output: Output
+    base: Base, plan: MergePlan, hollow: WeightlessModel, merged: Merged, dtype: str, peak_bytes: int, output: Output
 ) -> None:
     from qlora_planner.runs.after.host import peak_resident_bytes
 

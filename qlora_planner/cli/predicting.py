@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import TRACED, Calibration, Prediction, card_slug, latest
-from qlora_planner.evidence.efficiency import SpeedTraits
+from qlora_planner.evidence.efficiency import KernelEfficiency
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
@@ -26,7 +26,7 @@ def prediction_of(answer: MemoryEstimate) -> Prediction:
     """The figures of an estimate that measurements are set beside."""
     phases = [phase for phase in answer.phases if phase.name in TRAINING]
     return Prediction(
-        footing=answer.footing,
+        method=answer.method,
         allocated_bytes=max(phase.allocated_bytes or 0 for phase in phases),
         reserved_bytes=max(phase.reserved_bytes or 0 for phase in phases),
         device_bytes=answer.peak.device_bytes,
@@ -90,7 +90,7 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
     tape = tape_for(profile, run, gpu, tell=tell)
     if tape is not None:
         traced = prediction_of(estimate(profile, run, gpu, tape=tape))
-        found.insert(0, replace(traced, footing=TRACED))
+        found.insert(0, replace(traced, method=TRACED))
     return found
 
 
@@ -118,13 +118,13 @@ def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
 
 def speed_traits(
     measurements: Iterable[Measurement], tell: Tell, known: Calibration | None = None
-) -> dict[str, SpeedTraits]:
+) -> dict[str, KernelEfficiency]:
     """What timed runs say of each card, by its name; `known` is what is believed of a card before, if anything is.
 
     Of repeats of one run the last counts. Raises MissingError and InputError as `predictions_of` does.
     """
     from qlora_planner.speed.fit import fit, timed
-    from qlora_planner.speed.roofline import traits_of
+    from qlora_planner.speed.roofline import efficiency_of
 
     runs: dict[str, list[TimedRun]] = {}
     cards: dict[str, GpuSpec] = {}
@@ -133,4 +133,4 @@ def speed_traits(
         if gpu is not None and run is not None:
             cards[gpu.name] = gpu
             runs.setdefault(gpu.name, []).append(run)
-    return {card: fit(found, traits_of(cards[card], known)[0]).traits for card, found in sorted(runs.items())}
+    return {card: fit(found, efficiency_of(cards[card], known)[0]).traits for card, found in sorted(runs.items())}

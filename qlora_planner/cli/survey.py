@@ -68,8 +68,8 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
     """
     from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.planner.budget import usable_on
-    from qlora_planner.planner.candidate_memory import Limits
-    from qlora_planner.planner.survey.index import bases_of, serves
+    from qlora_planner.planner.candidate_memory import MemoryBudget
+    from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
     from qlora_planner.session import calibration, ranking_card
@@ -81,7 +81,7 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
     known_spread = calibration(output.profiles)
     usable = usable_on(card.gpu, card.reserve_bytes, card.cap_bytes, known_spread)
-    limits = Limits(usable_bytes=usable, calibration=known_spread)
+    limits = MemoryBudget(usable_bytes=usable, calibration=known_spread)
     recommender = Recommender(
         gpu=card.gpu, limits=limits, pace_on=ranking_card(card.gpu, profiles=output.profiles),
         calibration=known_spread,
@@ -99,7 +99,7 @@ def stream_rows(card: Card, run: RunConfig, output: Output, *, recommend: bool =
         sweep_of=lambda profile: stored_sweep(profile, folders),
         calibration=known_spread,
         # With options of the user's nothing is searched: the run is theirs.
-        bases_of=(lambda profile: bases_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
+        storages_of=(lambda profile: storages_of(profile, card.gpu)) if serves(run) else (lambda _: ()),
         recommend=best,
     )
 

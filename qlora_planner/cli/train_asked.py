@@ -16,7 +16,7 @@ from qlora_planner.text import plain
 from qlora_planner.train.settings import Settings
 
 if TYPE_CHECKING:
-    from qlora_planner.runs.directory import RunFolder
+    from qlora_planner.runs.directory import RunDirectory
     from qlora_planner.spec.model import ModelProfile
 
 SETTINGS = (
@@ -34,7 +34,7 @@ class Asked:
     weights: str
     run: RunConfig
     settings: Settings
-    folder: RunFolder
+    folder: RunDirectory
     data: str
     tokenizer: str | None
     bad_rows: str
@@ -47,13 +47,13 @@ class Asked:
 
 def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) -> Asked:
     """Raises InputError for a plan that is none, missing data, and a run that cannot be gone on with."""
-    from qlora_planner.runs.directory import RunFolder, read_record
+    from qlora_planner.runs.directory import RunDirectory, read_record
 
     typed = {name: given[name] for name in SETTINGS if given.get(name) is not None}
     # A switch that is off and a list that is empty were not typed.
     settings = {name: value for name, value in typed.items() if value is not False and value != ()}
     if given["resume"]:
-        folder = RunFolder(Path(given["output"] or what))
+        folder = RunDirectory(Path(given["output"] or what))
         if given["output"] is None and not folder.path.is_dir():
             raise InputError("--resume: name the folder of the run, as --output DIR or in place of the MODEL")
         return _resumed(what, explicit, settings, given, folder, read_record(folder))
@@ -74,7 +74,7 @@ def asked_from(what: str, explicit: dict[str, Any], given: Mapping[str, Any]) ->
         weights=place,
         run=run,
         settings=chosen,
-        folder=RunFolder(Path(given["output"] or Path("runs") / name)),
+        folder=RunDirectory(Path(given["output"] or Path("runs") / name)),
         data=given["data"],
         tokenizer=given["tokenizer"],
         bad_rows=given["bad_rows"],
@@ -90,7 +90,7 @@ def _resumed(
     explicit: dict[str, Any],
     settings: dict[str, Any],
     given: Mapping[str, Any],
-    folder: RunFolder,
+    folder: RunDirectory,
     record: Mapping[str, Any],
 ) -> Asked:
     """The run as it was begun, with what was typed: `check_same` then says whether that is the same."""

@@ -12,7 +12,7 @@ from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
     from qlora_planner.measure.verify import Progress
-    from qlora_planner.runs.directory import RunFolder
+    from qlora_planner.runs.directory import RunDirectory
     from qlora_planner.runs.record import Metrics
     from qlora_planner.runs.supervise import Attempt
 
@@ -42,7 +42,7 @@ class Watch:
         what: str,
         *,
         metrics: Metrics,
-        folder: RunFolder,
+        folder: RunDirectory,
         whole_bytes: int | None,
         predicted: Mapping[str, Any] | None,
         card: int | None,

@@ -12,7 +12,7 @@ from dataclasses import asdict, field, replace
 from functools import lru_cache
 from typing import Any
 
-from qlora_planner.evidence.efficiency import SpeedTraits
+from qlora_planner.evidence.efficiency import KernelEfficiency
 from qlora_planner.evidence.records import Measurement
 from qlora_planner.evidence.residuals import FEWEST, Residuals
 from qlora_planner.record import record
@@ -22,7 +22,7 @@ SCHEMA = "qlora-plan/calibration/1"
 # How a prediction was made, best first: from the run's trace, from a closed form within or outside what it was proved
 # for.
 TRACED, PROVED_FORM, OTHER_FORM = "traced", "proved-form", "other-form"
-FOOTINGS = (TRACED, PROVED_FORM, OTHER_FORM)
+METHODS = (TRACED, PROVED_FORM, OTHER_FORM)
 # What is compared: torch's peaks while training, the slack between them as a part of what is reserved, NVML's peak.
 FIGURES = ("allocated", "reserved", "slack", "device")
 # The figure whose residuals decide intervals: the context, which NVML's figure adds, is known by card on its own.
@@ -35,7 +35,7 @@ _NOISE = re.compile(r"\b(nvidia|geforce|tesla|graphics|gpu)\b")
 class Prediction:
     """What was predicted for a measured run, in bytes: torch's peaks while training, the device peak of it all."""
 
-    footing: str
+    method: str
     allocated_bytes: int
     reserved_bytes: int
     device_bytes: int
@@ -71,25 +71,25 @@ class HeldOut:
 
 @record
 class Calibration:
-    """Contexts by card, and residuals by footing and figure, each ascending."""
+    """Contexts by card, and residuals by method and figure, each ascending."""
 
     created: str  # ISO date
     contexts: Mapping[str, CardContext] = field(default_factory=dict)
     residuals: Mapping[str, Mapping[str, tuple[float, ...]]] = field(default_factory=dict)
     stack: Mapping[str, str] = field(default_factory=dict)  # versions that all measured runs share
-    speed: Mapping[str, SpeedTraits] = field(default_factory=dict)  # what cards reach of their rates, by card
+    speed: Mapping[str, KernelEfficiency] = field(default_factory=dict)  # what cards reach of their rates, by card
 
-    def law(self, footing: str, widening: float = 1.0) -> Residuals | None:
+    def law(self, method: str, widening: float = 1.0) -> Residuals | None:
         """The law of what torch reserves over what was predicted; None with fewer than `FEWEST` measurements.
 
         `widening` multiplies each distance from the median.
         """
-        values = self.residuals.get(footing, {}).get(DECIDING, ())
+        values = self.residuals.get(method, {}).get(DECIDING, ())
         return _law(values, widening) if len(values) >= FEWEST else None
 
-    def held_out(self, footing: str, figure: str) -> HeldOut | None:
+    def held_out(self, method: str, figure: str) -> HeldOut | None:
         """Leave-one-out figures; None without measurements."""
-        values = self.residuals.get(footing, {}).get(figure, ())
+        values = self.residuals.get(method, {}).get(figure, ())
         return held_out(values) if values else None
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,8 +99,8 @@ class Calibration:
             "created": self.created,
             "contexts": {card: asdict(context) for card, context in self.contexts.items()},
             "residuals": {
-                footing: {figure: list(values) for figure, values in figures.items()}
-                for footing, figures in self.residuals.items()
+                method: {figure: list(values) for figure, values in figures.items()}
+                for method, figures in self.residuals.items()
             },
             "stack": dict(self.stack),
             **({"speed": {card: traits.to_dict() for card, traits in self.speed.items()}} if self.speed else {}),
@@ -160,7 +160,7 @@ def latest(measurements: Iterable[Measurement]) -> list[Measurement]:
 def calibrate(pairs: Sequence[tuple[Measurement, Prediction]], created: str) -> Calibration:
     """What measurements, each with its predictions, say. `created` is an ISO date.
 
-    A measurement may come with several predictions, one for each footing. Those that cannot be compared are passed
+    A measurement may come with several predictions, one for each method. Those that cannot be compared are passed
     over; see `usable`. A figure that was not read gives no residual.
     """
     found: dict[str, dict[str, list[float]]] = {}
@@ -170,14 +170,14 @@ def calibrate(pairs: Sequence[tuple[Measurement, Prediction]], created: str) -> 
             continue
         measured[id(one)] = one
         for figure, residual in _residuals(one, predicted).items():
-            found.setdefault(predicted.footing, {}).setdefault(figure, []).append(round(residual, _DIGITS))
+            found.setdefault(predicted.method, {}).setdefault(figure, []).append(round(residual, _DIGITS))
     return Calibration(
         created=created,
         contexts=_contexts(list(measured.values())),
         residuals={
-            footing: {figure: tuple(sorted(found[footing][figure])) for figure in FIGURES if figure in found[footing]}
-            for footing in FOOTINGS
-            if footing in found
+            method: {figure: tuple(sorted(found[method][figure])) for figure in FIGURES if figure in found[method]}
+            for method in METHODS
+            if method in found
         },
         stack=_shared([one.stack for one in measured.values()]),
     )
@@ -188,13 +188,13 @@ def pooled(calibrations: Sequence[Calibration]) -> Calibration | None:
     if not calibrations:
         return None
     contexts: dict[str, CardContext] = {}
-    speed: dict[str, SpeedTraits] = {}
+    speed: dict[str, KernelEfficiency] = {}
     residuals: dict[str, dict[str, tuple[float, ...]]] = {}
     for one in calibrations:
         contexts = {**one.contexts, **contexts}
         speed = {**one.speed, **speed}
-        for footing, figures in one.residuals.items():
-            known = residuals.setdefault(footing, {})
+        for method, figures in one.residuals.items():
+            known = residuals.setdefault(method, {})
             for figure, values in figures.items():
                 known[figure] = tuple(sorted((*known.get(figure, ()), *values)))
     stack = _shared([one.stack for one in calibrations])

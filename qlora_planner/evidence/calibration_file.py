@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, SCHEMA, Calibration, CardContext
-from qlora_planner.evidence.efficiency import traits_faults, traits_from_dict
+from qlora_planner.evidence.calibration import FIGURES, METHODS, SCHEMA, Calibration, CardContext
+from qlora_planner.evidence.efficiency import efficiency_faults, efficiency_from_dict
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain, quoted
 
@@ -39,11 +39,11 @@ def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
         created=raw["created"],
         contexts={card: CardContext(**figures) for card, figures in contexts.items()},
         residuals={
-            footing: {figure: tuple(map(float, values)) for figure, values in figures.items()}
-            for footing, figures in residuals.items()
+            method: {figure: tuple(map(float, values)) for figure, values in figures.items()}
+            for method, figures in residuals.items()
         },
         stack=stack,
-        speed={card: traits_from_dict(traits) for card, traits in speed.items()},
+        speed={card: efficiency_from_dict(traits) for card, traits in speed.items()},
     )
 
 
@@ -62,19 +62,19 @@ def _context_faults(contexts: Any) -> list[str]:
 def _speed_faults(speed: Any) -> list[str]:
     if type(speed) is not dict:
         return ["speed must map cards to what they reach"]
-    return [fault for card, traits in speed.items() for fault in traits_faults(traits, f"speed.{card}")]
+    return [fault for card, traits in speed.items() for fault in efficiency_faults(traits, f"speed.{card}")]
 
 
 def _residual_faults(residuals: Any) -> list[str]:
     if type(residuals) is not dict:
         return ["residuals must map footings to figures"]
     faults = []
-    for footing, figures in residuals.items():
-        if footing not in FOOTINGS or type(figures) is not dict:
-            faults.append(f"residuals.{footing} must be one of {', '.join(FOOTINGS)}, with figures")
+    for method, figures in residuals.items():
+        if method not in METHODS or type(figures) is not dict:
+            faults.append(f"residuals.{method} must be one of {', '.join(METHODS)}, with figures")
             continue
         for figure, values in figures.items():
-            place = f"residuals.{footing}.{figure}"
+            place = f"residuals.{method}.{figure}"
             if figure not in FIGURES:
                 faults.append(f"{place} must be one of {', '.join(FIGURES)}")
             elif type(values) is not list or not all(type(v) in (int, float) and abs(v) <= _MOST for v in values):

@@ -10,7 +10,7 @@ from qlora_planner.record import record
 
 
 @record
-class SpeedTraits:
+class KernelEfficiency:
     """Fractions of a card's stated rates, and the host's seconds per act.
 
     `product_fraction` of the dense matrix rate is what large products reach, `attention_fraction` what fused attention
@@ -39,7 +39,7 @@ class SpeedTraits:
 # rounded. There a bf16 product of 8192^3 alone reaches 0.80 of the data sheet's rate, and a copy 0.90 of its bandwidth;
 # the shapes of real layers and strided kernels lose the rest. The host's times come with their share of the Python of
 # transformers, PEFT and bitsandbytes; a desktop's faster cores may halve them.
-ASSUMED = SpeedTraits(
+ASSUMED = KernelEfficiency(
     product_fraction=0.75, attention_fraction=0.40, bandwidth_fraction=0.65, launch_s=65e-6, engine_launch_s=20e-6,
     tensor_s=60e-6, step_s=0.01,
 )  # fmt: skip
@@ -51,9 +51,9 @@ FITTED = (
 _BOUNDS = {name: (0.02, 1.0) if name.endswith("fraction") else (1e-7, 0.2) for name in FITTED}
 
 
-def traits_faults(raw: Any, place: str) -> list[str]:
-    """What is wrong with the JSON of one card's traits; none when `traits_from_dict` reads it."""
-    names = {spec.name for spec in fields(SpeedTraits)}
+def efficiency_faults(raw: Any, place: str) -> list[str]:
+    """What is wrong with the JSON of one card's traits; none when `efficiency_from_dict` reads it."""
+    names = {spec.name for spec in fields(KernelEfficiency)}
     if type(raw) is not dict or set(raw) != names:
         return [f"{place} must have {', '.join(sorted(names))}"]
     faults = []
@@ -69,12 +69,12 @@ def traits_faults(raw: Any, place: str) -> list[str]:
     return faults
 
 
-def traits_from_dict(raw: dict[str, Any]) -> SpeedTraits:
-    """Read `SpeedTraits.to_dict` back, once `traits_faults` has found nothing."""
-    return SpeedTraits(**raw)
+def efficiency_from_dict(raw: dict[str, Any]) -> KernelEfficiency:
+    """Read `KernelEfficiency.to_dict` back, once `efficiency_faults` has found nothing."""
+    return KernelEfficiency(**raw)
 
 
-def of_fitted(values: Mapping[str, float]) -> SpeedTraits:
+def of_fitted(values: Mapping[str, float]) -> KernelEfficiency:
     """Traits by the names of `FITTED`, of no run yet."""
     return replace(ASSUMED, **dict[str, Any](values))
 

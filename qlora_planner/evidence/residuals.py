@@ -16,7 +16,7 @@ SMALLEST_SCALE = 2 / 2048
 _TAIL = 0.05
 
 
-class Law(Protocol):
+class ErrorDistribution(Protocol):
     """A distribution of an unknown, by its two directions."""
 
     def chance_above(self, value: float) -> float:

@@ -75,13 +75,13 @@ class Execution:
         return self._measurement(outcome, failure)
 
     def _prepare_host(self) -> None:
-        from qlora_planner.train.cpu_fallbacks import settle
+        from qlora_planner.train.cpu_fallbacks import with_cpu_fallbacks
         from qlora_planner.train.toy import toy_config
 
         spec = self.spec
         raw = spec.config if spec.config is not None else _read_config(str(spec.model_dir))
         self.raw = toy_config(raw) if spec.is_toy and spec.model_dir is None else raw
-        self.run = settle(spec.run, self.raw, self.versions)
+        self.run = with_cpu_fallbacks(spec.run, self.raw, self.versions)
 
     def _on_card(self) -> None:
         import torch

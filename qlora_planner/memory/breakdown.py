@@ -10,10 +10,10 @@ from qlora_planner.record import record
 
 
 @record
-class View:
+class Breakdown:
     """Phases, the peak one, what is alive then, and the smallest device total that would do. Bytes.
 
-    `footing` is how the figures were had (see evidence.calibration), which decides how far they may be off.
+    `method` is how the figures were had (see evidence.calibration), which decides how far they may be off.
     """
 
     load: PhasePeak
@@ -26,7 +26,7 @@ class View:
     trainable_params: int
     paged_bytes: int
     offloaded_bytes: int | None
-    footing: str
+    method: str
 
 
 def highest(phases: Iterable[Phase]) -> Phase:

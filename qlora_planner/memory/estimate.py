@@ -7,11 +7,19 @@ from collections.abc import Sequence
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.breakdown import View
+from qlora_planner.memory.breakdown import Breakdown
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.unmodelled.left_out import whole
-from qlora_planner.memory.verdict import beside_a_cap, context_of, fit, interval, room, spread, with_libraries
+from qlora_planner.memory.verdict import (
+    beside_a_cap,
+    context_of,
+    distribution,
+    fit,
+    interval,
+    usable_with_reason,
+    with_libraries,
+)
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -41,10 +49,10 @@ def estimate(
 
     `tape` is the trace of this very run; without it, closed forms stand in, with a wide interval. `orders` are
     sequences of its traces at the widths of a dataset's batches, any of which may come before the widest: the one that
-    reserves most counts (see `memory.replay.simulate.play_run`).
+    reserves most counts (see `memory.replay.simulate.simulate_run`).
     `reserve_bytes` is held back for a desktop or other processes; `cap_bytes` is torch's own per-process limit,
     under which a traced run that gets through peaks no higher.
-    `calibration` gives the context of the card and the spread of predictions, where it was measured.
+    `calibration` gives the context of the card and the distribution of predictions, where it was measured.
     `broken` is what tracing found the installed libraries to refuse.
     What the figures leave out qualifies the answer, but where `complete` is off, as in a search: see
     `memory.unmodelled.qualified`.
@@ -53,7 +61,7 @@ def estimate(
     resolution = resolve(profile, run, gpu)
     workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
     context = with_libraries(context_of(gpu, calibration), resolution.run)
-    available = None if gpu is None else room(gpu, reserve_bytes, cap_bytes, context)
+    available = None if gpu is None else usable_with_reason(gpu, reserve_bytes, cap_bytes, context)
     usable = None if available is None else available[0]
     view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders, cap_bytes)
     about_card = (
@@ -62,9 +70,13 @@ def estimate(
     )
     problems = (*resolution.problems, *broken, *about_card, *(() if tape is not None else (NOT_TRACED,)))
     device = view.peak.device_bytes or 0
-    low, high = interval(device, spread(device, view.footing, context, calibration))
-    around_floor = spread(view.floor_bytes, view.footing, context, calibration)
-    if gpu is not None and available is not None and available[0] < room(gpu, reserve_bytes, None, context)[0]:
+    low, high = interval(device, distribution(device, view.method, context, calibration))
+    around_floor = distribution(view.floor_bytes, view.method, context, calibration)
+    if (
+        gpu is not None
+        and available is not None
+        and available[0] < usable_with_reason(gpu, reserve_bytes, None, context)[0]
+    ):
         around_floor = beside_a_cap(around_floor, context)
     found = MemoryEstimate(
         model={
@@ -104,7 +116,7 @@ def estimate(
             problems,
         ),
         problems=problems,
-        footing=view.footing,
+        method=view.method,
     )  # fmt: skip
     return whole(profile, found) if complete else found
 
@@ -119,12 +131,12 @@ def _view(
     usable_bytes: int | None,
     orders: Sequence[Sequence[Tape]],
     cap_bytes: int | None,
-) -> View:
+) -> Breakdown:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
-        from qlora_planner.memory.closed_form.estimate import closed_view
+        from qlora_planner.memory.closed_form.estimate import closed_form_breakdown
 
-        return closed_view(profile, resolution, workspace_bytes, gpu, context)
-    from qlora_planner.memory.replay.estimate import traced_view
+        return closed_form_breakdown(profile, resolution, workspace_bytes, gpu, context)
+    from qlora_planner.memory.replay.estimate import traced_breakdown
 
-    return traced_view(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders, cap_bytes)
+    return traced_breakdown(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders, cap_bytes)

@@ -180,7 +180,7 @@ class MemoryEstimate:
     fit: Fit | None = None
     problems: tuple[Problem, ...] = ()
     unmodelled: tuple[Unmodelled, ...] = ()  # put here by `memory.unmodelled.qualified.qualified` alone
-    footing: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
+    method: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
 
     @property
     def components(self) -> dict[str, int]:
@@ -232,5 +232,5 @@ class MemoryEstimate:
             "problems": [fields_of(problem) for problem in self.problems],
             "basis": self.basis,
             "why": {line.component.value: line.why for line in self.lines},
-            "footing": self.footing,
+            "footing": self.method,
         }

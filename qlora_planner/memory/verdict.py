@@ -1,4 +1,4 @@
-"""From a floor with its spread and a card to a verdict."""
+"""From a floor with its distribution and a card to a verdict."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from itertools import pairwise
 from qlora_planner.catalog.cuda import ContextRow, context_row
 from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, Calibration
-from qlora_planner.evidence.residuals import Law, Stated
+from qlora_planner.evidence.residuals import ErrorDistribution, Stated
 from qlora_planner.memory.records import Fit, Problem
 from qlora_planner.record import record
 from qlora_planner.spec.libraries import library_bytes
@@ -36,14 +36,14 @@ _STEPS = 60
 
 
 @record
-class Spread:
+class Distribution:
     """How a device figure may turn out: what torch holds times 1 + `law`, and beside it one of the `contexts`.
 
     `contexts` are pairs of a chance and the bytes that the context then takes; the two are independent.
     """
 
     torch_bytes: int
-    law: Law
+    law: ErrorDistribution
     contexts: tuple[tuple[float, float], ...]
 
     def chance_above(self, size_bytes: float) -> float:
@@ -86,8 +86,10 @@ def with_libraries(context: ContextRow, run: RunConfig) -> ContextRow:
     )
 
 
-def spread(device_bytes: int, footing: str, context: ContextRow, calibration: Calibration | None = None) -> Spread:
-    """How a device figure that was predicted on this footing may turn out.
+def distribution(
+    device_bytes: int, method: str, context: ContextRow, calibration: Calibration | None = None
+) -> Distribution:
+    """How a device figure that was predicted on this method may turn out.
 
     The law of what torch holds is that of held-out residuals, wider for a card whose context nobody measured; what is
     assumed where there are too few. The context's is exponential on either side of what is expected, with 90 % between
@@ -95,14 +97,14 @@ def spread(device_bytes: int, footing: str, context: ContextRow, calibration: Ca
     """
     expected = context.first_tensor_bytes + context.kernels_bytes
     widening = 1.0 if context.measured else ELSEWHERE
-    known = None if calibration is None else calibration.law(footing, widening)
-    return Spread(
-        torch_bytes=max(0, device_bytes - expected), law=known or ASSUMED[footing], contexts=_contexts(context)
+    known = None if calibration is None else calibration.law(method, widening)
+    return Distribution(
+        torch_bytes=max(0, device_bytes - expected), law=known or ASSUMED[method], contexts=_contexts(context)
     )
 
 
-def beside_a_cap(around: Spread, context: ContextRow) -> Spread:
-    """The spread against torch's own limit: whatever the context takes, it is not taken from torch."""
+def beside_a_cap(around: Distribution, context: ContextRow) -> Distribution:
+    """The distribution against torch's own limit: whatever the context takes, it is not taken from torch."""
     expected = context.first_tensor_bytes + context.kernels_bytes
     return replace(around, contexts=((1.0, float(expected)),))
 
@@ -114,13 +116,13 @@ def _contexts(context: ContextRow) -> tuple[tuple[float, float], ...]:
     return tuple((share, max(0.0, law.quantile(middle))) for share, middle in _SLICES)
 
 
-def interval(device_bytes: int, around: Spread) -> tuple[int, int]:
+def interval(device_bytes: int, around: Distribution) -> tuple[int, int]:
     """The 90 % interval of a device figure, which itself is always inside."""
     low, high = _where(around, 1 - _LOW), _where(around, 1 - _HIGH)
     return min(int(low), device_bytes), max(int(high), device_bytes)
 
 
-def _where(around: Spread, chance: float) -> float:
+def _where(around: Distribution, chance: float) -> float:
     """The size that is exceeded with this chance, by bisection."""
     low, high = 0.0, 4.0 * around.torch_bytes + 2 * max(beside for _, beside in around.contexts)
     for _ in range(_STEPS):
@@ -134,8 +136,8 @@ def _where(around: Spread, chance: float) -> float:
     return high
 
 
-def probability_over(usable: int, around: Spread) -> float:
-    """The chance that the run needs more than `usable` bytes; `around` is the spread of its floor."""
+def probability_over(usable: int, around: Distribution) -> float:
+    """The chance that the run needs more than `usable` bytes; `around` is the distribution of its floor."""
     return min(1.0, around.chance_above(usable))
 
 
@@ -144,7 +146,7 @@ def verdict_of(chance: float) -> str:
     return "fits" if chance <= FITS_AT_MOST else "tight" if chance <= TIGHT_AT_MOST else "does-not-fit"
 
 
-def room(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, context: ContextRow) -> tuple[int, str]:
+def usable_with_reason(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, context: ContextRow) -> tuple[int, str]:
     """Device bytes that the process may reach on the card, and why; a cap limits torch, so the context comes on top."""
     usable, why = usable_bytes(gpu, reserve_bytes)
     if cap_bytes is not None:
@@ -159,10 +161,10 @@ def fit(
     available: tuple[int, str],
     device_bytes: int,
     floor_bytes: int,
-    around: Spread,
+    around: Distribution,
     problems: tuple[Problem, ...],
 ) -> Fit:
-    """The verdict of a run on a card; `available` is what `room` gave."""
+    """The verdict of a run on a card; `available` is what `usable_with_reason` gave."""
     usable, why = available
     chance = probability_over(usable, around)
     refused = [problem for problem in problems if problem.blocking]

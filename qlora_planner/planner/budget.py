@@ -1,12 +1,12 @@
-"""What a search rests on: the room on a card, the steps of its sizes, and what is traced of a model."""
+"""What a search rests on: the usable_with_reason on a card, the steps of its sizes, and what is traced of a model."""
 
 from __future__ import annotations
 
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.closed_form.static_peaks import Groundwork
-from qlora_planner.memory.sweep.polynomials import Fixed, Moments
-from qlora_planner.memory.sweep.validity import Region
-from qlora_planner.memory.verdict import context_of, room
+from qlora_planner.memory.closed_form.static_peaks import StaticPeaks
+from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
+from qlora_planner.memory.sweep.validity import ValidityRange
+from qlora_planner.memory.verdict import context_of, usable_with_reason
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -19,7 +19,7 @@ _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
 
 def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, calibration: Calibration | None = None) -> int:
     """Device bytes that a process may reach on this card."""
-    return room(gpu, reserve_bytes, cap_bytes, context_of(gpu, calibration))[0]
+    return usable_with_reason(gpu, reserve_bytes, cap_bytes, context_of(gpu, calibration))[0]
 
 
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
@@ -28,21 +28,21 @@ PINNED_OVER_ALLOCATED = 1.05
 
 
 @record
-class SweptRegion:
+class SweptRange:
     """The traced moments of one model that can be the highest, and the variant and sizes they hold for."""
 
     variant: str
-    region: Region
-    moments: Moments
+    region: ValidityRange
+    moments: PeakPolynomials
 
 
 @record
 class Sweep:
     """What is traced of one model, region by region."""
 
-    parts: tuple[SweptRegion, ...]
+    parts: tuple[SweptRange, ...]
 
-    def find(self, variant: str, batch_size: int, seq_len: int) -> Moments | None:
+    def find(self, variant: str, batch_size: int, seq_len: int) -> PeakPolynomials | None:
         """The moments for a run of this variant and these sizes; None where they lie outside every region."""
         for part in self.parts:
             if part.variant == variant and part.region.holds(batch_size, seq_len):
@@ -50,7 +50,7 @@ class Sweep:
         return None
 
 
-def fixed_of(ground: Groundwork, run: RunConfig) -> Fixed:
+def fixed_of(ground: StaticPeaks, run: RunConfig) -> FixedBytes:
     """What a run holds whatever its batch and sequence, for a sweep; `ground` must name what is trained."""
     weights = ground.static.buffers if run.method == "full" else ground.static.after_prepare
-    return Fixed.of(weights, ground.state, sum(tensor.count for tensor in ground.static.trainable), run)
+    return FixedBytes.of(weights, ground.state, sum(tensor.count for tensor in ground.static.trainable), run)

@@ -19,11 +19,11 @@ from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.closed_form import activations
 from qlora_planner.memory.closed_form.estimate import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
-from qlora_planner.memory.closed_form.static_peaks import Groundwork, Parts, assemble, build_groundwork
+from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.memory.sweep.polynomials import Fixed
-from qlora_planner.memory.sweep.validity import variant_key
-from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, probability_over, spread, with_libraries
+from qlora_planner.memory.sweep.polynomials import FixedBytes
+from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, distribution, probability_over, with_libraries
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
@@ -72,23 +72,23 @@ AS_RANKED = Scale()
 
 
 @record
-class Outlook:
+class CandidateMemory:
     """One option set; batch and sequence of `run` stand for any."""
 
     run: RunConfig
-    parts: Parts
+    parts: MemoryTerms
     shape: activations.ModelShape
     variant: str
     sweep: Sweep | None
-    fixed: Fixed
+    fixed: FixedBytes
     context: ContextRow
     workspace: int
     scale: Scale = AS_RANKED
 
     @property
-    def footing(self) -> str:
-        """The footing of runs outside every trace."""
-        return self.parts.footing
+    def method(self) -> str:
+        """The method of runs outside every trace."""
+        return self.parts.method
 
     @property
     def _over(self) -> float:
@@ -152,31 +152,33 @@ class Outlook:
 
 
 @dataclass(slots=True)
-class Outlooks:
-    """Makes outlooks of one model on one card; what loading takes is played once for all that load alike."""
+class CandidateFactory:
+    """Makes factory of one model on one card; what loading takes is played once for all that load alike."""
 
     profile: ModelProfile
     gpu: GpuSpec
     sweep: Sweep | None
     calibration: Calibration | None
-    _loaded: dict[tuple[Any, ...], tuple[int, Groundwork]]
-    _grounds: dict[tuple[Any, ...], Groundwork]
+    _loaded: dict[tuple[Any, ...], tuple[int, StaticPeaks]]
+    _grounds: dict[tuple[Any, ...], StaticPeaks]
     _paces: dict[tuple[Any, ...], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
 
     @classmethod
     def of(
         cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
-    ) -> Outlooks:
+    ) -> CandidateFactory:
         """For one model on one card."""
         return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
 
-    def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> Outlook:
-        """The outlook of a resolved run's options. Raises InputError when target modules match nothing."""
+    def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> CandidateMemory:
+        """The memory of a resolved run's options. Raises InputError when target modules match nothing."""
         run = resolution.run
         workspace = cublas_workspace_bytes(self.gpu.compute_capability)
         ground = self._ground(resolution, workspace)
-        return outlook_of(ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), scale)
+        return candidate_memory_of(
+            ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), scale
+        )
 
     def pace(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
         """The speed of a resolved run's options on a card; None where the card's rates are unknown.
@@ -208,8 +210,8 @@ class Outlooks:
         """The CUDA context of a run on this card."""
         return with_libraries(context_of(self.gpu, self.calibration), run)
 
-    def _ground(self, resolution: Resolution, workspace: int) -> Groundwork:
-        """Played once for all that load alike; another rank is the played one with other adapters."""
+    def _ground(self, resolution: Resolution, workspace: int) -> StaticPeaks:
+        """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
         run = resolution.run
         key = _loading_options(run)
         exact = key, run.rank, run.optimizer, run.trainer
@@ -217,10 +219,10 @@ class Outlooks:
             self._grounds[exact] = self._lay(key, resolution, workspace)
         return self._grounds[exact]
 
-    def _lay(self, key: tuple[Any, ...], resolution: Resolution, workspace: int) -> Groundwork:
+    def _lay(self, key: tuple[Any, ...], resolution: Resolution, workspace: int) -> StaticPeaks:
         run = resolution.run
         if key not in self._loaded:
-            self._loaded[key] = run.rank, build_groundwork(self.profile, resolution, workspace)
+            self._loaded[key] = run.rank, static_peaks_of(self.profile, resolution, workspace)
         rank, known = self._loaded[key]
         if rank != run.rank:
             static = static_memory(self.profile, run)
@@ -234,22 +236,22 @@ class Outlooks:
         return replace(known, state=training_state(known.static.trainable, run, trainer, optimizer))
 
 
-def outlook_of(
-    ground: Groundwork,
+def candidate_memory_of(
+    ground: StaticPeaks,
     resolution: Resolution,
     gpu: GpuSpec,
     sweep: Sweep | None,
     context: ContextRow,
-    fixed: Fixed,
+    fixed: FixedBytes,
     scale: Scale = AS_RANKED,
-) -> Outlook:
-    """From a model's groundwork."""
+) -> CandidateMemory:
+    """From a model's static_peaks."""
     run = resolution.run
-    return Outlook(
+    return CandidateMemory(
         run=run,
-        parts=assemble(ground, run, resolution.stack, gpu),
+        parts=memory_terms(ground, run, resolution.stack, gpu),
         shape=ground.shape,
-        variant=variant_key(run, resolution.stack, gpu),
+        variant=trace_key(run, resolution.stack, gpu),
         sweep=sweep,
         fixed=fixed,
         context=context,
@@ -259,28 +261,29 @@ def outlook_of(
 
 
 @dataclass(slots=True, kw_only=True)
-class Limits:
+class MemoryBudget:
     """The largest floors that fit, on one card's usable bytes; each is found once."""
 
     usable_bytes: int
     calibration: Calibration | None
     _known: dict[tuple[str, ContextRow, float], int] = field(default_factory=dict)
 
-    def most(self, footing: str, context: ContextRow, chance: float = FITS_AT_MOST) -> int:
+    def most(self, method: str, context: ContextRow, chance: float = FITS_AT_MOST) -> int:
         """The largest floor, to 64 KiB, of which the chance of running out is at most `chance`; 0 where none is."""
-        key = footing, context, chance
+        key = method, context, chance
         if key not in self._known:
             self._known[key] = _last(
                 lambda floor: (
-                    probability_over(self.usable_bytes, spread(floor, footing, context, self.calibration)) <= chance
+                    probability_over(self.usable_bytes, distribution(floor, method, context, self.calibration))
+                    <= chance
                 ),
                 self.usable_bytes,
             )
         return self._known[key]
 
-    def of(self, outlook: Outlook, chance: float = FITS_AT_MOST) -> tuple[int, int]:
+    def of(self, memory: CandidateMemory, chance: float = FITS_AT_MOST) -> tuple[int, int]:
         """For runs of an option set: those that are traced, and the others."""
-        return self.most(TRACED, outlook.context, chance), self.most(outlook.footing, outlook.context, chance)
+        return self.most(TRACED, memory.context, chance), self.most(memory.method, memory.context, chance)
 
 
 def _last(holds: Callable[[int], bool], top: int) -> int:

@@ -7,10 +7,10 @@ from collections.abc import Collection, Iterable
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.planner.budget import Sweep, usable_on
-from qlora_planner.planner.candidate_memory import Limits, Outlooks
+from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import search
-from qlora_planner.planner.search_space import fixed_options, make_space
+from qlora_planner.planner.search_space import fixed_options, search_space
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -34,11 +34,11 @@ def cheapest(
     for card in cards:
         if card.rent_usd_per_hour is None or card.vendor != "nvidia" or Rates.of(card, "bfloat16") is None:
             continue
-        space = make_space(profile, run, named, whole=False)
-        outlooks = Outlooks.of(profile, card, sweep, calibration)
+        space = search_space(profile, run, named, whole=False)
+        factory = CandidateFactory.of(profile, card, sweep, calibration)
         try:
-            limits = Limits(usable_bytes=usable_on(card, 0, None, calibration), calibration=calibration)
-            found = search(outlooks, run, space, OBJECTIVES["throughput"], limits, pace_on=card)
+            limits = MemoryBudget(usable_bytes=usable_on(card, 0, None, calibration), calibration=calibration)
+            found = search(factory, run, space, OBJECTIVES["throughput"], limits, pace_on=card)
         except InputError:  # this card's stack refuses all that is left open
             continue
         best = next(found.best())

@@ -15,7 +15,7 @@ SHORTEST = 256
 Rung = tuple[RunConfig, str]
 
 
-def rungs(run: RunConfig, profile: ModelProfile | None = None, *, phase: str | None = None) -> Iterator[Rung]:
+def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str | None = None) -> Iterator[Rung]:
     """Every rung below a resolved `run`, in order, each with what it says; a rung keeps what the ones above it changed.
 
     Smaller micro-batches with more accumulation come first: the same effective batch, the same schedule. Then gradient

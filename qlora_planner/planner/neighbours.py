@@ -16,8 +16,15 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.budget import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
-from qlora_planner.planner.candidate_memory import AS_RANKED, Ints, Limits, Outlook, Outlooks, Scale
-from qlora_planner.planner.fallbacks import rungs
+from qlora_planner.planner.candidate_memory import (
+    AS_RANKED,
+    CandidateFactory,
+    CandidateMemory,
+    Ints,
+    MemoryBudget,
+    Scale,
+)
+from qlora_planner.planner.fallbacks import fallbacks
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -113,16 +120,16 @@ def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base
 
 
 def prices(
-    outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits, scale: Scale = AS_RANKED
+    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, limits: MemoryBudget, scale: Scale = AS_RANKED
 ) -> Iterator[dict[str, Any]]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
     `run` is resolved, and `scale` what playing it took over its rank. What the stack refuses has its reason and no
     figures; a knob that changes nothing is left out.
     """
-    base = _Point.of(outlooks, run, pace_on)
+    base = _Point.of(factory, run, pace_on)
     played = base.floor(scale)
-    fits = played <= limits.of(base.outlook)[0 if base.traced is not None else 1]
+    fits = played <= limits.of(base.memory)[0 if base.traced is not None else 1]
     for knob in KNOBS:
         change = knob.turn(run)
         if not change:
@@ -132,27 +139,29 @@ def prices(
             "speed": None, "fits": None, "note": knob.note or None, "refused": None,
         }  # fmt: skip
         try:
-            other = _Point.of(outlooks, _open(run, change), pace_on)
+            other = _Point.of(factory, _open(run, change), pace_on)
         except InputError as error:
             yield {**row, "refused": str(error)}
             continue
         now, then, at = _alike(base, other)
         # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
-        good = fits if then <= now else played + then - now <= limits.of(other.outlook)[at]
+        good = fits if then <= now else played + then - now <= limits.of(other.memory)[at]
         yield {**row, "bytes": then - now, "speed": other.pace_over(base), "fits": good}
 
 
-def ladder(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits) -> Iterator[dict[str, Any]]:
+def ladder(
+    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, limits: MemoryBudget
+) -> Iterator[dict[str, Any]]:
     """What to give up, in order, if memory runs out: each rung keeps what those above it changed, and is ranked.
 
     `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out.
     """
-    base = above = _Point.of(outlooks, run, pace_on)
+    base = above = _Point.of(factory, run, pace_on)
     before, freed = run, 0
-    for lower, says in rungs(run, outlooks.profile):
+    for lower, says in fallbacks(run, factory.profile):
         changed = {name: value for name, value in lower.to_dict().items() if value != getattr(before, name)}
         try:
-            other = _Point.of(outlooks, lower, pace_on)
+            other = _Point.of(factory, lower, pace_on)
         except InputError:
             continue
         # Rung by rung: two that stand beside each other are most likely of the same making.
@@ -160,7 +169,7 @@ def ladder(outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec, limits: Limits)
         freed += then - now
         before, above = lower, other
         yield {
-            "change": changed, "says": says, "bytes": freed, "fits": then <= limits.of(other.outlook)[at],
+            "change": changed, "says": says, "bytes": freed, "fits": then <= limits.of(other.memory)[at],
             "speed": other.pace_over(base),
         }  # fmt: skip
 
@@ -184,8 +193,8 @@ def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
 
 @record
 class _Point:
-    outlook: Outlook
-    footing: str
+    memory: CandidateMemory
+    method: str
     traced: int | None
     closed: int
     pace: float | None
@@ -197,30 +206,30 @@ class _Point:
 
     def pace_over(self, base: _Point) -> float | None:
         """How many times as fast: see `pace_ratio`."""
-        return pace_ratio(self.pace, self.outlook.run, base.pace, base.outlook.run)
+        return pace_ratio(self.pace, self.memory.run, base.pace, base.memory.run)
 
     @classmethod
-    def of(cls, outlooks: Outlooks, run: RunConfig, pace_on: GpuSpec) -> _Point:
-        resolution = resolve(outlooks.profile, run, outlooks.gpu)
+    def of(cls, factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> _Point:
+        resolution = resolve(factory.profile, run, factory.gpu)
         refused = [problem.message for problem in resolution.problems if problem.blocking]
         if refused:
             raise InputError(refused[0])
-        outlook, resolved = outlooks.make(resolution), resolution.run
+        memory, resolved = factory.make(resolution), resolution.run
         batch, seq = (np.array([size], dtype=np.int64) for size in (resolved.batch_size, resolved.seq_len))
-        floor, traced = outlook.floors(batch, seq)
-        closed, _ = replace(outlook, sweep=None).floors(batch, seq)
-        model = outlooks.pace(resolution, pace_on)
+        floor, traced = memory.floors(batch, seq)
+        closed, _ = replace(memory, sweep=None).floors(batch, seq)
+        model = factory.pace(resolution, pace_on)
         pace = (
             None if model is None else float(model.tokens_per_s(resolved.batch_size, resolved.seq_len, resolved.rank))
         )
         return cls(
-            outlook=outlook, footing=outlook.footing, traced=int(floor[0]) if traced[0] else None,
+            memory=memory, method=memory.method, traced=int(floor[0]) if traced[0] else None,
             closed=int(closed[0]), pace=pace,
         )  # fmt: skip
 
 
 def frontier(
-    outlooks: Outlooks, run: RunConfig, limits: Limits, model_limit: int | None, scale: Scale = AS_RANKED
+    factory: CandidateFactory, run: RunConfig, limits: MemoryBudget, model_limit: int | None, scale: Scale = AS_RANKED
 ) -> tuple[dict[str, int | bool | None], ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
@@ -229,22 +238,28 @@ def frontier(
     found = []
     for batch in FRONTIER_BATCHES:
         try:
-            outlook = outlook_at(outlooks, run, batch, scale)
+            memory = candidate_memory_at(factory, run, batch, scale)
         except InputError:  # this batch is refused
             continue
-        seq = longest(outlook, limits.of(outlook), batch, model_limit)
+        seq = longest(memory, limits.of(memory), batch, model_limit)
         found.append({"batch_size": batch, "seq_len": seq, "played": False})
     return tuple(found)
 
 
-def outlook_at(outlooks: Outlooks, run: RunConfig, batch: int, scale: Scale = AS_RANKED) -> Outlook:
-    """The outlook of `run` at another batch, where rows of unequal length are padded."""
-    resolution = resolve(outlooks.profile, _open(run, {"batch_size": batch}), outlooks.gpu)
-    return outlooks.make(resolution, scale)
+def candidate_memory_at(
+    factory: CandidateFactory, run: RunConfig, batch: int, scale: Scale = AS_RANKED
+) -> CandidateMemory:
+    """The memory of `run` at another batch, where rows of unequal length are padded."""
+    resolution = resolve(factory.profile, _open(run, {"batch_size": batch}), factory.gpu)
+    return factory.make(resolution, scale)
 
 
 def longest(
-    outlook: Outlook, limits: tuple[int, int], batch: int, model_limit: int | None, accumulated: bool | None = None
+    memory: CandidateMemory,
+    limits: tuple[int, int],
+    batch: int,
+    model_limit: int | None,
+    accumulated: bool | None = None,
 ) -> int | None:
     """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit.
 
@@ -253,15 +268,15 @@ def longest(
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
 
     def fitting(steps: Ints) -> NDArray[np.bool_]:
-        floors, traced = outlook.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
+        floors, traced = memory.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return floors <= np.where(traced, *limits)
 
     found = _largest(fitting, top)
     return None if found is None else found * SEQ_STEP
 
 
-def largest_batch(single: Outlook, several: Outlook, limits: Limits, seq_len: int) -> int | None:
-    """Sequences per micro-batch; `single` is the outlook of one, `several` of more, which are padded."""
+def largest_batch(single: CandidateMemory, several: CandidateMemory, limits: MemoryBudget, seq_len: int) -> int | None:
+    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
 
     def fitting(sizes: Ints) -> NDArray[np.bool_]:
         seq = np.full_like(sizes, seq_len)

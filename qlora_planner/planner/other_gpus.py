@@ -9,7 +9,14 @@ from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.verdict import context_of, probability_over, room, spread, verdict_of, with_libraries
+from qlora_planner.memory.verdict import (
+    context_of,
+    distribution,
+    probability_over,
+    usable_with_reason,
+    verdict_of,
+    with_libraries,
+)
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -48,10 +55,10 @@ class Standing:
 
 
 def fitting_on(answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None) -> float:
-    """The chance of running out on `card`, for a run estimated `here`: the other card's own context and its spread."""
+    """The chance of running out on `card`, for a run estimated `here`: the other card's own context and spread."""
     now, more = _context_on(answer, here, card, known)
-    around = spread(answer.floor_bytes + more, answer.footing, now, known)
-    return probability_over(room(card, 0, None, now)[0], around)
+    around = distribution(answer.floor_bytes + more, answer.method, now, known)
+    return probability_over(usable_with_reason(card, 0, None, now)[0], around)
 
 
 def _context_on(
@@ -63,7 +70,7 @@ def _context_on(
 
 
 def _verdict_on(answer: MemoryEstimate, card: GpuSpec, chance: float) -> str:
-    """A card that lacks bfloat16 cannot do a bfloat16 run, however much room it has."""
+    """A card that lacks bfloat16 cannot do a bfloat16 run, however much usable_with_reason it has."""
     lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
     return "will-not-run" if lacks else verdict_of(chance)
 
@@ -86,7 +93,7 @@ def standing(
         card=card,
         verdict=_verdict_on(answer, card, chance),
         device_bytes=answer.peak.device_bytes + more,
-        usable_bytes=room(card, 0, None, now)[0],
+        usable_bytes=usable_with_reason(card, 0, None, now)[0],
         probability_oom=chance,
         tokens_per_s=speed.tokens_per_s,
         step_s=speed.step_s,

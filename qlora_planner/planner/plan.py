@@ -15,10 +15,10 @@ from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.budget import Sweep
 from qlora_planner.planner.candidate_memory import Scale
-from qlora_planner.planner.neighbours import frontier, ladder, outlook_at, pace_ratio, prices
+from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, pace_ratio, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
-from qlora_planner.planner.planner import OrdersOf, Planning, Request, TapeOf, no_orders, rows_of
+from qlora_planner.planner.planner import OrdersOf, Planner, Request, TapeOf, no_orders, rows_of
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.search_space import RULES, fixed_options
 from qlora_planner.record import record
@@ -113,7 +113,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planning.of(profile, asked, run, sweep, calibration, tape_of, orders_of)
+    planner = Planner.of(profile, asked, run, sweep, calibration, tape_of, orders_of)
     ranking = planner.rank(run, fixed, objective)
     bold = objective.name in ("throughput", "cheapest")
     settled = planner.settle(ranking, bold=bold)
@@ -133,7 +133,7 @@ def plan(
     return _around(planner, ranking, *settled)
 
 
-def _alone(planner: Planning, answer: MemoryEstimate) -> Plan:
+def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
     """The plan of a run that will not work, without anything to choose."""
     return Plan(
         model=answer.model, gpu=planner.asked.gpu, run=answer.run, objective=planner.asked.objective, data=None,
@@ -142,8 +142,8 @@ def _alone(planner: Planning, answer: MemoryEstimate) -> Plan:
     )  # fmt: skip
 
 
-def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
-    asked, outlooks = planner.asked, planner.outlooks
+def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
+    asked, factory = planner.asked, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
     cost = cost_of(answer.speed, asked.gpu)
     return Plan(
@@ -152,13 +152,13 @@ def _around(planner: Planning, ranking: Ranking, choice: Choice, answer: MemoryE
         run=answer.run,
         estimate=qualified(whole(planner.profile, answer), _of_data(asked)),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
-        prices=tuple(prices(outlooks, answer.run, planner.pace_on, planner.limits, scale)),
-        frontier=frontier(outlooks, answer.run, planner.limits, planner.model_limit, scale),
+        prices=tuple(prices(factory, answer.run, planner.pace_on, planner.limits, scale)),
+        frontier=frontier(factory, answer.run, planner.limits, planner.model_limit, scale),
         objective=asked.objective,
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(outlooks, answer.run, planner.pace_on, planner.limits)),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.limits)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
         smallest_card=None
         if _of_data(asked)
@@ -180,22 +180,20 @@ def _of_data(asked: Request) -> tuple[Unmodelled, ...]:
     return () if asked.data is None else asked.data.unmodelled
 
 
-def _expandable_bytes(planner: Planning, choice: Choice, answer: MemoryEstimate) -> int | None:
+def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) -> int | None:
     """What torch would reserve with expandable segments, where there is slack to be had."""
     if not worth_playing(answer):
         return None
     return planner.reserved(choice.run.with_(alloc_conf="expandable_segments:True"))
 
 
-def _elsewhere(planner: Planning, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
+def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
     asked = planner.asked
     there = replace(
         asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on, cap_bytes=None, reserve_bytes=0
     )
-    other = Planning.of(
-        planner.profile, there, planner.run, planner.outlooks.sweep, planner.calibration, planner.tape_of
-    )
+    other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.calibration, planner.tape_of)
     objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
     row: dict[str, Any] = {
         "gpu": card.name, "label": card.label, "usable_bytes": other.limits.usable_bytes, "verdict": "will-not-run",
@@ -222,7 +220,7 @@ def _elsewhere(planner: Planning, here: Choice, card: GpuSpec) -> Mapping[str, A
     return row
 
 
-def _options(planner: Planning, choice: Choice) -> Mapping[str, Any]:
+def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
     """What of the chosen run is neither a default nor what a default becomes here."""
     usual = resolve(planner.profile, _DEFAULT, planner.asked.gpu).run
     return {
@@ -236,7 +234,7 @@ def _card(found: Standing | None) -> Mapping[str, Any] | None:
     return None if found is None else found.to_dict()
 
 
-def _alternatives(planner: Planning, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Mapping[str, Any]]:
+def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Mapping[str, Any]]:
     """The best run of each other objective, by rank, where it differs; `floor_bytes` is what the chosen one took."""
     found: list[Mapping[str, Any]] = []
     fixed = fixed_options(planner.asked.run, planner.asked.fixed)
@@ -274,31 +272,31 @@ def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
     return other.run.rank > chosen.run.rank if objective.ranks else other.pace > chosen.pace
 
 
-def _pace_on_rows(planner: Planning, answer: MemoryEstimate) -> float | None:
+def _pace_on_rows(planner: Planner, answer: MemoryEstimate) -> float | None:
     """Tokens computed on per second at the mean length of the run's batches; None on a card of unknown rates."""
     run, data = answer.run, planner.asked.data
     assert data is not None
-    model = planner.outlooks.pace(resolve(planner.profile, run, planner.asked.gpu), planner.asked.gpu)
+    model = planner.factory.pace(resolve(planner.profile, run, planner.asked.gpu), planner.asked.gpu)
     if model is None:
         return None
     padded, _ = rows_of(data)(run.batch_size, run.seq_len, run.packing)
     return float(model.tokens_per_s(run.batch_size, padded, run.rank))
 
 
-def _data(planner: Planning, choice: Choice, answer: MemoryEstimate) -> DataPlan:
+def _data(planner: Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan:
     """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
     from qlora_planner.data.batches.epochs import plan_data
 
     data, run = planner.asked.data, answer.run
     assert data is not None
-    outlook = outlook_at(planner.outlooks, run, run.batch_size)
+    memory = candidate_memory_at(planner.factory, run, run.batch_size)
     scale = answer.peak.device_bytes / choice.floor_bytes
 
     def peak_bytes(seq_len: int) -> int:
         import numpy as np
 
         sizes = np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64)
-        return int(float(outlook.floors(*sizes)[0][0]) * scale)
+        return int(float(memory.floors(*sizes)[0][0]) * scale)
 
     return plan_data(
         data, seq_len=run.seq_len, batch_size=run.batch_size, grad_accum=run.grad_accum, packing=run.packing,

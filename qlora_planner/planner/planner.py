@@ -12,12 +12,12 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.replay.simulate import play_run
+from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.planner.budget import Sweep, usable_on
-from qlora_planner.planner.candidate_memory import Limits, Outlooks
+from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
-from qlora_planner.planner.search_space import make_space
+from qlora_planner.planner.search_space import search_space
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -62,16 +62,16 @@ class Request:
 
 
 @dataclass(slots=True, kw_only=True)
-class Planning:
+class Planner:
     """One model on one card for one request; `looked_at` counts candidates."""
 
     profile: ModelProfile
     asked: Request
     run: RunConfig
-    outlooks: Outlooks
+    factory: CandidateFactory
     calibration: Calibration | None
     tape_of: TapeOf
-    limits: Limits
+    limits: MemoryBudget
     orders_of: OrdersOf = no_orders
     looked_at: int = 0
 
@@ -85,11 +85,11 @@ class Planning:
         calibration: Calibration | None,
         tape_of: TapeOf,
         orders_of: OrdersOf = no_orders,
-    ) -> Planning:
+    ) -> Planner:
         usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
         return cls(
-            profile=profile, asked=asked, run=run, outlooks=Outlooks.of(profile, asked.gpu, sweep, calibration),
-            calibration=calibration, tape_of=tape_of, limits=Limits(usable_bytes=usable, calibration=calibration),
+            profile=profile, asked=asked, run=run, factory=CandidateFactory.of(profile, asked.gpu, sweep, calibration),
+            calibration=calibration, tape_of=tape_of, limits=MemoryBudget(usable_bytes=usable, calibration=calibration),
             orders_of=orders_of,
         )  # fmt: skip
 
@@ -114,7 +114,7 @@ class Planning:
     ) -> Ranking:
         """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
         data = self.asked.data
-        space = make_space(
+        space = search_space(
             self.profile, run, fixed, effective_batch=effective_batch or self.asked.effective_batch,
             packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
         )  # fmt: skip
@@ -122,7 +122,7 @@ class Planning:
             space = replace(space, ranks=objective.ranks)
         limits = [limit for limit in (self.model_limit, longest) if limit is not None]
         found = search(
-            self.outlooks, run, space, objective, self.limits, pace_on=self.pace_on,
+            self.factory, run, space, objective, self.limits, pace_on=self.pace_on,
             model_limit=min(limits, default=None), rows=None if data is None else rows_of(data),
         )  # fmt: skip
         self.looked_at += found.count
@@ -163,7 +163,9 @@ class Planning:
             return None
         resolution = resolve(self.profile, run, self.asked.gpu)
         workspace = cublas_workspace_bytes(self.asked.gpu.compute_capability)
-        return max(play_run(self.profile, resolution, tape, workspace, before=one).reserved for one in orders or ((),))
+        return max(
+            simulate_run(self.profile, resolution, tape, workspace, before=one).reserved for one in orders or ((),)
+        )
 
     def answer(self, run: RunConfig) -> MemoryEstimate:
         """One run's own estimate; with a dataset, after batches of the widths that may come before its widest.

@@ -13,10 +13,10 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.planner.budget import SEQ_STEP
-from qlora_planner.planner.candidate_memory import Limits, Outlook, Outlooks
+from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, MemoryBudget
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
-from qlora_planner.planner.search_space import BASES, Space
+from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -49,16 +49,16 @@ class OptionSet:
     """One option set at one rank and one kind of batch."""
 
     asked: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
-    outlook: Outlook
+    memory: CandidateMemory
     speed: SpeedModel
-    limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' footing
+    limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' method
     quality: int
     plain: int  # options as in the default recipe, of those that are a matter of habit
 
     @property
     def run(self) -> RunConfig:
         """Resolved; batch and sequence stand for any."""
-        return self.outlook.run
+        return self.memory.run
 
 
 @dataclass(slots=True)
@@ -106,29 +106,29 @@ class Ranking:
 
 
 def search(
-    outlooks: Outlooks,
+    factory: CandidateFactory,
     asked: RunConfig,
-    space: Space,
+    space: SearchSpace,
     objective: Objective,
-    limits: Limits,
+    limits: MemoryBudget,
     *,
     pace_on: GpuSpec,
     model_limit: int | None = None,
     rows: Rows | None = None,
 ) -> Ranking:
-    """Rank every candidate of `space` around `asked` on the card of `outlooks`.
+    """Rank every candidate of `space` around `asked` on the card of `factory`.
 
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
-    prepared = _option_sets(outlooks, asked, space, objective, limits, pace_on)
+    prepared = _option_sets(factory, asked, space, objective, limits, pace_on)
     return rank(prepared, asked, space, objective, model_limit=model_limit, rows=rows)
 
 
 def rank(
     prepared: Iterable[tuple[OptionSet, list[int]]],
     asked: RunConfig,
-    space: Space,
+    space: SearchSpace,
     objective: Objective,
     *,
     model_limit: int | None = None,
@@ -162,7 +162,12 @@ def rank(
 
 
 def _option_sets(
-    outlooks: Outlooks, asked: RunConfig, space: Space, objective: Objective, limits: Limits, pace_on: GpuSpec
+    factory: CandidateFactory,
+    asked: RunConfig,
+    space: SearchSpace,
+    objective: Objective,
+    limits: MemoryBudget,
+    pace_on: GpuSpec,
 ) -> Iterator[tuple[OptionSet, list[int]]]:
     sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
     kinds = [[size for size in sizes if size == 1], [size for size in sizes if size > 1]]
@@ -172,29 +177,29 @@ def _option_sets(
                 if not batches:
                     continue
                 run = asked.with_(**options, rank=rank, batch_size=batches[0])
-                resolution = resolve(outlooks.profile, run, outlooks.gpu)
+                resolution = resolve(factory.profile, run, factory.gpu)
                 if any(problem.blocking and problem.code != STORED_QUANTIZED for problem in resolution.problems):
                     continue
-                yield _prepared(outlooks, run, resolution, limits, pace_on), batches
+                yield _prepared(factory, run, resolution, limits, pace_on), batches
 
 
 def _prepared(
-    outlooks: Outlooks, run: RunConfig, resolution: Resolution, limits: Limits, pace_on: GpuSpec
+    factory: CandidateFactory, run: RunConfig, resolution: Resolution, limits: MemoryBudget, pace_on: GpuSpec
 ) -> OptionSet:
-    outlook = outlooks.make(resolution)
-    speed = outlooks.pace(resolution, pace_on)
+    memory = factory.make(resolution)
+    speed = factory.pace(resolution, pace_on)
     assert speed is not None, "the ranking card has rates"
-    return option_set(run, outlook, speed, limits.of(outlook))
+    return option_set(run, memory, speed, limits.of(memory))
 
 
-def option_set(asked: RunConfig, outlook: Outlook, speed: SpeedModel, limits: tuple[int, int]) -> OptionSet:
+def option_set(asked: RunConfig, memory: CandidateMemory, speed: SpeedModel, limits: tuple[int, int]) -> OptionSet:
     """An option set with its place among others in quality and habit."""
     return OptionSet(
         asked=asked,
-        outlook=outlook,
+        memory=memory,
         speed=speed,
         limits=limits,
-        quality=next((base.quality for base in BASES if base.options["quant"] == outlook.run.quant), 0),
+        quality=next((base.quality for base in WEIGHT_STORAGES if base.options["quant"] == memory.run.quant), 0),
         plain=sum(getattr(asked, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
     )
 
@@ -205,16 +210,16 @@ def _lengths(
     """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
         return np.array([asked.seq_len], dtype=np.int64)
-    found = longest(one.outlook, one.limits, batch, model_limit, accumulated)
+    found = longest(one.memory, one.limits, batch, model_limit, accumulated)
     return np.array([found or SEQ_STEP], dtype=np.int64)
 
 
 def _evaluate(
-    number: int, one: OptionSet, space: Space, batch: NDArray[np.int64], seq: NDArray[np.int64], rows: Rows | None
+    number: int, one: OptionSet, space: SearchSpace, batch: NDArray[np.int64], seq: NDArray[np.int64], rows: Rows | None
 ) -> tuple[NDArray[Any], ...]:
     run = one.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
-    floors, traced = one.outlook.floors(batch, seq, accumulation > 1)
+    floors, traced = one.memory.floors(batch, seq, accumulation > 1)
     fits = floors <= np.where(traced, *one.limits)
     timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
     if rows is None:

@@ -94,7 +94,7 @@ RULES = (
 
 
 @record
-class Base:
+class WeightStorage:
     """How weights are stored: one way to train, with a name for people, best quality first."""
 
     name: str
@@ -102,17 +102,21 @@ class Base:
     quality: int  # 16-bit before 8-bit before 4-bit
 
 
-BASES = (
-    Base(name="16-bit LoRA", options={"method": "lora", "quant": "none"}, quality=2),
-    Base(name="8-bit", options={"method": "qlora", "quant": "int8"}, quality=1),
-    Base(name="4-bit, plain constants", options={"method": "qlora", "quant": "nf4", "double_quant": False}, quality=0),
-    Base(name="4-bit, double-quantised", options={"method": "qlora", "quant": "nf4", "double_quant": True}, quality=0),
+WEIGHT_STORAGES = (
+    WeightStorage(name="16-bit LoRA", options={"method": "lora", "quant": "none"}, quality=2),
+    WeightStorage(name="8-bit", options={"method": "qlora", "quant": "int8"}, quality=1),
+    WeightStorage(
+        name="4-bit, plain constants", options={"method": "qlora", "quant": "nf4", "double_quant": False}, quality=0
+    ),
+    WeightStorage(
+        name="4-bit, double-quantised", options={"method": "qlora", "quant": "nf4", "double_quant": True}, quality=0
+    ),
 )
 OPTIMIZERS = ("paged_adamw_8bit", "adamw_8bit", "adamw_torch_fused")
 
 
 @record
-class Space:
+class SearchSpace:
     """What may be chosen: option sets, and sizes.
 
     `effective_batch` sequences a step, reached by any of `batches` with accumulation; None where the accumulation is
@@ -137,7 +141,7 @@ def fixed_options(run: RunConfig, given: Collection[str] | None) -> frozenset[st
     return frozenset(name for name, value in run.to_dict().items() if value != getattr(default, name))
 
 
-def make_space(
+def search_space(
     profile: ModelProfile,
     run: RunConfig,
     fixed: frozenset[str],
@@ -147,7 +151,7 @@ def make_space(
     int8: bool = False,
     offloading: bool = False,
     whole: bool = True,
-) -> Space:
+) -> SearchSpace:
     """Every combination of what is not `fixed`; `packed`, `int8` and `offloading` try those too.
 
     With `whole` false the optimizer and the allocator stay as they are, as for a survey of many models.
@@ -166,7 +170,7 @@ def make_space(
         open_axes.append([{"packing": False}, {"packing": True}])
     options = tuple(_runs(open_axes))
     batches, wanted = _batches(run, fixed, effective_batch)
-    return Space(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
+    return SearchSpace(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
 
 
 def _bases(profile: ModelProfile, run: RunConfig, fixed: frozenset[str], int8: bool) -> list[dict[str, Any]]:
@@ -177,7 +181,7 @@ def _bases(profile: ModelProfile, run: RunConfig, fixed: frozenset[str], int8: b
     asked = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
     found = [
         dict(base.options)
-        for base in BASES
+        for base in WEIGHT_STORAGES
         if all(base.options.get(name, value) == value for name, value in asked.items())
         and (int8 or base.options["quant"] != "int8" or "quant" in fixed)
     ]

@@ -7,7 +7,7 @@ from fractions import Fraction
 from itertools import combinations, pairwise
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.memory.sweep.validity import Region
+from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.spec.trace import CompiledTape, Monomial, Tape, Term
 
 # What sizes are made of, likeliest first: constants, tokens, rank, scores, and their products.
@@ -25,7 +25,7 @@ class NotPolynomialError(PlannerError):
     """Tapes at different points differ in more than sizes: a kernel switches or a loop grows between them."""
 
 
-def points_in(region: Region) -> list[Point]:
+def points_in(region: ValidityRange) -> list[Point]:
     """Generic sizes (batch, sequence, rank) inside `region`: those to fit at, and the last to prove the fit at.
 
     Sequences are multiples of 64, or 16 in narrow regions; at larger batches there are two points more, because the

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.memory.sweep.validity import Region, variant_key
+from qlora_planner.memory.sweep.validity import ValidityRange, trace_key
 from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault
@@ -22,7 +22,7 @@ from qlora_planner.spec.trace import CompiledTape, Tape
 _MULTIPROCESSORS = {(7, 5): 40, (8, 0): 108, (8, 6): 82, (8, 9): 128, (9, 0): 132, (10, 0): 148, (12, 0): 170}
 
 
-def traits_of(gpu: GpuSpec | None) -> CudaTraits:
+def efficiency_of(gpu: GpuSpec | None) -> CudaTraits:
     """The facts of a card that decide which kernels run; an unknown card is taken as an H200."""
     if gpu is None or gpu.compute_capability is None:
         return CudaTraits()
@@ -30,7 +30,9 @@ def traits_of(gpu: GpuSpec | None) -> CudaTraits:
     return CudaTraits(capability=(major, minor), multiprocessors=_MULTIPROCESSORS.get((major, minor), 80))
 
 
-def compile_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None, region: Region) -> CompiledTape:
+def compile_run(
+    source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None, region: ValidityRange
+) -> CompiledTape:
     """One tape for every batch (above 1, if the run's is), sequence and rank in `region`.
 
     Raises MissingError as `trace_run` does, NotPolynomialError when something switches inside the region.
@@ -45,7 +47,7 @@ def compile_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | Non
         return trace_run(source, sized, gpu)
 
     points = points_in(region)
-    return compile_tapes(trace_at, points[:-1], points[-1], variant_key(run, resolution.stack, gpu))
+    return compile_tapes(trace_at, points[:-1], points[-1], trace_key(run, resolution.stack, gpu))
 
 
 def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None) -> Tape:
@@ -55,7 +57,7 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     not follow: an option, or model code that fake tensors cannot run.
     """
     try:
-        spec = TraceSpec.of(resolution.run, resolution.stack, traits_of(gpu))
+        spec = TraceSpec.of(resolution.run, resolution.stack, efficiency_of(gpu))
         return trace(text_part(source.config, source.id)[0], spec)
     except PlannerError:
         raise

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from math import exp
 from typing import Any
 
-from qlora_planner.evidence.calibration import FIGURES, FOOTINGS, Calibration
+from qlora_planner.evidence.calibration import FIGURES, METHODS, Calibration
 from qlora_planner.evidence.residuals import FEWEST
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_mib
@@ -35,8 +35,8 @@ def render_calibration(found: Calibration, used: int, everything: int, path: str
 def to_document(found: Calibration) -> dict[str, Any]:
     """The calibration with its leave-one-out figures, JSON-ready."""
     held = {
-        footing: {figure: asdict(one) for figure in FIGURES if (one := found.held_out(footing, figure)) is not None}
-        for footing in found.residuals
+        method: {figure: asdict(one) for figure in FIGURES if (one := found.held_out(method, figure)) is not None}
+        for method in found.residuals
     }
     return {"calibration": found.to_dict(), "held_out": held}
 
@@ -80,9 +80,9 @@ def _residuals(found: Calibration, theme: Theme) -> Iterator[Line]:
     widths, left = (26, 9, 4, 9, 7, 13), frozenset({0, 1})
     heads = ("measured over predicted", "figure", "runs", "mean abs.", "worst", "90 % width")
     yield columns([(head, "dim") for head in heads], widths, left)
-    for footing in FOOTINGS:
+    for method in METHODS:
         for figure in FIGURES:
-            one = found.held_out(footing, figure)
+            one = found.held_out(method, figure)
             if one is None:
                 continue
             if one.inside is None or one.median_width is None:
@@ -90,7 +90,7 @@ def _residuals(found: Calibration, theme: Theme) -> Iterator[Line]:
             else:
                 judged = f"{100 * one.median_width:.1f} %, {one.inside}/{one.count}"
             cells = (
-                _WORDS[footing], figure, str(one.count), f"{100 * one.mean_abs:.2f} %", f"{100 * one.worst:+.1f} %",
+                _WORDS[method], figure, str(one.count), f"{100 * one.mean_abs:.2f} %", f"{100 * one.worst:+.1f} %",
                 judged,
             )  # fmt: skip
             yield columns([(cell, "") for cell in cells], widths, left)

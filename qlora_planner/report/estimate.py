@@ -93,7 +93,7 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
 
 def is_traced(estimate: MemoryEstimate) -> bool:
     """Whether the figures come from a trace of this very run; else closed forms stand in."""
-    return estimate.footing == TRACED
+    return estimate.method == TRACED
 
 
 def _about_gib(estimate: MemoryEstimate) -> str:

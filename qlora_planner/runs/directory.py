@@ -33,7 +33,7 @@ _KINDS: Mapping[tuple[type, ...], str] = {
 
 
 @dataclass(frozen=True, slots=True)
-class RunFolder:
+class RunDirectory:
     """Paths in the folder of one run."""
 
     path: Path
@@ -84,7 +84,7 @@ class RunFolder:
         return self.path / "report.html"
 
 
-def make(folder: RunFolder) -> None:
+def make(folder: RunDirectory) -> None:
     """The folder itself, if it is not there. Raises InputError where it cannot be made, or is a file."""
     path = folder.path
     if path.exists() and not path.is_dir():
@@ -95,7 +95,7 @@ def make(folder: RunFolder) -> None:
         raise InputError(f"--output: {plain(path)} cannot be written: {error.strerror or error}") from error
 
 
-def open_new(folder: RunFolder, *, force: bool) -> None:
+def open_new(folder: RunDirectory, *, force: bool) -> None:
     """Ready the folder for a run, or empty one of an earlier run with `force`: of what that run wrote, and no more.
 
     Raises InputError for a folder that is not empty (without `force`), one with something in it that would be in the
@@ -130,7 +130,7 @@ def open_new(folder: RunFolder, *, force: bool) -> None:
         raise InputError(f"--output: {where} cannot be written: {error.strerror or error}") from error
 
 
-def _own_record(folder: RunFolder) -> dict[str, Any] | None:
+def _own_record(folder: RunDirectory) -> dict[str, Any] | None:
     """The run.json that is there; None where it is none of ours."""
     path = folder.record
     try:
@@ -156,7 +156,7 @@ def _is_plan(path: Path) -> bool:
         return False
 
 
-def discard(folder: RunFolder) -> None:
+def discard(folder: RunDirectory) -> None:
     """Remove what a run that never began has written, and its folder where nothing else is in it."""
     with suppress(InputError):  # somebody else's among it: what is proven otherwise is not known then
         remove(*proven(folder.path, {}))
@@ -164,7 +164,7 @@ def discard(folder: RunFolder) -> None:
         folder.path.rmdir()
 
 
-def check_layout(folder: RunFolder) -> None:
+def check_layout(folder: RunDirectory) -> None:
     """Raises InputError where a part of a run that is gone on with is a link, or a file in place of a folder.
 
     What is written, renamed and removed there would be somewhere else.
@@ -180,7 +180,7 @@ def check_layout(folder: RunFolder) -> None:
             raise InputError(f"--resume: {plain(path)} is {'a folder' if path.is_dir() else 'no folder'}; move it away")
 
 
-def check_writable(folder: RunFolder) -> None:
+def check_writable(folder: RunDirectory) -> None:
     """Raises InputError where nothing can be written into the folder of a run that is gone on with."""
     try:
         _try_writing(folder.path)
@@ -195,7 +195,7 @@ def _try_writing(path: Path) -> None:
     probe.unlink()
 
 
-def read_record(folder: RunFolder) -> dict[str, Any]:
+def read_record(folder: RunDirectory) -> dict[str, Any]:
     """The run.json of an earlier start. Raises InputError where there is none, or it is none of ours."""
     where = plain(folder.record)
     try:
@@ -232,7 +232,7 @@ def _faults(raw: Mapping[str, Any]) -> Iterator[str]:
         yield f"data.bad_rows must be refuse or skip, not {quoted(rows['bad_rows'])}"
 
 
-def replace_adapter(folder: RunFolder, partial: Path) -> Path | None:
+def replace_adapter(folder: RunDirectory, partial: Path) -> Path | None:
     """Put a finished adapter, in a folder with a mark, in its place, and its files into run.json.
 
     One that is there goes, if it is what this run wrote; anything else is kept under another name, which is returned.

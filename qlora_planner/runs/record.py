@@ -13,7 +13,7 @@ from typing import Any
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.evidence import CardReading, HostReading, Measurement, NvmlReading, PhaseReading
-from qlora_planner.runs.directory import SCHEMA, RunFolder
+from qlora_planner.runs.directory import SCHEMA, RunDirectory
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
@@ -54,7 +54,7 @@ def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -
     }
 
 
-def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunFolder) -> list[str]:
+def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunDirectory) -> list[str]:
     """That a run is gone on with as it was begun; a note for each other version of a library, and for another length.
 
     What only watches (saving, logging, reporting) may change, and how long it trains. Raises InputError naming
@@ -144,7 +144,7 @@ def summary(
     *,
     speed: Mapping[str, Any] | None,
     wall_s: float,
-    folder: RunFolder,
+    folder: RunDirectory,
     notes: Sequence[str],
 ) -> dict[str, Any]:
     """summary.json: what was run, how it went, predicted beside measured; `speed` is predicted for its own rows."""

@@ -19,10 +19,10 @@ from typing import Any
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
 from qlora_planner.isolation import child_environment, python_module
 from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
-from qlora_planner.planner.fallbacks import keeps_states, rungs
+from qlora_planner.planner.fallbacks import fallbacks, keeps_states
 from qlora_planner.record import record
 from qlora_planner.runs.checkpoints import newest_complete, optimizer_of, set_aside, step_of
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.post_mortem import verdict
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.spec.model import ModelProfile
@@ -99,7 +99,7 @@ def supervise(
     hold only now.
     Raises what the child refuses (InputError, MissingError, RefusedError, RunError).
     """
-    folder = RunFolder(Path(spec.output))
+    folder = RunDirectory(Path(spec.output))
     predicted = predict(spec.run)
     for number in range(1, MOST_RECOVERIES + 2):
         facts, code = yield from _one(spec, folder, asked, lock)
@@ -129,7 +129,7 @@ def supervise(
 
 def going_on(spec: LaunchSpec, checkpoint: Path | None) -> LaunchSpec:
     """`spec` from a complete checkpoint on (None: from the beginning); newer, broken ones are taken out of the way."""
-    set_aside(RunFolder(Path(spec.output)).checkpoints, checkpoint)
+    set_aside(RunDirectory(Path(spec.output)).checkpoints, checkpoint)
     if checkpoint is None:
         return replace(spec, resume=None, fresh_optimizer=False)
     fresh = not keeps_states(optimizer_of(checkpoint), spec.run.optimizer)
@@ -140,7 +140,7 @@ def _next_rung(
     run: RunConfig, profile: ModelProfile | None, phase: str, before: Mapping[str, Any] | None, predict: Predict
 ) -> tuple[RunConfig, str, Mapping[str, Any] | None] | None:
     """The first rung below that is predicted to need less, or about which nothing is predicted."""
-    for lower, says in rungs(run, profile, phase=phase):
+    for lower, says in fallbacks(run, profile, phase=phase):
         predicted = predict(lower)
         if predicted is None or before is None or predicted["floor_bytes"] < before["floor_bytes"]:
             return lower, says, predicted
@@ -148,7 +148,7 @@ def _next_rung(
 
 
 def _one(
-    spec: LaunchSpec, folder: RunFolder, asked: StopAsked, lock: int | None = None
+    spec: LaunchSpec, folder: RunDirectory, asked: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
     facts: Mapping[str, Any] = {}

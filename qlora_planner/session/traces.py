@@ -40,7 +40,7 @@ def tape_for(
     """
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.options.resolve import resolve
-    from qlora_planner.memory.sweep.validity import accumulates_apart, variant_key
+    from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
     from qlora_planner.memory.weights.static import targeted
     from qlora_planner.memory.weights.targets import as_traced
     from qlora_planner.sources.tapes import stored_tape
@@ -48,7 +48,7 @@ def tape_for(
     resolution = resolve(profile, run, gpu)
     targeted(profile, resolution.run)  # modules that no adapter is known for are refused before anything is traced
     resolved = as_traced(profile, resolution.run)
-    resolution, variant = replace(resolution, run=resolved), variant_key(resolved, resolution.stack, gpu)
+    resolution, variant = replace(resolution, run=resolved), trace_key(resolved, resolution.stack, gpu)
     stored = stored_tape(profile, tapes_dirs(profiles), resolved.batch_size, resolved.seq_len)
     if stored is not None and stored.tape.variant == variant:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
@@ -101,13 +101,15 @@ def tape_orders(
     All that ship; of a run that has to be traced a single width, the widest, since each takes a quarter of a minute;
     with `stored_only` none of such a run.
     """
-    from qlora_planner.memory.sweep.validity import regions
+    from qlora_planner.memory.sweep.validity import validity_ranges
 
     own = tape_for(profile, run, gpu, profiles=profiles, stored_only=True)
     kept = own is not None
     if not kept and not stored_only:
         own = tape_for(profile, run, gpu, profiles=profiles)
-    within = next((one for one in regions(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None)
+    within = next(
+        (one for one in validity_ranges(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None
+    )
     if own is None or within is None:
         return ()
     near = {width for order in widths for width in order if within.holds(run.batch_size, width)}

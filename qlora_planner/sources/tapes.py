@@ -15,9 +15,9 @@ from typing import Any, TypeVar
 
 from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
-from qlora_planner.memory.sweep.polynomials import Moments
-from qlora_planner.memory.sweep.validity import Region
-from qlora_planner.planner.budget import Sweep, SweptRegion
+from qlora_planner.memory.sweep.polynomials import PeakPolynomials
+from qlora_planner.memory.sweep.validity import ValidityRange
+from qlora_planner.planner.budget import Sweep, SweptRange
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
@@ -34,7 +34,7 @@ class StoredTape:
     """A compiled tape and the sizes for which it holds."""
 
     tape: CompiledTape
-    region: Region
+    region: ValidityRange
 
 
 def tape_path(folder: Path, kind: str, model_id: str) -> Path:
@@ -52,7 +52,7 @@ def stored_tape(
 
     def pick(lines: list[bytes]) -> StoredTape | None:
         for number, raw in enumerate(json.loads(lines[0])["regions"], start=1):
-            region = Region(**raw["region"])
+            region = ValidityRange(**raw["region"])
             if region.holds(batch_size, seq_len):
                 return StoredTape(tape=CompiledTape.from_dict(json.loads(lines[number])), region=region)
         return None
@@ -65,7 +65,7 @@ def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list
 
     def pick(lines: list[bytes]) -> list[StoredTape]:
         return [
-            StoredTape(tape=CompiledTape.from_dict(json.loads(line)), region=Region(**raw["region"]))
+            StoredTape(tape=CompiledTape.from_dict(json.loads(line)), region=ValidityRange(**raw["region"]))
             for raw, line in zip(json.loads(lines[0])["regions"], lines[1:], strict=True)
         ]
 
@@ -75,10 +75,12 @@ def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list
 def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
     """The highest moments of a model's default recipe, for a search; None where no tape is kept."""
 
-    def pick(lines: list[bytes]) -> tuple[SweptRegion, ...]:
+    def pick(lines: list[bytes]) -> tuple[SweptRange, ...]:
         return tuple(
-            SweptRegion(
-                variant=raw["variant"], region=Region(**raw["region"]), moments=Moments.from_dict(raw["moments"])
+            SweptRange(
+                variant=raw["variant"],
+                region=ValidityRange(**raw["region"]),
+                moments=PeakPolynomials.from_dict(raw["moments"]),
             )
             for raw in json.loads(lines[0])["regions"]
         )
@@ -87,7 +89,7 @@ def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
     return Sweep(parts=tuple(parts)) if parts else None
 
 
-def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, Moments]]) -> bytes:
+def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, PeakPolynomials]]) -> bytes:
     """A tape file: `header` and what is kept of each tape."""
     kept = list(tapes)
     regions = [

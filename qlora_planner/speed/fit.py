@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import usable
-from qlora_planner.evidence.efficiency import ASSUMED, FITTED, SpeedTraits, bounds, of_fitted
+from qlora_planner.evidence.efficiency import ASSUMED, FITTED, KernelEfficiency, bounds, of_fitted
 from qlora_planner.memory.records import Basis
 from qlora_planner.record import record
 from qlora_planner.speed.roofline import Rates, SpeedModel
@@ -47,7 +47,7 @@ class TimedRun:
     rank: int
     step_s: float
 
-    def predicted(self, traits: SpeedTraits) -> float:
+    def predicted(self, traits: KernelEfficiency) -> float:
         """Seconds per step under these traits."""
         model = SpeedModel(work=self.work, rates=self.rates, traits=traits, basis=Basis.CALIBRATED)
         return float(model.step_s(self.batch_size, self.seq_len, self.rank))
@@ -67,11 +67,11 @@ def timed(measurement: Measurement) -> float | None:
 class Fit:
     """Fitted traits, and the log ratio of predicted to measured of each run when the others alone are fitted to."""
 
-    traits: SpeedTraits
+    traits: KernelEfficiency
     left_out: tuple[float, ...]
 
 
-def fit(runs: Sequence[TimedRun], start: SpeedTraits = ASSUMED) -> Fit:
+def fit(runs: Sequence[TimedRun], start: KernelEfficiency = ASSUMED) -> Fit:
     """Fit the traits of one card to its runs, at least one; raises ValueError for none."""
     if not runs:
         raise ValueError("no timed run to fit to")
@@ -86,7 +86,7 @@ def fit(runs: Sequence[TimedRun], start: SpeedTraits = ASSUMED) -> Fit:
     return Fit(traits=traits, left_out=tuple(errors))
 
 
-def _solve(runs: Sequence[TimedRun], start: SpeedTraits) -> SpeedTraits:
+def _solve(runs: Sequence[TimedRun], start: KernelEfficiency) -> KernelEfficiency:
     prior = np.array([log(getattr(start, name)) for name in FITTED])
     widths = np.array([_WIDTHS[name] for name in FITTED])
     at, damping = prior.copy(), 1e-3
@@ -109,7 +109,7 @@ def _solve(runs: Sequence[TimedRun], start: SpeedTraits) -> SpeedTraits:
     return _traits(at)
 
 
-def _traits(at: NDArray[np.float64]) -> SpeedTraits:
+def _traits(at: NDArray[np.float64]) -> KernelEfficiency:
     return of_fitted({name: exp(value) for name, value in zip(FITTED, at, strict=True)})
 
 

@@ -9,7 +9,7 @@
 FLOPs, bytes and launches are derived (`speed_model`). The card works off what the host has launched, so a micro-step
 takes about as long as the slower of both; the sum of cubes rounds the corner, where each waits for the other at times
 (of the powers 1.5 to 10, the third was nearest to an H200's runs when each was left out of the fit). What is measured
-of a card, or assumed of one that was not, is `evidence.efficiency.SpeedTraits` alone.
+of a card, or assumed of one that was not, is `evidence.efficiency.KernelEfficiency` alone.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from qlora_planner.evidence.calibration import Calibration, card_slug
-from qlora_planner.evidence.efficiency import ASSUMED, SpeedTraits
+from qlora_planner.evidence.efficiency import ASSUMED, KernelEfficiency
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -58,7 +58,7 @@ class SpeedModel:
 
     work: StepWork
     rates: Rates
-    traits: SpeedTraits
+    traits: KernelEfficiency
     basis: Basis
 
     def step_s(self, batch: Any, seq: Any, rank: Any) -> Any:
@@ -86,7 +86,7 @@ class SpeedModel:
         return card, host, optimizer_seconds(self.work, self.rates, self.traits)
 
 
-def card_seconds(work: Work, rates: Rates, traits: SpeedTraits) -> Vector:
+def card_seconds(work: Work, rates: Rates, traits: KernelEfficiency) -> Vector:
     """Seconds on the card, as a polynomial in the sizes."""
     product = traits.product_fraction
     return (
@@ -98,19 +98,19 @@ def card_seconds(work: Work, rates: Rates, traits: SpeedTraits) -> Vector:
     )
 
 
-def host_seconds(work: Work, traits: SpeedTraits) -> Vector:
+def host_seconds(work: Work, traits: KernelEfficiency) -> Vector:
     """Seconds on the host that launches."""
     return work.launches * traits.launch_s + work.engine_launches * traits.engine_launch_s
 
 
-def optimizer_seconds(work: StepWork, rates: Rates, traits: SpeedTraits) -> tuple[float, float]:
+def optimizer_seconds(work: StepWork, rates: Rates, traits: KernelEfficiency) -> tuple[float, float]:
     """Seconds of the optimizer's step and of the trainer around it: fixed ones, and per rank."""
     moved = rates.bandwidth * traits.bandwidth_fraction
     fixed = traits.step_s + work.optimizer_fixed / moved
     return fixed + work.tensor_steps * traits.tensor_s, work.optimizer_per_rank / moved
 
 
-def traits_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[SpeedTraits, Basis]:
+def efficiency_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[KernelEfficiency, Basis]:
     """What is known of a card, and its basis: calibrated where it was measured, else assumed."""
     for name in (gpu.name, card_slug(gpu.label)):
         if calibration is not None and name in calibration.speed:
@@ -132,7 +132,7 @@ def speed_model(
     rates = Rates.of(gpu, run.compute_dtype)
     if rates is None:
         return None
-    traits, basis = traits_of(gpu, calibration)
+    traits, basis = efficiency_of(gpu, calibration)
     work = step_work(profile, run, stack or {**profile.versions, **run.stack})
     return SpeedModel(work=work, rates=rates, traits=traits, basis=basis)
 

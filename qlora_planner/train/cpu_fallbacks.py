@@ -11,7 +11,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.model import model_class, model_config
 
 
-def settle(run: RunConfig, raw: Mapping[str, Any], versions: Mapping[str, str]) -> RunConfig:
+def with_cpu_fallbacks(run: RunConfig, raw: Mapping[str, Any], versions: Mapping[str, str]) -> RunConfig:
     """`run` without auto options; one that is resolved already comes back as it is.
 
     What PEFT refuses on this model is not known here: it will say so itself. Raises InputError for options that

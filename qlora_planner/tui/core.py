@@ -17,7 +17,7 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.candidate_memory import Limits, Outlooks, Scale
+    from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget, Scale
     from qlora_planner.planner.plan import Plan
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
@@ -101,8 +101,8 @@ class Subject:
     place: Place
     profiles: str | None
     calibration: Calibration | None
-    outlooks: Outlooks
-    limits: Limits
+    factory: CandidateFactory
+    limits: MemoryBudget
     pace_on: GpuSpec
     _known: dict[str, MemoryEstimate] = field(default_factory=dict)
 
@@ -111,7 +111,7 @@ class Subject:
         """Read a model's profile and what is measured. Raises as `session.load_model` does."""
         from qlora_planner import session
         from qlora_planner.planner.budget import usable_on
-        from qlora_planner.planner.candidate_memory import Limits, Outlooks
+        from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
         from qlora_planner.sources.locations import tapes_dirs
         from qlora_planner.sources.tapes import stored_sweep
 
@@ -121,8 +121,8 @@ class Subject:
         named = profile.id if profile.source == "catalogue" else model
         return cls(
             model=named, profile=profile, place=place, profiles=profiles, calibration=known,
-            outlooks=Outlooks.of(profile, place.gpu, stored_sweep(profile, tapes_dirs(profiles)), known),
-            limits=Limits(usable_bytes=usable, calibration=known),
+            factory=CandidateFactory.of(profile, place.gpu, stored_sweep(profile, tapes_dirs(profiles)), known),
+            limits=MemoryBudget(usable_bytes=usable, calibration=known),
             pace_on=session.ranking_card(place.gpu, profiles=profiles),
         )  # fmt: skip
 
@@ -192,7 +192,7 @@ class Subject:
             cards=GpuCatalogue(gpus_dirs(self.profiles)).all(),
         )  # fmt: skip
         return plan(
-            self.profile, asked, sweep=self.outlooks.sweep, tape_of=self.tape, calibration=self.calibration
+            self.profile, asked, sweep=self.factory.sweep, tape_of=self.tape, calibration=self.calibration
         )  # fmt: skip
 
     def plan_of(self, run: RunConfig) -> Plan:
@@ -210,27 +210,27 @@ class Subject:
         """A row per knob: see planner.around. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
-        return list(prices(self.outlooks, self._accepted(run), self.pace_on, self.limits, self._scale(run)))
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self.limits, self._scale(run)))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
         import numpy as np
 
         from qlora_planner.memory.verdict import TIGHT_AT_MOST
-        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, frontier, outlook_at
+        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
         resolved, scale = self._accepted(run), self._scale(run)
-        rows = frontier(self.outlooks, resolved, self.limits, self.model_limit, scale)
+        rows = frontier(self.factory, resolved, self.limits, self.model_limit, scale)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
             try:
-                outlook = outlook_at(self.outlooks, resolved, batch, scale)
+                memory = candidate_memory_at(self.factory, resolved, batch, scale)
             except InputError:  # this batch is refused
                 continue
             seq = np.array(lengths, dtype=np.int64)
-            floors, traced = outlook.floors(np.full_like(seq, batch), seq)
-            most, tight = self.limits.of(outlook), self.limits.of(outlook, TIGHT_AT_MOST)
+            floors, traced = memory.floors(np.full_like(seq, batch), seq)
+            most, tight = self.limits.of(memory), self.limits.of(memory, TIGHT_AT_MOST)
             for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
                 at = 0 if by_trace else 1
                 verdict = "fits" if floor <= most[at] else "tight" if floor <= tight[at] else "does-not-fit"
@@ -254,9 +254,9 @@ class Subject:
         from qlora_planner.planner.candidate_memory import Scale
 
         answer = self.estimate(run)
-        outlook = self.outlooks.make(resolve(self.profile, answer.run, self.place.gpu))
+        memory = self.factory.make(resolve(self.profile, answer.run, self.place.gpu))
         sizes = np.array([answer.run.batch_size], dtype=np.int64), np.array([answer.run.seq_len], dtype=np.int64)
-        floors, traced = outlook.floors(*sizes)
+        floors, traced = memory.floors(*sizes)
         return Scale.of(int(floors[0]), bool(traced[0]), answer.floor_bytes)
 
 

@@ -107,11 +107,11 @@ def test_json_keeps_data_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_live_views_draw_clean_text(tmp_path: Path) -> None:
     from qlora_planner.cli.train_live import draw
     from qlora_planner.cli.train_view import Watch
-    from qlora_planner.runs.directory import RunFolder
+    from qlora_planner.runs.directory import RunDirectory
     from qlora_planner.runs.record import Metrics
 
     lines: list[str] = []
-    folder = RunFolder(tmp_path)
+    folder = RunDirectory(tmp_path)
     watch = Watch(
         BAD, metrics=Metrics(folder.metrics), folder=folder, whole_bytes=None, predicted=None, card=None,
         out=lines.append,

@@ -25,7 +25,7 @@ from qlora_planner.evidence.residuals import FEWEST
 from qlora_planner.units import GIB, MIB
 from tests.evidence.made import CONTEXT, measured
 
-TEN = Prediction(footing=TRACED, allocated_bytes=9 * GIB, reserved_bytes=10 * GIB, device_bytes=10 * GIB + 650 * MIB)
+TEN = Prediction(method=TRACED, allocated_bytes=9 * GIB, reserved_bytes=10 * GIB, device_bytes=10 * GIB + 650 * MIB)
 
 
 def many(count: int = 25) -> Calibration:

@@ -93,9 +93,9 @@ def _tokenizer(path: Path) -> object:
 
 
 def _run_record(path: Path) -> object:
-    from qlora_planner.runs.directory import RunFolder, read_record
+    from qlora_planner.runs.directory import RunDirectory, read_record
 
-    return read_record(RunFolder(path.parent))
+    return read_record(RunDirectory(path.parent))
 
 
 def _seal(path: Path) -> object:

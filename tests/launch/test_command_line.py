@@ -11,7 +11,7 @@ import pytest
 
 from qlora_planner.exchange.plan_file import read_plan
 from qlora_planner.runs.checkpoints import checkpoints, fault_of
-from qlora_planner.runs.directory import RunFolder, open_new
+from qlora_planner.runs.directory import RunDirectory, open_new
 from qlora_planner.runs.record import read_metrics
 from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained, wait_for
 
@@ -161,7 +161,7 @@ def test_a_finished_run_is_trained_on_for_longer(run: tuple[Path, str, str], hom
 
 def test_all_that_a_run_left_is_proven_to_be_its_own(run: tuple[Path, str, str], home: Home) -> None:
     forced = shutil.copytree(run[0], home.path / "forced")
-    open_new(RunFolder(forced), force=True)
+    open_new(RunDirectory(forced), force=True)
     assert list(forced.iterdir()) == []
 
 

@@ -15,7 +15,7 @@ import pytest
 from examples.toy_model import SIZES, rows, write_rows
 from qlora_planner.cli.main import cli
 from qlora_planner.cli.verify_place import Place
-from qlora_planner.runs.directory import RunFolder, write_json
+from qlora_planner.runs.directory import RunDirectory, write_json
 from qlora_planner.runs.lock import held
 from qlora_planner.runs.record import run_record
 from qlora_planner.runs.spec import LaunchSpec
@@ -61,9 +61,9 @@ def refused(result: click.testing.Result, code: int, says: str) -> None:
     assert line.startswith("qlora-plan: ") and "a bug in" not in line
 
 
-def begun() -> RunFolder:
+def begun() -> RunDirectory:
     """A run that was begun with the plan and the data that are here."""
-    folder = RunFolder(Path("begun"))
+    folder = RunDirectory(Path("begun"))
     folder.path.mkdir()
     spec = LaunchSpec(
         run=RUN, settings=SETTINGS, model_id=str(Path("tiny").absolute()), weights="tiny", data="train.jsonl",

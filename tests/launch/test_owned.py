@@ -11,7 +11,7 @@ import pytest
 
 from qlora_planner.errors import InputError, RunError
 from qlora_planner.runs.checkpoints import seal
-from qlora_planner.runs.directory import RunFolder, check_layout, open_new, replace_adapter, write_json
+from qlora_planner.runs.directory import RunDirectory, check_layout, open_new, replace_adapter, write_json
 from qlora_planner.runs.lock import held
 from qlora_planner.runs.owned import MARK, mark, remove_marked
 
@@ -19,9 +19,9 @@ WORK = "years of work"
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> RunFolder:
+def run(tmp_path: Path) -> RunDirectory:
     """A finished run as `train` leaves it, with a report of its own, and a checkpoint that was being written."""
-    folder = RunFolder(tmp_path / "run")
+    folder = RunDirectory(tmp_path / "run")
     folder.path.mkdir()
     write_json(folder.record, {"schema": "qlora-plan/run/1"})
     for step in (4, 8):
@@ -51,16 +51,16 @@ def everything(folder: Path) -> dict[Path, bytes | str]:
     }
 
 
-def test_force_removes_all_that_a_run_wrote(run: RunFolder) -> None:
+def test_force_removes_all_that_a_run_wrote(run: RunDirectory) -> None:
     (run.path / "notes.txt").write_text(WORK)
     open_new(run, force=True)
     assert [path.name for path in run.path.iterdir()] == ["notes.txt"]
 
 
-Change = Callable[[RunFolder], object]
+Change = Callable[[RunDirectory], object]
 
 
-def _elsewhere(run: RunFolder, name: str) -> None:
+def _elsewhere(run: RunDirectory, name: str) -> None:
     """The folder `name` of the run is a link to one of the same content elsewhere."""
     (run.path / name).rename(run.path.parent / "elsewhere")
     (run.path / name).symlink_to(run.path.parent / "elsewhere")
@@ -96,7 +96,7 @@ FOREIGN: dict[str, Change] = {
     exit=2,
     part="resumed",
 )
-def test_force_removes_nothing_where_something_is_not_proven(change: Change, run: RunFolder) -> None:
+def test_force_removes_nothing_where_something_is_not_proven(change: Change, run: RunDirectory) -> None:
     change(run)
     before = everything(run.path.parent)
     with pytest.raises(InputError, match=r"so nothing is removed; move it away|which is no run of ours"):
@@ -111,17 +111,17 @@ def test_force_over_the_folder_of_another_tool(tmp_path: Path) -> None:
     (theirs / "run.json").write_text('{"schema": "theirs/1"}')
     before = everything(theirs)
     with pytest.raises(InputError, match="theirs holds checkpoints, which is no run of ours"):
-        open_new(RunFolder(theirs), force=True)
+        open_new(RunDirectory(theirs), force=True)
     assert everything(theirs) == before
 
 
 def test_a_start_that_was_ended_before_it_wrote_anything_is_no_start(tmp_path: Path) -> None:
     (tmp_path / "run.json.partial").write_text('{"sch')
-    open_new(RunFolder(tmp_path), force=False)
+    open_new(RunDirectory(tmp_path), force=False)
     (tmp_path / "plan.yaml").write_text("schema: qlora-plan/plan/1\n")
     with pytest.raises(InputError, match="holds a plan, and no run was begun there; --force begins one"):
-        open_new(RunFolder(tmp_path), force=False)
-    open_new(RunFolder(tmp_path), force=True)
+        open_new(RunDirectory(tmp_path), force=False)
+    open_new(RunDirectory(tmp_path), force=True)
     assert (tmp_path / "plan.before.yaml").read_text() == "schema: qlora-plan/plan/1\n"
     assert not (tmp_path / "plan.yaml").exists()
 
@@ -133,7 +133,7 @@ def test_a_start_that_was_ended_before_it_wrote_anything_is_no_start(tmp_path: P
     exit=2,
     part="resumed",
 )
-def test_a_run_with_a_link_in_it_is_not_gone_on_with(name: str, run: RunFolder) -> None:
+def test_a_run_with_a_link_in_it_is_not_gone_on_with(name: str, run: RunDirectory) -> None:
     if name == ".data":
         mark(run.path / name)
     _elsewhere(run, name)
@@ -141,7 +141,7 @@ def test_a_run_with_a_link_in_it_is_not_gone_on_with(name: str, run: RunFolder) 
         check_layout(run)
 
 
-def test_a_file_in_place_of_a_folder_is_named(run: RunFolder) -> None:
+def test_a_file_in_place_of_a_folder_is_named(run: RunDirectory) -> None:
     check_layout(run)
     run.logs.rename(run.path.parent / "logs")
     run.logs.write_text(WORK)
@@ -152,7 +152,7 @@ def test_a_file_in_place_of_a_folder_is_named(run: RunFolder) -> None:
 @pytest.mark.fault(
     "another adapter where the run puts its own", does="kept as `adapter.kept`, with a note", exit=0, part="resumed"
 )
-def test_an_adapter_that_the_run_did_not_write_is_kept(run: RunFolder) -> None:
+def test_an_adapter_that_the_run_did_not_write_is_kept(run: RunDirectory) -> None:
     (run.adapter / "README.md").write_text(WORK)
     partial = run.path / "adapter.partial"
     mark(partial)
@@ -243,8 +243,8 @@ def test_a_run_that_trains_is_left_alone_until_parent_and_child_have_ended(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_folder_may_be_given_by_a_link(run: RunFolder) -> None:
+def test_the_folder_may_be_given_by_a_link(run: RunDirectory) -> None:
     link = run.path.parent / "link"
     link.symlink_to(run.path)
-    open_new(RunFolder(link), force=True)
+    open_new(RunDirectory(link), force=True)
     assert list(run.path.iterdir()) == [] and link.is_symlink()

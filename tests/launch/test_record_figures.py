@@ -7,7 +7,7 @@ import pytest
 from qlora_planner import session
 from qlora_planner.cli.train_run import _speed
 from qlora_planner.cli.verify_place import Place
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.record import mean_tokens, summary
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
@@ -30,7 +30,7 @@ def test_figures_stand_beside_those_that_were_measured(tmp_path: Path) -> None:
     document = summary(
         {"model": {}, "settings": {}, "data": {}, "device": "cuda", "versions": {}}, [attempt], [],
         session.estimate(profile, RUN, gpu).to_dict(), speed=_speed(profile, place, RUN, MEAN_TOKENS), wall_s=1.0,
-        folder=RunFolder(tmp_path), notes=[],
+        folder=RunDirectory(tmp_path), notes=[],
     )  # fmt: skip
     # The most is allocated in another phase than that in which the device's peak lies.
     assert document["memory"]["predicted"]["allocated_bytes"] == pytest.approx(MEASURED_ALLOCATED_BYTES, rel=1e-3)

@@ -10,7 +10,7 @@ import pytest
 
 from qlora_planner.errors import MissingError
 from qlora_planner.runs.child.reporters import check_reporters, set_places
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 
 
 @pytest.fixture
@@ -59,11 +59,11 @@ def test_reporters_write_beside_the_run_and_wandb_goes_on_with_one_run(tmp_path:
     first: dict[str, str] = {"WANDB_NAME": "mine"}
     again: dict[str, str] = {}
     for environment in (first, again):
-        set_places(["tensorboard", "wandb"], RunFolder(tmp_path / "run"), environment)
+        set_places(["tensorboard", "wandb"], RunDirectory(tmp_path / "run"), environment)
     logs = str(tmp_path / "run" / "logs")
     assert first["TENSORBOARD_LOGGING_DIR"] == first["WANDB_DIR"] == logs
     assert (first["WANDB_NAME"], again["WANDB_NAME"]) == ("mine", "run")
     assert first["WANDB_RUN_ID"] == again["WANDB_RUN_ID"] and len(first["WANDB_RUN_ID"]) == 8
     untouched: dict[str, str] = {}
-    set_places([], RunFolder(tmp_path), untouched)
+    set_places([], RunDirectory(tmp_path), untouched)
     assert untouched == {}

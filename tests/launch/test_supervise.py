@@ -21,7 +21,7 @@ from qlora_planner.measure.verify import Progress
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.runs import supervise
 from qlora_planner.runs.checkpoints import seal
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.post_mortem import beaten, verdict
 from qlora_planner.runs.preflight import version_notes
 from qlora_planner.runs.record import Metrics, check_same, evidence, read_metrics
@@ -223,7 +223,7 @@ def test_the_post_mortem_names_what_beat_the_plan() -> None:
 def watch(folder: Path, **more: Any) -> tuple[Watch, list[str]]:
     said: list[str] = []
     known = {"whole_bytes": 2000, "predicted": PREDICTED, "card": None, **more}
-    found = Watch("m", metrics=Metrics(folder / "metrics.jsonl"), folder=RunFolder(folder), out=said.append, **known)
+    found = Watch("m", metrics=Metrics(folder / "metrics.jsonl"), folder=RunDirectory(folder), out=said.append, **known)
     return found, said
 
 
@@ -347,4 +347,6 @@ def test_other_versions_are_noted() -> None:
     ]
     then = {"run": RUN.to_dict(), "settings": SETTINGS.to_dict(), "model": {"id": "m"}, "data": {"files": []}}
     old, now = ({**then, "versions": {"trl": version}} for version in ("1.15.0", "1.16.0"))
-    assert check_same(old, now, RunFolder(Path("run"))) == ["trl was 1.15.0 and is 1.16.0: going on, not bit for bit"]
+    assert check_same(old, now, RunDirectory(Path("run"))) == [
+        "trl was 1.15.0 and is 1.16.0: going on, not bit for bit"
+    ]

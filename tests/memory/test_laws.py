@@ -16,7 +16,7 @@ from qlora_planner.memory.allocator.caching import LARGE_SEGMENT_BYTES, OutOfMem
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.simulate import Played, play_run
+from qlora_planner.memory.replay.simulate import SimulatedRun, simulate_run
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import StoredTape, stored_tape
@@ -47,11 +47,11 @@ def stored(name: str) -> StoredTape:
 
 
 @cache
-def played(name: str, seq_len: int, rank: int, limit_bytes: int | None = None, **options: Any) -> Played:
+def played(name: str, seq_len: int, rank: int, limit_bytes: int | None = None, **options: Any) -> SimulatedRun:
     profile = CATALOGUE.load(name)
     run = RunConfig(seq_len=seq_len, rank=rank, **options)
     tape = stored(name).tape.at(1, seq_len, rank, WORKSPACE)
-    return play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, limit_bytes)
+    return simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE, limit_bytes)
 
 
 def estimated(name: str, run: RunConfig) -> MemoryEstimate:
@@ -59,7 +59,7 @@ def estimated(name: str, run: RunConfig) -> MemoryEstimate:
     return estimate(CATALOGUE.load(name), run, H200, tape=tape)
 
 
-def training_peak(found: Played) -> int:
+def training_peak(found: SimulatedRun) -> int:
     return max(found.training[phase].peak.allocated for phase in TRAINING)
 
 
@@ -214,15 +214,15 @@ def test_narrower_batches_before_change_what_is_reserved_and_not_what_is_allocat
     compiled, profile = stored(name).tape, CATALOGUE.load(name)
     run = RunConfig(seq_len=4096)
     tape, *before = (compiled.at(1, width, run.rank, WORKSPACE) for width in (4096, 3600, 3900, 4000))
-    alone = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
-    after = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=before)
+    alone = simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
+    after = simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=before)
     assert after.lost == 0
     for phase in TRAINING:
         # But for remainders of up to 1 MiB that the allocator leaves unsplit.
         assert after.training[phase].peak.allocated == pytest.approx(alone.training[phase].peak.allocated, rel=2e-3)
     assert after.reserved > 1.01 * alone.reserved if grows else after.reserved >= alone.reserved
     # Steps of the widest come last, so that none before them is left in a phase's peak.
-    same = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=[tape])
+    same = simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=[tape])
     assert same.reserved == alone.reserved
 
 
@@ -243,9 +243,9 @@ def test_the_widths_of_a_measured_run_give_what_it_reserved() -> None:
     kept = stored_tape(profile, [ROOT / "tapes"], 8, WIDTHS[-1])
     assert kept is not None
     *before, tape = (kept.tape.at(8, width, run.rank, WORKSPACE) for width in WIDTHS)
-    after = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=before)
+    after = simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE, before=before)
     assert after.reserved == pytest.approx(MEASURED_RESERVED_BYTES, rel=0.03)
-    alone = play_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
+    alone = simulate_run(profile, resolve(profile, run, H200), tape, WORKSPACE)
     assert alone.reserved < 0.9 * MEASURED_RESERVED_BYTES
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.memory.closed_form.static_peaks import Groundwork, build_groundwork
+from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, static_peaks_of
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.spec.model import ModelProfile
 from tests.truth import Row, rows
@@ -14,9 +14,9 @@ OK = [row for row in rows() if row.outcome == "ok"]
 H200_WORKSPACE = cublas_workspace_bytes("9.0")
 
 
-def ground_of(row: Row, profiles: dict[str, ModelProfile]) -> Groundwork:
+def ground_of(row: Row, profiles: dict[str, ModelProfile]) -> StaticPeaks:
     profile = profiles[row.model]
-    return build_groundwork(profile, resolve(profile, row.run), H200_WORKSPACE)
+    return static_peaks_of(profile, resolve(profile, row.run), H200_WORKSPACE)
 
 
 @pytest.mark.parametrize("row", OK, ids=lambda row: f"{row.index}-{row.model}")

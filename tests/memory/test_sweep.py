@@ -9,10 +9,10 @@ from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator, Segment, block_bytes
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.replay.events import write_script
-from qlora_planner.memory.replay.player import COMPONENTS, Adapter, Player
-from qlora_planner.memory.sweep.peaks import moments_of
-from qlora_planner.memory.sweep.polynomials import Fixed, Moments
+from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.player import COMPONENTS, Adapter, TraceReplayer
+from qlora_planner.memory.sweep.peaks import peak_polynomials_of
+from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import Trainable, training_state
@@ -46,14 +46,14 @@ class RoundingOnly(CachingAllocator):
         self.peak_allocated = self.allocated
 
 
-def compiled(model: str) -> tuple[CompiledTape, Moments]:
+def compiled(model: str) -> tuple[CompiledTape, PeakPolynomials]:
     profile = CATALOGUE.load(model)
     stored = stored_tape(profile, [PROFILES / "tapes"])
     assert stored is not None
-    return stored.tape, moments_of(stored.tape, resolve(profile, RunConfig()).run, stored.region).on(WORKSPACE)
+    return stored.tape, peak_polynomials_of(stored.tape, resolve(profile, RunConfig()).run, stored.region).on(WORKSPACE)
 
 
-def parts(model: str, rank: int, **options: str) -> tuple[Fixed, list[Trainable], RunConfig, int]:
+def parts(model: str, rank: int, **options: str) -> tuple[FixedBytes, list[Trainable], RunConfig, int]:
     profile = CATALOGUE.load(model)
     resolution = resolve(profile, RunConfig(rank=rank, alpha=32, **options))
     run = resolution.run
@@ -63,7 +63,7 @@ def parts(model: str, rank: int, **options: str) -> tuple[Fixed, list[Trainable]
     static = static_memory(profile, run)
     state = training_state(static.trainable, run, trainer, optimizer)
     shapes = loading.adapter_shapes(profile, run)
-    return Fixed.of(static.after_prepare, state, len(shapes), run), shapes, run, static.after_prepare
+    return FixedBytes.of(static.after_prepare, state, len(shapes), run), shapes, run, static.after_prepare
 
 
 def played(model: str, tape: CompiledTape, seq_len: int, rank: int, **options: str) -> dict[str, int]:
@@ -74,8 +74,8 @@ def played(model: str, tape: CompiledTape, seq_len: int, rank: int, **options: s
     memory = RoundingOnly()
     memory.malloc(weights)
     adapters = [Adapter(tensor=each, block=memory.malloc(4 * each.numel)) for each in shapes]
-    script = write_script(tape.at(1, seq_len, rank, WORKSPACE), run.gradient_checkpointing)
-    player = Player(memory, script, [0] * len(COMPONENTS))
+    script = prepare_trace(tape.at(1, seq_len, rank, WORKSPACE), run.gradient_checkpointing)
+    player = TraceReplayer(memory, script, [0] * len(COMPONENTS))
     player.play(adapters, run, trainer, optimizer)
     return {phase: player.phases[phase].peak.allocated for phase in ("forward", "loss", "backward", "optimizer")}
 
@@ -93,7 +93,7 @@ def test_an_optimizer_with_states_and_scratch_on_the_device() -> None:
     stored = stored_tape(profile, [PROFILES / "tapes"])
     assert stored is not None
     fixed, _, run, _ = parts(MODELS[0], 256, optimizer="adamw_torch")
-    got = moments_of(stored.tape, run, stored.region).on(WORKSPACE).allocated_phases(1, 600, 256, fixed)
+    got = peak_polynomials_of(stored.tape, run, stored.region).on(WORKSPACE).allocated_phases(1, 600, 256, fixed)
     assert got == played(MODELS[0], stored.tape, 600, 256, optimizer="adamw_torch")
     assert got["optimizer"] > got["forward"] - fixed.states  # what an 8-bit optimizer would not show
 
@@ -119,7 +119,7 @@ def test_the_few_moments_that_ship_have_the_highest_of_all(model: str) -> None:
     for part in [part for part in sweep.parts if not part.region.batched]:
         stored = stored_tape(profile, [PROFILES / "tapes"], 1, part.region.high)
         assert stored is not None
-        whole = moments_of(stored.tape, run)
+        whole = peak_polynomials_of(stored.tape, run)
         for workspace in (WORKSPACE, 8519680):
             for _ in range(12):
                 seq_len = int(random.integers(part.region.low + 1, min(part.region.high, 40000) + 1))
@@ -132,8 +132,8 @@ def test_the_few_moments_that_ship_have_the_highest_of_all(model: str) -> None:
 
 def test_sizes_round_to_blocks_and_not_their_sum() -> None:
     terms = ((1, 3, (0, 1, 0)),)  # a third of a byte per token
-    moments = Moments(sizes=(terms,), rows={"forward": (((0, 5), (-1, 1)),)})
-    fixed = Fixed(held=1024, states=2048, scratch=0, norms=0)
+    moments = PeakPolynomials(sizes=(terms,), rows={"forward": (((0, 5), (-1, 1)),)})
+    fixed = FixedBytes(held=1024, states=2048, scratch=0, norms=0)
     assert moments.allocated_phases(1, 1537, 1, fixed) == {"forward": 1024 + 2048 + 5 * 1024}
     assert moments.allocated_phases(1, 1536, 1, fixed) == {"forward": 1024 + 2048 + 5 * 512}
     assert moments.allocated_sweep(1, [1536, 1537], 1, {1: fixed})["forward"].tolist() == [5632, 8192]
@@ -146,4 +146,4 @@ def test_what_cannot_be_swept_says_so() -> None:
     with pytest.raises(InputError, match="ranks \\[9\\]"):
         moments.allocated_sweep(1, [1024], [9], {})
     with pytest.raises(InputError, match="DoRA"):
-        moments_of(tape, RunConfig(dora=True))
+        peak_polynomials_of(tape, RunConfig(dora=True))

@@ -15,7 +15,7 @@ from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, 
 from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.memory import Component, MemoryEstimate
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.verdict import beside_a_cap, context_of, interval, probability_over, spread
+from qlora_planner.memory.verdict import beside_a_cap, context_of, distribution, interval, probability_over
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -64,7 +64,7 @@ def test_another_card_learns_no_context_from_it() -> None:
 def test_the_interval_is_as_lopsided_as_the_residuals() -> None:
     context = context_of(CARD, MINE)
     device = 10 * GIB + 390 * MIB
-    low, high = interval(device, spread(device, TRACED, context, MINE))
+    low, high = interval(device, distribution(device, TRACED, context, MINE))
     assert 0.005 * 10 * GIB < device - low < 0.02 * 10 * GIB
     assert 0.09 * 10 * GIB < high - device < 0.13 * 10 * GIB
 
@@ -72,7 +72,7 @@ def test_the_interval_is_as_lopsided_as_the_residuals() -> None:
 def test_the_chance_of_running_out_counts_the_runs_that_were_above() -> None:
     context = context_of(CARD, MINE)
     floor = 10 * GIB + 390 * MIB
-    around = spread(floor, TRACED, context, MINE)
+    around = distribution(floor, TRACED, context, MINE)
     # 5 % more than predicted lies in the gap between the fifth that took 10 % more and the rest.
     assert probability_over(floor + 10 * GIB // 20, around) == pytest.approx(0.2, abs=0.02)
     assert probability_over(floor + 10 * GIB // 2, around) < 1e-3
@@ -80,10 +80,10 @@ def test_the_chance_of_running_out_counts_the_runs_that_were_above() -> None:
 
 
 @given(st.sampled_from([TRACED, PROVED_FORM, OTHER_FORM]), st.integers(0, 100), st.integers(0, 100), st.integers(1, 8))
-def test_what_fits_n_bytes_fits_more(footing: str, floor: int, usable: int, more: int) -> None:
+def test_what_fits_n_bytes_fits_more(method: str, floor: int, usable: int, more: int) -> None:
     context = context_row("h200", "datacenter")
     for calibration in (None, MINE, SHIPPED):
-        around = spread(floor * GIB, footing, context, calibration)
+        around = distribution(floor * GIB, method, context, calibration)
         chance = probability_over(usable * GIB, around)
         assert 0 <= probability_over((usable + more) * GIB, around) <= chance <= 1
         low, high = interval(floor * GIB, around)
@@ -93,8 +93,8 @@ def test_what_fits_n_bytes_fits_more(footing: str, floor: int, usable: int, more
 def test_weaker_footing_and_unmeasured_cards_have_wider_intervals() -> None:
     device = 20 * GIB
 
-    def width(footing: str, card: str, calibration: Calibration | None) -> int:
-        low, high = interval(device, spread(device, footing, context_row(card, None), calibration))
+    def width(method: str, card: str, calibration: Calibration | None) -> int:
+        low, high = interval(device, distribution(device, method, context_row(card, None), calibration))
         return high - low
 
     assert width(TRACED, "h200", None) < width(PROVED_FORM, "h200", None) < width(OTHER_FORM, "h200", None)
@@ -105,7 +105,7 @@ def test_weaker_footing_and_unmeasured_cards_have_wider_intervals() -> None:
 def test_under_torchs_own_limit_the_context_is_no_risk() -> None:
     context = context_row("rtx-4090", "desktop")  # assumed: 256 to 800 MiB
     expected = context.first_tensor_bytes + context.kernels_bytes
-    around = spread(8 * GIB + expected, TRACED, context, None)
+    around = distribution(8 * GIB + expected, TRACED, context, None)
     usable = int(8.4 * GIB) + expected
     assert probability_over(usable, beside_a_cap(around, context)) < probability_over(usable, around)
     card, cap = answer(None, cap_bytes=9 * GIB), answer(None)

@@ -78,7 +78,7 @@ def test_nothing_faster_fits(model: str, card: str, monkeypatch: pytest.MonkeyPa
         tape = session.tape_for(profile, run, gpu, stored_only=True)
         found = estimate(profile, run, gpu, tape=tape, calibration=known)
         assert found.verdict != "fits", (
-            f"{run} makes {speed:,.0f} tokens/s in {found.floor_bytes:,} bytes ({found.footing}), more than the"
+            f"{run} makes {speed:,.0f} tokens/s in {found.floor_bytes:,} bytes ({found.method}), more than the"
             f" {pace:,.0f} of {recommended.run}, which takes {recommended.estimate.floor_bytes:,}"
-            f" ({recommended.estimate.footing}) and {recommended.estimate.verdict}"
+            f" ({recommended.estimate.method}) and {recommended.estimate.verdict}"
         )

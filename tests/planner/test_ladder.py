@@ -8,7 +8,7 @@ import pytest
 
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.fallbacks import keeps_states, rungs
+from qlora_planner.planner.fallbacks import fallbacks, keeps_states
 from qlora_planner.session import load_gpu, load_model
 from qlora_planner.spec.run import RunConfig
 
@@ -22,7 +22,7 @@ def resolved(**options: object) -> RunConfig:
 @pytest.mark.parametrize("batch", [1, 2, 3, 6, 7, 8, 12])
 def test_micro_batches_shrink_first_and_keep_the_effective_batch(batch: int) -> None:
     run = resolved(batch_size=batch, grad_accum=3)
-    found = [lower for lower, _ in rungs(run, PROFILE)]
+    found = [lower for lower, _ in fallbacks(run, PROFILE)]
     batches = [lower.batch_size for lower in found]
     assert all(lower.batch_size * lower.grad_accum == 3 * batch for lower in found)
     assert batches == sorted(batches, reverse=True) and batches[-1] == 1
@@ -33,7 +33,7 @@ def test_micro_batches_shrink_first_and_keep_the_effective_batch(batch: int) -> 
 
 def test_every_rung_is_estimated_to_take_no_more_than_the_one_above() -> None:
     run = resolved(batch_size=8, gradient_checkpointing=False, optimizer="adamw_torch", seq_len=2048)
-    chain = [run, *(lower for lower, _ in rungs(run, PROFILE))]
+    chain = [run, *(lower for lower, _ in fallbacks(run, PROFILE))]
     assert len(chain) == len({repr(lower) for lower in chain})
     # Offloading pays for long sequences alone, which is why a launch asks the estimate before it takes a rung.
     chain = [lower for lower in chain if lower.activation_offloading == (lower.seq_len < run.seq_len)]
@@ -44,7 +44,7 @@ def test_every_rung_is_estimated_to_take_no_more_than_the_one_above() -> None:
 
 def test_the_order_and_that_the_last_resort_is_loud() -> None:
     run = resolved(gradient_checkpointing=False, optimizer="adamw_torch", seq_len=1024)
-    found = list(rungs(run, PROFILE))
+    found = list(fallbacks(run, PROFILE))
     changed = [
         next(n for n in RunConfig.__dataclass_fields__ if getattr(a, n) != getattr(b, n))
         for a, b in pairwise([run, *(r for r, _ in found)])
@@ -56,13 +56,13 @@ def test_the_order_and_that_the_last_resort_is_loud() -> None:
 
 def test_what_a_run_has_already_is_no_rung() -> None:
     run = resolved(activation_offloading=True, seq_len=300)
-    assert list(rungs(run, PROFILE)) == []
-    assert list(rungs(resolved(trainer="hf-trainer", seq_len=300), PROFILE)) == []  # offloading is trl's
+    assert list(fallbacks(run, PROFILE)) == []
+    assert list(fallbacks(resolved(trainer="hf-trainer", seq_len=300), PROFILE)) == []  # offloading is trl's
 
 
 def test_evaluation_batches_shrink_where_evaluation_ran_out() -> None:
     run = resolved(batch_size=2, eval_batch_size=4)
-    first, second, third = [lower for lower, _ in rungs(run, PROFILE, phase="eval")][:3]
+    first, second, third = [lower for lower, _ in fallbacks(run, PROFILE, phase="eval")][:3]
     assert (first.eval_batch_size, second.eval_batch_size, third.batch_size) == (2, 1, 1)
     assert first.batch_size == second.batch_size == 2
 

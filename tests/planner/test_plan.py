@@ -14,11 +14,11 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.planner.candidate_memory import Limits, Outlooks
+from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
 from qlora_planner.planner.other_gpus import fitting_on
 from qlora_planner.planner.plan import Plan, plan
 from qlora_planner.planner.planner import Request
-from qlora_planner.planner.search_space import make_space
+from qlora_planner.planner.search_space import search_space
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.machine import GpuSpec
@@ -179,26 +179,28 @@ def test_of_phases_with_the_same_peak_the_one_with_most_in_use_is_told() -> None
 @pytest.mark.parametrize("options", [{"method": "lora"}, {"gradient_checkpointing": False}, {"attention": "eager"}])
 def test_an_array_of_closed_forms_gives_what_single_estimates_do(options: dict[str, object]) -> None:
     run = RunConfig(**options)  # type: ignore[arg-type]
-    outlook = Outlooks.of(LLAMA, CARD, None, CALIBRATION).make(resolve(LLAMA, run, CARD))
+    memory = CandidateFactory.of(LLAMA, CARD, None, CALIBRATION).make(resolve(LLAMA, run, CARD))
     sizes = [512, 2048, 5000]
-    floors, traced = outlook.floors(np.ones(3, dtype=np.int64), np.array(sizes, dtype=np.int64))
+    floors, traced = memory.floors(np.ones(3, dtype=np.int64), np.array(sizes, dtype=np.int64))
     singles = [estimate(LLAMA, run.with_(seq_len=size), CARD, calibration=CALIBRATION).floor_bytes for size in sizes]
     assert not traced.any()
     assert floors.tolist() == pytest.approx(singles, rel=1e-9, abs=64)
 
 
 def test_the_largest_floor_that_fits_is_where_the_chance_is_one_percent() -> None:
-    outlook = Outlooks.of(LLAMA, CARD, stored_sweep(LLAMA, TAPES), CALIBRATION).make(resolve(LLAMA, RunConfig(), CARD))
+    memory = CandidateFactory.of(LLAMA, CARD, stored_sweep(LLAMA, TAPES), CALIBRATION).make(
+        resolve(LLAMA, RunConfig(), CARD)
+    )
     usable = 20 << 30
-    most, _ = Limits(usable_bytes=usable, calibration=CALIBRATION).of(outlook)
+    most, _ = MemoryBudget(usable_bytes=usable, calibration=CALIBRATION).of(memory)
     assert 0.9 * usable < most < usable
-    tight, _ = Limits(usable_bytes=usable, calibration=CALIBRATION).of(outlook, 0.5)
+    tight, _ = MemoryBudget(usable_bytes=usable, calibration=CALIBRATION).of(memory, 0.5)
     assert tight > most
 
 
 def test_a_space_leaves_out_what_is_fixed() -> None:
-    whole = make_space(LLAMA, RunConfig(), frozenset())
-    fixed = make_space(LLAMA, RunConfig(quant="nf4"), frozenset({"quant", "gradient_checkpointing"}))
+    whole = search_space(LLAMA, RunConfig(), frozenset())
+    fixed = search_space(LLAMA, RunConfig(quant="nf4"), frozenset({"quant", "gradient_checkpointing"}))
     assert {options["quant"] for options in fixed.options} == {"nf4"}
     assert len(fixed.options) < len(whole.options)
     assert "int8" not in {options["quant"] for options in whole.options}

@@ -17,7 +17,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration, pooled
 from qlora_planner.evidence.calibration_file import calibration_from_dict
-from qlora_planner.evidence.efficiency import ASSUMED, FITTED, SpeedTraits
+from qlora_planner.evidence.efficiency import ASSUMED, FITTED, KernelEfficiency
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -117,7 +117,7 @@ def test_a_price_is_hours_times_rent_and_unknown_without_either() -> None:
     assert cost_of(Speed(), card).usd_per_million_tokens is None
 
 
-def made(traits: SpeedTraits, noise: float = 0.0) -> list[TimedRun]:
+def made(traits: KernelEfficiency, noise: float = 0.0) -> list[TimedRun]:
     """Runs as a card of these traits would be timed, from those that hosts bind to those that the card does."""
     found = []
     for index, (name, sizes) in enumerate(

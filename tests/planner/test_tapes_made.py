@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.sweep.validity import regions
+from qlora_planner.memory.sweep.validity import validity_ranges
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
@@ -17,7 +17,7 @@ LLAMA = "meta-llama/Llama-3.1-8B"
 
 
 def edges(model: str, batched: bool = False) -> list[tuple[int, int]]:
-    return [(r.low, r.high) for r in regions(ModelCatalogue([PROFILES / "models"]).load(model), batched)]
+    return [(r.low, r.high) for r in validity_ranges(ModelCatalogue([PROFILES / "models"]).load(model), batched)]
 
 
 def test_regions_part_where_kernels_switch_and_end_with_the_table_of_positions() -> None:
@@ -32,14 +32,14 @@ def test_at_batch_one_every_length_has_one_region() -> None:
         profile = catalogue.load(name)
         end = int(profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings") or 4096)
         for seq_len in {1, 64, 511, 512, 513, 1024, 2048, 4096, 4097, end} - set(range(end + 1, 4098)):
-            assert sum(region.holds(1, seq_len) for region in regions(profile, False)) == 1, (name, seq_len)
+            assert sum(region.holds(1, seq_len) for region in validity_ranges(profile, False)) == 1, (name, seq_len)
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_points_lie_in_their_region_and_differ(batched: bool) -> None:
     catalogue = ModelCatalogue([PROFILES / "models"])
     for name in (LLAMA, "openai/gpt-oss-20b", "google/gemma-3-1b", "mistralai/Mistral-7B-v0.1", "microsoft/phi-2"):
-        for region in regions(catalogue.load(name), batched):
+        for region in validity_ranges(catalogue.load(name), batched):
             points = points_in(region)
             assert all(region.holds(batch, seq_len) for batch, seq_len, _ in points), (name, region, points)
             lengths = min(4, region.high - region.low)  # a window and a tile may leave one length between them

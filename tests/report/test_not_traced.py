@@ -24,7 +24,7 @@ def head(text: str) -> str:
 
 
 def test_an_estimate_says_so_and_marks_its_peak() -> None:
-    found = replace(make_estimate("fits", 12 * GIB), footing="other-form")
+    found = replace(make_estimate("fits", 12 * GIB), method="other-form")
     text = head(render_estimate(found, CARD, THEME))
     assert "peak ~12.00 GiB of" in text
     assert MARK in text
@@ -34,7 +34,7 @@ def test_an_estimate_says_so_and_marks_its_peak() -> None:
 
 
 def test_without_a_card_it_is_marked_too() -> None:
-    found = replace(make_estimate("fits", 12 * GIB), footing="other-form", fit=None)
+    found = replace(make_estimate("fits", 12 * GIB), method="other-form", fit=None)
     assert "needs ~12.00 GiB at its peak" in head(render_estimate(found, None, THEME))
 
 

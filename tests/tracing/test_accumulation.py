@@ -10,8 +10,8 @@ pytest.importorskip("torch")
 
 from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.replay.simulate import play_run
-from qlora_planner.memory.sweep.validity import accumulates_apart, variant_key
+from qlora_planner.memory.replay.simulate import simulate_run
+from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
@@ -30,15 +30,15 @@ CARD = GpuCatalogue([ROOT / "gpus"]).get("h200")
 def test_a_second_micro_batch_is_the_first_again(options: dict[str, object]) -> None:
     single = RunConfig(seq_len=512, **options)  # type: ignore[arg-type]
     several = resolve(PROFILE, single.with_(grad_accum=4), CARD)
-    assert variant_key(several.run, several.stack, CARD) == variant_key(
+    assert trace_key(several.run, several.stack, CARD) == trace_key(
         resolve(PROFILE, single, CARD).run, several.stack, CARD
     )
-    traced = play_run(PROFILE, several, trace_run(RAW, several, CARD), 32 << 20)
-    played = play_run(PROFILE, several, trace_run(RAW, resolve(PROFILE, single, CARD), CARD), 32 << 20)
+    traced = simulate_run(PROFILE, several, trace_run(RAW, several, CARD), 32 << 20)
+    played = simulate_run(PROFILE, several, trace_run(RAW, resolve(PROFILE, single, CARD), CARD), 32 << 20)
     assert played.allocated == traced.allocated
     assert played.reserved == traced.reserved
     assert played.lost == 0
-    alone = play_run(
+    alone = simulate_run(
         PROFILE, resolve(PROFILE, single, CARD), trace_run(RAW, resolve(PROFILE, single, CARD), CARD), 32 << 20
     )
     assert alone.training["forward"].peak.allocated < played.training["forward"].peak.allocated

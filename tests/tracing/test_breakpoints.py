@@ -8,7 +8,7 @@ import pytest
 pytest.importorskip("torch")
 
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.replay.simulate import play_run
+from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
@@ -33,7 +33,7 @@ def test_nothing_is_left_over_on_either_side(model: str, edge: int) -> None:
         stored = stored_tape(profile, [PROFILES / "tapes"], 1, seq_len)
         assert stored is not None
         regions.add(stored.region.low)
-        kept = play_run(profile, resolution, stored.tape.at(1, seq_len, 16, WORKSPACE), WORKSPACE)
-        traced = play_run(profile, resolution, trace_run(source, resolution, None), WORKSPACE)
+        kept = simulate_run(profile, resolution, stored.tape.at(1, seq_len, 16, WORKSPACE), WORKSPACE)
+        traced = simulate_run(profile, resolution, trace_run(source, resolution, None), WORKSPACE)
         assert replace(kept, static=traced.static) == traced
     assert len(regions) == 2

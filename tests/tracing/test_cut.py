@@ -12,8 +12,8 @@ pytest.importorskip("trl")
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS
 from qlora_planner.memory.allocator.caching import CachingAllocator
-from qlora_planner.memory.replay.events import write_script
-from qlora_planner.memory.replay.player import COMPONENTS, Player
+from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
 from qlora_planner.profiling.tracing import engine, layers
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.run import RunConfig
@@ -32,7 +32,7 @@ def shared_keys(depth: int, shared: int) -> dict[str, Any]:
 
 
 def played(tape: Tape) -> dict[str, tuple[int, int]]:
-    player = Player(CachingAllocator(), write_script(tape, True), [0] * len(COMPONENTS))
+    player = TraceReplayer(CachingAllocator(), prepare_trace(tape, True), [0] * len(COMPONENTS))
     player.play([], RunConfig(trainer="loop"), TRAINER_ROWS["loop"], OPTIMIZERS["sgd"])
     assert player.lost == 0
     return {name: (phase.peak.allocated, phase.peak.live) for name, phase in player.phases.items()}
@@ -60,5 +60,5 @@ def test_a_workspace_taken_before_training_is_the_handles_own() -> None:
         events=((1, small), (2, handle), (3, 512), (3, 0)), segments=(segment,), places=(), kept=(),
         workspaces=frozenset({1, 2}),
     )  # fmt: skip
-    sizes = [size for _, _, size, _ in write_script(tape, True, workspace_taken=True).acts[segment] if size]
+    sizes = [size for _, _, size, _ in prepare_trace(tape, True, workspace_taken=True).acts[segment] if size]
     assert sizes == [small, 512]

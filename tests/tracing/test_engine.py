@@ -13,8 +13,8 @@ pytest.importorskip("bitsandbytes")
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS  # noqa: E402
 from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E402
-from qlora_planner.memory.replay.events import write_script  # noqa: E402
-from qlora_planner.memory.replay.player import COMPONENTS, Player  # noqa: E402
+from qlora_planner.memory.replay.events import prepare_trace  # noqa: E402
+from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer  # noqa: E402
 from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention_backend  # noqa: E402
@@ -39,7 +39,7 @@ def toy(depth: int) -> dict[str, Any]:
 
 def played(tape: Tape, checkpointing: bool = True) -> dict[str, tuple[int, int]]:
     """Allocated and reserved peaks by phase, of the tape alone."""
-    player = Player(CachingAllocator(), write_script(tape, checkpointing), [0] * len(COMPONENTS))
+    player = TraceReplayer(CachingAllocator(), prepare_trace(tape, checkpointing), [0] * len(COMPONENTS))
     player.play([], RunConfig(trainer="loop"), TRAINER_ROWS["loop"], OPTIMIZERS["sgd"])
     assert player.lost == 0
     return {name: (phase.peak.allocated, phase.peak.reserved) for name, phase in player.phases.items()}

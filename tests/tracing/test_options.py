@@ -15,7 +15,7 @@ pytest.importorskip("trl")
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.sweep.validity import variant_key
+from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine
@@ -190,5 +190,5 @@ def test_chunked_losses_copy_the_head_until_1_14() -> None:
 
 def test_evaluations_are_told_apart() -> None:
     run = RunConfig()
-    keys = {variant_key(run.with_(eval_batch_size=size), {}, None) for size in (None, 1, 2)}
+    keys = {trace_key(run.with_(eval_batch_size=size), {}, None) for size in (None, 1, 2)}
     assert len(keys) == 3

@@ -106,7 +106,7 @@ def test_the_text_part_is_traced() -> None:
     source: Any = SimpleNamespace(config=CONFIGS["qwen2_5_vl"], id="toy", sha256="")
     profile = toy_profile(CONFIGS["qwen2_5_vl"])
     tape = trace_run(source, resolve(profile, RunConfig(seq_len=64, trainer="hf-trainer")), None)
-    assert estimate(profile, RunConfig(seq_len=64, trainer="hf-trainer"), tape=tape).footing == "traced"
+    assert estimate(profile, RunConfig(seq_len=64, trainer="hf-trainer"), tape=tape).method == "traced"
 
 
 def test_a_text_part_without_a_class_is_one_clear_line() -> None:

@@ -15,8 +15,8 @@ from typing import Any
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS
 from qlora_planner.memory.allocator.caching import Block
 from qlora_planner.memory.allocator.caching import Segment as Cached
-from qlora_planner.memory.replay.events import write_script
-from qlora_planner.memory.replay.player import COMPONENTS, Player
+from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
 from qlora_planner.profiling.adapters import linear_leaves
 from qlora_planner.profiling.compile import NotPolynomialError, compile_tapes
 from qlora_planner.profiling.refusals import words_of
@@ -47,7 +47,7 @@ class Outcome:
 
 
 class ExactMemory:
-    """An allocator without rounding, segments or cache, with what `Player` asks of one."""
+    """An allocator without rounding, segments or cache, with what `TraceReplayer` asks of one."""
 
     def __init__(self) -> None:
         self.allocated = self.peak_allocated = 0
@@ -99,7 +99,7 @@ def bytes_of(tape: Tape) -> tuple[dict[str, int], dict[str, int]]:
 def played(tape: Tape, checkpointing: bool) -> tuple[int, int]:
     """Peaks of forward and of backward over the steps, at the whole model's depth."""
     memory: Any = ExactMemory()
-    player = Player(memory, write_script(tape, checkpointing), [0] * len(COMPONENTS))
+    player = TraceReplayer(memory, prepare_trace(tape, checkpointing), [0] * len(COMPONENTS))
     player.play([], RunConfig(trainer="loop"), TRAINER_ROWS["loop"], OPTIMIZERS["sgd"])
     phases = {name: phase.peak.allocated for name, phase in player.phases.items()}
     assert player.lost == 0, f"{player.lost} storages lost"

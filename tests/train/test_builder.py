@@ -11,7 +11,7 @@ import pytest
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, model
-from qlora_planner.train.cpu_fallbacks import settle
+from qlora_planner.train.cpu_fallbacks import with_cpu_fallbacks
 from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.steps import Silent
 from qlora_planner.train.toy import toy_config
@@ -52,7 +52,7 @@ class Counting(Silent):
 def build(raw: dict[str, Any], **options: Any) -> tuple[Any, RunConfig]:
     """A toy model with adapters, and its settled run."""
     toy = toy_config(raw)
-    run = settle(RunConfig(seq_len=48, rank=4, **options), toy, {})
+    run = with_cpu_fallbacks(RunConfig(seq_len=48, rank=4, **options), toy, {})
     loaded = model.load_random(toy, run, "cpu", model.random_weights(toy, "cpu"))
     return adapters.add_adapters(adapters.prepare(loaded, run), run), run
 
@@ -168,7 +168,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     import sys
 
     code = (
-        "import sys; from qlora_planner.train import adapters, data, loop, model, options, settle, toy, trainer;"
+        "import sys; from qlora_planner.train import adapters, data, loop, model, options, cpu_fallbacks, toy, trainer;"
         "print(sorted({'torch', 'transformers', 'peft', 'trl'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

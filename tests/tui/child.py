@@ -15,7 +15,7 @@ from typing import Any
 
 from qlora_planner.cli import events
 from qlora_planner.cli.streams import say
-from qlora_planner.runs.directory import RunFolder, write_json
+from qlora_planner.runs.directory import RunDirectory, write_json
 from qlora_planner.runs.record import Metrics
 
 MIB = 1 << 20
@@ -37,7 +37,7 @@ def main(words: list[str]) -> int:
     events.tell("predicted", {"estimate": {"phases": phases, "peak": {"device_bytes": 7_481 * MIB}}})
     metrics = None
     if words[0] == "train" and "--output" in words:
-        folder = RunFolder(Path(words[words.index("--output") + 1]))
+        folder = RunDirectory(Path(words[words.index("--output") + 1]))
         folder.path.mkdir(parents=True, exist_ok=True)
         write_json(folder.record, {"schema": "qlora-plan/run/1"})
         metrics = Metrics(folder.metrics)

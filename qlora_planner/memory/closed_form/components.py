@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from qlora_planner.memory.allocator.expandable import is_expandable
-from qlora_planner.memory.closed_form.static_peaks import Parts
+from qlora_planner.memory.closed_form.static_peaks import MemoryTerms
 from qlora_planner.memory.explanations import BEFORE_TRAINING, before_training, counted_words
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.spec.run import RunConfig
 
 
-def component_lines(run: RunConfig, parts: Parts, peak: Phase) -> tuple[ComponentLine, ...]:
+def component_lines(run: RunConfig, parts: MemoryTerms, peak: Phase) -> tuple[ComponentLine, ...]:
     """What is alive at the peak phase; the lines add up to its device bytes."""
     sizes = before_training(parts.static, peak) if peak.name in BEFORE_TRAINING else _training(run, parts, peak)
     context = parts.context.first_tensor_bytes
@@ -26,7 +26,7 @@ def component_lines(run: RunConfig, parts: Parts, peak: Phase) -> tuple[Componen
     )
 
 
-def _training(run: RunConfig, parts: Parts, peak: Phase) -> dict[Component, int]:
+def _training(run: RunConfig, parts: MemoryTerms, peak: Phase) -> dict[Component, int]:
     static, state, acts = parts.static, parts.state, parts.acts
     sizes = {
         Component.QUANTIZED_WEIGHTS: static.packed_weights,
@@ -53,7 +53,7 @@ def _training(run: RunConfig, parts: Parts, peak: Phase) -> dict[Component, int]
     return sizes
 
 
-def _basis(part: Component, parts: Parts) -> Basis:
+def _basis(part: Component, parts: MemoryTerms) -> Basis:
     counted = (
         Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS,
         Component.ADAPTERS, Component.GRADIENTS, Component.OPTIMIZER_STATES,
@@ -67,7 +67,7 @@ def _basis(part: Component, parts: Parts) -> Basis:
     return Basis.DERIVED if part is Component.WORKSPACE else Basis.CALIBRATED
 
 
-def _why(part: Component, run: RunConfig, parts: Parts) -> str:
+def _why(part: Component, run: RunConfig, parts: MemoryTerms) -> str:
     acts = parts.acts
     stream = "float32" if run.upcast else "16-bit"
     texts = counted_words(run, parts.static, parts.state) | {

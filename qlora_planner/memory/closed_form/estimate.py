@@ -7,10 +7,10 @@ from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.memory.allocator.expandable import is_expandable
-from qlora_planner.memory.breakdown import View, highest
+from qlora_planner.memory.breakdown import Breakdown, highest
 from qlora_planner.memory.closed_form.activations import most
 from qlora_planner.memory.closed_form.components import component_lines
-from qlora_planner.memory.closed_form.static_peaks import Parts, assemble, build_groundwork
+from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Phase
 from qlora_planner.spec.machine import GpuSpec
@@ -22,15 +22,15 @@ from qlora_planner.spec.run import RunConfig
 RESERVED_OVER_ALLOCATED, RESERVED_OVER_ALLOCATED_EXPANDABLE = 1.06, 1.02
 
 
-def closed_view(
+def closed_form_breakdown(
     profile: ModelProfile, resolution: Resolution, workspace_bytes: int, gpu: GpuSpec | None, context: ContextRow
-) -> View:
+) -> Breakdown:
     """Everything an estimate shows, from the profile's counts and the closed forms."""
     run = resolution.run
-    parts = assemble(build_groundwork(profile, resolution, workspace_bytes), run, resolution.stack, gpu)
+    parts = memory_terms(static_peaks_of(profile, resolution, workspace_bytes), run, resolution.stack, gpu)
     parts = replace(parts, context=context)
     phases, peak = phases_of(run, parts)
-    return View(
+    return Breakdown(
         load=parts.load,
         prepare=parts.prepare,
         adapters=parts.adapters,
@@ -41,11 +41,11 @@ def closed_view(
         trainable_params=parts.state.count,
         paged_bytes=parts.state.paged,
         offloaded_bytes=_offloaded(run, parts),
-        footing=parts.footing,
+        method=parts.method,
     )
 
 
-def allocated_levels(run: RunConfig, parts: Parts) -> dict[str, Any]:
+def allocated_levels(run: RunConfig, parts: MemoryTerms) -> dict[str, Any]:
     """Allocated bytes of the training phases at their highest: ints, or arrays where the activations are."""
     acts, state = parts.acts, parts.state
     base = base_bytes(run, parts)
@@ -60,12 +60,12 @@ def allocated_levels(run: RunConfig, parts: Parts) -> dict[str, Any]:
     }
 
 
-def base_bytes(run: RunConfig, parts: Parts) -> int:
+def base_bytes(run: RunConfig, parts: MemoryTerms) -> int:
     """What is alive before a step: weights, and adapters in the dtype that they train in."""
     return parts.adapters.live - (0 if run.method == "full" else parts.static.adapters - parts.state.weights)
 
 
-def phases_of(run: RunConfig, parts: Parts) -> tuple[tuple[Phase, ...], Phase]:
+def phases_of(run: RunConfig, parts: MemoryTerms) -> tuple[tuple[Phase, ...], Phase]:
     """All phases, and the one with the highest device figure."""
     state, context = parts.state, parts.context
     born = context.first_tensor_bytes
@@ -101,7 +101,7 @@ def floor_of(phases: tuple[Phase, ...], context: ContextRow) -> int:
     return int(highest * RESERVED_OVER_ALLOCATED_EXPANDABLE) + context.first_tensor_bytes + context.kernels_bytes
 
 
-def _eval_phase(run: RunConfig, parts: Parts, base: int, factor: float, full: int) -> Phase:
+def _eval_phase(run: RunConfig, parts: MemoryTerms, base: int, factor: float, full: int) -> Phase:
     """Evaluation keeps nothing for backward, but returns whole logits in float32."""
     if run.eval_batch_size is None:
         return Phase(name="eval")
@@ -111,5 +111,5 @@ def _eval_phase(run: RunConfig, parts: Parts, base: int, factor: float, full: in
     return Phase(name="eval", allocated_bytes=allocated, reserved_bytes=reserved, device_bytes=reserved + full)
 
 
-def _offloaded(run: RunConfig, parts: Parts) -> int | None:
+def _offloaded(run: RunConfig, parts: MemoryTerms) -> int | None:
     return (parts.acts.offloaded or parts.acts.all_layers) if run.activation_offloading else 0

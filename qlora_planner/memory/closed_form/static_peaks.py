@@ -20,7 +20,7 @@ from qlora_planner.spec.run import RunConfig
 
 
 @record
-class Groundwork:
+class StaticPeaks:
     """Figures that do not depend on batch and sequence: played once, reused over a sweep."""
 
     static: StaticMemory
@@ -33,7 +33,7 @@ class Groundwork:
 
 
 @record
-class Parts:
+class MemoryTerms:
     """Everything that the phases and the components of one run are summed from."""
 
     static: StaticMemory
@@ -48,12 +48,12 @@ class Parts:
     loss: LossMemory
 
     @property
-    def footing(self) -> str:
+    def method(self) -> str:
         """How the figures are had, which decides how far they may be off."""
         return PROVED_FORM if self.acts.exact else OTHER_FORM
 
 
-def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_bytes: int) -> Groundwork:
+def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_bytes: int) -> StaticPeaks:
     """Play loading, preparing and adding adapters through the allocator; `workspace_bytes` is one cuBLAS handle's.
 
     Raises InputError when target modules or modules_to_save match nothing.
@@ -68,7 +68,7 @@ def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_by
     tensors, load = loading.load(memory, profile, run)
     prepare = loading.prepare(memory, tensors, run) if run.upcast else None
     _, adapters = loading.add_adapters(memory, profile, run, workspace_bytes)
-    return Groundwork(
+    return StaticPeaks(
         static=static,
         state=training_state(static.trainable, run, trainer, optimizer),
         shape=activations.model_shape(profile, run),
@@ -79,10 +79,10 @@ def build_groundwork(profile: ModelProfile, resolution: Resolution, workspace_by
     )
 
 
-def assemble(ground: Groundwork, run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> Parts:
-    """Add to the groundwork what batch and sequence decide."""
+def memory_terms(ground: StaticPeaks, run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> MemoryTerms:
+    """Add to the static_peaks what batch and sequence decide."""
     trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
-    return Parts(
+    return MemoryTerms(
         static=ground.static,
         state=ground.state,
         acts=activations.activations(ground.shape, run, trainer, loss),

@@ -9,12 +9,12 @@ from dataclasses import replace
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
-from qlora_planner.memory.breakdown import View, highest
+from qlora_planner.memory.breakdown import Breakdown, highest
 from qlora_planner.memory.explanations import before_training, counted_words
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.simulate import Played, floor_bytes, play_run
+from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, simulate_run
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -28,7 +28,7 @@ _COUNTED = (
 )  # fmt: skip
 
 
-def traced_view(
+def traced_breakdown(
     profile: ModelProfile,
     resolution: Resolution,
     tape: Tape,
@@ -37,7 +37,7 @@ def traced_view(
     usable_bytes: int | None = None,
     orders: Sequence[Sequence[Tape]] = (),
     limit_bytes: int | None = None,
-) -> View:
+) -> Breakdown:
     """Everything an estimate shows, from the tape of this run played through the allocator.
 
     Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
@@ -46,16 +46,16 @@ def traced_view(
     own `limit_bytes` a run that gets through gives back what it has cached; of one that does not, all is shown.
     """
     run = resolution.run
-    tried = [(play_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
+    tried = [(simulate_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     shown = played
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
-            shown = play_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+            shown = simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
     phases = _phases(run, shown, context)
     peak = highest(phases)
     full = context.first_tensor_bytes + context.kernels_bytes
-    return View(
+    return Breakdown(
         load=played.load,
         prepare=played.prepare,
         adapters=played.adapters,
@@ -79,11 +79,11 @@ def traced_view(
         trainable_params=played.state.count,
         paged_bytes=played.state.paged,
         offloaded_bytes=played.offloaded,
-        footing=TRACED,
+        method=TRACED,
     )
 
 
-def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase, ...]:
+def _phases(run: RunConfig, played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
     born = context.first_tensor_bytes
     full = born + context.kernels_bytes
 
@@ -117,7 +117,7 @@ def _phases(run: RunConfig, played: Played, context: ContextRow) -> tuple[Phase,
     )
 
 
-def _sizes(played: Played, phase: Phase, context: ContextRow) -> dict[Component, int]:
+def _sizes(played: SimulatedRun, phase: Phase, context: ContextRow) -> dict[Component, int]:
     """What a phase's device bytes are made of; slack is what torch reserves beyond what is in use."""
     if phase.name in ("load", "prepare", "adapters"):
         sizes = before_training(played.static, phase)
@@ -132,7 +132,7 @@ def _sizes(played: Played, phase: Phase, context: ContextRow) -> dict[Component,
     return sizes
 
 
-def _lines(run: RunConfig, played: Played, peak: Phase, context: ContextRow) -> tuple[ComponentLine, ...]:
+def _lines(run: RunConfig, played: SimulatedRun, peak: Phase, context: ContextRow) -> tuple[ComponentLine, ...]:
     sizes = _sizes(played, peak, context)
     words = counted_words(run, played.static, played.state)
     words |= {

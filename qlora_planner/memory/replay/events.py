@@ -32,7 +32,7 @@ class Origin:
 
 
 @record
-class Script:
+class PreparedTrace:
     """Acts by segment, and the origins of storages that outlive theirs."""
 
     tape: Tape
@@ -40,7 +40,7 @@ class Script:
     origins: dict[int, Origin]
 
 
-def write_script(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool = False) -> Script:
+def prepare_trace(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool = False) -> PreparedTrace:
     """Prepare `tape`"""
     died_in: dict[int, Segment] = {}
     for segment in tape.segments:
@@ -78,7 +78,7 @@ def write_script(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool
             elif storage in known:
                 found.append((DEATH_ELSEWHERE, storage, 0, 0))
         acts[segment] = tuple(found)
-    return Script(tape=tape, acts=acts, origins=origins)
+    return PreparedTrace(tape=tape, acts=acts, origins=origins)
 
 
 def _end(born: Segment, died: Segment | None) -> tuple[str, str, int] | None:

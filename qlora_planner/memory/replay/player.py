@@ -23,7 +23,7 @@ from qlora_planner.memory.replay.events import (
     HOST,
     Act,
     Origin,
-    Script,
+    PreparedTrace,
 )
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
@@ -53,20 +53,20 @@ class Adapter:
 
 
 @record
-class PlayedPhase:
+class ReplayedPhase:
     """A phase's peaks, and the bytes by component (in the order of COMPONENTS) when most was allocated."""
 
     peak: PhasePeak
     components: tuple[int, ...]
 
 
-class Player:
+class TraceReplayer:
     """One playing: `play` notes every phase's peaks; `lost` counts deaths whose block could not be found."""
 
-    def __init__(self, memory: CachingAllocator, script: Script, components: Sequence[int]) -> None:
+    def __init__(self, memory: CachingAllocator, script: PreparedTrace, components: Sequence[int]) -> None:
         self.memory = memory
         self.script = script
-        self.phases: dict[str, PlayedPhase] = {}
+        self.phases: dict[str, ReplayedPhase] = {}
         self.lost = 0
         self.pinned = 0
         self.host_peak = self._host = 0  # bytes moved to the host's memory
@@ -80,7 +80,7 @@ class Player:
         run: RunConfig,
         trainer: TrainerRow,
         optimizer: OptimizerRow,
-        before: Sequence[Script] = (),
+        before: Sequence[PreparedTrace] = (),
     ) -> None:
         """Play everything from the trainer's casts to the end of the last traced step.
 
@@ -140,7 +140,7 @@ class Player:
         memory, old = self.memory, self.phases.get(phase)
         self.pinned = max(self.pinned, memory.peak_pinned)
         higher = old is None or memory.peak_allocated > old.peak.allocated
-        self.phases[phase] = PlayedPhase(
+        self.phases[phase] = ReplayedPhase(
             peak=PhasePeak(
                 live=memory.allocated,
                 allocated=memory.peak_allocated if higher or old is None else old.peak.allocated,
@@ -269,7 +269,7 @@ class Player:
             self._free(block, _WORKSPACE)
 
 
-def _walk(script: Script) -> Iterator[tuple[Segment, int]]:
+def _walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
     """Every segment of the whole model in order, with the layer of the whole model that plays it."""
     segments, places = script.tape.segments, script.tape.places
     index = 0
@@ -292,7 +292,7 @@ def _walk(script: Script) -> Iterator[tuple[Segment, int]]:
         index = stop
 
 
-def _accumulated(script: Script) -> Iterator[tuple[Segment, int]]:
+def _accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
     """The same with every micro-batch twice before the optimizer's step."""
     micro_batch: list[tuple[Segment, int]] = []
     for segment, layer in _walk(script):
@@ -315,4 +315,4 @@ def _bytes(tensor: Trainable) -> int:
     return tensor.numel * DTYPE_BYTES[tensor.dtype]
 
 
-__all__ = ["COMPONENTS", "Act", "Adapter", "PlayedPhase", "Player"]
+__all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

@@ -11,8 +11,8 @@ from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Component
-from qlora_planner.memory.replay.events import write_script
-from qlora_planner.memory.replay.player import COMPONENTS, Adapter, PlayedPhase, Player
+from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.player import COMPONENTS, Adapter, ReplayedPhase, TraceReplayer
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import StaticMemory, embedding_names, load_dtype, static_memory
@@ -29,7 +29,7 @@ NEAR = 1.1
 
 
 @record
-class Played:
+class SimulatedRun:
     """What torch's counters show in every phase, and the bytes by component when each phase has most allocated."""
 
     static: StaticMemory
@@ -37,7 +37,7 @@ class Played:
     load: PhasePeak
     prepare: PhasePeak | None
     adapters: PhasePeak
-    training: dict[str, PlayedPhase]
+    training: dict[str, ReplayedPhase]
     pinned: int  # the most that segments holding something came to: what a full cache release would leave
     lost: int
     offloaded: int  # the most that activations took on the host
@@ -55,14 +55,14 @@ class Played:
         return max(*before, *(phase.peak.allocated for phase in self.training.values()))
 
 
-def play_run(
+def simulate_run(
     profile: ModelProfile,
     resolution: Resolution,
     tape: Tape,
     workspace_bytes: int,
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
-) -> Played:
+) -> SimulatedRun:
     """Play `resolution.run`; `workspace_bytes` is one cuBLAS handle's.
 
     `before` are traces of the same run at other widths, a step each that comes first: what they leave in the cache is
@@ -91,11 +91,11 @@ def floor_bytes(
     resolution: Resolution,
     tape: Tape,
     workspace_bytes: int,
-    played: Played,
+    played: SimulatedRun,
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
 ) -> int:
-    """The smallest limit on torch's reserved bytes at which the run still works; `before` as in `play_run`.
+    """The smallest limit on torch's reserved bytes at which the run still works; `before` as in `simulate_run`.
 
     Under pressure the allocator gives back segments that hold nothing, so the floor is at most what the others come to.
     It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
@@ -133,7 +133,7 @@ class _Stage:
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
         self.script, *self.before = (
-            write_script(one, self.run.gradient_checkpointing, workspace_taken=taken) for one in (tape, *before)
+            prepare_trace(one, self.run.gradient_checkpointing, workspace_taken=taken) for one in (tape, *before)
         )
         self.workspace_bytes = workspace_bytes
         self.trainer, _ = trainer_row(self.run.trainer or "trl-sft", resolution.stack)
@@ -147,7 +147,7 @@ class _Stage:
             return False
         return True
 
-    def play(self, limit_bytes: int | None) -> Played:
+    def play(self, limit_bytes: int | None) -> SimulatedRun:
         """One playing from an empty device."""
         run, profile = self.run, self.profile
         optimizer = find_optimizer(run.optimizer)
@@ -161,9 +161,9 @@ class _Stage:
         adapters, added = self._adapters(memory, tensors)
         pinned = max(pinned, memory.peak_pinned)
         memory.empty_cache()
-        player = Player(memory, self.script, self._components(adapters))
+        player = TraceReplayer(memory, self.script, self._components(adapters))
         player.play(adapters, run, self.trainer, optimizer, self.before)
-        return Played(
+        return SimulatedRun(
             static=self.static,
             state=training_state(self.static.trainable, run, self.trainer, optimizer),
             load=load,

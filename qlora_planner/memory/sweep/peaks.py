@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.catalog import TRAINER_ROWS, OptimizerRow, TrainerRow, find_optimizer
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
-from qlora_planner.memory.replay.events import write_script
-from qlora_planner.memory.replay.player import COMPONENTS, Player
-from qlora_planner.memory.sweep.polynomials import NORMS, PHASES, SCRATCH, STATES, Moments, rounded_bytes
-from qlora_planner.memory.sweep.validity import Region
+from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
+from qlora_planner.memory.sweep.polynomials import NORMS, PHASES, SCRATCH, STATES, PeakPolynomials, rounded_bytes
+from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Term
 
@@ -23,10 +23,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _SMALL_WORKSPACE_BYTES = 1 << 20
-_ANYWHERE = Region(batched=True, low=0, high=1 << 24)
+_ANYWHERE = ValidityRange(batched=True, low=0, high=1 << 24)
 
 
-def moments_of(tape: CompiledTape, run: RunConfig, region: Region = _ANYWHERE, peaks_only: bool = False) -> Moments:
+def peak_polynomials_of(
+    tape: CompiledTape, run: RunConfig, region: ValidityRange = _ANYWHERE, peaks_only: bool = False
+) -> PeakPolynomials:
     """Play two steps of the whole model, counting blocks, and keep the moments that can be a phase's highest.
 
     They hold for every batch, sequence and rank in `region`. With `peaks_only`, moments that another phase's always
@@ -38,7 +40,7 @@ def moments_of(tape: CompiledTape, run: RunConfig, region: Region = _ANYWHERE, p
     # Every size stands in for itself by its number: equal numbers are equal polynomials, whatever the run.
     numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
     counter = _Counter(len(tape.sizes))
-    player = _Counting(counter, write_script(numbered.at(1, 1, 1), run.gradient_checkpointing), [0] * len(COMPONENTS))
+    player = _Counting(counter, prepare_trace(numbered.at(1, 1, 1), run.gradient_checkpointing), [0] * len(COMPONENTS))
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
     player.play([], run, TRAINER_ROWS["loop"], optimizer)
@@ -51,7 +53,7 @@ def moments_of(tape: CompiledTape, run: RunConfig, region: Region = _ANYWHERE, p
     return _packed(tape, found, handles)
 
 
-def _packed(tape: CompiledTape, found: dict[str, NDArray[np.int64]], handles: set[int]) -> Moments:
+def _packed(tape: CompiledTape, found: dict[str, NDArray[np.int64]], handles: set[int]) -> PeakPolynomials:
     """Without the sizes that no moment left over has any of."""
     width = len(tape.sizes)
     rows = {
@@ -60,7 +62,7 @@ def _packed(tape: CompiledTape, found: dict[str, NDArray[np.int64]], handles: se
         )
         for phase, kept in found.items()
     }
-    whole = Moments(sizes=tape.sizes, rows=rows, workspaces=tuple(sorted(handles)))
+    whole = PeakPolynomials(sizes=tape.sizes, rows=rows, workspaces=tuple(sorted(handles)))
     return whole.only({phase: range(len(kept)) for phase, kept in rows.items()})
 
 
@@ -108,7 +110,7 @@ class _Counter(CachingAllocator):
         """Nothing is cached."""
 
 
-class _Counting(Player):
+class _Counting(TraceReplayer):
     """A player that sums over all adapters at once and collects moments by phase."""
 
     memory: _Counter
@@ -138,7 +140,7 @@ class _Pruning:
     own powers: they compare with nothing but themselves.
     """
 
-    def __init__(self, sizes: Sequence[tuple[Term, ...]], handles: set[int], region: Region) -> None:
+    def __init__(self, sizes: Sequence[tuple[Term, ...]], handles: set[int], region: ValidityRange) -> None:
         import numpy as np
 
         self.corner = (2 if region.batched else 1, region.low + 1, 1)

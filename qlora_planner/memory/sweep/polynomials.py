@@ -31,7 +31,7 @@ Row = tuple[tuple[int, int], ...]  # (column, count) of what is alive; negative 
 
 
 @record
-class Fixed:
+class FixedBytes:
     """Bytes that a rank decides and batch and sequence do not, each tensor rounded to blocks.
 
     `held`: weights and trained tensors. `states`: optimizer states. `scratch`: what one optimizer step makes.
@@ -44,7 +44,7 @@ class Fixed:
     norms: int
 
     @classmethod
-    def of(cls, weights_bytes: int, state: TrainingState, tensors: int, run: RunConfig) -> Fixed:
+    def of(cls, weights_bytes: int, state: TrainingState, tensors: int, run: RunConfig) -> FixedBytes:
         """From the bytes of weights that are not trained and the `tensors` that are."""
         clipped = tensors * MIN_BLOCK_BYTES + block_bytes(4 * tensors)
         return cls(
@@ -56,7 +56,7 @@ class Fixed:
 
 
 @record
-class Moments:
+class PeakPolynomials:
     """By phase, every moment that no other one reaches in every run: no run's peak can lie elsewhere.
 
     `workspaces` are the columns of cuBLAS handles, which differ by card: see `on`.
@@ -68,13 +68,13 @@ class Moments:
     # A search asks the same moments for many option sets: what does not depend on the run is worked out once.
     _known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
-    def on(self, workspace_bytes: int) -> Moments:
+    def on(self, workspace_bytes: int) -> PeakPolynomials:
         """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
         if workspace_bytes not in self._known:
             taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
             sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
             self._known[workspace_bytes] = replace(self, sizes=sizes, _known={})
-        found: Moments = self._known[workspace_bytes]
+        found: PeakPolynomials = self._known[workspace_bytes]
         return found
 
     def to_dict(self) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Moments:
         }
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any]) -> Moments:
+    def from_dict(cls, raw: Mapping[str, Any]) -> PeakPolynomials:
         """Read back what `to_dict` wrote."""
         return cls(
             sizes=tuple(tuple((n, d, (b, s, r)) for n, d, b, s, r in terms) for terms in raw["sizes"]),
@@ -97,7 +97,7 @@ class Moments:
             workspaces=tuple(raw["workspaces"]),
         )
 
-    def allocated_phases(self, batch_size: int, seq_len: int, rank: int, fixed: Fixed) -> dict[str, int]:
+    def allocated_phases(self, batch_size: int, seq_len: int, rank: int, fixed: FixedBytes) -> dict[str, int]:
         """The most bytes allocated in each training phase of one run."""
         values = self._values(batch_size, seq_len, rank, fixed)
         return {
@@ -105,7 +105,7 @@ class Moments:
             for phase, rows in self.rows.items()
         }
 
-    def leading(self, batch_size: Any, seq_len: Any, rank: int, fixed: Fixed) -> dict[str, list[int]]:
+    def leading(self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes) -> dict[str, list[int]]:
         """By phase, which of its moments are the highest of all phases in any of these runs, shape (runs,) each."""
         import numpy as np
 
@@ -125,12 +125,12 @@ class Moments:
             found.setdefault(owners[place][0], []).append(owners[place][1])
         return found
 
-    def only(self, chosen: Mapping[str, Sequence[int]]) -> Moments:
+    def only(self, chosen: Mapping[str, Sequence[int]]) -> PeakPolynomials:
         """The same with these moments of these phases alone, and the sizes that they count."""
         rows = {phase: [self.rows[phase][at] for at in places] for phase, places in chosen.items()}
         used = sorted({column for kept in rows.values() for row in kept for column, _ in row if column >= 0})
         place = {column: at for at, column in enumerate(used)} | {c: c for c in (STATES, SCRATCH, NORMS)}
-        return Moments(
+        return PeakPolynomials(
             sizes=tuple(self.sizes[column] for column in used),
             rows={
                 phase: tuple(tuple((place[column], count) for column, count in row) for row in kept)
@@ -139,12 +139,12 @@ class Moments:
             workspaces=tuple(place[column] for column in self.workspaces if column in place),
         )
 
-    def _values(self, batch_size: int, seq_len: int, rank: int, fixed: Fixed) -> list[int]:
+    def _values(self, batch_size: int, seq_len: int, rank: int, fixed: FixedBytes) -> list[int]:
         values = [rounded_bytes(terms, batch_size, seq_len, rank) for terms in self.sizes]
         return [*values, fixed.norms, fixed.scratch, fixed.states]  # columns -3, -2, -1
 
     def allocated_sweep(
-        self, batch_size: Any, seq_len: Any, rank: Any, fixed: Mapping[int, Fixed]
+        self, batch_size: Any, seq_len: Any, rank: Any, fixed: Mapping[int, FixedBytes]
     ) -> dict[str, NDArray[np.int64]]:
         """The same for arrays of runs, shape (runs,) each; `fixed` by rank. Equal to the byte.
 

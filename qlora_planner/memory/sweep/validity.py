@@ -22,7 +22,7 @@ _UNBOUNDED = 1 << 24
 
 
 @record
-class Region:
+class ValidityRange:
     """Sequence lengths above `low` up to `high`, at batch 1, or at batches above 1 with more than `tokens` and at most
     `most_tokens` in all."""
 
@@ -57,7 +57,7 @@ def accumulates_apart(run: RunConfig) -> bool:
     return run.grad_accum > 1 and (run.trainer == "loop" or run.activation_offloading)
 
 
-def variant_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
+def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
     trl = parse_version(stack.get("trl", "1.16")) if run.trainer == "trl-sft" else None
     words = [
@@ -76,7 +76,7 @@ def variant_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 
 
-def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
+def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange, ...]:
     """Every range of sizes inside which no kernel, tile or mask switches, as far as is known, shortest first.
 
     At batch 1 they cover every length up to the end of the model's table of positions, past which nothing runs, or
@@ -91,11 +91,13 @@ def regions(profile: ModelProfile, batched: bool) -> tuple[Region, ...]:
     windows = [last] if 0 < last < end else []
     if not batched:
         edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})
-        return tuple(Region(batched=False, low=low, high=high) for low, high in pairwise(edges))
+        return tuple(ValidityRange(batched=False, low=low, high=high) for low, high in pairwise(edges))
     found = []
     for low, high in pairwise([0, *windows, end]):
         if high > LEAST_TOKENS and 2 * (low + 64) <= HEAD_TILE_TOKENS:
-            found.append(Region(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS))
+            found.append(
+                ValidityRange(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS)
+            )
         if high > LEAST_TOKENS:
-            found.append(Region(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
+            found.append(ValidityRange(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
     return tuple(found)

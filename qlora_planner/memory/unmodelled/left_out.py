@@ -26,7 +26,7 @@ def whole(profile: ModelProfile, found: MemoryEstimate) -> MemoryEstimate:
 
 def _of_forms(found: MemoryEstimate) -> Iterator[Unmodelled]:
     """What closed forms do not know of a run that could not be traced."""
-    if not found.run.liger or found.footing == TRACED:
+    if not found.run.liger or found.method == TRACED:
         return
     freed = (Component.LOGITS_AND_LOSS.value, Component.ACTIVATIONS.value)
     share = sum(found.components[name] for name in freed) / max(found.peak.device_bytes, 1)

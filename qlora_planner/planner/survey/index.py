@@ -1,4 +1,4 @@
-"""A compact index of the catalogue: every model's groundwork for the default recipe, so that a survey parses one file.
+"""A compact index of the catalogue: every model's static peaks for the default recipe, so a survey parses one file.
 
 The index holds nothing that the profiles do not: `build_index` makes it from them, and a test compares.
 """
@@ -11,17 +11,17 @@ from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.memory.closed_form.activations import LayerShape, ModelShape
-from qlora_planner.memory.closed_form.static_peaks import Groundwork, build_groundwork
+from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
-from qlora_planner.memory.sweep.polynomials import Fixed, Moments
-from qlora_planner.memory.sweep.validity import Region
+from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
+from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
-from qlora_planner.planner.budget import Sweep, SweptRegion, fixed_of
-from qlora_planner.planner.search_space import BASES
+from qlora_planner.planner.budget import Sweep, SweptRange, fixed_of
+from qlora_planner.planner.search_space import WEIGHT_STORAGES
 from qlora_planner.planner.survey.survey import Candidate
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
@@ -61,14 +61,14 @@ def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
     default = RunConfig()
     for name, card in _CARDS.items():
         resolution = resolve(profile, default, card)
-        ground = build_groundwork(profile, resolution, cublas_workspace_bytes(None))
+        ground = static_peaks_of(profile, resolution, cublas_workspace_bytes(None))
         changed = {
             option: value for option, value in resolution.run.to_dict().items() if value != getattr(default, option)
         }
         row["on"][name] = {"run": changed, "ground": _encode(ground)}
         fixed = fixed_of(ground, resolution.run)
         row["on"][name]["fixed"] = _values(fixed)
-        row["on"][name]["bases"] = [_base(profile, base.options, card) for base in BASES if base.quality != 1]
+        row["on"][name]["bases"] = [_base(profile, base.options, card) for base in WEIGHT_STORAGES if base.quality != 1]
         if name == "bfloat16":  # tapes that ship are of cards that have it
             row["sweep"] = [_swept(part, fixed) for part in (sweep.parts if sweep else ())]
     for first, second in zip(row["on"]["bfloat16"]["bases"], row["on"]["float16"]["bases"], strict=True):
@@ -80,11 +80,11 @@ def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
 
 
 def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> dict[str, Any]:
-    """One way to store the weights: its groundwork, and the work of a step with and without checkpoints and padding."""
+    """One way to store the weights: its static peaks, and a step's work with and without checkpoints and padding."""
     asked = RunConfig(**options)
     resolution = resolve(profile, asked, card)
     run = resolution.run
-    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(None))
+    ground = static_peaks_of(profile, resolution, cublas_workspace_bytes(None))
     works = []
     for checkpointing in (True, False):
         for padding in (False, True):
@@ -131,7 +131,7 @@ def _dense(raw: Sequence[float]) -> Work:
 
 
 @record
-class IndexedBase:
+class IndexedStorage:
     """One way to store a model's weights, as the index has it for a kind of card.
 
     `options` are as they would be typed, `settled` what the open ones became. `works`: with checkpoints and without
@@ -140,8 +140,8 @@ class IndexedBase:
 
     options: Mapping[str, Any]
     settled: Mapping[str, Any]
-    ground: Groundwork
-    fixed: Fixed
+    ground: StaticPeaks
+    fixed: FixedBytes
     works: tuple[StepWork, ...]
 
     def work(self, *, checkpointing: bool, padding: bool) -> StepWork:
@@ -149,26 +149,26 @@ class IndexedBase:
         return self.works[2 * (not checkpointing) + padding]
 
 
-def bases_of(profile: ModelProfile, gpu: GpuSpec) -> tuple[IndexedBase, ...]:
+def storages_of(profile: ModelProfile, gpu: GpuSpec) -> tuple[IndexedStorage, ...]:
     """The same for a model that the index lacks."""
     name = "float16" if gpu.bf16 is False else "bfloat16"
-    bases = [_base(profile, base.options, _CARDS[name]) for base in BASES if base.quality != 1]
+    bases = [_base(profile, base.options, _CARDS[name]) for base in WEIGHT_STORAGES if base.quality != 1]
     row = {"on": {name: {"bases": bases}, "bfloat16": {"bases": bases}}}
     return tuple(_bases_of(row, name, cublas_workspace_bytes(gpu.compute_capability)))
 
 
-def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[IndexedBase]:
+def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[IndexedStorage]:
     usual = row["on"]["bfloat16"]["bases"]
     for at, base in enumerate(row["on"][name]["bases"]):
         if not base["refused"]:
-            yield IndexedBase(
-                options=base["options"], settled=base["run"], fixed=_record(Fixed, base["fixed"]),
+            yield IndexedStorage(
+                options=base["options"], settled=base["run"], fixed=_record(FixedBytes, base["fixed"]),
                 ground=replace(_decode(base["ground"] or usual[at]["ground"]), workspace=workspace),
                 works=tuple(_decode_work(work) for work in base["works"]),
             )  # fmt: skip
 
 
-def _swept(part: SweptRegion, fixed: Fixed) -> dict[str, Any]:
+def _swept(part: SweptRange, fixed: FixedBytes) -> dict[str, Any]:
     return {
         "variant": part.variant,
         "region": _values(part.region),
@@ -176,8 +176,8 @@ def _swept(part: SweptRegion, fixed: Fixed) -> dict[str, Any]:
     }
 
 
-def _leading(part: SweptRegion, fixed: Fixed) -> Moments:
-    """Moments that lead at the rank that the index answers for: at batch 1 at every length, at larger batches at the
+def _leading(part: SweptRange, fixed: FixedBytes) -> PeakPolynomials:
+    """Candidates that lead at the rank that the index answers for: at batch 1 at every length, at larger batches at the
     default length and at many others, between which one that was left out could lead by little.
 
     `plan` reads the whole set from the tape.
@@ -201,7 +201,7 @@ def _leading(part: SweptRegion, fixed: Fixed) -> Moments:
     return part.moments.only({phase: sorted(rows) for phase, rows in kept.items()})
 
 
-def _encode(ground: Groundwork) -> dict[str, Any]:
+def _encode(ground: StaticPeaks) -> dict[str, Any]:
     return {
         "static": [getattr(ground.static, name) for name in _STATIC],
         "state": _values(ground.state),
@@ -220,8 +220,8 @@ def _record(kind: type[Any], values: list[Any]) -> Any:
     return kind(**dict(zip((spec.name for spec in fields(kind)), values, strict=True)))
 
 
-def _decode(raw: Mapping[str, Any]) -> Groundwork:
-    return Groundwork(
+def _decode(raw: Mapping[str, Any]) -> StaticPeaks:
+    return StaticPeaks(
         static=StaticMemory(trainable=(), **dict(zip(_STATIC, raw["static"], strict=True))),
         state=_record(TrainingState, raw["state"]),
         shape=ModelShape(
@@ -251,7 +251,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                     run=resolved, why=dict.fromkeys(on["run"], ""), problems=(), stack=row["versions"]
                 ),
                 sweep=_sweep(row["sweep"]),
-                fixed=_record(Fixed, on["fixed"]),
+                fixed=_record(FixedBytes, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
                 bases=tuple(_bases_of(row, name, workspace)),
             )
@@ -264,10 +264,10 @@ def _sweep(raw: Sequence[Mapping[str, Any]]) -> Sweep | None:
         return None
     return Sweep(
         parts=tuple(
-            SweptRegion(
+            SweptRange(
                 variant=part["variant"],
-                region=_record(Region, part["region"]),
-                moments=Moments.from_dict(part["moments"]),
+                region=_record(ValidityRange, part["region"]),
+                moments=PeakPolynomials.from_dict(part["moments"]),
             )
             for part in raw
         )

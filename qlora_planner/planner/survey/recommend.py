@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.verdict import context_of, with_libraries
-from qlora_planner.planner.candidate_memory import Limits, outlook_of
+from qlora_planner.planner.candidate_memory import MemoryBudget, candidate_memory_of
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import OptionSet, option_set, rank
-from qlora_planner.planner.search_space import EFFECTIVE_BATCH, LARGEST_BATCH, Space
-from qlora_planner.planner.survey.index import IndexedBase
+from qlora_planner.planner.search_space import EFFECTIVE_BATCH, LARGEST_BATCH, SearchSpace
+from qlora_planner.planner.survey.index import IndexedStorage
 from qlora_planner.planner.survey.survey import Candidate, Recommended
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.speed.roofline import Rates, SpeedModel, traits_of
+from qlora_planner.speed.roofline import Rates, SpeedModel, efficiency_of
 
 _BATCHES = tuple(size for size in range(1, LARGEST_BATCH + 1) if EFFECTIVE_BATCH % size == 0)
-_SPACE = Space(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)
+_SPACE = SearchSpace(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)
 _KINDS = (_BATCHES[:1], _BATCHES[1:])  # one sequence a row, and several, which are padded
 
 
@@ -28,7 +28,7 @@ class Recommender:
     """Searches for many models on one card; `pace_on` has the rates that speeds are ranked by."""
 
     gpu: GpuSpec
-    limits: Limits
+    limits: MemoryBudget
     pace_on: GpuSpec
     calibration: Calibration | None
 
@@ -59,16 +59,16 @@ class Recommender:
                     run = asked.with_(**base.options, gradient_checkpointing=checkpointing)
                     yield self._option_set(one, base, run, padded=sizes[0] > 1), list(sizes)
 
-    def _option_set(self, one: Candidate, base: IndexedBase, asked: RunConfig, *, padded: bool) -> OptionSet:
+    def _option_set(self, one: Candidate, base: IndexedStorage, asked: RunConfig, *, padded: bool) -> OptionSet:
         resolved = asked.with_(**{**base.settled, "padding": padded})
         resolution = Resolution(run=resolved, why={}, problems=(), stack=one.resolution.stack)
         context = with_libraries(context_of(self.gpu, self.calibration), resolved)
-        outlook = outlook_of(base.ground, resolution, self.gpu, one.sweep, context, base.fixed)
+        memory = candidate_memory_of(base.ground, resolution, self.gpu, one.sweep, context, base.fixed)
         rates = Rates.of(self.pace_on, resolved.compute_dtype)
         assert rates is not None, "the ranking card has rates"
-        traits, basis = traits_of(self.pace_on, self.calibration)
+        traits, basis = efficiency_of(self.pace_on, self.calibration)
         work = base.work(checkpointing=asked.gradient_checkpointing, padding=padded)
         return option_set(
-            asked, outlook, SpeedModel(work=work, rates=rates, traits=traits, basis=basis),
-            self.limits.of(outlook),
+            asked, memory, SpeedModel(work=work, rates=rates, traits=traits, basis=basis),
+            self.limits.of(memory),
         )  # fmt: skip

@@ -17,10 +17,10 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
 from qlora_planner.planner.budget import SEQ_STEP, usable_on
-from qlora_planner.planner.candidate_memory import Limits, Outlook
+from qlora_planner.planner.candidate_memory import CandidateMemory, MemoryBudget
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.other_gpus import fitting_on
-from qlora_planner.planner.survey.survey import Candidate, outlook_for
+from qlora_planner.planner.survey.survey import Candidate, candidate_memory_for
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -93,7 +93,7 @@ class Figure:
 
 def basis_of(answer: MemoryEstimate) -> str:
     """`traced` for a run that was played from its trace, else `closed-form`."""
-    return TRACED if answer.footing == TRACED else "closed-form"
+    return TRACED if answer.method == TRACED else "closed-form"
 
 
 @record
@@ -211,7 +211,7 @@ class _Known:
     calibration: Calibration | None
     forms: dict[tuple[str, str], MemoryEstimate] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
-    cards: dict[str, Limits] = field(default_factory=dict)
+    cards: dict[str, MemoryBudget] = field(default_factory=dict)
 
     def form(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
         """The estimate by closed forms."""
@@ -235,19 +235,19 @@ class _Known:
         answer = self._played(profile, run) or estimate(profile, run, calibration=self.calibration)
         return verdict_of(fitting_on(answer, None, card, self.calibration)) == "fits"
 
-    def outlook(self, profile: ModelProfile, card: GpuSpec) -> Outlook:
+    def memory(self, profile: ModelProfile, card: GpuSpec) -> CandidateMemory:
         """The memory of the 4-bit run, ranked from its trace where one is stored."""
         if profile.id not in self.candidates:
             self.candidates[profile.id] = self.candidate_of(profile)
         one = self.candidates[profile.id]
         padded = one.resolution.run.batch_size > 1
-        return outlook_for(one, one.resolution.run, card, self.calibration, padded=padded)
+        return candidate_memory_for(one, one.resolution.run, card, self.calibration, padded=padded)
 
-    def limits(self, card: GpuSpec) -> Limits:
+    def limits(self, card: GpuSpec) -> MemoryBudget:
         """The largest floors that fit a card."""
         if card.name not in self.cards:
             usable = usable_on(card, 0, None, self.calibration)
-            self.cards[card.name] = Limits(usable_bytes=usable, calibration=self.calibration)
+            self.cards[card.name] = MemoryBudget(usable_bytes=usable, calibration=self.calibration)
         return self.cards[card.name]
 
 
@@ -339,13 +339,13 @@ def _largest(
 
 def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Known) -> Largest:
     if method is METHODS[-1]:
-        outlook, limits = known.outlook(profile, card), known.limits(card)
+        memory, limits = known.memory(profile, card), known.limits(card)
         refused = any(problem.blocking for problem in known.candidates[profile.id].resolution.problems)
         run = known.run
-        floors, traced = outlook.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
+        floors, traced = memory.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
         device, at = int(floors[0]), 0 if traced[0] else 1
         basis = "swept" if traced[0] else "closed-form"
-        fits, tight = (device <= limits.of(outlook, most)[at] for most in (FITS_AT_MOST, TIGHT_AT_MOST))
+        fits, tight = (device <= limits.of(memory, most)[at] for most in (FITS_AT_MOST, TIGHT_AT_MOST))
         verdict = "fits" if fits else "tight" if tight else "does-not-fit"
     else:
         answer = known.form(profile, method)
@@ -361,8 +361,8 @@ def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Know
 def _six_gb(profile: ModelProfile, card: GpuSpec, known: _Known) -> SixGb:
     answer = known.best(profile, METHODS[-1])
     # Ranked first, then played: a step or two settle it.
-    outlook = known.outlook(profile, card)
-    steps = (longest(outlook, known.limits(card).of(outlook), 1, positions(profile)) or 0) // SEQ_STEP
+    memory = known.memory(profile, card)
+    steps = (longest(memory, known.limits(card).of(memory), 1, positions(profile)) or 0) // SEQ_STEP
     while steps and not known.fits_played(profile, card, steps * SEQ_STEP):
         steps -= 1
     while known.fits_played(profile, card, (steps + 1) * SEQ_STEP):

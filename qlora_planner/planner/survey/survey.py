@@ -17,14 +17,14 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.closed_form.components import component_lines
 from qlora_planner.memory.closed_form.estimate import phases_of
-from qlora_planner.memory.closed_form.static_peaks import Groundwork, assemble, build_groundwork
+from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.memory.sweep.polynomials import Fixed
+from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
 from qlora_planner.planner.budget import Sweep, fixed_of, usable_on
-from qlora_planner.planner.candidate_memory import Limits, Outlook, outlook_of
+from qlora_planner.planner.candidate_memory import CandidateMemory, MemoryBudget, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
@@ -32,7 +32,7 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey.index import IndexedBase
+    from qlora_planner.planner.survey.index import IndexedStorage
 
 REFERENCE_SEQ_LEN = 2048
 
@@ -84,26 +84,26 @@ class Recommended:
 
 @record
 class Candidate:
-    """A model with its groundwork for one run: what a survey needs of it."""
+    """A model with its static_peaks for one run: what a survey needs of it."""
 
     model_id: str
     family: str
     params: int
     max_seq_len: int | None
     resolution: Resolution
-    ground: Groundwork
+    ground: StaticPeaks
     sweep: Sweep | None = None
-    fixed: Fixed | None = None
-    bases: tuple[IndexedBase, ...] = ()  # of a model of the index: every way to store its weights
+    fixed: FixedBytes | None = None
+    bases: tuple[IndexedStorage, ...] = ()  # of a model of the index: every way to store its weights
 
 
 SweepOf = Callable[[ModelProfile], Sweep | None]
 
 
-BasesOf = Callable[[ModelProfile], "tuple[IndexedBase, ...]"]
+BasesOf = Callable[[ModelProfile], "tuple[IndexedStorage, ...]"]
 
 
-def _no_bases(_profile: ModelProfile) -> tuple[IndexedBase, ...]:
+def _no_bases(_profile: ModelProfile) -> tuple[IndexedStorage, ...]:
     return ()
 
 
@@ -112,11 +112,11 @@ def _no_sweep(_profile: ModelProfile) -> Sweep | None:
 
 
 def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep | None = None) -> Candidate:
-    """Resolve `run` on a model and play its groundwork."""
+    """Resolve `run` on a model and play its static_peaks."""
     rows = profile.dims.get("position_rows")  # a model that looks positions up has no more than these
     resolution = resolve(profile, run.with_(seq_len=min(run.seq_len, int(rows or run.seq_len))), gpu)
     limit = profile.dims.get("max_position_embeddings")
-    ground = build_groundwork(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
+    ground = static_peaks_of(profile, resolution, cublas_workspace_bytes(gpu.compute_capability))
     return Candidate(
         model_id=profile.id,
         family=profile.model_type,
@@ -138,23 +138,23 @@ def survey(
     cap_bytes: int | None = None,
     sweep_of: SweepOf = _no_sweep,
     calibration: Calibration | None = None,
-    bases_of: BasesOf = _no_bases,
+    storages_of: BasesOf = _no_bases,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> list[SurveyRow]:
     """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
 
-    `bases_of` gives the ways to store a model's weights among which `recommend` searches.
+    `storages_of` gives the ways to store a model's weights among which `recommend` searches.
 
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     asked = run or RunConfig()
     usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
-    limits = Limits(usable_bytes=usable, calibration=calibration)
+    limits = MemoryBudget(usable_bytes=usable, calibration=calibration)
     rows = []
     for profile in profiles:
         try:
             one = candidate(profile, asked, gpu, sweep_of(profile))
-            row = judge(replace(one, bases=bases_of(profile)), gpu, limits, recommend)
+            row = judge(replace(one, bases=storages_of(profile)), gpu, limits, recommend)
             rows.append(_qualified(row, left_out(profile, one.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
             rows.append(_refused(profile, asked, usable, str(error)))
@@ -164,15 +164,17 @@ def survey(
 def judge(
     one: Candidate,
     gpu: GpuSpec,
-    limits: Limits,
+    limits: MemoryBudget,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> SurveyRow:
     """The row of one model within `limits`; `recommend` searches for its best run."""
     run, usable = one.resolution.run, limits.usable_bytes
     seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
     run = run.with_(seq_len=seq_len)
-    single, several = (outlook_for(one, run, gpu, limits.calibration, padded=padded) for padded in (False, True))
-    parts = assemble(one.ground, run, one.resolution.stack, gpu)
+    single, several = (
+        candidate_memory_for(one, run, gpu, limits.calibration, padded=padded) for padded in (False, True)
+    )
+    parts = memory_terms(one.ground, run, one.resolution.stack, gpu)
     _, peak = phases_of(run, parts)
     limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
     refused = [problem for problem in one.resolution.problems if problem.blocking]
@@ -216,16 +218,16 @@ def _said(resolution: Resolution) -> str | None:
     return next((problem.message for problem in resolution.problems if problem.code == "targets-unmatched"), None)
 
 
-def outlook_for(
+def candidate_memory_for(
     one: Candidate, run: RunConfig, gpu: GpuSpec, calibration: Calibration | None, *, padded: bool
-) -> Outlook:
+) -> CandidateMemory:
     """The memory of a candidate's run at any size, with and without padded rows where padding was left open."""
     if "padding" in one.resolution.why:
         run = run.with_(padding=padded and not run.packing)
     resolution = Resolution(run=run, why={}, problems=(), stack=one.resolution.stack)
     context = with_libraries(context_of(gpu, calibration), run)
     assert one.fixed is not None
-    return outlook_of(one.ground, resolution, gpu, one.sweep, context, one.fixed)
+    return candidate_memory_of(one.ground, resolution, gpu, one.sweep, context, one.fixed)
 
 
 def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:

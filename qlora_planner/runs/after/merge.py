@@ -15,7 +15,7 @@ from qlora_planner.errors import InputError, RunError
 from qlora_planner.record import record
 from qlora_planner.runs.after.base import INDEX, Base
 from qlora_planner.runs.after.merge_plan import MergePlan, Step
-from qlora_planner.runs.after.weightless import Hollow
+from qlora_planner.runs.after.weightless import WeightlessModel
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def check_target(target: Path, *, force: bool) -> None:
 
 def merge(
     base: Base,
-    hollow: Hollow,
+    hollow: WeightlessModel,
     plan: MergePlan,
     target: Path,
     dtype: str,
@@ -163,7 +163,7 @@ def _is_ours(path: Path) -> bool:
         return False
 
 
-def _write_shard(source: Path, target: Path, steps: tuple[Step, ...], hollow: Hollow, dtype: str) -> None:
+def _write_shard(source: Path, target: Path, steps: tuple[Step, ...], hollow: WeightlessModel, dtype: str) -> None:
     import torch
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
@@ -179,7 +179,7 @@ def _write_shard(source: Path, target: Path, steps: tuple[Step, ...], hollow: Ho
         raise RunError(f"{plain(target)}: cannot be written: {plain(error)}") from None
 
 
-def _tensor(stored: torch.Tensor, step: Step, hollow: Hollow, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(stored: torch.Tensor, step: Step, hollow: WeightlessModel, dtype: torch.dtype) -> torch.Tensor:
     kind = dtype if step.cast else stored.dtype
     trained = hollow.replaced.get(step.name, stored)
     if trained.shape != stored.shape:

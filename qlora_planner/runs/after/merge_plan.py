@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.runs.after.base import Base
-from qlora_planner.runs.after.weightless import Hollow
+from qlora_planner.runs.after.weightless import WeightlessModel
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 
@@ -64,7 +64,7 @@ class MergePlan:
         return sum(step.action == action for steps in self.shards.values() for step in steps)
 
 
-def plan_merge(base: Base, hollow: Hollow, dtype: torch.dtype) -> MergePlan:
+def plan_merge(base: Base, hollow: WeightlessModel, dtype: torch.dtype) -> MergePlan:
     """What will be written, from the headers of the base's files alone.
 
     Raises InputError for a base that is stored quantised, and for adapted modules that it does not hold as the class
@@ -130,7 +130,7 @@ def _headers(base: Base) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     return found
 
 
-def _untied(hollow: Hollow) -> frozenset[str]:
+def _untied(hollow: WeightlessModel) -> frozenset[str]:
     """Parameters of tied groups in which only some are adapted, or not all alike: they need tensors of their own."""
     found: set[str] = set()
     for group in hollow.tied:
@@ -146,7 +146,7 @@ def _untied(hollow: Hollow) -> frozenset[str]:
     return frozenset(found)
 
 
-def _check_complete(hollow: Hollow, stored: set[str], base: Base) -> None:
+def _check_complete(hollow: WeightlessModel, stored: set[str], base: Base) -> None:
     """Every adapted module must be met in the files, by itself or by the name that it shares a tensor with."""
     reachable = stored | {name for group in hollow.tied if group & stored for name in group}
     lost = [name for name in (*hollow.merges, *hollow.replaced) if name not in reachable]
@@ -166,7 +166,7 @@ def _kept_in_float32(model: Any) -> tuple[str, ...]:
     return tuple(sorted(name.replace("*", "") for name in found))
 
 
-def _working_bytes(shards: Mapping[str, list[Step]], hollow: Hollow) -> int:
+def _working_bytes(shards: Mapping[str, list[Step]], hollow: WeightlessModel) -> int:
     """The largest shard as it is stored (pages of its file) and as it is written, and the largest module meanwhile."""
     largest = max((sum(step.size_bytes + step.stored_bytes for step in steps) for steps in shards.values()), default=0)
     module = 0

@@ -30,7 +30,7 @@ _CHANGED_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 
 @dataclass(slots=True)
-class Hollow:
+class WeightlessModel:
     """A PEFT model whose base weights are views of one number, so that it takes no memory but the adapters'.
 
     `merges` maps a parameter of the plain model to PEFT's layer around it, `replaced` to what was trained in its
@@ -95,7 +95,7 @@ def refuse_adapter(config: Mapping[str, Any], where: Path) -> None:
             raise InputError(f"{plain(where)}: {what} cannot be merged shard by shard; use PEFT's merge_and_unload")
 
 
-def hollow_model(raw: Mapping[str, Any], adapter: Path) -> Hollow:
+def weightless_model(raw: Mapping[str, Any], adapter: Path) -> WeightlessModel:
     """The class that `raw` describes with the adapters in folder `adapter`, as PEFT itself loads them.
 
     Raises InputError where PEFT refuses, where the adapter lacks a weight, and for experts in one parameter.
@@ -123,7 +123,7 @@ def hollow_model(raw: Mapping[str, Any], adapter: Path) -> Hollow:
             )
         except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{plain(adapter)}: PEFT cannot load it on this base: {_first(error)}") from None
-    found = Hollow(model=model, peft_model=wrapped, named=named, tied=tied)
+    found = WeightlessModel(model=model, peft_model=wrapped, named=named, tied=tied)
     _look(found, adapter, one.untyped_storage().data_ptr())
     if found.merges.keys() & found.replaced.keys():
         # PEFT stores adapted embeddings whole beside their adapters, and rounded those to the embeddings' dtype above.
@@ -153,7 +153,7 @@ def _hollow_out(model: Any, one: torch.Tensor) -> tuple[frozenset[str], ...]:
     return tuple(frozenset(group) for group in names.values() if len(group) > 1)
 
 
-def _look(found: Hollow, adapter: Path, hollow: int) -> None:
+def _look(found: WeightlessModel, adapter: Path, hollow: int) -> None:
     """Fill in which parameters the adapter changes."""
     from peft.tuners.lora import layer as kinds
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper

@@ -17,7 +17,7 @@ _COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")
 
 
 @record
-class Rehearsed:
+class DryRun:
     """What the longest batch was: its rows, the tokens of its longest row, all its tokens with padding, its loss."""
 
     rows: int
@@ -26,7 +26,7 @@ class Rehearsed:
     loss: float
 
 
-def rehearse(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Rehearsed:
+def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> DryRun:
     """Forward and backward of the longest batch, as the trainer does it, then an evaluation batch if the run evaluates.
 
     Called when the trainer has wrapped its model and made its optimizer. `check` sees the model while gradients are
@@ -55,7 +55,7 @@ def rehearse(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> R
         if run.eval_batch_size is not None and trainer.eval_dataset is not None:
             _evaluate(trainer, run)
     longest = max(len(row["input_ids"]) for row in batch)
-    return Rehearsed(rows=len(batch), longest=longest, tokens=shape[0] * shape[1], loss=loss)
+    return DryRun(rows=len(batch), longest=longest, tokens=shape[0] * shape[1], loss=loss)
 
 
 def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:

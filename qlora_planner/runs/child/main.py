@@ -22,7 +22,7 @@ from qlora_planner.measure import process
 from qlora_planner.measure.child import Lines, own_stdout, read_specification, set_environment
 from qlora_planner.runs.child.callbacks import Stop
 from qlora_planner.runs.child.reporters import set_places
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.spec import LaunchSpec
 
 _PARENTS_OWN = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
         set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
-        set_places(spec.settings.report_to, RunFolder(Path(spec.output)), os.environ)
+        set_places(spec.settings.report_to, RunDirectory(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.runs.child.training import Training
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from uuid import uuid4
 
 from qlora_planner.errors import MissingError
-from qlora_planner.runs.directory import RunFolder
+from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.text import plain
 
 _ID = "wandb-run"
@@ -52,7 +52,7 @@ def _home(name: str) -> str:
     return os.path.join(os.path.expanduser("~"), name)
 
 
-def set_places(names: Iterable[str], folder: RunFolder, environment: MutableMapping[str, str]) -> None:
+def set_places(names: Iterable[str], folder: RunDirectory, environment: MutableMapping[str, str]) -> None:
     """Have reporters write into the run's own folder, and wandb go on with one run at every attempt.
 
     What the environment says already stays.

@@ -21,9 +21,9 @@ from qlora_planner.measure.meters.sampler import Sampler
 from qlora_planner.runs import dataset
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
-from qlora_planner.runs.child.dry_run import rehearse
+from qlora_planner.runs.child.dry_run import dry_run
 from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
-from qlora_planner.runs.directory import RunFolder, replace_adapter
+from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
 
@@ -39,7 +39,7 @@ class Training:
 
     def __init__(self, spec: LaunchSpec, tell: Tell, stop: Stop) -> None:
         self.spec, self.run, self._tell, self._stop = spec, spec.run, tell, stop
-        self.folder = RunFolder(Path(spec.output))
+        self.folder = RunDirectory(Path(spec.output))
         self.phase = "start"
         self.card: Card | None = None
         self.sampler: Sampler | None = None
@@ -226,7 +226,7 @@ class Training:
             else:
                 restore_states(self.trainer, checkpoint)
         self._tell("phase", {"phase": "rehearsal"})
-        done = rehearse(self.trainer, self.run, check=self._check_gradients)
+        done = dry_run(self.trainer, self.run, check=self._check_gradients)
         self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"
         remove_marked(trial)
