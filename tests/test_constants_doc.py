@@ -11,7 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "qlora_planner"
-FOLDERS = ("memory", "catalog", "planner", "hardware", "evidence", "run", "profiling/tracing")
+FOLDERS = (
+    "memory", "catalog", "planner", "speed", "data/batches", "evidence", "diagnose/oom", "spec", "profiling/tracing",
+)  # fmt: skip
 ROW = re.compile(
     r"^\| `(?P<file>[\w/.]+)` \| `(?P<name>\w+)` \| (?P<value>[^|]+) \| (?P<source>[^|]+) \|$", re.MULTILINE
 )

@@ -14,8 +14,8 @@ from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
-    from qlora_planner.diagnose.against_plan import Against
     from qlora_planner.diagnose.oom import OomReport
+    from qlora_planner.diagnose.oom.against_plan import Against
     from qlora_planner.exchange.suggestions import Remedy
 
 
@@ -87,7 +87,7 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
         return None
     from qlora_planner.cli.check import Estimates, fixes_for
     from qlora_planner.cli.loading import profile_for
-    from qlora_planner.diagnose.against_plan import against
+    from qlora_planner.diagnose.oom.against_plan import against
     from qlora_planner.exchange.plan_file import read_plan
 
     plan = read_plan(file)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from qlora_planner import RunConfig, estimate, load_gpu, load_model
-from qlora_planner.diagnose.against_plan import asked_for, tensors_of
+from qlora_planner.diagnose.oom.against_plan import asked_for, tensors_of
 from qlora_planner.units import GIB, MIB
 from tests.cli.conftest import Invoke, Process
 
