@@ -20,10 +20,13 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.runs.supervise import Attempt
     from qlora_planner.spec.model import ModelProfile
 
+Estimated = Callable[[RunConfig], "MemoryEstimate | None"]
+Predict = Callable[[RunConfig], "Mapping[str, Any] | None"]
 _COUNTED_BYTES = 16 << 20  # what takes some four seconds to tokenise
 _EXIT = {"ok": 0, "out-of-memory": 1, "interrupted": 130}
 
@@ -42,14 +45,14 @@ def execute(
     from qlora_planner.runs.lock import held
 
     widths = _widths(document) or (_counted(asked, spec.run, output) if place is not None else ())
-    predict = _predictor(profile, place, output, widths)
-    predicted = predict(spec.run)
+    estimated = _estimator(profile, place, output, widths)
+    predicted = estimated(spec.run)
     if place is not None and predicted is not None:
-        _check_card(spec.run, profile, place, predicted, given, output)
+        _check_card(place, predicted, given, output)
     if asked.record is None:
         make(asked.folder)
     with held(asked.folder.path) as lock:
-        return _executed(asked, spec, profile, place, document, predicted, predict, given, output, lock)
+        return _executed(asked, spec, profile, place, document, _documents(estimated), given, output, lock)
 
 
 def _executed(
@@ -58,8 +61,7 @@ def _executed(
     profile: ModelProfile | None,
     place: Place | None,
     document: Mapping[str, Any],
-    predicted: Mapping[str, Any] | None,
-    predict: Any,
+    predict: Predict,
     given: Mapping[str, Any],
     output: Output,
     lock: int | None,
@@ -71,6 +73,7 @@ def _executed(
     from qlora_planner.runs.owned import mark
     from qlora_planner.runs.preflight import version_notes
 
+    predicted = predict(spec.run)
     created = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
     record = records.run_record(spec, created=created, versions=versions())
     planned = (asked.plan or {}).get("stack")
@@ -146,24 +149,37 @@ def _counted(asked: Asked, run: RunConfig, output: Output) -> tuple[tuple[int, .
     return () if found is None else widths_before(found, run.batch_size, run.seq_len, run.packing)
 
 
-def _predictor(
+def _estimator(
     profile: ModelProfile | None, place: Place | None, output: Output, widths: tuple[tuple[int, ...], ...]
-) -> Any:
-    """An estimate's document by run, each made once; None on the CPU, for which nothing is planned."""
-    known: dict[str, Mapping[str, Any] | None] = {}
+) -> Estimated:
+    """The estimate of a run on the card, each made once: what decides whether it starts is what is recorded of it.
 
-    def predict(run: RunConfig) -> Mapping[str, Any] | None:
+    None on the CPU, for which nothing is planned.
+    """
+    estimates: dict[str, MemoryEstimate] = {}
+
+    def estimated(run: RunConfig) -> MemoryEstimate | None:
         if profile is None or place is None:
             return None
         key = repr(run)
-        if key not in known:
+        if key not in estimates:
             from qlora_planner import session
 
-            known[key] = session.estimate(
+            estimates[key] = session.estimate(
                 profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
                 widths=widths, profiles=output.profiles, tell=output.warn,
-            ).to_dict()  # fmt: skip
-        return known[key]
+            )  # fmt: skip
+        return estimates[key]
+
+    return estimated
+
+
+def _documents(estimated: Estimated) -> Predict:
+    """The same estimates as they are recorded."""
+
+    def predict(run: RunConfig) -> Mapping[str, Any] | None:
+        estimate = estimated(run)
+        return None if estimate is None else estimate.to_dict()
 
     return predict
 
@@ -184,24 +200,15 @@ def _speed(
     return {"tokens_per_s": found.tokens_per_s, "step_s": found.step_s, "basis": basis}
 
 
-def _check_card(
-    run: RunConfig, profile: ModelProfile | None, place: Place, predicted: Mapping[str, Any], given: Mapping[str, Any],
-    output: Output,
-) -> None:  # fmt: skip
+def _check_card(place: Place, predicted: MemoryEstimate, given: Mapping[str, Any], output: Output) -> None:
     """Raises MissingError where others hold what the run needs, RefusedError where it does not fit without --yes."""
-    from qlora_planner import session
-
-    assert profile is not None
-    found = session.estimate(
-        profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes, profiles=output.profiles
-    )
-    blocking = [problem for problem in predicted["problems"] if problem["blocking"]]
+    blocking = [problem for problem in predicted.problems if problem.blocking]
     if blocking:
-        raise RefusedError(f"{blocking[0]['message']}; use {blocking[0]['fix']}")
-    check_room(place, found, output)
-    if found.verdict == "does-not-fit" and not given["yes"]:
+        raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")
+    check_room(place, predicted, output)
+    if predicted.verdict == "does-not-fit" and not given["yes"]:
         raise RefusedError(
-            f"{profile.id} does not fit {place.gpu.label} so: `qlora-plan check` says what would;"
+            f"{predicted.model['id']} does not fit {place.gpu.label} so: `qlora-plan check` says what would;"
             " --yes tries all the same"
         )
 
