@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from qlora_planner.data import auto_tokenizer, rows, summarise
+from qlora_planner.data.batches.epochs import plan_data, truncation
+from qlora_planner.data.batches.packing import packed_bfd, packed_wrapped
 from qlora_planner.data.tokenizers import as_it_is, digest, tokenised
-from qlora_planner.planner.epochs import plan_data, truncation
-from qlora_planner.planner.packing import packed_bfd, packed_wrapped
 from tests.data.conftest import WORDS, Write, write_tokenizer
 
 pytest.importorskip("trl")
