@@ -3,7 +3,7 @@
 from qlora_planner.catalog.dtypes import DTYPE_BYTES
 from qlora_planner.catalog.optimizers import OPTIMIZERS, OptimizerRow, StateTensor, find_optimizer
 from qlora_planner.catalog.quantization import SCHEMES, QuantScheme, quantized_tensor_bytes
-from qlora_planner.catalog.trainers import TRAINER_ROWS, LossMemory, TrainerRow, trainer_row
+from qlora_planner.catalog.trainers import TRAINER_ROWS, LossMemory, TrainerRow, trainer_named, trainer_row
 
 __all__ = [
     "DTYPE_BYTES",
@@ -17,5 +17,6 @@ __all__ = [
     "TrainerRow",
     "find_optimizer",
     "quantized_tensor_bytes",
+    "trainer_named",
     "trainer_row",
 ]

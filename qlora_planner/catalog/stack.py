@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from qlora_planner.catalog.trainers import parse_version, trainer_row
+from qlora_planner.catalog.trainers import parse_version, trainer_named, trainer_row
 from qlora_planner.record import record
 
 _Version = tuple[int, int]
@@ -72,9 +72,9 @@ def _instead(package: str, version: str, counted: str | None) -> str | None:
 
 def changes(package: str, version: str, counted: str | None, trainer: str) -> str | None:
     """How a modelled version moves figures against the one that the profile was counted with; None: in no way."""
-    if package != "trl" or trainer != "trl-sft":
+    if trainer_named(trainer).versioned_by != package:
         return None
-    (row, loss), (usual, other) = (trainer_row(trainer, {"trl": one}) for one in (version, counted or "999"))
+    (row, loss), (usual, other) = (trainer_row(trainer, {package: one}) for one in (version, counted or "999"))
     said = [] if loss == other else [loss.why]
     said += [] if row.upcasts == usual.upcasts else ["it casts 16-bit weights to float32"]
     return "; ".join(said) or None

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.evidence.calibration import TRACED, Calibration
 from qlora_planner.memory.allocator.expandable import is_expandable
@@ -193,12 +193,11 @@ class CandidateFactory:
         known = self._paces[key]
         if known is None:
             return None
-        trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
         cased = (run.optimizer, run.rank, run.quant, run.method, run.target_modules, run.trainer, run.modules_to_save)
         if cased not in self._steps:
-            self._steps[cased] = optimizer_work(self.profile, run, trainer, optimizer)
+            self._steps[cased] = optimizer_work(self.profile, run, resolution.trainer, optimizer)
         fixed, per_rank, tensors = self._steps[cased]
         work = replace(
             known.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
@@ -230,10 +229,9 @@ class CandidateFactory:
             at = known.adapters
             adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
             known = replace(known, static=static, adapters=adapters, shape=activations.model_shape(self.profile, run))
-        trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        return replace(known, state=training_state(known.static.trainable, run, trainer, optimizer))
+        return replace(known, state=training_state(known.static.trainable, run, resolution.trainer, optimizer))
 
 
 def candidate_memory_of(
@@ -249,7 +247,7 @@ def candidate_memory_of(
     run = resolution.run
     return CandidateMemory(
         run=run,
-        parts=memory_terms(ground, run, resolution.stack, gpu),
+        parts=memory_terms(ground, resolution, gpu),
         shape=ground.shape,
         variant=trace_key(run, resolution.stack, gpu),
         sweep=sweep,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_planner.catalog import find_optimizer
+from qlora_planner.catalog import find_optimizer, trainer_named
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -42,12 +42,16 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
     if row is None or (not (row.paged and row.bits == 8) and row.kind != "none"):
         run = run.with_(optimizer=SMALL_OPTIMIZER)
         yield run, f"{SMALL_OPTIMIZER}: its states start anew"
-    if run.trainer == "trl-sft" and run.gradient_checkpointing and not run.activation_offloading:
+    if _offloads(run) and run.gradient_checkpointing and not run.activation_offloading:
         run = run.with_(activation_offloading=True)
         yield run, "activations kept in host memory: slower, the same result"
     while run.seq_len // 2 >= SHORTEST:
         run = run.with_(seq_len=run.seq_len // 2)
         yield run, f"SEQUENCES CUT TO {run.seq_len} TOKENS: longer samples lose their end, this is another training"
+
+
+def _offloads(run: RunConfig) -> bool:
+    return "activation_offloading" in trainer_named(run.trainer).own_options
 
 
 def keeps_states(before: str, after: str) -> bool:

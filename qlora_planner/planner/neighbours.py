@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.budget import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
@@ -94,8 +95,11 @@ KNOBS = (
     Knob(name="attention", turn=_set(attention="eager")),
     Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
     Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),
-    Knob(name="trainer", turn=_set(trainer="hf-trainer", packing=False, activation_offloading=False)),
-    Knob(name="trainer", turn=_set(trainer="trl-sft")),
+    *(
+        Knob(name="trainer", turn=_set(trainer=row.name, **row.without_others()))
+        for row in sorted(TRAINER_ROWS.values(), key=lambda row: len(row.own_options))
+        if row.launches
+    ),
     Knob(name="upcast", turn=lambda run: {"upcast": not run.upcast}, note="prepare_model_for_kbit_training"),
     Knob(
         name="activation_offloading",

@@ -21,8 +21,10 @@ def silent(_text: str) -> None:
 
 def missing_for(run: RunConfig) -> list[str]:
     """The packages that this run would import and that are not installed here."""
+    from qlora_planner.catalog.trainers import trainer_named
+
     needed = [*TRAIN_PACKAGES]
-    needed += ["trl", "datasets"] if run.trainer in (None, "trl-sft") else []
+    needed += trainer_named(run.trainer).packages
     needed += ["liger_kernel"] if run.liger else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
     return missing_packages(needed)

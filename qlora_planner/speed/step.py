@@ -60,7 +60,7 @@ def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Se
 
 def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> StepWork:
     """The work of one step of a resolved run; raises InputError when target modules match nothing."""
-    trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
+    trainer, loss = trainer_row(run.trainer, stack)
     at = setting_of(profile, run, trainer)
     layers = layers_of(profile, run, at)
     micro = _total([_passes(layer.plain, run, layer.unneeded) * layer.count for layer in layers])

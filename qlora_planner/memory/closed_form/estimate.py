@@ -27,7 +27,7 @@ def closed_form_breakdown(
 ) -> Breakdown:
     """Everything an estimate shows, from the profile's counts and the closed forms."""
     run = resolution.run
-    parts = memory_terms(static_peaks_of(profile, resolution, workspace_bytes), run, resolution.stack, gpu)
+    parts = memory_terms(static_peaks_of(profile, resolution, workspace_bytes), resolution, gpu)
     parts = replace(parts, context=context)
     phases, peak = phases_of(run, parts)
     return Breakdown(

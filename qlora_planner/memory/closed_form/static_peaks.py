@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer, trainer_row
+from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer
 from qlora_planner.catalog.cuda import ContextRow, context_row
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
 from qlora_planner.memory.allocator.expandable import make_allocator
@@ -16,7 +14,6 @@ from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
-from qlora_planner.spec.run import RunConfig
 
 
 @record
@@ -59,7 +56,6 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     Raises InputError when target modules or modules_to_save match nothing.
     """
     run = resolution.run
-    trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
     static = static_memory(profile, run)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
@@ -70,7 +66,7 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     _, adapters = loading.add_adapters(memory, profile, run, workspace_bytes)
     return StaticPeaks(
         static=static,
-        state=training_state(static.trainable, run, trainer, optimizer),
+        state=training_state(static.trainable, run, resolution.trainer, optimizer),
         shape=activations.model_shape(profile, run),
         load=load,
         prepare=prepare,
@@ -79,13 +75,13 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     )
 
 
-def memory_terms(ground: StaticPeaks, run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> MemoryTerms:
+def memory_terms(ground: StaticPeaks, resolution: Resolution, gpu: GpuSpec | None) -> MemoryTerms:
     """Add to the static_peaks what batch and sequence decide."""
-    trainer, loss = trainer_row(run.trainer or "trl-sft", dict(stack))
+    trainer, loss = resolution.trainer, resolution.loss
     return MemoryTerms(
         static=ground.static,
         state=ground.state,
-        acts=activations.activations(ground.shape, run, trainer, loss),
+        acts=activations.activations(ground.shape, resolution.run, trainer, loss),
         load=ground.load,
         prepare=ground.prepare,
         adapters=ground.adapters,

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer
+from qlora_planner.catalog.trainers import owner_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
@@ -24,13 +25,15 @@ FLASH_WIDEST_HEAD = 256
 INT8_CAPABILITY, FLASH_CAPABILITY = 7.5, 8.0
 
 
-def refusals(profile: ModelProfile, run: RunConfig, stack: dict[str, str], gpu: GpuSpec | None) -> Iterator[Problem]:
-    """Every reason why `run`, resolved, does not work on this stack and card."""
+def refusals(
+    profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory, gpu: GpuSpec | None
+) -> Iterator[Problem]:
+    """Every reason why `run`, resolved, does not work with this trainer and its loss on this card."""
     yield from _of_checkpoint(profile, run)
     yield from _of_class(profile, run)
-    yield from _of_trainer(profile, run, stack)
+    yield from _of_trainer(profile, run, trainer, loss)
     yield from _of_card(run, gpu)
-    yield from _of_optimizer(profile, run, stack)
+    yield from _of_optimizer(profile, run, trainer)
 
 
 def _refuse(code: str, message: str, fix: str) -> Problem:
@@ -88,30 +91,28 @@ def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
         )
 
 
-def _of_trainer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) -> Iterator[Problem]:
-    if run.trainer != "trl-sft":
-        for option, on in (("packing", run.packing), ("activation-offloading", run.activation_offloading)):
-            if on:
-                yield _refuse(f"{option}-refused", f"{run.trainer} has no {option}", "--trainer trl-sft")
-    elif "trl-sft" in profile.refusals:
-        yield _refuse("trainer-refused", profile.refusals["trl-sft"], "--trainer hf-trainer")
-    row, _ = trainer_row(run.trainer or "trl-sft", stack)
-    if run.trainer == "trl-sft" and _adapts_head(profile, run) and _scores_in_head(stack):
+def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Iterator[Problem]:
+    for option in trainer.lacks(run):
+        name = option.replace("_", "-")
+        yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", f"--trainer {owner_of(option).name}")
+    if trainer.name in profile.refusals:
+        yield _refuse("trainer-refused", profile.refusals[trainer.name], f"--trainer {trainer.instead}")
+    if loss.kind == "fused" and _adapts_head(profile, run):
         yield _refuse(
             "targets-refused",
             "trl from 1.15 reads the output head's weight itself, so an adapter on it would never be trained",
-            "--trainer hf-trainer, or --target-modules all-linear",
+            f"--trainer {trainer.instead}, or --target-modules all-linear",
         )
-    if run.compute_dtype != "float16" or not row.autocast:
+    if run.compute_dtype != "float16" or not trainer.autocast:
         return
     # torch.amp.GradScaler unscales float32 gradients only: bfloat16 has no kernel, float16 is refused outright.
-    dtypes = {training_dtype(tensor.dtype, run, row, tensor.shape) for tensor in _trainable(profile, run)}
+    dtypes = {training_dtype(tensor.dtype, run, trainer, tensor.shape) for tensor in _trainable(profile, run)}
     if not dtypes - {"float32"}:
         return
     if run.method == "full":
         why, fix = "full fine-tuning trains 16-bit weights", "--trainer loop, or --compute-dtype bfloat16"
-    elif run.quant != "none" and row.adapters_bfloat16:
-        why, fix = "trl-sft casts the adapters of a quantised base to bfloat16", "--trainer hf-trainer"
+    elif run.quant != "none" and trainer.adapters_bfloat16:
+        why, fix = f"{trainer.name} casts the adapters of a quantised base to bfloat16", f"--trainer {trainer.instead}"
     else:
         why, fix = "modules_to_save trains 16-bit copies", "--upcast, or --compute-dtype bfloat16"
     yield _refuse("float16-gradients", f"{why}, whose gradients the float16 GradScaler cannot unscale", fix)
@@ -122,10 +123,6 @@ def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:
         return trainable_tensors(profile, run)
     except (InputError, MissingError):  # refused where the names are used
         return ()
-
-
-def _scores_in_head(stack: dict[str, str]) -> bool:
-    return trainer_row("trl-sft", stack)[1].kind == "fused"
 
 
 def _adapts_head(profile: ModelProfile, run: RunConfig) -> bool:
@@ -152,14 +149,13 @@ def _of_card(run: RunConfig, gpu: GpuSpec | None) -> Iterator[Problem]:
         )
 
 
-def _of_optimizer(profile: ModelProfile, run: RunConfig, stack: dict[str, str]) -> Iterator[Problem]:
+def _of_optimizer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
     optimizer = find_optimizer(run.optimizer)
     if optimizer is None or optimizer.bfloat16_gradients:
         return
-    row, _ = trainer_row(run.trainer or "trl-sft", stack)
     for tensor in _trainable(profile, run):
-        wide = not optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(row))
-        if wide and training_dtype(tensor.dtype, run, row, tensor.shape) == "bfloat16":
+        wide = not optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(trainer))
+        if wide and training_dtype(tensor.dtype, run, trainer, tensor.shape) == "bfloat16":
             yield _refuse(
                 "optimizer-refused",
                 f"bitsandbytes has no 32-bit {run.optimizer} step for bfloat16 gradients, which this run has",

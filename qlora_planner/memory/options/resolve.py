@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from qlora_planner.catalog import OPTIMIZERS, find_optimizer, trainer_row
+from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.errors import InputError
@@ -20,12 +20,20 @@ from qlora_planner.spec.run import RunConfig
 
 @record
 class Resolution:
-    """A run without unknowns, the reason for each auto option, and what stands against it."""
+    """A run without unknowns, the reason for each auto option, what stands against it, and the facts of its trainer."""
 
     run: RunConfig
     why: dict[str, str]
     problems: tuple[Problem, ...]
     stack: dict[str, str]
+    trainer: TrainerRow
+    loss: LossMemory
+
+    @classmethod
+    def resolved(cls, run: RunConfig, stack: dict[str, str], why: dict[str, str] | None = None) -> Resolution:
+        """Of a run that is resolved already and that nothing stands against."""
+        trainer, loss = trainer_row(run.trainer, stack)
+        return cls(run=run, why=why or {}, problems=(), stack=stack, trainer=trainer, loss=loss)
 
 
 @dataclass(slots=True)
@@ -61,12 +69,14 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _compute_dtype(draft)
     _adapters(draft)
     _attention(draft, stack)
-    _trainer(draft, stack)
+    trainer, loss = _trainer(draft, stack)
     _rest(draft)
     resolved = run.with_(**draft.values)
-    _named_versions(draft, held, resolved.trainer or "trl-sft", stack)
-    draft.problems += refusals(profile, resolved, stack, gpu)
-    return Resolution(run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack)
+    _named_versions(draft, held, trainer.name, stack)
+    draft.problems += refusals(profile, resolved, trainer, loss, gpu)
+    return Resolution(
+        run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack, trainer=trainer, loss=loss
+    )
 
 
 def _quantization(draft: _Draft) -> None:
@@ -176,25 +186,43 @@ def _attention(draft: _Draft, stack: dict[str, str]) -> None:
         )
 
 
-def _trainer(draft: _Draft, stack: dict[str, str]) -> None:
+def _trainer(draft: _Draft, stack: dict[str, str]) -> tuple[TrainerRow, LossMemory]:
     run = draft.asked
-    half = draft.values.get("compute_dtype", run.compute_dtype)
-    quantized = draft.values.get("quant", run.quant) != "none"
     name = run.trainer
     if name is None:
-        if half == "float16" and run.method == "full":
-            name, why = "loop", "the trainers' GradScaler cannot unscale 16-bit gradients"
-        elif half == "float16" and quantized:
-            name, why = "hf-trainer", "trl-sft cannot train float16 on a quantised base"
-        elif "trl-sft" in draft.profile.refusals and not (run.packing or run.activation_offloading):
-            name, why = "hf-trainer", f"trl-sft breaks on this model: {draft.profile.refusals['trl-sft']}"
-        else:
-            name, why = "trl-sft", "the usual; its loss needs no whole logits"
+        name, why = _automatic_trainer(draft)
         draft.settle("trainer", name, why)
-    row, _ = trainer_row(name, stack)
+    row, loss = trainer_row(name, stack)
     if run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
         draft.settle("upcast", row.upcasts, why)
+    return row, loss
+
+
+def _automatic_trainer(draft: _Draft) -> tuple[str, str]:
+    """The first trainer that nothing speaks against, and why it is that one."""
+    against = None
+    for row in TRAINER_ROWS.values():
+        if not row.automatic:
+            continue
+        why, against = against or row.usual, _against(row, draft)
+        if against is None:
+            return row.name, why
+    raise InputError("no trainer can run this: name one with --trainer")
+
+
+def _against(row: TrainerRow, draft: _Draft) -> str | None:
+    """What speaks against choosing a trainer that nobody named."""
+    run = draft.asked
+    if draft.values.get("compute_dtype", run.compute_dtype) == "float16" and row.autocast:
+        if run.method == "full":
+            return "the trainers' GradScaler cannot unscale 16-bit gradients"
+        if draft.values.get("quant", run.quant) != "none" and row.adapters_bfloat16:
+            return f"{row.name} cannot train float16 on a quantised base"
+    # Options that it alone has would be lost on another: there its refusal stands.
+    if row.name in draft.profile.refusals and not any(getattr(run, option) for option in row.own_options):
+        return f"{row.name} breaks on this model: {draft.profile.refusals[row.name]}"
+    return None
 
 
 def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, str]) -> None:

@@ -88,8 +88,8 @@ class TraceReplayer:
         """
         self._begin()
         trained = self._cast(adapters, run, trainer)
-        if trainer.name != "loop":
-            self.memory.empty_cache()  # Trainer._inner_training_loop begins with accelerator.free_memory()
+        if trainer.frees_cache_first:
+            self.memory.empty_cache()
         self._note("adapters")
         # States are born at the end of the first step, so a second one is played: as traced, or the first again.
         steps = {segment.step for segment in self.script.tape.segments}
@@ -248,7 +248,7 @@ class TraceReplayer:
     def _optimizer(
         self, trained: Sequence[Trainable], trainer: TrainerRow, optimizer: OptimizerRow, first: bool
     ) -> None:
-        if trainer.name != "loop":
+        if trainer.clips_gradients:
             # clip_grad_norm_: one norm per gradient, then their stack.
             norms = [self._malloc(4, _WORKSPACE) for _ in trained]
             norms.append(self._malloc(4 * len(norms), _WORKSPACE))

@@ -6,7 +6,7 @@ import contextlib
 import gc
 from collections.abc import Iterator, Sequence
 
-from qlora_planner.catalog import find_optimizer, trainer_row
+from qlora_planner.catalog import find_optimizer
 from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
 from qlora_planner.memory.options.resolve import Resolution
@@ -136,7 +136,7 @@ class _Stage:
             prepare_trace(one, self.run.gradient_checkpointing, workspace_taken=taken) for one in (tape, *before)
         )
         self.workspace_bytes = workspace_bytes
-        self.trainer, _ = trainer_row(self.run.trainer or "trl-sft", resolution.stack)
+        self.trainer = resolution.trainer
         self.static = static_memory(profile, self.run)
 
     def works(self, limit_bytes: int) -> bool:

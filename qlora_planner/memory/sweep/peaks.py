@@ -8,7 +8,7 @@ from itertools import product
 from math import comb
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.catalog import TRAINER_ROWS, OptimizerRow, TrainerRow, find_optimizer
+from qlora_planner.catalog import OptimizerRow, TrainerRow, find_optimizer, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
 from qlora_planner.memory.replay.events import prepare_trace
@@ -43,7 +43,7 @@ def peak_polynomials_of(
     player = _Counting(counter, prepare_trace(numbered.at(1, 1, 1), run.gradient_checkpointing), [0] * len(COMPONENTS))
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
-    player.play([], run, TRAINER_ROWS["loop"], optimizer)
+    player.play([], run, trainer_named(run.trainer), optimizer)
     # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same on every card.
     handles = {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
     pruning = _Pruning(tape.sizes, handles, region)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, block_bytes
 from qlora_planner.memory.weights.trainable import TrainingState
@@ -51,7 +52,7 @@ class FixedBytes:
             held=weights_bytes + state.weights,
             states=state.optimizer,
             scratch=state.step_temporaries,
-            norms=0 if run.trainer == "loop" else clipped,
+            norms=clipped if trainer_named(run.trainer).clips_gradients else 0,
         )
 
 

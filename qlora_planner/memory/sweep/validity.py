@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
-from qlora_planner.catalog.trainers import parse_version
+from qlora_planner.catalog.trainers import parse_version, trainer_named
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -54,15 +54,17 @@ def accumulates_apart(run: RunConfig) -> bool:
 
     A plain loop keeps the last micro-batch's outputs, and offloading its copies, into the next one.
     """
-    return run.grad_accum > 1 and (run.trainer == "loop" or run.activation_offloading)
+    return run.grad_accum > 1 and (trainer_named(run.trainer).micro_batches_stay or run.activation_offloading)
 
 
 def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
-    trl = parse_version(stack.get("trl", "1.16")) if run.trainer == "trl-sft" else None
+    trainer = trainer_named(run.trainer)
+    package, newest = trainer.versioned_by, trainer.losses[0][0]
+    version = newest if package is None else parse_version(stack.get(package, "999"))
     words = [
         kernel_class(gpu), run.method, run.quant or "none", "dq" if run.double_quant else "flat",
-        run.compute_dtype or "bfloat16", run.trainer or "trl-sft", run.target_modules or "all-linear",
+        run.compute_dtype or "bfloat16", trainer.name, run.target_modules or "all-linear",
         "dropout" if run.lora_dropout else "plain", run.attention or "sdpa",
     ]  # fmt: skip
     flags = {
@@ -71,7 +73,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
-        f"trl{trl}": trl is not None and trl < (1, 15),
+        f"{package}{version}": version < newest,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog.stack import stack_of
-from qlora_planner.catalog.trainers import parse_version
+from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.unmodelled.qualified import qualified
@@ -66,10 +66,12 @@ def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
 
 
 def _of_stack(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
+    own = trainer_named(run.trainer).versioned_by
+    others = {row.versioned_by for row in TRAINER_ROWS.values()} - {own}
     for one in stack_of(profile.versions, run.stack).unmodelled:
         if (one.package, run.liger) == ("liger-kernel", False):
             continue
-        if one.package == "trl" and run.trainer not in (None, "trl-sft"):
+        if one.package in others:
             continue
         what = f"these are the figures of {one.package} {one.instead}"
         if one.package == "transformers" and parse_version(one.version) < (5, 0) and _has_experts(profile):

@@ -247,9 +247,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
         found.append(
             Candidate(
                 model_id=row["id"], family=row["family"], params=row["params"], max_seq_len=row["max_seq_len"],
-                resolution=Resolution(
-                    run=resolved, why=dict.fromkeys(on["run"], ""), problems=(), stack=row["versions"]
-                ),
+                resolution=Resolution.resolved(resolved, row["versions"], why=dict.fromkeys(on["run"], "")),
                 sweep=_sweep(row["sweep"]),
                 fixed=_record(FixedBytes, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),

@@ -61,7 +61,7 @@ class Recommender:
 
     def _option_set(self, one: Candidate, base: IndexedStorage, asked: RunConfig, *, padded: bool) -> OptionSet:
         resolved = asked.with_(**{**base.settled, "padding": padded})
-        resolution = Resolution(run=resolved, why={}, problems=(), stack=one.resolution.stack)
+        resolution = Resolution.resolved(resolved, one.resolution.stack)
         context = with_libraries(context_of(self.gpu, self.calibration), resolved)
         memory = candidate_memory_of(base.ground, resolution, self.gpu, one.sweep, context, base.fixed)
         rates = Rates.of(self.pace_on, resolved.compute_dtype)

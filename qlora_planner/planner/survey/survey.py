@@ -174,7 +174,7 @@ def judge(
     single, several = (
         candidate_memory_for(one, run, gpu, limits.calibration, padded=padded) for padded in (False, True)
     )
-    parts = memory_terms(one.ground, run, one.resolution.stack, gpu)
+    parts = memory_terms(one.ground, replace(one.resolution, run=run), gpu)
     _, peak = phases_of(run, parts)
     limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
     refused = [problem for problem in one.resolution.problems if problem.blocking]
@@ -224,7 +224,7 @@ def candidate_memory_for(
     """The memory of a candidate's run at any size, with and without padded rows where padding was left open."""
     if "padding" in one.resolution.why:
         run = run.with_(padding=padded and not run.packing)
-    resolution = Resolution(run=run, why={}, problems=(), stack=one.resolution.stack)
+    resolution = Resolution.resolved(run, one.resolution.stack)
     context = with_libraries(context_of(gpu, calibration), run)
     assert one.fixed is not None
     return candidate_memory_of(one.ground, resolution, gpu, one.sweep, context, one.fixed)

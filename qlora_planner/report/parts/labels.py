@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.records import Speed
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -145,7 +146,7 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
         parts.append("upcast to float32")
     if run.attention not in (None, "sdpa"):
         parts.append(f"{run.attention} attention")
-    parts += [run.optimizer, run.trainer or "trl-sft"]
+    parts += [run.optimizer, trainer_named(run.trainer).name]
     return ", ".join(parts)
 
 
