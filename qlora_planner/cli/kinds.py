@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -55,15 +55,20 @@ class Tokens(_Parameter):
 
 
 class Named(_Choice):
-    """One of `choices`, or another name that `also` gives for one of them."""
+    """One of `choices`, or another name that `also` gives for one of them, or gives when it is asked."""
 
-    def __init__(self, choices: Sequence[str], also: Mapping[str, str]) -> None:
+    def __init__(self, choices: Sequence[str], also: Mapping[str, str] | Callable[[], Mapping[str, str]]) -> None:
         super().__init__(choices)
-        self._also = {_key(name): choice for name, choice in also.items()} | {_key(name): name for name in choices}
+        self._also = also
+
+    def _meant(self, name: str) -> str | None:
+        also = self._also() if callable(self._also) else self._also
+        names = {_key(other): choice for other, choice in also.items()} | {_key(name): name for name in self.choices}
+        return names.get(_key(name))
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Fails for a name that is none of them."""
-        if isinstance(value, str) and value not in self.choices and (meant := self._also.get(_key(value))):
+        if isinstance(value, str) and value not in self.choices and (meant := self._meant(value)):
             if value.lower().replace("-", "_") != meant:
                 _taken(value, meant, param, ctx)
             return meant
@@ -89,8 +94,11 @@ ATTENTION_NAMES = {
     "flash-attn-2": "flash_attention_2", "flash-attention": "flash_attention_2", "fa2": "flash_attention_2",
     "fa": "flash_attention_2", "math": "eager",
 }  # fmt: skip
-TRAINER_NAMES = {
-    "trl": "trl-sft", "sft": "trl-sft", "sfttrainer": "trl-sft", "hf": "hf-trainer", "transformers": "hf-trainer",
-    "trainer": "hf-trainer", "pytorch": "loop", "torch": "loop",
-}  # fmt: skip
 METHOD_NAMES = {"16bit-lora": "lora", "full-finetune": "full", "full-finetuning": "full", "fft": "full"}
+
+
+def trainer_names() -> Mapping[str, str]:
+    """What other tools and people call each trainer; read when such a name is met."""
+    from qlora_planner.catalog.trainers import TRAINER_NAMES
+
+    return TRAINER_NAMES

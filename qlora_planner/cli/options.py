@@ -12,10 +12,10 @@ from qlora_planner.cli.kinds import (
     DTYPE_NAMES,
     METHOD_NAMES,
     QUANT_NAMES,
-    TRAINER_NAMES,
     Named,
     Tokens,
     notes_of,
+    trainer_names,
 )
 from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
 
@@ -184,7 +184,7 @@ def _run_options() -> list[click.Option]:
         _switch("use-reentrant", "The old kind of checkpointing (off)."),
         _value("attention", Named(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
         _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
-        _value("trainer", Named(TRAINERS, TRAINER_NAMES), "Who runs the steps (trl-sft where it works)."),
+        _value("trainer", Named(TRAINERS, trainer_names), "Who runs the steps (trl-sft where it works)."),
         _switch("upcast", "PEFT's cast of 16-bit weights to float32 (what the trainer does)."),
         _switch("liger", "Liger's fused kernels (off)."),
         _switch("activation-offloading", "Keep checkpoints in host memory (off)."),

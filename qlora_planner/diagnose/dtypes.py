@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.diagnose.facts import Finding, Status
 from qlora_planner.record import record
 
@@ -24,6 +25,16 @@ class DtypeChoice:
     def four_bit(self) -> bool:
         """Whether the base model's linears are 4-bit."""
         return self.quant in ("nf4", "fp4")
+
+    @property
+    def casts_adapters(self) -> bool:
+        """Whether the trainer that was named casts the adapters of such a base to bfloat16."""
+        return self.trainer is not None and trainer_named(self.trainer).adapters_bfloat16
+
+    @property
+    def autocast(self) -> bool:
+        """Whether training runs under autocast, as far as is known."""
+        return self.trainer is None or trainer_named(self.trainer).autocast
 
 
 @record
@@ -55,7 +66,7 @@ _ROWS = (
     _Row(
         code="fp16-trl-sft",
         status="problem",
-        when=lambda run: run.fp16 and run.four_bit and run.trainer == "trl-sft",
+        when=lambda run: run.fp16 and run.four_bit and run.casts_adapters,
         message="trl-sft casts LoRA to bf16 on a 4-bit model and the GradScaler of fp16 cannot unscale it; seen as "
         "'\"_amp_foreach_non_finite_check_and_unscale_cuda\" not implemented for 'BFloat16''",
         fix="--trainer hf-trainer, or bf16=True with --compute-dtype bfloat16",
@@ -73,7 +84,7 @@ _ROWS = (
     _Row(
         code="compute-bf16-train-fp16",
         status="warning",
-        when=lambda run: run.four_bit and run.compute_dtype == "bfloat16" and run.fp16 and run.trainer != "trl-sft",
+        when=lambda run: run.four_bit and run.compute_dtype == "bfloat16" and run.fp16 and not run.casts_adapters,
         message="4-bit layers compute in bf16 while the rest trains in fp16: each layer casts in and out, and "
         "fp16's loss "
         "scaling is still needed",
@@ -91,7 +102,7 @@ _ROWS = (
     _Row(
         code="no-amp",
         status="warning",
-        when=lambda run: not run.bf16 and not run.fp16 and run.compute_dtype != "float32" and run.trainer != "loop",
+        when=lambda run: not run.bf16 and not run.fp16 and run.compute_dtype != "float32" and run.autocast,
         message="neither bf16 nor fp16 training is on: activations of upcast models stay float32, and float32 "
         "attention "
         "with grouped heads keeps its scores, sequence x sequence",

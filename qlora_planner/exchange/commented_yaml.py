@@ -31,12 +31,13 @@ def target_names(targets: str, attention_modules: Sequence[str]) -> list[str]:
     return list(attention_modules)
 
 
-def differences(tool: str, trainer: str, run: RunConfig, dropped: Mapping[str, str]) -> list[str]:
+def differences(tool: str, trainer: str, stands_for: str, run: RunConfig, dropped: Mapping[str, str]) -> list[str]:
     """Where another tool cannot do what the plan says, so that nobody takes the plan's figures for its file's.
 
-    `dropped` says of run options what becomes of them where they are on.
+    `trainer` is the class that it names and `stands_for` the trainer of ours. `dropped` says of run options what
+    becomes of them where they are on.
     """
     found = [f"{tool} trains through transformers' {trainer}. `qlora-plan check` estimates this very file."]
-    if run.trainer != "hf-trainer":
+    if run.trainer != stands_for:
         found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
     return found + [says for option, says in dropped.items() if getattr(run, option)]

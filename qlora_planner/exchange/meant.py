@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.spec.model import ModelProfile
@@ -16,9 +17,12 @@ def meant(reading: Reading, profile: ModelProfile) -> Reading:
     """
     if reading.trains_embeddings:
         reading = replace(reading, run=reading.run.with_(modules_to_save=",".join(_embeddings(profile))))
-    if reading.loss_stands_in and "trl-sft" in profile.refusals:
+    standing_in = trainer_named(reading.run.trainer)
+    if reading.loss_stands_in and standing_in.name in profile.refusals and standing_in.instead is not None:
         left = Unmodelled(key="the loss", what="makes no whole logits; modelled with them", direction="down")
-        run = reading.run.with_(trainer="hf-trainer", packing=False, padding=False if reading.run.packing else None)
+        run = reading.run.with_(
+            trainer=standing_in.instead, packing=False, padding=False if reading.run.packing else None
+        )
         reading = replace(reading, run=run, unmodelled=(*reading.unmodelled, left))
     return reading
 

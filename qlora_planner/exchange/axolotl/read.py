@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_of_format
 from qlora_planner.exchange.axolotl.keys import (
     FAMILIES,
     KERNELS_KEEP_LESS,
@@ -54,7 +55,7 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     """
     config = Config(raw, where)
     model_id = config.model("base_model")
-    options: dict[str, Any] = {"trainer": "hf-trainer", "upcast": False, "alloc_conf": ALLOC_CONF}
+    options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False, "alloc_conf": ALLOC_CONF}
     config.notes.append(STANDS_IN)
     options |= _method(config)
     options |= _adapters(config) if options["method"] != "full" else {}
@@ -240,7 +241,7 @@ def _without_logits(config: Config, options: Mapping[str, Any], loss: str) -> di
     config.beside(loss, either("taken as trl-sft's loss, with adapters in bfloat16 for float32", 0.1))
     config.loss_stands_in = True
     packed = {"packing": True, "padding": None} if "padding" in options else {}
-    return {"trainer": "trl-sft", **packed}
+    return {"trainer": DEFAULT_TRAINER, **packed}
 
 
 def _evaluation(config: Config, micro: int) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.spec.run import RunConfig
@@ -83,7 +84,7 @@ def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, 
 
 
 def _differences(run: RunConfig) -> list[str]:
-    found = differences(FORMAT, "Trainer", run, _DROPPED)
+    found = differences(FORMAT, "Trainer", trainer_of_format(FORMAT).name, run, _DROPPED)
     if run.alloc_conf != ALLOC_CONF:
         found.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
     return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.effects import either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
@@ -35,7 +36,7 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     config = Config(raw, where)
     model_id = config.model("model_name_or_path")
     config.notes.append(STANDS_IN)
-    options: dict[str, Any] = {"trainer": "hf-trainer", "upcast": False}
+    options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
     stage = config.text("stage", "sft", _STAGES) or "sft"
     if stage not in ("sft", "pt"):
         config.leave("stage", STAGES[stage])

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
-from qlora_planner.exchange.llama_factory.read import ATTENTIONS
+from qlora_planner.exchange.llama_factory.read import ATTENTIONS, FORMAT
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
@@ -80,7 +81,7 @@ def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, 
 
 
 def _differences(run: RunConfig, data: str) -> list[str]:
-    found = differences("LLaMA-Factory", "Seq2SeqTrainer", run, _DROPPED)
+    found = differences("LLaMA-Factory", "Seq2SeqTrainer", trainer_of_format(FORMAT).name, run, _DROPPED)
     found.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
     if run.alloc_conf is not None:
         found.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.exchange.commented_yaml import document
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
@@ -15,7 +16,7 @@ _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 def config(run: RunConfig) -> dict[str, Any]:
     """What `accelerate launch --config_file` reads: one process, one GPU, the precision of the run's autocast."""
     # The plain loop has no autocast, and accelerate would put one around its model.
-    precision = "no" if run.trainer == "loop" else _PRECISIONS[compute_dtype(run)]
+    precision = _PRECISIONS[compute_dtype(run)] if trainer_named(run.trainer).autocast else "no"
     return {
         "compute_environment": "LOCAL_MACHINE",
         "debug": False,

@@ -6,11 +6,12 @@ Every argument comes from `train.options`, so that a script trains the very run 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
@@ -71,7 +72,7 @@ def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False
 
     For a `notebook` it refuses to go on where torch is imported already and the allocator's settings would be ignored.
     """
-    trainer, training = {"trl-sft": _sft, "loop": _loop}.get(run.trainer or "trl-sft", _trainer)(run)
+    trainer, training = SCRIPTS[trainer_named(run.trainer).name](run)
     found = [
         ("Allocator", _opening(run, notebook=notebook)),
         ("Imports", "\n".join(_imports(run))),
@@ -97,7 +98,7 @@ def packages(run: RunConfig) -> list[str]:
     optimizer = find_optimizer(run.optimizer)
     states = None if optimizer is None else optimizer.package
     found += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
-    found += ["trl"] if run.trainer == "trl-sft" else []
+    found += [package for package in trainer_named(run.trainer).packages if package not in found]
     return [*found, "liger-kernel"] if run.liger else found
 
 
@@ -133,12 +134,13 @@ def _imports(run: RunConfig) -> Iterator[str]:
     names = ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"]
     if options.quantization_options(run):
         names.append("BitsAndBytesConfig")
-    if run.trainer != "trl-sft":
+    prepares_rows = trainer_named(run.trainer).prepares_rows
+    if not prepares_rows:
         names += ["DataCollatorForLanguageModeling", "Trainer", "TrainingArguments"]
     yield "from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")"
     if run.target_modules == "attention":
         yield "from transformers.pytorch_utils import Conv1D"
-    if run.trainer == "trl-sft":
+    if prepares_rows:
         yield "from trl import SFTConfig, SFTTrainer"
 
 
@@ -146,7 +148,7 @@ def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
     yield f"MODEL = {literal(model_id)}"
     yield f"DATA = {literal(data)}  # JSON lines with messages, text, or prompt and completion"
     yield 'OUTPUT = "outputs"'
-    if run.trainer != "trl-sft":
+    if not trainer_named(run.trainer).prepares_rows:
         yield f"SEQ_LEN = {run.seq_len}"
     yield 'DEVICE = 0 if torch.cuda.is_available() else "cpu"'
 
@@ -193,7 +195,7 @@ def _dataset(run: RunConfig, data: str) -> str:
     if is_hub_dataset(data):
         loader = "DATA"
     lines = [f'dataset = load_dataset({loader}, split="train")']
-    if run.trainer != "trl-sft":
+    if not trainer_named(run.trainer).prepares_rows:
         lines.append(f"\n{_TOKENIZE}")
     if run.eval_batch_size is not None:
         lines.append(_SPLIT)
@@ -304,3 +306,7 @@ with torch.no_grad():
     held_out = torch.utils.data.DataLoader(parts["test"], batch_size={batch}, collate_fn=collate)
     losses = [model(**{{name: value.to(model.device) for name, value in batch.items()}}).loss for batch in held_out]
 print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
+
+
+# How a script trains, by trainer: what makes it, and what runs it.
+SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {"trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop}

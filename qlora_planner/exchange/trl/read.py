@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.effects import either, more
 from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.exchange.trl import keys as trl_keys
@@ -31,7 +32,7 @@ def read(raw: Mapping[str, Any], where: str) -> Reading:
     config = Config(raw, where)
     model_id = config.model("model_name_or_path")
     config.notes.append("a config of TRL's own command line, read as `trl sft --config`")
-    options: dict[str, Any] = {"trainer": "trl-sft", "upcast": False}
+    options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
     options |= _method(config)
     options |= _adapters(config) if options["method"] != "full" else {}
     options |= _dtypes(config, options["method"])

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import small_json
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_named
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure import process
@@ -109,15 +110,17 @@ class Training:
         )  # fmt: skip
         self._rows_given = len(train)
         dataset.check_chats(train, tokenizer, spec.settings, self.note)
-        if self.run.trainer == "hf-trainer":
-            if self.run.packing or spec.settings.assistant_only_loss or self.run.activation_offloading:
+        trainer = trainer_named(self.run.trainer)
+        if not trainer.launches:
+            raise InputError(f"--trainer {trainer.name} is for measuring alone; train with --trainer {DEFAULT_TRAINER}")
+        if not trainer.prepares_rows:
+            if spec.settings.assistant_only_loss or any(trainer.lacks(self.run)):
                 raise InputError(
-                    "--packing, --assistant-only-loss and --activation-offloading are trl-sft's; hf-trainer has none"
+                    "--packing, --assistant-only-loss and --activation-offloading are"
+                    f" {DEFAULT_TRAINER}'s; {trainer.name} has none"
                 )
             train = dataset.tokenised(train, tokenizer, self.run)
             held_out = None if held_out is None else dataset.tokenised(held_out, tokenizer, self.run)
-        elif self.run.trainer != "trl-sft":
-            raise InputError(f"--trainer {self.run.trainer} is for measuring alone; train with --trainer trl-sft")
         return train, held_out
 
     def _moved(self, done_bytes: int, size_bytes: int, rows: int) -> None:
