@@ -22,6 +22,7 @@ _HOMES = {
     "PlannerError": "qlora_planner.errors",
     "load_model": "qlora_planner.session",
     "load_gpu": "qlora_planner.session",
+    "Session": "qlora_planner.session",
     "estimate": "qlora_planner.session",
     "plan": "qlora_planner.session",
 }

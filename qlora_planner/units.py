@@ -13,6 +13,8 @@ GIB = 1 << 30
 _BINARY_UNITS = {"b": 1, "kib": KIB, "mib": MIB, "gib": GIB, "tib": 1 << 40}
 # Bytes of the largest machine there is have fifteen digits.
 _LONGEST_SIZE = 40
+_MAKERS_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])b?\s*", re.IGNORECASE)
+_ZERO = re.compile(r"\s*0+(?:\.0*)?\s*(?:b|[kmgt]ib)?\s*", re.IGNORECASE)
 _SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*$", re.IGNORECASE)
 
 
@@ -32,6 +34,25 @@ def parse_size(text: str, *, option: str = "size") -> int:
     if size_bytes <= 0:
         raise InputError(f"{option}: {text!r} must be more than zero")
     return size_bytes
+
+
+def parse_memory(text: str, option: str, *, zero: bool = False) -> int:
+    """Bytes of `800MiB` or `1.5GiB`; with `zero`, nothing at all is allowed too.
+
+    Raises InputError, for a maker's unit such as 2GB with the two figures that it could mean.
+    """
+    if len(text) > _LONGEST_SIZE:
+        raise InputError(f"{option}: a size of {len(text):,} characters is more than anything has")
+    if zero and _ZERO.fullmatch(text):
+        return 0
+    makers = _MAKERS_UNIT.fullmatch(text)
+    if makers is not None:
+        number, letter = makers[1], makers[2].upper()
+        raise InputError(
+            f"{option}: {text.strip()!r} could be decimal or binary; write {number}{letter}iB"
+            + (f" ({format_mib(parse_size(f'{number}GiB', option=option))})" if letter == "G" and float(number) else "")
+        )
+    return parse_size(text, option=option)
 
 
 def format_gib(size_bytes: int | None, digits: int = 2) -> str:

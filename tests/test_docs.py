@@ -82,7 +82,7 @@ def test_the_guards_shell_is_shell() -> None:
 
 
 def test_the_readmes_python_prints_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    (sample,) = [text for text in blocks(ROOT / "README.md", "python") if "import" in text and "load_gpu" in text]
+    (sample,) = [text for text in blocks(ROOT / "README.md", "python") if "import" in text and "Session" in text]
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
     out = io.StringIO()
     space: dict[str, Any] = {}

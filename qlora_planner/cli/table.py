@@ -51,11 +51,11 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
 def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     """Both tables; `models` names the rows of the first, separated by commas."""
     from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
-    from qlora_planner.cli.indexed import indexed_candidates
     from qlora_planner.cli.loading import profile_for
     from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, COMMON_CARD_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.session import calibration, tape_for
+    from qlora_planner.session.indexed import indexed_candidates
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep

@@ -11,7 +11,6 @@ import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, PlannerError
@@ -23,13 +22,12 @@ if TYPE_CHECKING:
 
 def documents(place: Place, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
     """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
-    from qlora_planner.cli.survey import stream_rows
-    from qlora_planner.cli.values import Card, output_from
+    from qlora_planner.session import Session
+    from qlora_planner.session.survey import stream_rows
     from qlora_planner.spec.run import RunConfig
 
-    card = Card(gpu=place.gpu, reserve_bytes=place.reserve_bytes, cap_bytes=place.cap_bytes, asked=place.asked)
-    output = replace(output_from({"profiles": profiles}), quiet=True)
-    for row in stream_rows(card, RunConfig(), output, recommend=recommend):
+    bench = Session(profiles).on(place.gpu, reserve=place.reserve_bytes, cap=place.cap_bytes)
+    for row in stream_rows(bench, RunConfig(), recommend=recommend):
         yield row.to_dict()
 
 

@@ -11,7 +11,7 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.text import quoted
-from qlora_planner.units import format_mib, parse_size
+from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus.several import Several
@@ -20,10 +20,7 @@ if TYPE_CHECKING:
 
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
-_MAKERS_UNIT = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt])b?\s*", re.IGNORECASE)
-_LONGEST_SIZE = 40
 _ALLOC_CONF = re.compile(r"[a-z_]+:[\w.\[\]:>;]+(,[a-z_]+:[\w.\[\]:>;]+)*")
-_ZERO = re.compile(r"\s*0+(?:\.0*)?\s*(?:b|[kmgt]ib)?\s*", re.IGNORECASE)
 
 
 @record
@@ -79,25 +76,6 @@ def output_from(given: Mapping[str, Any]) -> Output:
         profiles=given.get("profiles"),
         theme=theme_for_stdout(bool(given.get("no_color"))),
     )
-
-
-def parse_memory(text: str, option: str, *, zero: bool = False) -> int:
-    """Bytes of `800MiB` or `1.5GiB`; with `zero`, nothing at all is allowed too.
-
-    Raises InputError, for a maker's unit such as 2GB with the two figures that it could mean.
-    """
-    if len(text) > _LONGEST_SIZE:
-        raise InputError(f"{option}: a size of {len(text):,} characters is more than anything has")
-    if zero and _ZERO.fullmatch(text):
-        return 0
-    makers = _MAKERS_UNIT.fullmatch(text)
-    if makers is not None:
-        number, letter = makers[1], makers[2].upper()
-        raise InputError(
-            f"{option}: {text.strip()!r} could be decimal or binary; write {number}{letter}iB"
-            + (f" ({format_mib(parse_size(f'{number}GiB', option=option))})" if letter == "G" and float(number) else "")
-        )
-    return parse_size(text, option=option)
 
 
 def parse_stack(texts: Sequence[str]) -> dict[str, str]:
@@ -176,9 +154,7 @@ def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, 
 
 
 def _checked(card: Card) -> Card:
-    total = card.gpu.memory_bytes
-    if card.reserve_bytes >= total:
-        raise InputError(f"--reserve: {format_mib(card.reserve_bytes)} is all of the card's {format_mib(total)}")
-    if card.cap_bytes is not None and card.cap_bytes > total:
-        raise InputError(f"--cap: {format_mib(card.cap_bytes)} is more than the card's {format_mib(total)}")
+    from qlora_planner.session.session import check_sizes
+
+    check_sizes(card.gpu, card.reserve_bytes, card.cap_bytes, prefix="--")
     return card

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.cli.values import Output, parse_memory
+from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.units import format_mib
+from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate

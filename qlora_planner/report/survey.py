@@ -85,6 +85,15 @@ def csv_row(row: SurveyRow) -> list[Any]:
     ]  # fmt: skip
 
 
+def survey_frame(rows: Sequence[SurveyRow]) -> Any:
+    """The same as a pandas frame, with types that keep integers and unknowns apart."""
+    import pandas
+
+    sizes = [name for name in CSV_HEADS if name.endswith("_bytes")] + ["params", "longest_seq_len", "largest_batch"]
+    types = {**dict.fromkeys(CSV_HEADS, "string"), **dict.fromkeys(sizes, "Int64")}
+    return pandas.DataFrame([csv_row(row) for row in rows], columns=list(CSV_HEADS)).astype(types)
+
+
 def _recipe(rows: Sequence[SurveyRow], run: RunConfig) -> str:
     """The recipe that most models get; where a model needs another, --json says so."""
     counts = Counter(recipe(row.run, sizes=False) for row in rows if row.verdict != "will-not-run")

@@ -3,11 +3,13 @@
 from qlora_planner.session.answers import calibration, estimate, load_gpu, plan, ranking_card
 from qlora_planner.session.models import config_of, load_model, profile_of, with_targets
 from qlora_planner.session.packages import TRACE_VARIABLE, TRAIN_PACKAGES, Warn, missing_for
+from qlora_planner.session.session import Session
 from qlora_planner.session.traces import tape_for, tape_orders
 
 __all__ = [
     "TRACE_VARIABLE",
     "TRAIN_PACKAGES",
+    "Session",
     "Warn",
     "calibration",
     "config_of",

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from qlora_planner.cli.values import check_alloc_conf, parse_memory, parse_stack
+from qlora_planner.cli.values import check_alloc_conf, parse_stack
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.measure.nvml import DeviceReading, LocalGpu
 from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.units import parse_memory
 from tests.cli.conftest import Invoke
 
 MIB, GIB = 1 << 20, 1 << 30

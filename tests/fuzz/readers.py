@@ -149,9 +149,10 @@ def _snapshot(path: Path) -> object:
 
 def _sizes(path: Path) -> object:
     from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
-    from qlora_planner.cli.values import parse_memory, parse_stack
+    from qlora_planner.cli.values import parse_stack
     from qlora_planner.errors import InputError
     from qlora_planner.sources.locations import gpus_dirs
+    from qlora_planner.units import parse_memory
 
     text = path.read_bytes().decode("utf-8", "replace")
     catalogue = GpuCatalogue(gpus_dirs())

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from qlora_planner.report.pages.svg import STYLE
+from qlora_planner.report.pages.svg import STYLE, scoped_style
 
 _PAGE = """
 body { color: var(--ink); background: var(--paper); font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto;
@@ -19,6 +19,9 @@ th { color: var(--dim); font-weight: 600; } td.number, th.number { text-align: r
 pre { border: 1px solid var(--rule); padding: 0.6rem; overflow-x: auto; font-size: 0.85rem; }
 figure { margin: 1rem 0; } figcaption { color: var(--dim); font-size: 0.85rem; }
 """.strip()
+_SCOPE = "qlora-plan"
+# A notebook's own theme says nothing of the reader's system, so what follows that has its own paper.
+_PIECE = f".{_SCOPE} {{ color: var(--ink); background: var(--paper); padding: 0.5rem 1rem; }}"
 _MARKDOWN = re.compile(r"([\\`*_\[\]<>|#])")
 
 
@@ -103,6 +106,13 @@ def to_html(title: str, blocks: Sequence[Block]) -> str:
         f"<title>{escape(title)}</title>\n<style>\n{STYLE}\n{_PAGE}\n</style>\n</head>\n"
         f"<body>\n<h1>{escape(title)}</h1>\n{body}\n</body>\n</html>\n"
     )
+
+
+def to_fragment(title: str, blocks: Sequence[Block]) -> str:
+    """A piece to stand in somebody else's page, as a notebook is: its style reaches nothing outside it."""
+    body = "\n".join(part for block in blocks for part in _html(block))
+    style = f"{scoped_style('.' + _SCOPE)}\n{_PIECE}"
+    return f'<div class="{_SCOPE}">\n<style>\n{style}\n</style>\n<h3>{escape(title)}</h3>\n{body}\n</div>'
 
 
 def _html(block: Block) -> Iterator[str]:

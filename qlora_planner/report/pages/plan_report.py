@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from itertools import accumulate
 from typing import Any
 
 from qlora_planner import __version__
 from qlora_planner.memory.records import Phase
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import NOT_TRACED, is_traced, verdict_sentences
+from qlora_planner.report.pages.component_chart import BAR_COLUMNS, component_chart, text_bar
 from qlora_planner.report.pages.document import Block, Code, Heading, Paragraph, Plot, Table, to_html, to_markdown
 from qlora_planner.report.pages.svg import Part, bars, curve
 from qlora_planner.report.parts.labels import (
-    COMPONENTS,
     card_name,
     chance,
     change,
@@ -30,8 +29,6 @@ from qlora_planner.report.parts.plan_parts import percent
 from qlora_planner.report.parts.theme import VERDICT_WORDS
 from qlora_planner.units import GIB, format_gib
 
-_SEGMENTS = ("weights", "training", "activations", "overhead")
-_COLUMNS = 44  # of a bar in text
 _BASES = (
     ("counted", "tensors of the real model class, built without weights"),
     ("derived", "traced from the installed model code and played through torch's allocator"),
@@ -49,7 +46,7 @@ def render_share(plan: Plan, asked: Mapping[str, Any], card: str, *, html: bool)
 
 def blocks_of(plan: Plan, asked: Mapping[str, Any], card: str) -> Iterator[Block]:
     """Every section in order."""
-    yield from _verdict(plan)
+    yield from verdict_blocks(plan)
     if plan.estimate.verdict != "will-not-run":
         yield Heading("Run it")
         yield Code(command_line(plan, asked, card))
@@ -84,7 +81,7 @@ def _quoted(options: Mapping[str, Any]) -> str:
     return " ".join(parts)
 
 
-def _verdict(plan: Plan) -> Iterator[Block]:
+def verdict_blocks(plan: Plan) -> Iterator[Block]:
     answer, fit = plan.estimate, plan.estimate.fit
     peak = answer.peak
     if fit is not None and fit.verdict == "cannot-say":
@@ -110,7 +107,7 @@ def _verdict(plan: Plan) -> Iterator[Block]:
 def _memory(plan: Plan) -> Iterator[Block]:
     answer = plan.estimate
     usable = answer.fit.usable_bytes if answer.fit else None
-    yield _stack(plan, usable)
+    yield component_chart(answer)
     phases = [phase for phase in answer.phases if phase.device_bytes is not None]
     yield _phases(phases, usable)
     yield Table(
@@ -121,31 +118,6 @@ def _memory(plan: Plan) -> Iterator[Block]:
         ),
         frozenset({1, 2, 3}),
     )
-
-
-def _stack(plan: Plan, usable: int | None) -> Plot:
-    """The components at the peak as one bar, coloured by what they belong to."""
-    shown = [(name, size) for name, size in plan.estimate.components.items() if size > 0]
-    order = sorted(shown, key=lambda pair: _SEGMENTS.index(COMPONENTS.get(pair[0], ("", "overhead"))[1]))
-    starts = [0, *accumulate(size for _, size in order)]
-    parts = [
-        Part(
-            label=f"{component_label(name)}: {format_gib(size)}", start=start / GIB, length=size / GIB,
-            color=_SEGMENTS.index(COMPONENTS.get(name, ("", "overhead"))[1]),
-        )
-        for start, (name, size) in zip(starts, order, strict=False)
-    ]  # fmt: skip
-    total = plan.estimate.peak.device_bytes
-    edge = None if usable is None else usable / GIB
-    svg = bars(
-        "Memory at the peak by component", [("at the peak", parts, format_gib(total))], edge=edge,
-        edge_label=f"usable {format_gib(usable)}", legend=[(name, at) for at, name in enumerate(_SEGMENTS)],
-    )  # fmt: skip
-    whole = max(usable or 0, total)
-    text = "\n".join(
-        f"{component_label(name):24} {_bar(size, whole):{_COLUMNS}} {gib(size):>8} GiB" for name, size in order
-    )
-    return Plot(svg, f"What is alive at the peak ({plan.estimate.peak.phase}), by component", text)
 
 
 def _phases(phases: list[Phase], usable: int | None) -> Plot:
@@ -164,18 +136,14 @@ def _phases(phases: list[Phase], usable: int | None) -> Plot:
         ]  # fmt: skip
         rows.append((phase.name, parts, gib(phase.device_bytes)))
         figures = " / ".join(gib(level) for level in levels[1:])
-        lines.append(f"{phase.name:10} {_bar(phase.device_bytes or 0, whole):{_COLUMNS}} {figures} GiB")
+        lines.append(f"{phase.name:10} {text_bar(phase.device_bytes or 0, whole):{BAR_COLUMNS}} {figures} GiB")
     if usable is not None:
-        lines.append(f"{'usable':10} {_bar(usable, whole):{_COLUMNS}} {gib(usable)} GiB")
+        lines.append(f"{'usable':10} {text_bar(usable, whole):{BAR_COLUMNS}} {gib(usable)} GiB")
     svg = bars(
         "Memory by phase", rows, edge=None if usable is None else usable / GIB,
         edge_label=f"usable {format_gib(usable)}", legend=(("allocated", 0), ("reserved", 2), ("device", 3)),
     )  # fmt: skip
     return Plot(svg, "Peaks of each phase: allocated / reserved / device", "\n".join(lines))
-
-
-def _bar(size: int, whole: int) -> str:
-    return "█" * round(_COLUMNS * size / whole) if whole else ""
 
 
 def _frontier(plan: Plan) -> Iterator[Block]:
@@ -192,7 +160,7 @@ def _frontier(plan: Plan) -> Iterator[Block]:
         log=True,
     )
     top = max(length for _, length in points)
-    text = "\n".join(f"batch {batch:<4} {_bar(length, top):{_COLUMNS}} {length:>8,}" for batch, length in points)
+    text = "\n".join(f"batch {batch:<4} {text_bar(length, top):{BAR_COLUMNS}} {length:>8,}" for batch, length in points)
     yield Plot(svg, "The longest sequence that fits at each batch, with all else as in the run (ranked)", text)
 
 

@@ -6,6 +6,7 @@ that has the style; titles of marks are what a pointer shows and a screen reader
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from html import escape
 from math import log2
@@ -27,6 +28,11 @@ svg .edge-text { fill: var(--edge); } svg .curve { fill: none; stroke: var(--c0)
 .c0 { fill: var(--c0); } .c1 { fill: var(--c1); } .c2 { fill: var(--c2); } .c3 { fill: var(--c3); }
 .c4 { fill: var(--c4); } .c5 { fill: var(--c5); }
 """.strip()
+
+
+def scoped_style(scope: str) -> str:
+    """`STYLE` for what stands inside of `scope`, a CSS selector, alone."""
+    return re.sub(r"(?<![\w.-])(svg\b|\.c\d)", rf"{scope} \1", STYLE.replace(":root", scope))
 
 
 @record

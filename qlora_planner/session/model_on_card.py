@@ -1,0 +1,261 @@
+"""One model on one card: its estimates, plans, prices and frontier as plain records, each worked out once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError, MissingError, RefusedError
+from qlora_planner.record import record
+from qlora_planner.session.models import with_targets
+from qlora_planner.session.traces import tape_for, tape_orders
+
+if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
+    from qlora_planner.planner.budget import Sweep
+    from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget, Scale
+    from qlora_planner.planner.plan import Plan
+    from qlora_planner.session.session import Session
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
+    from qlora_planner.spec.trace import Tape
+
+_KEPT = 512  # estimates of one model and card
+# Lengths of the frontier's grid.
+GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
+
+
+@record
+class Frontier:
+    """Sequence by batch around a run: the longest length of each batch, and a verdict and a floor in bytes per cell.
+
+    `cells` is keyed by (batch, length). All ranked, not played.
+    """
+
+    longest: Mapping[int, int | None]
+    lengths: tuple[int, ...]
+    cells: Mapping[tuple[int, int], tuple[str, int]]
+    usable_bytes: int
+
+
+@dataclass(kw_only=True)
+class ModelOnCard:
+    """Made by `Session.open`; every method may run in a thread of its own."""
+
+    session: Session
+    profile: ModelProfile
+    gpu: GpuSpec | None
+    reserve_bytes: int = 0
+    cap_bytes: int | None = None
+    _known: dict[str, MemoryEstimate] = field(default_factory=dict)
+
+    @property
+    def card(self) -> GpuSpec:
+        """The card. Raises InputError where there is none."""
+        if self.gpu is None:
+            raise InputError("no card is given: name one, as Session().on('24GB')")
+        return self.gpu
+
+    @cached_property
+    def sweep(self) -> Sweep | None:
+        """The traced moments that ship for this model, by which runs are ranked."""
+        from qlora_planner.sources.locations import tapes_dirs
+        from qlora_planner.sources.tapes import stored_sweep
+
+        return stored_sweep(self.profile, tapes_dirs(self.session.profiles))
+
+    @cached_property
+    def factory(self) -> CandidateFactory:
+        """Makes the memory of candidates."""
+        from qlora_planner.planner.candidate_memory import CandidateFactory
+
+        return CandidateFactory.of(self.profile, self.card, self.sweep, self.session.calibration)
+
+    @cached_property
+    def budget(self) -> MemoryBudget:
+        """The bytes that candidates are held to."""
+        from qlora_planner.planner.budget import usable_on
+        from qlora_planner.planner.candidate_memory import MemoryBudget
+
+        calibration = self.session.calibration
+        usable = usable_on(self.card, self.reserve_bytes, self.cap_bytes, calibration)
+        return MemoryBudget(usable_bytes=usable, calibration=calibration)
+
+    @cached_property
+    def pace_on(self) -> GpuSpec:
+        """The card that speeds are ranked by."""
+        return self.session.ranking_card(self.card)
+
+    @property
+    def model_limit(self) -> int | None:
+        """Tokens that the model was trained for."""
+        limit = self.profile.dims.get("position_rows") or self.profile.dims.get("max_position_embeddings")
+        return int(limit) if limit else None
+
+    def known(self, run: RunConfig) -> MemoryEstimate | None:
+        """The estimate of a run that was worked out before."""
+        return self._known.get(repr((run, (), ())))
+
+    def estimate(
+        self,
+        run: RunConfig | None = None,
+        widths: Sequence[Sequence[int]] = (),
+        unmodelled: Sequence[Unmodelled] = (),
+    ) -> MemoryEstimate:
+        """The memory of one run: see `qlora_planner.estimate`, whose errors it raises."""
+        from qlora_planner.spec.run import RunConfig as Run
+
+        wanted = run or Run()
+        key = repr((wanted, widths, unmodelled))
+        known = self._known.get(key)
+        if known is None:
+            known = self._estimated(wanted, widths, unmodelled)
+            while len(self._known) >= _KEPT:
+                self._known.pop(next(iter(self._known)))
+            self._known[key] = known
+        return known
+
+    def _estimated(
+        self, run: RunConfig, widths: Sequence[Sequence[int]], unmodelled: Sequence[Unmodelled]
+    ) -> MemoryEstimate:
+        from qlora_planner.memory.estimate import estimate
+        from qlora_planner.memory.options.refusals import refusal
+        from qlora_planner.memory.unmodelled.qualified import qualified
+        from qlora_planner.speed.roofline import speed_of
+
+        session, profile, gpu = self.session, self.profile, self.gpu
+        broken: tuple[Problem, ...] = ()
+        tape: Tape | None = None
+        if not session.stored_only:
+            try:
+                profile = with_targets(profile, run, profiles=session.profiles)
+            except RefusedError as error:
+                # The document is shown for what could be adapted instead, under the verdict that this will not work.
+                run, broken = run.with_(target_modules=None, lora_dropout=None), (refusal(error),)
+        try:
+            tape = self._tape(run, profile)
+        except RefusedError as error:
+            broken = (*broken, refusal(error))
+        answer = estimate(
+            profile, run, gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, tape=tape,
+            orders=self._orders(run, widths, profile) if tape and widths else (), calibration=session.calibration,
+            broken=broken,
+        )  # fmt: skip
+        speed = speed_of(profile, answer.run, gpu, session.calibration, answer.stack)
+        return qualified(replace(answer, speed=speed), unmodelled)
+
+    def tape(self, run: RunConfig) -> Tape | None:
+        """The trace of a run, as `tape_for` has it; of the shipped ones alone in a session with `stored_only`."""
+        return self._tape(run, self.profile)
+
+    def _tape(self, run: RunConfig, profile: ModelProfile) -> Tape | None:
+        session = self.session
+        return tape_for(
+            profile, run, self.gpu, profiles=session.profiles, tell=session.tell, stored_only=session.stored_only
+        )
+
+    def _orders(
+        self, run: RunConfig, widths: Sequence[Sequence[int]], profile: ModelProfile
+    ) -> Sequence[Sequence[Tape]]:
+        session = self.session
+        return tape_orders(
+            profile, run, widths, self.gpu, profiles=session.profiles, tell=session.tell,
+            stored_only=session.stored_only,
+        )  # fmt: skip
+
+    def refusal(self, run: RunConfig) -> str | None:
+        """Why a run cannot work, in milliseconds: what is contradictory, and what the stack refuses. None: it can."""
+        from qlora_planner.memory.options.resolve import resolve
+
+        try:
+            problems = resolve(self.profile, run, self.gpu).problems
+        except InputError as error:
+            return str(error)
+        return next((f"{problem.message}; use {problem.fix}" for problem in problems if problem.blocking), None)
+
+    def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
+        """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
+        from qlora_planner.planner.plan import plan
+        from qlora_planner.planner.planner import Request
+        from qlora_planner.spec.run import RunConfig as Run
+
+        told: set[str] = set()
+
+        def traced(chosen: RunConfig) -> Tape | None:
+            try:
+                return self.tape(chosen)
+            except MissingError as error:  # closed forms answer instead, and the plan says so
+                if not told:
+                    self.session.tell(str(error))
+                told.add(str(error))
+                return None
+
+        def orders(chosen: RunConfig, widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:
+            try:
+                return self._orders(chosen, widths, self.profile)
+            except MissingError:  # said when the run's own trace was asked for
+                return ()
+
+        sizes = {"reserve_bytes": self.reserve_bytes, "cap_bytes": self.cap_bytes, "cards": self.session.gpus.all()}
+        return plan(
+            self.profile,
+            Request(gpu=self.card, run=run or Run(), fixed=fixed, pace_on=self.pace_on, **(sizes | request)),
+            sweep=self.sweep,
+            tape_of=traced,
+            orders_of=orders,
+            calibration=self.session.calibration,
+        )
+
+    def prices(self, run: RunConfig) -> list[dict[str, Any]]:
+        """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
+        from qlora_planner.planner.neighbours import prices
+
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self.budget, self._scale(run)))
+
+    def frontier(self, run: RunConfig) -> Frontier:
+        """The grid around a run. Raises InputError for a run that the stack refuses."""
+        import numpy as np
+
+        from qlora_planner.memory.verdict import TIGHT_AT_MOST
+        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
+
+        resolved, scale, budget = self._accepted(run), self._scale(run), self.budget
+        rows = frontier(self.factory, resolved, budget, self.model_limit, scale)
+        lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
+        cells: dict[tuple[int, int], tuple[str, int]] = {}
+        for batch in FRONTIER_BATCHES:
+            try:
+                memory = candidate_memory_at(self.factory, resolved, batch, scale)
+            except InputError:  # this batch is refused
+                continue
+            seq = np.array(lengths, dtype=np.int64)
+            floors, traced = memory.floors(np.full_like(seq, batch), seq)
+            most, tight = budget.of(memory), budget.of(memory, TIGHT_AT_MOST)
+            for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
+                at = 0 if by_trace else 1
+                verdict = "fits" if floor <= most[at] else "tight" if floor <= tight[at] else "does-not-fit"
+                cells[batch, length] = verdict, int(floor)
+        longest = {int(row["batch_size"] or 0): row["seq_len"] for row in rows}
+        return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=budget.usable_bytes)
+
+    def _accepted(self, run: RunConfig) -> RunConfig:
+        refused = self.refusal(run)
+        if refused is not None:
+            raise InputError(refused)
+        return self.estimate(run).run
+
+    def _scale(self, run: RunConfig) -> Scale:
+        """What playing the run took over its rank, as a plan scales its frontier."""
+        import numpy as np
+
+        from qlora_planner.memory.options.resolve import resolve
+        from qlora_planner.planner.candidate_memory import Scale
+
+        answer = self.estimate(run)
+        memory = self.factory.make(resolve(self.profile, answer.run, self.gpu))
+        sizes = np.array([answer.run.batch_size], dtype=np.int64), np.array([answer.run.seq_len], dtype=np.int64)
+        floors, traced = memory.floors(*sizes)
+        return Scale.of(int(floors[0]), bool(traced[0]), answer.floor_bytes)

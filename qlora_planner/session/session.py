@@ -1,0 +1,199 @@
+"""Session: the catalogues and what measurements say, read once, and the way from there to a card and a model."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError
+from qlora_planner.session import packages
+from qlora_planner.session.models import Build, load_model
+from qlora_planner.session.packages import Warn
+from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.units import format_mib, parse_memory
+
+if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus import GpuCatalogue
+    from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.session.model_on_card import ModelOnCard
+    from qlora_planner.session.views import AuditAnswer, EstimateAnswer
+    from qlora_planner.session.workbench import Workbench
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.run import RunConfig
+
+
+class Session:
+    """What every answer starts from. Nothing is read before it is needed, and nothing twice.
+
+    `profiles` is a folder with `models/` or `gpus/` to look in first. `tell` gets one line for each oddity and while
+    something takes time; without it, oddities of a model are Python warnings and waits are silent. `build` says what
+    becomes of a model without a profile: see `load_model`. With `stored_only` no run is traced and no torch imported:
+    closed forms answer where no trace ships.
+
+    >>> Session().on("24GB").plan("qwen2.5-7b").verdict
+    'fits'
+    """
+
+    def __init__(
+        self,
+        profiles: str | os.PathLike[str] | None = None,
+        *,
+        tell: Warn | None = None,
+        build: Build = "auto",
+        stored_only: bool = False,
+    ) -> None:
+        self.profiles = profiles
+        self.stored_only = stored_only
+        self.tell: Warn = tell or packages.silent
+        self._warn = {} if tell is None else {"warn": tell}
+        self._build: Build = build
+        self._models: dict[str, ModelProfile] = {}
+
+    @cached_property
+    def calibration(self) -> Calibration | None:
+        """What measurements say: the user's own and the shipped ones together. None where there are none.
+
+        Raises InputError naming a file that is no calibration.
+        """
+        from qlora_planner.sources.evidence import read_calibration
+
+        return read_calibration(calibrations_dirs(self.profiles))
+
+    @cached_property
+    def gpus(self) -> GpuCatalogue:
+        """Every card that is known by name."""
+        from qlora_planner.catalog.gpus import GpuCatalogue
+
+        return GpuCatalogue(gpus_dirs(self.profiles))
+
+    def gpu(self, card: str | GpuSpec) -> GpuSpec:
+        """The card of `card`: a size such as 24GB or 24564MiB, a catalogue name, `local`, or a card already.
+
+        Raises InputError for what is none of these (with the nearest names), MissingError for `local` without a card.
+        """
+        if not isinstance(card, str):
+            return card
+        if card.strip().lower() == "local":
+            from qlora_planner.measure.nvml import local_gpu
+
+            return local_gpu().spec
+        from qlora_planner.catalog.gpus import parse_gpu
+
+        return parse_gpu(card, self.gpus)
+
+    def model(self, model: str | ModelProfile) -> ModelProfile:
+        """The profile of `model`: a catalogue name, a config.json or model folder, a Hub id, or a profile already.
+
+        Raises InputError and MissingError as `load_model` does.
+        """
+        if isinstance(model, ModelProfile):
+            return model
+        if model not in self._models:
+            self._models[model] = load_model(model, profiles=self.profiles, build=self._build, **self._warn)
+        return self._models[model]
+
+    def on(self, card: str | GpuSpec, *, reserve: str | int | None = None, cap: str | int | None = None) -> Workbench:
+        """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
+
+        For `local` without a `reserve` it is what others hold now.
+        Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a card.
+        """
+        from qlora_planner.session.workbench import Workbench
+
+        held = 0
+        if isinstance(card, str) and card.strip().lower() == "local":
+            from qlora_planner.measure.nvml import local_gpu
+
+            local = local_gpu()
+            gpu, held = local.spec, local.reserve_bytes
+        else:
+            gpu = self.gpu(card)
+        reserve_bytes = held if reserve is None else _bytes_of(reserve, "reserve")
+        cap_bytes = None if cap is None else _bytes_of(cap, "cap")
+        check_sizes(gpu, reserve_bytes, cap_bytes)
+        typed = card.strip() if isinstance(card, str) else gpu.name
+        return Workbench(self, gpu, typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+
+    def open(
+        self,
+        model: str | ModelProfile,
+        card: str | GpuSpec | None = None,
+        *,
+        reserve_bytes: int = 0,
+        cap_bytes: int | None = None,
+    ) -> ModelOnCard:
+        """One model on a card, or on none: plain records. Raises as `model` and `gpu` do."""
+        from qlora_planner.session.model_on_card import ModelOnCard
+
+        gpu = None if card is None else self.gpu(card)
+        return ModelOnCard(
+            session=self, profile=self.model(model), gpu=gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes
+        )
+
+    def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
+        """The memory of one run against no card; `options` are those of RunConfig, as `rank=32`.
+
+        Raises as `Workbench.estimate` does.
+        """
+        from qlora_planner.session.views import EstimateAnswer
+
+        return EstimateAnswer(estimate=self.open(model).estimate(run_of(run, options)), gpu=None, card=None)
+
+    def audit(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> AuditAnswer:
+        """What will really be 4-bit, what will not, and why. `options` are those of RunConfig, as `quant="int8"`.
+
+        Raises InputError for a run that quantises nothing and for a model that means nothing.
+        """
+        from qlora_planner.memory.audit.audit import audit
+        from qlora_planner.session.views import AuditAnswer
+
+        return AuditAnswer(audit=audit(self.model(model), run_of(run, options)))
+
+    def ranking_card(self, gpu: GpuSpec) -> GpuSpec:
+        """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.
+
+        That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has
+        it.
+        """
+        from qlora_planner.catalog.gpus.sizes import MARKETED_SIZES, marketed_size
+
+        if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
+            return gpu
+        if gpu.form == "size" and gpu.marketed_gb:
+            named = self.gpus.get(marketed_size(gpu.marketed_gb).card)
+            if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):
+                return named
+        rated = [card for card in self.gpus.all() if card.bandwidth_bytes_per_s and card.bf16_flops]
+        # Of cards with the same memory the one that stands for its size: the others are rarer, and some far slower.
+        standard = {row.card for row in MARKETED_SIZES}
+
+        def order(card: GpuSpec) -> tuple[bool, int, bool, str]:
+            return card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name not in standard, card.name
+
+        return min(rated, key=order)
+
+
+def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:
+    """`run`, else the default one, with `options` in place. Raises InputError for unknown options and bad values."""
+    from qlora_planner.spec.run import RunConfig as Run
+
+    return (run or Run()).with_(**options) if options else run or Run()
+
+
+def check_sizes(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, prefix: str = "") -> None:
+    """Raises InputError for a reserve or a cap that leaves nothing of the card, or is more than it has."""
+    total = gpu.memory_bytes
+    if reserve_bytes >= total:
+        raise InputError(f"{prefix}reserve: {format_mib(reserve_bytes)} is all of the card's {format_mib(total)}")
+    if cap_bytes is not None and cap_bytes > total:
+        raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
+
+
+def _bytes_of(size: str | int, name: str) -> int:
+    if isinstance(size, str):
+        return parse_memory(size, name, zero=name == "reserve")
+    if isinstance(size, bool) or not isinstance(size, int) or size < (name != "reserve"):
+        raise InputError(f"{name}: {size!r} is no number of bytes; write 838860800 or '800MiB'")
+    return size

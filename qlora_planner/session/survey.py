@@ -1,0 +1,58 @@
+"""What fits on a card over the whole catalogue: a row per model, as they are worked out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from qlora_planner.errors import MissingError
+from qlora_planner.sources.locations import models_dirs, tapes_dirs
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.survey.survey import SurveyRow
+    from qlora_planner.session.workbench import Workbench
+    from qlora_planner.spec.run import RunConfig
+
+# Of 4-bit weights with what stays in 16 bits, roughly: it decides an order and nothing else.
+_BYTES_PER_PARAM = 0.7
+
+
+def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> Iterator[SurveyRow]:
+    """A row per model as it is worked out: what is likely to fit comes first, the largest of it before the rest.
+
+    Without `recommend` no best run is looked for, which takes a fraction of the time. Raises MissingError for an empty
+    catalogue.
+    """
+    from qlora_planner.planner.budget import usable_on
+    from qlora_planner.planner.candidate_memory import MemoryBudget
+    from qlora_planner.planner.survey.index import serves, storages_of
+    from qlora_planner.planner.survey.recommend import Recommender
+    from qlora_planner.planner.survey.survey import judge, survey
+    from qlora_planner.session.indexed import indexed_candidates
+    from qlora_planner.sources.tapes import stored_sweep
+
+    session, gpu = bench.session, bench.gpu
+    indexed, profiles = indexed_candidates(models_dirs(session.profiles), gpu, run, session.tell)
+    if not indexed and not profiles:
+        raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
+    usable = usable_on(gpu, bench.reserve_bytes, bench.cap_bytes, session.calibration)
+    budget = MemoryBudget(usable_bytes=usable, calibration=session.calibration)
+    recommender = Recommender(
+        gpu=gpu, limits=budget, pace_on=session.ranking_card(gpu), calibration=session.calibration
+    )
+    best = recommender.best if recommend else lambda _: None
+    for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
+        yield judge(candidate, gpu, budget, best)
+    folders = tapes_dirs(session.profiles)
+    yield from survey(
+        profiles,
+        gpu,
+        run,
+        reserve_bytes=bench.reserve_bytes,
+        cap_bytes=bench.cap_bytes,
+        sweep_of=lambda profile: stored_sweep(profile, folders),
+        calibration=session.calibration,
+        # With options of the user's nothing is searched: the run is theirs.
+        storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
+        recommend=best,
+    )

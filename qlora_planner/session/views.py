@@ -1,0 +1,191 @@
+"""Answers for people: a record with its screen as text, its HTML for a notebook, and its rows as a pandas frame.
+
+An answer gives way to its record: `answer.verdict` is the estimate's. Rendering is imported when something is rendered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.record import record
+
+if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.memory.audit.audit import Audit
+    from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.survey.survey import SurveyRow
+    from qlora_planner.report.parts.theme import Theme
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.run import RunConfig
+
+SURVEY_SCHEMA = "qlora-plan/survey/1"
+
+
+def _theme() -> Theme:
+    from qlora_planner.report.parts.theme import Theme
+
+    return Theme(unicode=True)
+
+
+def _of_record(answer: Any, own: str, name: str) -> Any:
+    """An attribute of the record that an answer holds as `own`."""
+    if name == own or name.startswith("__"):  # not there yet, as while it is unpickled
+        raise AttributeError(name)
+    return getattr(getattr(answer, own), name)
+
+
+@record
+class EstimateAnswer:
+    """A MemoryEstimate, on a card or on none."""
+
+    estimate: MemoryEstimate
+    gpu: GpuSpec | None
+    card: str | None  # as it was typed
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, "estimate", name)
+
+    def __str__(self) -> str:
+        from qlora_planner.report.estimate import render_estimate
+
+        return render_estimate(self.estimate, self.gpu, _theme(), card=self.card)
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import estimate_html
+
+        return estimate_html(self.estimate, self.gpu)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/estimate/1`."""
+        return self.estimate.to_dict()
+
+    def to_frame(self) -> Any:
+        """A pandas frame of the peak: a row per component with its bytes, the basis of the figure and its reason."""
+        import pandas
+
+        lines = self.estimate.lines
+        rows = [(line.component.value, line.size_bytes, line.basis.value, line.why) for line in lines]
+        return pandas.DataFrame(rows, columns=["component", "bytes", "basis", "why"])
+
+
+@record
+class PlanAnswer:
+    """A Plan; `asked` are the options that were to stay."""
+
+    plan: Plan
+    asked: Mapping[str, Any]
+    card: str
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, "plan", name)
+
+    @property
+    def verdict(self) -> str | None:
+        """The verdict on the recommended run."""
+        return self.plan.estimate.verdict
+
+    def __str__(self) -> str:
+        from qlora_planner.report.plan import render_plan
+
+        return render_plan(self.plan, self.asked, self.card, _theme())
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import plan_html
+
+        return plan_html(self.plan, self.asked, self.card)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/plan/1`."""
+        return self.plan.to_dict()
+
+    def to_frame(self) -> Any:
+        """A pandas frame of the plan, the cards it was compared with and a row per price: the `table` column says
+        which. Sizes are bytes."""
+        from qlora_planner.report.pages.tabular import comparison_frame
+
+        return comparison_frame(self.plan.to_dict())
+
+
+@record
+class SurveyAnswer:
+    """A SurveyRow per model of the catalogue, largest first; iterates over them."""
+
+    rows: tuple[SurveyRow, ...]
+    gpu: GpuSpec
+    run: RunConfig
+    card: str
+    reserve_bytes: int
+    cap_bytes: int | None
+
+    def __iter__(self) -> Iterator[SurveyRow]:
+        return iter(self.rows)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, at: int) -> SurveyRow:
+        return self.rows[at]
+
+    def __str__(self) -> str:
+        from qlora_planner.report.survey import render_survey
+
+        return render_survey(self.rows, self.gpu, self.run, _theme(), asked=self.card)
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import survey_html
+
+        return survey_html(self.rows, self.gpu)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/survey/1`."""
+        from qlora_planner.catalog.gpus import remarks
+
+        gpu, problems = self.gpu, remarks(self.gpu, self.run.stack)
+        return {
+            "schema": SURVEY_SCHEMA,
+            "gpu": {"name": gpu.name, "label": gpu.label, "memory_bytes": gpu.memory_bytes},
+            "reserve_bytes": self.reserve_bytes,
+            "cap_bytes": self.cap_bytes,
+            "usable_bytes": self.rows[0].usable_bytes if self.rows else None,
+            "run": self.run.to_dict(),
+            "problems": [{"code": found.code, "message": found.message, "fix": found.fix} for found in problems],
+            "played": False,  # ranked by a sweep or closed forms; `plan` plays
+            "models": [row.to_dict() for row in self.rows],
+        }
+
+    def to_frame(self) -> Any:
+        """A pandas frame with a row per model, in the columns of `--csv`; sizes are bytes, unknowns are missing."""
+        from qlora_planner.report.survey import survey_frame
+
+        return survey_frame(self.rows)
+
+
+@record
+class AuditAnswer:
+    """An Audit: what of a model becomes 4-bit, and what does not."""
+
+    audit: Audit
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, "audit", name)
+
+    def __str__(self) -> str:
+        from qlora_planner.report.audit import render_audit
+
+        return render_audit(self.audit, _theme())
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import audit_html
+
+        return audit_html(self.audit)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/audit/1`."""
+        return self.audit.to_dict()
+
+    def to_frame(self) -> Any:
+        """A pandas frame with a row per kind of tensor; sizes are bytes."""
+        import pandas
+
+        return pandas.DataFrame([row.to_dict() for row in self.audit.rows])

@@ -1,0 +1,149 @@
+"""Workbench: models on one card, each opened once."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.session.session import Session, run_of
+from qlora_planner.spec.model import ModelProfile
+
+if TYPE_CHECKING:
+    from qlora_planner.session.model_on_card import Frontier, ModelOnCard
+    from qlora_planner.session.views import AuditAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
+    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.run import RunConfig
+
+_REQUEST = ("objective", "effective_batch", "data", "compare")
+
+
+class Workbench:
+    """What can be asked of models on a card; made by `Session.on`.
+
+    A model is whatever `Session.model` takes, and the options of a run are given as RunConfig has them: `rank=32`,
+    `seq_len=4096`. Answers print as the command line shows them, draw their memory bar in a notebook, become pandas
+    frames by `to_frame()`, and give way to the record inside: `answer.peak.device_bytes` of an estimate, in bytes.
+
+    >>> bench = Session().on("24GB", reserve="800MiB")
+    >>> bench.estimate("llama-3.1-8b", seq_len=4096).verdict
+    'fits'
+    """
+
+    def __init__(
+        self, session: Session, gpu: GpuSpec, asked: str, *, reserve_bytes: int = 0, cap_bytes: int | None = None
+    ) -> None:
+        self.session = session
+        self.gpu = gpu
+        self.asked = asked  # the card as it can be typed again
+        self.reserve_bytes = reserve_bytes
+        self.cap_bytes = cap_bytes
+        self._opened: dict[str, ModelOnCard] = {}
+
+    def __repr__(self) -> str:
+        return f"Workbench({self.asked!r}, reserve_bytes={self.reserve_bytes}, cap_bytes={self.cap_bytes})"
+
+    def open(self, model: str | ModelProfile) -> ModelOnCard:
+        """The model on this card, for plain records; one that is named is opened once, with its answers kept.
+
+        Raises InputError for a model that means nothing, MissingError for one that is not profiled and cannot be here.
+        """
+        if isinstance(model, ModelProfile):
+            return self._open(model)
+        if model not in self._opened:
+            self._opened[model] = self._open(self.session.model(model))
+        return self._opened[model]
+
+    def _open(self, profile: ModelProfile) -> ModelOnCard:
+        return self.session.open(profile, self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes)
+
+    def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
+        """The memory of exactly this run: `run`, else the default one, with `options` in place.
+
+        >>> answer = Session().on("rtx-4090").estimate("qwen2.5-7b", rank=32)
+        >>> answer.peak.device_bytes == sum(answer.components.values())
+        True
+
+        Raises InputError for options that contradict each other or are unknown, and as `open` does; MissingError for a
+        run that would have to be traced where the packages for that are missing.
+        """
+        from qlora_planner.session.views import EstimateAnswer
+
+        answer = self.open(model).estimate(run_of(run, options))
+        return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.asked)
+
+    def plan(
+        self,
+        model: str | ModelProfile,
+        run: RunConfig | None = None,
+        *,
+        fixed: Collection[str] | None = None,
+        **options: Any,
+    ) -> PlanAnswer:
+        """The recommended run: what is given stays as far as it fits, everything else is searched.
+
+        `options` are those of a run, and `objective` ("throughput", "context", "rank", "quality"), `effective_batch` in
+        sequences, `data` (a DataSummary) and `compare` (cards, by name too). `fixed` names the options of `run` that
+        stay; None: those that differ from their defaults.
+
+        >>> Session().on("24GB").plan("qwen2.5-7b", rank=64, objective="context").run.rank
+        64
+
+        Raises InputError where the stack refuses everything that was left open, and as `estimate` does.
+        """
+        from qlora_planner.session.views import PlanAnswer
+
+        request = {name: options.pop(name) for name in _REQUEST if name in options}
+        if "compare" in request:
+            request["compare"] = [self.session.gpu(card) for card in request["compare"]]
+        typed = run_of(run, options)
+        if fixed is None and options:
+            from qlora_planner.planner.search_space import fixed_options
+
+            fixed = fixed_options(typed, None) | options.keys()
+        answer = self.open(model).plan(typed, fixed, **request)
+        kept = {name: value for name, value in typed.to_dict().items() if name in (fixed or ())}
+        return PlanAnswer(plan=answer, asked=kept, card=self.asked)
+
+    def survey(self, run: RunConfig | None = None, *, recommend: bool = True, **options: Any) -> SurveyAnswer:
+        """What fits on this card: a row per model of the catalogue, largest first, ranked and not played.
+
+        Without `recommend` no best run of each is looked for. Raises InputError for unknown options, MissingError for
+        an empty catalogue.
+
+        >>> len(Session().on("8GB").survey(recommend=False)) > 100
+        True
+        """
+        from qlora_planner.session.survey import stream_rows
+        from qlora_planner.session.views import SurveyAnswer
+
+        typed = run_of(run, options)
+        rows = sorted(stream_rows(self, typed, recommend=recommend), key=lambda row: (-row.params, row.model_id))
+        return SurveyAnswer(
+            rows=tuple(rows), gpu=self.gpu, run=typed, card=self.asked, reserve_bytes=self.reserve_bytes,
+            cap_bytes=self.cap_bytes,
+        )  # fmt: skip
+
+    def audit(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> AuditAnswer:
+        """What will really be 4-bit, what will not, and why: see `Session.audit`; it hangs on no card."""
+        return self.session.audit(model, run, **options)
+
+    def prices(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> list[dict[str, Any]]:
+        """What each knob would change of a run, a row each: bytes of the floor, speed as a ratio, whether it fits.
+
+        Raises InputError for a run that the stack refuses, and as `estimate` does.
+
+        >>> rows = Session().on("24GB").prices("qwen2.5-7b")
+        >>> {"knob", "change", "bytes", "speed", "fits"} <= rows[0].keys()
+        True
+        """
+        return self.open(model).prices(run_of(run, options))
+
+    def frontier(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> Frontier:
+        """Batch by sequence length around a run: the longest length of each batch, a verdict and bytes for each cell.
+
+        Raises InputError for a run that the stack refuses, and as `estimate` does.
+
+        >>> 1 in Session().on("24GB").frontier("qwen2.5-7b").longest
+        True
+        """
+        return self.open(model).frontier(run_of(run, options))

@@ -1,0 +1,230 @@
+"""The headless core: names in place of records, the command line's figures, and answers that show themselves."""
+
+from __future__ import annotations
+
+import copy
+import doctest
+import json
+import pickle
+import subprocess
+import sys
+from importlib import import_module, resources
+from xml.etree import ElementTree
+
+import pytest
+from click.testing import CliRunner
+
+import qlora_planner
+from qlora_planner import RunConfig, Session, estimate, load_gpu, load_model, plan
+from qlora_planner.cli.main import cli
+from qlora_planner.errors import InputError
+from qlora_planner.session.workbench import Workbench
+from qlora_planner.units import MIB
+
+MODEL = "qwen2.5-7b"
+
+
+@pytest.fixture(autouse=True)
+def closed_forms_where_nothing_ships(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
+
+
+@pytest.fixture(scope="module")
+def bench() -> Workbench:
+    return Session().on("rtx-4090", reserve="800MiB")
+
+
+def document(*words: str) -> object:
+    result = CliRunner().invoke(cli, [*words, "--json"])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.stderr
+    return json.loads(result.stdout)
+
+
+def as_json(document: object) -> object:
+    return json.loads(json.dumps(document))
+
+
+CARD = ("--gpu", "rtx-4090", "--reserve", "800MiB")
+
+
+def test_answers_are_those_of_the_command_line(bench: Workbench) -> None:
+    options = ("--seq-len", "4096", "--rank", "32")
+    asked = {"seq_len": 4096, "rank": 32}
+    assert as_json(bench.estimate(MODEL, **asked).to_dict()) == document("estimate", MODEL, *CARD, *options)
+    assert as_json(bench.plan(MODEL, **asked).to_dict()) == document("plan", MODEL, *CARD, *options)
+    assert as_json(bench.plan(MODEL).prices) == document("plan", MODEL, *CARD)["prices"]  # type: ignore[index]
+    assert as_json(bench.audit("falcon-7b").to_dict()) == document("audit", "falcon-7b")
+
+
+def test_a_survey_is_that_of_the_command_line() -> None:
+    assert as_json(Session().on("8GB").survey().to_dict()) == document("--gpu", "8GB")
+
+
+def test_names_stand_for_records() -> None:
+    profile, gpu, run = load_model(MODEL), load_gpu("24GB"), RunConfig(rank=32)
+    assert estimate(MODEL, run, "24GB") == estimate(profile, run, gpu)
+    assert plan(MODEL, "24GB", run).to_dict() == plan(profile, gpu, run).to_dict()
+    bench = Session().on(gpu)
+    assert bench.estimate(profile, run) == bench.estimate(MODEL, run).__class__(
+        estimate=estimate(profile, run, gpu), gpu=gpu, card=gpu.name
+    )
+
+
+def test_an_answer_is_worked_out_once(bench: Workbench) -> None:
+    assert bench.estimate(MODEL, rank=8).estimate is bench.estimate(MODEL, RunConfig(rank=8)).estimate
+    assert bench.open(MODEL).known(RunConfig(rank=8)) is bench.estimate(MODEL, rank=8).estimate
+    assert bench.open(MODEL).known(RunConfig(rank=9)) is None
+
+
+def test_catalogues_and_measurements_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_planner.session import session as module
+    from qlora_planner.sources import evidence
+
+    reads: list[str] = []
+    read, load = evidence.read_calibration, module.load_model
+    monkeypatch.setattr(evidence, "read_calibration", lambda *a: reads.append("calibration") or read(*a))
+    monkeypatch.setattr(module, "load_model", lambda *a, **b: reads.append("model") or load(*a, **b))
+    session = Session()
+    assert reads == []
+    for card in ("16GB", "24GB"):
+        for rank in (8, 16):
+            session.on(card).estimate(MODEL, rank=rank)
+    assert sorted(reads) == ["calibration", "model"]
+
+
+def test_options_that_are_given_stay_and_others_are_searched(bench: Workbench) -> None:
+    best = bench.plan(MODEL, rank=16, gradient_checkpointing=True)
+    assert (best.run.rank, best.run.gradient_checkpointing) == (16, True)
+    assert "gradient_checkpointing" in best.asked
+    assert bench.plan(MODEL).run.batch_size > 1
+
+
+def test_a_reserve_is_bytes_or_a_size(bench: Workbench) -> None:
+    same = Session().on("rtx-4090", reserve=800 * MIB)
+    assert same.reserve_bytes == bench.reserve_bytes == 800 * MIB
+    assert same.estimate(MODEL).fit == bench.estimate(MODEL).fit
+    assert Session().on("rtx-4090").estimate(MODEL).fit.headroom_bytes > same.estimate(MODEL).fit.headroom_bytes
+    assert Session().on("24GB", cap="8GiB").estimate(MODEL).fit.usable_bytes < 9 << 30
+
+
+@pytest.mark.parametrize(
+    ("reserve", "cap", "said"),
+    [
+        ("2GB", None, r"^reserve: .*2GiB"),
+        ("30GiB", None, r"^reserve: 30,720 MiB is all of the card's"),
+        (-1, None, r"^reserve: -1 is no number of bytes"),
+        (True, None, r"^reserve: True is no number"),
+        (None, "30GiB", r"^cap: 30,720 MiB is more than"),
+        (None, 0, r"^cap: 0 is no number of bytes"),
+        (None, 1.5, r"^cap: 1.5 is no number of bytes"),
+    ],
+)
+def test_a_size_that_means_nothing_is_named(reserve: object, cap: object, said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        Session().on("24GB", reserve=reserve, cap=cap)  # type: ignore[arg-type]
+
+
+def test_what_means_nothing_is_one_line(bench: Workbench) -> None:
+    for ask, said in (
+        (lambda: bench.estimate(MODEL, ranks=8), "unknown option ranks"),
+        (lambda: bench.estimate("no such model"), "no such model"),
+        (lambda: Session().on("rtx-9999"), "rtx-9999"),
+        (lambda: bench.audit(MODEL, method="full"), "quantises nothing"),
+        (lambda: Session().open(MODEL).prices(RunConfig()), "no card is given"),
+    ):
+        with pytest.raises(InputError, match=said) as caught:
+            ask()
+        assert "\n" not in str(caught.value)
+
+
+def test_answers_print_as_the_screens_do(bench: Workbench) -> None:
+    for answer, words in (
+        (bench.estimate(MODEL), ("fits", "90 % interval", "quantised weights")),
+        (bench.plan(MODEL), ("fits", "what a knob changes", "next: qlora-plan")),
+        (bench.survey(recommend=False), ("longest", "next:")),
+        (bench.audit("falcon-7b"), ("nothing will be 4-bit",)),
+        (Session().estimate(MODEL), ("give --gpu for a verdict",)),
+    ):
+        assert all(word in str(answer) for word in words), str(answer)[:400]
+
+
+def test_a_notebook_gets_the_memory_bar(bench: Workbench) -> None:
+    for answer in (bench.estimate(MODEL), bench.plan(MODEL), Session().estimate(MODEL)):
+        page = ElementTree.fromstring(answer._repr_html_())
+        rects = [rect for rect in page.iter("{http://www.w3.org/2000/svg}rect") if len(rect)]
+        titles = {rect[0].text or "" for rect in rects}
+        estimate_of = answer.estimate if hasattr(answer, "plan") else answer
+        shown = list(estimate_of.components.values())
+        assert len(rects) == sum(size > 0 for size in shown)
+        assert any(title.startswith("quantised weights: ") for title in titles)
+    for answer in (bench.survey(recommend=False), bench.audit("falcon-7b")):
+        assert len(list(ElementTree.fromstring(answer._repr_html_()).iter("tr"))) > 3
+
+
+def test_style_of_a_piece_reaches_nothing_else(bench: Workbench) -> None:
+    style = next(ElementTree.fromstring(bench.estimate(MODEL)._repr_html_()).iter("style")).text or ""
+    rules = style.replace("@media (prefers-color-scheme: dark) {", "").split("}")
+    selectors = [part.strip() for rule in rules if "{" in rule for part in rule.partition("{")[0].split(",")]
+    assert len(selectors) > 10
+    assert all(selector.startswith(".qlora-plan") for selector in selectors)
+
+
+def test_names_of_others_are_escaped(bench: Workbench) -> None:
+    from dataclasses import replace
+
+    profile = replace(load_model(MODEL), id="<script>alert('&')</script>")
+    for answer in (bench.estimate(profile), bench.plan(profile), bench.audit(profile)):
+        page = answer._repr_html_()
+        assert "<script" not in page
+        assert "&lt;script&gt;" in page
+
+
+def test_frames_keep_bytes_and_unknowns(bench: Workbench) -> None:
+    answer = bench.estimate(MODEL)
+    frame = answer.to_frame()
+    assert frame["bytes"].sum() == answer.peak.device_bytes
+    assert list(frame.columns) == ["component", "bytes", "basis", "why"]
+    best = bench.plan(MODEL)
+    rows = best.to_frame()
+    assert (rows["table"] == "prices").sum() == len(best.prices)
+    survey = Session().on("8GB").survey(recommend=False)
+    table = survey.to_frame()
+    assert len(table) == len(survey) == len(list(survey))
+    assert str(table["longest_seq_len"].dtype) == "Int64"
+    assert table["longest_seq_len"].isna().any()
+    assert len(bench.audit("falcon-7b").to_frame()) == len(bench.audit("falcon-7b").rows)
+
+
+def test_answers_can_be_copied_and_kept(bench: Workbench) -> None:
+    for answer in (bench.estimate(MODEL), bench.plan(MODEL), bench.audit("falcon-7b")):
+        assert copy.copy(answer) == answer
+        assert pickle.loads(pickle.dumps(answer)).to_dict() == answer.to_dict()
+        with pytest.raises(AttributeError, match="no_such_figure"):
+            _ = answer.no_such_figure
+
+
+@pytest.mark.parametrize("name", ["answers", "model_on_card", "session", "workbench", "views"])
+def test_examples_in_docstrings_hold(name: str) -> None:
+    module = import_module(f"qlora_planner.session.{name}")
+    names = {"Session": Session, "estimate": estimate, "plan": plan}
+    finder, runner = doctest.DocTestFinder(exclude_empty=True), doctest.DocTestRunner()
+    for case in finder.find(module, extraglobs=names):
+        runner.run(case)
+    assert runner.failures == 0
+    assert runner.tries > 0 or name in ("model_on_card", "views")
+
+
+def test_asking_imports_nothing_heavy() -> None:
+    script = (
+        "import sys; from qlora_planner import Session; before = set(sys.modules)\n"
+        "bench = Session(stored_only=True).on('24GB'); bench.estimate('qwen2.5-7b'); str(bench.plan('qwen2.5-7b'))\n"
+        "bench.plan('qwen2.5-7b')._repr_html_()\n"
+        "assert 'numpy' not in before\n"
+        "print({'torch', 'transformers', 'pandas', 'textual', 'click'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, encoding="utf-8", timeout=60)
+    assert done.stdout == "set()\n", done.stderr
+
+
+def test_the_package_says_that_it_is_typed() -> None:
+    assert resources.files(qlora_planner).joinpath("py.typed").is_file()
