@@ -7,10 +7,11 @@ there, as after a change of how tapes are played. `index` writes the index alone
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from multiprocessing import get_context
@@ -44,12 +45,32 @@ _CUTS = (256, 128, 384, 320, 448, 192)
 
 
 def fingerprint() -> str:
-    """A digest of the source that decides what a tape holds: tapes traced by other source are stale."""
+    """A digest of the code that decides what a tape holds: tapes traced by other code are stale.
+
+    It is taken over what the code does, not over comments, docstrings, imports and the names of files, so that moving a
+    module makes no tape stale.
+    """
     folder = Path(profiling.__path__[0])
-    digest = hashlib.sha256()
-    for path in [*sorted((folder / "tracing").glob("*.py")), folder / "compile.py"]:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
+    return digest_of(path.read_text("utf-8") for path in [*(folder / "tracing").rglob("*.py"), folder / "compile.py"])
+
+
+def digest_of(sources: Iterable[str]) -> str:
+    """What Python sources do, whatever file each is in, as 16 hexadecimal digits."""
+    parts = sorted(ast.dump(_Bare().visit(ast.parse(source))) for source in sources)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+class _Bare(ast.NodeTransformer):
+    """Leaves out imports and texts that stand alone."""
+
+    def visit_Import(self, _node: ast.Import) -> None:
+        return None
+
+    def visit_ImportFrom(self, _node: ast.ImportFrom) -> None:
+        return None
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
+        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
 
 
 def compiled(

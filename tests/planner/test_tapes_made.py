@@ -10,7 +10,7 @@ from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_t
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
 from qlora_planner.spec.trace import Segment, Tape
-from tools.traces import is_current
+from tools.traces import digest_of, is_current
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 LLAMA = "meta-llama/Llama-3.1-8B"
@@ -92,3 +92,13 @@ def test_a_loop_that_grows_with_the_sequence_is_named() -> None:
 
     with pytest.raises(NotPolynomialError, match=r"grows with the sequence \(10 events at 640 tokens, 20 at 1280\)"):
         compile_tapes(trace, [(1, 640, 8), (1, 1280, 16)], (1, 960, 24), "any")
+
+
+def test_the_tracers_digest_is_of_what_its_code_does() -> None:
+    """Moving a module, or saying more about it, makes no tape stale; another number does."""
+    source = '"""Doc."""\nfrom a import b\n\ndef size(n: int) -> int:\n    """Bytes."""\n    return b(n) + 512\n'
+    moved = '"""Other."""\nfrom c.d import b\n\n\ndef size(n: int) -> int:\n    # said\n    return b(n) + 512\n'
+    changed = source.replace("512", "1024")
+    assert digest_of([source, "X = 1\n"]) == digest_of(["X = 1  # why\n", moved])
+    assert digest_of([source]) != digest_of([changed])
+    assert digest_of([source]) != digest_of([source, "X = 1\n"])
