@@ -21,9 +21,9 @@ def command(model: str, **given: Any) -> int:
     output = output_from(given)
     run = run_from(given)
     profile = profile_for(model, output)
-    from qlora_planner.memory.audit.audit import audit
+    from qlora_planner.session import Session
 
-    found = audit(profile, run)
+    found = Session(output.profiles).audit(profile, run).audit
     if output.json:
         answer_json(found.to_dict())
     else:

@@ -27,18 +27,10 @@ def command(model: str, **given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=False)
     profile = profile_for(model, output)
-    from qlora_planner.session import estimate
+    from qlora_planner.session import Session
 
-    found = estimate(
-        profile,
-        run,
-        card.gpu if card else None,
-        reserve_bytes=card.reserve_bytes if card else 0,
-        cap_bytes=card.cap_bytes if card else None,
-        profiles=output.profiles,
-        tell=output.warn,
-    )
-    found = card.judged(found) if card else found
+    opened = card.bench(output).open(profile) if card else Session(output.profiles, tell=output.warn).open(profile)
+    found = opened.estimate(run)
     if output.json:
         answer_json(found.to_dict())
     else:

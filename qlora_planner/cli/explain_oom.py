@@ -85,24 +85,24 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
         what = "an Apple GPU" if report.backend == "MPS" else "what did not run out on the card"
         output.warn(f"--plan: a plan is for a CUDA card; it says nothing of {what}")
         return None
-    from qlora_planner.cli.check import Estimates, fixes_for
     from qlora_planner.cli.loading import profile_for
     from qlora_planner.diagnose.oom.against_plan import against
     from qlora_planner.exchange.plan_file import read_plan
+    from qlora_planner.session.check import Estimates, fixes_for
 
     plan = read_plan(file)
     profile = profile_for(plan.model_id, output)
     card = _card(plan.gpu, report, output)
     sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
-    found = Estimates(profile, card, output).full(plan.run)
+    found = Estimates(card.bench(output).open(profile)).full(plan.run)
     compared = against(report, found, sizes)
     if compared.excess_bytes:
         # What was more than planned will be there again: the change has to make room for it too.
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
         card = Card(gpu=card.gpu, reserve_bytes=more, cap_bytes=card.cap_bytes, asked=card.asked)
-        estimates = Estimates(profile, card, output)
+        estimates = Estimates(card.bench(output).open(profile))
         return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), found.verdict or "")
-    return _Planned(compared, fixes_for(found, Estimates(profile, card, output)), found.verdict or "")
+    return _Planned(compared, fixes_for(found, Estimates(card.bench(output).open(profile))), found.verdict or "")
 
 
 def _card(gpu: Any, report: OomReport, output: Output) -> Card:

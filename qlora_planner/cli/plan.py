@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,21 +106,12 @@ def command(
         profile = profile_for(model, output)
     assert card is not None
     data = summary_from(given, model if Path(model).exists() else profile.id, output)
-    found = session.plan(
-        profile,
-        card.gpu,
-        run,
-        fixed=explicit,
-        objective=objective,
-        effective_batch=effective_batch,
-        reserve_bytes=card.reserve_bytes,
-        cap_bytes=card.cap_bytes,
-        data=data,
-        compare=others,
-        profiles=output.profiles,
-        tell=output.warn,
+    found = (
+        card.bench(output)
+        .open(profile)
+        .plan(run, explicit, objective=objective, effective_batch=effective_batch, data=data, compare=others)
     )
-    found = with_folder(replace(found, estimate=card.judged(found.estimate)), model)
+    found = with_folder(found, model)
     printed = write_files(found, wanted, profile, card, given["data"], output)
     write_shared(found, shared, explicit, card, output, force=force)
     if printed is not None:

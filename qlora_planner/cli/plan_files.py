@@ -97,17 +97,17 @@ def write_files(
     """
     if not wanted.files and wanted.printed is None:
         return None
-    from qlora_planner.cli.check import Estimates, judged
     from qlora_planner.exchange.export import READ_BACK, export
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.plan_file import write_plan
     from qlora_planner.memory.unmodelled.qualified import qualified
+    from qlora_planner.session.check import Estimates, judged
     from qlora_planner.units import format_gib
 
     document = found.to_dict()
     names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
 
-    estimates = Estimates(profile, card, output)
+    estimates = Estimates(card.bench(output).open(profile))
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:

@@ -27,10 +27,7 @@ def command(**given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=True)
     assert card is not None
-    from qlora_planner.session import Session
-
-    bench = Session(output.profiles, tell=output.warn).on(card.gpu, reserve=card.reserve_bytes, cap=card.cap_bytes)
-    found = bench.survey(run)
+    found = card.bench(output).survey(run)
     rows = found.rows
     if output.json:
         answer_json(found.to_dict())

@@ -15,7 +15,7 @@ from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus.several import Several
-    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.machine import GpuSpec
 
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
@@ -51,16 +51,15 @@ class Card:
     asked: str  # as it can be typed again
     several: Several | None = None  # the cards that were asked for, of which this is one
 
-    def judged(self, found: MemoryEstimate) -> MemoryEstimate:
-        """`found` on this card for whoever asked for several: what does not fit one may fit them, which nobody says."""
-        if self.several is None or found.verdict != "does-not-fit":
-            return found
-        from qlora_planner.memory.records import Unmodelled
-        from qlora_planner.memory.unmodelled.qualified import qualified
+    def bench(self, output: Output) -> Workbench:
+        """What answers on this card; notes go where the output's do."""
+        from qlora_planner.session import Session
+        from qlora_planner.session.workbench import Workbench
 
-        what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
-        key = f"--gpu {self.several.count}x{self.several.each}"
-        return qualified(found, [Unmodelled(key=key, what=what, direction="down")])
+        return Workbench(
+            Session(output.profiles, tell=output.warn), self.gpu, self.asked, reserve_bytes=self.reserve_bytes,
+            cap_bytes=self.cap_bytes, several=self.several,
+        )  # fmt: skip
 
 
 def output_from(given: Mapping[str, Any]) -> Output:

@@ -13,6 +13,7 @@ from qlora_planner.session.models import with_targets
 from qlora_planner.session.traces import tape_for, tape_orders
 
 if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
     from qlora_planner.planner.budget import Sweep
     from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget, Scale
@@ -50,6 +51,7 @@ class ModelOnCard:
     gpu: GpuSpec | None
     reserve_bytes: int = 0
     cap_bytes: int | None = None
+    several: Several | None = None
     _known: dict[str, MemoryEstimate] = field(default_factory=dict)
 
     @property
@@ -106,6 +108,26 @@ class ModelOnCard:
         unmodelled: Sequence[Unmodelled] = (),
     ) -> MemoryEstimate:
         """The memory of one run: see `qlora_planner.estimate`, whose errors it raises."""
+        return self.of_several(self.of_one(run, widths, unmodelled))
+
+    def of_several(self, answer: MemoryEstimate) -> MemoryEstimate:
+        """`answer` for whoever asked for several cards: what does not fit one may fit them, which nobody says."""
+        if self.several is None or self.several.count < 2 or answer.verdict != "does-not-fit":
+            return answer
+        from qlora_planner.memory.records import Unmodelled
+        from qlora_planner.memory.unmodelled.qualified import qualified
+
+        what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
+        key = f"--gpu {self.several.count}x{self.several.each}"
+        return qualified(answer, [Unmodelled(key=key, what=what, direction="down")])
+
+    def of_one(
+        self,
+        run: RunConfig | None = None,
+        widths: Sequence[Sequence[int]] = (),
+        unmodelled: Sequence[Unmodelled] = (),
+    ) -> MemoryEstimate:
+        """The same for one card, whatever number of them was asked for."""
         from qlora_planner.spec.run import RunConfig as Run
 
         wanted = run or Run()
@@ -200,7 +222,7 @@ class ModelOnCard:
                 return ()
 
         sizes = {"reserve_bytes": self.reserve_bytes, "cap_bytes": self.cap_bytes, "cards": self.session.gpus.all()}
-        return plan(
+        answer = plan(
             self.profile,
             Request(gpu=self.card, run=run or Run(), fixed=fixed, pace_on=self.pace_on, **(sizes | request)),
             sweep=self.sweep,
@@ -208,6 +230,7 @@ class ModelOnCard:
             orders_of=orders,
             calibration=self.session.calibration,
         )
+        return replace(answer, estimate=self.of_several(answer.estimate))
 
     def prices(self, run: RunConfig) -> list[dict[str, Any]]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

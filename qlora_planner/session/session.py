@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +18,7 @@ from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
+    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.session.views import AuditAnswer, EstimateAnswer
@@ -50,6 +53,15 @@ class Session:
         self._warn = {} if tell is None else {"warn": tell}
         self._build: Build = build
         self._models: dict[str, ModelProfile] = {}
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """Say nothing of what takes time meanwhile."""
+        tell, self.tell = self.tell, packages.silent
+        try:
+            yield
+        finally:
+            self.tell = tell
 
     @cached_property
     def calibration(self) -> Calibration | None:
@@ -97,7 +109,7 @@ class Session:
     def on(self, card: str | GpuSpec, *, reserve: str | int | None = None, cap: str | int | None = None) -> Workbench:
         """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
 
-        For `local` without a `reserve` it is what others hold now.
+        For `local` without a `reserve` it is what others hold now; of `2xrtx-3090` one card is planned, and said.
         Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a card.
         """
         from qlora_planner.session.workbench import Workbench
@@ -113,8 +125,15 @@ class Session:
         reserve_bytes = held if reserve is None else _bytes_of(reserve, "reserve")
         cap_bytes = None if cap is None else _bytes_of(cap, "cap")
         check_sizes(gpu, reserve_bytes, cap_bytes)
-        typed = card.strip() if isinstance(card, str) else gpu.name
-        return Workbench(self, gpu, typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+        typed, several = gpu.name, None
+        if isinstance(card, str):
+            from qlora_planner.catalog.gpus.several import several_of
+
+            several = several_of(card)
+            typed = several.each if several else card.strip()
+            if several is not None and several.count > 1:
+                self.tell(f"{card.strip()}: {several.note}")
+        return Workbench(self, gpu, typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several)
 
     def open(
         self,
@@ -123,14 +142,19 @@ class Session:
         *,
         reserve_bytes: int = 0,
         cap_bytes: int | None = None,
+        several: Several | None = None,
     ) -> ModelOnCard:
-        """One model on a card, or on none: plain records. Raises as `model` and `gpu` do."""
+        """One model on a card, or on none: plain records. Raises as `model` and `gpu` do.
+
+        `several` are the cards that were asked for, of which it is one.
+        """
         from qlora_planner.session.model_on_card import ModelOnCard
 
         gpu = None if card is None else self.gpu(card)
         return ModelOnCard(
-            session=self, profile=self.model(model), gpu=gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes
-        )
+            session=self, profile=self.model(model), gpu=gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes,
+            several=several,
+        )  # fmt: skip
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
         """The memory of one run against no card; `options` are those of RunConfig, as `rank=32`.

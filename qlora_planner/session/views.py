@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.report.parts.theme import Theme
+    from qlora_planner.session.check import Check
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 
@@ -189,3 +190,39 @@ class AuditAnswer:
         import pandas
 
         return pandas.DataFrame([row.to_dict() for row in self.audit.rows])
+
+
+@record
+class CheckAnswer:
+    """A Check: a file's run on a card, and the changes by which it fits."""
+
+    check: Check
+    gpu: GpuSpec
+
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, "check", name)
+
+    @property
+    def verdict(self) -> str | None:
+        """The verdict on the file as it is."""
+        return self.check.estimate.verdict
+
+    def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme, *, explain: bool = False) -> str:
+        """The screen of `qlora-plan check`."""
+        from qlora_planner.report.check import render_check
+
+        check = self.check
+        fixes = [(fix, check.keys_of(fix)) for fix in check.fixes]
+        return render_check(check.estimate, self.gpu, check.reading, fixes, theme, explain=explain)
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import estimate_html
+
+        return estimate_html(self.check.estimate, self.gpu)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/check/1`."""
+        return self.check.to_dict()

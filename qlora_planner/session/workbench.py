@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -9,8 +10,9 @@ from qlora_planner.session.session import Session, run_of
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
-    from qlora_planner.session.views import AuditAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
+    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 
@@ -30,13 +32,21 @@ class Workbench:
     """
 
     def __init__(
-        self, session: Session, gpu: GpuSpec, asked: str, *, reserve_bytes: int = 0, cap_bytes: int | None = None
+        self,
+        session: Session,
+        gpu: GpuSpec,
+        asked: str,
+        *,
+        reserve_bytes: int = 0,
+        cap_bytes: int | None = None,
+        several: Several | None = None,
     ) -> None:
         self.session = session
         self.gpu = gpu
         self.asked = asked  # the card as it can be typed again
         self.reserve_bytes = reserve_bytes
         self.cap_bytes = cap_bytes
+        self.several = several  # the cards that were asked for, of which this is one
         self._opened: dict[str, ModelOnCard] = {}
 
     def __repr__(self) -> str:
@@ -54,7 +64,9 @@ class Workbench:
         return self._opened[model]
 
     def _open(self, profile: ModelProfile) -> ModelOnCard:
-        return self.session.open(profile, self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes)
+        return self.session.open(
+            profile, self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, several=self.several
+        )
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
         """The memory of exactly this run: `run`, else the default one, with `options` in place.
@@ -103,6 +115,23 @@ class Workbench:
         answer = self.open(model).plan(typed, fixed, **request)
         kept = {name: value for name, value in typed.to_dict().items() if name in (fixed or ())}
         return PlanAnswer(plan=answer, asked=kept, card=self.asked)
+
+    def check(
+        self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
+    ) -> CheckAnswer:
+        """Whether a plan file, or a config of axolotl, LLaMA-Factory or TRL, fits, and what would make it fit.
+
+        `kind` is one of `exchange.configs.FORMATS`, else its keys tell; `model` stands in for the file's own. Its
+        `fixes` are changes by which it fits, the least harmful first.
+        Raises InputError naming the file and every fault in it, and as `open` does.
+        """
+        from qlora_planner.exchange.configs import read_config
+        from qlora_planner.session.check import check_reading
+        from qlora_planner.session.views import CheckAnswer
+
+        reading = read_config(file, kind)
+        check = check_reading(file, reading, self.open(model or reading.model_id))
+        return CheckAnswer(check=check, gpu=self.gpu)
 
     def survey(self, run: RunConfig | None = None, *, recommend: bool = True, **options: Any) -> SurveyAnswer:
         """What fits on this card: a row per model of the catalogue, largest first, ranked and not played.

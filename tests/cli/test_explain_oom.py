@@ -124,7 +124,7 @@ def test_what_is_no_failure_is_one_line(invoke: Invoke, tmp_path: Path, content:
 def test_in_a_container_the_plan_is_judged_on_an_otherwise_empty_card(
     invoke: Invoke, log: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_planner.cli.check import Estimates
+    from qlora_planner.session.check import Estimates
 
     monkeypatch.setattr(Estimates, "full", Estimates.quick)  # a trace would say the same of the others, later
     log.write_text(
@@ -158,7 +158,7 @@ def test_a_log_with_another_error_is_sent_to_the_doctor(invoke: Invoke, log: Pat
 def test_a_fault_of_shapes_is_none_of_the_plan(
     invoke: Invoke, log: Path, plan: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from qlora_planner.cli.check import Estimates
+    from qlora_planner.session.check import Estimates
 
     monkeypatch.setattr(Estimates, "full", Estimates.quick)
     log.write_text(

@@ -9,6 +9,7 @@ import pickle
 import subprocess
 import sys
 from importlib import import_module, resources
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
@@ -58,6 +59,40 @@ def test_answers_are_those_of_the_command_line(bench: Workbench) -> None:
 
 def test_a_survey_is_that_of_the_command_line() -> None:
     assert as_json(Session().on("8GB").survey().to_dict()) == document("--gpu", "8GB")
+
+
+AXOLOTL = """base_model: meta-llama/Llama-3.1-8B
+load_in_4bit: true
+adapter: qlora
+lora_r: 16
+lora_target_linear: true
+sequence_len: 8192
+micro_batch_size: 4
+gradient_accumulation_steps: 4
+gradient_checkpointing: true
+bf16: true
+optimizer: paged_adamw_8bit
+"""
+
+
+def test_a_config_of_another_tool_is_checked_as_on_the_command_line(tmp_path: Path) -> None:
+    file = tmp_path / "config.yml"
+    file.write_text(AXOLOTL)
+    answer = Session().on("12GB").check(file)
+    assert as_json(answer.to_dict()) == document("check", str(file), "--gpu", "12GB")
+    assert answer.verdict == "does-not-fit"
+    assert answer.fixes
+    assert "micro_batch_size" in str(answer)
+    assert Session().on("12GB").check(str(file), model=MODEL).estimate.model["id"] == "Qwen/Qwen2.5-7B"
+
+
+def test_of_several_cards_nobody_says_that_the_run_does_not_fit() -> None:
+    told: list[str] = []
+    pair, single = Session(tell=told.append).on("2x8GB"), Session().on("8GB")
+    assert "one card at a time is planned" in told[0]
+    assert single.estimate("llama-3.1-70b").verdict == "does-not-fit"
+    assert pair.estimate("llama-3.1-70b").verdict == pair.plan("llama-3.1-70b").verdict == "cannot-say"
+    assert pair.estimate(MODEL).verdict == single.estimate(MODEL).verdict
 
 
 def test_names_stand_for_records() -> None:

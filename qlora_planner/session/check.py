@@ -1,0 +1,151 @@
+"""Whether a plan file or another tool's config fits a card, and the smallest changes that make it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import MissingError
+from qlora_planner.record import record
+
+if TYPE_CHECKING:
+    from qlora_planner.exchange.parsed_config import Reading
+    from qlora_planner.exchange.suggestions import Remedy
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.model_on_card import ModelOnCard
+    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.spec.run import RunConfig
+
+SCHEMA = "qlora-plan/check/1"
+
+
+@record
+class Check:
+    """A file as it was read, the memory of what it means, and changes by which it fits, the least harmful first."""
+
+    file: str
+    reading: Reading
+    estimate: MemoryEstimate
+    fixes: tuple[Remedy, ...]
+
+    def keys_of(self, fix: Remedy) -> dict[str, Any]:
+        """What to write into the file for a change."""
+        from qlora_planner.exchange.configs import keys_of
+
+        return keys_of(self.reading.format, fix.changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/check/1`."""
+        rows = [{**fix.to_dict(), "keys": self.keys_of(fix)} for fix in self.fixes]
+        return {
+            "schema": SCHEMA,
+            "file": self.file,
+            "format": self.reading.format,
+            "model": dict(self.estimate.model),
+            "run": self.estimate.run.to_dict(),
+            "estimate": self.estimate.to_dict(),
+            "fix": {"smallest": rows[0], "runner_up": rows[1] if len(rows) > 1 else None} if rows else None,
+            "keys": self.reading.keys_to_dict(),
+            "notes": list(self.reading.notes),
+        }
+
+
+def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelOnCard) -> Check:
+    """The answer for a file that was read, of which `opened` is the model on the card."""
+    _tell_left_out(reading, opened)
+    estimates = Estimates(opened)
+    reading, estimate = judged(reading, estimates)
+    return Check(file=os.fspath(file), reading=reading, estimate=estimate, fixes=tuple(fixes_for(estimate, estimates)))
+
+
+def _tell_left_out(reading: Reading, opened: ModelOnCard) -> None:
+    """What the figures leave out, for whoever reads notes alone; the answer itself gives the reasons."""
+    tell = opened.session.tell
+    if reading.unknown:
+        tell(f"{reading.format} keys that are not known here, so not in the estimate: {_list(reading.unknown)}")
+    if reading.not_modelled:
+        tell(f"not modelled, so not in the estimate: {_list(reading.not_modelled)}")
+
+
+def _list(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstimate]:
+    """What the file means for this model, and its memory, qualified by what the figures leave out of it."""
+    from qlora_planner.exchange.meant import meant
+    from qlora_planner.memory.unmodelled.qualified import qualified
+
+    reading = meant(reading, estimates.profile)
+    estimate = qualified(estimates.full(reading.run), reading.unmodelled)
+    return reading, estimates.opened.of_several(estimate)
+
+
+class Estimates:
+    """Estimates of one model on one card: in full, and quickly by what is at hand. None says that one card is meant."""
+
+    def __init__(self, opened: ModelOnCard) -> None:
+        self.opened = opened
+        self.traces = True
+
+    @property
+    def profile(self) -> ModelProfile:
+        """The model."""
+        return self.opened.profile
+
+    def full(self, run: RunConfig) -> MemoryEstimate:
+        """From the run's trace; where it can neither be found nor made, by closed forms, which is said once."""
+        if not self.traces:
+            return self.quick(run)
+        try:
+            return self.opened.of_one(run)
+        except MissingError as error:
+            self.opened.session.tell(f"{error}; this answer is by closed forms")
+            self.traces = False
+            return self.quick(run)
+
+    def quick(self, run: RunConfig) -> MemoryEstimate:
+        """From a trace that ships, else by closed forms: milliseconds."""
+        from qlora_planner.memory.estimate import estimate
+        from qlora_planner.session.traces import tape_for
+
+        opened, session = self.opened, self.opened.session
+        return estimate(
+            opened.profile,
+            run,
+            opened.gpu,
+            reserve_bytes=opened.reserve_bytes,
+            cap_bytes=opened.cap_bytes,
+            tape=tape_for(opened.profile, run, opened.gpu, profiles=session.profiles, stored_only=True),
+            calibration=session.calibration,
+        )
+
+    def surely(self, estimate: MemoryEstimate) -> Callable[[int], bool]:
+        """Whether a run that is known as well as `estimate` fits surely if it works from so many bytes on."""
+        from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, distribution, with_libraries
+
+        assert estimate.fit is not None
+        usable, calibration = estimate.fit.usable_bytes, self.opened.session.calibration
+        context = with_libraries(context_of(self.opened.card, calibration), estimate.run)
+
+        def fits(floor_bytes: int) -> bool:
+            return distribution(floor_bytes, estimate.method, context, calibration).chance_above(usable) <= FITS_AT_MOST
+
+        return fits
+
+
+def fixes_for(estimate: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
+    """What would make it fit; nothing for what fits surely, or is refused for another reason than its memory."""
+    if estimate.verdict not in ("tight", "does-not-fit"):
+        return []
+    from qlora_planner.evidence.calibration import TRACED
+    from qlora_planner.exchange.suggestions import remedies
+
+    surely = estimates.surely(estimate)
+    if estimate.method != TRACED:
+        return remedies(estimate.run, estimate, estimates.quick, estimates.quick, surely)
+    session = estimates.opened.session
+    session.tell("looking for the smallest change that fits; each try may be traced, a quarter of a minute")
+    with session.silent():  # the same word again for each try would only scroll the answer away
+        return remedies(estimate.run, estimate, estimates.full, estimates.quick, surely)
