@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import re
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -47,11 +45,6 @@ class ConfigSource(Protocol):
     def config(self) -> Mapping[str, Any]: ...
     @property
     def sha256(self) -> str: ...
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 of a config's canonical JSON."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def build_profile(source: ConfigSource, note: str | None = None, prober: Prober | None = None) -> ModelProfile:

@@ -83,7 +83,7 @@ def _run(case: str, profile: Any) -> RunConfig:
     given = {"quant": "none" if given.get("method") in ("lora", "full") else "nf4"} | given
     if case == "long":
         given["seq_len"] = int(1.5 * (profile.dims.get("max_position_embeddings") or 4096))
-    return RunConfig(**given)
+    return RunConfig(**given)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("model_type", sorted(SEEN))

@@ -98,7 +98,7 @@ def test_rows_for_training_are_those_that_were_counted(
             {"conversations": [{"from": "human", "value": said()}, {"from": "gpt", "value": said()}]} for _ in range(20)
         ],
     }
-    path = write("train.jsonl", made[name])
+    path = write("train.jsonl", made[name])  # type: ignore[arg-type]
     found = summarise(path, tokenizer=str(tokenizer))
     assert found.lengths.tolist() == lengths(prepared(model, tokenizer, list(rows(path)), tmp_path / "out"))
 
@@ -162,7 +162,7 @@ def test_a_class_that_changes_its_tokenizer(kind: str, config: dict[str, Any], t
     theirs = AutoTokenizer.from_pretrained(folder)
     texts = [said() + " <|noon|> foxes" for _ in range(20)]
     wanted = [len(theirs(text + theirs.eos_token)["input_ids"]) for text in texts]
-    assert [length for length, _ in counter.count([{"text": text} for text in texts])] == wanted
+    assert [length for length, _ in counter.count([{"text": text} for text in texts])] == wanted  # type: ignore[str-unpack]
 
 
 def test_what_transformers_builds_is_kept(write: Write, tmp_path: Path) -> None:

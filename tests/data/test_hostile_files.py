@@ -90,7 +90,7 @@ def test_one_value_for_every_row_is_unpacked_a_few_rows_at_a_time(
     parquet.write_table(pa.table({"text": value}), path, compression="zstd", write_statistics=False)
     assert path.stat().st_size < 10_000
     rows = list(islice(read_rows(find_files(path)[0]), 20))
-    assert len(rows[0].columns["text"]) == 4 << 20
+    assert len(rows[0].columns["text"]) == 4 << 20  # type: ignore[index]
     assert pa.total_allocated_bytes() < 128 << 20
     monkeypatch.setattr("qlora_planner.data.readers._ALWAYS_UNPACKED_BYTES", 64 << 20)
     with pytest.raises(InputError, match="so it is no dataset"):

@@ -62,7 +62,7 @@ def run_script(text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setitem(sys.modules, "torch", torch)
     for name in ("datasets", "peft", "transformers", "transformers.pytorch_utils", "trl", "liger_kernel.transformers"):
         module = ModuleType(name)
-        module.__getattr__ = lambda part, told=told: Stand(part, told)  # type: ignore[method-assign]
+        module.__getattr__ = lambda part, told=told: Stand(part, told)  # type: ignore[method-assign, misc]
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setitem(sys.modules, "liger_kernel", ModuleType("liger_kernel"))
     monkeypatch.setattr(sys.modules["transformers"], "Trainer", Trainer(told), raising=False)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.runs.checkpoints import SEAL, fault_of, newest_complete, optimizer_of, remove_old, seal, set_aside
+from qlora_planner.runs.checkpoints import fault_of, newest_complete, optimizer_of, remove_old, seal, set_aside
 from qlora_planner.runs.owned import mark_again
+from qlora_planner.runs.seals import SEAL
 
 
 def written(folder: Path, step: int, *, sealed: bool = True) -> Path:

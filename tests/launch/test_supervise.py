@@ -309,12 +309,12 @@ def test_evidence_is_of_the_longest_batch_on_a_card_alone(tmp_path: Path) -> Non
     one = Attempt(number=1, run=RUN, outcome="ok", facts=facts, from_step=0, says="", checkpoint=None)
     spec = LaunchSpec(run=RUN, settings=SETTINGS, model_id="m", weights="w", data="d", output="o")
     given = {"created": "2026-01-01T00:00:00Z", "config": {"a": 1}, "config_sha256": None, "predicted": PREDICTED}
-    found = evidence(spec, one, **given)
+    found = evidence(spec, one, **given)  # type: ignore[arg-type]
     assert found is not None and found.run.seq_len == 48 and found.predicted is None
     assert found.figures()["train_peak"] == 5 and found.step_s == ()
     assert json.loads(json.dumps(found.to_dict()))["nvml"]["process_peak_bytes"] == 9
-    assert evidence(spec, replace(one, run=RUN.with_(eval_batch_size=1)), **given) is None
-    assert evidence(LaunchSpec.from_dict(spec.to_dict() | {"device": "cpu"}), one, **given) is None
+    assert evidence(spec, replace(one, run=RUN.with_(eval_batch_size=1)), **given) is None  # type: ignore[arg-type]
+    assert evidence(LaunchSpec.from_dict(spec.to_dict() | {"device": "cpu"}), one, **given) is None  # type: ignore[arg-type]
 
 
 @pytest.mark.fault(

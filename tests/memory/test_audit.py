@@ -112,7 +112,7 @@ def test_a_run_that_quantises_nothing_is_no_question(
     profiles: dict[str, ModelProfile], options: dict[str, str]
 ) -> None:
     with pytest.raises(InputError, match="quantises nothing"):
-        audit(profiles["llama"], RunConfig(**options))
+        audit(profiles["llama"], RunConfig(**options))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,11 @@ import peft  # noqa: E402
 from datasets import Dataset  # noqa: E402
 from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArguments  # noqa: E402
 
-from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, OptimizerRow  # noqa: E402
+from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, OptimizerRow, trainer_row  # noqa: E402
 from qlora_planner.memory.options.refusals import refusals  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
-from qlora_planner.memory.weights.static import Trainable, static_memory  # noqa: E402
+from qlora_planner.memory.weights.static import static_memory  # noqa: E402
+from qlora_planner.memory.weights.trainable import Trainable  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
@@ -149,5 +150,7 @@ def test_rmsprop_has_no_kernel_for_the_16_bit_gradient_of_an_embedding() -> None
     refused = {}
     for saved in ("embed_tokens", "lm_head"):  # the head's states are 8-bit ones, for which there is a kernel
         profile, run = profile_and_run("llama", RunConfig(**(options | {"modules_to_save": saved})))
-        refused[saved] = "optimizer-refused" in {problem.code for problem in refusals(profile, run, {}, None)}
+        refused[saved] = "optimizer-refused" in {
+            problem.code for problem in refusals(profile, run, *trainer_row("trl-sft", {}), None)
+        }
     assert refused == {"embed_tokens": True, "lm_head": False}

@@ -140,7 +140,7 @@ def test_refusals_become_verdicts() -> None:
 )
 def test_contradictions_name_the_fix(options: dict[str, str], named: str) -> None:
     with pytest.raises(InputError, match=named):
-        estimate(MODELS["meta-llama/Llama-3.1-8B"], RunConfig(**options))
+        estimate(MODELS["meta-llama/Llama-3.1-8B"], RunConfig(**options))  # type: ignore[arg-type]
 
 
 def test_first_estimate_against_the_measured_rows(measured_profiles: dict[str, ModelProfile]) -> None:

@@ -55,7 +55,7 @@ def compiled(model: str) -> tuple[CompiledTape, PeakPolynomials]:
 
 def parts(model: str, rank: int, **options: str) -> tuple[FixedBytes, list[Trainable], RunConfig, int]:
     profile = CATALOGUE.load(model)
-    resolution = resolve(profile, RunConfig(rank=rank, alpha=32, **options))
+    resolution = resolve(profile, RunConfig(rank=rank, alpha=32, **options))  # type: ignore[arg-type]
     run = resolution.run
     trainer, _ = trainer_row(run.trainer or "", resolution.stack)
     optimizer = find_optimizer(run.optimizer)

@@ -16,7 +16,7 @@ pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-import recommended
+import recommended  # type: ignore[import-not-found]
 
 # Model, card, objective, and what the recommendation is known for: without it the case would show less than it says.
 CASES = [

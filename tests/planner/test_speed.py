@@ -74,7 +74,7 @@ def test_each_saving_of_memory_costs_time(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_faster_card_is_never_slower(name: str) -> None:
     for change in ({"bf16_flops": 2 * (H200.bf16_flops or 0)}, {"bandwidth_bytes_per_s": 9_600_000_000_000}):
-        faster = replace(H200, **change)
+        faster = replace(H200, **change)  # type: ignore[arg-type]
         for sizes in ((1, 256, 8), (8, 2048, 16)):
             assert model_of(name, faster).step_s(*sizes) <= model_of(name).step_s(*sizes)
     assert model_of(name, CONSUMER).step_s(8, 2048, 16) > model_of(name).step_s(8, 2048, 16)

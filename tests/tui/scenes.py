@@ -174,5 +174,5 @@ def title_of(scene: Scene) -> str:
     """What stands over a picture: where its measured figures are from, and what is made up."""
     if scene is watch:
         return Recording(RECORDING).title
-    made_up = {train: "card", data: "dataset"}.get(scene)
+    made_up = {train: "card", data: "dataset"}.get(scene)  # type: ignore[arg-type]
     return f"qlora-plan tui (staged: the {made_up} is made up)" if made_up else "qlora-plan tui"

@@ -47,7 +47,7 @@ def test_a_value_between_goes_to_its_neighbours() -> None:
 
 def test_lengths_end_at_what_the_model_was_trained_for() -> None:
     limit = PROFILE.dims["max_position_embeddings"]
-    assert turned(BY_NAME["seq_len"], PROFILE, RunConfig(seq_len=limit), 1) is None
+    assert turned(BY_NAME["seq_len"], PROFILE, RunConfig(seq_len=limit), 1) is None  # type: ignore[arg-type]
 
 
 def _row(name: str, family: str, params: int, verdict: str) -> ModelRow:

@@ -34,8 +34,6 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.planner.survey.index import IndexedStorage
 
-REFERENCE_SEQ_LEN = 2048
-
 
 @record
 class SurveyRow:
