@@ -113,16 +113,17 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     """Two cases, in the campaign's form: the largest run said to fit, and the first said not to."""
     from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
+    from qlora_planner.memory.budget import context_of
+    from qlora_planner.memory.distribution import distribution as spread_of
     from qlora_planner.memory.estimate import estimate
-    from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, context_of
-    from qlora_planner.memory.verdict import distribution as spread_of
+    from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST
     from qlora_planner.sources.configs import read_config
     from qlora_planner.spec.run import RunConfig
 
     gpu, distribution = session.load_gpu("h200"), session.calibration()
     context = context_of(gpu, distribution)
     usable = usable_bytes(session.load_gpu(edge.card))[0]
-    cap_bytes = usable - context.first_tensor_bytes - context.kernels_bytes
+    cap_bytes = usable - context.total_bytes
     profile = session.load_model(edge.model_id)
     notch = NOTCH[edge.knob]
     found: dict[int, Any] = {}

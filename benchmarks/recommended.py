@@ -33,9 +33,9 @@ from qlora_planner import session
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.catalog.gpus.sizes import marketed_size
 from qlora_planner.errors import InputError, PlannerError
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.budget import usable_on
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import search
 from qlora_planner.planner.search_space import search_space
@@ -95,16 +95,15 @@ def recommended(
         sweep = stored_sweep(profile, tapes_dirs())
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
         for card in cards:
-            factory = CandidateFactory.of(profile, card, sweep, known)
+            factory = CandidateFactory.of(profile, Budget.of(card, calibration=known), sweep)
             # Speeds of a bare size are ranked on the card that it was taken from.
             pace_on = catalogue.get(marketed_size(card.marketed_gb).card) if card.form == "size" else card
-            limits = MemoryBudget(usable_bytes=usable_on(card, 0, None, known), calibration=known)
             for name in goals:
                 goal = OBJECTIVES[name]
                 space = search_space(profile, default, frozenset(), int8=name == "quality", offloading=goal.lengths)
                 try:
                     ranking = search(
-                        factory, default, space, goal, limits, pace_on=pace_on,
+                        factory, default, space, goal, pace_on=pace_on,
                         model_limit=int(limit) if limit else None,
                     )  # fmt: skip
                 except InputError:

@@ -14,8 +14,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from qlora_planner import session
-from qlora_planner.planner.budget import usable_on
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.memory.budget import Budget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import search
 from qlora_planner.planner.search_space import RANKS, search_space
@@ -31,12 +31,12 @@ ANSWERS = (("llama-3.1-8b", "--gpu", "rtx-4090"), ("--gpu", "24GB"), ("table",))
 def rate(name: str) -> str:
     """One line: every option set at every rank and 256 batches."""
     profile, gpu, calibration = session.load_model(name), session.load_gpu("rtx-4090"), session.calibration()
-    factory = CandidateFactory.of(profile, gpu, stored_sweep(profile, tapes_dirs(None)), calibration)
-    limits = MemoryBudget(usable_bytes=usable_on(gpu, 0, None, calibration), calibration=calibration)
+    budget = Budget.of(gpu, calibration=calibration)
+    factory = CandidateFactory.of(profile, budget, stored_sweep(profile, tapes_dirs(None)))
     space = search_space(profile, RunConfig(), frozenset(), int8=True, offloading=True)
     space = replace(space, ranks=RANKS, batches=BATCHES, effective_batch=None)
     started = time.perf_counter()
-    found = search(factory, RunConfig(), space, OBJECTIVES["throughput"], limits, pace_on=gpu)
+    found = search(factory, RunConfig(), space, OBJECTIVES["throughput"], pace_on=gpu)
     took = time.perf_counter() - started
     return f"{profile.id}: {found.count:,} candidates in {took:.2f} s, {found.count / took:,.0f} a second"
 

@@ -21,6 +21,11 @@ class ContextRow:
     measured: bool
     why: str
 
+    @property
+    def total_bytes(self) -> int:
+        """What is expected by the end of a step."""
+        return self.first_tensor_bytes + self.kernels_bytes
+
 
 # Measured: H200, driver 580, CUDA 13.0, torch 2.11: 612 MiB after the first tensor, 742 to 828 MiB (median 758) in all
 # over 240 runs, all but 10 MiB of it told by the libraries a run uses (spec/libraries.py). Tesla T4: 141 MiB in every

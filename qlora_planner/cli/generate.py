@@ -152,17 +152,16 @@ def _forecast(
 ) -> tuple[RunConfig, Forecast]:
     """The run without auto options, and what it takes: loading from the simulated allocator, the rest by sizes."""
     from qlora_planner import session
-    from qlora_planner.memory.estimate import estimate
-    from qlora_planner.memory.verdict import context_of
+    from qlora_planner.memory.budget import Budget
+    from qlora_planner.memory.estimate import estimate_within
     from qlora_planner.runs.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.spec.run import RunConfig
 
     profile = profile_for(str(base.folder), output)
     gpu = None if device == "cpu" else session.load_gpu("local")
-    calibration = session.calibration(output.profiles)
-    found = estimate(profile, finished.run or RunConfig(), gpu, calibration=calibration)
-    context = context_of(gpu, calibration)
-    beside = 0 if device == "cpu" else context.first_tensor_bytes + context.kernels_bytes
+    budget = Budget.of(gpu, calibration=session.calibration(output.profiles))
+    found = estimate_within(budget, profile, finished.run or RunConfig())
+    beside = 0 if device == "cpu" else budget.context.total_bytes
     load = next((phase.allocated_bytes for phase in found.phases if phase.name == "load"), None) or 0
     if device == "cuda":
         load = next((phase.device_bytes for phase in found.phases if phase.name == "load"), None) or load

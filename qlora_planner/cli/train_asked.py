@@ -147,7 +147,7 @@ def fitted(asked: Asked, output: Output) -> RunConfig:
     """The run of a MODEL with sequences as long as the longest row, unless --seq-len was typed."""
     if asked.planned or "seq_len" in asked.explicit:
         return asked.run
-    from qlora_planner.planner.budget import SEQ_STEP
+    from qlora_planner.planner.sweeps import SEQ_STEP
 
     given = {"data": asked.data, "tokenizer": asked.tokenizer, "bad_rows": asked.bad_rows}
     found = summary_from(given, asked.weights, output)

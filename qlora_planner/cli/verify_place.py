@@ -48,7 +48,7 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
     from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
-    from qlora_planner.memory.verdict import context_of
+    from qlora_planner.memory.budget import context_of
 
     local = local_gpu()
     gpu = _catalogued(local.spec)
@@ -63,7 +63,7 @@ def place_of(given: dict[str, Any], output: Output) -> Place:
             )
         context = context_of(gpu, session.calibration(output.profiles))
         reserve = 0 if given.get("reserve") is None else parse_memory(str(given["reserve"]), "--reserve", zero=True)
-        left = usable_bytes(asked, reserve)[0] - context.first_tensor_bytes - context.kernels_bytes
+        left = usable_bytes(asked, reserve)[0] - context.total_bytes
         if left <= 0:
             raise InputError(f"--gpu: {asked.label} leaves nothing beside a context of this card")
         cap = left if cap is None else min(cap, left)

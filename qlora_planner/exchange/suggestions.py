@@ -10,7 +10,7 @@ from typing import Any
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.errors import InputError
 from qlora_planner.memory import MemoryEstimate
-from qlora_planner.planner.budget import SEQ_STEP
+from qlora_planner.planner.sweeps import SEQ_STEP
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 

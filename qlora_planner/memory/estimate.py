@@ -4,22 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.breakdown import Breakdown
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
 from qlora_planner.memory.unmodelled.left_out import whole
-from qlora_planner.memory.verdict import (
-    beside_a_cap,
-    context_of,
-    distribution,
-    fit,
-    interval,
-    usable_with_reason,
-    with_libraries,
-)
+from qlora_planner.memory.verdict import fit
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -58,85 +50,77 @@ def estimate(
     `memory.unmodelled.qualified`.
     Raises InputError for options that contradict each other or name modules that are not there.
     """
-    resolution = resolve(profile, run, gpu)
-    workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
-    context = with_libraries(context_of(gpu, calibration), resolution.run)
-    available = None if gpu is None else usable_with_reason(gpu, reserve_bytes, cap_bytes, context)
-    usable = None if available is None else available[0]
-    view = _view(profile, resolution, tape, workspace, context, gpu, usable, orders, cap_bytes)
+    budget = Budget.of(gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, calibration=calibration)
+    return estimate_within(budget, profile, run, tape=tape, orders=orders, broken=broken, complete=complete)
+
+
+def estimate_within(
+    budget: Budget,
+    profile: ModelProfile,
+    run: RunConfig,
+    *,
+    tape: Tape | None = None,
+    orders: Sequence[Sequence[Tape]] = (),
+    broken: tuple[Problem, ...] = (),
+    complete: bool = True,
+) -> MemoryEstimate:
+    """The memory of `run` on `profile` within the budget of a card, or of none: see `estimate`."""
+    resolution = resolve(profile, run, budget.gpu)
+    budget = budget.for_run(resolution.run)
+    breakdown = _breakdown(profile, resolution, tape, orders, budget)
     about_card = (
-        Problem(code=one.code, message=one.message, fix=one.fix)
-        for one in remarks(gpu, {**resolution.stack, **run.stack})
+        Problem(code=remark.code, message=remark.message, fix=remark.fix)
+        for remark in remarks(budget.gpu, {**resolution.stack, **run.stack})
     )
     problems = (*resolution.problems, *broken, *about_card, *(() if tape is not None else (NOT_TRACED,)))
-    device = view.peak.device_bytes or 0
-    low, high = interval(device, distribution(device, view.method, context, calibration))
-    around_floor = distribution(view.floor_bytes, view.method, context, calibration)
-    if (
-        gpu is not None
-        and available is not None
-        and available[0] < usable_with_reason(gpu, reserve_bytes, None, context)[0]
-    ):
-        around_floor = beside_a_cap(around_floor, context)
-    found = MemoryEstimate(
+    device_bytes = breakdown.peak.device_bytes or 0
+    low, high = budget.interval(device_bytes, breakdown.method)
+    answer = MemoryEstimate(
         model={
             "id": profile.id, "model_type": profile.model_type, "params": profile.params,
-            "trainable_params": view.trainable_params, "text_part_of": profile.text_part_of,
+            "trainable_params": breakdown.trainable_params, "text_part_of": profile.text_part_of,
             "profile": {"source": profile.source, "versions": dict(profile.versions)},
         },
         run=resolution.run,
         resolved=resolution.why,
         stack=resolution.stack,
         static=StaticBytes(
-            after_load=view.load.live,
-            after_prepare=(view.prepare or view.load).live,
-            after_adapters=view.adapters.live,
+            after_load=breakdown.load.live,
+            after_prepare=(breakdown.prepare or breakdown.load).live,
+            after_adapters=breakdown.adapters.live,
         ),
-        phases=view.phases,
-        lines=view.lines,
+        phases=breakdown.phases,
+        lines=breakdown.lines,
         peak=Peak(
-            phase=view.peak.name, allocated_bytes=view.peak.allocated_bytes or 0,
-            reserved_bytes=view.peak.reserved_bytes or 0, device_bytes=device,
+            phase=breakdown.peak.name, allocated_bytes=breakdown.peak.allocated_bytes or 0,
+            reserved_bytes=breakdown.peak.reserved_bytes or 0, device_bytes=device_bytes,
             low_bytes=low, high_bytes=high,
         ),
-        floor_bytes=view.floor_bytes,
+        floor_bytes=breakdown.floor_bytes,
         host=HostBytes(
-            paged_bytes=view.paged_bytes,
-            offloaded_bytes=view.offloaded_bytes,
+            paged_bytes=breakdown.paged_bytes,
+            offloaded_bytes=breakdown.offloaded_bytes,
             load_peak_bytes=None,
         ),
-        fit=None
-        if gpu is None or available is None
-        else fit(
-            gpu,
-            available,
-            device,
-            view.floor_bytes,
-            around_floor,
-            problems,
-        ),
+        fit=fit(budget, device_bytes, breakdown.floor_bytes, breakdown.method, problems),
         problems=problems,
-        method=view.method,
+        method=breakdown.method,
     )  # fmt: skip
-    return whole(profile, found) if complete else found
+    return whole(profile, answer) if complete else answer
 
 
-def _view(
+def _breakdown(
     profile: ModelProfile,
     resolution: Resolution,
     tape: Tape | None,
-    workspace_bytes: int,
-    context: ContextRow,
-    gpu: GpuSpec | None,
-    usable_bytes: int | None,
     orders: Sequence[Sequence[Tape]],
-    cap_bytes: int | None,
+    budget: Budget,
 ) -> Breakdown:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
         from qlora_planner.memory.closed_form.estimate import closed_form_breakdown
 
-        return closed_form_breakdown(profile, resolution, workspace_bytes, gpu, context)
+        return closed_form_breakdown(profile, resolution, budget)
     from qlora_planner.memory.replay.estimate import traced_breakdown
 
-    return traced_breakdown(profile, resolution, tape, workspace_bytes, context, usable_bytes, orders, cap_bytes)
+    return traced_breakdown(profile, resolution, tape, budget, orders)

@@ -6,28 +6,28 @@ that an estimate has, and whether that fits is asked of the same law.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.catalog.cuda import ContextRow, cublas_workspace_bytes
-from qlora_planner.evidence.calibration import TRACED, Calibration
+from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.expandable import is_expandable
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form import activations
 from qlora_planner.memory.closed_form.estimate import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import trace_key
-from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, distribution, probability_over, with_libraries
+from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
-from qlora_planner.planner.budget import PINNED_OVER_ALLOCATED, Sweep, fixed_of
+from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -81,8 +81,8 @@ class CandidateMemory:
     variant: str
     sweep: Sweep | None
     fixed: FixedBytes
+    budget: Budget
     context: ContextRow
-    workspace: int
     scale: Scale = AS_RANKED
 
     @property
@@ -96,6 +96,21 @@ class CandidateMemory:
         expandable = is_expandable(self.run.alloc_conf)
         return self.scale.traced * (RESERVED_OVER_ALLOCATED_EXPANDABLE if expandable else PINNED_OVER_ALLOCATED)
 
+    def largest_floors(self, chance: float = FITS_AT_MOST) -> tuple[int, int]:
+        """The largest floors that fit, of runs that are traced and of the others: see `Budget.largest_floor`."""
+        traced, closed = (self.budget.largest_floor(method, self.context, chance) for method in (TRACED, self.method))
+        return traced, closed
+
+    def fits(self, floor_bytes: int, *, traced: bool, chance: float = FITS_AT_MOST) -> bool:
+        """Whether a run of these options that works from so many bytes on fits; `traced` is how that was had."""
+        return floor_bytes <= self.largest_floors(chance)[0 if traced else 1]
+
+    def verdict(self, floor_bytes: int, *, traced: bool) -> str:
+        """fits, tight or does-not-fit."""
+        if self.fits(floor_bytes, traced=traced):
+            return "fits"
+        return "tight" if self.fits(floor_bytes, traced=traced, chance=TIGHT_AT_MOST) else "does-not-fit"
+
     def floors(
         self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None
     ) -> tuple[Ints, NDArray[np.bool_]]:
@@ -107,7 +122,7 @@ class CandidateMemory:
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
         gradients = np.where(earlier, self.parts.state.gradients, 0)
         before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
-        beside = self.context.first_tensor_bytes + self.context.kernels_bytes
+        beside = self.context.total_bytes
         floors, traced = self._traced(batch, seq)
         floors = floors + gradients
         if not traced.all():
@@ -131,7 +146,7 @@ class CandidateMemory:
             inside &= (tokens > region.tokens) & (tokens <= region.most_tokens) & ~traced
             if not inside.any():
                 continue
-            moments = part.moments.on(self.workspace)
+            moments = part.moments.on(self.budget.workspace_bytes)
             phases = moments.allocated_sweep(batch[inside], seq[inside], self.run.rank, {self.run.rank: self.fixed})
             level = np.maximum.reduce(list(phases.values()))
             floors[inside] = (level * self._over).astype(np.int64)
@@ -153,32 +168,31 @@ class CandidateMemory:
 
 @dataclass(slots=True)
 class CandidateFactory:
-    """Makes factory of one model on one card; what loading takes is played once for all that load alike."""
+    """Makes the candidates of a model within a budget; what loading takes is played once for all that load alike."""
 
     profile: ModelProfile
-    gpu: GpuSpec
+    budget: Budget
     sweep: Sweep | None
-    calibration: Calibration | None
     _loaded: dict[tuple[Any, ...], tuple[int, StaticPeaks]]
     _grounds: dict[tuple[Any, ...], StaticPeaks]
     _paces: dict[tuple[Any, ...], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
 
     @classmethod
-    def of(
-        cls, profile: ModelProfile, gpu: GpuSpec, sweep: Sweep | None = None, calibration: Calibration | None = None
-    ) -> CandidateFactory:
-        """For one model on one card."""
-        return cls(profile, gpu, sweep, calibration, {}, {}, {}, {})
+    def of(cls, profile: ModelProfile, budget: Budget, sweep: Sweep | None = None) -> CandidateFactory:
+        """For one model on the card of a budget."""
+        return cls(profile, budget, sweep, {}, {}, {}, {})
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """The card."""
+        return self.budget.card
 
     def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> CandidateMemory:
         """The memory of a resolved run's options. Raises InputError when target modules match nothing."""
         run = resolution.run
-        workspace = cublas_workspace_bytes(self.gpu.compute_capability)
-        ground = self._ground(resolution, workspace)
-        return candidate_memory_of(
-            ground, resolution, self.gpu, self.sweep, self.context(run), fixed_of(ground, run), scale
-        )
+        ground = self._ground(resolution)
+        return candidate_memory_of(ground, resolution, self.budget, self.sweep, fixed_of(ground, run), scale)
 
     def pace(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
         """The speed of a resolved run's options on a card; None where the card's rates are unknown.
@@ -189,7 +203,7 @@ class CandidateFactory:
         run = resolution.run
         key = _layer_options(run), on.name
         if key not in self._paces:
-            self._paces[key] = speed_model(self.profile, run, on, self.calibration, resolution.stack)
+            self._paces[key] = speed_model(self.profile, run, on, self.budget.calibration, resolution.stack)
         known = self._paces[key]
         if known is None:
             return None
@@ -205,23 +219,19 @@ class CandidateFactory:
         )  # fmt: skip
         return replace(known, work=work)
 
-    def context(self, run: RunConfig) -> ContextRow:
-        """The CUDA context of a run on this card."""
-        return with_libraries(context_of(self.gpu, self.calibration), run)
-
-    def _ground(self, resolution: Resolution, workspace: int) -> StaticPeaks:
+    def _ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
         run = resolution.run
         key = _loading_options(run)
         exact = key, run.rank, run.optimizer, run.trainer
         if exact not in self._grounds:
-            self._grounds[exact] = self._lay(key, resolution, workspace)
+            self._grounds[exact] = self._lay(key, resolution)
         return self._grounds[exact]
 
-    def _lay(self, key: tuple[Any, ...], resolution: Resolution, workspace: int) -> StaticPeaks:
+    def _lay(self, key: tuple[Any, ...], resolution: Resolution) -> StaticPeaks:
         run = resolution.run
         if key not in self._loaded:
-            self._loaded[key] = run.rank, static_peaks_of(self.profile, resolution, workspace)
+            self._loaded[key] = run.rank, static_peaks_of(self.profile, resolution, self.budget.workspace_bytes)
         rank, known = self._loaded[key]
         if rank != run.rank:
             static = static_memory(self.profile, run)
@@ -237,59 +247,22 @@ class CandidateFactory:
 def candidate_memory_of(
     ground: StaticPeaks,
     resolution: Resolution,
-    gpu: GpuSpec,
+    budget: Budget,
     sweep: Sweep | None,
-    context: ContextRow,
     fixed: FixedBytes,
     scale: Scale = AS_RANKED,
 ) -> CandidateMemory:
-    """From a model's static_peaks."""
+    """From a model's static peaks."""
     run = resolution.run
+    context = budget.context_for(run)
     return CandidateMemory(
         run=run,
-        parts=memory_terms(ground, resolution, gpu),
+        parts=memory_terms(ground, resolution, context),
         shape=ground.shape,
-        variant=trace_key(run, resolution.stack, gpu),
+        variant=trace_key(run, resolution.stack, budget.card),
         sweep=sweep,
         fixed=fixed,
+        budget=budget,
         context=context,
-        workspace=cublas_workspace_bytes(gpu.compute_capability),
         scale=scale,
     )
-
-
-@dataclass(slots=True, kw_only=True)
-class MemoryBudget:
-    """The largest floors that fit, on one card's usable bytes; each is found once."""
-
-    usable_bytes: int
-    calibration: Calibration | None
-    _known: dict[tuple[str, ContextRow, float], int] = field(default_factory=dict)
-
-    def most(self, method: str, context: ContextRow, chance: float = FITS_AT_MOST) -> int:
-        """The largest floor, to 64 KiB, of which the chance of running out is at most `chance`; 0 where none is."""
-        key = method, context, chance
-        if key not in self._known:
-            self._known[key] = _last(
-                lambda floor: (
-                    probability_over(self.usable_bytes, distribution(floor, method, context, self.calibration))
-                    <= chance
-                ),
-                self.usable_bytes,
-            )
-        return self._known[key]
-
-    def of(self, memory: CandidateMemory, chance: float = FITS_AT_MOST) -> tuple[int, int]:
-        """For runs of an option set: those that are traced, and the others."""
-        return self.most(TRACED, memory.context, chance), self.most(memory.method, memory.context, chance)
-
-
-def _last(holds: Callable[[int], bool], top: int) -> int:
-    low, high = 0, 2 * top
-    while high - low > 1 << 16:
-        middle = (low + high) // 2
-        if holds(middle):
-            low = middle
-        else:
-            high = middle
-    return low

@@ -6,11 +6,12 @@ from collections.abc import Collection, Iterable
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.planner.budget import Sweep, usable_on
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.memory.budget import Budget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import search
 from qlora_planner.planner.search_space import fixed_options, search_space
+from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -35,10 +36,9 @@ def cheapest(
         if card.rent_usd_per_hour is None or card.vendor != "nvidia" or Rates.of(card, "bfloat16") is None:
             continue
         space = search_space(profile, run, named, whole=False)
-        factory = CandidateFactory.of(profile, card, sweep, calibration)
+        factory = CandidateFactory.of(profile, Budget.of(card, calibration=calibration), sweep)
         try:
-            limits = MemoryBudget(usable_bytes=usable_on(card, 0, None, calibration), calibration=calibration)
-            found = search(factory, run, space, OBJECTIVES["throughput"], limits, pace_on=card)
+            found = search(factory, run, space, OBJECTIVES["throughput"], pace_on=card)
         except InputError:  # this card's stack refuses all that is left open
             continue
         best = next(found.best())

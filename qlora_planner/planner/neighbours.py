@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.budget import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.planner.candidate_memory import (
     AS_RANKED,
     CandidateFactory,
     CandidateMemory,
     Ints,
-    MemoryBudget,
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
+from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -124,7 +123,7 @@ def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base
 
 
 def prices(
-    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, limits: MemoryBudget, scale: Scale = AS_RANKED
+    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, scale: Scale = AS_RANKED
 ) -> Iterator[dict[str, Any]]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
@@ -133,7 +132,7 @@ def prices(
     """
     base = _Point.of(factory, run, pace_on)
     played = base.floor(scale)
-    fits = played <= limits.of(base.memory)[0 if base.traced is not None else 1]
+    fits = base.memory.fits(played, traced=base.traced is not None)
     for knob in KNOBS:
         change = knob.turn(run)
         if not change:
@@ -147,15 +146,13 @@ def prices(
         except InputError as error:
             yield {**row, "refused": str(error)}
             continue
-        now, then, at = _alike(base, other)
+        now, then, traced = _alike(base, other)
         # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
-        good = fits if then <= now else played + then - now <= limits.of(other.memory)[at]
+        good = fits if then <= now else other.memory.fits(played + then - now, traced=traced)
         yield {**row, "bytes": then - now, "speed": other.pace_over(base), "fits": good}
 
 
-def ladder(
-    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, limits: MemoryBudget
-) -> Iterator[dict[str, Any]]:
+def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Iterator[dict[str, Any]]:
     """What to give up, in order, if memory runs out: each rung keeps what those above it changed, and is ranked.
 
     `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out.
@@ -169,20 +166,20 @@ def ladder(
         except InputError:
             continue
         # Rung by rung: two that stand beside each other are most likely of the same making.
-        now, then, at = _alike(above, other)
+        now, then, traced = _alike(above, other)
         freed += then - now
         before, above = lower, other
         yield {
-            "change": changed, "says": says, "bytes": freed, "fits": then <= limits.of(other.memory)[at],
+            "change": changed, "says": says, "bytes": freed, "fits": other.memory.fits(then, traced=traced),
             "speed": other.pace_over(base),
         }  # fmt: skip
 
 
-def _alike(one: _Point, other: _Point) -> tuple[int, int, int]:
-    """Two floors of the same making, and which limit they are held to: 0 for traced ones, 1 for closed forms."""
+def _alike(one: _Point, other: _Point) -> tuple[int, int, bool]:
+    """Two floors of the same making, and whether that is a trace, else closed forms."""
     if one.traced is not None and other.traced is not None:
-        return one.traced, other.traced, 0
-    return one.closed, other.closed, 1
+        return one.traced, other.traced, True
+    return one.closed, other.closed, False
 
 
 def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
@@ -233,7 +230,7 @@ class _Point:
 
 
 def frontier(
-    factory: CandidateFactory, run: RunConfig, limits: MemoryBudget, model_limit: int | None, scale: Scale = AS_RANKED
+    factory: CandidateFactory, run: RunConfig, model_limit: int | None, scale: Scale = AS_RANKED
 ) -> tuple[dict[str, int | bool | None], ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
@@ -245,7 +242,7 @@ def frontier(
             memory = candidate_memory_at(factory, run, batch, scale)
         except InputError:  # this batch is refused
             continue
-        seq = longest(memory, limits.of(memory), batch, model_limit)
+        seq = longest(memory, batch, model_limit)
         found.append({"batch_size": batch, "seq_len": seq, "played": False})
     return tuple(found)
 
@@ -259,16 +256,10 @@ def candidate_memory_at(
 
 
 def longest(
-    memory: CandidateMemory,
-    limits: tuple[int, int],
-    batch: int,
-    model_limit: int | None,
-    accumulated: bool | None = None,
+    memory: CandidateMemory, batch: int, model_limit: int | None, accumulated: bool | None = None
 ) -> int | None:
-    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit.
-
-    `limits` are the largest floors that fit: of traced runs, and of others.
-    """
+    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit."""
+    limits = memory.largest_floors()
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
 
     def fitting(steps: Ints) -> NDArray[np.bool_]:
@@ -279,15 +270,15 @@ def longest(
     return None if found is None else found * SEQ_STEP
 
 
-def largest_batch(single: CandidateMemory, several: CandidateMemory, limits: MemoryBudget, seq_len: int) -> int | None:
+def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int) -> int | None:
     """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
 
     def fitting(sizes: Ints) -> NDArray[np.bool_]:
         seq = np.full_like(sizes, seq_len)
         floors, traced = several.floors(sizes, seq)
-        fits = floors <= np.where(traced, *limits.of(several))
+        fits = floors <= np.where(traced, *several.largest_floors())
         alone, known = single.floors(np.ones_like(sizes), seq)
-        return np.where(sizes == 1, alone <= np.where(known, *limits.of(single)), fits)
+        return np.where(sizes == 1, alone <= np.where(known, *single.largest_floors()), fits)
 
     return _largest(fitting, MAX_BATCH)
 

@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.catalog.gpus import remarks
-from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.verdict import (
-    context_of,
-    distribution,
-    probability_over,
-    usable_with_reason,
-    verdict_of,
-    with_libraries,
-)
+from qlora_planner.memory.verdict import verdict_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -54,46 +46,38 @@ class Standing:
         }
 
 
-def fitting_on(answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None) -> float:
-    """The chance of running out on `card`, for a run estimated `here`: the other card's own context and spread."""
-    now, more = _context_on(answer, here, card, known)
-    around = distribution(answer.floor_bytes + more, answer.method, now, known)
-    return probability_over(usable_with_reason(card, 0, None, now)[0], around)
+def fitting_on(answer: MemoryEstimate, here: Budget, card: GpuSpec) -> float:
+    """The chance of running out on all of `card`, for a run estimated within `here`: the other card's own context and
+    spread."""
+    there, more_bytes = _budget_on(answer, here, card)
+    return there.probability_oom(answer.floor_bytes + more_bytes, answer.method)
 
 
-def _context_on(
-    answer: MemoryEstimate, here: GpuSpec | None, card: GpuSpec, known: Calibration | None
-) -> tuple[ContextRow, int]:
-    """The run's CUDA context on `card`, and how many bytes more it takes than `here`."""
-    was, now = (with_libraries(context_of(gpu, known), answer.run) for gpu in (here, card))
-    return now, now.first_tensor_bytes + now.kernels_bytes - was.first_tensor_bytes - was.kernels_bytes
+def _budget_on(answer: MemoryEstimate, here: Budget, card: GpuSpec) -> tuple[Budget, int]:
+    """The run's budget on `card`, and how many bytes more its CUDA context takes there."""
+    there = here.on(card).for_run(answer.run)
+    return there, there.context.total_bytes - here.context_for(answer.run).total_bytes
 
 
 def _verdict_on(answer: MemoryEstimate, card: GpuSpec, chance: float) -> str:
-    """A card that lacks bfloat16 cannot do a bfloat16 run, however much usable_with_reason it has."""
+    """A card that lacks bfloat16 cannot do a bfloat16 run, however much memory it has."""
     lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
     return "will-not-run" if lacks else verdict_of(chance)
 
 
-def standing(
-    profile: ModelProfile,
-    answer: MemoryEstimate,
-    card: GpuSpec,
-    calibration: Calibration | None,
-    here: GpuSpec | None = None,
-) -> Standing:
-    """How the run of `answer`, estimated on the card `here`, does on `card`.
+def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here: Budget) -> Standing:
+    """How the run of `answer`, estimated within `here`, does on all of `card`.
 
     A card that lacks bfloat16 cannot do a bfloat16 run: its verdict is `will-not-run`.
     """
-    chance = fitting_on(answer, here, card, calibration)
-    now, more = _context_on(answer, here, card, calibration)
-    speed = speed_of(profile, answer.run, card, calibration, answer.stack)
+    there, more_bytes = _budget_on(answer, here, card)
+    chance = there.probability_oom(answer.floor_bytes + more_bytes, answer.method)
+    speed = speed_of(profile, answer.run, card, here.calibration, answer.stack)
     return Standing(
         card=card,
         verdict=_verdict_on(answer, card, chance),
-        device_bytes=answer.peak.device_bytes + more,
-        usable_bytes=usable_with_reason(card, 0, None, now)[0],
+        device_bytes=answer.peak.device_bytes + more_bytes,
+        usable_bytes=there.usable_bytes,
         probability_oom=chance,
         tokens_per_s=speed.tokens_per_s,
         step_s=speed.step_s,
@@ -103,11 +87,7 @@ def standing(
 
 
 def smallest_card(
-    profile: ModelProfile,
-    answer: MemoryEstimate,
-    cards: Iterable[GpuSpec],
-    calibration: Calibration | None,
-    here: GpuSpec | None = None,
+    profile: ModelProfile, answer: MemoryEstimate, cards: Iterable[GpuSpec], here: Budget
 ) -> Standing | None:
     """The card with the least memory on which the run fits; None where none of `cards` does.
 
@@ -116,8 +96,8 @@ def smallest_card(
     for card in by_size(cards):
         if card.vendor != "nvidia" or remarks(card, answer.stack):
             continue
-        if _verdict_on(answer, card, fitting_on(answer, here, card, calibration)) == "fits":
-            return standing(profile, answer, card, calibration, here)
+        if _verdict_on(answer, card, fitting_on(answer, here, card)) == "fits":
+            return standing(profile, answer, card, here)
     return None
 
 

@@ -7,13 +7,11 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
-from qlora_planner.planner.budget import Sweep
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, pace_ratio, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
@@ -21,6 +19,7 @@ from qlora_planner.planner.other_gpus import Standing, smallest_card
 from qlora_planner.planner.planner import OrdersOf, Planner, Request, TapeOf, no_orders, rows_of
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.search_space import RULES, fixed_options
+from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -93,7 +92,6 @@ def plan(
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
     orders_of: OrdersOf = no_orders,
-    calibration: Calibration | None = None,
 ) -> Plan:
     """The best run that fits, by the objective, over everything that is not fixed.
 
@@ -113,7 +111,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planner.of(profile, asked, run, sweep, calibration, tape_of, orders_of)
+    planner = Planner.of(profile, asked, run, sweep, tape_of, orders_of)
     ranking = planner.rank(run, fixed, objective)
     bold = objective.name in ("throughput", "cheapest")
     settled = planner.settle(ranking, bold=bold)
@@ -152,17 +150,17 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         run=answer.run,
         estimate=qualified(whole(planner.profile, answer), _of_data(asked)),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
-        prices=tuple(prices(factory, answer.run, planner.pace_on, planner.limits, scale)),
-        frontier=frontier(factory, answer.run, planner.limits, planner.model_limit, scale),
+        prices=tuple(prices(factory, answer.run, planner.pace_on, scale)),
+        frontier=frontier(factory, answer.run, planner.model_limit, scale),
         objective=asked.objective,
         data=None if asked.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.limits)),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
         smallest_card=None
         if _of_data(asked)
-        else _card(smallest_card(planner.profile, answer, asked.cards, planner.calibration, asked.gpu)),
+        else _card(smallest_card(planner.profile, answer, asked.cards, asked.budget)),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
         cost={
             "usd_per_million_tokens": cost.usd_per_million_tokens, "usd_per_hour": asked.gpu.rent_usd_per_hour,
@@ -190,13 +188,11 @@ def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) 
 def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
     asked = planner.asked
-    there = replace(
-        asked, gpu=card, pace_on=card if Rates.of(card, None) else asked.pace_on, cap_bytes=None, reserve_bytes=0
-    )
-    other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.calibration, planner.tape_of)
+    there = replace(asked, budget=asked.budget.on(card), pace_on=card if Rates.of(card, None) else asked.pace_on)
+    other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.tape_of)
     objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
     row: dict[str, Any] = {
-        "gpu": card.name, "label": card.label, "usable_bytes": other.limits.usable_bytes, "verdict": "will-not-run",
+        "gpu": card.name, "label": card.label, "usable_bytes": other.budget.usable_bytes, "verdict": "will-not-run",
         "run": None, "change": None, "floor_bytes": None, "tokens_per_s": None, "step_s": None,
         "usd_per_hour": card.rent_usd_per_hour, "usd_per_million_tokens": None, "speed_basis": None, "played": False,
     }  # fmt: skip
@@ -211,7 +207,7 @@ def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> Mapping[str, An
         "verdict": fits if best.fits else "does-not-fit", "floor_bytes": best.floor_bytes, "run": resolved.to_dict(),
         "change": {name: value for name, value in best.run.to_dict().items() if value != shown[name]},
     }  # fmt: skip
-    speed = speed_of(planner.profile, resolved, card, planner.calibration)
+    speed = speed_of(planner.profile, resolved, card, asked.budget.calibration)
     if best.fits and speed.tokens_per_s is not None:
         row |= {
             "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": str(speed.basis),

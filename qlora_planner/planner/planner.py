@@ -6,18 +6,17 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.evidence.calibration import Calibration
-from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.budget import Budget
+from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.replay.simulate import simulate_run
-from qlora_planner.planner.budget import Sweep, usable_on
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.search_space import search_space
+from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -45,33 +44,35 @@ class Request:
     """What is asked of a plan.
 
     `fixed` names the options of `run` that must stay; None: those that differ from their defaults. `effective_batch`
-    is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where `gpu` is but a size.
+    is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where the `budget`'s own
+    card is but a size.
     """
 
-    gpu: GpuSpec
+    budget: Budget
     run: RunConfig = field(default_factory=RunConfig)
     fixed: Collection[str] | None = None
     objective: str = "throughput"
     effective_batch: int | None = None
-    reserve_bytes: int = 0
-    cap_bytes: int | None = None
     pace_on: GpuSpec | None = None
     data: DataSummary | None = None
     cards: Sequence[GpuSpec] = ()  # from which the smallest that would do is named
     compare: Sequence[GpuSpec] = ()
 
+    @property
+    def gpu(self) -> GpuSpec:
+        """The card that is planned for."""
+        return self.budget.card
+
 
 @dataclass(slots=True, kw_only=True)
 class Planner:
-    """One model on one card for one request; `looked_at` counts candidates."""
+    """One model within one budget for one request; `looked_at` counts candidates."""
 
     profile: ModelProfile
     asked: Request
     run: RunConfig
     factory: CandidateFactory
-    calibration: Calibration | None
     tape_of: TapeOf
-    limits: MemoryBudget
     orders_of: OrdersOf = no_orders
     looked_at: int = 0
 
@@ -82,16 +83,17 @@ class Planner:
         asked: Request,
         run: RunConfig,
         sweep: Sweep | None,
-        calibration: Calibration | None,
         tape_of: TapeOf,
         orders_of: OrdersOf = no_orders,
     ) -> Planner:
-        usable = usable_on(asked.gpu, asked.reserve_bytes, asked.cap_bytes, calibration)
         return cls(
-            profile=profile, asked=asked, run=run, factory=CandidateFactory.of(profile, asked.gpu, sweep, calibration),
-            calibration=calibration, tape_of=tape_of, limits=MemoryBudget(usable_bytes=usable, calibration=calibration),
-            orders_of=orders_of,
+            profile=profile, asked=asked, run=run, factory=CandidateFactory.of(profile, asked.budget, sweep),
+            tape_of=tape_of, orders_of=orders_of,
         )  # fmt: skip
+
+    @property
+    def budget(self) -> Budget:
+        return self.asked.budget
 
     @property
     def pace_on(self) -> GpuSpec:
@@ -122,7 +124,7 @@ class Planner:
             space = replace(space, ranks=objective.ranks)
         limits = [limit for limit in (self.model_limit, longest) if limit is not None]
         found = search(
-            self.factory, run, space, objective, self.limits, pace_on=self.pace_on,
+            self.factory, run, space, objective, pace_on=self.pace_on,
             model_limit=min(limits, default=None), rows=None if data is None else rows_of(data),
         )  # fmt: skip
         self.looked_at += found.count
@@ -138,7 +140,7 @@ class Planner:
         best = next(ranking.best(), None)
         if best is not None and stored_problem(self.profile, best.run) is not None:
             return best, self.answer(best.run)
-        for choice in ranking.nearly(self.limits.usable_bytes) if bold else ():
+        for choice in ranking.nearly(self.budget.usable_bytes) if bold else ():
             answer = self.answer(choice.run)
             if answer.verdict == "fits":
                 return choice, answer
@@ -147,7 +149,7 @@ class Planner:
         for choice in ranking.best():
             if not choice.fits or tries >= MOST_TRIES:
                 return None
-            if choice.floor_bytes * off > self.limits.usable_bytes:
+            if choice.floor_bytes * off > self.budget.usable_bytes:
                 continue
             answer = self.answer(choice.run)
             tries += 1
@@ -162,9 +164,10 @@ class Planner:
         if tape is None:
             return None
         resolution = resolve(self.profile, run, self.asked.gpu)
-        workspace = cublas_workspace_bytes(self.asked.gpu.compute_capability)
+        workspace_bytes = self.budget.workspace_bytes
         return max(
-            simulate_run(self.profile, resolution, tape, workspace, before=one).reserved for one in orders or ((),)
+            simulate_run(self.profile, resolution, tape, workspace_bytes, before=before).reserved
+            for before in orders or ((),)
         )
 
     def answer(self, run: RunConfig) -> MemoryEstimate:
@@ -172,13 +175,11 @@ class Planner:
 
         What its figures leave out is for the end: a search would find nothing that fits.
         """
-        asked = self.asked
+        budget = self.budget
         tape, orders = self._traces(run)
-        found = estimate(
-            self.profile, run, asked.gpu, reserve_bytes=asked.reserve_bytes, cap_bytes=asked.cap_bytes,
-            tape=tape, orders=orders, calibration=self.calibration, complete=False,
-        )  # fmt: skip
-        return replace(found, speed=speed_of(self.profile, found.run, asked.gpu, self.calibration, found.stack))
+        answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False)
+        speed = speed_of(self.profile, answer.run, budget.gpu, budget.calibration, answer.stack)
+        return replace(answer, speed=speed)
 
     def _traces(self, run: RunConfig) -> tuple[Tape | None, Sequence[Sequence[Tape]]]:
         """The run's trace and, with a dataset, those of batches that may come before its widest."""

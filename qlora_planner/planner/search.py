@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
-from qlora_planner.planner.budget import SEQ_STEP
-from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, MemoryBudget
+from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
+from qlora_planner.planner.sweeps import SEQ_STEP
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -51,7 +51,6 @@ class OptionSet:
     asked: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
     memory: CandidateMemory
     speed: SpeedModel
-    limits: tuple[int, int]  # the largest floor that fits: traced, and on the forms' method
     quality: int
     plain: int  # options as in the default recipe, of those that are a matter of habit
 
@@ -110,7 +109,6 @@ def search(
     asked: RunConfig,
     space: SearchSpace,
     objective: Objective,
-    limits: MemoryBudget,
     *,
     pace_on: GpuSpec,
     model_limit: int | None = None,
@@ -121,7 +119,7 @@ def search(
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
-    prepared = _option_sets(factory, asked, space, objective, limits, pace_on)
+    prepared = _option_sets(factory, asked, space, objective, pace_on)
     return rank(prepared, asked, space, objective, model_limit=model_limit, rows=rows)
 
 
@@ -166,7 +164,6 @@ def _option_sets(
     asked: RunConfig,
     space: SearchSpace,
     objective: Objective,
-    limits: MemoryBudget,
     pace_on: GpuSpec,
 ) -> Iterator[tuple[OptionSet, list[int]]]:
     sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
@@ -180,25 +177,22 @@ def _option_sets(
                 resolution = resolve(factory.profile, run, factory.gpu)
                 if any(problem.blocking and problem.code != STORED_QUANTIZED for problem in resolution.problems):
                     continue
-                yield _prepared(factory, run, resolution, limits, pace_on), batches
+                yield _prepared(factory, run, resolution, pace_on), batches
 
 
-def _prepared(
-    factory: CandidateFactory, run: RunConfig, resolution: Resolution, limits: MemoryBudget, pace_on: GpuSpec
-) -> OptionSet:
+def _prepared(factory: CandidateFactory, run: RunConfig, resolution: Resolution, pace_on: GpuSpec) -> OptionSet:
     memory = factory.make(resolution)
     speed = factory.pace(resolution, pace_on)
     assert speed is not None, "the ranking card has rates"
-    return option_set(run, memory, speed, limits.of(memory))
+    return option_set(run, memory, speed)
 
 
-def option_set(asked: RunConfig, memory: CandidateMemory, speed: SpeedModel, limits: tuple[int, int]) -> OptionSet:
+def option_set(asked: RunConfig, memory: CandidateMemory, speed: SpeedModel) -> OptionSet:
     """An option set with its place among others in quality and habit."""
     return OptionSet(
         asked=asked,
         memory=memory,
         speed=speed,
-        limits=limits,
         quality=next((base.quality for base in WEIGHT_STORAGES if base.options["quant"] == memory.run.quant), 0),
         plain=sum(getattr(asked, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
     )
@@ -210,7 +204,7 @@ def _lengths(
     """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
         return np.array([asked.seq_len], dtype=np.int64)
-    found = longest(one.memory, one.limits, batch, model_limit, accumulated)
+    found = longest(one.memory, batch, model_limit, accumulated)
     return np.array([found or SEQ_STEP], dtype=np.int64)
 
 
@@ -220,7 +214,7 @@ def _evaluate(
     run = one.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
     floors, traced = one.memory.floors(batch, seq, accumulation > 1)
-    fits = floors <= np.where(traced, *one.limits)
+    fits = floors <= np.where(traced, *one.memory.largest_floors())
     timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
     if rows is None:
         step_s = timed.step_s(batch, seq, run.rank)

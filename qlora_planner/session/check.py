@@ -107,30 +107,22 @@ class Estimates:
 
     def quick(self, run: RunConfig) -> MemoryEstimate:
         """From a trace that ships, else by closed forms: milliseconds."""
-        from qlora_planner.memory.estimate import estimate
+        from qlora_planner.memory.estimate import estimate_within
         from qlora_planner.session.traces import tape_for
 
         opened, session = self.opened, self.opened.session
-        return estimate(
-            opened.profile,
-            run,
-            opened.gpu,
-            reserve_bytes=opened.reserve_bytes,
-            cap_bytes=opened.cap_bytes,
-            tape=tape_for(opened.profile, run, opened.gpu, profiles=session.profiles, stored_only=True),
-            calibration=session.calibration,
-        )
+        tape = tape_for(opened.profile, run, opened.gpu, profiles=session.profiles, stored_only=True)
+        return estimate_within(opened.budget, opened.profile, run, tape=tape)
 
     def surely(self, estimate: MemoryEstimate) -> Callable[[int], bool]:
         """Whether a run that is known as well as `estimate` fits surely if it works from so many bytes on."""
-        from qlora_planner.memory.verdict import FITS_AT_MOST, context_of, distribution, with_libraries
+        from qlora_planner.memory.verdict import FITS_AT_MOST
 
         assert estimate.fit is not None
-        usable, calibration = estimate.fit.usable_bytes, self.opened.session.calibration
-        context = with_libraries(context_of(self.opened.card, calibration), estimate.run)
+        usable_bytes, budget = estimate.fit.usable_bytes, self.opened.budget.for_run(estimate.run)
 
         def fits(floor_bytes: int) -> bool:
-            return distribution(floor_bytes, estimate.method, context, calibration).chance_above(usable) <= FITS_AT_MOST
+            return budget.distribution(floor_bytes, estimate.method).chance_above(usable_bytes) <= FITS_AT_MOST
 
         return fits
 

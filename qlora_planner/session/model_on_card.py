@@ -15,9 +15,10 @@ from qlora_planner.session.traces import tape_for, tape_orders
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
-    from qlora_planner.planner.budget import Sweep
-    from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget, Scale
+    from qlora_planner.memory.budget import Budget
+    from qlora_planner.planner.candidate_memory import CandidateFactory, Scale
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.session.session import Session
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from qlora_planner.spec.trace import Tape
 
 _KEPT = 512  # estimates of one model and card
+NO_CARD = "no card is given: name one, as Session().on('24GB')"
 # Lengths of the frontier's grid.
 GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -58,7 +60,7 @@ class ModelOnCard:
     def card(self) -> GpuSpec:
         """The card. Raises InputError where there is none."""
         if self.gpu is None:
-            raise InputError("no card is given: name one, as Session().on('24GB')")
+            raise InputError(NO_CARD)
         return self.gpu
 
     @cached_property
@@ -74,17 +76,22 @@ class ModelOnCard:
         """Makes the memory of candidates."""
         from qlora_planner.planner.candidate_memory import CandidateFactory
 
-        return CandidateFactory.of(self.profile, self.card, self.sweep, self.session.calibration)
+        return CandidateFactory.of(self.profile, self._on_a_card(), self.sweep)
 
     @cached_property
-    def budget(self) -> MemoryBudget:
-        """The bytes that candidates are held to."""
-        from qlora_planner.planner.budget import usable_on
-        from qlora_planner.planner.candidate_memory import MemoryBudget
+    def budget(self) -> Budget:
+        """What a process may use of the card, by what measurements say."""
+        from qlora_planner.memory.budget import Budget
 
-        calibration = self.session.calibration
-        usable = usable_on(self.card, self.reserve_bytes, self.cap_bytes, calibration)
-        return MemoryBudget(usable_bytes=usable, calibration=calibration)
+        return Budget.of(
+            self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=self.session.calibration
+        )
+
+    def _on_a_card(self) -> Budget:
+        """The budget of a search. Raises InputError where there is no card."""
+        if self.gpu is None:
+            raise InputError(NO_CARD)
+        return self.budget
 
     @cached_property
     def pace_on(self) -> GpuSpec:
@@ -143,12 +150,12 @@ class ModelOnCard:
     def _estimated(
         self, run: RunConfig, widths: Sequence[Sequence[int]], unmodelled: Sequence[Unmodelled]
     ) -> MemoryEstimate:
-        from qlora_planner.memory.estimate import estimate
+        from qlora_planner.memory.estimate import estimate_within
         from qlora_planner.memory.options.refusals import refusal
         from qlora_planner.memory.unmodelled.qualified import qualified
         from qlora_planner.speed.roofline import speed_of
 
-        session, profile, gpu = self.session, self.profile, self.gpu
+        session, profile = self.session, self.profile
         broken: tuple[Problem, ...] = ()
         tape: Tape | None = None
         if not session.stored_only:
@@ -161,12 +168,9 @@ class ModelOnCard:
             tape = self._tape(run, profile)
         except RefusedError as error:
             broken = (*broken, refusal(error))
-        answer = estimate(
-            profile, run, gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, tape=tape,
-            orders=self._orders(run, widths, profile) if tape and widths else (), calibration=session.calibration,
-            broken=broken,
-        )  # fmt: skip
-        speed = speed_of(profile, answer.run, gpu, session.calibration, answer.stack)
+        orders = self._orders(run, widths, profile) if tape and widths else ()
+        answer = estimate_within(self.budget, profile, run, tape=tape, orders=orders, broken=broken)
+        speed = speed_of(profile, answer.run, self.gpu, session.calibration, answer.stack)
         return qualified(replace(answer, speed=speed), unmodelled)
 
     def tape(self, run: RunConfig) -> Tape | None:
@@ -221,14 +225,13 @@ class ModelOnCard:
             except MissingError:  # said when the run's own trace was asked for
                 return ()
 
-        sizes = {"reserve_bytes": self.reserve_bytes, "cap_bytes": self.cap_bytes, "cards": self.session.gpus.all()}
+        request.setdefault("cards", self.session.gpus.all())
         answer = plan(
             self.profile,
-            Request(gpu=self.card, run=run or Run(), fixed=fixed, pace_on=self.pace_on, **(sizes | request)),
+            Request(budget=self._on_a_card(), run=run or Run(), fixed=fixed, pace_on=self.pace_on, **request),
             sweep=self.sweep,
             tape_of=traced,
             orders_of=orders,
-            calibration=self.session.calibration,
         )
         return replace(answer, estimate=self.of_several(answer.estimate))
 
@@ -236,17 +239,16 @@ class ModelOnCard:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self.budget, self._scale(run)))
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run)))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
         import numpy as np
 
-        from qlora_planner.memory.verdict import TIGHT_AT_MOST
         from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
-        resolved, scale, budget = self._accepted(run), self._scale(run), self.budget
-        rows = frontier(self.factory, resolved, budget, self.model_limit, scale)
+        resolved, scale = self._accepted(run), self._scale(run)
+        rows = frontier(self.factory, resolved, self.model_limit, scale)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
@@ -256,13 +258,10 @@ class ModelOnCard:
                 continue
             seq = np.array(lengths, dtype=np.int64)
             floors, traced = memory.floors(np.full_like(seq, batch), seq)
-            most, tight = budget.of(memory), budget.of(memory, TIGHT_AT_MOST)
             for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
-                at = 0 if by_trace else 1
-                verdict = "fits" if floor <= most[at] else "tight" if floor <= tight[at] else "does-not-fit"
-                cells[batch, length] = verdict, int(floor)
+                cells[batch, length] = memory.verdict(int(floor), traced=bool(by_trace)), int(floor)
         longest = {int(row["batch_size"] or 0): row["seq_len"] for row in rows}
-        return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=budget.usable_bytes)
+        return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=self.budget.usable_bytes)
 
     def _accepted(self, run: RunConfig) -> RunConfig:
         refused = self.refusal(run)

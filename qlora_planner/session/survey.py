@@ -23,8 +23,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     Without `recommend` no best run is looked for, which takes a fraction of the time. Raises MissingError for an empty
     catalogue.
     """
-    from qlora_planner.planner.budget import usable_on
-    from qlora_planner.planner.candidate_memory import MemoryBudget
+    from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
@@ -35,23 +34,20 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     indexed, profiles = indexed_candidates(models_dirs(session.profiles), gpu, run, session.tell)
     if not indexed and not profiles:
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
-    usable = usable_on(gpu, bench.reserve_bytes, bench.cap_bytes, session.calibration)
-    budget = MemoryBudget(usable_bytes=usable, calibration=session.calibration)
-    recommender = Recommender(
-        gpu=gpu, limits=budget, pace_on=session.ranking_card(gpu), calibration=session.calibration
+    budget = Budget.of(
+        gpu, reserve_bytes=bench.reserve_bytes, cap_bytes=bench.cap_bytes, calibration=session.calibration
     )
+    recommender = Recommender(budget=budget, pace_on=session.ranking_card(gpu))
+    usable = budget.usable_bytes
     best = recommender.best if recommend else lambda _: None
     for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
-        yield judge(candidate, gpu, budget, best)
+        yield judge(candidate, budget, best)
     folders = tapes_dirs(session.profiles)
     yield from survey(
         profiles,
-        gpu,
+        budget,
         run,
-        reserve_bytes=bench.reserve_bytes,
-        cap_bytes=bench.cap_bytes,
         sweep_of=lambda profile: stored_sweep(profile, folders),
-        calibration=session.calibration,
         # With options of the user's nothing is searched: the run is theirs.
         storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
         recommend=best,

@@ -17,7 +17,7 @@ from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.polynomials import PeakPolynomials
 from qlora_planner.memory.sweep.validity import ValidityRange
-from qlora_planner.planner.budget import Sweep, SweptRange
+from qlora_planner.planner.sweeps import Sweep, SweptRange
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape

@@ -1,4 +1,4 @@
-"""GpuSpec: one card's facts, each with where it comes from."""
+"""GpuSpec: one card's facts, each with where it comes from; and Machine: the cards that a run is given."""
 
 from __future__ import annotations
 
@@ -43,3 +43,21 @@ class GpuSpec:
     verified: bool = True  # False: nobody ran this project's stack on it (AMD)
     facts: Mapping[str, Fact] = field(default_factory=dict)
     note: str | None = None
+
+
+@record
+class Machine:
+    """The cards that train one model, in the order of their ranks, spread evenly over `nodes`.
+
+    `links` has what a card sends to the next one of its node, in bytes per second; None where nobody has said.
+    One card, as everything plans for today, has no links.
+    """
+
+    gpus: tuple[GpuSpec, ...]
+    links: tuple[int | None, ...] = ()
+    nodes: int = 1
+
+    @classmethod
+    def of(cls, gpu: GpuSpec) -> Machine:
+        """The machine of one card."""
+        return cls(gpus=(gpu,))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.planner.budget import Sweep
 from qlora_planner.planner.survey.index import build_index
+from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_dict

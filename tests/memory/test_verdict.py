@@ -14,8 +14,9 @@ from qlora_planner.catalog.cuda import context_row
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM, TRACED, Calibration, CardContext
 from qlora_planner.evidence.calibration_file import calibration_from_dict
 from qlora_planner.memory import Component, MemoryEstimate
+from qlora_planner.memory.budget import context_of
+from qlora_planner.memory.distribution import beside_a_cap, distribution, interval, probability_over
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.memory.verdict import beside_a_cap, context_of, distribution, interval, probability_over
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig

@@ -9,9 +9,10 @@ import pytest
 
 from qlora_planner.catalog import trainer_row
 from qlora_planner.catalog.gpus import GpuCatalogue
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.neighbours import prices
 from qlora_planner.planner.other_gpus import smallest_card, standing
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -33,8 +34,8 @@ def batch_prices(batch_size: int, grad_accum: int) -> dict[tuple[int, int], int]
     """Bytes by micro-batch and accumulation, for a run of Llama-3.1-8B at 2,048 tokens."""
     llama, card = MODELS.load("meta-llama/Llama-3.1-8B"), CARDS.get("rtx-4090")
     run = resolve(llama, RunConfig(batch_size=batch_size, grad_accum=grad_accum), card).run
-    factory = CandidateFactory.of(llama, card, stored_sweep(llama, [PROFILES / "tapes"]))
-    rows = prices(factory, run, card, MemoryBudget(usable_bytes=20 << 30, calibration=None))
+    factory = CandidateFactory.of(llama, Budget.of(card), stored_sweep(llama, [PROFILES / "tapes"]))
+    rows = prices(factory, run, card)
     return {
         (row["change"]["batch_size"], row["change"]["grad_accum"]): row["bytes"]
         for row in rows if row["knob"] == "batch_size"
@@ -66,19 +67,20 @@ ON_H200, ON_T4 = (612 + 146) * MIB, 141 * MIB
 def test_another_card_has_its_own_context() -> None:
     small, h200, t4 = MODELS.load("Qwen/Qwen2.5-0.5B"), CARDS.get("h200"), CARDS.get("t4")
     answer = estimate(small, RunConfig(compute_dtype="float16", seq_len=512), h200)
-    on_t4 = standing(small, answer, t4, None, h200)
+    here = Budget.of(h200)
+    on_t4 = standing(small, answer, t4, here)
     assert on_t4.device_bytes - answer.peak.device_bytes == ON_T4 - ON_H200
-    assert standing(small, answer, h200, None, h200).device_bytes == answer.peak.device_bytes
+    assert standing(small, answer, h200, here).device_bytes == answer.peak.device_bytes
     # A card on which the run fits by what its own smaller context leaves.
     between = answer.floor_bytes - 64 * MIB
     card = replace(t4, memory_bytes=between, cuda_total_bytes=between)
-    found = smallest_card(small, answer, [card], None, h200)
+    found = smallest_card(small, answer, [card], here)
     assert found is not None and found.card is card
     # And one on which it does not, because its context is larger than that of the card it was estimated on.
     answer = estimate(small, RunConfig(compute_dtype="float16", seq_len=512), t4)
     between = answer.floor_bytes + (ON_H200 - ON_T4) * 3 // 4
     card = replace(h200, memory_bytes=between, cuda_total_bytes=between)
-    assert smallest_card(small, answer, [card], None, t4) is None
+    assert smallest_card(small, answer, [card], Budget.of(t4)) is None
 
 
 @pytest.mark.parametrize(

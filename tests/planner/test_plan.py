@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ from qlora_planner import session
 from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.data.batches.widths import widths_before
 from qlora_planner.errors import InputError
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.planner.candidate_memory import CandidateFactory, MemoryBudget
+from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.other_gpus import fitting_on
 from qlora_planner.planner.plan import Plan, plan
 from qlora_planner.planner.planner import Request
@@ -33,6 +35,7 @@ CARDS = GpuCatalogue([PROFILES / "gpus"])
 LLAMA = CATALOGUE.load("meta-llama/Llama-3.1-8B")
 CARD = CARDS.get("rtx-4090")
 CALIBRATION = session.calibration()
+BUDGET = Budget.of(CARD, calibration=CALIBRATION)
 
 
 def stored(run: RunConfig, gpu: GpuSpec = CARD) -> Tape | None:
@@ -48,9 +51,9 @@ _KNOWN: dict[str, Plan] = {}
 
 def planned(**asked: object) -> Plan:
     if repr(asked) not in _KNOWN:
-        request = Request(gpu=CARD, cards=CARDS.all(), **asked)  # type: ignore[arg-type]
+        request = Request(budget=BUDGET, cards=CARDS.all(), **asked)  # type: ignore[arg-type]
         sweep = stored_sweep(LLAMA, TAPES)
-        _KNOWN[repr(asked)] = plan(LLAMA, request, sweep=sweep, tape_of=stored, calibration=CALIBRATION)
+        _KNOWN[repr(asked)] = plan(LLAMA, request, sweep=sweep, tape_of=stored)
     return _KNOWN[repr(asked)]
 
 
@@ -137,7 +140,7 @@ def test_no_smaller_card_holds_the_run() -> None:
     smallest = CARDS.get(found.smallest_card["gpu"])
     for card in CARDS.all():
         if card.vendor == "nvidia" and card.memory_bytes < smallest.memory_bytes and card.bf16 is not False:
-            assert fitting_on(found.estimate, CARD, card, CALIBRATION) > 0.01, card.name
+            assert fitting_on(found.estimate, BUDGET, card) > 0.01, card.name
 
 
 def test_advice_carries_its_figure() -> None:
@@ -145,7 +148,7 @@ def test_advice_carries_its_figure() -> None:
     cast, plain = answer(RunConfig(upcast=True)).static, answer(RunConfig()).static
     assert prepare["bytes"] == cast.after_prepare - plain.after_prepare
     falcon = CATALOGUE.load("tiiuae/falcon-7b")
-    said = plan(falcon, Request(gpu=CARD), calibration=CALIBRATION).advice
+    said = plan(falcon, Request(budget=BUDGET)).advice
     assert "nothing-quantised" in {row["code"] for row in said}
 
 
@@ -179,7 +182,7 @@ def test_of_phases_with_the_same_peak_the_one_with_most_in_use_is_told() -> None
 @pytest.mark.parametrize("options", [{"method": "lora"}, {"gradient_checkpointing": False}, {"attention": "eager"}])
 def test_an_array_of_closed_forms_gives_what_single_estimates_do(options: dict[str, object]) -> None:
     run = RunConfig(**options)  # type: ignore[arg-type]
-    memory = CandidateFactory.of(LLAMA, CARD, None, CALIBRATION).make(resolve(LLAMA, run, CARD))
+    memory = CandidateFactory.of(LLAMA, BUDGET).make(resolve(LLAMA, run, CARD))
     sizes = [512, 2048, 5000]
     floors, traced = memory.floors(np.ones(3, dtype=np.int64), np.array(sizes, dtype=np.int64))
     singles = [estimate(LLAMA, run.with_(seq_len=size), CARD, calibration=CALIBRATION).floor_bytes for size in sizes]
@@ -188,13 +191,12 @@ def test_an_array_of_closed_forms_gives_what_single_estimates_do(options: dict[s
 
 
 def test_the_largest_floor_that_fits_is_where_the_chance_is_one_percent() -> None:
-    memory = CandidateFactory.of(LLAMA, CARD, stored_sweep(LLAMA, TAPES), CALIBRATION).make(
-        resolve(LLAMA, RunConfig(), CARD)
-    )
     usable = 20 << 30
-    most, _ = MemoryBudget(usable_bytes=usable, calibration=CALIBRATION).of(memory)
+    budget = replace(BUDGET, usable=(usable, "for a test"))
+    memory = CandidateFactory.of(LLAMA, budget, stored_sweep(LLAMA, TAPES)).make(resolve(LLAMA, RunConfig(), CARD))
+    most, _ = memory.largest_floors()
     assert 0.9 * usable < most < usable
-    tight, _ = MemoryBudget(usable_bytes=usable, calibration=CALIBRATION).of(memory, 0.5)
+    tight, _ = memory.largest_floors(0.5)
     assert tight > most
 
 
@@ -212,12 +214,12 @@ def test_a_run_that_is_ranked_just_above_the_card_is_played() -> None:
     def tape(run: RunConfig) -> Tape | None:
         return session.tape_for(yi, run, CARD, stored_only=True)
 
-    found = plan(yi, Request(gpu=CARD), sweep=stored_sweep(yi, TAPES), tape_of=tape, calibration=CALIBRATION)
+    found = plan(yi, Request(budget=BUDGET), sweep=stored_sweep(yi, TAPES), tape_of=tape)
     assert found.estimate.verdict == "fits"
     assert found.run.seq_len == 2048
 
 
 def test_a_model_with_few_positions_is_planned_at_all_of_them() -> None:
-    found = plan(CATALOGUE.load("openai-community/gpt2"), Request(gpu=CARD), calibration=CALIBRATION)
+    found = plan(CATALOGUE.load("openai-community/gpt2"), Request(budget=BUDGET))
     assert found.run.seq_len == 1024
     assert found.estimate.verdict == "fits"

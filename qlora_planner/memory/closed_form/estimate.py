@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.breakdown import Breakdown, highest
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.activations import most
 from qlora_planner.memory.closed_form.components import component_lines
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Phase
-from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -22,13 +21,10 @@ from qlora_planner.spec.run import RunConfig
 RESERVED_OVER_ALLOCATED, RESERVED_OVER_ALLOCATED_EXPANDABLE = 1.06, 1.02
 
 
-def closed_form_breakdown(
-    profile: ModelProfile, resolution: Resolution, workspace_bytes: int, gpu: GpuSpec | None, context: ContextRow
-) -> Breakdown:
+def closed_form_breakdown(profile: ModelProfile, resolution: Resolution, budget: Budget) -> Breakdown:
     """Everything an estimate shows, from the profile's counts and the closed forms."""
     run = resolution.run
-    parts = memory_terms(static_peaks_of(profile, resolution, workspace_bytes), resolution, gpu)
-    parts = replace(parts, context=context)
+    parts = memory_terms(static_peaks_of(profile, resolution, budget.workspace_bytes), resolution, budget.context)
     phases, peak = phases_of(run, parts)
     return Breakdown(
         load=parts.load,
@@ -69,7 +65,7 @@ def phases_of(run: RunConfig, parts: MemoryTerms) -> tuple[tuple[Phase, ...], Ph
     """All phases, and the one with the highest device figure."""
     state, context = parts.state, parts.context
     born = context.first_tensor_bytes
-    full = born + context.kernels_bytes
+    full = context.total_bytes
     factor = RESERVED_OVER_ALLOCATED_EXPANDABLE if is_expandable(run.alloc_conf) else RESERVED_OVER_ALLOCATED
     base = base_bytes(run, parts)
     # Adapters in float32 stand beside their 16-bit copies while a trainer casts them, one tensor at a time.
@@ -98,7 +94,7 @@ def phases_of(run: RunConfig, parts: MemoryTerms) -> tuple[tuple[Phase, ...], Ph
 def floor_of(phases: tuple[Phase, ...], context: ContextRow) -> int:
     """The smallest device total on which the run works: the cache given back, the context kept."""
     highest = max(phase.allocated_bytes or 0 for phase in phases)
-    return int(highest * RESERVED_OVER_ALLOCATED_EXPANDABLE) + context.first_tensor_bytes + context.kernels_bytes
+    return int(highest * RESERVED_OVER_ALLOCATED_EXPANDABLE) + context.total_bytes
 
 
 def _eval_phase(run: RunConfig, parts: MemoryTerms, base: int, factor: float, full: int) -> Phase:

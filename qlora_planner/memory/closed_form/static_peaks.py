@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer
-from qlora_planner.catalog.cuda import ContextRow, context_row
+from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
 from qlora_planner.memory.allocator.expandable import make_allocator
 from qlora_planner.memory.closed_form import activations
@@ -12,7 +12,6 @@ from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.static import StaticMemory, static_memory
 from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
-from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 
 
@@ -75,8 +74,8 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     )
 
 
-def memory_terms(ground: StaticPeaks, resolution: Resolution, gpu: GpuSpec | None) -> MemoryTerms:
-    """Add to the static_peaks what batch and sequence decide."""
+def memory_terms(ground: StaticPeaks, resolution: Resolution, context: ContextRow) -> MemoryTerms:
+    """Add to the static peaks what batch and sequence decide; `context` is the CUDA context of the run."""
     trainer, loss = resolution.trainer, resolution.loss
     return MemoryTerms(
         static=ground.static,
@@ -86,7 +85,7 @@ def memory_terms(ground: StaticPeaks, resolution: Resolution, gpu: GpuSpec | Non
         prepare=ground.prepare,
         adapters=ground.adapters,
         workspace=2 * ground.workspace,  # one handle for the forward thread, one for autograd's
-        context=context_row(gpu.name if gpu else None, gpu.form if gpu else None),
+        context=context,
         trainer=trainer,
         loss=loss,
     )

@@ -10,6 +10,7 @@ from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.breakdown import Breakdown, highest
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.explanations import before_training, counted_words
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
@@ -32,20 +33,19 @@ def traced_breakdown(
     profile: ModelProfile,
     resolution: Resolution,
     tape: Tape,
-    workspace_bytes: int,
-    context: ContextRow,
-    usable_bytes: int | None = None,
+    budget: Budget,
     orders: Sequence[Sequence[Tape]] = (),
-    limit_bytes: int | None = None,
 ) -> Breakdown:
     """Everything an estimate shows, from the tape of this run played through the allocator.
 
     Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
 
-    `usable_bytes` is what a process can have on the card: near it the floor is worked out more finely. Under torch's
-    own `limit_bytes` a run that gets through gives back what it has cached; of one that does not, all is shown.
+    Near what is usable within the `budget`, which is the run's own, the floor is worked out more finely. Under torch's
+    own limit a run that gets through gives back what it has cached; of one that does not, all is shown.
     """
-    run = resolution.run
+    run, context, workspace_bytes, limit_bytes = (
+        resolution.run, budget.context, budget.workspace_bytes, budget.cap_bytes,
+    )  # fmt: skip
     tried = [(simulate_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     shown = played
@@ -54,7 +54,7 @@ def traced_breakdown(
             shown = simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
     phases = _phases(run, shown, context)
     peak = highest(phases)
-    full = context.first_tensor_bytes + context.kernels_bytes
+    full = context.total_bytes
     return Breakdown(
         load=played.load,
         prepare=played.prepare,
@@ -70,7 +70,7 @@ def traced_breakdown(
                 tape,
                 workspace_bytes,
                 played,
-                None if usable_bytes is None else usable_bytes - full,
+                None if budget.usable is None else budget.usable_bytes - full,
                 before,
             )
             + full,
@@ -85,7 +85,7 @@ def traced_breakdown(
 
 def _phases(run: RunConfig, played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
     born = context.first_tensor_bytes
-    full = born + context.kernels_bytes
+    full = context.total_bytes
 
     def phase(name: str, peak: PhasePeak | None, beside: int) -> Phase:
         if peak is None:
@@ -125,7 +125,7 @@ def _sizes(played: SimulatedRun, phase: Phase, context: ContextRow) -> dict[Comp
     else:
         name = "optimizer" if phase.name == "save" else phase.name
         sizes = dict(zip(COMPONENTS, played.training[name].components, strict=True))
-        beside = context.first_tensor_bytes + context.kernels_bytes
+        beside = context.total_bytes
     sizes[Component.CUDA_CONTEXT] = beside
     sizes[Component.ALLOCATOR_SLACK] = 0
     sizes[Component.ALLOCATOR_SLACK] = (phase.device_bytes or 0) - sum(sizes.values())

@@ -20,9 +20,9 @@ from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
-from qlora_planner.planner.budget import Sweep, SweptRange, fixed_of
 from qlora_planner.planner.search_space import WEIGHT_STORAGES
 from qlora_planner.planner.survey.survey import Candidate
+from qlora_planner.planner.sweeps import Sweep, SweptRange, fixed_of
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile

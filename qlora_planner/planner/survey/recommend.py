@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.memory.verdict import context_of, with_libraries
-from qlora_planner.planner.candidate_memory import MemoryBudget, candidate_memory_of
+from qlora_planner.planner.candidate_memory import candidate_memory_of
 from qlora_planner.planner.objectives import OBJECTIVES
 from qlora_planner.planner.search import OptionSet, option_set, rank
 from qlora_planner.planner.search_space import EFFECTIVE_BATCH, LARGEST_BATCH, SearchSpace
@@ -25,12 +24,10 @@ _KINDS = (_BATCHES[:1], _BATCHES[1:])  # one sequence a row, and several, which 
 
 @dataclass(slots=True, kw_only=True)
 class Recommender:
-    """Searches for many models on one card; `pace_on` has the rates that speeds are ranked by."""
+    """Searches for many models within one budget; `pace_on` has the rates that speeds are ranked by."""
 
-    gpu: GpuSpec
-    limits: MemoryBudget
+    budget: Budget
     pace_on: GpuSpec
-    calibration: Calibration | None
 
     def best(self, one: Candidate) -> Recommended | None:
         """The fastest run that fits at the length asked for; None where none does."""
@@ -49,7 +46,7 @@ class Recommender:
             },
             floor_bytes=choice.floor_bytes,
             traced=choice.traced,
-            tokens_per_s=choice.pace if Rates.of(self.gpu, run.compute_dtype) else None,
+            tokens_per_s=choice.pace if Rates.of(self.budget.card, run.compute_dtype) else None,
         )
 
     def _option_sets(self, one: Candidate, asked: RunConfig) -> Iterator[tuple[OptionSet, list[int]]]:
@@ -62,13 +59,9 @@ class Recommender:
     def _option_set(self, one: Candidate, base: IndexedStorage, asked: RunConfig, *, padded: bool) -> OptionSet:
         resolved = asked.with_(**{**base.settled, "padding": padded})
         resolution = Resolution.resolved(resolved, one.resolution.stack)
-        context = with_libraries(context_of(self.gpu, self.calibration), resolved)
-        memory = candidate_memory_of(base.ground, resolution, self.gpu, one.sweep, context, base.fixed)
+        memory = candidate_memory_of(base.ground, resolution, self.budget, one.sweep, base.fixed)
         rates = Rates.of(self.pace_on, resolved.compute_dtype)
         assert rates is not None, "the ranking card has rates"
-        traits, basis = efficiency_of(self.pace_on, self.calibration)
+        traits, basis = efficiency_of(self.pace_on, self.budget.calibration)
         work = base.work(checkpointing=asked.gradient_checkpointing, padding=padded)
-        return option_set(
-            asked, memory, SpeedModel(work=work, rates=rates, traits=traits, basis=basis),
-            self.limits.of(memory),
-        )  # fmt: skip
+        return option_set(asked, memory, SpeedModel(work=work, rates=rates, traits=traits, basis=basis))

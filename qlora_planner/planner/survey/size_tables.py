@@ -13,14 +13,15 @@ import numpy as np
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED, Calibration
-from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.budget import Budget
+from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST, verdict_of
-from qlora_planner.planner.budget import SEQ_STEP, usable_on
-from qlora_planner.planner.candidate_memory import CandidateMemory, MemoryBudget
+from qlora_planner.memory.verdict import verdict_of
+from qlora_planner.planner.candidate_memory import CandidateMemory
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.other_gpus import fitting_on
 from qlora_planner.planner.survey.survey import Candidate, candidate_memory_for
+from qlora_planner.planner.sweeps import SEQ_STEP
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -208,17 +209,17 @@ class _Known:
     run: RunConfig
     tape_of: TapeOf
     candidate_of: CandidateOf
-    calibration: Calibration | None
+    nowhere: Budget  # no card, with what is measured
     forms: dict[tuple[str, str], MemoryEstimate] = field(default_factory=dict)
     candidates: dict[str, Candidate] = field(default_factory=dict)
-    cards: dict[str, MemoryBudget] = field(default_factory=dict)
+    budgets: dict[str, Budget] = field(default_factory=dict)
 
     def form(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
         """The estimate by closed forms."""
         key = profile.id, method.name
         if key not in self.forms:
             run = self.run.with_(**method.options)
-            self.forms[key] = estimate(profile, run, calibration=self.calibration)
+            self.forms[key] = estimate_within(self.nowhere, profile, run)
         return self.forms[key]
 
     def best(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
@@ -227,13 +228,13 @@ class _Known:
 
     def _played(self, profile: ModelProfile, run: RunConfig) -> MemoryEstimate | None:
         tape = self.tape_of(profile, run)
-        return None if tape is None else estimate(profile, run, tape=tape, calibration=self.calibration)
+        return None if tape is None else estimate_within(self.nowhere, profile, run, tape=tape)
 
     def fits_played(self, profile: ModelProfile, card: GpuSpec, seq_len: int) -> bool:
         """Whether the 4-bit run fits at a length, batch 1."""
         run = self.run.with_(**METHODS[-1].options, batch_size=1, seq_len=seq_len)
-        answer = self._played(profile, run) or estimate(profile, run, calibration=self.calibration)
-        return verdict_of(fitting_on(answer, None, card, self.calibration)) == "fits"
+        answer = self._played(profile, run) or estimate_within(self.nowhere, profile, run)
+        return self.verdict(answer, card) == "fits"
 
     def memory(self, profile: ModelProfile, card: GpuSpec) -> CandidateMemory:
         """The memory of the 4-bit run, ranked from its trace where one is stored."""
@@ -241,14 +242,17 @@ class _Known:
             self.candidates[profile.id] = self.candidate_of(profile)
         one = self.candidates[profile.id]
         padded = one.resolution.run.batch_size > 1
-        return candidate_memory_for(one, one.resolution.run, card, self.calibration, padded=padded)
+        return candidate_memory_for(one, one.resolution.run, self.budget(card), padded=padded)
 
-    def limits(self, card: GpuSpec) -> MemoryBudget:
-        """The largest floors that fit a card."""
-        if card.name not in self.cards:
-            usable = usable_on(card, 0, None, self.calibration)
-            self.cards[card.name] = MemoryBudget(usable_bytes=usable, calibration=self.calibration)
-        return self.cards[card.name]
+    def budget(self, card: GpuSpec) -> Budget:
+        """All of a card."""
+        if card.name not in self.budgets:
+            self.budgets[card.name] = self.nowhere.on(card)
+        return self.budgets[card.name]
+
+    def verdict(self, answer: MemoryEstimate, card: GpuSpec) -> str:
+        """How a run that was estimated without a card does on one."""
+        return verdict_of(fitting_on(answer, self.nowhere, card))
 
 
 def positions(profile: ModelProfile) -> int:
@@ -273,7 +277,9 @@ def make_tables(
     `common_card` is the one that a 7B model is said to need.
     Raises InputError for a length that a model of `shown` has no positions for.
     """
-    known = _Known(run=run, tape_of=tape_of, candidate_of=candidate_of, calibration=calibration)
+    known = _Known(
+        run=run, tape_of=tape_of, candidate_of=candidate_of, nowhere=Budget.of(None, calibration=calibration)
+    )
     for profile in shown:
         if (limit := positions(profile)) < run.seq_len:
             raise InputError(f"--seq-len {run.seq_len}: {profile.id} has positions for {limit:,} tokens")
@@ -294,7 +300,7 @@ def _memory_row(profile: ModelProfile, known: _Known) -> MemoryRow:
     lora, nf4 = METHODS[1], METHODS[-1]
     now = known.form(profile, nf4)
     flat, upcast = (
-        estimate(profile, known.run.with_(**nf4.options, **change), calibration=known.calibration)
+        estimate_within(known.nowhere, profile, known.run.with_(**nf4.options, **change))
         for change in ({"double_quant": False}, {"upcast": True})
     )
     refused = Figure.of(upcast).refused
@@ -314,7 +320,7 @@ def _card_row(models: Sequence[ModelProfile], card: GpuSpec, known: _Known) -> C
     found = {method.name: _largest(models, card, method, known) for method in METHODS}
     return CardRow(
         card=card,
-        usable_bytes=usable_on(card, 0, None, known.calibration),
+        usable_bytes=known.budget(card).usable_bytes,
         largest={name: fits for name, (fits, _) in found.items()},
         perhaps={name: tight for name, (_, tight) in found.items()},
     )
@@ -324,7 +330,7 @@ def _largest(
     models: Sequence[ModelProfile], card: GpuSpec, method: Method, known: _Known
 ) -> tuple[Largest | None, Largest | None]:
     """The largest model that fits, and a larger one by closed forms that is tight."""
-    usable = usable_on(card, 0, None, known.calibration)
+    usable = known.budget(card).usable_bytes
     tight = None
     for profile in models:
         if profile.params * _LEAST_BYTES[method.name] > usable:
@@ -339,19 +345,18 @@ def _largest(
 
 def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Known) -> Largest:
     if method is METHODS[-1]:
-        memory, limits = known.memory(profile, card), known.limits(card)
+        memory = known.memory(profile, card)
         refused = any(problem.blocking for problem in known.candidates[profile.id].resolution.problems)
         run = known.run
         floors, traced = memory.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
-        device, at = int(floors[0]), 0 if traced[0] else 1
+        device = int(floors[0])
         basis = "swept" if traced[0] else "closed-form"
-        fits, tight = (device <= limits.of(memory, most)[at] for most in (FITS_AT_MOST, TIGHT_AT_MOST))
-        verdict = "fits" if fits else "tight" if tight else "does-not-fit"
+        verdict = memory.verdict(device, traced=bool(traced[0]))
     else:
         answer = known.form(profile, method)
         refused = Figure.of(answer).refused is not None
         device, basis = answer.peak.device_bytes, "closed-form"
-        verdict = verdict_of(fitting_on(answer, None, card, known.calibration))
+        verdict = known.verdict(answer, card)
     return Largest(
         model_id=profile.id, params=profile.params, device_bytes=device, basis=basis,
         verdict="will-not-run" if refused else verdict,
@@ -362,7 +367,7 @@ def _six_gb(profile: ModelProfile, card: GpuSpec, known: _Known) -> SixGb:
     answer = known.best(profile, METHODS[-1])
     # Ranked first, then played: a step or two settle it.
     memory = known.memory(profile, card)
-    steps = (longest(memory, known.limits(card).of(memory), 1, positions(profile)) or 0) // SEQ_STEP
+    steps = (longest(memory, 1, positions(profile)) or 0) // SEQ_STEP
     while steps and not known.fits_played(profile, card, steps * SEQ_STEP):
         steps -= 1
     while known.fits_played(profile, card, (steps + 1) * SEQ_STEP):

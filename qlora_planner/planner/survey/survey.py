@@ -14,7 +14,7 @@ import numpy as np
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.components import component_lines
 from qlora_planner.memory.closed_form.estimate import phases_of
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_terms, static_peaks_of
@@ -22,10 +22,9 @@ from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.unmodelled.left_out import left_out
-from qlora_planner.memory.verdict import TIGHT_AT_MOST, context_of, with_libraries
-from qlora_planner.planner.budget import Sweep, fixed_of, usable_on
-from qlora_planner.planner.candidate_memory import CandidateMemory, MemoryBudget, candidate_memory_of
+from qlora_planner.planner.candidate_memory import CandidateMemory, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
+from qlora_planner.planner.sweeps import Sweep, fixed_of
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -110,7 +109,7 @@ def _no_sweep(_profile: ModelProfile) -> Sweep | None:
 
 
 def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep | None = None) -> Candidate:
-    """Resolve `run` on a model and play its static_peaks."""
+    """Resolve `run` on a model and play its static peaks."""
     rows = profile.dims.get("position_rows")  # a model that looks positions up has no more than these
     resolution = resolve(profile, run.with_(seq_len=min(run.seq_len, int(rows or run.seq_len))), gpu)
     limit = profile.dims.get("max_position_embeddings")
@@ -129,13 +128,10 @@ def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep 
 
 def survey(
     profiles: Iterable[ModelProfile],
-    gpu: GpuSpec,
+    budget: Budget,
     run: RunConfig | None = None,
     *,
-    reserve_bytes: int = 0,
-    cap_bytes: int | None = None,
     sweep_of: SweepOf = _no_sweep,
-    calibration: Calibration | None = None,
     storages_of: BasesOf = _no_bases,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> list[SurveyRow]:
@@ -146,50 +142,43 @@ def survey(
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     asked = run or RunConfig()
-    usable = usable_on(gpu, reserve_bytes, cap_bytes, calibration)
-    limits = MemoryBudget(usable_bytes=usable, calibration=calibration)
     rows = []
     for profile in profiles:
         try:
-            one = candidate(profile, asked, gpu, sweep_of(profile))
-            row = judge(replace(one, bases=storages_of(profile)), gpu, limits, recommend)
+            one = candidate(profile, asked, budget.card, sweep_of(profile))
+            row = judge(replace(one, bases=storages_of(profile)), budget, recommend)
             rows.append(_qualified(row, left_out(profile, one.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
-            rows.append(_refused(profile, asked, usable, str(error)))
+            rows.append(_refused(profile, asked, budget.usable_bytes, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
 def judge(
     one: Candidate,
-    gpu: GpuSpec,
-    limits: MemoryBudget,
+    budget: Budget,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> SurveyRow:
-    """The row of one model within `limits`; `recommend` searches for its best run."""
-    run, usable = one.resolution.run, limits.usable_bytes
+    """The row of one model within a budget; `recommend` searches for its best run."""
+    run, usable = one.resolution.run, budget.usable_bytes
     seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
     run = run.with_(seq_len=seq_len)
-    single, several = (
-        candidate_memory_for(one, run, gpu, limits.calibration, padded=padded) for padded in (False, True)
-    )
-    parts = memory_terms(one.ground, replace(one.resolution, run=run), gpu)
+    single, several = (candidate_memory_for(one, run, budget, padded=padded) for padded in (False, True))
+    parts = memory_terms(one.ground, replace(one.resolution, run=run), budget.context)
     _, peak = phases_of(run, parts)
     limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
     refused = [problem for problem in one.resolution.problems if problem.blocking]
     own = several if run.padding else single
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
-    floor, at = int(floors[0]), 0 if traced[0] else 1
-    fits = floor <= limits.of(own)[at]
-    tight = floor <= limits.of(own, TIGHT_AT_MOST)[at]
-    verdict = "will-not-run" if refused else "fits" if fits else "tight" if tight else "does-not-fit"
+    floor = int(floors[0])
+    verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
     return SurveyRow(
         model_id=one.model_id,
         family=one.family,
         params=one.params,
         verdict=verdict,
         run=run,
-        longest_seq_len=longest(single, limits.of(single), 1, one.max_seq_len),
-        largest_batch=largest_batch(single, several, limits, seq_len) if verdict == "fits" else None,
+        longest_seq_len=longest(single, 1, one.max_seq_len),
+        largest_batch=largest_batch(single, several, seq_len) if verdict == "fits" else None,
         peak_bytes=floor,
         headroom_bytes=usable - floor,
         usable_bytes=usable,
@@ -216,16 +205,13 @@ def _said(resolution: Resolution) -> str | None:
     return next((problem.message for problem in resolution.problems if problem.code == "targets-unmatched"), None)
 
 
-def candidate_memory_for(
-    one: Candidate, run: RunConfig, gpu: GpuSpec, calibration: Calibration | None, *, padded: bool
-) -> CandidateMemory:
+def candidate_memory_for(one: Candidate, run: RunConfig, budget: Budget, *, padded: bool) -> CandidateMemory:
     """The memory of a candidate's run at any size, with and without padded rows where padding was left open."""
     if "padding" in one.resolution.why:
         run = run.with_(padding=padded and not run.packing)
     resolution = Resolution.resolved(run, one.resolution.stack)
-    context = with_libraries(context_of(gpu, calibration), run)
     assert one.fixed is not None
-    return candidate_memory_of(one.ground, resolution, gpu, one.sweep, context, one.fixed)
+    return candidate_memory_of(one.ground, resolution, budget, one.sweep, one.fixed)
 
 
 def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:

@@ -1,27 +1,17 @@
-"""What a search rests on: the usable_with_reason on a card, the steps of its sizes, and what is traced of a model."""
+"""What a search rests on: the steps of its sizes, and what is traced of a model."""
 
 from __future__ import annotations
 
-from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.sweep.validity import ValidityRange
-from qlora_planner.memory.verdict import context_of, usable_with_reason
 from qlora_planner.record import record
-from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
 _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
-
-
-def usable_on(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, calibration: Calibration | None = None) -> int:
-    """Device bytes that a process may reach on this card."""
-    return usable_with_reason(gpu, reserve_bytes, cap_bytes, context_of(gpu, calibration))[0]
-
-
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
 # played runs of 25 models. It ranks runs; an answer is played itself.
 PINNED_OVER_ALLOCATED = 1.05

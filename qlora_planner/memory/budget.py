@@ -1,0 +1,190 @@
+"""Budget: what one process may use of one card of a machine, and how well that is known."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import field, replace
+
+from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
+from qlora_planner.catalog.gpus import usable_bytes
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
+from qlora_planner.record import record
+from qlora_planner.spec.libraries import library_bytes
+from qlora_planner.spec.machine import GpuSpec, Machine
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.units import format_mib
+
+_FLOOR_STEP_BYTES = 1 << 16
+
+
+@record
+class Budget:
+    """What a process may use of the card `rank` of a machine; made by `of`. Without a machine, figures have no card.
+
+    `reserve_bytes` is held back for a desktop or other processes, `cap_bytes` is torch's own per-process limit,
+    `calibration` what measurements say. From these come the CUDA context, one cuBLAS handle's workspace, and the
+    usable bytes with the reason.
+    """
+
+    machine: Machine | None
+    rank: int
+    reserve_bytes: int
+    cap_bytes: int | None
+    calibration: Calibration | None
+    context: ContextRow
+    workspace_bytes: int
+    usable: tuple[int, str] | None  # None without a machine
+    # Largest floors by method, context and chance: each is looked for once.
+    _floors: dict[tuple[str, ContextRow, float], int] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+
+    @classmethod
+    def of(
+        cls,
+        gpu: GpuSpec | None,
+        *,
+        reserve_bytes: int = 0,
+        cap_bytes: int | None = None,
+        calibration: Calibration | None = None,
+    ) -> Budget:
+        """The budget of a process that has one card to itself but for `reserve_bytes`.
+
+        Raises InputError for a reserve below zero.
+        """
+        context = context_of(gpu, calibration)
+        return cls(
+            machine=None if gpu is None else Machine.of(gpu),
+            rank=0,
+            reserve_bytes=reserve_bytes,
+            cap_bytes=cap_bytes,
+            calibration=calibration,
+            context=context,
+            workspace_bytes=cublas_workspace_bytes(None if gpu is None else gpu.compute_capability),
+            usable=None if gpu is None else _usable_with_reason(gpu, reserve_bytes, cap_bytes, context),
+        )
+
+    def on(self, gpu: GpuSpec | None) -> Budget:
+        """The whole of another card, by the same measurements."""
+        return Budget.of(gpu, calibration=self.calibration)
+
+    def for_run(self, run: RunConfig) -> Budget:
+        """The same for a run whose libraries take more or less than the usual one's."""
+        context = self.context_for(run)
+        if context is self.context:
+            return self
+        gpu = self.gpu
+        usable = None if gpu is None else _usable_with_reason(gpu, self.reserve_bytes, self.cap_bytes, context)
+        return replace(self, context=context, usable=usable)
+
+    def context_for(self, run: RunConfig) -> ContextRow:
+        """The CUDA context with the libraries that a run uses."""
+        return _with_libraries(self.context, run)
+
+    @property
+    def gpu(self) -> GpuSpec | None:
+        """The card; None where figures are for none in particular."""
+        return None if self.machine is None else self.machine.gpus[self.rank]
+
+    @property
+    def card(self) -> GpuSpec:
+        """The card, for what cannot be asked without one."""
+        assert self.machine is not None, "a search is for a card"
+        return self.machine.gpus[self.rank]
+
+    @property
+    def usable_bytes(self) -> int:
+        """Device bytes that the process may reach on its card."""
+        assert self.usable is not None, "without a card nothing is usable"
+        return self.usable[0]
+
+    @property
+    def capped(self) -> bool:
+        """Whether torch's own limit is what decides."""
+        gpu = self.gpu
+        return gpu is not None and self.usable_bytes < usable_bytes(gpu, self.reserve_bytes)[0]
+
+    def distribution(self, device_bytes: int, method: str) -> Distribution:
+        """How a device figure that was predicted on this method may turn out."""
+        return distribution(device_bytes, method, self.context, self.calibration)
+
+    def interval(self, device_bytes: int, method: str) -> tuple[int, int]:
+        """Its 90 % interval, in bytes."""
+        return interval(device_bytes, self.distribution(device_bytes, method))
+
+    def probability_oom(self, floor_bytes: int, method: str) -> float:
+        """The chance of running out on the card for a run that works from so many bytes on."""
+        around = self.distribution(floor_bytes, method)
+        return probability_over(self.usable_bytes, beside_a_cap(around, self.context) if self.capped else around)
+
+    def largest_floor(self, method: str, context: ContextRow, chance: float) -> int:
+        """The largest floor, to 64 KiB, of which the chance of running out is at most `chance`; 0 where none is.
+
+        `context` is that of the run: see `context_for`.
+        """
+        key = method, context, chance
+        if key not in self._floors:
+            usable = self.usable_bytes
+            self._floors[key] = _last(
+                lambda floor: (
+                    probability_over(usable, distribution(floor, method, context, self.calibration)) <= chance
+                ),
+                usable,
+            )
+        return self._floors[key]
+
+
+def context_of(gpu: GpuSpec | None, calibration: Calibration | None = None) -> ContextRow:
+    """The context on a card: what measurements of that card say, else the catalogue's row."""
+    measured = None if gpu is None or calibration is None else calibration.contexts.get(gpu.name)
+    if measured is None:
+        return context_row(gpu.name if gpu else None, gpu.form if gpu else None)
+    total = measured.first_tensor_bytes + measured.kernels_bytes
+    return ContextRow(
+        first_tensor_bytes=measured.first_tensor_bytes,
+        kernels_bytes=measured.kernels_bytes,
+        low_bytes=min(measured.low_bytes, total),
+        high_bytes=max(measured.high_bytes, total),
+        measured=True,
+        why=f"calibrated: {format_mib(measured.first_tensor_bytes)} after the first tensor, {format_mib(total)} by the"
+        f" end of a step, the middle of {measured.count:,} runs measured on this card",
+    )
+
+
+def _with_libraries(context: ContextRow, run: RunConfig) -> ContextRow:
+    """The context of a run that uses other libraries than the usual one."""
+    more = library_bytes(run)
+    if not more:
+        return context
+    kernels = max(0, context.kernels_bytes + more)
+    return replace(
+        context,
+        kernels_bytes=kernels,
+        low_bytes=max(context.first_tensor_bytes, context.low_bytes + more),
+        high_bytes=context.high_bytes + more,
+        why=f"{context.why}; {more >> 20:+d} MiB for the libraries of this run",
+    )
+
+
+def _usable_with_reason(
+    gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, context: ContextRow
+) -> tuple[int, str]:
+    """Device bytes that the process may reach on the card, and why; a cap limits torch, so the context comes on top."""
+    usable, why = usable_bytes(gpu, reserve_bytes)
+    if cap_bytes is not None:
+        capped = cap_bytes + context.total_bytes
+        if capped < usable:
+            return capped, f"torch's limit of {format_mib(cap_bytes)} and the context"
+    return usable, why
+
+
+def _last(holds: Callable[[int], bool], top: int) -> int:
+    low, high = 0, 2 * top
+    while high - low > _FLOOR_STEP_BYTES:
+        middle = (low + high) // 2
+        if holds(middle):
+            low = middle
+        else:
+            high = middle
+    return low
