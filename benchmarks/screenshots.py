@@ -30,8 +30,8 @@ async def picture(scene: Scene, home: Path, *, counted: bool) -> str:
         async with app.run_test(size=SIZE) as pilot:
             await scene(app, pilot)
             found = app.export_screenshot(title=title_of(scene))
-        if app.launch is not None:
-            app.launch.end(5)
+        if app.launches.current is not None:
+            app.launches.current.end(5)
     return re.sub(r"\bterminal-\d+-", "terminal-", found)
 
 

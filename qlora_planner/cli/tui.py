@@ -17,7 +17,7 @@ from qlora_planner.errors import MissingError, PlannerError, UnprofiledError
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place
-    from qlora_planner.tui.state import State
+    from qlora_planner.tui.saved_state import SavedState
 
 # How long a worker that plays a run may hold the interpreter before a key is looked at; Python's own is 5 ms.
 _SWITCH_S = 0.001
@@ -50,8 +50,8 @@ def command(**given: Any) -> int:
         explorer.run()
     finally:
         surveys.close()
-    if explorer.unkept is not None:
-        say(f"{explorer.unkept}; the next start does not know where you were")
+    if explorer.leaving.unkept is not None:
+        say(f"{explorer.leaving.unkept}; the next start does not know where you were")
     return explorer.return_code or 0
 
 
@@ -60,8 +60,8 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
     Raises InputError and MissingError for a card or data options that mean nothing.
     """
+    from qlora_planner.tui.saved_state import read_state, state_path
     from qlora_planner.tui.startup import DataAsked, Start
-    from qlora_planner.tui.state import read_state, state_path
 
     asked = None
     if given.get("data") is not None:
@@ -82,7 +82,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     from qlora_planner.tui.app import Explorer
 
     start = Start(
-        survey=surveys, place=place, state=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
+        survey=surveys, place=place, saved=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
         plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
     )  # fmt: skip
     return Explorer(start)
@@ -96,7 +96,7 @@ def _check(model: str, profiles: str | None) -> None:
         load_model(model, profiles=profiles, build="never", warn=say)
 
 
-def _place(text: str | None, state: State, profiles: str | None) -> Place:
+def _place(text: str | None, state: SavedState, profiles: str | None) -> Place:
     """The card that was typed, else the one that it was left with, else what is found here."""
     from qlora_planner.tui.core import place_of
 

@@ -1,35 +1,34 @@
-"""The explorer: its places, its keys, its commands, and the ways out of it."""
+"""The explorer: its places, its keys, its commands, and the objects that it is made of."""
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, ClassVar
 
-from textual.app import SystemCommand
+from textual.app import App, SystemCommand
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 
-from qlora_planner.errors import InputError
-from qlora_planner.text import plain
+from qlora_planner.text import plain, short
 from qlora_planner.tui import commands, core
-from qlora_planner.tui.control.run_control import Launches
-from qlora_planner.tui.control.workers import WRITING
+from qlora_planner.tui.control import messages
+from qlora_planner.tui.control.controller import Controller
+from qlora_planner.tui.control.figures import SURVEY
+from qlora_planner.tui.control.launches import Launches
+from qlora_planner.tui.control.leaving import Leaving
+from qlora_planner.tui.control.tasks import Tasks
 from qlora_planner.tui.screens.base import PLACES, Page, screen_of
 from qlora_planner.tui.startup import Start
-from qlora_planner.tui.state import Pin, State, write_state
-from qlora_planner.tui.terminal_watch import gone
+from qlora_planner.tui.state import ExplorerState
 from qlora_planner.tui.widgets.ascii_filter import Plain
 from qlora_planner.tui.widgets.outside import Clean
 from qlora_planner.tui.widgets.themes import HIGH_CONTRAST, THEMES
 
-_MOST_PINS = 24
-INTERRUPTED = 130
 
-
-class Explorer(Launches):
-    """`qlora-plan tui`. Screens read its attributes and ask it for changes; nothing else has state."""
+class Explorer(App[None]):
+    """`qlora-plan tui`: holds what is explored (`state`), background work (`tasks`), child processes (`launches`), what
+    changes them (`controller`) and the ways out (`leaving`); its own are the places and the keys."""
 
     TITLE = "qlora-plan"
     CSS_PATH = "app.tcss"
@@ -49,14 +48,20 @@ class Explorer(Launches):
     ]
 
     def __init__(self, start: Start) -> None:
-        super().__init__(start)
+        super().__init__()
+        self._start = start
+        self.plain = start.plain  # whether the terminal shows ASCII alone
+        self.state = ExplorerState(start)
+        self.tasks = Tasks(self, self.state, start)
+        self.launches = Launches(self, self.state, self.tasks)
+        self.controller = Controller(self, self.state, self.tasks, start)
+        self.leaving = Leaving(self, start)
         self.register_theme(HIGH_CONTRAST)
-        if start.state.theme in self.available_themes:
-            self.theme = start.state.theme
+        if start.saved.theme in self.available_themes:
+            self.theme = start.saved.theme
         self._filters.append(Clean())
         if start.plain:
             self._filters.append(Plain())
-        self._leaving = False
 
     async def on_mount(self) -> None:
         """Survey the card; look now and then whether the terminal is still there."""
@@ -66,12 +71,59 @@ class Explorer(Launches):
         if self._start.note:
             self.notify(self._start.note, severity="warning")
         self.set_class(self.plain, "plain")
-        self._survey(self.place)
+        self.tasks.want(SURVEY)
         if self._start.model is not None:
-            self._open(self._start.model, self.place, None, show=True)
-        self.set_interval(1.0, self._watch_terminal)
-        if not self.is_headless:
-            self._watch_signals()
+            self.controller.read_model(self._start.model, None, show=True)
+        self.leaving.watch()
+
+    # ------------------------------------------------------------------ the place that is shown
+
+    def notify(self, message: str, **more: Any) -> None:
+        """A word over the screen. Most of them name something from outside: none is markup, all are one line."""
+        super().notify(short(message), **{**more, "markup": False})
+
+    @property
+    def page(self) -> Page | None:
+        """The place that is shown, under whatever dialog."""
+        return next((screen for screen in reversed(self.screen_stack) if isinstance(screen, Page)), None)
+
+    @property
+    def under_dialog(self) -> bool:
+        """Whether a dialog is open."""
+        return not isinstance(self.screen, Page)
+
+    def refresh_page(self) -> None:
+        """Paint the current place."""
+        if self.page is not None:
+            self.page.repaint()
+
+    def go(self, place: str) -> None:
+        """Another of the places."""
+        if self.current_mode != place and not self.under_dialog:
+            self.switch_mode(place)
+
+    # ------------------------------------------------------------------ what tasks tell
+
+    def on_answered(self, message: messages.Answered) -> None:
+        """A figure."""
+        self.controller.answered(message)
+
+    def on_opened(self, message: messages.Opened) -> None:
+        """A model that was asked for."""
+        self.controller.opened(message)
+
+    def on_planned(self, message: messages.Planned) -> None:
+        """A recommended run that was asked for."""
+        self.controller.planned(message)
+
+    def on_told(self, message: messages.Told) -> None:
+        """A word for the reader."""
+        self.notify(message.text, severity=message.severity)
+        self.refresh_page()
+
+    def on_changed_work(self, _message: messages.ChangedWork) -> None:
+        """What is worked on, and what a launched process tells, is said on the screen."""
+        self.refresh_page()
 
     # ------------------------------------------------------------------ keys
 
@@ -84,7 +136,8 @@ class Explorer(Launches):
         if not self.under_dialog:
             from qlora_planner.tui.screens.dialogs import CardScreen
 
-            self.push_screen(CardScreen(core.card_names(self.profiles)), self._named(self.use_card))
+            names = core.card_names(self.state.profiles)
+            self.push_screen(CardScreen(names), self._named(self.controller.use_card))
 
     def action_open(self) -> None:
         """Open a model that is not in the list."""
@@ -92,13 +145,13 @@ class Explorer(Launches):
             from qlora_planner.tui.screens.dialogs import TextScreen
 
             asks = "A model: a catalogue name, a Hub id, or a folder with its config.json"
-            self.push_screen(TextScreen(asks, "", hint="./my-model"), self._named(self.open_model))
+            self.push_screen(TextScreen(asks, "", hint="./my-model"), self._named(self.controller.open_model))
 
     def action_ask_tokenizer(self) -> None:
         """Name the tokenizer that counts the dataset."""
-        if self.data_asked is None:
+        if self.state.data_source is None:
             self.notify("no dataset yet: d names one")
-        self.ask_tokenizer()
+        self.controller.ask_tokenizer()
 
     def _named(self, use: Callable[[str], object]) -> Callable[[str | None], None]:
         """`use` for a dialog's result; a dialog that was closed changes nothing."""
@@ -106,36 +159,19 @@ class Explorer(Launches):
 
     def action_recommend(self) -> None:
         """Look for the best run of the model on the card."""
-        if self.subject is not None:
-            self._recommend(self.subject, self.run_now)
-            self.refresh_page()
-        else:
-            self.say_no_model()
+        self.controller.recommend(keep_length=False)
 
     def action_fit_it(self) -> None:
         """Look for the best run that keeps the sequence length."""
-        if self.subject is not None:
-            self._recommend(self.subject, self.run_now, keep_length=True)
-            self.refresh_page()
-        else:
-            self.say_no_model()
+        self.controller.recommend(keep_length=True)
 
     def action_undo(self) -> None:
         """Back to the run before."""
-        self.undo()
+        self.controller.undo()
 
     def action_pin(self) -> None:
         """Keep the run now for comparison."""
-        if self.subject is None:
-            self.say_no_model()
-            return
-        pin = Pin(model=self.subject.model, card=self.place.asked, run=self.run_now.to_dict())
-        if pin in self.pins:
-            self.notify("this run is pinned already")
-            return
-        self.pins = [*self.pins, pin][-_MOST_PINS:]
-        self._pinned_of = None
-        self.notify(f"pinned; 5 compares {len(self.pins)}")
+        self.controller.pin()
 
     def action_command(self) -> None:
         """Show and copy the command line of what is on the screen."""
@@ -152,18 +188,16 @@ class Explorer(Launches):
             return
         target = commands.target(self)
         if target is None:
-            self.say_no_model()
+            self.controller.say_no_model()
             return
         from qlora_planner.tui.screens.export import ExportScreen
-
-        model, place, run = target
 
         def chosen(result: tuple[str, str, bool] | None) -> None:
             if result is not None:
                 kind, path, force = result
-                self._export(model, place, run, kind, path, force)
+                self.controller.export(target, kind, path, force=force)
 
-        self.push_screen(ExportScreen(model), chosen)
+        self.push_screen(ExportScreen(target[0]), chosen)
 
     def action_help(self) -> None:
         """The keys of the place or dialog, and of what has the focus."""
@@ -189,67 +223,10 @@ class Explorer(Launches):
         """What the palette offers."""
         return commands.palette(self)
 
-    # ------------------------------------------------------------------ the ways out
-
     def action_leave(self) -> None:
-        """Leave. A file that is being written is waited for, unless asked twice; a process that runs is asked about."""
-        if WRITING in self.busy and not self._leaving:
-            self._leaving = True
-            self.notify(f"still {WRITING}; q again leaves without it")
-        elif self.launch is not None and self.launch.running:
-            self.ask_about_leaving()
-        else:
-            self.leave()
+        """Leave, at once or after a question."""
+        self.leaving.ask()
 
     async def action_quit(self) -> None:
         """The framework's own way out keeps the place too."""
         self.action_leave()
-
-    def leave(self, code: int = 0) -> None:
-        """Keep the place and end."""
-        self.save_state()
-        self._left = True  # a survey under way ends at its next row
-        self.exit(return_code=code)
-
-    def _watch_terminal(self) -> None:
-        """A terminal that is gone has nobody who could press q."""
-        if not self.is_headless and not self._left and gone():
-            self._vanished()
-
-    def _watch_signals(self) -> None:
-        import asyncio
-
-        for name in ("SIGHUP", "SIGTERM"):
-            if hasattr(signal, name):
-                asyncio.get_running_loop().add_signal_handler(getattr(signal, name), self._vanished)
-
-    def _vanished(self) -> None:
-        """Keep the place, stop what was started, and end though nothing can be written any more."""
-        import os
-        import threading
-
-        self._left = True
-        self.save_state()
-        if self.launch is not None:
-            self.launch.abandon()
-        ending = threading.Timer(2.0, os._exit, (INTERRUPTED,))
-        ending.daemon = True
-        ending.start()
-        self.exit(return_code=INTERRUPTED)
-
-    def save_state(self) -> None:
-        """Keep where we are."""
-        from dataclasses import asdict
-
-        subject = self.subject
-        state = State(
-            theme=self.theme, sort=self.sort, group=self.group,
-            card=None if self.place.note else self.place.asked,
-            model=None if subject is None else subject.model,
-            run=None if subject is None else self.run_now.to_dict(), pins=tuple(self.pins),
-            data=None if self.data_asked is None else asdict(self.data_asked),
-        )  # fmt: skip
-        try:
-            write_state(self._start.state_path, state)
-        except InputError as error:
-            self.unkept = core.fault_words(error)

@@ -25,40 +25,40 @@ def target(app: Explorer) -> Target | None:
         from qlora_planner.tui.screens.fit import FitScreen
 
         model = app.page.current() if isinstance(app.page, FitScreen) else None
-        row = next((one for one in app.rows or () if one.model_id == model), None)
-        if row is not None and row.model_id != app.model:
-            return row.model_id, app.place, core.start_run(row)
+        row = next((row for row in app.state.rows or () if row.model_id == model), None)
+        if row is not None and row.model_id != app.state.model:
+            return row.model_id, app.state.card, core.start_run(row)
     if app.current_mode == "compare":
         from qlora_planner.tui.screens.compare import CompareScreen
 
         pin = app.page.current() if isinstance(app.page, CompareScreen) else None
         if pin is not None:
-            return pin.model, core.place_of(pin.card, app.profiles), RunConfig(**dict(pin.run))
-    return None if app.model is None else (app.model, app.place, app.run_now)
+            return pin.model, core.place_of(pin.card, app.state.profiles), RunConfig(**dict(pin.run))
+    return None if app.state.model is None else (app.state.model, app.state.card, app.state.run)
 
 
 def line(app: Explorer) -> str:
     """The command that gives what is on the screen."""
-    found = target(app)
-    if app.current_mode == "fit" or found is None:
-        return shlex.join(["qlora-plan", "--gpu", app.place.asked])
-    model, place, run = found
+    shown = target(app)
+    if app.current_mode == "fit" or shown is None:
+        return shlex.join(["qlora-plan", "--gpu", app.state.card.asked])
+    model, card, run = shown
     if app.current_mode in ("prices", "frontier"):
-        return shlex.join(["qlora-plan", *command_line.command_words(model, place, run, "plan", command_line.SEARCHED)])
-    if app.current_mode == "data" and app.data_asked is not None:
-        asked = app.data_asked
-        run = run if app.cut is None else run.with_(seq_len=app.cut)
-        words = command_line.command_words(model, place, run, "plan", command_line.SEARCHED)
-        words += ["--data", asked.path]
-        words += ["--tokenizer", asked.tokenizer] if asked.tokenizer else []
-        words += ["--chars-per-token", f"{asked.chars_per_token:g}"] if asked.chars_per_token else []
-        words += ["--bad-rows", asked.bad_rows] if asked.bad_rows != "refuse" else []
+        return shlex.join(["qlora-plan", *command_line.command_words(model, card, run, "plan", command_line.SEARCHED)])
+    if app.current_mode == "data" and app.state.data_source is not None:
+        source = app.state.data_source
+        run = run if app.state.cut is None else run.with_(seq_len=app.state.cut)
+        words = command_line.command_words(model, card, run, "plan", command_line.SEARCHED)
+        words += ["--data", source.path]
+        words += ["--tokenizer", source.tokenizer] if source.tokenizer else []
+        words += ["--chars-per-token", f"{source.chars_per_token:g}"] if source.chars_per_token else []
+        words += ["--bad-rows", source.bad_rows] if source.bad_rows != "refuse" else []
         return shlex.join(["qlora-plan", *words])
     if app.current_mode == "train":
-        if app.launch is not None:
-            return app.launch.line
-        return shlex.join(["qlora-plan", *app.launch_words("verify")])
-    return command_line.command_line(model, place, run)
+        if app.launches.current is not None:
+            return app.launches.current.line
+        return shlex.join(["qlora-plan", *app.launches.words("verify")])
+    return command_line.command_line(model, card, run)
 
 
 def palette(app: Explorer) -> Iterable[SystemCommand]:

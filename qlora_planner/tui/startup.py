@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_planner.record import record
-from qlora_planner.tui.state import State
+from qlora_planner.tui.saved_state import SavedState
 
 if TYPE_CHECKING:
     from qlora_planner.tui.core import Place
@@ -32,7 +32,7 @@ class Start:
 
     survey: Callable[[Place, bool], Iterable[ModelRow]]
     place: Place
-    state: State
+    saved: SavedState
     state_path: Path
     profiles: str | None = None
     data: DataAsked | None = None

@@ -130,7 +130,7 @@ def _safetensors(path: Path) -> object:
 
 
 def _explorer_state(path: Path) -> object:
-    from qlora_planner.tui.state import read_state
+    from qlora_planner.tui.saved_state import read_state
 
     return read_state(path)
 

@@ -18,8 +18,8 @@ from qlora_planner.cli.main import cli
 from qlora_planner.cli.tui_survey import documents
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import place_of
+from qlora_planner.tui.saved_state import read_state
 from qlora_planner.tui.startup import DataAsked, Start
-from qlora_planner.tui.state import read_state
 from qlora_planner.tui.widgets.common import Breakdown
 from qlora_planner.tui.widgets.rows import ModelRow
 
@@ -61,7 +61,7 @@ def explorer(
     place = place_of(gpu or known.card)
     return Explorer(
         Start(
-            survey=lambda place, recommend: surveyed(place.asked, recommend), place=place, state=known, note=note,
+            survey=lambda place, recommend: surveyed(place.asked, recommend), place=place, saved=known, note=note,
             state_path=state, data=data, plain=plain, model=model,
         )
     )  # fmt: skip
@@ -71,12 +71,12 @@ async def idle(app: Explorer, pilot: Pilot[None]) -> None:
     """Wait until no worker has anything to do."""
     for _ in range(600):
         await pilot.pause()
-        if app.idle:
+        if app.tasks.idle:
             await pilot.pause()
-            if app.idle:
+            if app.tasks.idle:
                 return
         await asyncio.sleep(0.02)
-    raise AssertionError(f"still working: {app.busy}")
+    raise AssertionError(f"still working: {app.tasks.busy}")
 
 
 def tell(app: Explorer, story: Story, size: tuple[int, int] = (120, 40)) -> None:

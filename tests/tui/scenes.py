@@ -106,7 +106,7 @@ async def compare(app: Explorer, pilot: Pilot[None]) -> None:
     """Four pinned runs on two cards."""
     await open_model(app, pilot, MODEL)
     await pilot.press("p", "right", "right", "p")
-    app.use_card("rtx-3090")
+    app.controller.use_card("rtx-3090")
     await idle(app, pilot)
     await pilot.press("p", "u", "u", "p", "5")
     await quiet(app, pilot)
@@ -132,19 +132,19 @@ async def watch(app: Explorer, pilot: Pilot[None]) -> None:
     """A real training that was recorded, at its step 30 of 40, played; it goes on until it is stopped."""
     recording = Recording(RECORDING)
     Launch.program = (sys.executable, str(Path(__file__).with_name("player.py")), str(RECORDING))
-    app.use_card("h200")
+    app.controller.use_card("h200")
     await idle(app, pilot)
     await open_model(app, pilot, MODEL)
     await pilot.press("7")
     await idle(app, pilot)
-    app._start_launch(Launch(recording.words))
-    assert app.launch is not None
+    app.launches.start(Launch(recording.words))
+    assert app.launches.current is not None
     for _ in range(400):
         await pilot.pause(0.05)
-        if app.launch.log and app.launch.step == 30:
+        if app.launches.current.log and app.launches.current.step == 30:
             break
     await pilot.pause(0.5)
-    app._left = True  # nobody listens any more: a picture waits until every worker has ended
+    app.tasks.ended = True  # nobody listens any more: a picture waits until every worker has ended
     await app.workers.wait_for_complete()
     await quiet(app, pilot)
 

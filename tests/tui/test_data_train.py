@@ -36,7 +36,7 @@ def test_data_shows_what_plan_answers(tmp_path: Path) -> None:
         assert f"--data {data}" in line
         told = document(*shlex.split(line)[1:])
         facts, run = told["data"], told["data"]["run"]
-        assert run["seq_len"] == app.cut == app.screen.query_one(Slider).at < 2048
+        assert run["seq_len"] == app.state.cut == app.screen.query_one(Slider).at < 2048
         bins = app.screen.query_one(Histogram).bins
         assert [list(column) for column in zip(*bins, strict=True)] == [
             facts["histogram"]["edges"][: len(bins)], facts["histogram"]["rows"],
@@ -48,15 +48,15 @@ def test_data_shows_what_plan_answers(tmp_path: Path) -> None:
         assert f"{run['cut']['tokens_lost']:,} tokens" in cut
         assert f"{run['steps_per_epoch']} steps" in cut
         assert f"{run['worst_batch']['tokens']:,} tokens" in cut
-        assert app.data_view is not None
-        assert app.data_view.peak_bytes == told["estimate"]["peak"]["device_bytes"]
-        assert format_gib(app.data_view.saved_bytes) in cut
+        assert app.state.data_view is not None
+        assert app.state.data_view.peak_bytes == told["estimate"]["peak"]["device_bytes"]
+        assert format_gib(app.state.data_view.saved_bytes) in cut
         await pilot.press("a")
         await idle(app, pilot)
-        assert app.run_now.seq_len == app.cut
+        assert app.state.run.seq_len == app.state.cut
         await pilot.press("u")
         await idle(app, pilot)
-        assert app.run_now.seq_len == 2048
+        assert app.state.run.seq_len == 2048
 
     tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
 
@@ -71,10 +71,10 @@ def test_the_slider_follows_the_mouse(tmp_path: Path) -> None:
         slider = app.screen.query_one(Slider)
         await pilot.click(Slider, offset=(0, 0))
         await idle(app, pilot)
-        assert app.cut == slider.at == slider.stops[0]
+        assert app.state.cut == slider.at == slider.stops[0]
         await pilot.press("end")
         await idle(app, pilot)
-        assert app.cut == slider.stops[-1]
+        assert app.state.cut == slider.stops[-1]
         assert "nothing is cut" in words(app, "#cut")
 
     tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
@@ -98,7 +98,7 @@ def test_a_dataset_is_named_in_the_screen_and_a_bad_one_is_one_line(tmp_path: Pa
             said = words(app, "#note")
             assert name in said
             assert "\n" not in said
-            assert app.data is None
+            assert app.state.data is None
 
     async def open_model_from(app: Explorer, pilot: Pilot[None]) -> None:
         await pilot.press("1")
@@ -117,14 +117,14 @@ async def begin(app: Explorer, pilot: Pilot[None]) -> None:
     assert app.screen.query_one("#field-output", Input).value == "runs/Llama-3.1-8B"
     await pilot.press("enter")
     await pilot.pause()
-    assert app.launch is not None
+    assert app.launches.current is not None
 
 
 async def until(app: Explorer, pilot: Pilot[None], text: str) -> None:
     """Until the log says so."""
     for _ in range(400):
         await pilot.pause(0.03)
-        if any(text in line for line in app.launch.log if app.launch is not None):  # type: ignore[union-attr]
+        if any(text in line for line in app.launches.current.log if app.launches.current is not None):  # type: ignore[union-attr]
             return
     raise AssertionError(words(app, "#log"))
 
@@ -138,7 +138,7 @@ def test_a_training_is_watched_stopped_and_asked_about(tmp_path: Path, monkeypat
         await idle(app, pilot)
         assert "everything that it needs is here" in words(app, "#status")
         await begin(app, pilot)
-        launch = app.launch
+        launch = app.launches.current
         assert launch is not None
         await until(app, pilot, "step 24/60")
         await pilot.pause(0.4)
@@ -179,11 +179,11 @@ def test_leaving_stops_it_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         await pilot.press("q", "down", "enter")
         for _ in range(200):
             await pilot.pause(0.03)
-            if app._left:
+            if app.tasks.ended:
                 break
-        assert app._left
-        assert app.launch is not None
-        assert app.launch.exit_code == 130
+        assert app.tasks.ended
+        assert app.launches.current is not None
+        assert app.launches.current.exit_code == 130
 
     with staged(tmp_path) as asked:
         tell(explorer(tmp_path / "tui.json", data=asked), story)
@@ -197,9 +197,9 @@ def test_a_verification_gives_the_copied_command_and_its_answer(tmp_path: Path) 
         copied = app.clipboard
         await pilot.press("escape", "v")
         await idle(app, pilot)
-        assert app.launch is not None
-        assert app.launch.line == copied
-        assert app.launch.exit_code == 0
+        assert app.launches.current is not None
+        assert app.launches.current.line == copied
+        assert app.launches.current.exit_code == 0
         assert "the answer" in words(app, "#log")
 
     with staged(tmp_path):
@@ -214,7 +214,7 @@ def test_a_verification_on_the_cpu_takes_a_toy_length_and_compares_what_can_be(t
         assert "toy length" in words(app, "#status")
         line = commands.line(app)
         assert "--seq-len 128 --batch-size 2 --grad-accum 2 --device cpu" in line
-        launch = app.launch = Launch(app.launch_words("verify"))
+        launch = app.launches.current = Launch(app.launches.words("verify"))
         launch.exit_code = 0
         for event in (
             {"event": "predicted", "estimate": {"phases": [{"name": "load", "device_bytes": 1 << 30}]}},
@@ -248,8 +248,8 @@ def test_what_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         await begin(app, pilot)
         await idle(app, pilot)
         assert "there is no such file" in words(app, "#status")
-        assert app.launch is not None
-        assert app.launch.resume_line() is None
+        assert app.launches.current is not None
+        assert app.launches.current.resume_line() is None
 
     with staged(tmp_path) as asked:
         tell(explorer(tmp_path / "tui.json", data=asked), story)
@@ -265,7 +265,7 @@ def test_without_a_card_it_says_what_is_missing_and_starts_nothing(
         await open_model(app, pilot)
         await pilot.press("7", "v", "b")
         await idle(app, pilot)
-        assert app.launch is None
+        assert app.launches.current is None
         assert "no NVIDIA driver" in words(app, "#status")
         await pilot.press("d")
         await pilot.pause()

@@ -98,9 +98,9 @@ def test_typed_values(tmp_path: Path) -> None:
             app.screen.query_one(Input).value = text
             await pilot.press("enter")
             await idle(app, pilot)
-            assert getattr(app.run_now, name) == value
+            assert getattr(app.state.run, name) == value
         knobs.at = 0
-        before = app.run_now
+        before = app.state.run
         for wrong in ("many", "0", "-4"):
             await pilot.press("enter")
             await pilot.pause()
@@ -109,7 +109,7 @@ def test_typed_values(tmp_path: Path) -> None:
             await pilot.pause()
             assert words(app, "#wrong")
             await pilot.press("escape")
-        assert app.run_now == before
+        assert app.state.run == before
         assert "3,072" in painted(app)
 
     tell(explorer(tmp_path / "tui.json"), story)
@@ -118,15 +118,15 @@ def test_typed_values(tmp_path: Path) -> None:
 def test_fit_keeps_the_length(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
-        app.set_run(RunConfig(seq_len=8192, batch_size=16))
+        app.controller.set_run(RunConfig(seq_len=8192, batch_size=16))
         await idle(app, pilot)
-        assert app.estimate is not None
-        assert app.estimate.verdict == "does-not-fit"
+        assert app.state.estimate is not None
+        assert app.state.estimate.verdict == "does-not-fit"
         await pilot.press("f")
         await idle(app, pilot)
         told = document(MODEL, "--gpu", "24GB", "--seq-len", "8192")
-        assert app.run_now.seq_len == 8192
-        assert app.estimate.run.to_dict() == told["run"]
+        assert app.state.run.seq_len == 8192
+        assert app.state.estimate.run.to_dict() == told["run"]
 
     tell(explorer(tmp_path / "tui.json"), story)
 

@@ -13,14 +13,16 @@ from textual.pilot import Pilot
 from textual.screen import Screen
 from textual.widgets import Input
 
+from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.tui.answer import Answer
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.saved_state import Pin
 from qlora_planner.tui.screens.dialogs import CardScreen, ChoiceScreen, CommandScreen, TextScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
 from qlora_planner.tui.startup import DataAsked
-from qlora_planner.tui.state import Pin
 from qlora_planner.tui.widgets.outside import Clean, clean
 from qlora_planner.tui.widgets.rows import ModelRow
 from tests.tui.conftest import explorer, idle, open_model, painted, table, tell, words
@@ -79,16 +81,20 @@ def test_every_dialog_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
 def test_every_place_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
-        assert app.subject is not None
-        app.subject.profile = replace(app.subject.profile, id=ALL)
-        app.place = app.subject.place = replace(app.place, gpu=replace(app.place.gpu, label=ALL), note=ALL)
-        app.rows = [ModelRow(model_id=f"llama-3.1-8b {ALL}", family=ALL, params=10**9, verdict="fits", note=ALL)]
-        app.group = "family"
-        app.pins = [Pin(model=ALL, card=ALL, run=RunConfig(target_modules=ALL).to_dict())]
-        app.refusal = app.fault = app.data_fault = app._around_fault = ALL
-        app.estimate = None
-        app.data_asked = DataAsked(path=ALL, chars_per_token=4.0)
-        launch = app.launch = Launch(["verify", ALL])
+        state = app.state
+        assert state.subject is not None
+        state.subject.profile = replace(state.subject.profile, id=ALL)
+        state.card = state.subject.place = replace(state.card, gpu=replace(state.card.gpu, label=ALL), note=ALL)
+        row = ModelRow(model_id=f"llama-3.1-8b {ALL}", family=ALL, params=10**9, verdict="fits", note=ALL)
+        state.survey = Answer(state.survey_inputs(), [row])
+        state.group = "family"
+        state.pins = [Pin(model=ALL, card=ALL, run=RunConfig(target_modules=ALL).to_dict())]
+        state.refusal = ALL
+        state.data_source = DataAsked(path=ALL, chars_per_token=4.0)
+        state.estimated = Answer(state.run_inputs(), error=InputError(ALL))
+        state.surroundings = Answer(state.run_inputs(), error=InputError(ALL))
+        state.counted = Answer(state.counted_inputs(), error=InputError(ALL))
+        launch = app.launches.current = Launch(["verify", ALL])
         launch.log.append(ALL)
         launch.answer, launch.phase, launch.peaks = ALL, ALL, {ALL: None}
         launch.exit_code = 4
@@ -110,8 +116,8 @@ def test_every_place_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
 def test_the_clipboard_gets_no_control_character(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
-        assert app.subject is not None
-        app.subject.model = "\x1b[201~\r\nrm -rf x"
+        assert app.state.subject is not None
+        app.state.subject.model = "\x1b[201~\r\nrm -rf x"
         await pilot.press("c")
         await pilot.pause()
         assert app.clipboard.isprintable()

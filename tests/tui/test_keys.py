@@ -55,15 +55,15 @@ def test_a_search_is_shown_and_never_overwrites_a_later_edit(
         await pilot.press(key)
         await until(pilot, lambda: "looking for the best run" in words(app, "#about"))
         await pilot.press("right")
-        edited = app.run_now
+        edited = app.state.run
         held.go.set()
         await idle(app, pilot)
-        assert app.run_now == edited
+        assert app.state.run == edited
         assert any("changed meanwhile" in note.message for note in app._notifications)
         assert "looking" not in words(app, "#about")
         await pilot.press(key)
         await idle(app, pilot)
-        assert app.run_now != edited or key == "f"
+        assert app.state.run != edited or key == "f"
 
     tell(explorer(tmp_path / "tui.json"), story)
 
@@ -166,6 +166,6 @@ def test_f1_is_the_help_of_places_and_dialogs(tmp_path: Path) -> None:
         assert app.screen.query_one(OptionList).highlighted == 0
         await pilot.press("enter")
         await idle(app, pilot)
-        assert app.run_now == RunConfig()
+        assert app.state.run == RunConfig()
 
     tell(explorer(tmp_path / "tui.json"), story)

@@ -34,8 +34,8 @@ def test_no_keys_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed:
                 await pilot.pause()
             if at % 60 == 59:
                 await pilot.resize_terminal(*SIZES[at // 60 % len(SIZES)])
-        if app.launch is not None:
-            app.launch.end(5)
+        if app.launches.current is not None:
+            app.launches.current.end(5)
         await idle(app, pilot)
         assert app.is_running
 

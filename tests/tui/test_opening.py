@@ -14,7 +14,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.control.profiling import profile
-from qlora_planner.tui.state import State, write_state
+from qlora_planner.tui.saved_state import SavedState, write_state
 from tests.tui.conftest import document, explorer, idle, tell
 
 MODEL = "meta-llama/Llama-3.1-8B"
@@ -26,12 +26,12 @@ TINY = {
 
 
 def test_a_model_of_the_command_line_is_opened_with_its_recommended_run(tmp_path: Path) -> None:
-    write_state(tmp_path / "tui.json", State(model="Qwen/Qwen2.5-7B", run=None))
+    write_state(tmp_path / "tui.json", SavedState(model="Qwen/Qwen2.5-7B", run=None))
 
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
-        assert app.model == MODEL
+        assert app.state.model == MODEL
         assert app.current_mode == "run"
-        assert app.run_now.to_dict() == {**app.run_now.to_dict(), **document(MODEL, "--gpu", "24GB")["options"]}
+        assert app.state.run.to_dict() == {**app.state.run.to_dict(), **document(MODEL, "--gpu", "24GB")["options"]}
 
     tell(explorer(tmp_path / "tui.json", model="llama-3.1-8b"), story)
 
@@ -54,15 +54,15 @@ def test_a_new_folder_is_profiled_as_the_command_line_does(tmp_path: Path, monke
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await pilot.press("o", *"./mine", "enter")
         shown = set()
-        while not shown or not app.idle:
+        while not shown or not app.tasks.idle:
             await pilot.pause(0.05)
-            shown.add(app.busy_with)
+            shown.add(app.tasks.busy_with)
         await idle(app, pilot)
         assert any("profiling ./mine" in words for words in shown)
-        assert app.model == "./mine", [note.message for note in app._notifications]
-        assert app.subject is not None
-        assert app.subject.profile.params > 0
-        assert app.estimate is not None
+        assert app.state.model == "./mine", [note.message for note in app._notifications]
+        assert app.state.subject is not None
+        assert app.state.subject.profile.params > 0
+        assert app.state.estimate is not None
         assert "torch" not in sys.modules or torch_was_there
 
     torch_was_there = "torch" in sys.modules

@@ -11,7 +11,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
-from qlora_planner.tui.state import Pin, State, read_state, write_state
+from qlora_planner.tui.saved_state import Pin, SavedState, read_state, write_state
 from qlora_planner.tui.widgets.listing import SORTS, chosen, tally
 from qlora_planner.tui.widgets.rows import ModelRow
 
@@ -83,7 +83,7 @@ def test_filter_sort_group() -> None:
 def test_state_comes_back(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "tui.json"
     run = RunConfig(seq_len=4096, stack={"trl": "1.13"}).to_dict()
-    state = State(
+    state = SavedState(
         theme="textual-light", sort="name", group="family", card="rtx-4090", model="a/b", run=run,
         pins=(Pin(model="a/b", card="24GB", run=run),),
     )  # fmt: skip
@@ -101,19 +101,19 @@ def test_a_broken_state_is_passed_over_with_a_word(tmp_path: Path, text: str) ->
     path = tmp_path / "tui.json"
     path.write_text(text)
     state, why = read_state(path)
-    assert state == State()
+    assert state == SavedState()
     assert why is not None
     assert str(path) in why
 
 
 def test_a_state_with_a_bad_run(tmp_path: Path) -> None:
     path = tmp_path / "tui.json"
-    write_state(path, State(model="a/b", run=RunConfig().to_dict()))
+    write_state(path, SavedState(model="a/b", run=RunConfig().to_dict()))
     raw = json.loads(path.read_text())
     raw["run"]["rank"] = -3
     path.write_text(json.dumps(raw))
     state, why = read_state(path)
-    assert state == State()
+    assert state == SavedState()
     assert why is not None
     assert "--rank" in why
 
@@ -121,4 +121,4 @@ def test_a_state_with_a_bad_run(tmp_path: Path) -> None:
 def test_a_state_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
-        write_state(tmp_path / "file" / "tui.json", State())
+        write_state(tmp_path / "file" / "tui.json", SavedState())

@@ -32,8 +32,8 @@ def looks_alike(
         try:
             return compare(app, terminal_size=size, run_before=reach)
         finally:
-            if app.launch is not None:
-                app.launch.end(5)
+            if app.launches.current is not None:
+                app.launches.current.end(5)
 
 
 @pytest.mark.parametrize("size", [SMALL, USUAL], ids=["80x24", "120x40"])

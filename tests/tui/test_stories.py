@@ -28,9 +28,9 @@ def shown_equals_json(app: Explorer) -> None:
     """Verdict, peak and every component on the Run screen, against the command that the explorer itself gives."""
     from qlora_planner.tui.command_line import command_line
 
-    assert app.place is not None
-    assert app.subject is not None
-    told = document(*shlex.split(command_line(app.subject.profile.id, app.place, app.run_now))[1:])
+    assert app.state.card is not None
+    assert app.state.subject is not None
+    told = document(*shlex.split(command_line(app.state.subject.profile.id, app.state.card, app.state.run))[1:])
     assert breakdown(app) == [
         *(mib(size) for size in told["components"].values()),
         mib(told["peak"]["device_bytes"]),
@@ -64,7 +64,7 @@ def test_fit(tmp_path: Path) -> None:
         assert left
         assert all("qwen2.5" in row[1].lower() and row[0] == "✓" for row in left)
         await pilot.press("escape", "s", "s", "f")
-        assert (app.sort, app.group) == ("memory", "family")
+        assert (app.state.sort, app.state.group) == ("memory", "family")
         assert app.screen.query_one("#models", DataTable).has_focus
         await pilot.press("escape")
         await pilot.pause()
@@ -113,28 +113,28 @@ def test_run(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
         shown_equals_json(app)
-        before = app.run_now
+        before = app.state.run
         await pilot.press("right", "right")
         await idle(app, pilot)
-        assert app.run_now.seq_len > before.seq_len
+        assert app.state.run.seq_len > before.seq_len
         shown_equals_json(app)
         await pilot.press("u", "u")
         await idle(app, pilot)
-        assert app.run_now == before
+        assert app.state.run == before
         await pilot.press(*["down"] * 6, "right")  # no checkpointing
         await idle(app, pilot)
-        assert app.run_now.gradient_checkpointing is False
+        assert app.state.run.gradient_checkpointing is False
         shown_equals_json(app)
         await pilot.press("r")
         await idle(app, pilot)
         plan = document(MODEL, "--gpu", "24GB")
-        assert app.run_now == RunConfig(**plan["options"])
-        assert app.estimate is not None
-        assert app.estimate.run.to_dict() == plan["run"]
+        assert app.state.run == RunConfig(**plan["options"])
+        assert app.state.estimate is not None
+        assert app.state.estimate.run.to_dict() == plan["run"]
         shown_equals_json(app)
         await pilot.press("tab", "down", "down")
         await pilot.pause()
-        line = app.estimate.lines[2]
+        line = app.state.estimate.lines[2]
         assert f"{line.size_bytes:,} bytes" in words(app, "#why")
         assert " ".join(line.why.split())[:30] in " ".join(words(app, "#why").split())
 
@@ -147,15 +147,15 @@ def test_a_knob_that_will_not_run_says_why_at_once(tmp_path: Path) -> None:
         await pilot.press(*["down"] * 8)  # attention
         for _ in range(3):
             await pilot.press("right")
-        assert app.run_now.attention == "flash_attention_2"
-        assert app.refusal is not None
-        assert "7.5" in app.refusal
+        assert app.state.run.attention == "flash_attention_2"
+        assert app.state.refusal is not None
+        assert "7.5" in app.state.refusal
         assert "will not run" in words(app, "#says")
-        assert app.refusal in words(app, "#says")
+        assert app.state.refusal in words(app, "#says")
         await idle(app, pilot)
         shown_equals_json(app)
-        assert app.estimate is not None
-        assert app.estimate.verdict == "will-not-run"
+        assert app.state.estimate is not None
+        assert app.state.estimate.verdict == "will-not-run"
 
     tell(explorer(tmp_path / "tui.json", "t4"), story)
 
@@ -164,10 +164,10 @@ def test_mouse_turns_a_knob(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
         knobs = app.screen.query_one(KnobList)
-        rank = app.run_now.rank
+        rank = app.state.run.rank
         await pilot.click(KnobList, offset=(knobs.size.width - 1, 3))
         await idle(app, pilot)
-        assert (knobs.at, app.run_now.rank) == (3, 2 * rank)
+        assert (knobs.at, app.state.run.rank) == (3, 2 * rank)
         shown_equals_json(app)
 
     tell(explorer(tmp_path / "tui.json"), story)
@@ -188,7 +188,7 @@ def test_frontier_and_prices(tmp_path: Path) -> None:
         await pilot.press("ctrl+home", "home", "right", "enter")
         await idle(app, pilot)
         assert app.current_mode == "run"
-        assert (app.run_now.batch_size, app.run_now.seq_len) == (1, plan["frontier"][0]["seq_len"])
+        assert (app.state.run.batch_size, app.state.run.seq_len) == (1, plan["frontier"][0]["seq_len"])
         shown_equals_json(app)
         await pilot.press("u", "4")
         await idle(app, pilot)
@@ -197,7 +197,7 @@ def test_frontier_and_prices(tmp_path: Path) -> None:
         await pilot.press("enter")
         await idle(app, pilot)
         changes = plan["prices"][0]["change"]
-        assert {name: getattr(app.run_now, name) for name in changes} == changes
+        assert {name: getattr(app.state.run, name) for name in changes} == changes
 
     tell(explorer(tmp_path / "tui.json"), story)
 
@@ -211,8 +211,8 @@ def test_compare_and_another_card(tmp_path: Path) -> None:
         assert isinstance(app.screen, CardScreen)
         await pilot.press(*"rtx-3090", "enter")
         await idle(app, pilot)
-        assert app.place is not None
-        assert app.place.gpu.name == "rtx-3090"
+        assert app.state.card is not None
+        assert app.state.card.gpu.name == "rtx-3090"
         await pilot.press("p", "5")
         await idle(app, pilot)
         rows = table(app, "#pins")
@@ -220,28 +220,28 @@ def test_compare_and_another_card(tmp_path: Path) -> None:
         from qlora_planner.tui.command_line import command_line
         from qlora_planner.tui.core import place_of
 
-        for row, pin in zip(rows, app.pins, strict=True):
+        for row, pin in zip(rows, app.state.pins, strict=True):
             line = command_line(pin.model, place_of(pin.card), RunConfig(**dict(pin.run)))
             told = document(*shlex.split(line)[1:])
             assert row[3] == gib(told["peak"]["device_bytes"])
             assert row[4] == gib(told["fit"]["headroom_bytes"])
         await pilot.press("x")
         await idle(app, pilot)
-        assert len(table(app, "#pins")) == len(app.pins) == 2
+        assert len(table(app, "#pins")) == len(app.state.pins) == 2
         await pilot.press("enter")
         await idle(app, pilot)
         assert app.current_mode == "run"
-        assert app.run_now == RunConfig(**dict(app.pins[0].run))
+        assert app.state.run == RunConfig(**dict(app.state.pins[0].run))
 
     tell(explorer(tmp_path / "tui.json"), story)
 
 
 def test_a_card_that_means_nothing_changes_nothing(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
-        place = app.place
+        place = app.state.card
         await pilot.press("g", *"rtx-9999", "enter")
         await idle(app, pilot)
-        assert app.place is place
+        assert app.state.card is place
         assert any("rtx-9999" in note.message for note in app._notifications)
 
     tell(explorer(tmp_path / "tui.json"), story)
@@ -270,8 +270,8 @@ def test_command_and_export(tmp_path: Path) -> None:
         await idle(app, pilot)
         checked = document("check", str(file))
         assert checked
-        assert app.estimate is not None
-        assert f"rank: {app.estimate.run.rank}" in file.read_text()
+        assert app.state.estimate is not None
+        assert f"rank: {app.state.estimate.run.rank}" in file.read_text()
         await pilot.press("e", "down", "enter")
         await pilot.pause()
         assert app.screen.query_one(Input).value == "Llama-3.1-8B.trl.py"
@@ -357,7 +357,7 @@ def test_left_and_found_again(tmp_path: Path) -> None:
         await open_model(app, pilot)
         await pilot.press("right", "p", "t")
         await idle(app, pilot)
-        kept.append(app.run_now)
+        kept.append(app.state.run)
         await pilot.press("q")
         await pilot.pause()
 
@@ -366,11 +366,11 @@ def test_left_and_found_again(tmp_path: Path) -> None:
 
     async def second(app: Explorer, pilot: Pilot[None]) -> None:
         await idle(app, pilot)
-        assert app.subject is not None
-        assert app.subject.profile.id == MODEL
-        assert app.run_now == kept[0]
+        assert app.state.subject is not None
+        assert app.state.subject.profile.id == MODEL
+        assert app.state.run == kept[0]
         assert app.theme == "textual-light"
-        assert len(app.pins) == 1
+        assert len(app.state.pins) == 1
         await pilot.press("2")
         await idle(app, pilot)
         shown_equals_json(app)
@@ -379,7 +379,7 @@ def test_left_and_found_again(tmp_path: Path) -> None:
     state.write_text("{")
 
     async def third(app: Explorer, pilot: Pilot[None]) -> None:
-        assert app.subject is None
+        assert app.state.subject is None
         assert any("is not used" in note.message for note in app._notifications)
 
     tell(explorer(state), third)

@@ -36,12 +36,12 @@ def test_a_dataset_that_nothing_counts_asks_for_a_tokenizer(tmp_path: Path, monk
             await answer(app, pilot, wrong)
         await answer(app, pilot, "4")
         assert not app.under_dialog
-        assert app.data is not None
-        assert app.data.guessed
+        assert app.state.data is not None
+        assert app.state.data.guessed
         await pilot.press("n")
         await pilot.pause()
         assert isinstance(app.screen, TextScreen)
         await answer(app, pilot, "0")
-        assert app.data is not None
+        assert app.state.data is not None
 
     tell(explorer(tmp_path / "tui.json"), story)

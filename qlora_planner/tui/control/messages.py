@@ -1,4 +1,4 @@
-"""What workers tell the explorer."""
+"""What background work tells the explorer."""
 
 from __future__ import annotations
 
@@ -8,34 +8,21 @@ from typing import TYPE_CHECKING, Any
 from textual.message import Message
 
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui.core import Frontier, Place, Subject
-from qlora_planner.tui.startup import DataAsked
-from qlora_planner.tui.widgets.rows import ModelRow
+from qlora_planner.tui.answer import Answer, Inputs
+from qlora_planner.tui.core import Subject
 
 if TYPE_CHECKING:
-    from qlora_planner.data.batches.summary import DataSummary
-    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.tui.control.datasets import DataView
-    from qlora_planner.tui.control.readiness import Readiness
+    from qlora_planner.tui.control.figures import Figure
 
 
 @dataclass
-class Surveyed(Message):
-    """The models on a card so far; `done`: all of them."""
+class Answered(Message):
+    """A figure of some inputs, or a part of it; `answer` None: it was given up, for nobody wants it any more."""
 
-    place: Place
-    rows: list[ModelRow]
-    done: bool
-
-
-@dataclass
-class SurveyedSize(Message):
-    """The models on one size of card, for the table with a column per size; `done`: it is the last."""
-
-    size: str
-    rows: dict[str, ModelRow]
-    done: bool
+    figure: Figure
+    inputs: Inputs
+    answer: Answer[Any] | None
 
 
 @dataclass
@@ -46,16 +33,6 @@ class Opened(Message):
     run: RunConfig
     show: bool
     best: bool
-
-
-@dataclass
-class Estimated(Message):
-    """The memory of a run, or the one line why it has none."""
-
-    subject: Subject
-    run: RunConfig
-    estimate: MemoryEstimate | None
-    fault: str | None
 
 
 @dataclass
@@ -70,70 +47,8 @@ class Planned(Message):
 
 
 @dataclass
-class Surrounded(Message):
-    """What lies around a run."""
-
-    subject: Subject
-    run: RunConfig
-    frontier: Frontier | None
-    prices: list[dict[str, Any]]
-    fault: str | None
-
-
-@dataclass
-class Pinned(Message):
-    """The estimates of pinned runs, in their order; None for one that cannot be had."""
-
-    estimates: list[MemoryEstimate | None]
-
-
-@dataclass
-class Counting(Message):
-    """How far a dataset is counted: bytes read, of how many, rows so far."""
-
-    asked: DataAsked
-    done: tuple[int, int, int]
-
-
-@dataclass
-class Counted(Message):
-    """A dataset's lengths, or the one line why it has none; `uncounted`: for want of a tokenizer."""
-
-    asked: DataAsked
-    summary: DataSummary | None
-    fault: str | None
-    uncounted: bool = False
-
-
-@dataclass
-class Viewed(Message):
-    """What a dataset means for a run at one length."""
-
-    wanted: object
-    view: DataView | None
-    fault: str | None
-
-
-@dataclass
-class Looked(Message):
-    """What a launch would lack here."""
-
-    readiness: Readiness
-
-
-@dataclass
-class Heard(Message):
-    """A launched process told something, or ended."""
-
-
-@dataclass
-class Began(Message):
-    """Something is worked on from now on."""
-
-
-@dataclass
-class Rested(Message):
-    """Something that was worked on is done."""
+class ChangedWork(Message):
+    """Something is worked on from now on, or no longer; or a launched process told something, or ended."""
 
 
 @dataclass

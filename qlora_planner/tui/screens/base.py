@@ -17,6 +17,7 @@ from qlora_planner.tui.widgets.tabs import Tabs
 
 if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
+    from qlora_planner.tui.state import ExplorerState
 
 SMALLEST = (80, 24)
 LOW = 32  # rows below which nothing is left empty between parts
@@ -47,6 +48,11 @@ class Page(Screen[None]):
     def explorer(self) -> Explorer:
         """The app, typed."""
         return cast("Explorer", self.app)
+
+    @property
+    def state(self) -> ExplorerState:
+        """What is explored, to be read."""
+        return self.explorer.state
 
     def compose(self) -> ComposeResult:
         """The headline above, the screen's own body, the footer below."""
@@ -114,13 +120,14 @@ class Page(Screen[None]):
         """Card, model and what is worked on, in the last line above the footer."""
         explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f" {explorer.place.gpu.label} ", style="bold")
-        if explorer.subject is not None:
-            text.append(f" {explorer.subject.profile.id} ", style="" if self.place_key == "fit" else "bold")
-        if explorer.launch is not None and explorer.launch.running and self.place_key != "train":
-            text.append(f" {explorer.launch.words}: 7 ", style="reverse")
-        if explorer.busy_with:
-            text.append(f" {explorer.busy_with}", style="bold italic yellow")
+        text.append(f" {self.state.card.gpu.label} ", style="bold")
+        if self.state.subject is not None:
+            text.append(f" {self.state.subject.profile.id} ", style="" if self.place_key == "fit" else "bold")
+        running = explorer.launches.running
+        if running is not None and self.place_key != "train":
+            text.append(f" {running.words}: 7 ", style="reverse")
+        if explorer.tasks.busy_with:
+            text.append(f" {explorer.tasks.busy_with}", style="bold italic yellow")
         return text
 
 

@@ -13,8 +13,9 @@ from qlora_planner.report.parts.labels import change, gib
 from qlora_planner.report.parts.theme import verdict_style
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.command_line import typed_options
+from qlora_planner.tui.control.figures import PINNED
+from qlora_planner.tui.saved_state import Pin
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.state import Pin
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tables import Table
 
@@ -39,20 +40,21 @@ class CompareScreen(Page):
     def show(self) -> None:
         """Every pin with its figures, where they are worked out."""
         explorer = self.explorer
-        pins, note = explorer.pins, self.query_one("#note", Pane)
+        pins, estimates = self.state.pins, self.state.pinned.value or []
+        note = self.query_one("#note", Pane)
         said = "Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run (2) pins a run."
         note.update(said)
         table, theme = self.query_one("#pins", Table), self.theme_at(80)
         at, rows = table.cursor_row, []
         for index, pin in enumerate(pins):
-            known = explorer.pinned[index] if index < len(explorer.pinned) else None
-            verdict = None if known is None else known.verdict
-            speed = None if known is None else known.speed.tokens_per_s
-            fit = None if known is None else known.fit
+            estimate = estimates[index] if index < len(estimates) else None
+            verdict = None if estimate is None else estimate.verdict
+            speed = None if estimate is None else estimate.speed.tokens_per_s
+            fit = None if estimate is None else estimate.fit
             rows.append([
-                Text(theme.glyph(verdict) if known else theme.ellipsis, style=verdict_style(verdict)),
+                Text(theme.glyph(verdict) if estimate else theme.ellipsis, style=verdict_style(verdict)),
                 Text(theme.cut(pin.model.rpartition("/")[2], 24)), Text(pin.card),
-                Text("-" if known is None else gib(known.peak.device_bytes), justify="right"),
+                Text("-" if estimate is None else gib(estimate.peak.device_bytes), justify="right"),
                 Text("-" if fit is None else gib(fit.headroom_bytes), justify="right"),
                 Text("-" if speed is None else f"{speed:,.0f}", justify="right"),
                 Text(change(typed_options(RunConfig(**dict(pin.run)))) or "defaults"),
@@ -60,20 +62,20 @@ class CompareScreen(Page):
         table.fill(_HEADS, rows)
         if pins:
             table.move_cursor(row=min(max(0, at), len(pins) - 1))
-        explorer.want_pinned()
+        explorer.tasks.want(PINNED)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Open a pinned run."""
-        if 0 <= event.cursor_row < len(self.explorer.pins):
-            self.explorer.open_pin(self.explorer.pins[event.cursor_row])
+        if 0 <= event.cursor_row < len(self.state.pins):
+            self.explorer.controller.open_pin(self.state.pins[event.cursor_row])
 
     def current(self) -> Pin | None:
         """The run under the cursor."""
         at = self.query_one("#pins", Table).cursor_row
-        return self.explorer.pins[at] if 0 <= at < len(self.explorer.pins) else None
+        return self.state.pins[at] if 0 <= at < len(self.state.pins) else None
 
     def action_unpin(self) -> None:
         """Forget the pin under the cursor."""
         at = self.query_one("#pins", Table).cursor_row
-        if 0 <= at < len(self.explorer.pins):
-            self.explorer.unpin(at)
+        if 0 <= at < len(self.state.pins):
+            self.explorer.controller.unpin(at)

@@ -11,6 +11,7 @@ from textual.containers import VerticalScroll
 from textual.widgets import ProgressBar
 
 from qlora_planner.report.parts.theme import VERDICT_WORDS, Line, verdict_style
+from qlora_planner.tui.control.figures import DATA, DATA_VIEW
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.widgets.data import Histogram, Slider, bins_of
@@ -52,14 +53,14 @@ class DataScreen(Page):
     def show(self) -> None:
         """The dataset, as far as it is counted."""
         explorer = self.explorer
-        explorer.want_data()
-        explorer.want_view()
-        data, view = explorer.data, explorer.data_view
+        explorer.tasks.want(DATA)
+        explorer.tasks.want(DATA_VIEW)
+        data, view = self.state.data, self.state.data_view
         self.put("#note", self._note(data))
         progress = self.query_one("#progress", ProgressBar)
-        progress.display = explorer.data_done is not None
-        if explorer.data_done is not None:
-            done, size, _ = explorer.data_done
+        progress.display = self.state.data_progress is not None
+        if self.state.data_progress is not None:
+            done, size, _ = self.state.data_progress
             progress.update(total=size or None, progress=done)
         histogram, slider = self.query_one(Histogram), self.query_one(Slider)
         histogram.display = slider.display = data is not None
@@ -72,25 +73,24 @@ class DataScreen(Page):
             return
         from qlora_planner.tui.control.datasets import stops
 
-        at = explorer.run_now.seq_len if explorer.cut is None else explorer.cut
+        at = self.state.run.seq_len if self.state.cut is None else self.state.cut
         histogram.bins = bins_of(*data.histogram())
         histogram.cut = slider.at = at
-        slider.stops = stops(data, None if explorer.subject is None else explorer.subject.model_limit)
+        slider.stops = stops(data, None if self.state.subject is None else self.state.subject.model_limit)
         self.put("#percentiles", self._percentiles(data))
         if view is not None:
             self._figures(view)
 
     def _note(self, data: DataSummary | None) -> Text:
-        explorer = self.explorer
-        asked = explorer.data_asked
-        if explorer.data_fault is not None:
-            return Text(f"{explorer.data_fault}; d names another dataset, n a tokenizer", style="bold red")
+        asked = self.state.data_source
+        if self.state.data_fault is not None:
+            return Text(f"{self.state.data_fault}; d names another dataset, n a tokenizer", style="bold red")
         if asked is None:
             return Text("No dataset yet: d names one (jsonl, json, csv or parquet), or start with --data FILE.")
-        if data is None and explorer.data_done is None:
+        if data is None and self.state.data_progress is None:
             return Text(f"{asked.path}: choose a model in Fit (1), whose tokenizer counts it.")
         if data is None:
-            rows = explorer.data_done[2] if explorer.data_done is not None else 0
+            rows = self.state.data_progress[2] if self.state.data_progress is not None else 0
             return Text(f"counting {asked.path}: {rows:,} rows so far")
         guess = "about " if data.guessed else ""
         text = Text(f"{asked.path}: {data.rows:,} rows ({data.shape}), {guess}{data.tokens:,} tokens", style="bold")
@@ -131,24 +131,24 @@ class DataScreen(Page):
 
     def on_slider_moved(self, event: Slider.Moved) -> None:
         """Cut elsewhere."""
-        self.explorer.cut_at(event.tokens)
+        self.explorer.controller.cut_at(event.tokens)
 
     def action_apply(self) -> None:
         """The slider's length becomes the run's."""
         explorer = self.explorer
-        if explorer.subject is None or explorer.data is None:
+        if self.state.subject is None or self.state.data is None:
             explorer.notify("no dataset under a model yet: d names one")
             return
-        cut = explorer.cut
-        if cut is None or cut == explorer.run_now.seq_len:
-            explorer.notify(f"the run has {explorer.run_now.seq_len:,} tokens already")
+        cut = self.state.cut
+        if cut is None or cut == self.state.run.seq_len:
+            explorer.notify(f"the run has {self.state.run.seq_len:,} tokens already")
             return
-        explorer.change({"seq_len": cut})
+        explorer.controller.change({"seq_len": cut})
         explorer.notify(f"the run has sequences of {cut:,} tokens; u undoes")
 
     def action_dataset(self) -> None:
         """Name a dataset."""
         explorer = self.explorer
-        known = "" if explorer.data_asked is None else explorer.data_asked.path
+        known = "" if self.state.data_source is None else self.state.data_source.path
         asks = "A dataset: a file, a folder or a pattern of jsonl, json, csv or parquet"
-        self.app.push_screen(TextScreen(asks, known, hint="train.jsonl"), explorer.name_data)
+        self.app.push_screen(TextScreen(asks, known, hint="train.jsonl"), explorer.controller.name_data)

@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input
 
 from qlora_planner.report.parts.theme import VERDICT_WORDS, Theme, verdict_style
+from qlora_planner.tui.control.figures import SIZES, SURVEY_OF_SIZES
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
 from qlora_planner.tui.widgets.outside import Pane
@@ -61,33 +62,31 @@ class FitScreen(Page):
 
     def show(self) -> None:
         """Every row that the filter leaves."""
-        explorer = self.explorer
         self.put("#tally", self._tally())
         text = self.query_one("#filter", Input).value
-        state = id(explorer.rows), text, explorer.sort, explorer.group, explorer.wide, id(explorer.by_card), self.size
-        if state == self._painted:
+        state = self.state
+        shown = id(state.rows), text, state.sort, state.group, state.wide, id(state.sizes), self.size
+        if shown == self._painted:
             return
-        self._painted = state
+        self._painted = shown
         table, here = self.table, self.current()
         theme = self.theme_at(self.size.width)
         self._columns(table)
         self.shown = []
         last = None
-        for heading, row in chosen(explorer.rows or [], text, explorer.sort, explorer.group):
+        for heading, row in chosen(self.state.rows or [], text, self.state.sort, self.state.group):
             if heading and heading != last:
                 last = heading
                 self.shown.append(None)
                 table.add_row(Text(""), Text(heading, style="bold underline"), *[Text("")] * (len(self._heads) - 2))
             self.shown.append(row.model_id)
-            table.add_row(*(self._by_card(row, theme) if explorer.wide else self._one_card(row, theme)))
+            table.add_row(*(self._by_card(row, theme) if self.state.wide else self._one_card(row, theme)))
         if here in self.shown:
             table.move_cursor(row=self.shown.index(here))
 
     def _columns(self, table: Table) -> None:
         """Columns of fixed widths: nothing is measured, and nothing moves while rows come in."""
-        from qlora_planner.tui.control.actions import SIZES
-
-        wide = self.explorer.wide
+        wide = self.state.wide
         heads: tuple[str, ...] = ("", "model", "size", *SIZES) if wide else HEADS
         each: tuple[int, ...] = (_ROOMY_CARD if self._roomy else _CARD,) * len(SIZES) if wide else _WIDTHS
         if not wide and self._barred:
@@ -97,7 +96,7 @@ class FitScreen(Page):
         widths = (_MARK, self._room, _SIZE, *each)
         self._heads = heads
         mark = self.theme_at(80).sign("▼", "v")
-        sort = self.explorer.sort
+        sort = self.state.sort
         table.lay([Text(f"{head}{mark if SORTED_BY.get(head) == sort else ''}") for head in heads], widths)
 
     @property
@@ -127,7 +126,7 @@ class FitScreen(Page):
             Text(self._short(name, self._room, theme)), Text(size, justify="right"),
         ]  # fmt: skip
         for head in self._heads[3:]:
-            there = self.explorer.by_card.get(head, {}).get(row.model_id)
+            there = self.state.by_card.get(head, {}).get(row.model_id)
             if there is None:
                 found.append(Text(theme.ellipsis, style="dim"))
                 continue
@@ -145,23 +144,22 @@ class FitScreen(Page):
         return self.shown[at] if 0 <= at < len(self.shown) else None
 
     def _tally(self) -> Text:
-        explorer = self.explorer
         text = Text(no_wrap=True, overflow="ellipsis")
         theme = self.theme_at(80)
-        if explorer.rows is None:
+        if self.state.rows is None:
             text.append(f"looking at every model of the catalogue {theme.ellipsis}", style="italic")
         else:
-            for verdict, number in tally(explorer.rows).items():
+            for verdict, number in tally(self.state.rows).items():
                 if number:
                     text.append(f"{theme.glyph(verdict)} {number} ", style=f"bold {verdict_style(verdict)}")
                     text.append(f"{VERDICT_WORDS[verdict]}  ")
-            if not explorer.surveyed:
+            if not self.state.survey.done:
                 text.append(f"so far {theme.ellipsis}  ", style="italic")
-            text.append(f"sort {explorer.sort}", style="dim")
-            if explorer.group != "none":
-                text.append(f", by {explorer.group}", style="dim")
-        if explorer.place.note:
-            text.append(f"  {explorer.place.note}", style="yellow")
+            text.append(f"sort {self.state.sort}", style="dim")
+            if self.state.group != "none":
+                text.append(f", by {self.state.group}", style="dim")
+        if self.state.card.note:
+            text.append(f"  {self.state.card.note}", style="yellow")
         return text
 
     def on_input_changed(self, event: Input.Changed) -> None:
@@ -176,13 +174,13 @@ class FitScreen(Page):
         """Open the model."""
         model = self.current()
         if model is not None:
-            self.explorer.open_model(model)
+            self.explorer.controller.open_model(model)
 
     def on_data_table_header_selected(self, event: DataTable.HeaderSelected) -> None:
         """The order that a head stands for."""
         wanted = SORTED_BY.get(self._heads[event.column_index])
         if wanted is not None:
-            self.explorer.sort = wanted
+            self.state.sort = wanted
             self.repaint()
 
     def action_search(self) -> None:
@@ -199,19 +197,19 @@ class FitScreen(Page):
     def action_sort(self) -> None:
         """The next order."""
         names = list(SORTS)
-        at = names.index(self.explorer.sort) if self.explorer.sort in names else -1
-        self.explorer.sort = names[(at + 1) % len(names)]
+        at = names.index(self.state.sort) if self.state.sort in names else -1
+        self.state.sort = names[(at + 1) % len(names)]
         self.repaint()
 
     def action_group(self) -> None:
         """The next grouping."""
-        at = GROUPS.index(self.explorer.group) if self.explorer.group in GROUPS else -1
-        self.explorer.group = GROUPS[(at + 1) % len(GROUPS)]
+        at = GROUPS.index(self.state.group) if self.state.group in GROUPS else -1
+        self.state.group = GROUPS[(at + 1) % len(GROUPS)]
         self.repaint()
 
     def action_cards(self) -> None:
         """Every size of card beside each other, or the one card."""
-        self.explorer.wide = not self.explorer.wide
-        if self.explorer.wide:
-            self.explorer.want_sizes()
+        self.state.wide = not self.state.wide
+        if self.state.wide:
+            self.explorer.tasks.want(SURVEY_OF_SIZES)
         self.repaint()

@@ -8,6 +8,7 @@ from textual.widgets import DataTable
 
 from qlora_planner.report.parts.labels import gib
 from qlora_planner.report.parts.theme import VERDICT_WORDS, verdict_style
+from qlora_planner.tui.control.figures import SURROUNDINGS
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tables import Table
@@ -38,10 +39,10 @@ class FrontierScreen(Page):
     def show(self) -> None:
         """The grid of the run now, as far as it is worked out."""
         explorer = self.explorer
-        explorer.want_surroundings()
-        found, note = explorer.frontier, self.query_one("#note", Pane)
+        explorer.tasks.want(SURROUNDINGS)
+        found, note = self.state.frontier, self.query_one("#note", Pane)
         if found is None:
-            note.update(explorer.around_words())
+            note.update(self.state.around_words())
             return
         note.update(
             "GiB needed by batch and sequence (ranked, not played), and the longest sequence of each batch that fits."
@@ -64,20 +65,20 @@ class FrontierScreen(Page):
                     row.append(Text("-", style="dim", justify="right"))
                     continue
                 verdict, floor = found.cells[batch, length]
-                here = (batch, length) == (explorer.run_now.batch_size, explorer.run_now.seq_len)
+                here = (batch, length) == (self.state.run.batch_size, self.state.run.seq_len)
                 style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
                 row.append(Text(f"{theme.glyph(verdict)} {gib(floor, 1)}", style=style, justify="right"))
             rows.append(row)
         table.fill(heads, rows)
-        if explorer.run_now.batch_size in self._batches:
-            lengths = [index for index, size in enumerate(self._lengths) if size <= explorer.run_now.seq_len]
+        if self.state.run.batch_size in self._batches:
+            lengths = [index for index, size in enumerate(self._lengths) if size <= self.state.run.seq_len]
             table.move_cursor(
-                row=self._batches.index(explorer.run_now.batch_size), column=2 + (lengths[-1] if lengths else 0)
+                row=self._batches.index(self.state.run.batch_size), column=2 + (lengths[-1] if lengths else 0)
             )
 
     def on_data_table_cell_highlighted(self, event: DataTable.CellHighlighted) -> None:
         """What a cell costs."""
-        found, (row, column) = self.explorer.frontier, event.coordinate
+        found, (row, column) = self.state.frontier, event.coordinate
         if found is None or column < 2 or row >= len(self._batches):
             self.query_one("#detail", Pane).update("")
             return
@@ -92,12 +93,12 @@ class FrontierScreen(Page):
 
     def on_data_table_cell_selected(self, event: DataTable.CellSelected) -> None:
         """Go to the run of a cell; the second column is the longest of its batch."""
-        found = self.explorer.frontier
+        found = self.state.frontier
         row, column = event.coordinate
         if found is None or column == 0 or row >= len(self._batches):
             return
         batch = self._batches[row]
         length = found.longest[batch] if column == 1 else self._lengths[column - 2]
         if length is not None:
-            self.explorer.change({"batch_size": batch, "seq_len": length})
+            self.explorer.controller.change({"batch_size": batch, "seq_len": length})
             self.explorer.go("run")

@@ -9,6 +9,7 @@ from textual.app import ComposeResult
 from textual.widgets import DataTable
 
 from qlora_planner.report.parts.labels import change
+from qlora_planner.tui.control.figures import SURROUNDINGS
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tables import Table
@@ -48,15 +49,15 @@ class PricesScreen(Page):
     def show(self) -> None:
         """The prices of the run now, as far as they are worked out."""
         explorer = self.explorer
-        explorer.want_surroundings()
+        explorer.tasks.want(SURROUNDINGS)
         note = self.query_one("#note", Pane)
-        if explorer.prices is None:
-            note.update(explorer.around_words())
+        if self.state.prices is None:
+            note.update(self.state.around_words())
             return
         note.update("One knob at a time, against the run now (ranked, not played). Enter applies a change.")
-        if explorer.prices is self._painted:
+        if self.state.prices is self._painted:
             return
-        self._painted = self._rows = explorer.prices
+        self._painted = self._rows = self.state.prices
         theme, rows = self.theme_at(80), []
         for row in self._rows:
             words, size, speed, then = price_cells(row)
@@ -77,5 +78,5 @@ class PricesScreen(Page):
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Turn the knob."""
         if 0 <= event.cursor_row < len(self._rows):
-            self.explorer.change(self._rows[event.cursor_row]["change"])
+            self.explorer.controller.change(self._rows[event.cursor_row]["change"])
             self.explorer.go("run")

@@ -61,19 +61,19 @@ class RunScreen(Page):
         explorer = self.explorer
         knobs, table = self.query_one(KnobList), self.query_one(Breakdown)
         knobs.plain = table.plain = explorer.plain
-        knobs.run = explorer.run_now if explorer.subject is not None else None
-        if explorer.model != self._of:  # another model begins at its knobs, wherever one was
-            self._of, knobs.at = explorer.model, 0
+        knobs.run = self.state.run if self.state.subject is not None else None
+        if self.state.model != self._of:  # another model begins at its knobs, wherever one was
+            self._of, knobs.at = self.state.model, 0
             self.set_focus(knobs)
         self._says()
-        estimate = explorer.estimate
+        estimate = self.state.estimate
         self._dim()
         right = self.query_one("#right")
         if not right.size.width:  # not laid out yet: lines wrapped for no width would leave their height behind
             return
         theme = self.theme_at(right.size.width - 3)
-        if explorer.fault is not None or estimate is None:
-            self.put("#verdict", Text(explorer.fault or "", style="magenta"))
+        if estimate is None:
+            self.put("#verdict", Text(self.state.estimated.fault or "", style="magenta"))
         state = id(estimate), theme.width, explorer.theme
         if estimate is None or state == self._painted:
             return
@@ -87,37 +87,37 @@ class RunScreen(Page):
 
     def _dim(self) -> None:
         """Figures of a run before this one go dim when working it out takes long enough to be seen."""
-        if self.explorer.settled:
+        if self.state.settled:
             self.query_one("#right").remove_class("stale")
         else:
-            self.set_timer(_SEEN_S, lambda: self.query_one("#right").set_class(not self.explorer.settled, "stale"))
+            self.set_timer(_SEEN_S, lambda: self.query_one("#right").set_class(not self.state.settled, "stale"))
 
     def _why(self) -> None:
-        estimate = self.explorer.estimate
+        estimate = self.state.estimate
         if estimate is not None:
             theme = self.theme_at(self.query_one("#right").size.width - 3)
             self.put("#why", run.why_text(estimate, self.query_one(Breakdown).at, theme))
 
     def _says(self) -> None:
-        explorer, knob = self.explorer, KNOBS[self.query_one(KnobList).at]
+        knob = KNOBS[self.query_one(KnobList).at]
         text = Text(f"{knob.label}: {knob.says}\n", style="dim")
-        if explorer.refusal is not None:
-            text.append(f"will not run: {explorer.refusal}\n", style="magenta")
-        if explorer.subject is not None and explorer.estimate is not None:
-            auto = explorer.estimate.resolved.get(knob.name)
+        if self.state.refusal is not None:
+            text.append(f"will not run: {self.state.refusal}\n", style="magenta")
+        if self.state.subject is not None and self.state.estimate is not None:
+            auto = self.state.estimate.resolved.get(knob.name)
             if auto:
-                value = getattr(explorer.estimate.run, knob.name)
+                value = getattr(self.state.estimate.run, knob.name)
                 text.append(f"auto is {value}: {auto}", style="dim")
         self.put("#says", text)
 
     def on_knob_list_turned(self, event: KnobList.Turned) -> None:
         """A knob goes one place on."""
-        self.explorer.turn(KNOBS[event.index], event.by)
+        self.explorer.controller.turn(KNOBS[event.index], event.by)
 
     def on_knob_list_typed(self, event: KnobList.Typed) -> None:
         """An exact value."""
         knob, explorer = KNOBS[event.index], self.explorer
-        if explorer.subject is None:
+        if self.state.subject is None:
             return
         if knob.read is None:
             explorer.notify(f"{knob.label} has a list of values: left and right go through it")
@@ -125,18 +125,18 @@ class RunScreen(Page):
 
         def wrong(text: str) -> str | None:
             try:
-                typed(knob, explorer.run_now, text)
+                typed(knob, self.state.run, text)
             except InputError as error:
                 return str(error)
             return None
 
         def take(text: str | None) -> None:
             if text is not None:
-                explorer.set_run(typed(knob, explorer.run_now, text))
+                explorer.controller.set_run(typed(knob, self.state.run, text))
 
-        value = getattr(explorer.run_now, knob.name)
+        value = getattr(self.state.run, knob.name)
         shown = (
-            "" if value is None or value == {} else str(value) if knob.name != "stack" else knob.show(explorer.run_now)
+            "" if value is None or value == {} else str(value) if knob.name != "stack" else knob.show(self.state.run)
         )
         self.app.push_screen(TextScreen(f"{knob.label}: {knob.says}", shown, check=wrong, empty=True), take)
 

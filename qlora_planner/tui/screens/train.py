@@ -12,6 +12,7 @@ from textual.widgets import Sparkline
 
 from qlora_planner.report.parts.theme import Line
 from qlora_planner.tui.control.child_process import Launch
+from qlora_planner.tui.control.figures import READINESS
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.launch_form import LaunchForm
 from qlora_planner.tui.widgets import training
@@ -58,13 +59,13 @@ class TrainScreen(Page):
     def show(self) -> None:
         """What would be run, or what runs."""
         explorer = self.explorer
-        launch = explorer.launch
-        explorer.want_readiness()
+        launch = explorer.launches.current
+        explorer.tasks.want(READINESS)
         self.query_one("#watch").display = launch is not None
         theme = self.theme_at(self.size.width - 2)
         lines: list[Line] = []
         if launch is None:
-            lines += training.before(explorer, theme)
+            lines += training.before(self.state, explorer.launches, theme)
             self.put("#log", Text(""))
         else:
             lines += training.status(launch, theme)
@@ -98,49 +99,47 @@ class TrainScreen(Page):
     def action_verify(self) -> None:
         """Three real steps."""
         if self._ready("verify"):
-            self.explorer.begin("verify")
+            self.explorer.launches.begin("verify")
 
     def action_train(self) -> None:
         """Ask where everything is, then train."""
         if self._ready("train"):
             explorer = self.explorer
-            data = "" if explorer.data_asked is None else explorer.data_asked.path
-            assert explorer.model is not None, "looked at by _ready"
-            form = LaunchForm(explorer.model, data, toy=explorer.device == "cpu")
+            data = "" if self.state.data_source is None else self.state.data_source.path
+            assert self.state.model is not None, "looked at by _ready"
+            form = LaunchForm(self.state.model, data, toy=explorer.launches.device == "cpu")
             self.app.push_screen(form, self._begin)
 
     def _begin(self, fields: dict[str, str] | None) -> None:
         if fields is not None:
-            self.explorer.begin("train", fields)
+            self.explorer.launches.begin("train", fields)
 
     def _ready(self, verb: str) -> bool:
         explorer = self.explorer
-        if explorer.subject is None:
-            explorer.say_no_model()
+        if self.state.subject is None:
+            explorer.controller.say_no_model()
             return False
-        if explorer.launch is not None and explorer.launch.running:
+        if explorer.launches.running is not None:
             explorer.notify("one at a time: x stops what runs")
             return False
-        if explorer.refusal is not None and verb == "verify":
-            explorer.notify(f"this run will not work: {explorer.refusal}", severity="error")
+        if self.state.refusal is not None and verb == "verify":
+            explorer.notify(f"this run will not work: {self.state.refusal}", severity="error")
             return False
-        lacks = None if explorer.readiness is None else explorer.readiness.lacks(explorer.device)
+        readiness = self.state.looked.value
+        lacks = None if readiness is None else readiness.lacks(explorer.launches.device)
         if lacks is not None:
             explorer.notify(lacks, severity="error")
         return lacks is None
 
     def action_device(self) -> None:
         """The card, or the CPU."""
-        explorer = self.explorer
-        explorer.device = "cpu" if explorer.device == "cuda" else "cuda"
-        if explorer.launch is not None and not explorer.launch.running:
-            explorer.forget_launch()
+        self.explorer.launches.change_device()
         self.repaint()
 
     def action_stop(self) -> None:
         """Ask it to stop."""
-        self.explorer.stop_launch()
+        self.explorer.launches.stop()
 
     def action_resume(self) -> None:
         """Go on from its last checkpoint."""
-        self.explorer.resume()
+        self.explorer.launches.resume()

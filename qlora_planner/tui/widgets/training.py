@@ -10,7 +10,8 @@ from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.units import KIB, MIB
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.control.run_control import Launches
+    from qlora_planner.tui.control.launches import Launches
+    from qlora_planner.tui.state import ExplorerState
 
 _PHASES = {
     "data": "reading the data", "load": "loading the model", "prepare": "preparing", "adapters": "adding adapters",
@@ -20,34 +21,34 @@ _PHASES = {
 _COLUMNS = 24
 
 
-def before(app: Launches, theme: Theme) -> list[Line]:
+def before(state: ExplorerState, launches: Launches, theme: Theme) -> list[Line]:
     """What would be started, and what is missing for it."""
-    if app.subject is None:
+    if state.subject is None:
         return [[("No model yet: choose one in Fit (1).", "")]]
-    on = "the card of this machine" if app.device == "cuda" else "the CPU, at a toy size"
-    lines: list[Line] = [[(f"{app.subject.profile.id} on {on}", "bold")], []]
-    ready = app.readiness
+    on = "the card of this machine" if launches.device == "cuda" else "the CPU, at a toy size"
+    lines: list[Line] = [[(f"{state.subject.profile.id} on {on}", "bold")], []]
+    ready = state.looked.value
     if ready is None:
         lines.append([(f"looking what is installed here {theme.ellipsis}", "italic")])
     else:
-        lacks = ready.lacks(app.device)
+        lacks = ready.lacks(launches.device)
         if lacks is None:
-            card = f": {ready.card}" if app.device == "cuda" else ""
+            card = f": {ready.card}" if launches.device == "cuda" else ""
             lines.append([(f"{theme.glyph('fits')} everything that it needs is here{card}", "green")])
         else:
             lines += theme.wrap(lacks, 2, f"{theme.glyph('does-not-fit')} ", first_style="bold red")
-            if app.device == "cuda" and not ready.packages:
+            if launches.device == "cuda" and not ready.packages:
                 lines += theme.wrap("d takes the CPU instead: the same steps with a toy of this model", 2)
-    if app.refusal is not None:
-        lines += theme.wrap(f"this run will not work: {app.refusal}", 2, "! ", first_style="magenta")
-    toy = "a toy of this model at a toy length" if app.device == "cpu" else "random weights"
+    if state.refusal is not None:
+        lines += theme.wrap(f"this run will not work: {state.refusal}", 2, "! ", first_style="magenta")
+    toy = "a toy of this model at a toy length" if launches.device == "cpu" else "random weights"
     lines += [[], [("v verifies: ", "bold"), (f"{toy}, three real steps, predicted beside measured", "")]]
     import shlex
 
-    lines += theme.wrap(shlex.join(["qlora-plan", *app.launch_words("verify")]), 2, "  ", style="cyan")
+    lines += theme.wrap(shlex.join(["qlora-plan", *launches.words("verify")]), 2, "  ", style="cyan")
     lines += [[], [("b trains: ", "bold"), ("asks for data and folder, and needs the real weights", "")]]
-    more = {"data": "train.jsonl" if app.data_asked is None else app.data_asked.path}
-    return lines + theme.wrap(shlex.join(["qlora-plan", *app.launch_words("train", more)]), 2, "  ", style="cyan")
+    more = {"data": "train.jsonl" if state.data_source is None else state.data_source.path}
+    return lines + theme.wrap(shlex.join(["qlora-plan", *launches.words("train", more)]), 2, "  ", style="cyan")
 
 
 def status(launch: Launch, theme: Theme) -> list[Line]:
