@@ -12,11 +12,11 @@ NOTICED = 0.03
 
 def predict(out: Path) -> int:
     """Put today's estimate into every line, in place."""
-    from qlora_planner.cli.predicting import card_of, profile_of
     from qlora_planner.errors import PlannerError
     from qlora_planner.evidence import Measurement
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.session import calibration, tape_for
+    from qlora_planner.session.predictions import card_of, profile_of
 
     spread, rows = calibration(), []
     for number, line in enumerate(out.read_text(encoding="utf-8").splitlines(), 1):

@@ -23,9 +23,10 @@ from qlora_planner.cli.options import (
 from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
 from qlora_planner.cli.train_finished import is_finished, tell_finished
 from qlora_planner.cli.train_run import execute
-from qlora_planner.cli.values import Output, card_from, output_from
-from qlora_planner.cli.verify_place import Place, check_packages, place_of
+from qlora_planner.cli.values import Output, card_asked, card_from, output_from
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
+from qlora_planner.session import Session
+from qlora_planner.session.this_card import Place, check_packages, place_of
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
@@ -122,7 +123,7 @@ def _prepared(
 
 def _place(given: Mapping[str, Any], output: Output) -> Place:
     try:
-        return place_of(dict(given), output)
+        return place_of(Session(output.profiles, tell=output.warn), *card_asked(given))
     except MissingError as error:
         raise MissingError(f"{error}; or train on the CPU with --device cpu") from None
 

@@ -14,8 +14,8 @@ from qlora_planner.cli import events
 from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
-from qlora_planner.cli.verify_place import Place, check_room
 from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
+from qlora_planner.session.this_card import Place, check_room
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
@@ -205,7 +205,7 @@ def _check_card(place: Place, predicted: MemoryEstimate, given: Mapping[str, Any
     blocking = [problem for problem in predicted.problems if problem.blocking]
     if blocking:
         raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")
-    check_room(place, predicted, output)
+    check_room(place, predicted, output.warn)
     if predicted.verdict == "does-not-fit" and not given["yes"]:
         raise RefusedError(
             f"{predicted.model['id']} does not fit {place.gpu.label} so: `qlora-plan check` says what would;"

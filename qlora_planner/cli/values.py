@@ -133,6 +133,16 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Ca
     return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=asked, several=several))
 
 
+def card_asked(given: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
+    """--gpu as it was typed, --reserve and --cap in bytes. Raises InputError for a size that means nothing."""
+    reserve, cap = given.get("reserve"), given.get("cap")
+    return (
+        given.get("gpu"),
+        None if reserve is None else parse_memory(str(reserve), "--reserve", zero=True),
+        None if cap is None else parse_memory(str(cap), "--cap"),
+    )
+
+
 def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, asked: bool) -> Card:
     from qlora_planner.measure.nvml import local_gpu
 

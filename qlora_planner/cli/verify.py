@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -21,25 +18,20 @@ from qlora_planner.cli.options import (
 )
 from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Output, output_from
-from qlora_planner.cli.verify_place import Place, check_packages, check_room, place_of
-from qlora_planner.errors import InputError, MissingError
-from qlora_planner.spec.run import RunConfig
-from qlora_planner.units import format_mib
+from qlora_planner.cli.values import Output, card_asked, output_from
+from qlora_planner.errors import InputError
+from qlora_planner.session import Session
+from qlora_planner.session.this_card import Place, check_packages, check_room, place_of
+from qlora_planner.session.verify import check_amount, keep, least_limit, run_of_file, specification
 
 if TYPE_CHECKING:
     from qlora_planner.evidence import Measurement
     from qlora_planner.measure.floor import Floor
     from qlora_planner.measure.spec import ChildSpec
-    from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.spec.model import ModelProfile
 
 SCHEMA = "qlora-plan/verification/1"
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
-
-# Made up in a quarter of a minute.
-_MOST_TOKENS = 1 << 24
 
 
 @click.command("verify", cls=Verb)
@@ -61,108 +53,24 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     output = output_from(given)
     if device == "cpu" and (floor or given.get("gpu") or given.get("cap")):
         raise InputError("--device cpu: --gpu, --cap and --floor need a card; leave them out")
-    named, run = _asked(model, explicit_run_options(given))
-    _check_amount(run, steps)
+    session = Session(output.profiles, tell=output.warn)
+    named, run = run_of_file(model, explicit_run_options(given))
+    check_amount(run, steps)
     check_packages(run)
     profile = profile_for(named, output)
-    place = None if device == "cpu" else place_of(given, output)
-    spec, predicted = _specification(named, profile, run, place, output, device=device, steps=steps)
+    place = None if device == "cpu" else place_of(session, *card_asked(given))
+    spec, predicted = specification(session, named, profile, run, place, device=device, steps=steps)
     if place is not None:
-        check_room(place, predicted, output)
+        check_room(place, predicted, output.warn)
     measured = _measure(spec, place, output)
     _tell_compared(measured)
-    found = _floor(spec, measured, predicted, output) if floor and measured.outcome == "ok" else None
+    found = least_limit(spec, measured, predicted, output.warn) if floor and measured.outcome == "ok" else None
     tried = () if found is None else found.tries
-    kept = _keep(measured, output, save=save)
-    for _, one in tried:
-        _keep(one, output, save=save)
+    kept = keep(session, measured, save=save)
+    for _, attempt in tried:
+        keep(session, attempt, save=save)
     _show(measured, found, kept, output)
     return _EXIT[measured.outcome]
-
-
-def _asked(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
-    """The model and the run: of a plan file where MODEL is one, with what was typed in place of what it says."""
-    path = Path(model)
-    if path.suffix.lower() not in (".yaml", ".yml", ".json") or not path.is_file() or path.name == "config.json":
-        return model, RunConfig(**explicit)
-    from qlora_planner.exchange.files import read_yaml
-    from qlora_planner.exchange.plan_file import is_plan, plan_of
-
-    raw = read_yaml(path)
-    if not is_plan(raw):
-        return model, RunConfig(**explicit)  # a config.json under another name
-    plan = plan_of(raw, str(path))
-    return plan.model_id, plan.run.with_(**explicit)
-
-
-def _check_amount(run: RunConfig, steps: int) -> None:
-    """Raises InputError for more tokens than are made up in a minute: memory does not rise with them."""
-    tokens = run.tokens * run.grad_accum * steps
-    if tokens > _MOST_TOKENS:
-        raise InputError(
-            f"verify: {tokens:,} tokens are more than the {_MOST_TOKENS:,} that it makes up; fewer --steps or a smaller"
-            " --grad-accum take the same memory"
-        )
-
-
-def _specification(
-    named: str,
-    profile: ModelProfile,
-    run: RunConfig,
-    place: Place | None,
-    output: Output,
-    *,
-    device: str,
-    steps: int,
-) -> tuple[ChildSpec, MemoryEstimate]:
-    """What the child is told, and what is predicted for it.
-
-    Raises MissingError for a run that this card or stack refuses.
-    """
-    from qlora_planner import session
-    from qlora_planner.measure.spec import ChildSpec
-
-    raw = session.config_of(profile, output.profiles)
-    config = deepcopy(dict(raw.config))  # transformers completes nested parts of a config in place
-    if profile.text_part_of is not None:
-        from qlora_planner.profiling.text_part import text_part
-
-        output.warn(f"{profile.id} takes images or sound too: its text part alone is measured")
-        config = dict(text_part(config, raw.id)[0])
-    folder = Path(named)
-    real = device == "cuda" and profile.text_part_of is None and folder.is_dir() and any(folder.glob("*.safetensors"))
-    if device == "cpu":
-        from qlora_planner.sources.configs import RawConfig, config_sha256
-        from qlora_planner.train.toy import toy_config
-
-        small = toy_config(deepcopy(config))
-        toy = RawConfig(id=raw.id, config=small, sha256=config_sha256(small), origin="toy")
-        profile = session.profile_of(toy, warn=output.warn)
-    predicted = session.estimate(
-        profile,
-        run,
-        place.gpu if place else None,
-        reserve_bytes=place.others_bytes if place else 0,
-        cap_bytes=place.cap_bytes if place else None,
-        profiles=output.profiles,
-        tell=output.warn,
-    )
-    refused = [problem for problem in predicted.problems if problem.blocking]
-    if refused:
-        raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
-    spec = ChildSpec(
-        run=predicted.run,
-        model_id=raw.id,
-        config=None if real else config,
-        model_dir=str(folder) if real else None,
-        config_sha256=raw.sha256,
-        device=device,
-        cap_bytes=place.cap_bytes if place else None,
-        steps=steps,
-        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        predicted=predicted.to_dict(),
-    )
-    return spec, predicted
 
 
 def _measure(spec: ChildSpec, place: Place | None, output: Output) -> Measurement:
@@ -184,39 +92,6 @@ def _tell_compared(measured: Measurement) -> None:
     from qlora_planner.report.comparison import to_document
 
     events.tell("compared", to_document(measured))
-
-
-def _floor(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimate, output: Output) -> Floor | None:
-    from qlora_planner.measure.floor import find_floor
-
-    reserved = [phase.reserved_bytes for phase in measured.phases.values() if phase.reserved_bytes is not None]
-    if not reserved:
-        output.warn("--floor: torch told nothing of what it reserved")
-        return None
-    output.warn("looking for the least limit that works: about eight more runs")
-    return find_floor(
-        spec,
-        min(predicted.static.after_load, max(reserved)),
-        max(reserved),
-        tell=lambda cap, outcome: output.warn(f"under {format_mib(cap)}: {outcome}"),
-    )
-
-
-def _keep(measured: Measurement, output: Output, *, save: bool) -> str | None:
-    """Put the evidence where `calibrate` finds it; what was interrupted says nothing."""
-    from qlora_planner.sources.evidence import append, shared_path
-    from qlora_planner.sources.locations import evidence_path, repository_profiles
-
-    if measured.outcome == "interrupted":
-        return None
-    path = evidence_path()
-    append(path, measured)
-    if save:
-        root = Path(output.profiles) if output.profiles else repository_profiles()
-        if root is None:
-            raise InputError("--save: name the folder with --profiles DIR; this is no checkout of the repository")
-        append(shared_path(root, measured), measured)
-    return str(path)
 
 
 def _show(measured: Measurement, floor: Floor | None, kept: str | None, output: Output) -> None:

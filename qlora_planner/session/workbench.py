@@ -11,6 +11,7 @@ from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus.several import Several
+    from qlora_planner.evidence import Measurement
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
     from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
     from qlora_planner.spec.machine import GpuSpec
@@ -176,3 +177,20 @@ class Workbench:
         True
         """
         return self.open(model).frontier(run_of(run, options))
+
+    def verify(
+        self, model: str, run: RunConfig | None = None, *, device: str = "cuda", steps: int = 3, **options: Any
+    ) -> Measurement:
+        """Take real steps of a run with random weights on the card in this machine, which is held to this one's size.
+
+        `device="cpu"` runs a toy of the model without a card. What was measured is kept for `calibrate`; a run out of
+        memory is its `outcome`.
+        Raises MissingError for packages, a card or room on it that are not there, and as `estimate` does.
+        """
+        from qlora_planner.session.this_card import place_of
+        from qlora_planner.session.verify import verify
+
+        place = None
+        if device != "cpu":
+            place = place_of(self.session, self.asked, self.reserve_bytes, self.cap_bytes)
+        return verify(self.session, model, run_of(run, options), place=place, steps=steps)

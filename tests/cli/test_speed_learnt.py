@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 
 from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
-from qlora_planner.cli.predicting import speed_traits
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.evidence.efficiency import ASSUMED
@@ -17,6 +16,7 @@ from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.parts.labels import speed_line
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.session.predictions import speed_traits
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import speed_of

@@ -12,8 +12,8 @@ import pytest
 from qlora_planner import session
 from qlora_planner.cli import train_run
 from qlora_planner.cli.values import output_from
-from qlora_planner.cli.verify_place import Place
 from qlora_planner.errors import RefusedError
+from qlora_planner.session.this_card import Place
 from qlora_planner.spec.run import RunConfig
 
 LLAMA = session.load_model("meta-llama/Llama-3.1-8B", build="never")

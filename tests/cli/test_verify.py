@@ -104,6 +104,20 @@ def test_predicted_beside_measured_and_evidence_kept(invoke: Invoke, fake: Fake)
     assert "step 1 done, 2 s, 3.00 GiB of 23.99 GiB" in result.stderr
 
 
+def test_python_verifies_what_the_command_line_does(invoke: Invoke, fake: Fake) -> None:
+    from qlora_planner import Session
+
+    asked = fake()
+    assert invoke("verify", MODEL, "--gpu", "12GB", "--rank", "8").exit_code == 0
+    measured = Session().on("12GB").verify(MODEL, rank=8)
+    assert measured.outcome == "ok"
+    typed, called = asked
+    assert (called.run, called.cap_bytes, called.steps) == (typed.run, typed.cap_bytes, typed.steps)
+    assert called.cap_bytes is not None
+    assert called.predicted == typed.predicted
+    assert len(read_all(evidence_path())) == 2
+
+
 def test_json_holds_measurement_and_comparison(invoke: Invoke, fake: Fake) -> None:
     fake()
     result = invoke("verify", MODEL, "--json", "--quiet")

@@ -14,13 +14,13 @@ import pytest
 
 from examples.toy_model import SIZES, rows, write_rows
 from qlora_planner.cli.main import cli
-from qlora_planner.cli.verify_place import Place
 from qlora_planner.runs.directory import RunDirectory, write_json
 from qlora_planner.runs.lock import held
 from qlora_planner.runs.record import run_record
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.session import load_gpu
+from qlora_planner.session.this_card import Place
 from tests.launch.conftest import RUN, SETTINGS
 
 # The length of a header, and the header.

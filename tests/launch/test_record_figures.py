@@ -6,10 +6,10 @@ import pytest
 
 from qlora_planner import session
 from qlora_planner.cli.train_run import _speed
-from qlora_planner.cli.verify_place import Place
 from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.record import mean_tokens, summary
 from qlora_planner.runs.supervise import Attempt
+from qlora_planner.session.this_card import Place
 from qlora_planner.spec.run import RunConfig
 
 # A run of Llama-3.1-8B's size on an H200: rows up to 4,001 tokens long, 414 at the mean.

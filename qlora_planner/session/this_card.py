@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.record import record
+from qlora_planner.session.packages import Warn, missing_for
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.units import format_mib, parse_memory
+from qlora_planner.units import format_mib
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.session import Session
     from qlora_planner.spec.machine import GpuSpec
 
 # Less than this may be the driver's own.
@@ -32,46 +33,40 @@ class Place:
 
 def check_packages(run: RunConfig) -> None:
     """Raises MissingError with the line that installs what this run imports."""
-    from qlora_planner.session import missing_for
-
     check_endpoint()  # before transformers imports the Hub library
     missing = missing_for(run)
     if missing:
         raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
-def place_of(given: dict[str, Any], output: Output) -> Place:
-    """This machine's card, and the limit that makes it behave like the one asked for.
+def place_of(session: Session, card: str | None, reserve_bytes: int | None, cap_bytes: int | None) -> Place:
+    """This machine's card, and the limit that makes it behave like `card`, which leaves `reserve_bytes` to others.
 
     Raises MissingError without a card, and for one that is smaller than the one asked for.
     """
-    from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
     from qlora_planner.memory.budget import context_of
 
     local = local_gpu()
     gpu = _catalogued(local.spec)
-    cap = None if given.get("cap") is None else parse_memory(str(given["cap"]), "--cap")
-    text = given.get("gpu")
-    if text is not None and text.strip().lower() != "local":
-        asked = session.load_gpu(text, profiles=output.profiles)
-        if asked.memory_bytes > gpu.memory_bytes:
+    if card is not None and card.strip().lower() != "local":
+        smaller = session.gpu(card)
+        if smaller.memory_bytes > gpu.memory_bytes:
             raise MissingError(
-                f"{asked.label} has {format_mib(asked.memory_bytes)}, the card here only"
+                f"{smaller.label} has {format_mib(smaller.memory_bytes)}, the card here only"
                 f" {format_mib(gpu.memory_bytes)}: {gpu.label} can stand for smaller cards alone"
             )
-        context = context_of(gpu, session.calibration(output.profiles))
-        reserve = 0 if given.get("reserve") is None else parse_memory(str(given["reserve"]), "--reserve", zero=True)
-        left = usable_bytes(asked, reserve)[0] - context.total_bytes
+        context = context_of(gpu, session.calibration)
+        left = usable_bytes(smaller, reserve_bytes or 0)[0] - context.total_bytes
         if left <= 0:
-            raise InputError(f"--gpu: {asked.label} leaves nothing beside a context of this card")
-        cap = left if cap is None else min(cap, left)
-        output.warn(f"torch is limited to {format_mib(cap)}, what {asked.label} leaves after the context")
-    if cap is not None and cap > gpu.memory_bytes:
-        raise InputError(f"--cap: {format_mib(cap)} is more than the card's {format_mib(gpu.memory_bytes)}")
+            raise InputError(f"--gpu: {smaller.label} leaves nothing beside a context of this card")
+        cap_bytes = left if cap_bytes is None else min(cap_bytes, left)
+        session.tell(f"torch is limited to {format_mib(cap_bytes)}, what {smaller.label} leaves after the context")
+    if cap_bytes is not None and cap_bytes > gpu.memory_bytes:
+        raise InputError(f"--cap: {format_mib(cap_bytes)} is more than the card's {format_mib(gpu.memory_bytes)}")
     pids = tuple(process.pid for process in local.reading.processes or ())
-    return Place(gpu=gpu, others_bytes=local.reserve_bytes, cap_bytes=cap, processes=pids)
+    return Place(gpu=gpu, others_bytes=local.reserve_bytes, cap_bytes=cap_bytes, processes=pids)
 
 
 def _catalogued(spec: GpuSpec) -> GpuSpec:
@@ -85,7 +80,7 @@ def _catalogued(spec: GpuSpec) -> GpuSpec:
     return known if known.memory_bytes == spec.memory_bytes else spec
 
 
-def check_room(place: Place, predicted: MemoryEstimate, output: Output) -> None:
+def check_room(place: Place, predicted: MemoryEstimate, tell: Warn) -> None:
     """Raises MissingError where the run cannot even load, or where others hold what it needs."""
     from qlora_planner.catalog.gpus import usable_bytes
 
@@ -102,6 +97,6 @@ def check_room(place: Place, predicted: MemoryEstimate, output: Output) -> None:
             f" needs {format_mib(predicted.floor_bytes)} of {format_mib(whole)}"
         )
     if place.processes or place.others_bytes >= _NOTICED_BYTES:
-        output.warn(f"others hold {format_mib(place.others_bytes)} of the card: step times do not count")
+        tell(f"others hold {format_mib(place.others_bytes)} of the card: step times do not count")
     if predicted.verdict == "does-not-fit":
-        output.warn(f"predicted to run out of memory: it needs {format_mib(predicted.floor_bytes)}")
+        tell(f"predicted to run out of memory: it needs {format_mib(predicted.floor_bytes)}")

@@ -1,0 +1,162 @@
+"""A verification: what the child is told and what is predicted for it, the least limit, and the evidence kept."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.session.packages import Warn
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.units import format_mib
+
+if TYPE_CHECKING:
+    from qlora_planner.evidence import Measurement
+    from qlora_planner.measure.floor import Floor
+    from qlora_planner.measure.spec import ChildSpec
+    from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.session import Session
+    from qlora_planner.session.this_card import Place
+    from qlora_planner.spec.model import ModelProfile
+
+# Made up in a quarter of a minute.
+_MOST_TOKENS = 1 << 24
+
+
+def verify(session: Session, named: str, run: RunConfig, *, place: Place | None, steps: int) -> Measurement:
+    """Real steps of this run with random weights in a process of its own, kept where `calibrate` finds them.
+
+    `place` is this machine's card, None the CPU. A run out of memory is an outcome, no error.
+    Raises MissingError for packages that are not installed, a card in use and a run that the stack refuses; InputError
+    for a model that means nothing and for more tokens than are made up.
+    """
+    from qlora_planner.measure.verify import verify as measure
+    from qlora_planner.session.this_card import check_packages, check_room
+
+    check_amount(run, steps)
+    check_packages(run)
+    device = "cpu" if place is None else "cuda"
+    spec, predicted = specification(session, named, session.model(named), run, place, device=device, steps=steps)
+    if place is not None:
+        check_room(place, predicted, session.tell)
+    measured = measure(spec, tell=lambda _: None)
+    keep(session, measured, save=False)
+    return measured
+
+
+def run_of_file(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
+    """The model and the run: of a plan file where MODEL is one, with what was typed in place of what it says."""
+    path = Path(model)
+    if path.suffix.lower() not in (".yaml", ".yml", ".json") or not path.is_file() or path.name == "config.json":
+        return model, RunConfig(**explicit)
+    from qlora_planner.exchange.files import read_yaml
+    from qlora_planner.exchange.plan_file import is_plan, plan_of
+
+    raw = read_yaml(path)
+    if not is_plan(raw):
+        return model, RunConfig(**explicit)  # a config.json under another name
+    plan = plan_of(raw, str(path))
+    return plan.model_id, plan.run.with_(**explicit)
+
+
+def check_amount(run: RunConfig, steps: int) -> None:
+    """Raises InputError for more tokens than are made up in a minute: memory does not rise with them."""
+    tokens = run.tokens * run.grad_accum * steps
+    if tokens > _MOST_TOKENS:
+        raise InputError(
+            f"verify: {tokens:,} tokens are more than the {_MOST_TOKENS:,} that it makes up; fewer --steps or a smaller"
+            " --grad-accum take the same memory"
+        )
+
+
+def specification(
+    session: Session,
+    named: str,
+    profile: ModelProfile,
+    run: RunConfig,
+    place: Place | None,
+    *,
+    device: str,
+    steps: int,
+) -> tuple[ChildSpec, MemoryEstimate]:
+    """What the child is told, and what is predicted for it.
+
+    Raises MissingError for a run that this card or stack refuses.
+    """
+    from qlora_planner import session as answers
+    from qlora_planner.measure.spec import ChildSpec
+
+    raw = answers.config_of(profile, session.profiles)
+    config = deepcopy(dict(raw.config))  # transformers completes nested parts of a config in place
+    if profile.text_part_of is not None:
+        from qlora_planner.profiling.text_part import text_part
+
+        session.tell(f"{profile.id} takes images or sound too: its text part alone is measured")
+        config = dict(text_part(config, raw.id)[0])
+    folder = Path(named)
+    real = device == "cuda" and profile.text_part_of is None and folder.is_dir() and any(folder.glob("*.safetensors"))
+    if device == "cpu":
+        from qlora_planner.sources.configs import RawConfig, config_sha256
+        from qlora_planner.train.toy import toy_config
+
+        small = toy_config(deepcopy(config))
+        toy = RawConfig(id=raw.id, config=small, sha256=config_sha256(small), origin="toy")
+        profile = answers.profile_of(toy, warn=session.tell)
+    predicted = session.open(
+        profile,
+        place.gpu if place else None,
+        reserve_bytes=place.others_bytes if place else 0,
+        cap_bytes=place.cap_bytes if place else None,
+    ).estimate(run)
+    refused = [problem for problem in predicted.problems if problem.blocking]
+    if refused:
+        raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
+    spec = ChildSpec(
+        run=predicted.run,
+        model_id=raw.id,
+        config=None if real else config,
+        model_dir=str(folder) if real else None,
+        config_sha256=raw.sha256,
+        device=device,
+        cap_bytes=place.cap_bytes if place else None,
+        steps=steps,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        predicted=predicted.to_dict(),
+    )
+    return spec, predicted
+
+
+def least_limit(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimate, tell: Warn) -> Floor | None:
+    """The least limit on torch under which the run works, by more runs; None where torch told nothing."""
+    from qlora_planner.measure.floor import find_floor
+
+    reserved = [phase.reserved_bytes for phase in measured.phases.values() if phase.reserved_bytes is not None]
+    if not reserved:
+        tell("--floor: torch told nothing of what it reserved")
+        return None
+    tell("looking for the least limit that works: about eight more runs")
+    return find_floor(
+        spec,
+        min(predicted.static.after_load, max(reserved)),
+        max(reserved),
+        tell=lambda cap, outcome: tell(f"under {format_mib(cap)}: {outcome}"),
+    )
+
+
+def keep(session: Session, measured: Measurement, *, save: bool) -> str | None:
+    """Put the evidence where `calibrate` finds it; what was interrupted says nothing."""
+    from qlora_planner.sources.evidence import append, shared_path
+    from qlora_planner.sources.locations import evidence_path, repository_profiles
+
+    if measured.outcome == "interrupted":
+        return None
+    path = evidence_path()
+    append(path, measured)
+    if save:
+        root = Path(session.profiles) if session.profiles else repository_profiles()
+        if root is None:
+            raise InputError("--save: name the folder with --profiles DIR; this is no checkout of the repository")
+        append(shared_path(root, measured), measured)
+    return str(path)
