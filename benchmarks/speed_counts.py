@@ -126,16 +126,17 @@ def _flops(name: str, inputs: list[Any], outputs: list[Any], args: Any) -> float
 @contextlib.contextmanager
 def counted(config: Mapping[str, Any], spec: Any) -> Iterator[tuple[Counter, Any]]:
     """Run one step of the cut-down model and give the counter and the cut."""
-    from qlora_planner.profiling.tracing import build, engine, trainers
+    from qlora_planner.profiling.tracing import build, engine
     from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
     from qlora_planner.profiling.tracing.segments import SegmentMarker
+    from qlora_planner.profiling.tracing.trainers.common import module_kept
 
     with flash_attention_2(spec):
         meta = build.build(config, spec)
         with (
             mock.patch.object(engine, "Recorder", Counter),
             engine.recording(spec) as counter,
-            trainers.module_kept(meta.base),
+            module_kept(meta.base),
         ):
             build.materialise(meta)
             _, layers = engine._layers_of(meta)

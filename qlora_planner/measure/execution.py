@@ -133,7 +133,7 @@ class Execution:
     def _train(self, adapted: Any) -> None:
         from qlora_planner.train.data import synthetic_rows
         from qlora_planner.train.model import decoder_layers, vocabulary
-        from qlora_planner.train.trainer import build_trainer
+        from qlora_planner.train.trainers import build_trainer
 
         spec, run = self.spec, self.run
         gc.collect()

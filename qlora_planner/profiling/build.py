@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from transformers import PreTrainedModel
 
+from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
 from qlora_planner.profiling import adapters
 from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
@@ -29,7 +30,10 @@ DIMENSIONS = (
 # Fields that some configs keep under a name of their own without mapping it.
 OTHER_NAMES = {"max_position_embeddings": "max_seq_len"}
 # Runs whose refusal is kept in the profile, under the option's value.
-PROBES: dict[str, dict[str, Any]] = {"trl-sft": {"trainer": "trl-sft"}, "int8": {"quant": "int8"}}
+PROBES: dict[str, dict[str, Any]] = {
+    **{row.name: {"trainer": row.name} for row in TRAINER_ROWS.values() if row.instead is not None},
+    "int8": {"quant": "int8"},
+}
 # Models trained on longer sequences compute their positions.
 LONGEST_PROBE = 4096
 # A table of positions may have a few rows more than positions (OPT's has two).

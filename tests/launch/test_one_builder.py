@@ -11,7 +11,7 @@ import pytest
 from qlora_planner.exchange.export import export
 from qlora_planner.train import adapters, model
 from qlora_planner.train.data import synthetic_rows
-from qlora_planner.train.trainer import build_trainer
+from qlora_planner.train.trainers import build_trainer
 from tests.launch.conftest import RUN, Home, Make, trained
 
 # What differs between a measurement, a run over real data and a script, and takes no memory: how long, how watched,

@@ -12,7 +12,7 @@ import pytest
 from qlora_planner.measure.process import one_line, requested_bytes
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import loop
+from qlora_planner.train.trainers import loop
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")

@@ -15,7 +15,7 @@ from qlora_planner.train.cpu_fallbacks import with_cpu_fallbacks
 from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.steps import Silent
 from qlora_planner.train.toy import toy_config
-from qlora_planner.train.trainer import build_trainer
+from qlora_planner.train.trainers import build_trainer
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
@@ -168,7 +168,7 @@ def test_importing_the_package_loads_no_torch() -> None:
     import sys
 
     code = (
-        "import sys; from qlora_planner.train import adapters, data, loop, model, options, cpu_fallbacks, toy, trainer;"
+        "import sys; from qlora_planner.train import adapters, data, model, options, cpu_fallbacks, toy, trainers;"
         "print(sorted({'torch', 'transformers', 'peft', 'trl'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from qlora_planner.profiling.tracing import build, layers, trainers
+from qlora_planner.profiling.tracing import build, layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
 from qlora_planner.profiling.tracing.cuda.device import fake_cuda
@@ -23,6 +23,8 @@ from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.tracing.trainers import evaluate, tracer_of
+from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.trace import Tape
 
 
@@ -80,7 +82,7 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
         # Fake tensors here carry the values that masking code looks at, so nothing is "being traced" for it.
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(dora_on_meta())
-        stack.enter_context(trainers.fused_head_on_cuda(spec))
+        stack.enter_context(tracer_of(spec).patches(spec))
         stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(recorder)
@@ -99,7 +101,7 @@ def trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
 
 def _trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
     meta = build.build(raw, spec)
-    with recording(spec) as recorder, trainers.module_kept(meta.base):
+    with recording(spec) as recorder, module_kept(meta.base):
         build.materialise(meta)
         recorder.events = []
         _, layer_list = _layers_of(meta)
@@ -152,26 +154,25 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
         anybase.gradient_checkpointing_enable({"use_reentrant": spec.use_reentrant})
         if spec.method != "full":
             anybase.enable_input_require_grads()
-    trainers.prepare_head(base, spec)
-    if spec.trainer != "loop":
-        anybase.config.use_cache = False  # transformers/trainer.py sets it to args.use_cache, which is off by default
+    tracer, stay = tracer_of(spec), spec.row.micro_batches_stay
+    tracer.prepare(base, spec)
     model.train()
     marker.mark("prepare", "all")
     _cast_adapters(model, spec)
-    forward = trainers.wrap_forward(model, spec)
+    forward = wrap_forward(model, spec)
     parameters = [p for p in model.parameters() if p.requires_grad]
     vocabulary = anybase.get_input_embeddings().weight.shape[0]
     micro_steps = min(spec.grad_accum, 2)
     with marker.watching(), activation_offloading(model, spec, marker.recorder) as offload:
-        for step in range(2 if spec.trainer == "loop" else 1):
+        for step in range(2 if stay else 1):
             marker.step = step
             for micro_step in range(micro_steps):
                 marker.micro_step = micro_step
                 marker.mark("forward", "embedding")
-                inputs = trainers.batch(spec, vocabulary)
+                inputs = tracer.inputs(spec, vocabulary)
                 with offload:
-                    loss, kept = trainers.loss_of(forward, model, inputs, spec)
-                    if spec.trainer != "loop":
+                    loss, kept = tracer.loss(forward, model, inputs, spec)
+                    if not stay:
                         del inputs
                     marker.mark("backward", "head")
                     loss.backward()
@@ -186,13 +187,13 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             kept = None  # a function of its own evaluates: what the training loop's body held is gone
             model.eval()
             marker.mark("eval", "embedding")
-            trainers.evaluate(forward, model, spec, vocabulary)
+            evaluate(tracer, forward, model, spec, vocabulary)
     del kept
 
 
 def casts_adapters(spec: TraceSpec) -> bool:
-    """Whether the trainer casts adapters to bf16: SFTTrainer does, for a quantised model."""
-    return spec.trainer == "trl-sft" and spec.quant != "none" and spec.method != "full"
+    """Whether the trainer casts adapters to bf16, as SFTTrainer does for a quantised model."""
+    return spec.row.adapters_bfloat16 and spec.quant != "none" and spec.method != "full"
 
 
 def _cast_adapters(model: nn.Module, spec: TraceSpec) -> None:

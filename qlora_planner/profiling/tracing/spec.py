@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER, TrainerRow, trainer_named
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.spec.run import RunConfig
 
@@ -29,7 +30,7 @@ class TraceSpec:
     use_reentrant: bool = False
     attention: str | None = "sdpa"  # None: the class's own choice
     optimizer: str = "paged_adamw_8bit"
-    trainer: str = "trl-sft"
+    trainer: str = DEFAULT_TRAINER
     upcast: bool = True  # prepare_model_for_kbit_training
     liger: bool = False
     activation_offloading: bool = False
@@ -47,9 +48,9 @@ class TraceSpec:
         return "cpu" if self.on_cpu else "cuda"
 
     @property
-    def autocast(self) -> bool:
-        """Whether the trainer runs forward under automatic mixed precision."""
-        return self.trainer != "loop"
+    def row(self) -> TrainerRow:
+        """The facts of the trainer."""
+        return trainer_named(self.trainer)
 
     @property
     def trl_version(self) -> tuple[int, ...]:
@@ -78,7 +79,7 @@ class TraceSpec:
             use_reentrant=run.use_reentrant,
             attention=run.attention,
             optimizer=run.optimizer,
-            trainer=run.trainer or "trl-sft",
+            trainer=run.trainer or DEFAULT_TRAINER,
             upcast=bool(run.upcast),
             liger=run.liger,
             activation_offloading=run.activation_offloading,

@@ -175,14 +175,14 @@ class Training:
 
     def _build(self, tokenizer: Any, train: Any, held_out: Any) -> None:
         from qlora_planner.train import options
-        from qlora_planner.train.trainer import library_trainer
+        from qlora_planner.train.trainers import trainer_module
 
         spec, run = self.spec, self.run
         self._enter("rehearsal", shown="tokenise")
         sequence = {**options.sequence_options(run), "assistant_only_loss": spec.settings.assistant_only_loss}
         self._tokens = Tokens(self.model)
         callback = make_callback(self._tell, self._stop, self._tokens, begin=self._begin, live=self._live)
-        self.trainer = library_trainer(
+        self.trainer = trainer_module(run).make(
             self.model,
             run,
             {

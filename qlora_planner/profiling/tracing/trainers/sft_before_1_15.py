@@ -15,15 +15,40 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.tracing.trainers.common import (
+    IGNORED,
+    Batch,
+    apply_liger,
+    loss_by_row,
+    no_patches,
+    without_cache,
+)
+from qlora_planner.profiling.tracing.trainers.sft import balance_experts, inputs
 
 CHUNK = 256  # tokens; trl/trainer/sft_trainer.py, _CHUNKED_LM_HEAD_CHUNK_SIZE
 ENTROPY_ROWS = 128  # trl/trainer/utils.py, entropy_from_logits
-IGNORED = -100
+
+patches, evaluated = no_patches, loss_by_row
+__all__ = ("evaluated", "inputs", "loss", "patches", "prepare")
 
 
-def older_sft_loss(
-    forward: Callable[..., Any], model: nn.Module, inputs: dict[str, Any], items: Any, spec: TraceSpec
-) -> Any:
+def prepare(base: nn.Module, spec: TraceSpec) -> None:
+    """See TracedTrainer."""
+    balance_experts(base, spec)
+    apply_liger(base, spec)
+    _add_chunked_head(base, spec)
+    without_cache(base)
+
+
+def loss(
+    forward: Callable[..., Any], model: nn.Module, inputs: Batch, spec: TraceSpec, training: bool = True
+) -> tuple[Any, Any]:
+    """The loss alone: no outputs are kept."""
+    items = torch.empty((), dtype=torch.int64, device="cuda")
+    return _older_loss(forward, dict(inputs), items, spec), None
+
+
+def _older_loss(forward: Callable[..., Any], inputs: Batch, items: Any, spec: TraceSpec) -> Any:
     """The loss of one micro-batch."""
     if spec.trl_version >= (1, 7):
         return forward(**inputs, num_items_in_batch=items)["loss"]
@@ -47,7 +72,7 @@ def older_sft_loss(
     return loss
 
 
-def add_chunked_head(base: Any, spec: TraceSpec) -> None:
+def _add_chunked_head(base: Any, spec: TraceSpec) -> None:
     """Replace the model's forward by one that scores a chunk of tokens at a time."""
     if not (1, 7) <= spec.trl_version < (1, 15):
         return

@@ -2,13 +2,49 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER
+from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import data, options
+from qlora_planner.train.model import base_of
 from qlora_planner.train.steps import Watcher
+from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
+
+
+def build(model: Any, run: RunConfig, *, rows: list[list[int]], steps: int, folder: str, device: str) -> AnyTrainer:
+    """See TrainerModule."""
+    _ready(model, run)
+    return Loop(model, run, rows, folder=folder, device=device)
+
+
+def make(
+    model: Any,
+    run: RunConfig,
+    arguments: Mapping[str, Any],
+    *,
+    sequence: Mapping[str, Any],
+    tokenizer: Any,
+    collate: Collate,
+    **more: Any,
+) -> Any:
+    """Raises InputError: nobody trains over a data set with it."""
+    raise InputError(f"--trainer {run.trainer} is for measuring alone; train with --trainer {DEFAULT_TRAINER}")
+
+
+def _ready(model: Any, run: RunConfig) -> None:
+    """What the libraries' trainers do by themselves: checkpointing, gradients to its inputs, Liger's kernels."""
+    if run.liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=base_of(model))
+    if run.gradient_checkpointing and not base_of(model).is_gradient_checkpointing:  # else PEFT's preparing did it
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options.checkpointing_options(run))
+        if run.method != "full":
+            model.enable_input_require_grads()
 
 
 class Loop:

@@ -1,0 +1,39 @@
+"""One training step as each trainer computes it, one module a trainer and, where its loss changed, a version."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from qlora_planner.catalog.trainers import Version
+from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.tracing.trainers import hf, loop, sft, sft_before_1_15
+from qlora_planner.profiling.tracing.trainers.protocol import TracedTrainer
+
+# By trainer: the first version of the package that decides (see `TrainerRow.versioned_by`), newest first.
+TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
+    "trl-sft": (((1, 15), sft), ((0, 0), sft_before_1_15)),
+    "hf-trainer": (((0, 0), hf),),
+    "loop": (((0, 0), loop),),
+}
+
+
+def tracer_of(spec: TraceSpec) -> TracedTrainer:
+    """How the run's trainer is traced."""
+    return next(tracer for first, tracer in TRACERS[spec.row.name] if spec.trl_version >= first)
+
+
+def evaluate(
+    tracer: TracedTrainer, forward: Callable[..., Any], model: nn.Module, spec: TraceSpec, vocabulary: int
+) -> None:
+    """One evaluation batch: the loss alone, as `Trainer.evaluate` asks for where no metrics are computed."""
+    sized = replace(spec, batch_size=spec.eval_batch_size or 1)
+    inputs = tracer.inputs(sized, vocabulary)
+    with torch.no_grad():
+        loss, outputs = tracer.loss(forward, model, inputs, sized, training=False)
+    tracer.evaluated(loss, sized.batch_size)
+    del outputs

@@ -1,0 +1,89 @@
+"""What every trainer's step is traced with: a batch, the forward that accelerate prepares, Liger's kernels."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
+
+from qlora_planner.profiling.tracing.shadow import give_shadow
+from qlora_planner.profiling.tracing.spec import TraceSpec
+
+Batch = dict[str, Any]
+IGNORED = -100
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+
+
+def batch(spec: TraceSpec, vocabulary: int) -> Batch:
+    """Token ids, mask and labels of one micro-batch on the device, with the values that models look at."""
+    shape = (spec.batch_size, spec.seq_len)
+    with _disable_current_modes():
+        # Ascending ids: no model compares them with a padding id successfully except by accident.
+        ids = torch.arange(spec.batch_size * spec.seq_len).remainder(max(vocabulary - 8, 1)).add(3).view(shape)
+        mask = torch.ones(shape, dtype=torch.int64)
+        if spec.padding and spec.batch_size > 1:
+            mask[-1, spec.seq_len // 2 :] = 0
+        labels = ids.masked_fill(mask == 0, IGNORED)
+    return {
+        name: fake(value, spec.device_name)
+        for name, value in (("input_ids", ids), ("attention_mask", mask), ("labels", labels))
+    }
+
+
+def fake(value: torch.Tensor, device: str) -> torch.Tensor:
+    """A fake tensor on the device that carries its values."""
+    return give_shadow(torch.empty(tuple(value.shape), dtype=value.dtype, device=device), value)
+
+
+def wrap_forward(model: nn.Module, spec: TraceSpec) -> Callable[..., Any]:
+    """The model as accelerate prepares it: autocast around forward, then 16-bit outputs to fp32."""
+    if not spec.row.autocast or spec.compute_dtype == "float32":
+        return model
+    from accelerate.utils.operations import convert_outputs_to_fp32
+
+    cast = torch.autocast("cuda", dtype=_DTYPES[spec.compute_dtype])
+    wrapped: Callable[..., Any] = convert_outputs_to_fp32(cast(model.forward))
+    return wrapped
+
+
+@contextlib.contextmanager
+def module_kept(model: nn.Module) -> Iterator[None]:
+    """Put back what Liger replaces in a modeling module, such as its rotary embedding."""
+    modules = (sys.modules[type(model).__module__], torch.nn.functional)
+    kept = [(module, dict(vars(module))) for module in modules]
+    try:
+        yield
+    finally:
+        for module, before in kept:
+            for name, value in before.items():
+                if vars(module).get(name) is not value:
+                    setattr(module, name, value)
+
+
+@contextlib.contextmanager
+def no_patches(_spec: TraceSpec) -> Iterator[None]:
+    """For a trainer whose step takes the same path on a CPU as on CUDA."""
+    yield
+
+
+def apply_liger(base: nn.Module, spec: TraceSpec, **options: bool) -> None:
+    """Liger's kernels where the run has them."""
+    if spec.liger:
+        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+
+        _apply_liger_kernel_to_instance(model=base, **options)
+
+
+def without_cache(base: Any) -> None:
+    """As transformers/trainer.py sets `use_cache`: to args.use_cache, which is off by default."""
+    base.config.use_cache = False
+
+
+def loss_by_row(loss: Any, rows: int) -> None:
+    """What `Trainer.evaluate` makes of a batch's loss: one a row, to be gathered."""
+    loss.detach().mean().repeat(rows)

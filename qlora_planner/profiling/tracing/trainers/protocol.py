@@ -1,0 +1,33 @@
+"""What a traced trainer's module must have: one forward pass and loss, as that trainer computes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from torch import nn
+
+from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.tracing.trainers.common import Batch
+
+
+class TracedTrainer(Protocol):
+    """How one trainer's step is traced."""
+
+    def patches(self, spec: TraceSpec) -> AbstractContextManager[None]:
+        """What stands in, while tracing, for code that a CPU would choose otherwise."""
+
+    def prepare(self, base: nn.Module, spec: TraceSpec) -> None:
+        """Give the model the head, and the kernels, that the trainer gives it."""
+
+    def inputs(self, spec: TraceSpec, vocabulary: int) -> Batch:
+        """One micro-batch as the trainer's collator makes it."""
+
+    def loss(
+        self, forward: Callable[..., Any], model: nn.Module, inputs: Batch, spec: TraceSpec, training: bool = True
+    ) -> tuple[Any, Any]:
+        """The loss, and what the caller keeps alive beside it."""
+
+    def evaluated(self, loss: Any, rows: int) -> None:
+        """What the trainer makes of an evaluation batch's loss."""

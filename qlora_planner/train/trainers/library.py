@@ -1,0 +1,89 @@
+"""A library's own trainer, behind the three verbs of `AnyTrainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.train import data, options
+from qlora_planner.train.steps import Watcher
+
+
+class LibraryTrainer:
+    """A trainer of a library, as `make` makes it, behind the three verbs that are measured."""
+
+    def __init__(
+        self,
+        make: Callable[..., Any],
+        model: Any,
+        run: RunConfig,
+        rows: list[list[int]],
+        *,
+        steps: int,
+        folder: str,
+        device: str,
+        tokenizer: Any = None,
+    ) -> None:
+        self.model, self.run, self.folder = model, run, folder
+        sets: dict[str, Any] = {"train_dataset": data.dataset(rows)}
+        if run.eval_batch_size is not None:
+            sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows))
+        self.trainer: Any = make(
+            model,
+            run,
+            options.training_options(run, steps=steps, folder=folder, device=device),
+            sequence=options.sft_options(run),
+            tokenizer=tokenizer,
+            collate=data.collate,
+            **sets,
+        )
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer inside accelerate's wrapper; None before training."""
+        wrapped = self.trainer.optimizer
+        return getattr(wrapped, "optimizer", wrapped)
+
+    def train(self, steps: int, watcher: Watcher) -> None:
+        self.trainer.args.max_steps = steps
+        self._tell(watcher)
+        self.trainer.train()
+
+    def evaluate(self) -> None:
+        self.trainer.evaluate()
+
+    def save(self) -> None:
+        self.trainer.save_model(str(Path(self.folder) / "saved"))
+
+    def _tell(self, watcher: Watcher) -> None:
+        """Callbacks around steps and the optimizer, and a door in accelerate's `backward`, which has no callback."""
+        from transformers import TrainerCallback
+
+        class Callback(TrainerCallback):  # type: ignore[misc]
+            def on_step_begin(self, *_: Any, **__: Any) -> None:
+                watcher.forward_begins()
+
+            def on_substep_end(self, *_: Any, **__: Any) -> None:
+                watcher.forward_begins()
+
+            def on_pre_optimizer_step(self, *_: Any, model: Any = None, **__: Any) -> None:
+                watcher.optimizer_begins(model)
+
+            def on_optimizer_step(self, *_: Any, **__: Any) -> None:
+                watcher.optimizer_ended()
+
+            def on_step_end(self, *_: Any, **__: Any) -> None:
+                watcher.step_ended()
+
+        accelerator = self.trainer.accelerator
+        inner = accelerator.backward
+
+        def backward(loss: Any, **more: Any) -> None:
+            watcher.backward_begins()
+            inner(loss, **more)
+            watcher.backward_ended()
+
+        accelerator.backward = backward
+        self.trainer.add_callback(Callback())
