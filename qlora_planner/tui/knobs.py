@@ -71,10 +71,12 @@ def _versions(text: str) -> dict[str, str]:
 
 def _numbers(name: str, label: str, values: Sequence[int | None], says: str, limit: bool = False) -> Knob:
     def choices(profile: ModelProfile) -> Sequence[Choice]:
-        known = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings") if limit else None
-        allowed = [value for value in values if known is None or value is None or value <= known]
-        if known is not None and known not in allowed:
-            allowed.append(int(known))
+        trained_length = (
+            profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings") if limit else None
+        )
+        allowed = [value for value in values if trained_length is None or value is None or value <= trained_length]
+        if trained_length is not None and trained_length not in allowed:
+            allowed.append(int(trained_length))
         return [{name: value} for value in allowed]
 
     def show(run: RunConfig) -> str:
@@ -207,10 +209,10 @@ def changed(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
 
 
 def _settings(run: RunConfig, names: tuple[str, ...]) -> dict[str, Any]:
-    found = {name: getattr(run, name) for name in names}
-    if "quant" in found and found["quant"] is None:
-        found["quant"] = "nf4" if run.method == "qlora" else "none"
-    return found
+    settings = {name: getattr(run, name) for name in names}
+    if "quant" in settings and settings["quant"] is None:
+        settings["quant"] = "nf4" if run.method == "qlora" else "none"
+    return settings
 
 
 def _set(run: RunConfig, change: Choice) -> RunConfig:

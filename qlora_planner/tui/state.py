@@ -167,9 +167,9 @@ class ExplorerState:
         """Another run, which cannot be undone."""
         self.run = run
         self.refusal = None if self.subject is None else self.subject.refusal(run)
-        known = None if self.subject is None else self.subject.known(run)
-        if known is not None:
-            self.estimated = Answer((self.subject, run), known)
+        estimate = None if self.subject is None else self.subject.known(run)
+        if estimate is not None:
+            self.estimated = Answer((self.subject, run), estimate)
 
     def change(self, run: RunConfig) -> None:
         """Another run, which can be undone."""

@@ -14,7 +14,7 @@ def gone() -> bool:
         descriptor = sys.__stdin__.fileno() if sys.__stdin__ is not None else -1
         poll = select.poll()
         poll.register(descriptor, select.POLLIN)
-        found = poll.poll(0)
+        events = poll.poll(0)
     except (OSError, ValueError):
         return True
-    return any(mask & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, mask in found)
+    return any(mask & (select.POLLHUP | select.POLLERR | select.POLLNVAL) for _, mask in events)

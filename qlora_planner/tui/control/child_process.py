@@ -145,8 +145,8 @@ class Launch:
         """How it ended, in a few words; empty while it runs."""
         if self.exit_code is None:
             return ""
-        found = _ENDED.get(self.exit_code, f"failed with exit code {self.exit_code}")
-        return f"{found} after {self.took_s:.0f} s"
+        ending = _ENDED.get(self.exit_code, f"failed with exit code {self.exit_code}")
+        return f"{ending} after {self.took_s:.0f} s"
 
     def resume_line(self) -> str | None:
         """The command that goes on with a training that stopped or failed; None where there is nothing to resume."""
@@ -159,8 +159,8 @@ class Launch:
         if self.on_cpu:  # the estimate is of a card
             return None
         rows = (self.estimate or {}).get("phases") or ()
-        known = {row["name"]: row["device_bytes"] for row in rows}
-        sizes = [known[name] for name in HOLDS.get(phase, (phase,)) if known.get(name) is not None]
+        predicted_bytes = {row["name"]: row["device_bytes"] for row in rows}
+        sizes = [predicted_bytes[name] for name in HOLDS.get(phase, (phase,)) if predicted_bytes.get(name) is not None]
         return max(sizes, default=None)
 
     def _new(self, name: str) -> list[str]:

@@ -22,7 +22,7 @@ class NoTokenizerError(MissingError):
     """Nothing counts the dataset's tokens yet: another tokenizer is to be named."""
 
 
-def count(asked: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
+def count(source: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
     """The lengths of every row. Raises InputError and MissingError as `data.summarise` does, and NoTokenizerError where
     that asks for options of a command line."""
     from qlora_planner.data import summarise
@@ -31,8 +31,8 @@ def count(asked: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[
 
     try:
         return summarise(
-            asked.path, tokenizer=asked.tokenizer or model, chars_per_token=asked.chars_per_token,
-            bad_rows=asked.bad_rows, cache=cache_dir(), warn=warn, moved=moved,
+            source.path, tokenizer=source.tokenizer or model, chars_per_token=source.chars_per_token,
+            bad_rows=source.bad_rows, cache=cache_dir(), warn=warn, moved=moved,
         )  # fmt: skip
     except PlannerError as error:
         words = str(error)
@@ -64,8 +64,8 @@ class DataView:
 
         def estimated(length: int | None) -> MemoryEstimate:
             at = run if length is None else run.with_(seq_len=length)
-            found = subject.estimate(at, widths_before(data, at.batch_size, at.seq_len, at.packing))
-            return qualified(found, data.unmodelled)
+            estimate = subject.estimate(at, widths_before(data, at.batch_size, at.seq_len, at.packing))
+            return qualified(estimate, data.unmodelled)
 
         uncut = seq_len_for(data, subject.model_limit)
         at, whole = estimated(cut), estimated(uncut)
@@ -90,8 +90,8 @@ def stops(data: DataSummary, limit: int | None) -> tuple[int, ...]:
     from qlora_planner.data.batches.summary import SEQ_UNIT, seq_len_for
 
     last = seq_len_for(data, limit)
-    found, at = [], SEQ_UNIT
+    lengths, at = [], SEQ_UNIT
     while at < last:
-        found.append(at)
+        lengths.append(at)
         at += max(SEQ_UNIT, (1 << at.bit_length() - 1) // 8)
-    return (*found, last)
+    return (*lengths, last)

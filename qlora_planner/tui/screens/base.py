@@ -30,8 +30,8 @@ PLACES = (
 def screen_of(key: str) -> Page:
     """The screen of a place, loaded when it is first gone to: `screens.KEY` has a class for it."""
     module = import_module(f"qlora_planner.tui.screens.{key}")
-    found: Page = getattr(module, f"{key.capitalize()}Screen")()
-    return found
+    page: Page = getattr(module, f"{key.capitalize()}Screen")()
+    return page
 
 
 class Page(Screen[None]):

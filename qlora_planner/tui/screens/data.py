@@ -82,18 +82,18 @@ class DataScreen(Page):
             self._figures(view)
 
     def _note(self, data: DataSummary | None) -> Text:
-        asked = self.state.data_source
+        source = self.state.data_source
         if self.state.data_fault is not None:
             return Text(f"{self.state.data_fault}; d names another dataset, n a tokenizer", style="bold red")
-        if asked is None:
+        if source is None:
             return Text("No dataset yet: d names one (jsonl, json, csv or parquet), or start with --data FILE.")
         if data is None and self.state.data_progress is None:
-            return Text(f"{asked.path}: choose a model in Fit (1), whose tokenizer counts it.")
+            return Text(f"{source.path}: choose a model in Fit (1), whose tokenizer counts it.")
         if data is None:
             rows = self.state.data_progress[2] if self.state.data_progress is not None else 0
-            return Text(f"counting {asked.path}: {rows:,} rows so far")
+            return Text(f"counting {source.path}: {rows:,} rows so far")
         guess = "about " if data.guessed else ""
-        text = Text(f"{asked.path}: {data.rows:,} rows ({data.shape}), {guess}{data.tokens:,} tokens", style="bold")
+        text = Text(f"{source.path}: {data.rows:,} rows ({data.shape}), {guess}{data.tokens:,} tokens", style="bold")
         if data.guessed:
             text.append(f", a guess of {data.chars_per_token:g} characters a token", style="yellow")
         elif data.tokenizer is not None:
@@ -149,6 +149,6 @@ class DataScreen(Page):
     def action_dataset(self) -> None:
         """Name a dataset."""
         explorer = self.explorer
-        known = "" if self.state.data_source is None else self.state.data_source.path
+        path = "" if self.state.data_source is None else self.state.data_source.path
         asks = "A dataset: a file, a folder or a pattern of jsonl, json, csv or parquet"
-        self.app.push_screen(TextScreen(asks, known, hint="train.jsonl"), explorer.controller.name_data)
+        self.app.push_screen(TextScreen(asks, path, hint="train.jsonl"), explorer.controller.name_data)

@@ -56,8 +56,8 @@ class CardScreen(Dialog[str]):
     def on_input_changed(self, event: Input.Changed) -> None:
         """Narrow the list."""
         wanted = event.value.lower().replace(" ", "")
-        found = [name for name in self._names if wanted in name.lower().replace("-", "") or wanted in name.lower()]
-        self.query_one("#cards", OptionList).set_options(map(_named, found))
+        matching = [name for name in self._names if wanted in name.lower().replace("-", "") or wanted in name.lower()]
+        self.query_one("#cards", OptionList).set_options(map(_named, matching))
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """What was typed; the first of the list where that is what it starts."""

@@ -121,18 +121,18 @@ class FitScreen(Page):
     def _by_card(self, row: ModelRow, theme: Theme) -> list[Text]:
         """A sign for each size, and the longest sequence where the terminal is wide enough for it."""
         mark, name, size, *_ = cells(row, theme.glyph(row.verdict))
-        found = [
+        texts = [
             Text(mark, style=f"bold {verdict_style(row.verdict)}"),
             Text(self._short(name, self._room, theme)), Text(size, justify="right"),
         ]  # fmt: skip
         for head in self._heads[3:]:
             there = self.state.by_card.get(head, {}).get(row.model_id)
             if there is None:
-                found.append(Text(theme.ellipsis, style="dim"))
+                texts.append(Text(theme.ellipsis, style="dim"))
                 continue
             longest = f" {there.longest_seq_len:,}" if self._roomy and there.longest_seq_len else ""
-            found.append(Text(f"{theme.glyph(there.verdict)}{longest}", style=verdict_style(there.verdict)))
-        return found
+            texts.append(Text(f"{theme.glyph(there.verdict)}{longest}", style=verdict_style(there.verdict)))
+        return texts
 
     @staticmethod
     def _short(name: str, room: int, theme: Theme) -> str:

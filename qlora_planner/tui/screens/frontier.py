@@ -40,31 +40,31 @@ class FrontierScreen(Page):
         """The grid of the run now, as far as it is worked out."""
         explorer = self.explorer
         explorer.tasks.want(SURROUNDINGS)
-        found, note = self.state.frontier, self.query_one("#note", Pane)
-        if found is None:
+        grid, note = self.state.frontier, self.query_one("#note", Pane)
+        if grid is None:
             note.update(self.state.around_words())
             return
         note.update(
             "GiB needed by batch and sequence (ranked, not played), and the longest sequence of each batch that fits."
             " Enter takes a cell."
         )
-        if found is self._painted:
+        if grid is self._painted:
             return
-        self._painted = found
-        self._lengths, self._batches = found.lengths, tuple(found.longest)
+        self._painted = grid
+        self._lengths, self._batches = grid.lengths, tuple(grid.longest)
         theme, table = self.theme_at(80), self.query_one("#grid", Table)
         names = ("batch", "longest", *(f"{length:,}" for length in self._lengths))
         heads = [Text(name, justify="right") for name in names]
         rows: list[list[Text]] = []
         for batch in self._batches:
-            longest = found.longest[batch]
+            longest = grid.longest[batch]
             row = [Text(f"{batch}", style="bold", justify="right")]
             row.append(Text("-" if longest is None else f"{longest:,}", style="bold cyan", justify="right"))
             for length in self._lengths:
-                if (batch, length) not in found.cells:
+                if (batch, length) not in grid.cells:
                     row.append(Text("-", style="dim", justify="right"))
                     continue
-                verdict, floor = found.cells[batch, length]
+                verdict, floor = grid.cells[batch, length]
                 here = (batch, length) == (self.state.run.batch_size, self.state.run.seq_len)
                 style = f"{verdict_style(verdict)}{' reverse' if here else ''}"
                 row.append(Text(f"{theme.glyph(verdict)} {gib(floor, 1)}", style=style, justify="right"))
@@ -78,27 +78,27 @@ class FrontierScreen(Page):
 
     def on_data_table_cell_highlighted(self, event: DataTable.CellHighlighted) -> None:
         """What a cell costs."""
-        found, (row, column) = self.state.frontier, event.coordinate
-        if found is None or column < 2 or row >= len(self._batches):
+        grid, (row, column) = self.state.frontier, event.coordinate
+        if grid is None or column < 2 or row >= len(self._batches):
             self.query_one("#detail", Pane).update("")
             return
         batch, length = self._batches[row], self._lengths[column - 2]
-        if (batch, length) in found.cells:
-            verdict, floor = found.cells[batch, length]
-            left = found.usable_bytes - floor
+        if (batch, length) in grid.cells:
+            verdict, floor = grid.cells[batch, length]
+            left = grid.usable_bytes - floor
             spare = f"{gib(left)} GiB to spare" if left >= 0 else f"{gib(-left)} GiB short"
-            text = Text(f"{batch} x {length:,} tokens needs {gib(floor)} of {gib(found.usable_bytes)} GiB: ")
+            text = Text(f"{batch} x {length:,} tokens needs {gib(floor)} of {gib(grid.usable_bytes)} GiB: ")
             text.append(f"{VERDICT_WORDS[verdict]}, {spare}", style=f"bold {verdict_style(verdict)}")
             self.query_one("#detail", Pane).update(text)
 
     def on_data_table_cell_selected(self, event: DataTable.CellSelected) -> None:
         """Go to the run of a cell; the second column is the longest of its batch."""
-        found = self.state.frontier
+        grid = self.state.frontier
         row, column = event.coordinate
-        if found is None or column == 0 or row >= len(self._batches):
+        if grid is None or column == 0 or row >= len(self._batches):
             return
         batch = self._batches[row]
-        length = found.longest[batch] if column == 1 else self._lengths[column - 2]
+        length = grid.longest[batch] if column == 1 else self._lengths[column - 2]
         if length is not None:
             self.explorer.controller.change({"batch_size": batch, "seq_len": length})
             self.explorer.go("run")

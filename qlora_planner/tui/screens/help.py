@@ -82,14 +82,16 @@ def _described(widget: Widget) -> tuple[str, str]:
     says = getattr(widget, "SAYS", None)
     if says is not None:
         return getattr(widget, "NAME", type(widget).__name__), says
-    return next((found for kind, found in _WIDGETS.items() if isinstance(widget, kind)), (type(widget).__name__, ""))
+    return next(
+        (described for kind, described in _WIDGETS.items() if isinstance(widget, kind)), (type(widget).__name__, "")
+    )
 
 
 def _keys(text: Text, bindings: list[Any]) -> None:
-    for one in bindings:
-        if isinstance(one, Binding) and (one.tooltip or one.show):
-            keys = " ".join(_NAMES.get(key.strip(), key.strip()) for key in one.key.split(","))
-            _line(text, keys, one.tooltip or one.description)
+    for binding in bindings:
+        if isinstance(binding, Binding) and (binding.tooltip or binding.show):
+            keys = " ".join(_NAMES.get(key.strip(), key.strip()) for key in binding.key.split(","))
+            _line(text, keys, binding.tooltip or binding.description)
 
 
 def _line(text: Text, keys: str, words: str) -> None:

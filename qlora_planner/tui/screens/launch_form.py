@@ -24,11 +24,11 @@ _FIELDS = (
 def free_folder(model: str) -> str:
     """`runs/NAME`, with a number behind it where a run is there already."""
     name = Path(model.rstrip("/")).name
-    found, number = f"runs/{name}", 1
-    while Path(found).exists():
+    folder, number = f"runs/{name}", 1
+    while Path(folder).exists():
         number += 1
-        found = f"runs/{name}-{number}"
-    return found
+        folder = f"runs/{name}-{number}"
+    return folder
 
 
 class LaunchForm(Dialog[dict[str, str]]):

@@ -72,8 +72,8 @@ class PricesScreen(Page):
         """The whole text of a line."""
         if 0 <= event.cursor_row < len(self._rows):
             row = self._rows[event.cursor_row]
-            told = [change(row["change"]), row["refused"] or "", row["note"] or ""]
-            self.query_one("#detail", Pane).update(Text("; ".join(word for word in told if word)))
+            parts = [change(row["change"]), row["refused"] or "", row["note"] or ""]
+            self.query_one("#detail", Pane).update(Text("; ".join(word for word in parts if word)))
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Turn the knob."""

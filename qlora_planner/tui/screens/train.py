@@ -75,11 +75,11 @@ class TrainScreen(Page):
         self.put("#status", as_text(lines))
 
     def _curves(self, launch: Launch) -> None:
-        found = {
+        curves = {
             "memory": [size / (1 << 30) for size in launch.used], "loss": launch.losses, "speed": launch.speeds,
         }  # fmt: skip
         for key, label in _CURVES:
-            values = found[key]
+            values = curves[key]
             curve, words = self.query_one(f"#{key}-curve", Sparkline), self.query_one(f"#{key}-label", Pane)
             curve.display = words.display = bool(values)
             if values:

@@ -23,11 +23,11 @@ def nearest(character: str) -> str:
     """One ASCII character for one of any kind; a question mark where nothing is near."""
     if character.isascii():
         return character
-    known = _NEAREST.get(character)
-    if known is None:
+    letters = _NEAREST.get(character)
+    if letters is None:
         bare = unicodedata.normalize("NFKD", character)[:1]
-        known = bare if bare.isascii() else "?"
-    return known
+        letters = bare if bare.isascii() else "?"
+    return letters
 
 
 class Plain(LineFilter):
@@ -38,9 +38,9 @@ class Plain(LineFilter):
         from rich.cells import cell_len
 
         return [
-            one if one.text.isascii() else Segment(
-                "".join(nearest(char) * max(1, cell_len(char)) if cell_len(char) else "" for char in one.text),
-                one.style, one.control,
+            segment if segment.text.isascii() else Segment(
+                "".join(nearest(char) * max(1, cell_len(char)) if cell_len(char) else "" for char in segment.text),
+                segment.style, segment.control,
             )
-            for one in segments
+            for segment in segments
         ]  # fmt: skip

@@ -33,13 +33,13 @@ def chosen(rows: Iterable[ModelRow], text: str, sort: str, group: str) -> list[t
     A word is looked for in the model's id, its family and its verdict.
     """
     words = text.lower().split()
-    found = [row for row in rows if all(word in _searched(row) for word in words)]
-    found.sort(key=SORTS.get(sort, SORTS["verdict"]))
+    matching = [row for row in rows if all(word in _searched(row) for word in words)]
+    matching.sort(key=SORTS.get(sort, SORTS["verdict"]))
     if group == "family":
-        return sorted(((row.family, row) for row in found), key=lambda pair: pair[0])
+        return sorted(((row.family, row) for row in matching), key=lambda pair: pair[0])
     if group == "size":
-        return sorted(((_size(row), row) for row in found), key=lambda pair: -_bucket(pair[1]))
-    return [("", row) for row in found]
+        return sorted(((_size(row), row) for row in matching), key=lambda pair: -_bucket(pair[1]))
+    return [("", row) for row in matching]
 
 
 def cells(row: ModelRow, glyph: str) -> Sequence[str]:
@@ -69,10 +69,10 @@ def best(row: ModelRow, short: bool = False) -> str:
 
 def tally(rows: Iterable[ModelRow]) -> dict[str, int]:
     """How many models have each verdict."""
-    found = dict.fromkeys(_ORDER, 0)
+    counts = dict.fromkeys(_ORDER, 0)
     for row in rows:
-        found[row.verdict] += 1
-    return found
+        counts[row.verdict] += 1
+    return counts
 
 
 def _params(number: int) -> str:

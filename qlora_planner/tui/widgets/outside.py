@@ -52,8 +52,9 @@ class Clean(LineFilter):
     def apply(self, segments: list[Segment], background: Color) -> list[Segment]:
         """Every segment, as wide as it was."""
         return [
-            one if one.control or one.text.isprintable() else Segment(
-                "".join(char if char.isprintable() else plain(char) * cell_len(char) for char in one.text), one.style
+            segment if segment.control or segment.text.isprintable() else Segment(
+                "".join(char if char.isprintable() else plain(char) * cell_len(char) for char in segment.text),
+                segment.style,
             )
-            for one in segments
+            for segment in segments
         ]  # fmt: skip

@@ -32,5 +32,5 @@ class ModelRow:
     def of(cls, document: Mapping[str, Any]) -> ModelRow:
         """From `SurveyRow.to_dict()`."""
         best = document["recommended"] or {}
-        found = {spec.name: document[spec.name] for spec in fields(cls) if spec.name in document}
-        return cls(**found, options=best.get("options"), tokens_per_s=best.get("tokens_per_s"))
+        values = {spec.name: document[spec.name] for spec in fields(cls) if spec.name in document}
+        return cls(**values, options=best.get("options"), tokens_per_s=best.get("tokens_per_s"))

@@ -108,9 +108,9 @@ def peaks(launch: Launch, theme: Theme) -> list[Line]:
         off = "" if seen is None or not predicted else f"{100 * (seen / predicted - 1):+.1f} %"
         mark = theme.sign("▸ ", "> ") if now else "  "
         label = _PHASES.get(name, name)
-        known = "-" if predicted is None else mib(predicted)
+        expected = "-" if predicted is None else mib(predicted)
         live = "-" if seen is None else mib(seen)
-        lines.append([(f"{mark}{label:<18}{known:>10}{live:>10}{off:>8}", "bold" if now else "")])
+        lines.append([(f"{mark}{label:<18}{expected:>10}{live:>10}{off:>8}", "bold" if now else "")])
     if launch.peaks and not launch.used:
         host = "" if launch.host_bytes is None else f"; host memory {gib(launch.host_bytes)} GiB"
         more = "; compared when it has ended" if launch.verb == "verify" and launch.on_cpu else ""
