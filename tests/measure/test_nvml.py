@@ -243,7 +243,8 @@ def test_a_card_lost_at_shutdown_does_not_hide_the_answer(install: Any) -> None:
 
 def test_importing_loads_neither_torch_nor_pynvml() -> None:
     code = (
-        "import sys; from qlora_planner.measure import nvml, doctor; import qlora_planner.report.doctor; "
+        "import sys; from qlora_planner.measure import nvml; from qlora_planner.diagnose import doctor; "
+        "import qlora_planner.report.doctor; "
         "print(sorted({'torch', 'pynvml', 'rich', 'transformers', 'bitsandbytes'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
