@@ -10,10 +10,11 @@ from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import SectionOption, Verb, card_options, output_options
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Card, Output, card_from, output_from
+from qlora_planner.cli.values import Output, card_from, output_from
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
+    from qlora_planner.session.cards import PlannedCard
 
 KINDS = ("plan", "axolotl", "llama-factory", "trl")
 
@@ -35,7 +36,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
 
     reading = read_config(file, kind)
     card = _card(reading, given, output)
-    opened = card.bench(output).open(profile_for(model or reading.model_id, output))
+    opened = output.session().on(card).open(profile_for(model or reading.model_id, output))
     from qlora_planner.session.check import check_reading
     from qlora_planner.session.views import CheckAnswer
 
@@ -47,7 +48,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
     return exit_code(checked.estimate)
 
 
-def _card(reading: Reading, given: dict[str, Any], output: Output) -> Card:
+def _card(reading: Reading, given: dict[str, Any], output: Output) -> PlannedCard:
     """--gpu, else the card that a plan was made for, else the one in this machine."""
     if given.get("gpu") is None and reading.gpu is not None:
         output.warn(f"no --gpu given: taking the plan's own card, {reading.gpu['name']}")

@@ -27,10 +27,7 @@ def command(model: str, **given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=False)
     profile = profile_for(model, output)
-    from qlora_planner.session import Session
-
-    opened = card.bench(output).open(profile) if card else Session(output.profiles, tell=output.warn).open(profile)
-    found = opened.estimate(run)
+    found = output.session().open(profile, card).estimate(run)
     if output.json:
         answer_json(found.to_dict())
     else:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Card, Output, output_from
+from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qlora_planner.diagnose.oom import OomReport
     from qlora_planner.diagnose.oom.against_plan import Against
     from qlora_planner.exchange.suggestions import Remedy
+    from qlora_planner.session.cards import PlannedCard
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,24 +95,25 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
     profile = profile_for(plan.model_id, output)
     card = _card(plan.gpu, report, output)
     sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
-    found = Estimates(card.bench(output).open(profile)).full(plan.run)
+    found = Estimates(output.session().on(card).open(profile)).full(plan.run)
     compared = against(report, found, sizes)
     if compared.excess_bytes:
         # What was more than planned will be there again: the change has to make room for it too.
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
-        card = Card(gpu=card.gpu, reserve_bytes=more, cap_bytes=card.cap_bytes, asked=card.asked)
-        estimates = Estimates(card.bench(output).open(profile))
+        card = replace(card, reserve_bytes=more)
+        estimates = Estimates(output.session().on(card).open(profile))
         return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), found.verdict or "")
-    return _Planned(compared, fixes_for(found, Estimates(card.bench(output).open(profile))), found.verdict or "")
+    return _Planned(compared, fixes_for(found, Estimates(output.session().on(card).open(profile))), found.verdict or "")
 
 
-def _card(gpu: Any, report: OomReport, output: Output) -> Card:
+def _card(gpu: Any, report: OomReport, output: Output) -> PlannedCard:
     """The plan's card as it was when the run failed: with what others held of it, and with torch's limit.
 
     A card of another size than the plan's is taken as it is.
     """
     from qlora_planner import session
     from qlora_planner.catalog.gpus import usable_bytes
+    from qlora_planner.session.cards import PlannedCard
 
     name = gpu["name"] if gpu is not None else None
     capacity = report.capacity_bytes
@@ -125,7 +127,7 @@ def _card(gpu: Any, report: OomReport, output: Output) -> Card:
         spec = session.load_gpu(f"{capacity >> 20}MiB", profiles=output.profiles)
     # CUDA's own total counts the driver's part as used by nobody; what is left of it others hold.
     others = report.others_bytes or 0
-    return Card(
+    return PlannedCard(
         gpu=spec, reserve_bytes=min(others, spec.memory_bytes - 1), cap_bytes=report.allowed_bytes, asked=spec.name
     )
 

@@ -25,10 +25,11 @@ from qlora_planner.cli.options import (
 from qlora_planner.cli.plan_files import wanted_files, with_folder, write_files
 from qlora_planner.cli.plan_shared import check_shared, write_shared
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Card, Output, card_from, output_from
+from qlora_planner.cli.values import Output, card_from, output_from
 from qlora_planner.errors import InputError
 
 if TYPE_CHECKING:
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
 
@@ -100,14 +101,15 @@ def command(
     others = [session.load_gpu(name, profiles=output.profiles) for text in compare for name in text.split(",")]
     if objective == "cheapest":
         profile = profile_for(model, output)
-        card: Card | None = cheapest_card(profile, run, explicit, given, output)
+        card: PlannedCard | None = cheapest_card(profile, run, explicit, given, output)
     else:
         card = card_from(given, output, required=True)
         profile = profile_for(model, output)
     assert card is not None
     data = summary_from(given, model if Path(model).exists() else profile.id, output)
     found = (
-        card.bench(output)
+        output.session()
+        .on(card)
         .open(profile)
         .plan(run, explicit, objective=objective, effective_batch=effective_batch, data=data, compare=others)
     )
@@ -135,11 +137,12 @@ def _check_batch(explicit: Mapping[str, Any], effective_batch: int | None) -> No
 
 def cheapest_card(
     profile: ModelProfile, run: RunConfig, explicit: Mapping[str, Any], given: Mapping[str, Any], output: Output
-) -> Card:
+) -> PlannedCard:
     """The card with a price on which a token of the best run costs least; those of --gpu, or the whole catalogue."""
     from qlora_planner import session
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.planner.cheapest_gpu import cheapest
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.sources.locations import gpus_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep
 
@@ -161,4 +164,4 @@ def cheapest_card(
         raise InputError(
             f"--objective cheapest: {profile.id} fits on no card with a known price; see `qlora-plan gpus`"
         )
-    return Card(gpu=found, reserve_bytes=0, cap_bytes=None, asked=found.name)
+    return PlannedCard(gpu=found, reserve_bytes=0, cap_bytes=None, asked=found.name)

@@ -13,10 +13,10 @@ from qlora_planner.errors import InputError
 from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
-    from qlora_planner.cli.values import Card
     from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.spec.model import ModelProfile
 
 EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
@@ -89,7 +89,7 @@ def check_target(option: str, path: str, force: bool) -> None:
 
 
 def write_files(
-    found: Plan, wanted: WantedFiles, profile: ModelProfile, card: Card, data: str | None, output: Output
+    found: Plan, wanted: WantedFiles, profile: ModelProfile, card: PlannedCard, data: str | None, output: Output
 ) -> str | None:
     """Write every file, all rendered before the first is written; the text to print in place of the plan, if any.
 
@@ -107,7 +107,7 @@ def write_files(
     document = found.to_dict()
     names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
 
-    estimates = Estimates(card.bench(output).open(profile))
+    estimates = Estimates(output.session().on(card).open(profile))
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:

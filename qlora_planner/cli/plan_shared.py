@@ -7,12 +7,13 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.plan_files import check_target
-from qlora_planner.cli.values import Card, Output
+from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.session.cards import PlannedCard
 
 REPORTS = (".md", ".html")
 
@@ -38,7 +39,13 @@ def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
 
 
 def write_shared(
-    found: Plan, files: Mapping[str, str | None], asked: Mapping[str, Any], card: Card, output: Output, *, force: bool
+    found: Plan,
+    files: Mapping[str, str | None],
+    asked: Mapping[str, Any],
+    card: PlannedCard,
+    output: Output,
+    *,
+    force: bool,
 ) -> None:
     """Write every file, all rendered before the first is written."""
     rendered = {path: _rendered(option, path, found, asked, card) for option, path in files.items() if path is not None}
@@ -50,7 +57,7 @@ def write_shared(
             output.warn(f"wrote {plain(path)}")
 
 
-def _rendered(option: str, path: str, found: Plan, asked: Mapping[str, Any], card: Card) -> bytes:
+def _rendered(option: str, path: str, found: Plan, asked: Mapping[str, Any], card: PlannedCard) -> bytes:
     if option == "--report":
         from qlora_planner.report.pages.plan_report import render_share
 

@@ -27,7 +27,7 @@ def command(**given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=True)
     assert card is not None
-    found = card.bench(output).survey(run)
+    found = output.session().on(card).survey(run)
     rows = found.rows
     if output.json:
         answer_json(found.to_dict())

@@ -26,7 +26,7 @@ from qlora_planner.cli.train_run import execute
 from qlora_planner.cli.values import Output, card_asked, card_from, output_from
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
 from qlora_planner.session import Session
-from qlora_planner.session.this_card import Place, check_packages, place_of
+from qlora_planner.session.this_card import ThisCard, check_packages, this_card_as
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import REPORTERS, SCHEDULERS
 
@@ -83,13 +83,13 @@ def command(what: str, **given: Any) -> int:
     if not (asked.planned or given["yes"] or sys.stdin.isatty()):
         raise InputError("train asks before it starts what it planned, and nobody can answer here; --yes starts it")
     check_packages(asked.run)
-    spec, profile, place, document = _prepared(asked, given, output)
-    return execute(asked, spec, profile, place, document, given, output)
+    spec, profile, here, document = _prepared(asked, given, output)
+    return execute(asked, spec, profile, here, document, given, output)
 
 
 def _prepared(
     asked: Asked, given: Mapping[str, Any], output: Output
-) -> tuple[LaunchSpec, ModelProfile | None, Place | None, Mapping[str, Any]]:
+) -> tuple[LaunchSpec, ModelProfile | None, ThisCard | None, Mapping[str, Any]]:
     """Everything that can be known to be wrong before a process is started."""
     from qlora_planner.data.hub import rows_of
     from qlora_planner.runs.child.reporters import check_reporters
@@ -102,9 +102,9 @@ def _prepared(
     folder = weights_folder(asked.weights, output.warn)
     if note := check_stored(folder, asked.run, asked.model):
         output.warn(note)
-    place = _place(given, output) if asked.device == "cuda" else None
+    here = _place(given, output) if asked.device == "cuda" else None
     profile = profile_of(asked, output)
-    run, document = _planned(asked, profile, place, given, output)
+    run, document = _planned(asked, profile, here, given, output)
     spec = LaunchSpec(
         run=run,
         settings=asked.settings,
@@ -115,15 +115,15 @@ def _prepared(
         bad_rows=asked.bad_rows,
         output=str(asked.folder.path.absolute()),
         device=asked.device,
-        cap_bytes=None if place is None else place.cap_bytes,
+        cap_bytes=None if here is None else here.cap_bytes,
         quantized=None if profile is None else _quantized(profile, run),
     )
-    return spec, profile, place, document
+    return spec, profile, here, document
 
 
-def _place(given: Mapping[str, Any], output: Output) -> Place:
+def _place(given: Mapping[str, Any], output: Output) -> ThisCard:
     try:
-        return place_of(Session(output.profiles, tell=output.warn), *card_asked(given))
+        return this_card_as(Session(output.profiles, tell=output.warn), *card_asked(given))
     except MissingError as error:
         raise MissingError(f"{error}; or train on the CPU with --device cpu") from None
 
@@ -157,22 +157,22 @@ def _quantized(profile: ModelProfile, run: RunConfig) -> int:
 def _planned(
     asked: Asked,
     profile: ModelProfile | None,
-    place: Place | None,
+    here: ThisCard | None,
     given: Mapping[str, Any],
     output: Output,
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """The run without unknowns, and the plan that plan.yaml will hold; a MODEL's plan is shown and asked about."""
     from qlora_planner.planner.plan import SCHEMA
 
-    if not asked.planned and (place is not None or given.get("gpu") is not None):
+    if not asked.planned and (here is not None or given.get("gpu") is not None):
         assert profile is not None
-        return _plan(asked, profile, place, given, output)
+        return _plan(asked, profile, here, given, output)
     run = fitted(asked, output)
     if profile is None:
         return run, asked.plan or {"schema": SCHEMA, "model": {"id": asked.model}, "gpu": None, "run": run.to_dict()}
     from qlora_planner.memory.options.resolve import resolve
 
-    found = resolve(profile, run, None if place is None else place.gpu)
+    found = resolve(profile, run, None if here is None else here.gpu)
     refused = [problem for problem in found.problems if problem.blocking]
     if refused:
         raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
@@ -185,7 +185,7 @@ def _planned(
 
 
 def _plan(
-    asked: Asked, profile: ModelProfile, place: Place | None, given: Mapping[str, Any], output: Output
+    asked: Asked, profile: ModelProfile, here: ThisCard | None, given: Mapping[str, Any], output: Output
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
     from qlora_planner.cli.plan_files import with_folder
@@ -197,7 +197,7 @@ def _plan(
     found = plan(
         profile, card.gpu, asked.run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
         fixed=asked.explicit, data=summary_from(given, asked.weights, output),
-        cap_bytes=card.cap_bytes if place is None else place.cap_bytes,
+        cap_bytes=card.cap_bytes if here is None else here.cap_bytes,
     )  # fmt: skip
     found = with_folder(found, asked.model)
     if found.estimate.verdict in ("does-not-fit", "will-not-run"):

@@ -15,7 +15,7 @@ from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_asked import Asked
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
-from qlora_planner.session.this_card import Place, check_room
+from qlora_planner.session.this_card import ThisCard, check_room
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
@@ -35,7 +35,7 @@ def execute(
     asked: Asked,
     spec: LaunchSpec,
     profile: ModelProfile | None,
-    place: Place | None,
+    here: ThisCard | None,
     document: Mapping[str, Any],
     given: Mapping[str, Any],
     output: Output,
@@ -44,22 +44,22 @@ def execute(
     from qlora_planner.runs.directory import make
     from qlora_planner.runs.lock import held
 
-    widths = _widths(document) or (_counted(asked, spec.run, output) if place is not None else ())
-    estimated = _estimator(profile, place, output, widths)
+    widths = _widths(document) or (_counted(asked, spec.run, output) if here is not None else ())
+    estimated = _estimator(profile, here, output, widths)
     predicted = estimated(spec.run)
-    if place is not None and predicted is not None:
-        _check_card(place, predicted, given, output)
+    if here is not None and predicted is not None:
+        _check_card(here, predicted, given, output)
     if asked.record is None:
         make(asked.folder)
     with held(asked.folder.path) as lock:
-        return _executed(asked, spec, profile, place, document, _documents(estimated), given, output, lock)
+        return _executed(asked, spec, profile, here, document, _documents(estimated), given, output, lock)
 
 
 def _executed(
     asked: Asked,
     spec: LaunchSpec,
     profile: ModelProfile | None,
-    place: Place | None,
+    here: ThisCard | None,
     document: Mapping[str, Any],
     predict: Predict,
     given: Mapping[str, Any],
@@ -96,7 +96,7 @@ def _executed(
             _write_plan(asked, document)
         if spec.settings.report_to:
             mark(asked.folder.logs)
-        attempts, notes, wall_s = _watched(asked, spec, profile, place, predicted, predict, notes, given, output, lock)
+        attempts, notes, wall_s = _watched(asked, spec, profile, here, predicted, predict, notes, given, output, lock)
     except (InputError, MissingError, RefusedError):
         if asked.record is None:
             discard(asked.folder)  # refused before it began: nothing is left that would be in the way
@@ -105,7 +105,7 @@ def _executed(
     predicted = predict(attempts[-1].run)  # of the rung that it ended on
     summary = records.summary(
         record, attempts, metrics, predicted, wall_s=wall_s, folder=asked.folder, notes=notes,
-        speed=_speed(profile, place, attempts[-1].run, records.mean_tokens(metrics, attempts[-1].run)),
+        speed=_speed(profile, here, attempts[-1].run, records.mean_tokens(metrics, attempts[-1].run)),
     )  # fmt: skip
     lost = _keep(asked, spec, attempts[-1], summary, metrics, predict, created)
     for text in lost:  # a full disk: what came of it is said all the same
@@ -150,7 +150,7 @@ def _counted(asked: Asked, run: RunConfig, output: Output) -> tuple[tuple[int, .
 
 
 def _estimator(
-    profile: ModelProfile | None, place: Place | None, output: Output, widths: tuple[tuple[int, ...], ...]
+    profile: ModelProfile | None, here: ThisCard | None, output: Output, widths: tuple[tuple[int, ...], ...]
 ) -> Estimated:
     """The estimate of a run on the card, each made once: what decides whether it starts is what is recorded of it.
 
@@ -159,14 +159,14 @@ def _estimator(
     estimates: dict[str, MemoryEstimate] = {}
 
     def estimated(run: RunConfig) -> MemoryEstimate | None:
-        if profile is None or place is None:
+        if profile is None or here is None:
             return None
         key = repr(run)
         if key not in estimates:
             from qlora_planner import session
 
             estimates[key] = session.estimate(
-                profile, run, place.gpu, reserve_bytes=place.others_bytes, cap_bytes=place.cap_bytes,
+                profile, run, here.gpu, reserve_bytes=here.others_bytes, cap_bytes=here.cap_bytes,
                 widths=widths, profiles=output.profiles, tell=output.warn,
             )  # fmt: skip
         return estimates[key]
@@ -185,30 +185,30 @@ def _documents(estimated: Estimated) -> Predict:
 
 
 def _speed(
-    profile: ModelProfile | None, place: Place | None, run: RunConfig, tokens: int | None
+    profile: ModelProfile | None, here: ThisCard | None, run: RunConfig, tokens: int | None
 ) -> Mapping[str, Any] | None:
     """The speed predicted for rows of `tokens`, which is what the steps that were timed had."""
-    if profile is None or place is None or not tokens:
+    if profile is None or here is None or not tokens:
         return None
     from qlora_planner import session
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.speed.roofline import speed_of
 
-    resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), place.gpu)
-    found = speed_of(profile, resolved.run, place.gpu, session.calibration(), resolved.stack)
+    resolved = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), here.gpu)
+    found = speed_of(profile, resolved.run, here.gpu, session.calibration(), resolved.stack)
     basis = None if found.basis is None else found.basis.value
     return {"tokens_per_s": found.tokens_per_s, "step_s": found.step_s, "basis": basis}
 
 
-def _check_card(place: Place, predicted: MemoryEstimate, given: Mapping[str, Any], output: Output) -> None:
+def _check_card(here: ThisCard, predicted: MemoryEstimate, given: Mapping[str, Any], output: Output) -> None:
     """Raises MissingError where others hold what the run needs, RefusedError where it does not fit without --yes."""
     blocking = [problem for problem in predicted.problems if problem.blocking]
     if blocking:
         raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")
-    check_room(place, predicted, output.warn)
+    check_room(here, predicted, output.warn)
     if predicted.verdict == "does-not-fit" and not given["yes"]:
         raise RefusedError(
-            f"{predicted.model['id']} does not fit {place.gpu.label} so: `qlora-plan check` says what would;"
+            f"{predicted.model['id']} does not fit {here.gpu.label} so: `qlora-plan check` says what would;"
             " --yes tries all the same"
         )
 
@@ -246,7 +246,7 @@ def _watched(
     asked: Asked,
     spec: LaunchSpec,
     profile: ModelProfile | None,
-    place: Place | None,
+    here: ThisCard | None,
     predicted: Mapping[str, Any] | None,
     predict: Any,
     notes: list[str],
@@ -269,7 +269,7 @@ def _watched(
         return Watch(
             spec.model_id if "/" not in spec.model_id else Path(spec.model_id).name,
             metrics=Metrics(asked.folder.metrics), folder=asked.folder, predicted=predicted, out=out,
-            whole_bytes=None if place is None else place.gpu.memory_bytes, card=None if place is None else 0,
+            whole_bytes=None if here is None else here.gpu.memory_bytes, card=None if here is None else 0,
         )  # fmt: skip
 
     with stop_signals() as stop, shown(make, quiet=output.quiet) as (watch, draw):

@@ -16,7 +16,7 @@ from qlora_planner.cli.tui_survey import Surveys
 from qlora_planner.errors import MissingError, PlannerError, UnprofiledError
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.core import Place
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.saved_state import SavedState
 
 # How long a worker that plays a run may hold the interpreter before a key is looked at; Python's own is 5 ms.
@@ -75,14 +75,14 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
         _check(model, given["profiles"])
     path = state_path()
     state, note = read_state(path)
-    place = _place(given["gpu"], state, given["profiles"])
+    card = _card(given["gpu"], state, given["profiles"])
     surveys = surveys or Surveys(given["profiles"])
     if ahead:
-        surveys.ahead(place)
+        surveys.ahead(card)
     from qlora_planner.tui.app import Explorer
 
     start = Start(
-        survey=surveys, place=place, saved=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
+        survey=surveys, card=card, saved=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
         plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
     )  # fmt: skip
     return Explorer(start)
@@ -96,18 +96,18 @@ def _check(model: str, profiles: str | None) -> None:
         load_model(model, profiles=profiles, build="never", warn=say)
 
 
-def _place(text: str | None, state: SavedState, profiles: str | None) -> Place:
+def _card(text: str | None, state: SavedState, profiles: str | None) -> PlannedCard:
     """The card that was typed, else the one that it was left with, else what is found here."""
-    from qlora_planner.tui.core import place_of
+    from qlora_planner.tui.core import card_of
 
     if text is not None:
-        return place_of(text, profiles)
+        return card_of(text, profiles)
     if state.card is not None:
         try:
-            return place_of(state.card, profiles)
+            return card_of(state.card, profiles)
         except PlannerError:  # a card of a catalogue that is gone, or `local` on another machine
             pass
-    return place_of(None, profiles)
+    return card_of(None, profiles)
 
 
 def _is_terminal(stream: Any) -> bool:

@@ -16,17 +16,17 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import MissingError, PlannerError
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.core import Place
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.widgets.rows import ModelRow
 
 
-def documents(place: Place, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
+def documents(card: PlannedCard, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
     """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
     from qlora_planner.session import Session
     from qlora_planner.session.survey import stream_rows
     from qlora_planner.spec.run import RunConfig
 
-    bench = Session(profiles).on(place.gpu, reserve=place.reserve_bytes, cap=place.cap_bytes)
+    bench = Session(profiles).on(card)
     for row in stream_rows(bench, RunConfig(), recommend=recommend):
         yield row.to_dict()
 
@@ -36,9 +36,9 @@ class Surveys:
 
     def __init__(self, profiles: str | None) -> None:
         self._profiles = profiles
-        self._ahead: tuple[Place, int, int] | None = None
+        self._ahead: tuple[PlannedCard, int, int] | None = None
 
-    def ahead(self, place: Place) -> None:
+    def ahead(self, card: PlannedCard) -> None:
         """Begin with this card in a process of its own. Only before the first thread is started."""
         if not hasattr(os, "fork"):
             return
@@ -48,21 +48,21 @@ class Surveys:
         child = os.fork()
         if child == 0:
             os.close(read)
-            self._child(place, write)
+            self._child(card, write)
         os.close(write)
-        self._ahead = place, read, child
+        self._ahead = card, read, child
 
-    def __call__(self, place: Place, recommend: bool = True) -> Iterable[ModelRow]:
+    def __call__(self, card: PlannedCard, recommend: bool = True) -> Iterable[ModelRow]:
         """Raises MissingError for an empty catalogue."""
         from qlora_planner.tui.widgets.rows import ModelRow
 
         ahead, self._ahead = self._ahead, None
-        if ahead is not None and ahead[0] is place and recommend:
+        if ahead is not None and ahead[0] is card and recommend:
             yield from map(ModelRow.of, _told(ahead[1], ahead[2]))
             return
         if ahead is not None:
             _end(ahead[1], ahead[2])
-        yield from map(ModelRow.of, documents(place, self._profiles, recommend))
+        yield from map(ModelRow.of, documents(card, self._profiles, recommend))
 
     def close(self) -> None:
         """Leave nothing behind of a survey that nobody asked for."""
@@ -70,13 +70,13 @@ class Surveys:
             _end(*self._ahead[1:])
             self._ahead = None
 
-    def _child(self, place: Place, write: int) -> None:
+    def _child(self, card: PlannedCard, write: int) -> None:
         """The fork: a row a line, then the end of the process whatever happened."""
         code = 1
         try:
             with os.fdopen(write, "w", encoding="utf-8") as out:
                 try:
-                    for row in documents(place, self._profiles):
+                    for row in documents(card, self._profiles):
                         out.write(json.dumps(row) + "\n")
                         out.flush()
                 except PlannerError as error:

@@ -14,9 +14,8 @@ from qlora_planner.text import quoted
 from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
-    from qlora_planner.catalog.gpus.several import Several
-    from qlora_planner.session.workbench import Workbench
-    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.session import Session
+    from qlora_planner.session.cards import PlannedCard
 
 STACK_PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl", "liger-kernel")
 _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
@@ -40,26 +39,11 @@ class Output:
         if not self.quiet:
             say(text)
 
-
-@record
-class Card:
-    """The card, what others hold of it, and torch's own limit."""
-
-    gpu: GpuSpec
-    reserve_bytes: int
-    cap_bytes: int | None
-    asked: str  # as it can be typed again
-    several: Several | None = None  # the cards that were asked for, of which this is one
-
-    def bench(self, output: Output) -> Workbench:
-        """What answers on this card; notes go where the output's do."""
+    def session(self) -> Session:
+        """What every answer starts from; notes go where the output's do."""
         from qlora_planner.session import Session
-        from qlora_planner.session.workbench import Workbench
 
-        return Workbench(
-            Session(output.profiles, tell=output.warn), self.gpu, self.asked, reserve_bytes=self.reserve_bytes,
-            cap_bytes=self.cap_bytes, several=self.several,
-        )  # fmt: skip
+        return Session(self.profiles, tell=self.warn)
 
 
 def output_from(given: Mapping[str, Any]) -> Output:
@@ -102,35 +86,39 @@ def check_alloc_conf(text: str) -> None:
         raise InputError(f"--alloc-conf: {quoted(text)} is not KEY:VALUE, as expandable_segments:True")
 
 
-def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Card | None:
+def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> PlannedCard | None:
     """The card that was asked for; without --gpu the one in this machine where `required`, else None.
 
     Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a card.
     """
-    reserve, cap = given.get("reserve"), given.get("cap")
-    reserve_bytes = None if reserve is None else parse_memory(reserve, "--reserve", zero=True)
-    cap_bytes = None if cap is None else parse_memory(cap, "--cap")
-    text = given.get("gpu")
-    if text is None:
-        if not required:
-            if reserve is not None or cap is not None:
-                option = "--reserve" if reserve is not None else "--cap"
-                raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
-            return None
-        return _local(reserve_bytes, cap_bytes, output, asked=False)
-    if text.strip().lower() in ("local", "auto"):
-        return _local(reserve_bytes, cap_bytes, output, asked=True)
-    from qlora_planner.catalog.gpus.several import several_of
-    from qlora_planner.session import load_gpu
+    text, reserve_bytes, cap_bytes = card_asked(given)
+    if text is None and not required:
+        if reserve_bytes is not None or cap_bytes is not None:
+            option = "--reserve" if reserve_bytes is not None else "--cap"
+            raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
+        return None
+    from qlora_planner.session.cards import LOCAL, card_of, is_local
 
-    gpu = load_gpu(text, profiles=output.profiles)
-    several = several_of(text)
-    asked = several.each if several else text.strip()
-    if several is not None and several.count > 1:
-        output.warn(f"--gpu {text.strip()}: {several.note}")
-    else:
-        several = None
-    return _checked(Card(gpu=gpu, reserve_bytes=reserve_bytes or 0, cap_bytes=cap_bytes, asked=asked, several=several))
+    try:
+        card = card_of(
+            output.session(),
+            LOCAL if text is None else text,
+            reserve_bytes=reserve_bytes,
+            cap_bytes=cap_bytes,
+            prefix="--",
+        )
+    except MissingError as error:
+        if text is not None:
+            raise
+        # The user did not ask for this machine's card, so its absence is no missing part but a missing option.
+        raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
+    if text is None:
+        output.warn(f"no --gpu given: taking the card in this machine, {card.gpu.label}")
+    elif card.several is not None:
+        output.warn(f"--gpu {text.strip()}: {card.several.note}")
+    if (text is None or is_local(text)) and reserve_bytes is None and card.reserve_bytes:
+        output.warn(f"other processes hold {format_mib(card.reserve_bytes)} of it now; --reserve says otherwise")
+    return card
 
 
 def card_asked(given: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:
@@ -141,29 +129,3 @@ def card_asked(given: Mapping[str, Any]) -> tuple[str | None, int | None, int | 
         None if reserve is None else parse_memory(str(reserve), "--reserve", zero=True),
         None if cap is None else parse_memory(str(cap), "--cap"),
     )
-
-
-def _local(reserve_bytes: int | None, cap_bytes: int | None, output: Output, *, asked: bool) -> Card:
-    from qlora_planner.measure.nvml import local_gpu
-
-    try:
-        found = local_gpu()
-    except MissingError as error:
-        if asked:
-            raise
-        # The user did not ask for this machine's card, so its absence is no missing part but a missing option.
-        raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
-    if not asked:
-        output.warn(f"no --gpu given: taking the card in this machine, {found.spec.label}")
-    if reserve_bytes is None:
-        reserve_bytes = found.reserve_bytes
-        if reserve_bytes:
-            output.warn(f"other processes hold {format_mib(reserve_bytes)} of it now; --reserve says otherwise")
-    return _checked(Card(gpu=found.spec, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, asked="local"))
-
-
-def _checked(card: Card) -> Card:
-    from qlora_planner.session.session import check_sizes
-
-    check_sizes(card.gpu, card.reserve_bytes, card.cap_bytes, prefix="--")
-    return card

@@ -21,7 +21,7 @@ from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Output, card_asked, output_from
 from qlora_planner.errors import InputError
 from qlora_planner.session import Session
-from qlora_planner.session.this_card import Place, check_packages, check_room, place_of
+from qlora_planner.session.this_card import ThisCard, check_packages, check_room, this_card_as
 from qlora_planner.session.verify import check_amount, keep, least_limit, run_of_file, specification
 
 if TYPE_CHECKING:
@@ -58,11 +58,11 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     check_amount(run, steps)
     check_packages(run)
     profile = profile_for(named, output)
-    place = None if device == "cpu" else place_of(session, *card_asked(given))
-    spec, predicted = specification(session, named, profile, run, place, device=device, steps=steps)
-    if place is not None:
-        check_room(place, predicted, output.warn)
-    measured = _measure(spec, place, output)
+    here = None if device == "cpu" else this_card_as(session, *card_asked(given))
+    spec, predicted = specification(session, named, profile, run, here, device=device, steps=steps)
+    if here is not None:
+        check_room(here, predicted, output.warn)
+    measured = _measure(spec, here, output)
     _tell_compared(measured)
     found = least_limit(spec, measured, predicted, output.warn) if floor and measured.outcome == "ok" else None
     tried = () if found is None else found.tries
@@ -73,10 +73,10 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     return _EXIT[measured.outcome]
 
 
-def _measure(spec: ChildSpec, place: Place | None, output: Output) -> Measurement:
+def _measure(spec: ChildSpec, here: ThisCard | None, output: Output) -> Measurement:
     from qlora_planner.measure.verify import Progress, verify
 
-    whole = None if place is None else place.gpu.memory_bytes
+    whole = None if here is None else here.gpu.memory_bytes
     events.tell("predicted", {"estimate": spec.predicted})
     with watching(spec.model_id, whole, quiet=output.quiet) as tell:
 

@@ -13,12 +13,12 @@ from qlora_planner.session.models import with_targets
 from qlora_planner.session.traces import tape_for, tape_orders
 
 if TYPE_CHECKING:
-    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
     from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.candidate_memory import CandidateFactory, Scale
     from qlora_planner.planner.plan import Plan
     from qlora_planner.planner.sweeps import Sweep
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.session import Session
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
@@ -50,18 +50,13 @@ class ModelOnCard:
 
     session: Session
     profile: ModelProfile
-    gpu: GpuSpec | None
-    reserve_bytes: int = 0
-    cap_bytes: int | None = None
-    several: Several | None = None
+    card: PlannedCard | None
     _known: dict[str, MemoryEstimate] = field(default_factory=dict)
 
     @property
-    def card(self) -> GpuSpec:
-        """The card. Raises InputError where there is none."""
-        if self.gpu is None:
-            raise InputError(NO_CARD)
-        return self.gpu
+    def gpu(self) -> GpuSpec | None:
+        """The card itself; None where the model is opened on none."""
+        return None if self.card is None else self.card.gpu
 
     @cached_property
     def sweep(self) -> Sweep | None:
@@ -83,20 +78,19 @@ class ModelOnCard:
         """What a process may use of the card, by what measurements say."""
         from qlora_planner.memory.budget import Budget
 
-        return Budget.of(
-            self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=self.session.calibration
-        )
+        calibration = self.session.calibration
+        return Budget.of(None, calibration=calibration) if self.card is None else self.card.budget(calibration)
 
     def _on_a_card(self) -> Budget:
         """The budget of a search. Raises InputError where there is no card."""
-        if self.gpu is None:
+        if self.card is None:
             raise InputError(NO_CARD)
         return self.budget
 
     @cached_property
     def pace_on(self) -> GpuSpec:
         """The card that speeds are ranked by."""
-        return self.session.ranking_card(self.card)
+        return self.session.ranking_card(self._on_a_card().card)
 
     @property
     def model_limit(self) -> int | None:
@@ -119,13 +113,14 @@ class ModelOnCard:
 
     def of_several(self, answer: MemoryEstimate) -> MemoryEstimate:
         """`answer` for whoever asked for several cards: what does not fit one may fit them, which nobody says."""
-        if self.several is None or self.several.count < 2 or answer.verdict != "does-not-fit":
+        several = None if self.card is None else self.card.several
+        if several is None or answer.verdict != "does-not-fit":
             return answer
         from qlora_planner.memory.records import Unmodelled
         from qlora_planner.memory.unmodelled.qualified import qualified
 
         what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
-        key = f"--gpu {self.several.count}x{self.several.each}"
+        key = f"--gpu {several.count}x{several.each}"
         return qualified(answer, [Unmodelled(key=key, what=what, direction="down")])
 
     def of_one(

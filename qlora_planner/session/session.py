@@ -8,17 +8,15 @@ from contextlib import contextmanager
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.errors import InputError
 from qlora_planner.session import packages
+from qlora_planner.session.cards import PlannedCard, card_of, is_local, size_bytes
 from qlora_planner.session.models import Build, load_model
 from qlora_planner.session.packages import Warn
 from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs
 from qlora_planner.spec.model import ModelProfile
-from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
-    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.session.views import AuditAnswer, EstimateAnswer
@@ -87,7 +85,7 @@ class Session:
         """
         if not isinstance(card, str):
             return card
-        if card.strip().lower() == "local":
+        if is_local(card):
             from qlora_planner.measure.nvml import local_gpu
 
             return local_gpu().spec
@@ -106,7 +104,9 @@ class Session:
             self._models[model] = load_model(model, profiles=self.profiles, build=self._build, **self._warn)
         return self._models[model]
 
-    def on(self, card: str | GpuSpec, *, reserve: str | int | None = None, cap: str | int | None = None) -> Workbench:
+    def on(
+        self, card: str | GpuSpec | PlannedCard, *, reserve: str | int | None = None, cap: str | int | None = None
+    ) -> Workbench:
         """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
 
         For `local` without a `reserve` it is what others hold now; of `2xrtx-3090` one card is planned, and said.
@@ -114,47 +114,34 @@ class Session:
         """
         from qlora_planner.session.workbench import Workbench
 
-        held = 0
-        if isinstance(card, str) and card.strip().lower() == "local":
-            from qlora_planner.measure.nvml import local_gpu
-
-            local = local_gpu()
-            gpu, held = local.spec, local.reserve_bytes
-        else:
-            gpu = self.gpu(card)
-        reserve_bytes = held if reserve is None else _bytes_of(reserve, "reserve")
-        cap_bytes = None if cap is None else _bytes_of(cap, "cap")
-        check_sizes(gpu, reserve_bytes, cap_bytes)
-        typed, several = gpu.name, None
-        if isinstance(card, str):
-            from qlora_planner.catalog.gpus.several import several_of
-
-            several = several_of(card)
-            typed = several.each if several else card.strip()
-            if several is not None and several.count > 1:
-                self.tell(f"{card.strip()}: {several.note}")
-        return Workbench(self, gpu, typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several)
+        planned = card_of(
+            self,
+            card,
+            reserve_bytes=None if reserve is None else size_bytes(reserve, "reserve"),
+            cap_bytes=None if cap is None else size_bytes(cap, "cap"),
+        )
+        if planned.several is not None and isinstance(card, str):
+            self.tell(f"{card.strip()}: {planned.several.note}")
+        return Workbench(self, planned)
 
     def open(
         self,
         model: str | ModelProfile,
-        card: str | GpuSpec | None = None,
+        card: str | GpuSpec | PlannedCard | None = None,
         *,
         reserve_bytes: int = 0,
         cap_bytes: int | None = None,
-        several: Several | None = None,
     ) -> ModelOnCard:
-        """One model on a card, or on none: plain records. Raises as `model` and `gpu` do.
+        """One model on a card, or on none: plain records. Raises as `model` and `on` do.
 
-        `several` are the cards that were asked for, of which it is one.
+        `reserve_bytes` and `cap_bytes` are of a card that is named; a PlannedCard has its own.
         """
         from qlora_planner.session.model_on_card import ModelOnCard
 
-        gpu = None if card is None else self.gpu(card)
-        return ModelOnCard(
-            session=self, profile=self.model(model), gpu=gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes,
-            several=several,
-        )  # fmt: skip
+        if card is not None and not isinstance(card, PlannedCard):
+            gpu = self.gpu(card)
+            card = PlannedCard(gpu=gpu, asked=gpu.name, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+        return ModelOnCard(session=self, profile=self.model(model), card=card)
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
         """The memory of one run against no card; `options` are those of RunConfig, as `rank=32`.
@@ -204,20 +191,3 @@ def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:
     from qlora_planner.spec.run import RunConfig as Run
 
     return (run or Run()).with_(**options) if options else run or Run()
-
-
-def check_sizes(gpu: GpuSpec, reserve_bytes: int, cap_bytes: int | None, prefix: str = "") -> None:
-    """Raises InputError for a reserve or a cap that leaves nothing of the card, or is more than it has."""
-    total = gpu.memory_bytes
-    if reserve_bytes >= total:
-        raise InputError(f"{prefix}reserve: {format_mib(reserve_bytes)} is all of the card's {format_mib(total)}")
-    if cap_bytes is not None and cap_bytes > total:
-        raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
-
-
-def _bytes_of(size: str | int, name: str) -> int:
-    if isinstance(size, str):
-        return parse_memory(size, name, zero=name == "reserve")
-    if isinstance(size, bool) or not isinstance(size, int) or size < (name != "reserve"):
-        raise InputError(f"{name}: {size!r} is no number of bytes; write 838860800 or '800MiB'")
-    return size

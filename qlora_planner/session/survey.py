@@ -23,7 +23,6 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     Without `recommend` no best run is looked for, which takes a fraction of the time. Raises MissingError for an empty
     catalogue.
     """
-    from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
@@ -34,9 +33,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     indexed, profiles = indexed_candidates(models_dirs(session.profiles), gpu, run, session.tell)
     if not indexed and not profiles:
         raise MissingError("no model profile is found; reinstall qlora-planner, or name a folder with --profiles DIR")
-    budget = Budget.of(
-        gpu, reserve_bytes=bench.reserve_bytes, cap_bytes=bench.cap_bytes, calibration=session.calibration
-    )
+    budget = bench.budget
     recommender = Recommender(budget=budget, pace_on=session.ranking_card(gpu))
     usable = budget.usable_bytes
     best = recommender.best if recommend else lambda _: None

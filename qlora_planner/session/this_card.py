@@ -8,6 +8,7 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.record import record
+from qlora_planner.session.cards import is_local
 from qlora_planner.session.packages import Warn, missing_for
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
@@ -22,8 +23,8 @@ _NOTICED_BYTES = 256 << 20
 
 
 @record
-class Place:
-    """The card that a verification runs on; None on the CPU. `others_bytes` are in use by other processes."""
+class ThisCard:
+    """The card in this machine, which runs execute on: what `processes` hold of it, and torch's limit, in bytes."""
 
     gpu: GpuSpec
     others_bytes: int
@@ -39,7 +40,7 @@ def check_packages(run: RunConfig) -> None:
         raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
-def place_of(session: Session, card: str | None, reserve_bytes: int | None, cap_bytes: int | None) -> Place:
+def this_card_as(session: Session, card: str | None, reserve_bytes: int | None, cap_bytes: int | None) -> ThisCard:
     """This machine's card, and the limit that makes it behave like `card`, which leaves `reserve_bytes` to others.
 
     Raises MissingError without a card, and for one that is smaller than the one asked for.
@@ -50,7 +51,7 @@ def place_of(session: Session, card: str | None, reserve_bytes: int | None, cap_
 
     local = local_gpu()
     gpu = _catalogued(local.spec)
-    if card is not None and card.strip().lower() != "local":
+    if card is not None and not is_local(card):
         smaller = session.gpu(card)
         if smaller.memory_bytes > gpu.memory_bytes:
             raise MissingError(
@@ -66,7 +67,7 @@ def place_of(session: Session, card: str | None, reserve_bytes: int | None, cap_
     if cap_bytes is not None and cap_bytes > gpu.memory_bytes:
         raise InputError(f"--cap: {format_mib(cap_bytes)} is more than the card's {format_mib(gpu.memory_bytes)}")
     pids = tuple(process.pid for process in local.reading.processes or ())
-    return Place(gpu=gpu, others_bytes=local.reserve_bytes, cap_bytes=cap_bytes, processes=pids)
+    return ThisCard(gpu=gpu, others_bytes=local.reserve_bytes, cap_bytes=cap_bytes, processes=pids)
 
 
 def _catalogued(spec: GpuSpec) -> GpuSpec:
@@ -80,23 +81,23 @@ def _catalogued(spec: GpuSpec) -> GpuSpec:
     return known if known.memory_bytes == spec.memory_bytes else spec
 
 
-def check_room(place: Place, predicted: MemoryEstimate, tell: Warn) -> None:
+def check_room(here: ThisCard, predicted: MemoryEstimate, tell: Warn) -> None:
     """Raises MissingError where the run cannot even load, or where others hold what it needs."""
     from qlora_planner.catalog.gpus import usable_bytes
 
-    whole = usable_bytes(place.gpu)[0]
+    whole = usable_bytes(here.gpu)[0]
     if predicted.static.after_load > whole:
         raise MissingError(
-            f"{place.gpu.label} is too small: the weights alone take {format_mib(predicted.static.after_load)}"
+            f"{here.gpu.label} is too small: the weights alone take {format_mib(predicted.static.after_load)}"
             f" of {format_mib(whole)}"
         )
-    if place.others_bytes and predicted.floor_bytes <= whole < predicted.floor_bytes + place.others_bytes:
-        who = f" (processes {', '.join(map(str, place.processes[:4]))})" if place.processes else ""
+    if here.others_bytes and predicted.floor_bytes <= whole < predicted.floor_bytes + here.others_bytes:
+        who = f" (processes {', '.join(map(str, here.processes[:4]))})" if here.processes else ""
         raise MissingError(
-            f"{place.gpu.label} is in use by others{who}: they hold {format_mib(place.others_bytes)}, and this run"
+            f"{here.gpu.label} is in use by others{who}: they hold {format_mib(here.others_bytes)}, and this run"
             f" needs {format_mib(predicted.floor_bytes)} of {format_mib(whole)}"
         )
-    if place.processes or place.others_bytes >= _NOTICED_BYTES:
-        tell(f"others hold {format_mib(place.others_bytes)} of the card: step times do not count")
+    if here.processes or here.others_bytes >= _NOTICED_BYTES:
+        tell(f"others hold {format_mib(here.others_bytes)} of the card: step times do not count")
     if predicted.verdict == "does-not-fit":
         tell(f"predicted to run out of memory: it needs {format_mib(predicted.floor_bytes)}")

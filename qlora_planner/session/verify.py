@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from qlora_planner.measure.spec import ChildSpec
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.session.session import Session
-    from qlora_planner.session.this_card import Place
+    from qlora_planner.session.this_card import ThisCard
     from qlora_planner.spec.model import ModelProfile
 
 # Made up in a quarter of a minute.
 _MOST_TOKENS = 1 << 24
 
 
-def verify(session: Session, named: str, run: RunConfig, *, place: Place | None, steps: int) -> Measurement:
+def verify(session: Session, named: str, run: RunConfig, *, here: ThisCard | None, steps: int) -> Measurement:
     """Real steps of this run with random weights in a process of its own, kept where `calibrate` finds them.
 
-    `place` is this machine's card, None the CPU. A run out of memory is an outcome, no error.
+    `here` is this machine's card, None the CPU. A run out of memory is an outcome, no error.
     Raises MissingError for packages that are not installed, a card in use and a run that the stack refuses; InputError
     for a model that means nothing and for more tokens than are made up.
     """
@@ -37,10 +37,10 @@ def verify(session: Session, named: str, run: RunConfig, *, place: Place | None,
 
     check_amount(run, steps)
     check_packages(run)
-    device = "cpu" if place is None else "cuda"
-    spec, predicted = specification(session, named, session.model(named), run, place, device=device, steps=steps)
-    if place is not None:
-        check_room(place, predicted, session.tell)
+    device = "cpu" if here is None else "cuda"
+    spec, predicted = specification(session, named, session.model(named), run, here, device=device, steps=steps)
+    if here is not None:
+        check_room(here, predicted, session.tell)
     measured = measure(spec, tell=lambda _: None)
     keep(session, measured, save=False)
     return measured
@@ -76,7 +76,7 @@ def specification(
     named: str,
     profile: ModelProfile,
     run: RunConfig,
-    place: Place | None,
+    here: ThisCard | None,
     *,
     device: str,
     steps: int,
@@ -106,9 +106,9 @@ def specification(
         profile = answers.profile_of(toy, warn=session.tell)
     predicted = session.open(
         profile,
-        place.gpu if place else None,
-        reserve_bytes=place.others_bytes if place else 0,
-        cap_bytes=place.cap_bytes if place else None,
+        here.gpu if here else None,
+        reserve_bytes=here.others_bytes if here else 0,
+        cap_bytes=here.cap_bytes if here else None,
     ).estimate(run)
     refused = [problem for problem in predicted.problems if problem.blocking]
     if refused:
@@ -120,7 +120,7 @@ def specification(
         model_dir=str(folder) if real else None,
         config_sha256=raw.sha256,
         device=device,
-        cap_bytes=place.cap_bytes if place else None,
+        cap_bytes=here.cap_bytes if here else None,
         steps=steps,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         predicted=predicted.to_dict(),

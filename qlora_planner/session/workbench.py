@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.session.session import Session, run_of
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
-    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.evidence import Measurement
+    from qlora_planner.memory.budget import Budget
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
     from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
     from qlora_planner.spec.machine import GpuSpec
@@ -32,26 +34,34 @@ class Workbench:
     'fits'
     """
 
-    def __init__(
-        self,
-        session: Session,
-        gpu: GpuSpec,
-        asked: str,
-        *,
-        reserve_bytes: int = 0,
-        cap_bytes: int | None = None,
-        several: Several | None = None,
-    ) -> None:
+    def __init__(self, session: Session, card: PlannedCard) -> None:
         self.session = session
-        self.gpu = gpu
-        self.asked = asked  # the card as it can be typed again
-        self.reserve_bytes = reserve_bytes
-        self.cap_bytes = cap_bytes
-        self.several = several  # the cards that were asked for, of which this is one
+        self.card = card
         self._opened: dict[str, ModelOnCard] = {}
 
     def __repr__(self) -> str:
-        return f"Workbench({self.asked!r}, reserve_bytes={self.reserve_bytes}, cap_bytes={self.cap_bytes})"
+        card = self.card
+        return f"Workbench({card.asked!r}, reserve_bytes={card.reserve_bytes}, cap_bytes={card.cap_bytes})"
+
+    @property
+    def gpu(self) -> GpuSpec:
+        """The card itself."""
+        return self.card.gpu
+
+    @property
+    def reserve_bytes(self) -> int:
+        """What other programs hold of it."""
+        return self.card.reserve_bytes
+
+    @property
+    def cap_bytes(self) -> int | None:
+        """torch's own limit; None: there is none."""
+        return self.card.cap_bytes
+
+    @cached_property
+    def budget(self) -> Budget:
+        """What a process may use of the card, by what measurements say."""
+        return self.card.budget(self.session.calibration)
 
     def open(self, model: str | ModelProfile) -> ModelOnCard:
         """The model on this card, for plain records; one that is named is opened once, with its answers kept.
@@ -65,9 +75,7 @@ class Workbench:
         return self._opened[model]
 
     def _open(self, profile: ModelProfile) -> ModelOnCard:
-        return self.session.open(
-            profile, self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, several=self.several
-        )
+        return self.session.open(profile, self.card)
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
         """The memory of exactly this run: `run`, else the default one, with `options` in place.
@@ -82,7 +90,7 @@ class Workbench:
         from qlora_planner.session.views import EstimateAnswer
 
         answer = self.open(model).estimate(run_of(run, options))
-        return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.asked)
+        return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.card.asked)
 
     def plan(
         self,
@@ -115,7 +123,7 @@ class Workbench:
             fixed = fixed_options(typed, None) | options.keys()
         answer = self.open(model).plan(typed, fixed, **request)
         kept = {name: value for name, value in typed.to_dict().items() if name in (fixed or ())}
-        return PlanAnswer(plan=answer, asked=kept, card=self.asked)
+        return PlanAnswer(plan=answer, asked=kept, card=self.card.asked)
 
     def check(
         self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
@@ -149,7 +157,7 @@ class Workbench:
         typed = run_of(run, options)
         rows = sorted(stream_rows(self, typed, recommend=recommend), key=lambda row: (-row.params, row.model_id))
         return SurveyAnswer(
-            rows=tuple(rows), gpu=self.gpu, run=typed, card=self.asked, reserve_bytes=self.reserve_bytes,
+            rows=tuple(rows), gpu=self.gpu, run=typed, card=self.card.asked, reserve_bytes=self.reserve_bytes,
             cap_bytes=self.cap_bytes,
         )  # fmt: skip
 
@@ -187,10 +195,10 @@ class Workbench:
         memory is its `outcome`.
         Raises MissingError for packages, a card or room on it that are not there, and as `estimate` does.
         """
-        from qlora_planner.session.this_card import place_of
+        from qlora_planner.session.this_card import this_card_as
         from qlora_planner.session.verify import verify
 
-        place = None
+        here = None
         if device != "cpu":
-            place = place_of(self.session, self.asked, self.reserve_bytes, self.cap_bytes)
-        return verify(self.session, model, run_of(run, options), place=place, steps=steps)
+            here = this_card_as(self.session, self.card.asked, self.reserve_bytes, self.cap_bytes)
+        return verify(self.session, model, run_of(run, options), here=here, steps=steps)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.core import Place
+    from qlora_planner.session.cards import PlannedCard
 
 _DEFAULT = RunConfig()
 # What a plan would search if it were not typed: with these it is of exactly this run.
@@ -40,23 +40,25 @@ def typed_options(run: RunConfig) -> dict[str, Any]:
     }
 
 
-def command_line(model: str, place: Place, run: RunConfig, verb: str = "estimate") -> str:
+def command_line(model: str, card: PlannedCard, run: RunConfig, verb: str = "estimate") -> str:
     """The command that gives the same figures."""
-    return shlex.join(["qlora-plan", *command_words(model, place, run, verb)])
+    return shlex.join(["qlora-plan", *command_words(model, card, run, verb)])
 
 
-def command_words(model: str, place: Place | None, run: RunConfig, verb: str, typed: Sequence[str] = ()) -> list[str]:
-    """The words after `qlora-plan`; `place` None leaves the card out, `typed` are options to give though default."""
+def command_words(
+    model: str, card: PlannedCard | None, run: RunConfig, verb: str, typed: Sequence[str] = ()
+) -> list[str]:
+    """The words after `qlora-plan`; `card` None leaves the card out, `typed` are options to give though default."""
     from qlora_planner.report.parts.labels import option
     from qlora_planner.units import MIB
 
     words = [verb, model]
-    if place is not None:
-        words += ["--gpu", place.asked]
-        if place.reserve_bytes:
-            words += ["--reserve", f"{-(-place.reserve_bytes // MIB)}MiB"]
-        if place.cap_bytes is not None:
-            words += ["--cap", f"{place.cap_bytes // MIB}MiB"]
+    if card is not None:
+        words += ["--gpu", card.asked]
+        if card.reserve_bytes:
+            words += ["--reserve", f"{-(-card.reserve_bytes // MIB)}MiB"]
+        if card.cap_bytes is not None:
+            words += ["--cap", f"{card.cap_bytes // MIB}MiB"]
     options = typed_options(run)
     options |= {name: getattr(run, name) for name in typed if getattr(run, name) is not None}
     for name, value in options.items():

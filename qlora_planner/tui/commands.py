@@ -13,10 +13,10 @@ from qlora_planner.tui import command_line, core
 from qlora_planner.tui.screens.base import PLACES
 
 if TYPE_CHECKING:
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.app import Explorer
-    from qlora_planner.tui.core import Place
 
-Target = tuple[str, "Place", RunConfig]
+Target = tuple[str, "PlannedCard", RunConfig]
 
 
 def target(app: Explorer) -> Target | None:
@@ -33,7 +33,7 @@ def target(app: Explorer) -> Target | None:
 
         pin = app.page.current() if isinstance(app.page, CompareScreen) else None
         if pin is not None:
-            return pin.model, core.place_of(pin.card, app.state.profiles), RunConfig(**dict(pin.run))
+            return pin.model, core.card_of(pin.card, app.state.profiles), RunConfig(**dict(pin.run))
     return None if app.state.model is None else (app.state.model, app.state.card, app.state.run)
 
 

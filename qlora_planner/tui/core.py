@@ -7,11 +7,10 @@ Every method may run in a thread of its own; results are remembered by run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
-from qlora_planner.record import record
 from qlora_planner.session.model_on_card import Frontier as Frontier  # the screens know the core alone
 from qlora_planner.session.model_on_card import ModelOnCard
 from qlora_planner.spec.run import RunConfig
@@ -19,46 +18,32 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.tui.widgets.rows import ModelRow
 
 ASSUMED_CARD = "24GB"
 
 
-@record
-class Place:
-    """The card that is explored, as it can be typed again; `note` says where it comes from."""
-
-    gpu: GpuSpec
-    asked: str
-    reserve_bytes: int = 0
-    cap_bytes: int | None = None
-    note: str = ""
-
-
-def place_of(text: str | None, profiles: str | None = None) -> Place:
+def card_of(text: str | None, profiles: str | None = None) -> PlannedCard:
     """The card of `text`; for None the one in this machine, else 24GB, which is then said.
 
     Raises InputError for a card that means nothing, MissingError for `local` without a card.
     """
-    from qlora_planner import session
+    from qlora_planner.session import Session, cards
 
+    session = Session(profiles)
     wanted = (text or "").strip()
-    if wanted and wanted.lower() != "local":
-        return Place(gpu=session.load_gpu(wanted, profiles=profiles), asked=wanted)
-    from qlora_planner.measure.nvml import local_gpu
-
+    if wanted and not cards.is_local(wanted):
+        # As it was typed: the figures of `2xrtx-3090` are not those of one.
+        return replace(cards.card_of(session, wanted), asked=wanted)
     try:
-        found = local_gpu()
+        return replace(cards.card_of(session, cards.LOCAL), note="the card in this machine")
     except MissingError:
         if wanted:
             raise
         note = f"no card is found here: {ASSUMED_CARD} is assumed; g picks another"
-        return Place(gpu=session.load_gpu(ASSUMED_CARD, profiles=profiles), asked=ASSUMED_CARD, note=note)
-    return Place(
-        gpu=found.spec, asked="local", reserve_bytes=found.reserve_bytes, note="the card in this machine"
-    )  # fmt: skip
+        return replace(cards.card_of(session, ASSUMED_CARD), note=note)
 
 
 def card_names(profiles: str | None = None) -> tuple[str, ...]:
@@ -81,18 +66,18 @@ class Subject:
 
     model: str
     profile: ModelProfile
-    place: Place
+    card: PlannedCard
     opened: ModelOnCard
 
     @classmethod
-    def of(cls, model: str, place: Place, profiles: str | None = None) -> Subject:
+    def of(cls, model: str, card: PlannedCard, profiles: str | None = None) -> Subject:
         """Read a model's profile and what is measured. Raises as `session.load_model` does."""
         from qlora_planner.session import Session
 
         session = Session(profiles, tell=_unheard, build="never", stored_only=True)
-        opened = session.on(place.gpu, reserve=place.reserve_bytes, cap=place.cap_bytes).open(model)
+        opened = session.on(card).open(model)
         named = opened.profile.id if opened.profile.source == "catalogue" else model
-        return cls(model=named, profile=opened.profile, place=place, opened=opened)
+        return cls(model=named, profile=opened.profile, card=card, opened=opened)
 
     @property
     def model_limit(self) -> int | None:

@@ -10,7 +10,7 @@ from qlora_planner.record import record
 from qlora_planner.tui.saved_state import SavedState
 
 if TYPE_CHECKING:
-    from qlora_planner.tui.core import Place
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.widgets.rows import ModelRow
 
 
@@ -30,8 +30,8 @@ class Start:
     alone, faster. `note` is a word about the start for the reader, `plain` asks for ASCII alone, `model` is opened at
     once."""
 
-    survey: Callable[[Place, bool], Iterable[ModelRow]]
-    place: Place
+    survey: Callable[[PlannedCard, bool], Iterable[ModelRow]]
+    card: PlannedCard
     saved: SavedState
     state_path: Path
     profiles: str | None = None

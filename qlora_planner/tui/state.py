@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.control.datasets import DataView
     from qlora_planner.tui.control.readiness import Readiness
-    from qlora_planner.tui.core import Frontier, Place, Subject
+    from qlora_planner.tui.core import Frontier, Subject
     from qlora_planner.tui.widgets.rows import ModelRow
 
 _MOST_UNDONE = 100
@@ -35,7 +36,7 @@ class ExplorerState:
         self.profiles = start.profiles
         self.sort, self.group = saved.sort, saved.group
         self.wide = False  # whether the table has a column per size of card
-        self.card: Place = start.place
+        self.card: PlannedCard = start.card
         self.subject: Subject | None = None
         self.run = RunConfig()
         self.refusal: str | None = None  # why the run now cannot work

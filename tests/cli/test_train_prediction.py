@@ -13,7 +13,7 @@ from qlora_planner import session
 from qlora_planner.cli import train_run
 from qlora_planner.cli.values import output_from
 from qlora_planner.errors import RefusedError
-from qlora_planner.session.this_card import Place
+from qlora_planner.session.this_card import ThisCard
 from qlora_planner.spec.run import RunConfig
 
 LLAMA = session.load_model("meta-llama/Llama-3.1-8B", build="never")
@@ -35,7 +35,7 @@ def test_a_run_is_refused_by_the_prediction_that_is_recorded(
         return 0
 
     monkeypatch.setattr(train_run, "_executed", executed)
-    place = Place(gpu=session.load_gpu("rtx-4090"), others_bytes=0, cap_bytes=CAP_BYTES, processes=())
+    place = ThisCard(gpu=session.load_gpu("rtx-4090"), others_bytes=0, cap_bytes=CAP_BYTES, processes=())
     asked: Any = SimpleNamespace(record={}, folder=SimpleNamespace(path=tmp_path))
     spec: Any = SimpleNamespace(run=RUN)
     document = {"data": {"run": {"widths_before": [list(widths)] if widths else []}}}

@@ -20,7 +20,7 @@ from qlora_planner.runs.record import run_record
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.session import load_gpu
-from qlora_planner.session.this_card import Place
+from qlora_planner.session.this_card import ThisCard
 from tests.launch.conftest import RUN, SETTINGS
 
 # The length of a header, and the header.
@@ -355,8 +355,8 @@ def on_card(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
     shutil.copy(CONFIGS / "meta-llama__Llama-3.1-8B.json", here / "tiny" / "config.json")
 
     def card(name: str, others_bytes: int) -> None:
-        place = Place(gpu=load_gpu(name), others_bytes=others_bytes, cap_bytes=None, processes=(4711,))
-        monkeypatch.setattr("qlora_planner.cli.train.place_of", lambda *_: place)
+        place = ThisCard(gpu=load_gpu(name), others_bytes=others_bytes, cap_bytes=None, processes=(4711,))
+        monkeypatch.setattr("qlora_planner.cli.train.this_card_as", lambda *_: place)
 
     return card
 

@@ -9,7 +9,7 @@ from qlora_planner.cli.train_run import _speed
 from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.record import mean_tokens, summary
 from qlora_planner.runs.supervise import Attempt
-from qlora_planner.session.this_card import Place
+from qlora_planner.session.this_card import ThisCard
 from qlora_planner.spec.run import RunConfig
 
 # A run of Llama-3.1-8B's size on an H200: rows up to 4,001 tokens long, 414 at the mean.
@@ -25,7 +25,7 @@ def test_rows_are_as_long_as_the_tokens_say() -> None:
 
 def test_figures_stand_beside_those_that_were_measured(tmp_path: Path) -> None:
     profile, gpu = session.load_model("meta-llama/Llama-3.1-8B"), session.load_gpu("h200")
-    place = Place(gpu=gpu, others_bytes=0, cap_bytes=None, processes=())
+    place = ThisCard(gpu=gpu, others_bytes=0, cap_bytes=None, processes=())
     attempt = Attempt(number=1, run=RUN, outcome="ok", facts={}, from_step=0, says="finished", checkpoint=None)
     document = summary(
         {"model": {}, "settings": {}, "data": {}, "device": "cuda", "versions": {}}, [attempt], [],

@@ -9,7 +9,7 @@ import pytest
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.command_line import command_line
-from qlora_planner.tui.core import Subject, place_of, start_run
+from qlora_planner.tui.core import Subject, card_of, start_run
 from qlora_planner.tui.widgets.rows import ModelRow
 from tests.tui.conftest import document, surveyed
 
@@ -18,7 +18,7 @@ MODEL = "meta-llama/Llama-3.1-8B"
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return Subject.of(MODEL, place_of("rtx-4090"))
+    return Subject.of(MODEL, card_of("rtx-4090"))
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def subject() -> Subject:
     ids=["default", "larger", "closed form", "lora", "upcast", "stack"],
 )
 def test_command_line_gives_the_same_figures(subject: Subject, run: RunConfig) -> None:
-    words = shlex.split(command_line(MODEL, subject.place, run))
+    words = shlex.split(command_line(MODEL, subject.card, run))
     assert words[0] == "qlora-plan"
     assert document(*words[1:]) == subject.estimate(run).to_dict()
 
@@ -42,9 +42,9 @@ def test_command_line_gives_the_same_figures(subject: Subject, run: RunConfig) -
 def test_reserve_is_typed_too() -> None:
     from dataclasses import replace
 
-    place = replace(place_of("24GB"), reserve_bytes=800 << 20, cap_bytes=20 << 30)
-    there = Subject.of(MODEL, place)
-    words = shlex.split(command_line(MODEL, place, RunConfig()))
+    card = replace(card_of("24GB"), reserve_bytes=800 << 20, cap_bytes=20 << 30)
+    there = Subject.of(MODEL, card)
+    words = shlex.split(command_line(MODEL, card, RunConfig()))
     assert document(*words[1:]) == there.estimate(RunConfig()).to_dict()
 
 
@@ -63,13 +63,13 @@ def test_plan_frontier_and_prices(subject: Subject) -> None:
 
 
 def test_opened_with_what_the_survey_recommends() -> None:
-    place = place_of("24GB")
+    card = card_of("24GB")
     rows = sorted(surveyed("24GB"), key=lambda row: (-row.params, row.model_id))
     told = document("--gpu", "24GB")
     assert rows == [ModelRow.of(row) for row in told["models"]]
     row = next(one for one in rows if one.model_id == MODEL)
     assert row.options is not None
-    estimate = Subject.of(MODEL, place).estimate(start_run(row))
+    estimate = Subject.of(MODEL, card).estimate(start_run(row))
     assert estimate.verdict == "fits"
     assert estimate.run.grad_accum == row.options.get("grad_accum", 1)
 
@@ -89,13 +89,20 @@ def test_refusal_needs_no_estimate(subject: Subject) -> None:
 
 
 def test_without_a_card_the_assumption_is_said() -> None:
-    place = place_of(None)
-    if place.asked == "24GB":
-        assert "24GB is assumed" in place.note
+    card = card_of(None)
+    if card.asked == "24GB":
+        assert "24GB is assumed" in card.note
     else:
-        assert place.asked == "local"
+        assert card.asked == "local"
 
 
 def test_a_card_that_means_nothing() -> None:
     with pytest.raises(InputError, match="rtx-9999"):
-        place_of("rtx-9999")
+        card_of("rtx-9999")
+
+
+def test_of_several_cards_the_figures_are_those_of_the_command_line() -> None:
+    there = Subject.of("meta-llama/Llama-3.1-70B", card_of("2x8GB"))
+    run = RunConfig()
+    assert there.estimate(run).verdict == "cannot-say"
+    assert document(*shlex.split(command_line(there.model, there.card, run))[1:]) == there.estimate(run).to_dict()

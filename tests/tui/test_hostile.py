@@ -84,7 +84,7 @@ def test_every_place_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
         state = app.state
         assert state.subject is not None
         state.subject.profile = replace(state.subject.profile, id=ALL)
-        state.card = state.subject.place = replace(state.card, gpu=replace(state.card.gpu, label=ALL), note=ALL)
+        state.card = state.subject.card = replace(state.card, gpu=replace(state.card.gpu, label=ALL), note=ALL)
         row = ModelRow(model_id=f"llama-3.1-8b {ALL}", family=ALL, params=10**9, verdict="fits", note=ALL)
         state.survey = Answer(state.survey_inputs(), [row])
         state.group = "family"

@@ -16,7 +16,7 @@ from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control import messages
 from qlora_planner.tui.control.figures import Figure
 from qlora_planner.tui.control.tasks import Tasks
-from qlora_planner.tui.core import Subject, place_of
+from qlora_planner.tui.core import Subject, card_of
 from qlora_planner.tui.saved_state import SavedState
 from qlora_planner.tui.startup import DataAsked, Start
 from qlora_planner.tui.state import ExplorerState
@@ -42,7 +42,7 @@ class Desk:
 
     def __init__(self, data: DataAsked | None = None) -> None:
         start = Start(
-            survey=lambda place, recommend: [], place=place_of("24GB"), saved=SavedState(), state_path=Path("tui.json"),
+            survey=lambda card, recommend: [], card=card_of("24GB"), saved=SavedState(), state_path=Path("tui.json"),
             data=data,
         )  # fmt: skip
         self.app = HeldApp()
@@ -64,7 +64,7 @@ def subject(model: str = "llama-3.1-8b", known: dict[str, Any] | None = None) ->
     return cast(
         Subject,
         SimpleNamespace(
-            model=model, place=None, refusal=lambda run: None, known=lambda run: (known or {}).get(repr(run))
+            model=model, card=None, refusal=lambda run: None, known=lambda run: (known or {}).get(repr(run))
         ),
     )
 

@@ -218,10 +218,10 @@ def test_compare_and_another_card(tmp_path: Path) -> None:
         rows = table(app, "#pins")
         assert [row[2] for row in rows] == ["24GB", "24GB", "rtx-3090"]
         from qlora_planner.tui.command_line import command_line
-        from qlora_planner.tui.core import place_of
+        from qlora_planner.tui.core import card_of
 
         for row, pin in zip(rows, app.state.pins, strict=True):
-            line = command_line(pin.model, place_of(pin.card), RunConfig(**dict(pin.run)))
+            line = command_line(pin.model, card_of(pin.card), RunConfig(**dict(pin.run)))
             told = document(*shlex.split(line)[1:])
             assert row[3] == gib(told["peak"]["device_bytes"])
             assert row[4] == gib(told["fit"]["headroom_bytes"])

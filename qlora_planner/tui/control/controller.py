@@ -36,7 +36,7 @@ class Controller:
         """Explore another card; whether that could be done."""
         state = self._state
         try:
-            state.card = core.place_of(text, state.profiles)
+            state.card = core.card_of(text, state.profiles)
         except PlannerError as error:
             self._app.notify(core.fault_words(error), severity="error")
             return False
@@ -125,7 +125,7 @@ class Controller:
     def export(self, target: Target, kind: str, path: str, *, force: bool) -> None:
         """Write a run as a plan, a script or another tool's config."""
         state, (model, card, _) = self._state, target
-        same = state.subject is not None and state.model == model and state.subject.place is card
+        same = state.subject is not None and state.model == model and state.subject.card is card
         data = None if state.data_source is None else state.data_source.path
         self._tasks.begin("export", requests.export, state.subject if same else None, target, data, kind, path, force)
 
@@ -202,7 +202,7 @@ class Controller:
 
     def opened(self, message: messages.Opened) -> None:
         """A model, with the run that it starts with; on a card that was left meanwhile it came too late."""
-        if message.subject.place is not self._state.card:
+        if message.subject.card is not self._state.card:
             return
         self._state.open(message.subject, message.run, keep_undo=not message.show)
         self._changed()

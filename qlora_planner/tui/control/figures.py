@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.record import record
+from qlora_planner.session.cards import PlannedCard
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
 from qlora_planner.tui.answer import Inputs, Surroundings, same_inputs
-from qlora_planner.tui.core import Place, Subject
+from qlora_planner.tui.core import Subject
 from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.state import ExplorerState
 from qlora_planner.tui.widgets.rows import ModelRow
@@ -47,7 +48,7 @@ class Figure:
     holds: Callable[[Inputs, Inputs], bool] = same_inputs
 
 
-def _survey(work: Work, card: Place) -> list[ModelRow]:
+def _survey(work: Work, card: PlannedCard) -> list[ModelRow]:
     rows: list[ModelRow] = []
     painted = 0
     try:
@@ -67,7 +68,7 @@ def _survey_sizes(work: Work) -> dict[str, dict[str, ModelRow]]:
     for size in SIZES:
         rows: dict[str, ModelRow] = {}
         try:
-            for row in work.start.survey(core.place_of(size, work.start.profiles), False):
+            for row in work.start.survey(core.card_of(size, work.start.profiles), False):
                 rows[row.model_id] = row
                 work.check()
         except PlannerError as error:
@@ -93,7 +94,7 @@ def _estimate_pins(work: Work, pins: tuple[Pin, ...]) -> list[MemoryEstimate | N
         try:
             key = pin.model, pin.card
             if key not in subjects:
-                card = core.place_of(pin.card, work.start.profiles)
+                card = core.card_of(pin.card, work.start.profiles)
                 subjects[key] = Subject.of(pin.model, card, work.start.profiles)
             estimates.append(subjects[key].estimate(RunConfig(**dict(pin.run))))
         except PlannerError as error:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import PlannerError, UnprofiledError
+from qlora_planner.session.cards import PlannedCard
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
 from qlora_planner.tui.control import messages
 from qlora_planner.tui.control.tasks import Tasks
-from qlora_planner.tui.core import Place, Subject
+from qlora_planner.tui.core import Subject
 
 if TYPE_CHECKING:
     from qlora_planner.tui.commands import Target
@@ -24,7 +25,7 @@ def warm(_tasks: Tasks) -> None:
     import qlora_planner.report.estimate  # noqa: F401
 
 
-def open_model(tasks: Tasks, model: str, card: Place, run: RunConfig | None, show: bool) -> None:
+def open_model(tasks: Tasks, model: str, card: PlannedCard, run: RunConfig | None, show: bool) -> None:
     """`run` None asks for the recommended one, which the survey has not come to."""
     with tasks.doing(f"reading {model}"):
         try:
@@ -35,7 +36,7 @@ def open_model(tasks: Tasks, model: str, card: Place, run: RunConfig | None, sho
     tasks.post(messages.Opened(subject, run or RunConfig(), show, best=run is None))
 
 
-def _subject(tasks: Tasks, model: str, card: Place) -> Subject:
+def _subject(tasks: Tasks, model: str, card: PlannedCard) -> Subject:
     """A model on a card, profiled where it is new and the packages for that are here, as every verb does."""
     from qlora_planner.session.packages import missing_packages
 

@@ -1,0 +1,98 @@
+"""The card that is planned for, as it was asked for: what others hold of it, and torch's own limit."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from qlora_planner.errors import InputError
+from qlora_planner.record import record
+from qlora_planner.units import format_mib, parse_memory
+
+if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus.several import Several
+    from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.memory.budget import Budget
+    from qlora_planner.session.session import Session
+    from qlora_planner.spec.machine import GpuSpec
+
+LOCAL = "local"
+
+
+@record
+class PlannedCard:
+    """A card that answers are for. Sizes are bytes.
+
+    `asked` is the card as it can be typed again, `several` the cards that were asked for, of which this is one; `note`
+    says where a card comes from that nobody named.
+    """
+
+    gpu: GpuSpec
+    asked: str
+    reserve_bytes: int = 0
+    cap_bytes: int | None = None
+    several: Several | None = None
+    note: str = ""
+
+    def budget(self, calibration: Calibration | None) -> Budget:
+        """What a process may use of it, by what measurements say."""
+        from qlora_planner.memory.budget import Budget
+
+        return Budget.of(self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration)
+
+
+def is_local(text: str) -> bool:
+    """Whether the card in this machine is asked for."""
+    return text.strip().lower() in (LOCAL, "auto")
+
+
+def card_of(
+    session: Session,
+    card: str | GpuSpec | PlannedCard,
+    *,
+    reserve_bytes: int | None = None,
+    cap_bytes: int | None = None,
+    prefix: str = "",
+) -> PlannedCard:
+    """The card of a size, a name or `local`, or a record already.
+
+    Of `local` without `reserve_bytes` that is what other processes hold now. `prefix` stands before the names of sizes
+    in messages. Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a
+    card.
+    """
+    if isinstance(card, PlannedCard):
+        return card
+    if not isinstance(card, str):
+        return _checked(card, card.name, reserve_bytes or 0, cap_bytes, None, prefix)
+    if is_local(card):
+        from qlora_planner.measure.nvml import local_gpu
+
+        local = local_gpu()
+        held_bytes = local.reserve_bytes if reserve_bytes is None else reserve_bytes
+        return _checked(local.spec, LOCAL, held_bytes, cap_bytes, None, prefix)
+    from qlora_planner.catalog.gpus.several import several_of
+
+    gpu, several = session.gpu(card), several_of(card)
+    asked = several.each if several else card.strip()
+    many = several if several is not None and several.count > 1 else None
+    return _checked(gpu, asked, reserve_bytes or 0, cap_bytes, many, prefix)
+
+
+def size_bytes(size: str | int, name: str) -> int:
+    """A number of bytes, or a size such as 800MiB. Raises InputError naming it where it is neither."""
+    if isinstance(size, str):
+        return parse_memory(size, name, zero=name.endswith("reserve"))
+    if isinstance(size, bool) or not isinstance(size, int) or size < (not name.endswith("reserve")):
+        raise InputError(f"{name}: {size!r} is no number of bytes; write 838860800 or '800MiB'")
+    return size
+
+
+def _checked(
+    gpu: GpuSpec, asked: str, reserve_bytes: int, cap_bytes: int | None, several: Several | None, prefix: str
+) -> PlannedCard:
+    """Raises InputError for a reserve or a cap that leaves nothing of the card, or is more than it has."""
+    total = gpu.memory_bytes
+    if reserve_bytes >= total:
+        raise InputError(f"{prefix}reserve: {format_mib(reserve_bytes)} is all of the card's {format_mib(total)}")
+    if cap_bytes is not None and cap_bytes > total:
+        raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
+    return PlannedCard(gpu=gpu, asked=asked, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several)
