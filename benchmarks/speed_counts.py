@@ -187,7 +187,7 @@ def resolved(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
     profile, gpu = load_model(model), load_gpu("h200")
     resolution = resolve(profile, RunConfig(**options), gpu)
-    return profile, resolution, TraceSpec.of(resolution.run, resolution.stack, efficiency_of(gpu))
+    return profile, resolution, TraceSpec(resolution=resolution, device=efficiency_of(gpu))
 
 
 def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:

@@ -170,13 +170,19 @@ def trainer_named(name: str | None) -> TrainerRow:
 def trainer_row(name: str | None, versions: Mapping[str, str]) -> tuple[TrainerRow, LossMemory]:
     """The trainer's facts and its loss for these library versions (the newest known where a version is absent)."""
     row = trainer_named(name)
-    if row.versioned_by is None:
-        return row, row.losses[0][1]
-    version = parse_version(versions.get(row.versioned_by, "999"))
+    version = version_of(row, versions)
     loss = next(loss for first, loss in row.losses if version >= first)
     if row.last_upcasting is not None and version <= row.last_upcasting:
         row = replace(row, upcasts=True)
     return row, loss
+
+
+def version_of(row: TrainerRow, versions: Mapping[str, str]) -> Version:
+    """The version by which the trainer's loss differs: of its package, or of its only loss where none decides.
+
+    A package that is not named counts as newer than every known version.
+    """
+    return row.losses[0][0] if row.versioned_by is None else parse_version(versions.get(row.versioned_by, "999"))
 
 
 def trainer_of_format(name: str) -> TrainerRow:

@@ -74,18 +74,17 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
     key = (type(model).__name__, kernel)
 
     def breaks(targets: str | list[str]) -> str | None:
-        wanted = targets if isinstance(targets, str) else tuple(targets)
-        return prober.refusal(raw, key, target_modules=wanted, attention=kernel)
+        joined = targets if isinstance(targets, str) else ",".join(targets)
+        return prober.refusal(raw, key, target_modules=joined, attention=kernel)
 
     target, added, refusals = adapters.widest_target(lambda: _quantized(raw, where), layers, breaks)
-    wanted = target if target == "all-linear" else tuple(target.split(","))
     for name, options in PROBES.items():
-        found = prober.refusal(raw, key, target_modules=wanted, attention=kernel, **options)
-        if found is not None:
-            refusals[name] = found
+        refusal = prober.refusal(raw, key, target_modules=target, attention=kernel, **options)
+        if refusal is not None:
+            refusals[name] = refusal
     rows, limit = position_rows(model, dims), int(dims.get("max_position_embeddings") or 0)
     if rows is None and 0 < limit <= LONGEST_PROBE:
-        longer = {"target_modules": wanted, "attention": kernel, "seq_len": limit + 1}
+        longer = {"target_modules": target, "attention": kernel, "seq_len": limit + 1}
         rows = None if prober.refusal(raw, key, **longer) is None else limit
     if rows is not None:
         dims["position_rows"] = rows

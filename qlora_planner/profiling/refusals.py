@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import MissingError, PlannerError, RefusedError
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.profiling.tracing.refused import CudaRefusalError
+from qlora_planner.spec.run import RunConfig
 
 _LIBRARIES = ("transformers", "peft", "trl", "bitsandbytes", "accelerate", "liger_kernel")
 # Shapes that do not go together: torch raises them below the model's code, on fake tensors as on real ones.
@@ -53,7 +55,7 @@ class Prober:
     known: dict[tuple[str, ...], str | None] = field(default_factory=dict)
 
     def refusal(self, raw: Mapping[str, Any], key: tuple[str, ...], **options: Any) -> str | None:
-        """Why a short run with these TraceSpec options breaks in a library's code; None where it does not."""
+        """Why a short run with these options breaks in a library's code; None where it does not."""
         whole = (*key, *(f"{name}={value}" for name, value in sorted(options.items())))
         if whole not in self.known:
             self.known[whole] = _probe(raw, **options)
@@ -65,11 +67,12 @@ def _probe(raw: Mapping[str, Any], **options: Any) -> str | None:
     from qlora_planner.profiling.tracing.spec import TraceSpec
 
     usual: dict[str, Any] = {
-        "seq_len": PROBE_TOKENS, "rank": 8, "lora_dropout": 0.0, "upcast": False, "optimizer": "adamw_torch",
-        "trainer": "hf-trainer",
+        "quant": "nf4", "seq_len": PROBE_TOKENS, "rank": 8, "lora_dropout": 0.0, "upcast": False,
+        "optimizer": "adamw_torch", "trainer": "hf-trainer",
     }  # fmt: skip
+    resolution = Resolution.resolved(RunConfig(**(usual | options)), stack={})
     try:
-        trace(raw, TraceSpec(**(usual | options)))
+        trace(raw, TraceSpec(resolution=resolution))
     except Exception as error:  # any model code may raise anything; what is no refusal is left to the real trace
         library = refused_by(error)
         return None if library is None else f"{library} fails with {words_of(error)}"

@@ -57,7 +57,7 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     not follow: an option, or model code that fake tensors cannot run.
     """
     try:
-        spec = TraceSpec.of(resolution.run, resolution.stack, efficiency_of(gpu))
+        spec = TraceSpec(resolution=resolution, device=efficiency_of(gpu))
         return trace(text_part(source.config, source.id)[0], spec)
     except PlannerError:
         raise

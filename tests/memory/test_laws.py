@@ -191,7 +191,7 @@ def test_checkpointing_never_raises_what_is_kept(options: dict[str, Any]) -> Non
     pytest.importorskip("torch")
     pytest.importorskip("bitsandbytes")
     from qlora_planner.profiling.tracing import engine
-    from qlora_planner.profiling.tracing.spec import TraceSpec
+    from tests.tracing.specs import spec_of
 
     config = {
         "model_type": "llama", "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 3,
@@ -199,7 +199,7 @@ def test_checkpointing_never_raises_what_is_kept(options: dict[str, Any]) -> Non
     }  # fmt: skip
 
     def kept(checkpointing: bool) -> int:
-        tape = engine.trace(config, TraceSpec(seq_len=96, gradient_checkpointing=checkpointing, **options))
+        tape = engine.trace(config, spec_of(seq_len=96, gradient_checkpointing=checkpointing, **options))
         loss = next(s for s in tape.segments if s.stage == "forward" and s.name == "head")
         alive: dict[int, int] = {}
         for storage, size in tape.events[: loss.start]:

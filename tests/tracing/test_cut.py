@@ -15,9 +15,9 @@ from qlora_planner.memory.allocator.caching import CachingAllocator
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
 from qlora_planner.profiling.tracing import engine, layers
-from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Segment, Tape
+from tests.tracing.specs import spec_of
 
 
 def shared_keys(depth: int, shared: int) -> dict[str, Any]:
@@ -39,7 +39,7 @@ def played(tape: Tape) -> dict[str, tuple[int, int]]:
 
 
 def test_shared_keys_are_played_as_traced_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    config, spec = shared_keys(18, 9), TraceSpec(seq_len=64, rank=4, upcast=False)
+    config, spec = shared_keys(18, 9), spec_of(seq_len=64, rank=4, upcast=False)
     cut = engine.trace(config, spec)
     assert len(cut.kept) < 18
     original = layers.choose

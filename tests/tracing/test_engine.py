@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,9 +17,9 @@ from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer  # noqa
 from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention_backend  # noqa: E402
-from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import CompiledTape, Tape  # noqa: E402
+from tests.tracing.specs import spec_of  # noqa: E402
 
 
 def toy(depth: int) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def played(tape: Tape, checkpointing: bool = True) -> dict[str, tuple[int, int]]
 def test_playing_a_cut_model_equals_a_trace_of_all_layers(
     trainer: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = TraceSpec(seq_len=128, trainer=trainer, gradient_checkpointing=checkpointing, rank=8)
+    spec = spec_of(seq_len=128, trainer=trainer, gradient_checkpointing=checkpointing, rank=8)
     cut = engine.trace(toy(7), spec)
     assert len(cut.kept) < 7
     original = layers.choose
@@ -63,17 +62,27 @@ def test_playing_a_cut_model_equals_a_trace_of_all_layers(
     assert played(engine.trace(toy(7), spec), checkpointing) == played(cut, checkpointing)
 
 
-def test_the_same_run_gives_the_same_tape() -> None:
-    spec = TraceSpec(seq_len=64)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        # Adapters in float32, whose casts autocast keeps by address and drops in no order of its own.
+        {"trainer": "hf-trainer", "gradient_checkpointing": False},
+        {"method": "lora", "quant": "none", "upcast": False, "use_reentrant": True},
+    ],
+    ids=lambda options: " ".join(options) or "usual",
+)
+def test_the_same_run_gives_the_same_tape(options: dict[str, Any]) -> None:
+    spec = spec_of(seq_len=64, **options)
     assert engine.trace(toy(2), spec) == engine.trace(toy(2), spec)
 
 
 def test_a_compiled_tape_equals_a_trace_at_sizes_that_were_not_traced() -> None:
-    spec = TraceSpec(upcast=False)
+    spec = spec_of(upcast=False)
 
     def trace(point: tuple[int, int, int]) -> Tape:
         batch, seq, rank = point
-        return engine.trace(toy(5), replace(spec, batch_size=batch, seq_len=seq, rank=rank))
+        return engine.trace(toy(5), spec.with_run(batch_size=batch, seq_len=seq, rank=rank))
 
     compiled = compile_tapes(trace, [(1, 640, 8), (1, 896, 24), (1, 1408, 56)], (1, 1152, 40), "toy")
     again = CompiledTape.from_dict(compiled.to_dict())
@@ -84,7 +93,7 @@ def test_a_compiled_tape_equals_a_trace_at_sizes_that_were_not_traced() -> None:
 
 def test_tracing_leaves_nothing_behind() -> None:
     attention = torch.nn.functional.scaled_dot_product_attention
-    engine.trace(toy(2), TraceSpec(seq_len=32))
+    engine.trace(toy(2), spec_of(seq_len=32))
     assert torch.nn.functional.scaled_dot_product_attention is attention
     assert gc.isenabled()
     assert not torch.is_autocast_enabled("cuda")

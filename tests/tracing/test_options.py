@@ -20,11 +20,11 @@ from qlora_planner.profiling.compile import NotPolynomialError
 from qlora_planner.profiling.tapes import compile_run, trace_run
 from qlora_planner.profiling.tracing import engine
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
-from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
 from tests.profiles import toy_profile
+from tests.tracing.specs import spec_of
 from tests.tracing.test_engine import played, toy
 
 VOCABULARY = 40960
@@ -35,8 +35,8 @@ AMPERE = CudaTraits(capability=(8, 0), multiprocessors=108)
 
 def peaks(raw: dict[str, Any] = LLAMA, **options: Any) -> dict[str, int]:
     """Allocated peak by phase of one trace, played alone."""
-    spec = TraceSpec(**({"seq_len": 256, "rank": 8, "upcast": False} | options))
-    return {name: peak for name, (peak, _) in played(engine.trace(raw, spec), spec.gradient_checkpointing).items()}
+    spec = spec_of(**({"seq_len": 256, "rank": 8, "upcast": False} | options))
+    return {name: peak for name, (peak, _) in played(engine.trace(raw, spec), spec.run.gradient_checkpointing).items()}
 
 
 @cache

@@ -21,8 +21,8 @@ pytest.importorskip("trl")
 
 from qlora_planner.catalog import OPTIMIZERS  # noqa: E402
 from qlora_planner.profiling.tracing import engine  # noqa: E402
-from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
 from qlora_planner.spec.trace import Segment, Tape  # noqa: E402
+from tests.tracing.specs import spec_of  # noqa: E402
 
 # No two of these dimensions, nor small multiples of them, are equal: a term taken for another changes the sum.
 d, H, KV, HEAD, MLP, r = 320, 4, 2, 48, 704, 8
@@ -47,7 +47,7 @@ def traced(model: tuple[tuple[str, Any], ...] = (), **options: Any) -> Tape:
     usual: dict[str, Any] = {
         "rank": r, "seq_len": S, "lora_dropout": 0.0, "upcast": False, "gradient_checkpointing": False,
     }  # fmt: skip
-    return engine.trace(config, TraceSpec(**{**usual, **options}))
+    return engine.trace(config, spec_of(**{**usual, **options}))
 
 
 def walk(tape: Tape) -> dict[tuple[str, str, int], tuple[int, int]]:
@@ -205,7 +205,7 @@ MIB = 1 << 20
 )
 def test_attention_as_measured_on_an_h200(half: bool, kv_heads: int, kept: int, forward: int, backward: int) -> None:
     """32 heads of 128 over 2,048 tokens, in MiB; the gradient comes from a sum."""
-    with engine.recording(TraceSpec()) as recorder:
+    with engine.recording(spec_of()) as recorder:
         dtype = torch.bfloat16 if half else torch.float32
         heads = (32, kv_heads, kv_heads)
         inputs = [torch.empty(1, n, 2048, 128, dtype=dtype, device="cuda", requires_grad=True) for n in heads]

@@ -26,6 +26,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
 from tests.tracing import real_cpu
 from tests.tracing.real_cpu import PHASES
+from tests.tracing.specs import spec_of
 from tests.tracing.toys import toy_of
 
 Point = tuple[int, int, int]  # batch, sequence, rank
@@ -68,10 +69,10 @@ class ExactMemory:
         """Nothing is cached."""
 
 
-def spec_of(point: Point, targets: Targets, checkpointing: bool) -> TraceSpec:
+def lora_spec(point: Point, targets: Targets, checkpointing: bool) -> TraceSpec:
     """Plain LoRA in a plain loop, as `real_cpu` trains."""
     batch_size, seq_len, rank = point
-    return TraceSpec(
+    return spec_of(
         method="lora", quant="none", trainer="loop", upcast=False, lora_dropout=0.0, attention="eager", on_cpu=True,
         batch_size=batch_size, seq_len=seq_len, rank=rank, gradient_checkpointing=checkpointing, optimizer="sgd",
         target_modules=targets if isinstance(targets, str) else tuple(targets),
@@ -138,7 +139,7 @@ def shallow(model_type: str, checkpointing: bool) -> tuple[Targets | None, Outco
         return None, Outcome(status="refused", words=words_of(error))
 
     def trace(targets: Targets) -> Tape:
-        return engine.trace(raw, spec_of(SHALLOW, targets, checkpointing))
+        return engine.trace(raw, lora_spec(SHALLOW, targets, checkpointing))
 
     try:
         targets, events = fitting_targets(raw, checkpointing)
@@ -179,7 +180,7 @@ def deep(model_type: str, targets: Targets, checkpointing: bool) -> Outcome:
     raw = toy_of(model_type, DEPTH)
 
     def trace(point: Point) -> Tape:
-        return engine.trace(raw, spec_of(point, targets, checkpointing))
+        return engine.trace(raw, lora_spec(point, targets, checkpointing))
 
     words = ""
     try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import pairwise
 
-from qlora_planner.catalog.trainers import parse_version, trainer_named
+from qlora_planner.catalog.trainers import trainer_named, version_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -60,8 +60,7 @@ def accumulates_apart(run: RunConfig) -> bool:
 def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
     trainer = trainer_named(run.trainer)
-    package, newest = trainer.versioned_by, trainer.losses[0][0]
-    version = newest if package is None else parse_version(stack.get(package, "999"))
+    newest, version = trainer.losses[0][0], version_of(trainer, stack)
     words = [
         kernel_class(gpu), run.method, run.quant or "none", "dq" if run.double_quant else "flat",
         run.compute_dtype or "bfloat16", trainer.name, run.target_modules or "all-linear",
@@ -73,7 +72,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
-        f"{package}{version}": version < newest,
+        f"{trainer.versioned_by}{version}": version < newest,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

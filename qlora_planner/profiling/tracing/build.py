@@ -15,7 +15,7 @@ import torch
 import transformers
 from bitsandbytes.functional import QuantState
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, BitsAndBytesConfig, initialization
+from transformers import AutoConfig, AutoModelForCausalLM, initialization
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from qlora_planner.profiling.meta_model import remember_skipped, skipped_modules
@@ -23,9 +23,9 @@ from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.train.adapters import attention_modules
+from qlora_planner.train.options import lora_options, quantization_config
 
 _NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,47 +72,29 @@ def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype =
 
 def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
     """Build, cut, quantise and adapt; everything still on meta."""
-    model: Any = skeleton(raw, spec.attention, _DTYPES[spec.load_dtype])
+    run = spec.run
+    model: Any = skeleton(raw, run.attention, spec.load_dtype)
     # Offloading keeps a layer's tensors on the device until a number of others has followed.
-    cut = layers.choose_all(model) if spec.activation_offloading else layers.choose(model)
+    cut = layers.choose_all(model) if run.activation_offloading else layers.choose(model)
     layers.apply(model, cut)
-    if spec.quant != "none":
-        if spec.quant == "int8":
-            quantization = BitsAndBytesConfig(load_in_8bit=True)
-        else:
-            quantization = BitsAndBytesConfig(
-                load_in_4bit=True,
-                bnb_4bit_quant_type=spec.quant,
-                bnb_4bit_use_double_quant=spec.double_quant,
-                bnb_4bit_compute_dtype=_DTYPES[spec.compute_dtype],
-            )
-        skipped = skipped_modules(model)
+    if spec.quantized:
+        quantization, skipped = quantization_config(run), skipped_modules(model)
         with quiet():
             model = replace_with_bnb_linear(model, modules_to_not_convert=skipped, quantization_config=quantization)
         for module in model.modules():
             bias = getattr(module, "bias", None)
             if isinstance(module, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)) and bias is not None:
-                module.bias = nn.Parameter(bias.data.to(_DTYPES[spec.load_dtype]), requires_grad=False)
-        model.is_loaded_in_8bit = spec.quant == "int8"
+                module.bias = nn.Parameter(bias.data.to(spec.load_dtype), requires_grad=False)
+        model.is_loaded_in_8bit = run.quant == "int8"
         model.is_loaded_in_4bit = not model.is_loaded_in_8bit
         model.is_quantized = True
     model.tie_weights()
     base = model
-    if spec.method != "full":
+    if run.method != "full":
         for parameter in model.parameters():
             parameter.requires_grad = False
-        targets = spec.target_modules
-        if targets == ("attention",):
-            targets = tuple(attention_modules(model))
-        lora = peft.LoraConfig(
-            r=spec.rank,
-            lora_alpha=2 * spec.rank,
-            lora_dropout=spec.lora_dropout,
-            use_dora=spec.dora,
-            target_modules=targets if isinstance(targets, str) else list(targets),
-            modules_to_save=list(spec.modules_to_save) or None,
-            task_type="CAUSAL_LM",
-        )
+        names = attention_modules(model) if run.target_modules == "attention" else None
+        lora = peft.LoraConfig(**lora_options(run, names))
         with quiet(), dora_on_meta():
             model = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
     return MetaModel(model=model, base=base, cut=cut, spec=spec)
@@ -126,10 +108,10 @@ def _quant_state(module: Any, spec: TraceSpec) -> QuantState:
         "shape": torch.Size((module.out_features, module.in_features)),
         "code": empty((16,), torch.float32),
         "blocksize": 64,
-        "quant_type": spec.quant,
-        "dtype": _DTYPES[spec.load_dtype],
+        "quant_type": spec.run.quant,
+        "dtype": spec.load_dtype,
     }
-    if not spec.double_quant:
+    if not spec.run.double_quant:
         return QuantState(absmax=empty((blocks,), torch.float32), **common)
     second = QuantState(
         absmax=empty((-(-blocks // 256),), torch.float32),
@@ -169,8 +151,7 @@ def materialise(meta: MetaModel) -> None:
             else:
                 half = parameter.dtype in (torch.bfloat16, torch.float16)
                 # Trained copies of whole modules are made after the cast of what they copy.
-                upcast = spec.upcast and half
-                dtype = torch.float32 if upcast else parameter.dtype
+                dtype = torch.float32 if spec.run.upcast and half else parameter.dtype
                 empty = _empty(parameter.shape, dtype, spec.device_name)
                 fresh = nn.Parameter(empty, requires_grad=parameter.requires_grad)
                 twins[id(parameter)] = module._parameters[key] = fresh

@@ -26,6 +26,7 @@ from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers import evaluate, tracer_of
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.trace import Tape
+from qlora_planner.train.options import checkpointing_options
 
 
 @contextlib.contextmanager
@@ -39,6 +40,23 @@ def _no_garbage_collection() -> Iterator[None]:
     finally:
         if enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def _ordered_autocast_cache(recorder: Recorder) -> Iterator[None]:
+    """Casts of float32 weights that leaving autocast drops die oldest first.
+
+    torch keeps them in a hash map by address (autocast_mode.cpp, cached_casts), so that the order is another one in
+    every run.
+    """
+    clear = torch.clear_autocast_cache
+
+    def clear_in_order() -> None:
+        with recorder.dying_in_order_of_birth():
+            clear()
+
+    with mock.patch.object(torch, "clear_autocast_cache", clear_in_order):
+        yield
 
 
 @contextlib.contextmanager
@@ -85,6 +103,7 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
         stack.enter_context(tracer_of(spec).patches(spec))
         stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(_ordered_autocast_cache(recorder))
         stack.enter_context(recorder)
         yield recorder
 
@@ -149,12 +168,12 @@ def _layers_of(meta: build.MetaModel) -> tuple[str, nn.ModuleList]:
 
 def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     spec, model, base = meta.spec, meta.model, meta.base
-    anybase: Any = base
-    if spec.gradient_checkpointing:
-        anybase.gradient_checkpointing_enable({"use_reentrant": spec.use_reentrant})
-        if spec.method != "full":
+    run, anybase = spec.run, base
+    if run.gradient_checkpointing:
+        anybase.gradient_checkpointing_enable(checkpointing_options(run))
+        if run.method != "full":
             anybase.enable_input_require_grads()
-    tracer, stay = tracer_of(spec), spec.row.micro_batches_stay
+    tracer, stay = tracer_of(spec), spec.trainer.micro_batches_stay
     tracer.prepare(base, spec)
     model.train()
     marker.mark("prepare", "all")
@@ -162,7 +181,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     forward = wrap_forward(model, spec)
     parameters = [p for p in model.parameters() if p.requires_grad]
     vocabulary = anybase.get_input_embeddings().weight.shape[0]
-    micro_steps = min(spec.grad_accum, 2)
+    micro_steps = min(run.grad_accum, 2)
     with marker.watching(), activation_offloading(model, spec, marker.recorder) as offload:
         for step in range(2 if stay else 1):
             marker.step = step
@@ -183,7 +202,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             for parameter in parameters:
                 parameter.grad = None
             del loss
-        if spec.eval_batch_size is not None:
+        if run.eval_batch_size is not None:
             kept = None  # a function of its own evaluates: what the training loop's body held is gone
             model.eval()
             marker.mark("eval", "embedding")
@@ -193,7 +212,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
 
 def casts_adapters(spec: TraceSpec) -> bool:
     """Whether the trainer casts adapters to bf16, as SFTTrainer does for a quantised model."""
-    return spec.row.adapters_bfloat16 and spec.quant != "none" and spec.method != "full"
+    return spec.trainer.adapters_bfloat16 and spec.quantized and spec.run.method != "full"
 
 
 def _cast_adapters(model: nn.Module, spec: TraceSpec) -> None:

@@ -89,7 +89,7 @@ class _NotingTorch:
 @contextlib.contextmanager
 def activation_offloading(model: nn.Module, spec: TraceSpec, recorder: Recorder) -> Iterator[Any]:
     """A context for each training step, and the stand-ins it needs for as long as tracing lasts."""
-    if not spec.activation_offloading or "activation_offloading" not in spec.row.own_options:
+    if not spec.run.activation_offloading or "activation_offloading" not in spec.trainer.own_options:
         yield contextlib.nullcontext()
         return
     from trl.models.activation_offloading import get_act_offloading_ctx_manager

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Recorder(TorchDispatchMode):
         self._watchers: dict[int, weakref.ref[Any]] = {}
         self._pending: tuple[int, tuple[int, ...], str] | None = None
         self._died_since: dict[int, tuple[int, int]] = {}
+        self._dying_together: list[tuple[int, int]] | None = None
         self._open: tuple[str, str, int, int, int, int] | None = None
         self._frozen = False
         self.in_backward = False
@@ -135,14 +137,28 @@ class Recorder(TorchDispatchMode):
 
     def _died(self, address: int) -> None:
         self._watchers.pop(address, None)
-        found = self._alive.pop(address, None)
-        if found is None or self._frozen:
+        storage = self._alive.pop(address, None)
+        if storage is None or self._frozen:
             return
         if self._pending is not None and address in self._pending[1]:
-            self._died_since[address] = found
+            self._died_since[address] = storage
             return
-        identity, size = found
+        if self._dying_together is not None:
+            self._dying_together.append(storage)
+            return
+        identity, size = storage
         self._append(identity, -size, "")
+
+    @contextlib.contextmanager
+    def dying_in_order_of_birth(self) -> Iterator[None]:
+        """What dies in this context dies at its end, oldest first, whatever order the code drops it in."""
+        self._dying_together = []
+        try:
+            yield
+        finally:
+            together, self._dying_together = sorted(self._dying_together), None
+            for identity, size in together:
+                self._append(identity, -size, "")
 
     def settle(self) -> None:
         """Decide what the last sum made by the engine was: in place if a summand died with it, else a new storage."""

@@ -99,7 +99,7 @@ def _supported(self: Any, flash_attn_version: int, is_init_check: bool = False) 
 @contextlib.contextmanager
 def flash_attention_2(spec: TraceSpec) -> Iterator[None]:
     """Within this context transformers finds FlashAttention-2, if the run asks for it."""
-    if spec.attention != "flash_attention_2":
+    if spec.run.attention != "flash_attention_2":
         yield
         return
     import transformers.modeling_flash_attention_utils as utils

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,16 +23,16 @@ TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
 
 def tracer_of(spec: TraceSpec) -> TracedTrainer:
     """How the run's trainer is traced."""
-    return next(tracer for first, tracer in TRACERS[spec.row.name] if spec.trl_version >= first)
+    return next(tracer for first, tracer in TRACERS[spec.trainer.name] if spec.trainer_version >= first)
 
 
 def evaluate(
     tracer: TracedTrainer, forward: Callable[..., Any], model: nn.Module, spec: TraceSpec, vocabulary: int
 ) -> None:
     """One evaluation batch: the loss alone, as `Trainer.evaluate` asks for where no metrics are computed."""
-    sized = replace(spec, batch_size=spec.eval_batch_size or 1)
+    sized = spec.with_run(batch_size=spec.run.eval_batch_size or 1)
     inputs = tracer.inputs(sized, vocabulary)
     with torch.no_grad():
         loss, outputs = tracer.loss(forward, model, inputs, sized, training=False)
-    tracer.evaluated(loss, sized.batch_size)
+    tracer.evaluated(loss, sized.run.batch_size)
     del outputs

@@ -16,18 +16,17 @@ from qlora_planner.profiling.tracing.spec import TraceSpec
 
 Batch = dict[str, Any]
 IGNORED = -100
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 
 def batch(spec: TraceSpec, vocabulary: int) -> Batch:
     """Token ids, mask and labels of one micro-batch on the device, with the values that models look at."""
-    shape = (spec.batch_size, spec.seq_len)
+    rows, length = shape = (spec.run.batch_size, spec.run.seq_len)
     with _disable_current_modes():
         # Ascending ids: no model compares them with a padding id successfully except by accident.
-        ids = torch.arange(spec.batch_size * spec.seq_len).remainder(max(vocabulary - 8, 1)).add(3).view(shape)
+        ids = torch.arange(rows * length).remainder(max(vocabulary - 8, 1)).add(3).view(shape)
         mask = torch.ones(shape, dtype=torch.int64)
-        if spec.padding and spec.batch_size > 1:
-            mask[-1, spec.seq_len // 2 :] = 0
+        if spec.run.padding and rows > 1:
+            mask[-1, length // 2 :] = 0
         labels = ids.masked_fill(mask == 0, IGNORED)
     return {
         name: fake(value, spec.device_name)
@@ -42,11 +41,11 @@ def fake(value: torch.Tensor, device: str) -> torch.Tensor:
 
 def wrap_forward(model: nn.Module, spec: TraceSpec) -> Callable[..., Any]:
     """The model as accelerate prepares it: autocast around forward, then 16-bit outputs to fp32."""
-    if not spec.row.autocast or spec.compute_dtype == "float32":
+    if not spec.trainer.autocast or spec.compute_dtype is torch.float32:
         return model
     from accelerate.utils.operations import convert_outputs_to_fp32
 
-    cast = torch.autocast("cuda", dtype=_DTYPES[spec.compute_dtype])
+    cast = torch.autocast("cuda", dtype=spec.compute_dtype)
     wrapped: Callable[..., Any] = convert_outputs_to_fp32(cast(model.forward))
     return wrapped
 
@@ -73,7 +72,7 @@ def no_patches(_spec: TraceSpec) -> Iterator[None]:
 
 def apply_liger(base: nn.Module, spec: TraceSpec, **options: bool) -> None:
     """Liger's kernels where the run has them."""
-    if spec.liger:
+    if spec.run.liger:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=base, **options)

@@ -32,6 +32,6 @@ def loss(
 ) -> tuple[Any, Any]:
     """The model's own loss; an evaluation keeps the outputs."""
     items = torch.empty((), dtype=torch.int64, device="cuda")
-    skip = {"skip_logits": True} if spec.liger and not training else {}
+    skip = {"skip_logits": True} if spec.run.liger and not training else {}
     outputs = forward(**inputs, **skip, num_items_in_batch=items)
     return outputs["loss"], None if training else outputs

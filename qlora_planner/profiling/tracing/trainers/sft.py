@@ -31,29 +31,29 @@ evaluated = loss_by_row
 
 def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
     """See TracedTrainer."""
-    return _packed_batch(spec, vocabulary) if spec.packing else batch(spec, vocabulary)
+    return _packed_batch(spec, vocabulary) if spec.run.packing else batch(spec, vocabulary)
 
 
 def _packed_batch(spec: TraceSpec, vocabulary: int) -> Batch:
     """What trl's padding-free collator hands the model: all rows end to end, each made of two sequences, no mask."""
-    length = max(1, spec.seq_len // 2)
-    count = 2 * spec.batch_size
+    length = max(1, spec.run.seq_len // 2)
+    count = 2 * spec.run.batch_size
     with _disable_current_modes():
         ids = torch.arange(count * length).remainder(max(vocabulary - 8, 1)).add(3).view(1, -1)
         positions = torch.arange(length).repeat(count).view(1, -1)
         labels = ids.masked_fill(positions == 0, IGNORED)
-    found: Batch = {
+    rows: Batch = {
         name: fake(value, spec.device_name)
         for name, value in (("input_ids", ids), ("labels", labels), ("position_ids", positions))
     }
-    if spec.trl_version >= BOUNDARIES_VERSION:
+    if spec.trainer_version >= BOUNDARIES_VERSION:
         with _disable_current_modes():
             bounds = torch.arange(count + 1, dtype=torch.int32).mul(length)
             index = torch.arange(count, dtype=torch.int32).repeat_interleave(length).view(1, -1)
-        found["cu_seq_lens_q"] = found["cu_seq_lens_k"] = fake(bounds, spec.device_name)
-        found["max_length_q"] = found["max_length_k"] = length
-        found["seq_idx"] = fake(index, spec.device_name)
-    return found
+        rows["cu_seq_lens_q"] = rows["cu_seq_lens_k"] = fake(bounds, spec.device_name)
+        rows["max_length_q"] = rows["max_length_k"] = length
+        rows["seq_idx"] = fake(index, spec.device_name)
+    return rows
 
 
 @contextlib.contextmanager
@@ -78,9 +78,9 @@ def patches(_spec: TraceSpec) -> Iterator[None]:
 def balance_experts(base: Any, spec: TraceSpec) -> None:
     """SFTTrainer's load-balancing loss of expert models: 0.001 from trl 1.7, the config's own weight from 1.14."""
     text = base.config.get_text_config()
-    if spec.trl_version < (1, 7) or getattr(text, "output_router_logits", None) is None:
+    if spec.trainer_version < (1, 7) or getattr(text, "output_router_logits", None) is None:
         return
-    weight = getattr(text, "router_aux_loss_coef", 0.0) if spec.trl_version >= (1, 14) else 0.001
+    weight = getattr(text, "router_aux_loss_coef", 0.0) if spec.trainer_version >= (1, 14) else 0.001
     text.router_aux_loss_coef = weight
     text.output_router_logits = weight != 0.0
 

@@ -50,11 +50,11 @@ def loss(
 
 def _older_loss(forward: Callable[..., Any], inputs: Batch, items: Any, spec: TraceSpec) -> Any:
     """The loss of one micro-batch."""
-    if spec.trl_version >= (1, 7):
+    if spec.trainer_version >= (1, 7):
         return forward(**inputs, num_items_in_batch=items)["loss"]
     outputs = forward(**inputs, use_cache=False, num_items_in_batch=items)
     loss = outputs["loss"]
-    copies = spec.trl_version < (1, 4)
+    copies = spec.trainer_version < (1, 4)
     with torch.no_grad():
         logits = outputs.logits[..., :-1, :]
         logits = logits.contiguous() if copies else logits
@@ -74,13 +74,13 @@ def _older_loss(forward: Callable[..., Any], inputs: Batch, items: Any, spec: Tr
 
 def _add_chunked_head(base: Any, spec: TraceSpec) -> None:
     """Replace the model's forward by one that scores a chunk of tokens at a time."""
-    if not (1, 7) <= spec.trl_version < (1, 15):
+    if not (1, 7) <= spec.trainer_version < (1, 15):
         return
     config = base.config.get_text_config()
     cap = getattr(config, "final_logit_softcapping", None)
     scale = getattr(config, "logit_scale", 1.0)
     head = base.get_output_embeddings()
-    widens = spec.trl_version < (1, 14)
+    widens = spec.trainer_version < (1, 14)
     balanced = bool(getattr(config, "output_router_logits", False))
 
     def chunk(hidden: Any, weight: Any, bias: Any, labels: Any) -> Any:
