@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
 from operator import attrgetter
 from typing import Any, TypeVar, dataclass_transform
 
@@ -38,6 +38,19 @@ def record(cls: type[_T]) -> type[_T]:
 
 def _values(names: list[str]) -> Callable[[Any], tuple[Any, ...]]:
     return attrgetter(*names) if len(names) > 1 else lambda made: tuple(getattr(made, name) for name in names)
+
+
+def document(value: Any) -> Any:
+    """What JSON and YAML hold of a value: a record by its fields, unless its `to_dict` says otherwise."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict()
+    if isinstance(value, str):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {name: document(item) for name, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [document(item) for item in value]
+    return document(fields_of(value)) if is_dataclass(value) else value
 
 
 def fields_of(made: Any) -> dict[str, Any]:

@@ -66,7 +66,7 @@ def with_folder(found: Plan, model: str) -> Plan:
     """The plan with the folder that its model was named by: `train` finds the weights there."""
     if not (Path(model) / "config.json").is_file():
         return found
-    return replace(found, model={**found.model, "path": model})
+    return replace(found, model=replace(found.model, path=model))
 
 
 def _seen_from(plan: str, document: dict[str, Any]) -> dict[str, Any]:

@@ -208,7 +208,7 @@ def _check_card(here: ThisCard, predicted: MemoryEstimate, given: Mapping[str, A
     check_room(here, predicted, output.warn)
     if predicted.verdict == "does-not-fit" and not given["yes"]:
         raise RefusedError(
-            f"{predicted.model['id']} does not fit {here.gpu.label} so: `qlora-plan check` says what would;"
+            f"{predicted.model.id} does not fit {here.gpu.label} so: `qlora-plan check` says what would;"
             " --yes tries all the same"
         )
 

@@ -22,13 +22,14 @@ if TYPE_CHECKING:
 
 def documents(card: PlannedCard, profiles: str | None, recommend: bool = True) -> Iterator[dict[str, Any]]:
     """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
+    from qlora_planner.record import document
     from qlora_planner.session import Session
     from qlora_planner.session.survey import stream_rows
     from qlora_planner.spec.run import RunConfig
 
     bench = Session(profiles).on(card)
     for row in stream_rows(bench, RunConfig(), recommend=recommend):
-        yield row.to_dict()
+        yield document(row)
 
 
 class Surveys:

@@ -9,7 +9,15 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.breakdown import Breakdown
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import Resolution, resolve
-from qlora_planner.memory.records import HostBytes, MemoryEstimate, Peak, Problem, StaticBytes
+from qlora_planner.memory.records import (
+    HostBytes,
+    MemoryEstimate,
+    ModelFacts,
+    Peak,
+    Problem,
+    ProfileOrigin,
+    StaticBytes,
+)
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.verdict import fit
 from qlora_planner.spec.machine import GpuSpec
@@ -76,11 +84,11 @@ def estimate_within(
     device_bytes = breakdown.peak.device_bytes or 0
     low, high = budget.interval(device_bytes, breakdown.method)
     answer = MemoryEstimate(
-        model={
-            "id": profile.id, "model_type": profile.model_type, "params": profile.params,
-            "trainable_params": breakdown.trainable_params, "text_part_of": profile.text_part_of,
-            "profile": {"source": profile.source, "versions": dict(profile.versions)},
-        },
+        model=ModelFacts(
+            id=profile.id, model_type=profile.model_type, params=profile.params,
+            trainable_params=breakdown.trainable_params, text_part_of=profile.text_part_of,
+            profile=ProfileOrigin(source=profile.source, versions=profile.versions),
+        ),
         run=resolution.run,
         resolved=resolution.why,
         stack=resolution.stack,

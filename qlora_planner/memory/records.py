@@ -8,10 +8,15 @@ from enum import StrEnum
 from typing import Any
 
 from qlora_planner.evidence.calibration import TRACED
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
+# Keys of the document in their order, with an attribute that is called otherwise after a colon.
+_KEYS = (
+    "model run resolved stack static_bytes:static phases components peak floor_bytes host speed fit partial unmodelled"
+    " problems basis why footing:method"
+)
 # The code of the problem that the published weights are quantised in a way that no run here can take.
 STORED_QUANTIZED = "stored-quantized"
 
@@ -144,10 +149,6 @@ class Unmodelled:
     direction: str = "both"
     at_most: float | None = None
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
-
 
 @record
 class Fit:
@@ -163,10 +164,35 @@ class Fit:
 
 
 @record
+class ProfileOrigin:
+    """Where a profile came from, catalogue, cache or built, and the versions that it was made with."""
+
+    source: str
+    versions: Mapping[str, str]
+
+
+@record
+class ModelFacts:
+    """The model that a figure is of; `path` is the folder that it was named by, None for a model named by its id."""
+
+    id: str
+    model_type: str
+    params: int
+    trainable_params: int
+    text_part_of: str | None
+    profile: ProfileOrigin
+    path: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; without a path where there is none."""
+        return {name: document(value) for name, value in fields_of(self).items() if (name, value) != ("path", None)}
+
+
+@record
 class MemoryEstimate:
     """Everything that is said about the memory of one run on one model."""
 
-    model: Mapping[str, Any]  # id, model_type, params, trainable_params, profile
+    model: ModelFacts
     run: RunConfig  # resolved: no option is None unless it means off
     resolved: Mapping[str, str]  # auto options and the one-line reason for what each became
     stack: Mapping[str, str]
@@ -193,6 +219,11 @@ class MemoryEstimate:
         return {line.component.value: line.basis.value for line in self.lines}
 
     @property
+    def why(self) -> dict[str, str]:
+        """The arithmetic by component, a line each."""
+        return {line.component.value: line.why for line in self.lines}
+
+    @property
     def partial(self) -> bool:
         """Whether something is left out that can move the peak by more than its interval."""
         return any(self.matters(thing) for thing in self.unmodelled)
@@ -212,25 +243,5 @@ class MemoryEstimate:
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/estimate/1`, and one line of why per component."""
-        peak, static, host, speed = self.peak, self.static, self.host, self.speed
-        return {
-            "schema": SCHEMA,
-            "model": dict(self.model),
-            "run": self.run.to_dict(),
-            "resolved": dict(self.resolved),
-            "stack": dict(self.stack),
-            "static_bytes": fields_of(static),
-            "phases": [phase.to_dict() for phase in self.phases],
-            "components": self.components,
-            "peak": fields_of(peak),
-            "floor_bytes": self.floor_bytes,
-            "host": fields_of(host),
-            "speed": {**fields_of(speed), "basis": None if speed.basis is None else speed.basis.value},
-            "fit": None if self.fit is None else {**fields_of(self.fit), "reasons": list(self.fit.reasons)},
-            "partial": self.partial,
-            "unmodelled": [thing.to_dict() for thing in self.unmodelled],
-            "problems": [fields_of(problem) for problem in self.problems],
-            "basis": self.basis,
-            "why": {line.component.value: line.why for line in self.lines},
-            "footing": self.method,
-        }
+        pairs = (key.partition(":") for key in _KEYS.split())
+        return {"schema": SCHEMA, **{key: document(getattr(self, name or key)) for key, _, name in pairs}}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
 
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.records import Component, MemoryEstimate
 from qlora_planner.memory.weights.static import is_quantized, load_dtype, static_memory
+from qlora_planner.planner.records import Advice
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_size
 
@@ -17,9 +17,7 @@ _WORTH_SAYING = 256 << 20
 _SLACK_PART = 10
 
 
-def advice(
-    profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int | None = None
-) -> Iterator[Mapping[str, Any]]:
+def advice(profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int | None = None) -> Iterator[Advice]:
     """Lines with a code, the words and the bytes: what to know before following common advice.
 
     `answer` is the estimate of the run that is recommended, `expandable_bytes` what torch would reserve for it with
@@ -31,26 +29,32 @@ def advice(
         cast = static_memory(profile, run.with_(upcast=True))
         more = cast.unquantized_prepared - static.unquantized_loaded
         if more > 0:
-            yield _line(
-                "prepare",
-                f"prepare_model_for_kbit_training would cost {format_size(more)} here, and {run.trainer} does not"
-                " need it",
-                more,
+            yield Advice(
+                code="prepare",
+                message=f"prepare_model_for_kbit_training would cost {format_size(more)} here, and {run.trainer} does"
+                " not need it",
+                bytes=more,
             )
     if run.upcast and run.method != "full":
         more = static.unquantized_prepared - static.unquantized_loaded
-        yield _line("upcast", f"upcasting holds {format_size(more)} more than 16-bit weights would", more)
+        yield Advice(
+            code="upcast", message=f"upcasting holds {format_size(more)} more than 16-bit weights would", bytes=more
+        )
     if run.quant not in (None, "none"):
         yield from _kept_wide(profile, answer)
     if run.activation_offloading:
-        yield _line("offloading", "speeds leave out what copying activations to the host and back costs", None)
+        yield Advice(
+            code="offloading",
+            message="speeds leave out what copying activations to the host and back costs",
+            bytes=None,
+        )
     freed = 0 if expandable_bytes is None else (answer.peak.reserved_bytes or 0) - expandable_bytes
     if freed >= _WORTH_SAYING:
-        yield _line(
-            "expandable-segments",
-            f"{format_size(slack_of(answer))} of the peak are slack between what torch reserves and what it uses;"
-            f" with --alloc-conf expandable_segments:True it reserves {format_size(freed)} less",
-            freed,
+        yield Advice(
+            code="expandable-segments",
+            message=f"{format_size(slack_of(answer))} of the peak are slack between what torch reserves and what it"
+            f" uses; with --alloc-conf expandable_segments:True it reserves {format_size(freed)} less",
+            bytes=freed,
         )
     if answer.peak.phase in ("load", "prepare", "adapters"):
         train = max(
@@ -64,11 +68,11 @@ def advice(
         more = answer.peak.device_bytes - train
         if more < _WORTH_SAYING:
             return
-        yield _line(
-            "peak-before-training",
-            f"the peak is not in training but in the phase {answer.peak.phase}, {format_size(more)} above the steps:"
-            " shorter sequences will not lower it",
-            more,
+        yield Advice(
+            code="peak-before-training",
+            message=f"the peak is not in training but in the phase {answer.peak.phase}, {format_size(more)} above the"
+            " steps: shorter sequences will not lower it",
+            bytes=more,
         )
 
 
@@ -85,7 +89,7 @@ def worth_playing(answer: MemoryEstimate) -> bool:
     )
 
 
-def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mapping[str, Any]]:
+def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Advice]:
     run = answer.run
     wide = {"linear": 0, "experts": 0}
     narrow = 0
@@ -101,20 +105,16 @@ def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Mappin
     name, bits = profile.id, "8-bit" if run.quant == "int8" else "4-bit"
     transformers = answer.stack.get("transformers", "this version")
     if narrow == 0:
-        yield _line(
-            "nothing-quantised",
-            f"{name} will not be quantised at all by transformers {transformers}: its linear layers are a class of"
-            f" their own, and {format_size(width * (wide['linear'] + wide['experts']))} stay 16-bit",
-            width * (wide["linear"] + wide["experts"]),
+        yield Advice(
+            code="nothing-quantised",
+            message=f"{name} will not be quantised at all by transformers {transformers}: its linear layers are a class"
+            f" of their own, and {format_size(width * (wide['linear'] + wide['experts']))} stay 16-bit",
+            bytes=width * (wide["linear"] + wide["experts"]),
         )
     elif wide["experts"]:
-        yield _line(
-            "experts-kept",
-            f"{format_size(width * wide['experts'])} of fused experts stay 16-bit: transformers {transformers} makes no"
-            f" {bits} weights of them",
-            width * wide["experts"],
+        yield Advice(
+            code="experts-kept",
+            message=f"{format_size(width * wide['experts'])} of fused experts stay 16-bit: transformers {transformers}"
+            f" makes no {bits} weights of them",
+            bytes=width * wide["experts"],
         )
-
-
-def _line(code: str, message: str, size: int | None) -> Mapping[str, Any]:
-    return {"code": code, "message": message, "bytes": size}

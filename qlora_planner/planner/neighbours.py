@@ -24,6 +24,7 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
+from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -122,9 +123,7 @@ def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base
     return pace / base_pace
 
 
-def prices(
-    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, scale: Scale = AS_RANKED
-) -> Iterator[dict[str, Any]]:
+def prices(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, scale: Scale = AS_RANKED) -> Iterator[Price]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
     `run` is resolved, and `scale` what playing it took over its rank. What the stack refuses has its reason and no
@@ -137,22 +136,19 @@ def prices(
         change = knob.turn(run)
         if not change:
             continue
-        row: dict[str, Any] = {
-            "knob": knob.name, "change": {k: v for k, v in change.items() if v is not None}, "bytes": None,
-            "speed": None, "fits": None, "note": knob.note or None, "refused": None,
-        }  # fmt: skip
+        price = Price(knob=knob.name, change={k: v for k, v in change.items() if v is not None}, note=knob.note or None)
         try:
             other = _Point.of(factory, _open(run, change), pace_on)
         except InputError as error:
-            yield {**row, "refused": str(error)}
+            yield replace(price, refused=str(error))
             continue
         now, then, traced = _alike(base, other)
         # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
         good = fits if then <= now else other.memory.fits(played + then - now, traced=traced)
-        yield {**row, "bytes": then - now, "speed": other.pace_over(base), "fits": good}
+        yield replace(price, bytes=then - now, speed=other.pace_over(base), fits=good)
 
 
-def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Iterator[dict[str, Any]]:
+def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Iterator[Fallback]:
     """What to give up, in order, if memory runs out: each rung keeps what those above it changed, and is ranked.
 
     `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out.
@@ -169,10 +165,10 @@ def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Itera
         now, then, traced = _alike(above, other)
         freed += then - now
         before, above = lower, other
-        yield {
-            "change": changed, "says": says, "bytes": freed, "fits": other.memory.fits(then, traced=traced),
-            "speed": other.pace_over(base),
-        }  # fmt: skip
+        yield Fallback(
+            change=changed, says=says, bytes=freed, fits=other.memory.fits(then, traced=traced),
+            speed=other.pace_over(base),
+        )  # fmt: skip
 
 
 def _alike(one: _Point, other: _Point) -> tuple[int, int, bool]:
@@ -231,20 +227,19 @@ class _Point:
 
 def frontier(
     factory: CandidateFactory, run: RunConfig, model_limit: int | None, scale: Scale = AS_RANKED
-) -> tuple[dict[str, int | bool | None], ...]:
+) -> tuple[FrontierPoint, ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
     `scale` is what playing the chosen run took over its rank.
     """
-    found = []
+    points = []
     for batch in FRONTIER_BATCHES:
         try:
             memory = candidate_memory_at(factory, run, batch, scale)
         except InputError:  # this batch is refused
             continue
-        seq = longest(memory, batch, model_limit)
-        found.append({"batch_size": batch, "seq_len": seq, "played": False})
-    return tuple(found)
+        points.append(FrontierPoint(batch_size=batch, seq_len=longest(memory, batch, model_limit)))
+    return tuple(points)
 
 
 def candidate_memory_at(

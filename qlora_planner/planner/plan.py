@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.records import MemoryEstimate, Unmodelled
+from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
@@ -17,10 +17,20 @@ from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladd
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
 from qlora_planner.planner.planner import OrdersOf, Planner, Request, TapeOf, no_orders, rows_of
+from qlora_planner.planner.records import (
+    Advice,
+    Alternative,
+    Fallback,
+    FrontierPoint,
+    OtherGpu,
+    PlanCost,
+    Price,
+    SearchSummary,
+)
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.search_space import RULES, fixed_options
 from qlora_planner.planner.sweeps import Sweep
-from qlora_planner.record import record
+from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -39,46 +49,29 @@ _STORED = ("method", "quant", "double_quant")
 class Plan:
     """A recommended run with what surrounds it."""
 
-    model: Mapping[str, Any]
+    model: ModelFacts
     gpu: GpuSpec
     run: RunConfig
     estimate: MemoryEstimate
-    alternatives: tuple[Mapping[str, Any], ...]
-    prices: tuple[Mapping[str, Any], ...]
-    frontier: tuple[Mapping[str, int | bool | None], ...]
+    alternatives: tuple[Alternative, ...]
+    prices: tuple[Price, ...]
+    frontier: tuple[FrontierPoint, ...]
     objective: str
     data: DataPlan | None
     stack: Mapping[str, str]
     options: Mapping[str, Any] = field(default_factory=dict)  # what to type for this run: all that is no default
-    ladder: tuple[Mapping[str, Any], ...] = ()
-    advice: tuple[Mapping[str, Any], ...] = ()
-    smallest_card: Mapping[str, Any] | None = None
-    compared: tuple[Mapping[str, Any], ...] = ()
-    cost: Mapping[str, float | None] = field(default_factory=dict)
-    search: Mapping[str, Any] = field(default_factory=dict)
+    ladder: tuple[Fallback, ...] = ()
+    advice: tuple[Advice, ...] = ()
+    smallest_card: Standing | None = None
+    compared: tuple[OtherGpu, ...] = ()
+    cost: PlanCost | None = None
+    search: SearchSummary | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys of the stable surface."""
-        return {
-            "schema": SCHEMA,
-            "model": dict(self.model),
-            "gpu": {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes},
-            "run": self.run.to_dict(),
-            "estimate": self.estimate.to_dict(),
-            "alternatives": [dict(one) for one in self.alternatives],
-            "prices": [dict(one) for one in self.prices],
-            "frontier": [dict(one) for one in self.frontier],
-            "objective": self.objective,
-            "data": None if self.data is None else self.data.to_dict(),
-            "stack": dict(self.stack),
-            "options": dict(self.options),
-            "ladder": [dict(one) for one in self.ladder],
-            "advice": [dict(one) for one in self.advice],
-            "smallest_card": None if self.smallest_card is None else dict(self.smallest_card),
-            "compared": [dict(one) for one in self.compared],
-            "cost": dict(self.cost),
-            "search": dict(self.search),
-        }
+        gpu = {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes}
+        own = {"gpu": gpu, "cost": self.cost or {}, "search": self.search or {}}
+        return {"schema": SCHEMA, **document({**fields_of(self), **own})}
 
 
 def _no_tape(_run: RunConfig) -> Tape | None:
@@ -160,16 +153,15 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
         smallest_card=None
         if _of_data(asked)
-        else _card(smallest_card(planner.profile, answer, asked.cards, asked.budget)),
+        else smallest_card(planner.profile, answer, asked.cards, asked.budget),
         compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
-        cost={
-            "usd_per_million_tokens": cost.usd_per_million_tokens, "usd_per_hour": asked.gpu.rent_usd_per_hour,
-        },
-        search={
-            "candidates": planner.looked_at, "ranked_on": planner.pace_on.name,
-            "speed_unknown": answer.speed.tokens_per_s is None,
-            "rules": [{"name": rule.name, "says": rule.says, "source": rule.source} for rule in RULES],
-        },
+        cost=PlanCost(
+            usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=asked.gpu.rent_usd_per_hour,
+        ),
+        search=SearchSummary(
+            candidates=planner.looked_at, ranked_on=planner.pace_on.name,
+            speed_unknown=answer.speed.tokens_per_s is None, rules=RULES,
+        ),
     )  # fmt: skip
 
 
@@ -185,35 +177,34 @@ def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) 
     return planner.reserved(choice.run.with_(alloc_conf="expandable_segments:True"))
 
 
-def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> Mapping[str, Any]:
+def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
     asked = planner.asked
     there = replace(asked, budget=asked.budget.on(card), pace_on=card if Rates.of(card, None) else asked.pace_on)
     other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.tape_of)
     objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
-    row: dict[str, Any] = {
-        "gpu": card.name, "label": card.label, "usable_bytes": other.budget.usable_bytes, "verdict": "will-not-run",
-        "run": None, "change": None, "floor_bytes": None, "tokens_per_s": None, "step_s": None,
-        "usd_per_hour": card.rent_usd_per_hour, "usd_per_million_tokens": None, "speed_basis": None, "played": False,
-    }  # fmt: skip
+    refused = OtherGpu(
+        gpu=card.name, label=card.label, usable_bytes=other.budget.usable_bytes, usd_per_hour=card.rent_usd_per_hour
+    )
     try:
         best = next(other.rank(planner.run, fixed, objective, whole=False).best())
     except InputError:  # the stack refuses everything left open on that card
-        return row
+        return refused
     shown = here.run.to_dict()
     resolved = resolve(planner.profile, best.run, card).run
     fits = CANNOT_SAY if _of_data(asked) else "fits"
-    row |= {
-        "verdict": fits if best.fits else "does-not-fit", "floor_bytes": best.floor_bytes, "run": resolved.to_dict(),
-        "change": {name: value for name, value in best.run.to_dict().items() if value != shown[name]},
-    }  # fmt: skip
+    row = replace(
+        refused,
+        verdict=fits if best.fits else "does-not-fit", floor_bytes=best.floor_bytes, run=resolved.to_dict(),
+        change={name: value for name, value in best.run.to_dict().items() if value != shown[name]},
+    )  # fmt: skip
     speed = speed_of(planner.profile, resolved, card, asked.budget.calibration)
-    if best.fits and speed.tokens_per_s is not None:
-        row |= {
-            "tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "speed_basis": str(speed.basis),
-            "usd_per_million_tokens": cost_of(speed, card).usd_per_million_tokens,
-        }  # fmt: skip
-    return row
+    if not best.fits or speed.tokens_per_s is None:
+        return row
+    return replace(
+        row, tokens_per_s=speed.tokens_per_s, step_s=speed.step_s, speed_basis=str(speed.basis),
+        usd_per_million_tokens=cost_of(speed, card).usd_per_million_tokens,
+    )  # fmt: skip
 
 
 def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
@@ -226,13 +217,9 @@ def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
     }
 
 
-def _card(found: Standing | None) -> Mapping[str, Any] | None:
-    return None if found is None else found.to_dict()
-
-
-def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Mapping[str, Any]]:
+def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Alternative]:
     """The best run of each other objective, by rank, where it differs; `floor_bytes` is what the chosen one took."""
-    found: list[Mapping[str, Any]] = []
+    found: list[Alternative] = []
     fixed = fixed_options(planner.asked.run, planner.asked.fixed)
     shown = chosen.run.to_dict()
     for objective in OBJECTIVES.values():
@@ -248,13 +235,13 @@ def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Sca
         if not change or not _gains(objective, other, chosen):
             continue
         found.append(
-            {
-                "objective": objective.name,
-                "change": change,
-                "buys": objective.says,
-                "bytes": scale.on(other.floor_bytes, other.traced) - floor_bytes,
-                "speed": pace_ratio(other.pace, other.run, chosen.pace, chosen.run),
-            }
+            Alternative(
+                objective=objective.name,
+                change=change,
+                buys=objective.says,
+                bytes=scale.on(other.floor_bytes, other.traced) - floor_bytes,
+                speed=pace_ratio(other.pace, other.run, chosen.pace, chosen.run),
+            )
         )
     return found
 

@@ -57,7 +57,7 @@ def render_estimate(
 
 def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Iterator[Line]:
     """The verdict, the figures it rests on, and the memory bar."""
-    model, fit, peak = str(estimate.model["id"]), estimate.fit, estimate.peak
+    model, fit, peak = estimate.model.id, estimate.fit, estimate.peak
     refused = [problem for problem in estimate.problems if problem.blocking]
     if fit is None and refused:
         mark = f"{theme.glyph('will-not-run')} {VERDICT_WORDS['will-not-run']}: "
@@ -257,7 +257,7 @@ def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
 def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: bool) -> Iterator[Line]:
     """Where to go on: to a run that works, if this one does not."""
     if card is not None and estimate.verdict in ("does-not-fit", "will-not-run") and not _of_a_copy(estimate):
-        yield from next_command(f"qlora-plan {{}} --gpu {shlex.quote(card)}", str(estimate.model["id"]), theme)
+        yield from next_command(f"qlora-plan {{}} --gpu {shlex.quote(card)}", estimate.model.id, theme)
         yield from theme.wrap("(looks for a run of this model that fits)", 6, style="dim")
     elif not explain:
         yield from theme.wrap("--explain shows the arithmetic behind each figure, --json everything", style="dim")

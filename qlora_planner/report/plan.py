@@ -46,7 +46,7 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     if (text := speed_line(plan.estimate.speed)) is not None:
         yield from theme.wrap(f"{text}{_price(plan)}", 6, "speed", first_style="dim")
     elif plan.search:
-        rank = f"runs are ranked as on {plan.search['ranked_on']}"
+        rank = f"runs are ranked as on {plan.search.ranked_on}"
         bare = plan.gpu.form == "size"
         text = (
             f"unknown for a bare size; {rank}: name your card"
@@ -57,10 +57,10 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
 
 
 def _price(plan: Plan) -> str:
-    price = plan.cost.get("usd_per_million_tokens")
-    if price is None:
+    cost = plan.cost
+    if cost is None or cost.usd_per_million_tokens is None:
         return ""
-    return f"; about ${price:.3f} per million tokens at ${plan.cost['usd_per_hour']:.2f} an hour"
+    return f"; about ${cost.usd_per_million_tokens:.3f} per million tokens at ${cost.usd_per_hour:.2f} an hour"
 
 
 def _changed(plan: Plan, asked: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
@@ -73,7 +73,7 @@ def _changed(plan: Plan, asked: Mapping[str, Any], theme: Theme) -> Iterator[Lin
 
 
 def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
-    points = [point for point in plan.frontier if point.get("seq_len")]
+    points = [point for point in plan.frontier if point.seq_len]
     if plan.estimate.verdict == "will-not-run":
         return
     if not points:
@@ -83,8 +83,8 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
     first = "longest sequence by batch  "
     shown = points[: max(1, (theme.width - len(first)) // 9)]
     widths, left = (len(first) - 2, *[7] * len(shown)), frozenset({0})
-    yield columns([("batch size", "dim"), *((f"{point['batch_size']}", "dim") for point in shown)], widths, left)
-    yield columns([("longest sequence", ""), *((f"{point['seq_len']:,}", "") for point in shown)], widths, left)
+    yield columns([("batch size", "dim"), *((f"{point.batch_size}", "dim") for point in shown)], widths, left)
+    yield columns([("longest sequence", ""), *((f"{point.seq_len:,}", "") for point in shown)], widths, left)
 
 
 def _alternatives(plan: Plan, theme: Theme) -> Iterator[Line]:
@@ -92,29 +92,25 @@ def _alternatives(plan: Plan, theme: Theme) -> Iterator[Line]:
         return
     yield [("instead", "dim")]
     for row in plan.alternatives:
-        buys = str(row.get("buys", ""))
-        size, speed = row.get("bytes"), row.get("speed")
-        costs = f" ({'+' if size > 0 else ''}{format_size(size)}" if isinstance(size, int) else ""
-        costs += f", {percent(speed)} speed)" if isinstance(speed, float) else ")" if costs else ""
-        yield from theme.wrap(f"{buys}{costs}", 2)
-        yield from theme.wrap(change(row["change"]), 4, style="cyan")
+        speed = "" if row.speed is None else f", {percent(row.speed)} speed"
+        yield from theme.wrap(f"{row.buys} ({'+' if row.bytes > 0 else ''}{format_size(row.bytes)}{speed})", 2)
+        yield from theme.wrap(change(row.change), 4, style="cyan")
 
 
 def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
     """One row a knob; what the stack refuses is left to `--json`."""
-    rows = [row for row in plan.prices if row.get("bytes") is not None]
+    rows = [(row, row.bytes) for row in plan.prices if row.bytes is not None]
     if not rows:
         return
     yield columns(
         [("what a knob changes", "dim"), ("MiB", "dim"), ("speed", "dim"), ("fits", "dim")], _PRICES, frozenset({0})
     )
-    for row in rows:
-        size, speed, fits = row["bytes"], row.get("speed"), row.get("fits")
+    for row, size in rows:
         cells = [
-            (theme.cut(change(row["change"]), _PRICES[0]), ""),
+            (theme.cut(change(row.change), _PRICES[0]), ""),
             (("+" if size > 0 else "") + mib(size), ""),
-            (percent(speed) if isinstance(speed, float) else "-", ""),
-            ("" if fits is None else "yes" if fits else "no", "" if fits else "dim"),
+            (percent(row.speed), ""),
+            ("yes" if row.fits else "no", "" if row.fits else "dim"),
         ]
         yield columns(cells, _PRICES, frozenset({0}))
 
@@ -140,6 +136,6 @@ def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iter
     options = {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
     words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(options))))
     command = f"qlora-plan {{}} {words} --save plan.yaml"
-    yield from next_command(command, str(plan.model["id"]), theme, plan.model.get("path"))
+    yield from next_command(command, plan.model.id, theme, plan.model.path)
     then = "(then `qlora-plan verify plan.yaml` proves it, `qlora-plan train plan.yaml` runs it)"
     yield from theme.wrap(then, 6, style="dim")

@@ -42,7 +42,7 @@ class Check:
             "schema": SCHEMA,
             "file": self.file,
             "format": self.reading.format,
-            "model": dict(self.estimate.model),
+            "model": self.estimate.model.to_dict(),
             "run": self.estimate.run.to_dict(),
             "estimate": self.estimate.to_dict(),
             "fix": {"smallest": rows[0], "runner_up": rows[1] if len(rows) > 1 else None} if rows else None,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.candidate_memory import CandidateFactory, Scale
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.records import Price
     from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.session import Session
@@ -230,7 +231,7 @@ class ModelOnCard:
         )
         return replace(answer, estimate=self.of_several(answer.estimate))
 
-    def prices(self, run: RunConfig) -> list[dict[str, Any]]:
+    def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
@@ -243,7 +244,7 @@ class ModelOnCard:
         from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
         resolved, scale = self._accepted(run), self._scale(run)
-        rows = frontier(self.factory, resolved, self.model_limit, scale)
+        points = frontier(self.factory, resolved, self.model_limit, scale)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
@@ -255,7 +256,7 @@ class ModelOnCard:
             floors, traced = memory.floors(np.full_like(seq, batch), seq)
             for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
                 cells[batch, length] = memory.verdict(int(floor), traced=bool(by_trace)), int(floor)
-        longest = {int(row["batch_size"] or 0): row["seq_len"] for row in rows}
+        longest = {point.batch_size: point.seq_len for point in points}
         return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=self.budget.usable_bytes)
 
     def _accepted(self, run: RunConfig) -> RunConfig:

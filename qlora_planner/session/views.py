@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.record import record
+from qlora_planner.record import document, record
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
@@ -152,7 +152,7 @@ class SurveyAnswer:
             "run": self.run.to_dict(),
             "problems": [{"code": found.code, "message": found.message, "fix": found.fix} for found in problems],
             "played": False,  # ranked by a sweep or closed forms; `plan` plays
-            "models": [row.to_dict() for row in self.rows],
+            "models": document(self.rows),
         }
 
     def to_frame(self) -> Any:

@@ -13,6 +13,7 @@ from qlora_planner.spec.model import ModelProfile
 if TYPE_CHECKING:
     from qlora_planner.evidence import Measurement
     from qlora_planner.memory.budget import Budget
+    from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
     from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
@@ -165,13 +166,13 @@ class Workbench:
         """What will really be 4-bit, what will not, and why: see `Session.audit`; it hangs on no card."""
         return self.session.audit(model, run, **options)
 
-    def prices(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> list[dict[str, Any]]:
+    def prices(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> list[Price]:
         """What each knob would change of a run, a row each: bytes of the floor, speed as a ratio, whether it fits.
 
         Raises InputError for a run that the stack refuses, and as `estimate` does.
 
         >>> rows = Session().on("24GB").prices("qwen2.5-7b")
-        >>> {"knob", "change", "bytes", "speed", "fits"} <= rows[0].keys()
+        >>> all(price.refused or price.bytes is not None for price in rows)
         True
         """
         return self.open(model).prices(run_of(run, options))

@@ -11,6 +11,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import fault_words
 
 if TYPE_CHECKING:
+    from qlora_planner.planner.records import Price
     from qlora_planner.tui.core import Frontier
 
 Value = TypeVar("Value")
@@ -54,4 +55,4 @@ class Surroundings:
     """What lies around a run: the grid, and a row per knob."""
 
     frontier: Frontier
-    prices: list[dict[str, Any]]
+    prices: list[Price]

@@ -18,6 +18,7 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.tui.widgets.rows import ModelRow
@@ -112,7 +113,7 @@ class Subject:
             raise InputError("this run does not fit, so a plan file would hold another one; r takes a run that fits")
         return found
 
-    def prices(self, run: RunConfig) -> list[dict[str, Any]]:
+    def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         return self.opened.prices(run)
 

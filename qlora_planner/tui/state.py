@@ -7,7 +7,7 @@ its inputs, so whether it is still that of the run now is looked at and never ma
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.answer import Answer, Inputs, Surroundings, same_inputs
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.control.datasets import DataView
     from qlora_planner.tui.control.readiness import Readiness
@@ -123,7 +124,7 @@ class ExplorerState:
         return None if around is None else around.frontier
 
     @property
-    def prices(self) -> list[dict[str, Any]] | None:
+    def prices(self) -> list[Price] | None:
         """What turning one knob of the run now would cost or free."""
         around = self.surroundings.value if self.surroundings.of(self.run_inputs()) else None
         return None if around is None else around.prices

@@ -37,8 +37,8 @@ def batch_prices(batch_size: int, grad_accum: int) -> dict[tuple[int, int], int]
     factory = CandidateFactory.of(llama, Budget.of(card), stored_sweep(llama, [PROFILES / "tapes"]))
     rows = prices(factory, run, card)
     return {
-        (row["change"]["batch_size"], row["change"]["grad_accum"]): row["bytes"]
-        for row in rows if row["knob"] == "batch_size"
+        (row.change["batch_size"], row.change["grad_accum"]): row.bytes
+        for row in rows if row.knob == "batch_size" and row.bytes is not None
     }  # fmt: skip
 
 

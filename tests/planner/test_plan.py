@@ -104,7 +104,7 @@ def test_every_objective_is_best_at_what_it_names() -> None:
 def test_the_frontier_is_a_boundary() -> None:
     found = planned()
     for point in (found.frontier[0], found.frontier[3]):
-        batch, seq_len = point["batch_size"], point["seq_len"]
+        batch, seq_len = point.batch_size, point.seq_len
         run = found.run.with_(batch_size=batch, seq_len=seq_len, padding=None)
         over = answer(run.with_(seq_len=int(1.15 * int(seq_len or 0))))
         assert answer(run.with_(seq_len=int(0.9 * int(seq_len or 0)))).verdict == "fits"
@@ -114,22 +114,22 @@ def test_the_frontier_is_a_boundary() -> None:
 @pytest.mark.parametrize(("knob", "change"), [("rank", {"rank": 32}), ("seq_len", {"seq_len": 4096})])
 def test_a_price_is_the_difference_of_two_estimates(knob: str, change: dict[str, int]) -> None:
     found = planned()
-    price = next(row for row in found.prices if row["knob"] == knob and row["change"] == change)
+    price = next(row for row in found.prices if row.knob == knob and row.change == change)
     other = answer(found.run.with_(**change, alpha=None))
-    assert price["bytes"] == pytest.approx(other.floor_bytes - found.estimate.floor_bytes, rel=0.1, abs=100 << 20)
+    assert price.bytes == pytest.approx(other.floor_bytes - found.estimate.floor_bytes, rel=0.1, abs=100 << 20)
 
 
 def test_prices_have_the_signs_that_people_count_on() -> None:
-    found = {tuple(row["change"].items()): row for row in planned().prices if row["bytes"] is not None}
-    assert found[(("gradient_checkpointing", False),)]["bytes"] > 0
-    assert found[(("gradient_checkpointing", False),)]["speed"] > 1
-    assert found[(("upcast", True),)]["bytes"] > 0
-    assert found[(("attention", "eager"),)]["speed"] < 1
-    assert found[(("double_quant", False),)]["bytes"] > 0
+    found = {tuple(row.change.items()): row for row in planned().prices if row.bytes is not None}
+    assert found[(("gradient_checkpointing", False),)].bytes > 0
+    assert found[(("gradient_checkpointing", False),)].speed > 1
+    assert found[(("upcast", True),)].bytes > 0
+    assert found[(("attention", "eager"),)].speed < 1
+    assert found[(("double_quant", False),)].bytes > 0
 
 
 def test_every_rung_of_the_ladder_needs_less() -> None:
-    freed = [row["bytes"] for row in planned().ladder]
+    freed = [row.bytes for row in planned().ladder]
     assert len(freed) > 4
     assert all(lower < upper for upper, lower in zip([0, *freed], freed, strict=False))
 
@@ -137,19 +137,19 @@ def test_every_rung_of_the_ladder_needs_less() -> None:
 def test_no_smaller_card_holds_the_run() -> None:
     found = planned()
     assert found.smallest_card is not None
-    smallest = CARDS.get(found.smallest_card["gpu"])
+    smallest = found.smallest_card.card
     for card in CARDS.all():
         if card.vendor == "nvidia" and card.memory_bytes < smallest.memory_bytes and card.bf16 is not False:
             assert fitting_on(found.estimate, BUDGET, card) > 0.01, card.name
 
 
 def test_advice_carries_its_figure() -> None:
-    prepare = next(row for row in planned().advice if row["code"] == "prepare")
+    prepare = next(row for row in planned().advice if row.code == "prepare")
     cast, plain = answer(RunConfig(upcast=True)).static, answer(RunConfig()).static
-    assert prepare["bytes"] == cast.after_prepare - plain.after_prepare
+    assert prepare.bytes == cast.after_prepare - plain.after_prepare
     falcon = CATALOGUE.load("tiiuae/falcon-7b")
     said = plan(falcon, Request(budget=BUDGET)).advice
-    assert "nothing-quantised" in {row["code"] for row in said}
+    assert "nothing-quantised" in {row.code for row in said}
 
 
 def test_expandable_segments_are_advised_by_what_they_would_leave() -> None:
@@ -158,14 +158,14 @@ def test_expandable_segments_are_advised_by_what_they_would_leave() -> None:
     small, data = CATALOGUE.load("meta-llama/Llama-3.2-1B"), made(lengths.tolist())
     fixed = ("batch_size", "packing", "alloc_conf")
     found = session.plan(small, CARD, RunConfig(batch_size=8), fixed=fixed, data=data)
-    said = next(row for row in found.advice if row["code"] == "expandable-segments")
+    said = next(row for row in found.advice if row.code == "expandable-segments")
     widths = widths_before(data, 8, found.run.seq_len, packing=False)
     plain, expandable = (
         session.estimate(small, found.run.with_(alloc_conf=conf), CARD, widths=widths).peak.reserved_bytes or 0
         for conf in (None, "expandable_segments:True")
     )
-    assert said["bytes"] == plain - expandable > 256 << 20
-    assert "expandable-segments" not in {row["code"] for row in planned().advice}
+    assert said.bytes == plain - expandable > 256 << 20
+    assert "expandable-segments" not in {row.code for row in planned().advice}
 
 
 def test_of_phases_with_the_same_peak_the_one_with_most_in_use_is_told() -> None:

@@ -16,6 +16,7 @@ from qlora_planner.memory import (
     Phase,
     StaticBytes,
 )
+from qlora_planner.memory.records import ModelFacts, ProfileOrigin
 from qlora_planner.planner.survey.survey import SurveyRow
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -46,7 +47,10 @@ def make_estimate(
             probability_oom=chance, reasons=("trl-sft refuses it; use --trainer hf-trainer",),
         )  # fmt: skip
     fields: dict[str, Any] = {
-        "model": {"id": "org/some-model-7b", "model_type": "llama", "params": 7, "trainable_params": 1, "profile": {}},
+        "model": ModelFacts(
+            id="org/some-model-7b", model_type="llama", params=7, trainable_params=1, text_part_of=None,
+            profile=ProfileOrigin(source="catalogue", versions={}),
+        ),
         "run": RUN,
         "resolved": {"alpha": "2 x rank"},
         "stack": {},

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.planner.plan import Plan
+from qlora_planner.planner.records import Advice, Alternative, FrontierPoint, OtherGpu, Price
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.plan import render_plan
 from tests.report.records import CARD, GIB, RUN, make_estimate
@@ -17,20 +18,20 @@ def make_plan(**changes: Any) -> Plan:
     fields: dict[str, Any] = {
         "model": estimate.model, "gpu": CARD, "run": estimate.run, "estimate": estimate,
         "alternatives": (
-            {"change": {"rank": 64}, "buys": "the largest rank", "bytes": 3 * GIB, "speed": 0.9},
+            Alternative(objective="rank", change={"rank": 64}, buys="the largest rank", bytes=3 * GIB, speed=0.9),
         ),
         "prices": (
-            {"change": {"gradient_checkpointing": False}, "bytes": 2 * GIB, "speed": 1.3, "fits": True},
-            {"change": {"attention": "eager"}, "bytes": None, "speed": None, "fits": None, "refused": "no eager"},
+            Price(knob="any", change={"gradient_checkpointing": False}, bytes=2 * GIB, speed=1.3, fits=True),
+            Price(knob="attention", change={"attention": "eager"}, refused="no eager"),
         ),
-        "frontier": ({"batch_size": 1, "seq_len": 8192}, {"batch_size": 2, "seq_len": None}),
+        "frontier": (FrontierPoint(batch_size=1, seq_len=8192), FrontierPoint(batch_size=2, seq_len=None)),
         "objective": "throughput", "data": None, "stack": {},
-        "advice": ({"code": "prepare", "message": "preparing would cost 1.96 GiB here", "bytes": 1},),
+        "advice": (Advice(code="prepare", message="preparing would cost 1.96 GiB here", bytes=1),),
         "compared": (
-            {
-                "gpu": "t4", "label": "Tesla T4", "verdict": "does-not-fit", "floor_bytes": 20 * GIB,
-                "tokens_per_s": None, "usd_per_million_tokens": None, "change": {"compute_dtype": "float16"},
-            },
+            OtherGpu(
+                gpu="t4", label="Tesla T4", verdict="does-not-fit", usable_bytes=15 * GIB, floor_bytes=20 * GIB,
+                usd_per_hour=None, change={"compute_dtype": "float16"},
+            ),
         ),
     }  # fmt: skip
     return Plan(**{**fields, **changes})

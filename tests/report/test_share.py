@@ -78,7 +78,7 @@ def test_both_forms_hold_the_figures(made: Plan) -> None:
         for line in made.estimate.lines:
             assert f"{line.size_bytes:,}" in text
         assert "NVIDIA L4" in text
-        assert sum(f"{point['seq_len']:,}" in text for point in made.frontier if point["seq_len"]) >= 3
+        assert sum(f"{point.seq_len:,}" in text for point in made.frontier if point.seq_len) >= 3
 
 
 def test_command_line_is_the_run(made: Plan) -> None:
@@ -93,7 +93,7 @@ def test_command_line_is_the_run(made: Plan) -> None:
 
 def test_names_are_escaped(made: Plan) -> None:
     bad = "<script>alert(1)</script>|`x`"
-    named = replace(made, model={**made.model, "id": bad})
+    named = replace(made, model=replace(made.model, id=bad))
     page = render_share(named, {}, "24GB", html=True)
     assert "<script" not in page
     parsed(page)

@@ -146,7 +146,7 @@ def test_saved_modules_get_gradients() -> None:
     copies = 2 * 2 * VOCABULARY * LLAMA["hidden_size"]  # both in bf16
     grads = found.components["gradients"] - without.components["gradients"]
     assert found.static.after_adapters - without.static.after_adapters == copies
-    assert found.model["trainable_params"] - without.model["trainable_params"] == copies // 2
+    assert found.model.trainable_params - without.model.trainable_params == copies // 2
     assert grads >= 0
     extra = phase(found, "backward").allocated_bytes - phase(without, "backward").allocated_bytes
     assert extra >= 2 * copies  # the copies and their gradients

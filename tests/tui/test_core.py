@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from qlora_planner.errors import InputError
+from qlora_planner.record import document as json_ready
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.command_line import command_line
 from qlora_planner.tui.core import Subject, card_of, start_run
@@ -54,7 +55,7 @@ def test_plan_frontier_and_prices(subject: Subject) -> None:
     assert plan.to_dict() == told
     run = RunConfig(**dict(plan.options))
     assert subject.estimate(run).to_dict()["components"] == told["estimate"]["components"]
-    assert subject.prices(run) == told["prices"]
+    assert json_ready(subject.prices(run)) == told["prices"]
     found = subject.frontier(run)
     assert found.longest == {row["batch_size"]: row["seq_len"] for row in told["frontier"]}
     for (batch, length), (verdict, _) in found.cells.items():

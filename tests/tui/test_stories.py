@@ -11,6 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
 from qlora_planner.memory import PHASES
+from qlora_planner.planner.records import Price
 from qlora_planner.report.parts.labels import gib, mib
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
@@ -193,7 +194,7 @@ def test_frontier_and_prices(tmp_path: Path) -> None:
         await pilot.press("u", "4")
         await idle(app, pilot)
         rows = table(app, "#prices")
-        assert [row[1:3] for row in rows] == [list(price_cells(row)[1:3]) for row in plan["prices"]]
+        assert [row[1:3] for row in rows] == [list(price_cells(Price(**row))[1:3]) for row in plan["prices"]]
         await pilot.press("enter")
         await idle(app, pilot)
         changes = plan["prices"][0]["change"]

@@ -25,7 +25,7 @@ from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.planner.candidate_memory import CandidateMemory, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
 from qlora_planner.planner.sweeps import Sweep, fixed_of
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -54,13 +54,6 @@ class SurveyRow:
     traced: bool = False  # whether peak_bytes is ranked by a trace, else by closed forms
     recommended: Recommended | None = None  # None where nothing fits, or nothing was searched
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        row = fields_of(self)
-        row["run"] = self.run.to_dict()
-        row["recommended"] = None if self.recommended is None else self.recommended.to_dict()
-        return row
-
 
 @record
 class Recommended:
@@ -73,10 +66,6 @@ class Recommended:
     floor_bytes: int
     traced: bool
     tokens_per_s: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self) | {"options": dict(self.options)}
 
 
 @record

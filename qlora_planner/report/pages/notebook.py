@@ -25,7 +25,7 @@ _MOST_ROWS = 40
 
 def estimate_html(estimate: MemoryEstimate, gpu: GpuSpec | None) -> str:
     """One run: its verdict, or its peak without a card, and what is alive at the peak."""
-    model = str(estimate.model["id"])
+    model = estimate.model.id
     if estimate.fit is None:
         title = f"{model}: {format_gib(estimate.peak.device_bytes)} at its peak"
     else:
@@ -54,13 +54,11 @@ def plan_html(plan: Plan, asked: Mapping[str, Any], card: str) -> str:
         blocks.append(Code(command_line(plan, asked, card)))
     blocks.append(component_chart(plan.estimate))
     rows = tuple(
-        (change(row["change"]), mib(row["bytes"]), percent(row["speed"]) if row.get("speed") is not None else "-")
-        for row in plan.prices
-        if row.get("bytes") is not None
+        (change(row.change), mib(row.bytes), percent(row.speed)) for row in plan.prices if row.bytes is not None
     )
     if rows:
         blocks.append(Table(("what a knob changes", "MiB", "speed"), rows, frozenset({1, 2})))
-    return to_fragment(f"{plan.model['id']} on {card_name(plan.gpu)}", blocks)
+    return to_fragment(f"{plan.model.id} on {card_name(plan.gpu)}", blocks)
 
 
 def survey_html(rows: Sequence[SurveyRow], gpu: GpuSpec) -> str:

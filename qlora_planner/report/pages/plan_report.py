@@ -39,7 +39,7 @@ _BASES = (
 
 def render_share(plan: Plan, asked: Mapping[str, Any], card: str, *, html: bool) -> str:
     """The report as HTML or Markdown. `asked` are the run options that were typed, `card` the card as it was."""
-    title = f"{plan.model['id']} on {card_name(plan.gpu)}"
+    title = f"{plan.model.id} on {card_name(plan.gpu)}"
     blocks = list(blocks_of(plan, asked, card))
     return to_html(title, blocks) if html else to_markdown(title, blocks)
 
@@ -64,7 +64,7 @@ def command_line(plan: Plan, asked: Mapping[str, Any], card: str) -> str:
     options = {name: run.get(name, raw) for name, raw in {**asked, **plan.options}.items() if name != "stack"}
     stack = " ".join(f"--stack {name}={version}" for name, version in plan.run.stack.items())
     words = " ".join(part for part in (f"--gpu {shlex.quote(card)}", _quoted(options), stack) if part)
-    model = shlex.quote(str(plan.model["id"]))
+    model = shlex.quote(plan.model.id)
     return (
         f"qlora-plan estimate {model} {words} --explain\nqlora-plan {model} {words} --save plan.yaml\n"
         "qlora-plan train plan.yaml"
@@ -147,7 +147,7 @@ def _phases(phases: list[Phase], usable: int | None) -> Plot:
 
 
 def _frontier(plan: Plan) -> Iterator[Block]:
-    points = [(int(row["batch_size"] or 0), int(row["seq_len"] or 0)) for row in plan.frontier if row.get("seq_len")]
+    points = [(row.batch_size, row.seq_len) for row in plan.frontier if row.seq_len]
     yield Heading("Longest sequence by batch")
     if not points:
         yield Paragraph("No sequence length fits, not even 64 tokens at batch 1.")
@@ -167,14 +167,14 @@ def _frontier(plan: Plan) -> Iterator[Block]:
 def _prices(plan: Plan) -> Iterator[Block]:
     rows = tuple(
         (
-            change(row["change"]),
-            ("+" if row["bytes"] > 0 else "") + mib(row["bytes"]),
-            percent(row["speed"]) if isinstance(row.get("speed"), float) else "-",
-            {True: "yes", False: "no", None: "-"}[row.get("fits")],
-            row.get("note") or "",
+            change(row.change),
+            ("+" if row.bytes > 0 else "") + mib(row.bytes),
+            percent(row.speed),
+            {True: "yes", False: "no", None: "-"}[row.fits],
+            row.note or "",
         )
         for row in plan.prices
-        if row.get("bytes") is not None
+        if row.bytes is not None
     )
     if rows:
         yield Heading("What a knob changes")
@@ -186,12 +186,12 @@ def _compared(plan: Plan) -> Iterator[Block]:
         return
     rows = tuple(
         (
-            str(row["label"]),
-            VERDICT_WORDS.get(str(row["verdict"]), str(row["verdict"])),
-            gib(row["floor_bytes"], 1),
-            "-" if row["tokens_per_s"] is None else f"{row['tokens_per_s']:,.0f}",
-            "-" if row["usd_per_million_tokens"] is None else f"{row['usd_per_million_tokens']:.3f}",
-            change(row["change"]),
+            row.label,
+            VERDICT_WORDS.get(row.verdict, row.verdict),
+            gib(row.floor_bytes, 1),
+            "-" if row.tokens_per_s is None else f"{row.tokens_per_s:,.0f}",
+            "-" if row.usd_per_million_tokens is None else f"{row.usd_per_million_tokens:.3f}",
+            change(row.change or {}),
         )
         for row in plan.compared
     )
@@ -217,6 +217,6 @@ def _origin(plan: Plan) -> Iterator[Block]:
     if chosen:
         yield Table(("chosen", "is", "because"), chosen)
     if plan.search:
-        yield Paragraph(f"{plan.search['candidates']:,} candidates, ranked as on {plan.search['ranked_on']}.")
+        yield Paragraph(f"{plan.search.candidates:,} candidates, ranked as on {plan.search.ranked_on}.")
     stack = ", ".join(f"{name} {version}" for name, version in plan.stack.items())
     yield Paragraph(f"qlora-planner {__version__}, for {stack}.")

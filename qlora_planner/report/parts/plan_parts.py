@@ -16,9 +16,9 @@ _CARDS = (27, 13, 10, 10, 11)
 _LADDER = (44, 10, 8, 6)
 
 
-def percent(ratio: float) -> str:
+def percent(ratio: float | None) -> str:
     """A ratio of two speeds as a difference."""
-    return f"{100 * (ratio - 1):+.0f} %"
+    return "-" if ratio is None else f"{100 * (ratio - 1):+.0f} %"
 
 
 def compared(plan: Plan, theme: Theme) -> Iterator[Line]:
@@ -28,17 +28,17 @@ def compared(plan: Plan, theme: Theme) -> Iterator[Line]:
     heads = ("the best run on", "", "needs GiB", "tokens/s", "$ per Mtok")
     yield columns([(head, "dim") for head in heads], _CARDS, frozenset({0, 1}))
     for row in plan.compared:
-        price, pace = row["usd_per_million_tokens"], row["tokens_per_s"]
+        price, pace = row.usd_per_million_tokens, row.tokens_per_s
         cells = [
-            (theme.cut(str(row["label"]), _CARDS[0]), ""),
-            (str(row["verdict"]), ""),
-            (gib(row["floor_bytes"], 1), ""),
+            (theme.cut(row.label, _CARDS[0]), ""),
+            (row.verdict, ""),
+            (gib(row.floor_bytes, 1), ""),
             ("-" if pace is None else f"{pace:,.0f}", ""),
             ("-" if price is None else f"{price:.3f}", ""),
         ]
         yield columns(cells, _CARDS, frozenset({0, 1}))
-        if row["change"]:
-            yield from theme.wrap(change(row["change"]), 4, style="cyan")
+        if row.change:
+            yield from theme.wrap(change(row.change), 4, style="cyan")
 
 
 def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
@@ -48,12 +48,11 @@ def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
     heads = ("what to give up, in order", "MiB", "speed", "fits")
     yield columns([(head, "dim") for head in heads], _LADDER, frozenset({0}))
     for row in plan.ladder:
-        speed = row["speed"]
         cells = [
-            (theme.cut(change({k: v for k, v in row["change"].items() if k != "padding"}), _LADDER[0]), ""),
-            (f"{row['bytes'] / MIB:+,.0f}", ""),
-            ("-" if speed is None else percent(speed), ""),
-            ("yes" if row["fits"] else "no", "" if row["fits"] else "dim"),
+            (theme.cut(change({k: v for k, v in row.change.items() if k != "padding"}), _LADDER[0]), ""),
+            (f"{row.bytes / MIB:+,.0f}", ""),
+            (percent(row.speed), ""),
+            ("yes" if row.fits else "no", "" if row.fits else "dim"),
         ]
         yield columns(cells, _LADDER, frozenset({0}))
 
@@ -61,17 +60,12 @@ def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
 def advised(plan: Plan, theme: Theme) -> Iterator[Line]:
     """What this stack costs here, and the smallest card that would do."""
     for row in plan.advice:
-        yield from theme.wrap(str(row["message"]), 6, "note", first_style="dim")
-    card = plan.smallest_card
-    here = plan.estimate.fit
-    if (
-        card is not None
-        and card["gpu"] != plan.gpu.name
-        and (here is None or card["usable_bytes"] != here.usable_bytes)
-    ):
-        text = f"the smallest card of the catalogue that holds this run: {card['label']}"
-        yield from theme.wrap(f"{text} ({format_size(card['usable_bytes'])} usable)", 6, "note", first_style="dim")
-    elif card is None and plan.estimate.verdict == "does-not-fit" and plan.search:
+        yield from theme.wrap(row.message, 6, "note", first_style="dim")
+    there, here = plan.smallest_card, plan.estimate.fit
+    if there and there.card.name != plan.gpu.name and (here is None or there.usable_bytes != here.usable_bytes):
+        text = f"the smallest card of the catalogue that holds this run: {there.card.label}"
+        yield from theme.wrap(f"{text} ({format_size(there.usable_bytes)} usable)", 6, "note", first_style="dim")
+    elif there is None and plan.estimate.verdict == "does-not-fit" and plan.search:
         yield from theme.wrap("no single card of the catalogue holds this run", 6, "note", first_style="dim")
 
 
@@ -79,7 +73,7 @@ def searched(plan: Plan, theme: Theme) -> Iterator[Line]:
     """How many candidates were looked at, and the rules that left others out."""
     if not plan.search:
         return
-    text = f"{plan.search['candidates']:,} candidates, ranked as on {plan.search['ranked_on']}"
+    text = f"{plan.search.candidates:,} candidates, ranked as on {plan.search.ranked_on}"
     yield from theme.wrap(text, 8, "search", first_style="dim")
-    for rule in plan.search["rules"]:
-        yield from theme.wrap(f"{rule['says']} ({rule['source']})", 18, f"  {rule['name']}", first_style="cyan")
+    for rule in plan.search.rules:
+        yield from theme.wrap(f"{rule.says} ({rule.source})", 18, f"  {rule.name}", first_style="cyan")

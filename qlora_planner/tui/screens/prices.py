@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable
 
+from qlora_planner.planner.records import Price
 from qlora_planner.report.parts.labels import change
 from qlora_planner.tui.control.figures import SURROUNDINGS
 from qlora_planner.tui.screens.base import Page
@@ -16,15 +15,13 @@ from qlora_planner.tui.widgets.tables import Table
 from qlora_planner.units import format_size
 
 
-def price_cells(row: dict[str, Any]) -> tuple[str, str, str, str]:
+def price_cells(price: Price) -> tuple[str, str, str, str]:
     """One price as text: the change, its bytes, its speed, whether it fits or why it is refused."""
-    if row["refused"] is not None:
-        return change(row["change"]), "-", "-", f"will not run: {row['refused']}"
-    size, speed = row["bytes"], row["speed"]
-    sign = "+" if size > 0 else ""
+    if price.bytes is None:
+        return change(price.change), "-", "-", f"will not run: {price.refused}"
     return (
-        change(row["change"]), f"{sign}{format_size(size)}", "-" if speed is None else f"x {speed:.2f}",
-        "fits" if row["fits"] else "does not fit",
+        change(price.change), f"{'+' if price.bytes > 0 else ''}{format_size(price.bytes)}",
+        "-" if price.speed is None else f"x {price.speed:.2f}", "fits" if price.fits else "does not fit",
     )  # fmt: skip
 
 
@@ -38,7 +35,7 @@ class PricesScreen(Page):
     def __init__(self) -> None:
         super().__init__()
         self._painted: object = None
-        self._rows: list[dict[str, Any]] = []
+        self._rows: list[Price] = []
 
     def body(self) -> ComposeResult:
         """A note, the table, what is under the cursor."""
@@ -59,9 +56,9 @@ class PricesScreen(Page):
             return
         self._painted = self._rows = self.state.prices
         theme, rows = self.theme_at(80), []
-        for row in self._rows:
-            words, size, speed, then = price_cells(row)
-            style = "magenta" if row["refused"] else "green" if row["fits"] else "red"
+        for price in self._rows:
+            words, size, speed, then = price_cells(price)
+            style = "magenta" if price.refused else "green" if price.fits else "red"
             rows.append([
                 Text(theme.cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
                 Text(theme.cut(then, 40), style=style),
@@ -71,12 +68,12 @@ class PricesScreen(Page):
     def on_data_table_row_highlighted(self, event: DataTable.RowHighlighted) -> None:
         """The whole text of a line."""
         if 0 <= event.cursor_row < len(self._rows):
-            row = self._rows[event.cursor_row]
-            parts = [change(row["change"]), row["refused"] or "", row["note"] or ""]
+            price = self._rows[event.cursor_row]
+            parts = [change(price.change), price.refused or "", price.note or ""]
             self.query_one("#detail", Pane).update(Text("; ".join(word for word in parts if word)))
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Turn the knob."""
         if 0 <= event.cursor_row < len(self._rows):
-            self.explorer.controller.change(self._rows[event.cursor_row]["change"])
+            self.explorer.controller.change(self._rows[event.cursor_row].change)
             self.explorer.go("run")
