@@ -13,7 +13,7 @@ from qlora_planner.cli.values import Output, output_from
 from qlora_planner.errors import InputError
 
 if TYPE_CHECKING:
-    from qlora_planner.planner.survey.size_tables import Tables
+    from qlora_planner.planner.survey.size_rows import Tables
     from qlora_planner.planner.survey.survey import Candidate
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
@@ -52,7 +52,8 @@ def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     """Both tables; `models` names the rows of the first, separated by commas."""
     from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
     from qlora_planner.cli.loading import profile_for
-    from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, COMMON_CARD_GB, MODELS, make_tables
+    from qlora_planner.planner.survey.size_rows import COMMON_CARD_GB
+    from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.session import calibration, tape_for
     from qlora_planner.session.indexed import indexed_candidates

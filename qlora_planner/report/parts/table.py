@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from qlora_planner.planner.survey.size_tables import (
+from qlora_planner.planner.survey.size_rows import (
     COMMON_CARD_GB,
     METHODS,
     CardRow,
