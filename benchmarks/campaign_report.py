@@ -3,11 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.report.comparison import phase_figure, training_peak
+
+if TYPE_CHECKING:
+    from qlora_planner.evidence import Measurement
 
 # An error above this asks for an explanation.
 NOTICED = 0.03
+FIGURES = ("load peak", "prepare peak", "train allocated", "train reserved", "device")
+
+
+def errors_of(one: Measurement) -> dict[str, float]:
+    """Predicted / measured - 1 by figure, for those that were both predicted and read; `predicted` must be there."""
+    predicted, read = one.predicted or {}, one.figures()
+    pairs = (
+        (phase_figure(predicted, "load", "allocated_bytes"), read["load_peak"]),
+        (phase_figure(predicted, "prepare", "allocated_bytes"), read["prepare_peak"]),
+        (training_peak(predicted, "allocated_bytes"), read["train_peak"]),
+        (training_peak(predicted, "reserved_bytes"), read["train_reserved"]),
+        (predicted["peak"]["device_bytes"], read["nvml_peak"]),
+    )
+    return {
+        name: ours / theirs - 1 for name, (ours, theirs) in zip(FIGURES, pairs, strict=True) if ours and theirs
+    }  # fmt: skip
+
+
+def summary(rows: Sequence[Mapping[str, float]]) -> Iterator[tuple[str, int, float, float, float]]:
+    """By figure: count, mean absolute error, worst under, worst, in percent."""
+    for name in FIGURES:
+        values = [100 * row[name] for row in rows if name in row]
+        if values:
+            yield name, len(values), sum(map(abs, values)) / len(values), min(values), max(values, key=abs)
 
 
 def predict(out: Path) -> int:
@@ -43,7 +73,6 @@ def table(out: Path, markdown: bool) -> int:
     With `markdown` the summary of the holdout alone, as the README has it.
     """
     from qlora_planner.evidence import Measurement
-    from qlora_planner.report.accuracy import FIGURES, errors_of, summary
 
     found: dict[str, list[dict[str, float]]] = {"calibration": [], "holdout": []}
     inside: dict[str, list[bool]] = {"calibration": [], "holdout": []}

@@ -63,13 +63,3 @@ def find_floor(
         else:
             low = middle
     return Floor(works_bytes=high, fails_bytes=low, tries=tuple(tries))
-
-
-def cap_for(usable_bytes: int, context_bytes: int) -> int:
-    """torch's limit that makes a large card behave like one with `usable_bytes`: what the context leaves of them.
-
-    Raises InputError where the context leaves nothing.
-    """
-    if usable_bytes <= context_bytes:
-        raise InputError(f"a card with {usable_bytes} usable bytes has no room beside a context of {context_bytes}")
-    return usable_bytes - context_bytes

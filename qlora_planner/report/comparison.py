@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
 from qlora_planner.memory.records import Component
 from qlora_planner.record import record
-from qlora_planner.report.accuracy import phase_figure, training_peak
+
+_TRAINING = ("forward", "loss", "backward", "optimizer")
+
+
+def training_peak(predicted: Mapping[str, Any], figure: str) -> int | None:
+    """The highest `figure` of an estimate's training phases, in bytes; None where it has none."""
+    sizes = [phase[figure] for phase in predicted["phases"] if phase["name"] in _TRAINING]
+    return max((size for size in sizes if size is not None), default=None)
+
+
+def phase_figure(predicted: Mapping[str, Any], name: str, figure: str) -> int | None:
+    """One figure of one phase of an estimate, in bytes."""
+    return next((phase[figure] for phase in predicted["phases"] if phase["name"] == name), None)
 
 
 @record

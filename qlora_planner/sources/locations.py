@@ -43,11 +43,6 @@ def gpus_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...
     return _inside("gpus", profiles)
 
 
-def measurements_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of measurements; see `profile_roots` for the order and the errors."""
-    return _inside("measurements", profiles)
-
-
 def calibrations_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
     """Folders of calibrations; see `profile_roots` for the order and the errors."""
     return _inside("calibrations", profiles)

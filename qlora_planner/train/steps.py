@@ -25,19 +25,3 @@ class Watcher(Protocol):
 
     def step_ended(self) -> None:
         """Gradients are dropped."""
-
-
-class Silent:
-    """A watcher that does not care."""
-
-    def forward_begins(self) -> None: ...
-
-    def backward_begins(self) -> None: ...
-
-    def backward_ended(self) -> None: ...
-
-    def optimizer_begins(self, model: Any) -> None: ...
-
-    def optimizer_ended(self) -> None: ...
-
-    def step_ended(self) -> None: ...

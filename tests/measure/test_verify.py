@@ -19,7 +19,7 @@ from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.measure import verify as parent
 from qlora_planner.measure.child import set_environment
-from qlora_planner.measure.floor import cap_for, find_floor
+from qlora_planner.measure.floor import find_floor
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
 
@@ -243,9 +243,3 @@ def test_a_floor_below_the_lower_limit_or_above_the_upper() -> None:
         find_floor(SPEC, 1_000, 9_000, 10, measure=measured_under(5_000, "error"))
     with pytest.raises(InputError, match="low <= high"):
         find_floor(SPEC, 9_000, 1_000)
-
-
-def test_a_small_cards_limit_leaves_room_for_the_context() -> None:
-    assert cap_for(24_000, 700) == 23_300
-    with pytest.raises(InputError, match="no room"):
-        cap_for(700, 700)

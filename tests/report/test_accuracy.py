@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from qlora_planner.report.accuracy import errors_of, summary
+from benchmarks.campaign_report import errors_of, summary
 from qlora_planner.units import GIB
 from tests.evidence.made import measured
 from tests.report.records import make_estimate

@@ -26,7 +26,6 @@ def test_the_order_is_option_environment_user_repository(
     assert locations.profile_roots(first)[:4] == (first, second, third, user)
     assert locations.models_dirs(first)[:2] == (first / "models", second / "models")
     assert locations.gpus_dirs(first)[:2] == (first / "gpus", user / "gpus")
-    assert locations.measurements_dirs(first)[0] == third / "measurements"
 
 
 def test_the_packaged_copy_and_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,6 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, model
 from qlora_planner.train.cpu_fallbacks import with_cpu_fallbacks
 from qlora_planner.train.data import synthetic_rows
-from qlora_planner.train.steps import Silent
 from qlora_planner.train.toy import toy_config
 from qlora_planner.train.trainers import build_trainer
 
@@ -26,6 +25,22 @@ EXPERTS: dict[str, Any] = {
     "num_attention_heads": 32, "num_key_value_heads": 8, "num_local_experts": 8, "num_experts_per_tok": 2,
     "vocab_size": 32000, "max_position_embeddings": 32768, "sliding_window": None,
 }  # fmt: skip
+
+
+class Silent:
+    """A watcher that does not care."""
+
+    def forward_begins(self) -> None: ...
+
+    def backward_begins(self) -> None: ...
+
+    def backward_ended(self) -> None: ...
+
+    def optimizer_begins(self, model: Any) -> None: ...
+
+    def optimizer_ended(self) -> None: ...
+
+    def step_ended(self) -> None: ...
 
 
 class Counting(Silent):
