@@ -42,18 +42,18 @@ def _requirement(extra: str, direct: dict[str, Any] | None) -> str:
     if not url.startswith("file://"):
         return _quoted(f"{DISTRIBUTION}[{extra}] @ {url}")
     editable = bool((direct or {}).get("dir_info", {}).get("editable"))
-    place = _path_of(url)
-    if place.is_file():
-        return _quoted(f"{place}[{extra}]")
-    return _local(place, extra, editable=editable) or f"'.[{extra}]'   (in a clone of {DISTRIBUTION})"
+    path = _path_of(url)
+    if path.is_file():
+        return _quoted(f"{path}[{extra}]")
+    return _local(path, extra, editable=editable) or f"'.[{extra}]'   (in a clone of {DISTRIBUTION})"
 
 
 def _local(folder: Path, extra: str, *, editable: bool) -> str | None:
     """A clone that is still there: `.` where the user stands in it."""
     if not (folder / "pyproject.toml").is_file():
         return None
-    place = "." if folder.resolve() == Path.cwd().resolve() else str(folder)
-    return ("-e " if editable else "") + _quoted(f"{place}[{extra}]")
+    path = "." if folder.resolve() == Path.cwd().resolve() else str(folder)
+    return ("-e " if editable else "") + _quoted(f"{path}[{extra}]")
 
 
 def _quoted(text: str) -> str:
@@ -75,7 +75,7 @@ def _direct_url() -> dict[str, Any] | None:
 
     try:
         text = distribution(DISTRIBUTION).read_text("direct_url.json")
-        found = json.loads(text) if text else None
+        document = json.loads(text) if text else None
     except (PackageNotFoundError, ValueError):
         return None
-    return found if isinstance(found, dict) else None
+    return document if isinstance(document, dict) else None

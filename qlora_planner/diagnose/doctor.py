@@ -85,9 +85,9 @@ class Doctor:
         }
 
 
-def diagnose(facts: Facts) -> Doctor:
+def diagnose(host: Facts) -> Doctor:
     """Every rule over these facts. Reads nothing."""
-    return Doctor(findings=tuple(finding for rule in RULES for finding in rule(facts)), facts=facts)
+    return Doctor(findings=tuple(finding for rule in RULES for finding in rule(host)), facts=host)
 
 
 def examine(*, probe: bool = True, timeout_s: float = 30.0) -> Doctor:

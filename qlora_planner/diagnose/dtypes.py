@@ -77,26 +77,23 @@ _ROWS = (
         status="warning",
         when=lambda run: run.four_bit and run.compute_dtype == "float16" and run.bf16,
         message="4-bit layers compute in float16 while the rest trains in bf16: each layer casts in and out, and "
-        "values "
-        "that bf16 holds overflow in float16",
+        "values that bf16 holds overflow in float16",
         fix="--compute-dtype bfloat16",
     ),
     _Row(
         code="compute-bf16-train-fp16",
         status="warning",
         when=lambda run: run.four_bit and run.compute_dtype == "bfloat16" and run.fp16 and not run.casts_adapters,
-        message="4-bit layers compute in bf16 while the rest trains in fp16: each layer casts in and out, and "
-        "fp16's loss "
-        "scaling is still needed",
+        message="4-bit layers compute in bf16 while the rest trains in fp16: each layer casts in and out, and fp16's "
+        "loss scaling is still needed",
         fix="bf16=True, fp16=False; or --compute-dtype float16",
     ),
     _Row(
         code="compute-fp32",
         status="warning",
         when=lambda run: run.four_bit and run.compute_dtype == "float32" and (run.bf16 or run.fp16),
-        message="4-bit layers compute in float32, which is BitsAndBytesConfig's default: a dequantised layer "
-        "takes 4 bytes "
-        "a weight instead of 2, and no tensor cores",
+        message="4-bit layers compute in float32, which is BitsAndBytesConfig's default: a dequantised layer takes 4 "
+        "bytes a weight instead of 2, and no tensor cores",
         fix="--compute-dtype bfloat16 (float16 on a card without bf16)",
     ),
     _Row(
@@ -104,8 +101,7 @@ _ROWS = (
         status="warning",
         when=lambda run: not run.bf16 and not run.fp16 and run.compute_dtype != "float32" and run.autocast,
         message="neither bf16 nor fp16 training is on: activations of upcast models stay float32, and float32 "
-        "attention "
-        "with grouped heads keeps its scores, sequence x sequence",
+        "attention with grouped heads keeps its scores, sequence x sequence",
         fix="bf16=True (fp16=True on a card without bf16)",
     ),
     _Row(
@@ -142,9 +138,9 @@ def check_dtypes(
         trainer=trainer,
         card_bf16=card_bf16,
     )
-    found = [
+    disagreements = [
         Finding(code=row.code, status=row.status, message=row.message, fix=row.fix, source=row.source)
         for row in _ROWS
         if row.when(run)
     ]
-    return found or [Finding(code="dtypes", status="ok", message="compute dtype and training dtype agree")]
+    return disagreements or [Finding(code="dtypes", status="ok", message="compute dtype and training dtype agree")]

@@ -8,7 +8,7 @@ from dataclasses import field
 from typing import Any, Literal
 
 from qlora_planner.measure.nvml import DeviceReading
-from qlora_planner.record import record
+from qlora_planner.record import fields_of, record
 
 Status = Literal["ok", "warning", "problem", "unknown"]
 
@@ -30,13 +30,7 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {
-            "code": self.code,
-            "status": self.status,
-            "message": self.message,
-            "fix": self.fix,
-            "source": self.source,
-        }
+        return fields_of(self)
 
 
 @record
@@ -92,8 +86,10 @@ class Facts:
     @property
     def capabilities(self) -> tuple[tuple[int, int], ...]:
         """Compute capability of each card that tells it."""
-        known = (release(card.compute_capability) for card in self.devices if card.compute_capability)
-        return tuple((one[0], one[1] if len(one) > 1 else 0) for one in known if one)
+        capabilities = (release(card.compute_capability) for card in self.devices if card.compute_capability)
+        return tuple(
+            (capability[0], capability[1] if len(capability) > 1 else 0) for capability in capabilities if capability
+        )
 
 
 def release(version: str) -> tuple[int, ...]:

@@ -35,7 +35,7 @@ _PCI_VENDOR_NVIDIA = "0x10de"
 
 def gather(*, probe: bool = True, timeout_s: float = 30.0) -> Facts:
     """The facts of this machine. `probe` asks torch in a subprocess, at most `timeout_s` seconds, when installed."""
-    packages = {name: _version(name) for name in _PACKAGES}
+    packages = {name: installed_version(name) for name in _PACKAGES}
     cards, nvml_error = _cards()
     answers = _ask_torch(timeout_s) if probe and packages["torch"] else {}
     torch_raw, library_raw = answers.get("torch"), answers.get("bitsandbytes")
@@ -68,7 +68,8 @@ def gather(*, probe: bool = True, timeout_s: float = 30.0) -> Facts:
     )
 
 
-def _version(package: str) -> str | None:
+def installed_version(package: str) -> str | None:
+    """What is installed of a package, None without it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -194,9 +195,9 @@ def _hub_token() -> bool:
 
 def _free_bytes(folder: Path) -> int | None:
     """Free bytes where the folder is, or will be."""
-    for place in (folder, *folder.parents):
+    for ancestor in (folder, *folder.parents):
         try:
-            return shutil.disk_usage(place).free
+            return shutil.disk_usage(ancestor).free
         except OSError:
             continue
     return None

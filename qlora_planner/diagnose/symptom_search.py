@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from importlib import metadata
 
 from qlora_planner.diagnose.facts import Finding
+from qlora_planner.diagnose.gather import installed_version
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.text import cleaned
 from qlora_planner.diagnose.oom.wordings import wording
@@ -36,7 +36,9 @@ _TRACKERS = {
 
 def explain_symptom(text: str) -> list[Finding]:
     """The known causes of a pasted error line or log, most particular first; empty when none is known."""
-    text = _bounded(text)
+    if len(text) > _HEAD_CHARACTERS + _TAIL_CHARACTERS:
+        text = f"{text[:_HEAD_CHARACTERS]}\n{text[-_TAIL_CHARACTERS:]}"
+    text = cleaned(text)
     findings: dict[str, Finding] = {}
     for fallback in (False, True):
         if fallback and findings:
@@ -58,7 +60,7 @@ def unknown_symptom(text: str) -> str:
     lowered = text[:_HEAD_CHARACTERS].lower()
     package = next((name for name in _TRACKERS if name in lowered), None)
     tracker = "the tracker of the library that raised it" if package is None else _TRACKERS[package]
-    versions = ", ".join(f"{name} {version}" for name in _TRACKERS if (version := _version(name)))
+    versions = ", ".join(f"{name} {version}" for name in _TRACKERS if (version := installed_version(name)))
     return (
         f"no cause of that error line is known: {len(SYMPTOMS)} kinds of lines were searched ({', '.join(SUBJECTS)});"
         f" installed here: {versions or 'no training library'}. Paste the last line of the traceback whole; `qlora-plan"
@@ -67,16 +69,10 @@ def unknown_symptom(text: str) -> str:
     )
 
 
-def _bounded(text: str) -> str:
-    if len(text) > _HEAD_CHARACTERS + _TAIL_CHARACTERS:
-        text = f"{text[:_HEAD_CHARACTERS]}\n{text[-_TAIL_CHARACTERS:]}"
-    return cleaned(text)
-
-
 def _finding(row: Symptom, match: re.Match[str]) -> Finding:
     # A row whose pattern may find no name has the default of the one row that needs it.
     name = (match.groupdict().get("name") or "libcudart.so").rstrip(".")
-    here = {package: version for package in row.packages if (version := _version(package))}
+    here = {package: version for package in row.packages if (version := installed_version(package))}
     return Finding(
         code=row.code,
         status="problem",
@@ -88,13 +84,6 @@ def _finding(row: Symptom, match: re.Match[str]) -> Finding:
 
 def _installed(versions: Mapping[str, str]) -> str:
     return f" (here: {', '.join(f'{name} {version}' for name, version in versions.items())})" if versions else ""
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _memory(text: str) -> Finding | None:

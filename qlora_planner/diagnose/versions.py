@@ -76,9 +76,8 @@ TRAPS = (
         low="0",
         below="1.7",
         status="warning",
-        message="keeps full logits: 12 bytes for each token and vocabulary entry at the loss (3 GiB for 2,048 "
-        "tokens of "
-        "Llama-3)",
+        message="keeps full logits: 12 bytes for each token and vocabulary entry at the loss (3 GiB for 2,048 tokens "
+        "of Llama-3)",
         fix="pip install -U 'trl>=1.15'",
         source="https://github.com/huggingface/trl/pull/5575",
     ),
@@ -118,25 +117,25 @@ TRAPS = (
 )
 
 
-def packages(facts: Facts) -> list[Finding]:
+def packages(host: Facts) -> list[Finding]:
     """What of `[train]` is missing."""
-    missing = [name for name in TRAIN_PACKAGES if facts.packages.get(name) is None]
+    missing = [name for name in TRAIN_PACKAGES if host.packages.get(name) is None]
     if not missing:
-        names = ", ".join(f"{name} {facts.packages[name]}" for name in TRAIN_PACKAGES)
+        names = ", ".join(f"{name} {host.packages[name]}" for name in TRAIN_PACKAGES)
         return [Finding(code="packages", status="ok", message=names)]
     message = f"not installed: {', '.join(missing)}; planning works without, profiling and training do not"
     fix = f"pip install {' '.join(missing)}   (all at once: {install_line('train')})"
     return [Finding(code="packages", status="problem", message=message, fix=fix)]
 
 
-def own_environment(facts: Facts) -> list[Finding]:
+def own_environment(host: Facts) -> list[Finding]:
     """Another trainer in this environment, whose pins and those of [train] exclude each other."""
-    found = {name: facts.packages[name] for name in PINNING_TOOLS if facts.packages.get(name)}
-    if not found:
+    tools = {name: host.packages[name] for name in PINNING_TOOLS if host.packages.get(name)}
+    if not tools:
         return []
-    names = " and ".join(f"{name} {version}" for name, version in found.items())
-    pins = " and ".join(PINNING_TOOLS[name] for name in found)
-    broken = [name for name in TRAIN_PACKAGES if facts.packages.get(name) is None]
+    names = " and ".join(f"{name} {version}" for name, version in tools.items())
+    pins = " and ".join(PINNING_TOOLS[name] for name in tools)
+    broken = [name for name in TRAIN_PACKAGES if host.packages.get(name) is None]
     message = f"{names} is installed here and pins other versions of {pins} than [train] needs: installing one breaks"
     message += " the other. The base install lives beside it: planning and `check` need none of them"
     line = install_line("train").removeprefix("pip ")
@@ -150,38 +149,38 @@ def own_environment(facts: Facts) -> list[Finding]:
     ]
 
 
-def traps(facts: Facts) -> list[Finding]:
+def traps(host: Facts) -> list[Finding]:
     """Installed versions that are known to take more memory, or to do something else than planned."""
     return [
         Finding(
             code=trap.code,
             status=trap.status,
-            message=f"{trap.package} {facts.packages[trap.package]} {trap.message}",
+            message=f"{trap.package} {host.packages[trap.package]} {trap.message}",
             fix=trap.fix or None,
             source=trap.source,
         )
         for trap in TRAPS
-        if within(facts.version(trap.package), trap.low, trap.below)
-        and not (trap.cured_by and facts.environment.get(trap.cured_by))
+        if within(host.version(trap.package), trap.low, trap.below)
+        and not (trap.cured_by and host.environment.get(trap.cured_by))
     ]
 
 
-def bitsandbytes_version(facts: Facts) -> list[Finding]:
+def bitsandbytes_version(host: Facts) -> list[Finding]:
     """transformers 5 refuses old bitsandbytes, and trips over some that it accepts."""
-    installed, transformers = facts.version("bitsandbytes"), facts.version("transformers")
+    installed, transformers = host.version("bitsandbytes"), host.version("transformers")
     if not within(transformers, "5.0", _ANY):
         return []
     fix = "pip install -U 'bitsandbytes>=0.50'"
     if within(installed, "0", "0.46.1"):
         message = (
-            f"transformers 5 needs bitsandbytes 0.46.1, here is {facts.packages['bitsandbytes']}; seen as 'Using "
+            f"transformers 5 needs bitsandbytes 0.46.1, here is {host.packages['bitsandbytes']}; seen as 'Using "
             "`bitsandbytes` 4-bit quantization requires bitsandbytes'"
         )
         source = "https://github.com/huggingface/transformers/pull/41283"
         return [Finding(code="bitsandbytes-version", status="problem", message=message, fix=fix, source=source)]
     if within(installed, "0.46.1", "0.50"):
         message = (
-            f"bitsandbytes {facts.packages['bitsandbytes']} with transformers 5 and device_map='auto' can fail with "
+            f"bitsandbytes {host.packages['bitsandbytes']} with transformers 5 and device_map='auto' can fail with "
             "\"unexpected keyword argument '_is_hf_initialized'\""
         )
         source = "https://github.com/bitsandbytes-foundation/bitsandbytes/pull/1900"

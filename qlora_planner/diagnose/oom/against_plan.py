@@ -62,15 +62,15 @@ def _tensors(report: OomReport, estimate: MemoryEstimate, dims: Mapping[str, int
     """Tensors of that size; else how many tokens' logits it was, or that the run has nothing of that order."""
     same = list(tensors_of(report.requested_bytes, estimate, dims))
     yield from same
-    asked, vocabulary = report.requested_bytes, dims.get("vocab_size")
-    if same or asked is None or asked < _MIDDLE:
+    requested_bytes, vocabulary = report.requested_bytes, dims.get("vocab_size")
+    if same or requested_bytes is None or requested_bytes < _MIDDLE:
         return
     largest = max((size for _, size in _candidates(estimate, dims)), default=0)
-    if largest and asked > _SENSELESS_TIMES * largest:
+    if largest and requested_bytes > _SENSELESS_TIMES * largest:
         yield f"no tensor of the plan's run, whose largest can have {largest / MIB:,.0f} MiB: shapes are at fault"
     elif vocabulary and are_whole_logits(report):
         run = estimate.run
-        tokens = round(asked / (vocabulary * 4))
+        tokens = round(requested_bytes / (vocabulary * 4))
         yield (
             f"about {tokens:,} tokens x {vocabulary:,} x 4 bytes, logits in float32; the plan has batch"
             f" {run.batch_size} x {run.seq_len:,} tokens"

@@ -30,17 +30,17 @@ _FORMS: tuple[tuple[re.Pattern[str], bool], ...] = (
 )  # fmt: skip
 
 
-def frames_before(text: str, place: int) -> tuple[Frame, ...]:
-    """The frames of the traceback that ends in the message at `place`, the outermost first."""
-    part = text[max(0, place - _BEFORE_CHARACTERS) : place]
-    line, low = line_around(text, place)
-    prefix = prefix_of(line) if low < place else ""
+def frames_before(text: str, start: int) -> tuple[Frame, ...]:
+    """The frames of the traceback that ends in the message at `start`, the outermost first."""
+    part = text[max(0, start - _BEFORE_CHARACTERS) : start]
+    line, low = line_around(text, start)
+    prefix = prefix_of(line) if low < start else ""
     lines: Sequence[str] = part.split("\n")
-    if prefix and any(one.startswith(prefix.rstrip()) for one in lines):
+    if prefix and any(line.startswith(prefix.rstrip()) for line in lines):
         # Processes write into one another: only what the one that failed wrote.
         bare = prefix.rstrip()
-        lines = [one[len(bare) :].removeprefix(" ") for one in lines if one.startswith(bare)]
-    heads = [number for number, one in enumerate(lines) if _HEADER in one[:_LONGEST_LINE]]
+        lines = [line[len(bare) :].removeprefix(" ") for line in lines if line.startswith(bare)]
+    heads = [number for number, line in enumerate(lines) if _HEADER in line[:_LONGEST_LINE]]
     return tuple(_frames(lines[heads[-1] :] if heads else lines))[-_MOST_FRAMES:]
 
 

@@ -14,10 +14,15 @@ _FLOAT32_BYTES = 4
 
 def logits_tokens(report: OomReport) -> dict[str, int]:
     """Family -> tokens whose float32 logits take what was asked for; empty where the failure was no logits tensor."""
-    asked = report.requested_bytes
-    if report.doing not in LOGITS[:3] or asked is None or asked < _NOTICED_BYTES or report.senseless:
+    requested_bytes = report.requested_bytes
+    if (
+        report.doing not in LOGITS[:3]
+        or requested_bytes is None
+        or requested_bytes < _NOTICED_BYTES
+        or report.senseless
+    ):
         return {}
-    return {name: round(asked / (rows * _FLOAT32_BYTES)) for name, rows in VOCABULARIES.items()}
+    return {name: round(requested_bytes / (rows * _FLOAT32_BYTES)) for name, rows in VOCABULARIES.items()}
 
 
 def are_whole_logits(report: OomReport) -> bool:

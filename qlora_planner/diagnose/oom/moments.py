@@ -77,11 +77,11 @@ def moment_of(frames: Sequence[Frame]) -> dict[str, Any]:
     """`phase`, `doing`, `recomputing` and `frame` of an OomReport."""
     near = frames[-_INNERMOST:]
     named = [f"{frame.file.replace(chr(92), '/')}::{frame.function.rpartition('.')[2]}" for frame in near]
-    phase = next((name for name, pattern in _PHASES if any(pattern.search(one) for one in named)), None)
+    phase = next((name for name, pattern in _PHASES if any(map(pattern.search, named))), None)
     return {
         "phase": phase,
         "doing": _doing(near, named),
-        "recomputing": phase == "backward" and any(_RECOMPUTES.search(one) for one in named),
+        "recomputing": phase == "backward" and any(map(_RECOMPUTES.search, named)),
         "frame": frames[-1] if frames else None,
     }
 

@@ -163,8 +163,8 @@ def _run(data: bytes) -> Any:
 
 def _remembered(memo: list[Any], run: bytes, code: int) -> list[Any]:
     if code == 0x68:
-        return [memo[place] for place in run[1::2]]
-    return [memo[place] for (place,) in struct.iter_unpack("<xI", run)]
+        return [memo[index] for index in run[1::2]]
+    return [memo[index] for (index,) in struct.iter_unpack("<xI", run)]
 
 
 def _cut(data: bytes, at: int, size: int) -> bytes:
@@ -174,13 +174,13 @@ def _cut(data: bytes, at: int, size: int) -> bytes:
     return part
 
 
-def _put(memo: list[Any], place: int, value: Any) -> None:
+def _put(memo: list[Any], index: int, value: Any) -> None:
     """Picklers number what they remember from 0 on, torch's own from 1 at times."""
-    if place > len(memo) + 1:
+    if index > len(memo) + 1:
         raise NotPlain("its memo is out of order")
-    while len(memo) <= place:
+    while len(memo) <= index:
         memo.append(value)
-    memo[place] = value
+    memo[index] = value
 
 
 def _list(target: Any) -> list[Any]:
@@ -200,6 +200,6 @@ def _set(target: Any, items: list[Any]) -> None:
 
 
 def _refused(code: int, stack: list[Any]) -> str:
-    if code == 0x93 and len(stack) > 1 and all(isinstance(one, str) for one in stack[-2:]):
+    if code == 0x93 and len(stack) > 1 and all(isinstance(operand, str) for operand in stack[-2:]):
         return f"it wants {stack[-2][:60]}.{stack[-1][:60]}, and a snapshot is plain data"
     return f"it wants {_NOT_PLAIN.get(code, f'instruction {code:#04x}')}, and a snapshot is plain data"

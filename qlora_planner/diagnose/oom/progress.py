@@ -36,12 +36,12 @@ class _Bar:
     total: int
 
 
-def progress_at(text: str, place: int, *, evaluating: bool = False) -> Progress | None:
-    """What the bars before the message at `place` say, else those shortly after it; None without any.
+def progress_at(text: str, start: int, *, evaluating: bool = False) -> Progress | None:
+    """What the bars before the message at `start` say, else those shortly after it; None without any.
 
     `evaluating`: the traceback shows an evaluation, so the last bar can be that one's.
     """
-    bars = _bars(text[max(0, place - _BEFORE_CHARACTERS) : place]) or _bars(text[place : place + _AFTER_CHARACTERS])
+    bars = _bars(text[max(0, start - _BEFORE_CHARACTERS) : start]) or _bars(text[start : start + _AFTER_CHARACTERS])
     if not bars:
         return None
     steps = [bar for bar in bars if bar.phase is None and 0 <= bar.done <= bar.total and bar.total]

@@ -30,33 +30,33 @@ def looks_like_snapshot(head: bytes) -> bool:
     return head[:1] == b"\x80" or (head[:64].lstrip()[:1] == b"{" and b'"segments"' in head[:_SNIFFED])
 
 
-def read_snapshot(content: bytes, where: str) -> OomReport:
+def read_snapshot(content: bytes, location: str) -> OomReport:
     """What torch held when the snapshot was made, and the failure if its history has one.
 
-    Raises InputError naming `where` for what is no snapshot, a pickle that holds more than plain data, and for one that
-    is larger, deeper or longer than the bounds here and in plain_pickle.py.
+    Raises InputError naming `location` for what is no snapshot, a pickle that holds more than plain data, and for one
+    that is larger, deeper or longer than the bounds here and in plain_pickle.py.
     """
     if len(content) > SNAPSHOT_BYTES:
         raise InputError(
-            f"{where}: a snapshot of more than {SNAPSHOT_BYTES >> 20} MiB is not read; record fewer events"
+            f"{location}: a snapshot of more than {SNAPSHOT_BYTES >> 20} MiB is not read; record fewer events"
             " (torch.cuda.memory._record_memory_history(max_entries=100000)), or give the log"
         )
     if content[:1] != b"\x80":
-        check_json(content, where, most_values=_MOST_JSON_VALUES)
+        check_json(content, location, most_values=_MOST_JSON_VALUES)
     try:
         raw = load_plain(content) if content[:1] == b"\x80" else json.loads(content)
     except (ValueError, RecursionError) as error:
         reason = "it is nested too deeply" if isinstance(error, RecursionError) else shown(str(error), 200)
-        raise InputError(f"{where}: is no memory snapshot that can be read: {reason}") from None
+        raise InputError(f"{location}: is no memory snapshot that can be read: {reason}") from None
     segments = raw.get("segments") if isinstance(raw, Mapping) else None
-    if not isinstance(segments, list) or not all(isinstance(one, Mapping) for one in segments[:_MOST_SEGMENTS]):
-        raise InputError(f"{where}: holds no segments, so it is no snapshot of torch.cuda.memory")
+    if not isinstance(segments, list) or not all(isinstance(segment, Mapping) for segment in segments[:_MOST_SEGMENTS]):
+        raise InputError(f"{location}: holds no segments, so it is no snapshot of torch.cuda.memory")
     if len(segments) > _MOST_SEGMENTS:
-        raise InputError(f"{where}: holds more than {_MOST_SEGMENTS:,} segments, so it is no snapshot of torch")
+        raise InputError(f"{location}: holds more than {_MOST_SEGMENTS:,} segments, so it is no snapshot of torch")
     oom = _failure(raw.get("device_traces"))
     device = None if oom is None else oom.get("device")
-    kept = [one for one in segments if device is None or one.get("device", device) == device]
-    reserved, allocated = (sum(_size(one.get(key)) for one in kept) for key in ("total_size", "allocated_size"))
+    kept = [segment for segment in segments if device is None or segment.get("device", device) == device]
+    reserved, allocated = (sum(_size(segment.get(key)) for segment in kept) for key in ("total_size", "allocated_size"))
     frames = tuple(_frames(oom.get("frames"))) if oom is not None else ()
     return OomReport(
         kind="torch",
@@ -76,7 +76,7 @@ def read_snapshot(content: bytes, where: str) -> OomReport:
 def _failure(traces: Any) -> Mapping[str, Any] | None:
     """The last event `oom` of any device, with its device."""
     left, seen = _MOST_EVENTS, set()
-    found: Mapping[str, Any] | None = None
+    failure: Mapping[str, Any] | None = None
     for device, events in enumerate(traces[:_MOST_DEVICES] if isinstance(traces, list) else []):
         if not isinstance(events, list) or id(events) in seen:
             continue
@@ -84,19 +84,19 @@ def _failure(traces: Any) -> Mapping[str, Any] | None:
         for event in reversed(events[-left:] if left else []):
             left -= 1
             if isinstance(event, Mapping) and event.get("action") == "oom":
-                found = {**event, "device": event.get("device", device)}
+                failure = {**event, "device": event.get("device", device)}
                 break
-    return found
+    return failure
 
 
 def _frames(raw: Any) -> Iterator[Frame]:
     """Python's frames, the outermost first: a snapshot has them the other way round."""
-    for one in reversed(raw[:_MOST_FRAMES] if isinstance(raw, list) else []):
-        file = one.get("filename") if isinstance(one, Mapping) else None
+    for entry in reversed(raw[:_MOST_FRAMES] if isinstance(raw, list) else []):
+        file = entry.get("filename") if isinstance(entry, Mapping) else None
         if isinstance(file, str) and file.endswith(".py"):
-            name = one.get("name")
+            name = entry.get("name")
             function = shown(name, 200) if isinstance(name, str) else "<module>"
-            yield Frame(file=shown(file, 1000), line=_size(one.get("line")), function=function)
+            yield Frame(file=shown(file, 1000), line=_size(entry.get("line")), function=function)
 
 
 def _size(value: Any) -> int:

@@ -69,9 +69,9 @@ def find_other(text: str) -> Failure | None:
         "message": shown(message, _SHOWN_CHARACTERS),
         "backend": row.backend,
     }
-    asked, bare = _ASKED.search(message), _ASKED_BARE.search(message)
-    if asked is not None:
-        fields["requested_bytes"] = size_of(asked[1], asked[2])
+    sized, bare = _ASKED.search(message), _ASKED_BARE.search(message)
+    if sized is not None:
+        fields["requested_bytes"] = size_of(sized[1], sized[2])
     elif bare is not None:
         fields["requested_bytes"] = int(bare[1])
     return Failure(fields=fields, start=start, times=len(places[row.kind]))

@@ -13,10 +13,7 @@ ROWS = (
         "of transformers 5",
         "processing_class=tokenizer",
         "https://github.com/huggingface/trl/pull/2162",
-        (
-            "trl",
-            "transformers",
-        ),
+        ("trl", "transformers"),
     ),
     Symptom(
         "trl-max-length",
@@ -60,10 +57,7 @@ ROWS = (
         "warmup_steps with a fraction; the rest is gone",
         "rename or delete {name}; a script for 4.x also runs with pip install 'transformers<5'",
         f"{TRANSFORMERS}/training_args.py",
-        (
-            "transformers",
-            "trl",
-        ),
+        ("transformers", "trl"),
     ),
     Symptom(
         "load-in-4bit",
@@ -91,13 +85,7 @@ ROWS = (
         "pip install -U transformers peft trl accelerate datasets huggingface_hub together, then restart "
         "the notebook's kernel",
         "https://huggingface.co/docs/transformers/installation",
-        (
-            "transformers",
-            "peft",
-            "trl",
-            "accelerate",
-            "huggingface-hub",
-        ),
+        ("transformers", "peft", "trl", "accelerate", "huggingface-hub"),
     ),
     Symptom(
         "compute-loss-argument",
@@ -122,10 +110,7 @@ ROWS = (
         "a warning: the argument is called processing_class since trl 0.12 and transformers 4.46",
         "processing_class=tokenizer",
         "https://github.com/huggingface/trl/pull/2162",
-        (
-            "trl",
-            "transformers",
-        ),
+        ("trl", "transformers"),
     ),
     Symptom(
         "training-arguments-sft",
@@ -152,10 +137,6 @@ ROWS = (
         "Unsloth, flash-attn) or remote code of another transformers",
         "pip install -U liger-kernel unsloth peft with transformers; without the patch to see that it is it",
         "https://github.com/linkedin/Liger-Kernel/issues",
-        (
-            "transformers",
-            "liger-kernel",
-            "peft",
-        ),
+        ("transformers", "liger-kernel", "peft"),
     ),
 )

@@ -68,10 +68,7 @@ ROWS = (
         "bitsandbytes older than 0.45 with triton 3.2 or newer",
         "pip install -U bitsandbytes",
         f"{BITSANDBYTES}/issues/1492",
-        (
-            "bitsandbytes",
-            "triton",
-        ),
+        ("bitsandbytes", "triton"),
     ),
     Symptom(
         "quantise-twice",
@@ -81,10 +78,7 @@ ROWS = (
         "from a 4-bit model by another tool",
         "load the 16-bit base with quantization_config; save adapters, not the 4-bit model",
         f"{BITSANDBYTES}/blob/main/bitsandbytes/functional.py",
-        (
-            "bitsandbytes",
-            "transformers",
-        ),
+        ("bitsandbytes", "transformers"),
     ),
     Symptom(
         "quant-state",
@@ -111,10 +105,7 @@ ROWS = (
         "NaN-producing or out-of-range inputs, or two versions of cuBLAS (LD_LIBRARY_PATH)",
         "unset LD_LIBRARY_PATH; --quant nf4 in place of int8; CUDA_LAUNCH_BLOCKING=1 names the place",
         "https://docs.nvidia.com/cuda/cublas/#cublasstatus-t",
-        (
-            "torch",
-            "bitsandbytes",
-        ),
+        ("torch", "bitsandbytes"),
     ),
     Symptom(
         "packed-shape",
@@ -124,10 +115,7 @@ ROWS = (
         "load with quantization_config in from_pretrained; do not copy or replace 4-bit layers; pip "
         "install -U peft bitsandbytes",
         f"{BITSANDBYTES}/blob/main/bitsandbytes/nn/modules.py",
-        (
-            "bitsandbytes",
-            "peft",
-        ),
+        ("bitsandbytes", "peft"),
     ),
     Symptom(
         "bnb-accelerate",
@@ -136,10 +124,6 @@ ROWS = (
         "the notebook's kernel started)",
         "pip install -U accelerate bitsandbytes, then restart the kernel",
         f"{TRANSFORMERS}/quantizers/quantizer_bnb_4bit.py",
-        (
-            "accelerate",
-            "bitsandbytes",
-            "transformers",
-        ),
+        ("accelerate", "bitsandbytes", "transformers"),
     ),
 )

@@ -31,10 +31,7 @@ ROWS = (
         "take the -Instruct model's tokenizer, or chat_template_path='...' in SFTConfig (trl 0.20 and "
         "newer), or a column of plain text",
         f"{TRANSFORMERS}/tokenization_utils_base.py",
-        (
-            "trl",
-            "transformers",
-        ),
+        ("trl", "transformers"),
     ),
     Symptom(
         "chat-roles",
@@ -114,10 +111,7 @@ ROWS = (
         "datasets and fsspec of different ages",
         "pip install -U datasets fsspec",
         f"{DATASETS}/builder.py",
-        (
-            "datasets",
-            "fsspec",
-        ),
+        ("datasets", "fsspec"),
     ),
     Symptom(
         "data-worker",
@@ -144,10 +138,7 @@ ROWS = (
         "no row has a column {name}: the file's columns are called otherwise, or the split is another one",
         "print(dataset.column_names); dataset.rename_column(...)",
         "https://huggingface.co/docs/trl/dataset_formats",
-        (
-            "trl",
-            "datasets",
-        ),
+        ("trl", "datasets"),
     ),
     Symptom(
         "mask-size",

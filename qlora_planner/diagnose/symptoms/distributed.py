@@ -13,10 +13,7 @@ ROWS = (
         "BitsAndBytesConfig(bnb_4bit_quant_storage=torch.bfloat16) with dtype=torch.bfloat16 in "
         "from_pretrained; cast what is float32",
         f"{TORCH}/torch/distributed/fsdp/_flat_param.py",
-        (
-            "bitsandbytes",
-            "accelerate",
-        ),
+        ("bitsandbytes", "accelerate"),
     ),
     Symptom(
         "fsdp-single",
@@ -55,10 +52,7 @@ ROWS = (
         "CUDA than torch's",
         "install the CUDA toolkit of torch.version.cuda; or optim='adamw_torch' without offload",
         "https://www.deepspeed.ai/tutorials/advanced-install/",
-        (
-            "deepspeed",
-            "torch",
-        ),
+        ("deepspeed", "torch"),
     ),
     Symptom(
         "loss-scale",

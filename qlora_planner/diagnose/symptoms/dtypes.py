@@ -43,10 +43,7 @@ ROWS = (
         "fp16=True or bf16=True without a card that has it: torch sees none, or it is Apple's GPU or an old card",
         "qlora-plan doctor shows what torch sees; drop fp16 and bf16 on a CPU",
         f"{ACCELERATE}/accelerator.py",
-        (
-            "torch",
-            "accelerate",
-        ),
+        ("torch", "accelerate"),
     ),
     Symptom(
         "no-inf-checks",
@@ -62,10 +59,7 @@ ROWS = (
         "names a quantised layer",
         "freeze the base; keep layers of modules_to_save out of quantisation (llm_int8_skip_modules)",
         "https://github.com/huggingface/peft/issues/1720",
-        (
-            "peft",
-            "bitsandbytes",
-        ),
+        ("peft", "bitsandbytes"),
     ),
     Symptom(
         "logits-inf",

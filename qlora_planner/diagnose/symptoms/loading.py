@@ -31,10 +31,7 @@ ROWS = (
         "tokenizer.json was written by a newer tokenizers than reads it; else sentencepiece is missing",
         "pip install -U transformers tokenizers sentencepiece",
         "https://github.com/huggingface/tokenizers/issues/1562",
-        (
-            "tokenizers",
-            "transformers",
-        ),
+        ("tokenizers", "transformers"),
     ),
     Symptom(
         "tokenizer-backend",
@@ -85,10 +82,7 @@ ROWS = (
         "the flash-attn package is not there, is older than 2.3.3, or torch sees no card",
         "attn_implementation='sdpa'; else a wheel for your torch and CUDA: pip install flash-attn --no-build-isolation",
         f"{TRANSFORMERS}/modeling_utils.py",
-        (
-            "flash-attn",
-            "torch",
-        ),
+        ("flash-attn", "torch"),
     ),
     Symptom(
         "flash-attention-dtype",
@@ -104,10 +98,7 @@ ROWS = (
         "a compiled package was built against another torch than the installed one",
         "pip uninstall flash-attn, then reinstall it (or xformers, torchvision, vllm) for this torch",
         "https://github.com/Dao-AILab/flash-attention/issues/919",
-        (
-            "torch",
-            "flash-attn",
-        ),
+        ("torch", "flash-attn"),
     ),
     Symptom(
         "to-quantised",
@@ -116,10 +107,7 @@ ROWS = (
         "a 4-bit or 8-bit model is placed while it is loaded, and is not moved or cast afterwards",
         "drop .to(...), .cuda(), .half(); device_map={'': 0} in from_pretrained; pip install -U accelerate",
         f"{TRANSFORMERS}/modeling_utils.py",
-        (
-            "accelerate",
-            "bitsandbytes",
-        ),
+        ("accelerate", "bitsandbytes"),
     ),
     Symptom(
         "meta-tensor",
@@ -135,10 +123,7 @@ ROWS = (
         "transformers reads .bin files only with torch 2.6 and newer",
         "pip install -U 'torch>=2.6', or a repository (or revision) that has safetensors",
         f"{TRANSFORMERS}/utils/import_utils.py",
-        (
-            "torch",
-            "transformers",
-        ),
+        ("torch", "transformers"),
     ),
     Symptom(
         "weights-only",
@@ -147,10 +132,7 @@ ROWS = (
         "scheduler.pt of an older run do",
         "pip install -U transformers accelerate; load with weights_only=False only what you wrote yourself",
         f"{TORCH}/torch/serialization.py",
-        (
-            "torch",
-            "transformers",
-        ),
+        ("torch", "transformers"),
     ),
     Symptom(
         "safetensors-broken",
@@ -212,10 +194,7 @@ ROWS = (
         "16 bits, and then is two to four times as large",
         "a bf16 repository of the same model with --quant nf4; qlora-plan audit MODEL tells what it takes",
         f"{TRANSFORMERS}/quantizers",
-        (
-            "transformers",
-            "triton",
-        ),
+        ("transformers", "triton"),
     ),
     Symptom(
         "head-missing",
@@ -223,10 +202,7 @@ ROWS = (
         "the head shares the embedding's weights and is not stored on its own",
         "model.tie_weights() after loading; pip install -U transformers accelerate",
         f"{TRANSFORMERS}/modeling_utils.py",
-        (
-            "transformers",
-            "accelerate",
-        ),
+        ("transformers", "accelerate"),
     ),
     Symptom(
         "weights-not-initialised",

@@ -60,10 +60,7 @@ ROWS = (
         "well (or a notebook cell ran twice)",
         "drop one of the two; load the base model anew before adding other adapters",
         f"{PEFT}/tuners/tuners_utils.py",
-        (
-            "peft",
-            "trl",
-        ),
+        ("peft", "trl"),
     ),
     Symptom(
         "adapter-config-newer",
@@ -97,10 +94,7 @@ ROWS = (
         "another PEFT or transformers, or for another class (text part of a vision model)",
         "load it into the class that it was trained in; pip install -U peft",
         f"{PEFT}/peft_model.py",
-        (
-            "peft",
-            "transformers",
-        ),
+        ("peft", "transformers"),
     ),
     Symptom(
         "merge-4bit",

@@ -46,10 +46,7 @@ ROWS = (
         "the compiler in triton or the toolkit is older than the card (Blackwell: CUDA 12.8, triton 3.3)",
         "pip install -U torch triton; a newer CUDA toolkit",
         "https://github.com/triton-lang/triton/issues/5824",
-        (
-            "triton",
-            "torch",
-        ),
+        ("triton", "torch"),
     ),
     Symptom(
         "windows-triton",
@@ -58,10 +55,7 @@ ROWS = (
         "triton has no official wheels for Windows; Liger, Unsloth and torch.compile need it",
         "pip install triton-windows, or WSL 2; without it: no --liger",
         "https://github.com/woct0rdho/triton-windows",
-        (
-            "triton",
-            "torch",
-        ),
+        ("triton", "torch"),
     ),
     Symptom(
         "windows-spill",
@@ -108,10 +102,7 @@ ROWS = (
         "a compiled package was built for NumPy 1 and NumPy 2 is installed (or the reverse)",
         "upgrade that package; else pip install 'numpy<2'; restart the kernel",
         "https://numpy.org/devdocs/user/troubleshooting-importerror.html",
-        (
-            "numpy",
-            "torch",
-        ),
+        ("numpy", "torch"),
     ),
     Symptom(
         "glibc",

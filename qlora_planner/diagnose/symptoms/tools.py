@@ -19,10 +19,7 @@ ROWS = (
         "torch sees no card here: a CPU runtime, or a CPU build of torch",
         "Colab: Runtime > Change runtime type > GPU; qlora-plan doctor",
         "https://github.com/unslothai/unsloth/blob/main/unsloth/device_type.py",
-        (
-            "unsloth",
-            "torch",
-        ),
+        ("unsloth", "torch"),
     ),
     Symptom(
         "labels-masked",
@@ -33,10 +30,7 @@ ROWS = (
         "print(tokenizer.decode(row['input_ids'])) and take the markers from it, line ends included; a "
         "larger max_length",
         "https://github.com/unslothai/unsloth/issues/2900",
-        (
-            "unsloth",
-            "trl",
-        ),
+        ("unsloth", "trl"),
     ),
     Symptom(
         "unsloth-adapters",

@@ -14,10 +14,7 @@ ROWS = (
         "bf16=True with --compute-dtype bfloat16, a lower learning rate (1e-4), max_grad_norm 0.3; print "
         "one batch's labels: not all may be -100",
         "https://github.com/huggingface/transformers/issues/35407",
-        (
-            "transformers",
-            "trl",
-        ),
+        ("transformers", "trl"),
     ),
     Symptom(
         "loss-flat",
@@ -30,10 +27,7 @@ ROWS = (
         "model.print_trainable_parameters() and grad_norm in the log must not be 0; "
         "gradient_checkpointing_kwargs={'use_reentrant': False}; learning_rate=2e-4",
         "https://thinkingmachines.ai/blog/lora/",
-        (
-            "peft",
-            "trl",
-        ),
+        ("peft", "trl"),
     ),
     Symptom(
         "never-stops",
@@ -66,10 +60,7 @@ ROWS = (
         "device_map={'': 0} puts it on one card; for all cards start a process a card with device_map={'': "
         "LOCAL_RANK}; CUDA_VISIBLE_DEVICES=0 hides the others",
         "https://huggingface.co/docs/accelerate/usage_guides/big_modeling",
-        (
-            "accelerate",
-            "transformers",
-        ),
+        ("accelerate", "transformers"),
     ),
     Symptom(
         "cpu-and-card",
@@ -95,10 +86,7 @@ ROWS = (
         "hook or compiled code",
         "pip install -U torch transformers peft; use_reentrant=True tolerates it; no torch_compile",
         f"{TORCH}/torch/utils/checkpoint.py",
-        (
-            "torch",
-            "transformers",
-        ),
+        ("torch", "transformers"),
     ),
     Symptom(
         "backward-twice",
@@ -129,10 +117,7 @@ ROWS = (
         "CUDA_LAUNCH_BLOCKING=1 names the kernel; update that library; lower the card's clock or power "
         "limit when it comes at random",
         "https://docs.pytorch.org/docs/stable/notes/cuda.html#asynchronous-execution",
-        (
-            "torch",
-            "bitsandbytes",
-        ),
+        ("torch", "bitsandbytes"),
     ),
     Symptom(
         "segfault",
@@ -166,10 +151,7 @@ ROWS = (
         "torch.compile could not compile a part: triton or a compiler is missing, or the code cannot be traced",
         "torch_compile=False; TORCHDYNAMO_DISABLE=1 to see that it is it; UNSLOTH_COMPILE_DISABLE=1 under Unsloth",
         "https://docs.pytorch.org/docs/stable/torch.compiler_troubleshooting.html",
-        (
-            "torch",
-            "triton",
-        ),
+        ("torch", "triton"),
     ),
     Symptom(
         "attention-kernel",
@@ -179,10 +161,7 @@ ROWS = (
         "size, or xformers built for another torch",
         "dtype=torch.float16 on cards below 8.0; attn_implementation='eager' to see; reinstall xformers for this torch",
         f"{TORCH}/aten/src/ATen/native/transformers/cuda/sdp_utils.cpp",
-        (
-            "torch",
-            "xformers",
-        ),
+        ("torch", "xformers"),
     ),
     Symptom(
         "gradient-zero",
@@ -193,10 +172,7 @@ ROWS = (
         "print one batch's labels; model.print_trainable_parameters(); "
         "gradient_checkpointing_kwargs={'use_reentrant': False}",
         "https://github.com/unslothai/unsloth/issues/2900",
-        (
-            "trl",
-            "peft",
-        ),
+        ("trl", "peft"),
     ),
     Symptom(
         "loss-spikes",
