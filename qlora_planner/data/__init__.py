@@ -78,17 +78,17 @@ def rows(
 
     _check(bad_rows, None)
     files = find_files(path)
-    faults, found = Faults(files), 0
-    for place in examples(files, shape_of(files), faults, moved):
+    faults, good_rows = Faults(files), 0
+    for located in examples(files, shape_of(files), faults, moved):
         if bad_rows == "refuse" and faults.count:
             break
-        found += 1
-        yield place.example
+        good_rows += 1
+        yield located.example
     if faults.count:
         if bad_rows == "refuse":
-            raise InputError(f"{faults.words(found)}; mend it, or leave it out with --bad-rows skip")
-        warn(f"{faults.words(found)}; they are left out")
-    if not found:
+            raise InputError(f"{faults.words(good_rows)}; mend it, or leave it out with --bad-rows skip")
+        warn(f"{faults.words(good_rows)}; they are left out")
+    if not good_rows:
         raise InputError(f"{files[0].path}: holds no row that can be used")
 
 

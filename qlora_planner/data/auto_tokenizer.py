@@ -26,13 +26,13 @@ def main(name: str, out: str) -> int:
     if backend is None:
         print(f"{type(tokenizer).__name__} has no fast form", file=sys.stderr)
         return 1
-    found = {
+    document = {
         "tokenizer": backend.to_str(),
         "special_tokens": dict(tokenizer.special_tokens_map),
         "chat_template": tokenizer.chat_template,
         "split": bool(tokenizer.split_special_tokens),
     }
-    Path(out).write_text(json.dumps(found), encoding="utf-8")
+    Path(out).write_text(json.dumps(document), encoding="utf-8")
     return 0
 
 

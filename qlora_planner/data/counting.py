@@ -111,7 +111,7 @@ class Tokenised:
 
     def count(self, examples: Sequence[Example]) -> list[Counted]:
         """One batch for all; row by row only where a row breaks it."""
-        found: list[Counted] = [(0, 0)] * len(examples)
+        counts: list[Counted] = [(0, 0)] * len(examples)
         # Texts with the tokenizer's own special tokens and chats without them, each in one call.
         for chats in (False, True):
             chosen = [index for index, example in enumerate(examples) if is_chat(example) is chats]
@@ -120,14 +120,14 @@ class Tokenised:
                 try:
                     whole, prompt = self._texts(examples[index])
                 except RowFaultError as fault:
-                    found[index] = str(fault)
+                    counts[index] = str(fault)
                     continue
                 at.append(index)
                 texts.append(whole)
                 prompts.append(prompt)
             for index, counted in zip(at, self._lengths(texts, prompts, special=not chats), strict=True):
-                found[index] = counted
-        return found
+                counts[index] = counted
+        return counts
 
     def _texts(self, example: Example) -> tuple[str, str | None]:
         """The whole text of an example and that of its prompt alone."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import glob
 import os
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 
 from qlora_planner.bounded import open_regular
@@ -14,14 +13,7 @@ from qlora_planner.record import record
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain
 
-FORMATS = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".json": "json",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-}
+FORMATS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet"}
 _COMPRESSED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".lz4")
 # The first bytes tell a compressed file that is not called so, and text that is not UTF-8.
 _MAGIC = {
@@ -67,34 +59,34 @@ def find_files(text: str | os.PathLike[str]) -> tuple[DataFile, ...]:
 
 def _of_folder(folder: Path) -> tuple[DataFile, ...]:
     inside = sorted(path for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
-    found = [path for path in inside if path.suffix.lower() in FORMATS]
-    if not found:
+    data_files = [path for path in inside if path.suffix.lower() in FORMATS]
+    if not data_files:
         shown = ", ".join(path.name for path in inside[:5]) or "nothing"
         more = f" and {len(inside) - 5} more" if len(inside) > 5 else ""
         packed = any(path.suffix.lower() in _COMPRESSED for path in inside)
         fix = "; unpack them first" if packed else ""
         refuse([f"a folder without data files ({_KNOWN}); it holds {shown}{more}{fix}"], str(folder))
-    return _all_checked(found)
+    return tuple(map(_checked, data_files))
 
 
 def _of_pattern(pattern: str) -> tuple[DataFile, ...]:
-    found = sorted(map(Path, _matches(pattern)))
-    if not found:
+    matches = sorted(map(Path, _matches(pattern)))
+    if not matches:
         refuse(["no file matches this pattern"], pattern)
-    return _all_checked(found)
+    return tuple(map(_checked, matches))
 
 
 def _matches(pattern: str) -> list[str]:
     """The files that a pattern matches; waiting ends where it walks through a whole disk, or through /proc."""
-    found: list[str] = []
+    matches: list[str] = []
     ended = threading.Event()
 
     def walk() -> None:
         for name in glob.iglob(pattern, recursive=True):
-            if ended.is_set() or len(found) > MOST_FILES:
+            if ended.is_set() or len(matches) > MOST_FILES:
                 break
             if os.path.isfile(name):
-                found.append(name)
+                matches.append(name)
         ended.set()
 
     # A thread, because what matches nothing never comes back from the walk; left behind, it ends with the process.
@@ -102,37 +94,33 @@ def _matches(pattern: str) -> list[str]:
     if not ended.wait(WALK_S):
         ended.set()
         refuse([f"no end of folders after {WALK_S:.0f} s; name the folder that holds the files"], pattern)
-    if len(found) > MOST_FILES:
+    if len(matches) > MOST_FILES:
         refuse([f"matches more than {MOST_FILES:,} files; name fewer"], pattern)
-    return found
-
-
-def _all_checked(paths: Sequence[Path]) -> tuple[DataFile, ...]:
-    return tuple(_checked(path) for path in paths)
+    return matches
 
 
 def _checked(path: Path) -> DataFile:
-    where = str(path)
+    name = str(path)
     if not path.exists():
-        refuse(["no such file or folder"], where)
+        refuse(["no such file or folder"], name)
     if not path.is_file():
-        refuse(["is no regular file; its length must be known, and it is read more than once"], where)
+        refuse(["is no regular file; its length must be known, and it is read more than once"], name)
     suffix = path.suffix.lower()
     if suffix in _COMPRESSED:
-        raise InputError(f"{plain(where)}: compressed data is not read; unpack it first")
+        raise InputError(f"{plain(name)}: compressed data is not read; unpack it first")
     if suffix not in FORMATS:
-        refuse([f"{path.suffix or 'no suffix'} is no kind of data that is understood; {_KNOWN} are"], where)
+        refuse([f"{path.suffix or 'no suffix'} is no kind of data that is understood; {_KNOWN} are"], name)
     size = path.stat().st_size
     if not size:  # also what the kernel makes up on demand, reading which can wait for ever
-        refuse(["is empty"], where)
+        refuse(["is empty"], name)
     with open_regular(path) as file:
         head = file.read(4096)
     if not head.strip():
-        refuse(["is empty"], where)
+        refuse(["is empty"], name)
     for magic, words in _MAGIC.items():
         if head.startswith(magic):
             fix = "save it as UTF-8" if "UTF-16" in words else "unpack it first"
-            refuse([f"{words}; {fix}"], where)
+            refuse([f"{words}; {fix}"], name)
     return DataFile(path=path, format=_format(suffix, head), size_bytes=size)
 
 

@@ -52,12 +52,12 @@ def snapshot(
     """
     check_endpoint()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    where = plain(repo_id)
+    repository = plain(repo_id)
     try:
         import huggingface_hub
         from huggingface_hub import constants, errors
     except ImportError as error:
-        raise MissingError(f"{where}: huggingface_hub cannot be imported ({plain(error)}); {instead}") from None
+        raise MissingError(f"{repository}: huggingface_hub cannot be imported ({plain(error)}); {instead}") from None
 
     def files(**options: Any) -> Path:
         chosen: dict[str, Any] = {"allow_patterns": list(patterns), **options}
@@ -74,9 +74,9 @@ def snapshot(
             pass  # not cached, or not all of it: asked for below
         if constants.HF_HUB_OFFLINE:
             raise MissingError(
-                f"{where}: no {what} among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {instead}"
+                f"{repository}: no {what} among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {instead}"
             )
-        tell(f"fetching {where} from the Hub")
+        tell(f"fetching {repository} from the Hub")
 
         bar: Any = import_module("huggingface_hub.utils").tqdm
 
@@ -89,27 +89,26 @@ def snapshot(
             return files(etag_timeout=_WAIT_S, tqdm_class=Bar)
 
         kept_in = Path(constants.HF_HUB_CACHE) / f"{kind}s--{repo_id.replace('/', '--')}"
-        return fetched(download, kept_in, largest_bytes=largest_bytes, where=where)
+        return fetched(download, kept_in, largest_bytes=largest_bytes, repository=repository)
     except (InputError, MissingError):
         raise
     except errors.HFValidationError:
         raise InputError(f"{quoted(repo_id)} is neither a folder nor the id of a Hub repository; {instead}") from None
     except errors.GatedRepoError:
-        page = f"{_endpoint()}/"
-        page += f"{'' if kind == 'model' else kind + 's/'}{where}"
+        page = f"{_endpoint()}/{'' if kind == 'model' else kind + 's/'}{repository}"
         raise MissingError(
-            f"{where}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN; or"
+            f"{repository}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN; or"
             f" {instead}"
         ) from None
     except errors.RepositoryNotFoundError:
         raise MissingError(
-            f"{where}: no such {kind} on the Hub, or a private one; log in with `hf auth login`, or {instead}"
+            f"{repository}: no such {kind} on the Hub, or a private one; log in with `hf auth login`, or {instead}"
         ) from None
     except (errors.HfHubHTTPError, errors.LocalEntryNotFoundError, OSError) as error:
-        raise MissingError(f"{where}: its {what} cannot be fetched ({_reason(error)}); {instead}") from None
+        raise MissingError(f"{repository}: its {what} cannot be fetched ({_reason(error)}); {instead}") from None
     except Exception as error:  # a proxy's page in place of an answer breaks the library where nobody foresaw it
         raise MissingError(
-            f"{where}: its {what} cannot be fetched (the answer of {plain(_endpoint())} is not understood:"
+            f"{repository}: its {what} cannot be fetched (the answer of {plain(_endpoint())} is not understood:"
             f" {_reason(error)}); {instead}"
         ) from None
 
@@ -167,18 +166,18 @@ def rows_of(text: str, tell: Tell = lambda _text: None) -> str:
         raise InputError(
             f"{plain(text)}: this Hub dataset holds no files that are understood; load it and save parquet"
         )
-    places = sorted({path.parent for path in chosen})
-    if len(places) > 1:
-        names = ", ".join(plain(f"{org}/{name}/{place.relative_to(folder)}") for place in places[:4])
-        raise InputError(f"{plain(text)}: holds {len(places)} sets; name one, as --data {names}")
+    folders = sorted({path.parent for path in chosen})
+    if len(folders) > 1:
+        names = ", ".join(plain(f"{org}/{name}/{holder.relative_to(folder)}") for holder in folders[:4])
+        raise InputError(f"{plain(text)}: holds {len(folders)} sets; name one, as --data {names}")
     train = "*train*" if any("train" in path.name for path in chosen) else "*"
-    return f"{glob.escape(str(places[0]))}/{train}{chosen[0].suffix}"
+    return f"{glob.escape(str(folders[0]))}/{train}{chosen[0].suffix}"
 
 
 def _data_files(folder: Path) -> list[Path]:
     """Every file with rows, of the kind that there is most of."""
-    found = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() in FORMATS and path.name not in _ABOUT]
-    inside = [path for path in found if path.is_file() and not path.name.startswith(".")]
+    with_rows = (path for path in sorted(folder.rglob("*")) if path.suffix.lower() in FORMATS)
+    inside = [path for path in with_rows if path.name not in _ABOUT and path.is_file() and path.name[:1] != "."]
     kinds = [path.suffix for path in inside]
     most = max(set(kinds), key=kinds.count, default="")
     return [path for path in inside if path.suffix == most]

@@ -19,7 +19,7 @@ _LOOK_S = 0.25
 
 
 def fetched(
-    download: Callable[[Callable[[], None]], Path], kept_in: Path, *, largest_bytes: int | None, where: str
+    download: Callable[[Callable[[], None]], Path], kept_in: Path, *, largest_bytes: int | None, repository: str
 ) -> Path:
     """What `download` returns, run in a thread that is left behind where nothing comes any more.
 
@@ -47,17 +47,17 @@ def fetched(
         if size_bytes != known_bytes:
             known_bytes, moved = size_bytes, time.monotonic()
         if largest_bytes is not None and size_bytes - first_bytes > largest_bytes:
-            raise MissingError(f"{where}: more than {largest_bytes >> 20:,} MiB came, so these are other files")
+            raise MissingError(f"{repository}: more than {largest_bytes >> 20:,} MiB came, so these are other files")
         waits_s = STALLED_S if listed.is_set() else _listed_s()
         if time.monotonic() - moved > waits_s:
             raise MissingError(
-                f"{where}: nothing came from the Hub for {waits_s:g} s; again, it goes on with what it has"
+                f"{repository}: nothing came from the Hub for {waits_s:g} s; again, it goes on with what it has"
                 + ("" if listed.is_set() else f"; {HUB_VARIABLE} sets the seconds")
             )
-    found = outcome[0]
-    if isinstance(found, BaseException):
-        raise found
-    return found
+    result = outcome[0]
+    if isinstance(result, BaseException):
+        raise result
+    return result
 
 
 def _listed_s() -> float:

@@ -89,7 +89,7 @@ def _short(error: ValueError) -> str:
 
 def _json_array(file: DataFile, moved: Moved) -> Iterator[RawRow]:
     """One array, element by element: a file of a gigabyte is never whole in memory."""
-    where = str(file.path)
+    path = str(file.path)
     decoder, text = json.JSONDecoder(), codecs.getincrementaldecoder("utf-8-sig")()
     buffer, at, line, counted, ended = "", 0, 1, 0, False
     wanted = _CHUNK
@@ -105,7 +105,7 @@ def _json_array(file: DataFile, moved: Moved) -> Iterator[RawRow]:
             try:
                 buffer = buffer[at:] + text.decode(chunk, ended)
             except UnicodeDecodeError:
-                refuse([f"is not UTF-8 text (near line {line + buffer.count(chr(10), at)})"], where)
+                refuse([f"is not UTF-8 text (near line {line + buffer.count(chr(10), at)})"], path)
             at = counted = 0
             moved(stream.tell())
 
@@ -121,7 +121,7 @@ def _json_array(file: DataFile, moved: Moved) -> Iterator[RawRow]:
 
         more()
         if skip() != "[":
-            refuse(["must hold one array of objects"], where)
+            refuse(["must hold one array of objects"], path)
         at += 1
         if skip() == "]":
             return
@@ -137,7 +137,7 @@ def _json_array(file: DataFile, moved: Moved) -> Iterator[RawRow]:
                     continue
                 line += buffer.count("\n", counted, at)
                 reason = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                refuse([f"the element at line {line} is not JSON ({plain(reason)})"], where)
+                refuse([f"the element at line {line} is not JSON ({plain(reason)})"], path)
             wanted = _CHUNK
             line += buffer.count("\n", counted, at)
             counted = at
@@ -149,7 +149,7 @@ def _json_array(file: DataFile, moved: Moved) -> Iterator[RawRow]:
             if follows != ",":
                 line += buffer.count("\n", counted, at)
                 what = f"{quoted(follows)} stands" if follows else "the file ends"
-                refuse([f"{what} at line {line} where a comma or the end of the array is due"], where)
+                refuse([f"{what} at line {line} where a comma or the end of the array is due"], path)
             at += 1
 
 

@@ -34,7 +34,7 @@ class Moved(Protocol):
 
 
 @dataclass(slots=True)
-class Place:
+class LocatedExample:
     """An example, where it stands, and whether its row holds more than text."""
 
     file: int
@@ -78,11 +78,13 @@ def shape_of(files: Sequence[DataFile]) -> str:
                 return detect_shape(raw.columns, str(file.path))
             if len(broken) < _MOST_BAD:
                 broken.append(f"line {raw.line} {raw.fault}")
-    where = str(files[0].path)
-    raise InputError(f"{plain(where)}: holds no row that can be read" + (f"; {plain(broken[0])}" if broken else ""))
+    path = str(files[0].path)
+    raise InputError(f"{plain(path)}: holds no row that can be read" + (f"; {plain(broken[0])}" if broken else ""))
 
 
-def examples(files: Sequence[DataFile], shape: str, faults: Faults, moved: Moved | None = None) -> Iterator[Place]:
+def examples(
+    files: Sequence[DataFile], shape: str, faults: Faults, moved: Moved | None = None
+) -> Iterator[LocatedExample]:
     """Every row that can be used as an example, in order; the others go to `faults`."""
     way = _Way(sum(file.size_bytes for file in files), moved)
     for index, file in enumerate(files):
@@ -92,7 +94,7 @@ def examples(files: Sequence[DataFile], shape: str, faults: Faults, moved: Moved
                 faults.add(index, raw.line, raw.fault or "cannot be read")
                 continue
             try:
-                yield Place(index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns))
+                yield LocatedExample(index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns))
             except RowFaultError as fault:
                 faults.add(index, raw.line, str(fault))
         way.before += file.size_bytes
@@ -118,15 +120,15 @@ def scan(
     """Count every row. Raises InputError for rows that cannot be used, unless `bad_rows` is skip, and for no rows."""
     faults = Faults(files)
     tally = _Tally()
-    batch: list[Place] = []
+    batch: list[LocatedExample] = []
     chars = 0
-    for place in examples(files, shape, faults, moved):
+    for located in examples(files, shape, faults, moved):
         if bad_rows == "refuse" and faults.count:
             # The answer is no: what is left is only how many there are.
             tally.passed += 1
             continue
-        batch.append(place)
-        chars += _chars(place.example)
+        batch.append(located)
+        chars += _chars(located.example)
         if len(batch) >= _BATCH_ROWS or chars >= _BATCH_CHARS:
             _flush(batch, counter, tally, faults)
             chars = 0
@@ -149,19 +151,19 @@ class _Tally:
         self.passed = self.images = 0
 
 
-def _flush(batch: list[Place], counter: Counter, tally: _Tally, faults: Faults) -> None:
-    counted = counter.count([place.example for place in batch]) if batch else []
-    for place, result in zip(batch, counted, strict=True):
+def _flush(batch: list[LocatedExample], counter: Counter, tally: _Tally, faults: Faults) -> None:
+    counted = counter.count([located.example for located in batch]) if batch else []
+    for located, result in zip(batch, counted, strict=True):
         if isinstance(result, str):
-            faults.add(place.file, place.line, result)
+            faults.add(located.file, located.line, result)
         elif not result[0]:
-            faults.add(place.file, place.line, "has no tokens")
+            faults.add(located.file, located.line, "has no tokens")
         else:
-            tally.images += place.images
+            tally.images += located.images
             tally.lengths.append(result[0])
             tally.masked.append(result[1])
-            tally.lines.append(place.line)
-            tally.files.append(place.file)
+            tally.lines.append(located.line)
+            tally.files.append(located.file)
     batch.clear()
 
 

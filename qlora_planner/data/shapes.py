@@ -41,14 +41,14 @@ class RowFaultError(Exception):
     """One row cannot be used; the text says why, as `has no text`."""
 
 
-def detect_shape(columns: Iterable[str], where: str) -> str:
+def detect_shape(columns: Iterable[str], path: str) -> str:
     """The shape of rows with these columns. Raises InputError that lists what is there and what is understood."""
     there = set(columns)
     for shape, needed in SHAPES.items():
         if there.issuperset(needed):
             return shape
     shown = ", ".join(sorted(plain(name) for name in there)[:12]) or "none"
-    raise InputError(f"{plain(where)}: its columns are {shown}; what is understood: {UNDERSTOOD}")
+    raise InputError(f"{plain(path)}: its columns are {shown}; what is understood: {UNDERSTOOD}")
 
 
 def example_of(row: Mapping[str, Any], shape: str) -> Example:
@@ -84,12 +84,12 @@ def _conversations(row: Mapping[str, Any]) -> Example:
 def _renamed(message: Any) -> Any:
     if not isinstance(message, dict):
         return message
-    found = {name: value for name, value in message.items() if name not in ("from", "value")}
+    renamed = {name: value for name, value in message.items() if name not in ("from", "value")}
     if "from" in message:
-        found["role"] = _ROLES.get(message["from"], message["from"]) if _is_text(message["from"]) else message["from"]
+        renamed["role"] = _ROLES.get(message["from"], message["from"]) if _is_text(message["from"]) else message["from"]
     if "value" in message:
-        found["content"] = message["value"]
-    return found
+        renamed["content"] = message["value"]
+    return renamed
 
 
 def _prompt_completion(row: Mapping[str, Any]) -> Example:

@@ -63,17 +63,17 @@ def load_tokenizer(name: str, *, chats: bool, cache: Path | None = None, warn: W
             f"counting tokens needs a tokenizer: {install_line('data')}, or guess with --chars-per-token 4"
         )
     folder = _folder_of(name)
-    found = as_it_is(folder)
-    if found is None and find_spec("transformers") is None:
-        found = as_it_is(folder, strict=False)
-        if found is None:
+    parts = as_it_is(folder)
+    if parts is None and find_spec("transformers") is None:
+        parts = as_it_is(folder, strict=False)
+        if parts is None:
             raise MissingError(
                 f"{plain(name)}: has no tokenizer.json, and building it needs transformers: {install_line('train')}"
             )
         warn(f"{plain(name)}: read from its tokenizer.json; transformers, which may change it, is not installed")
-    if found is None:
-        found = _built(name, folder, cache)
-    return tokenised(found, plain(name), chats)
+    if parts is None:
+        parts = _built(name, folder, cache)
+    return tokenised(parts, plain(name), chats)
 
 
 def _folder_of(name: str) -> Path:
@@ -104,9 +104,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         if not path.is_file():
             return {}
-        raw = json.loads(read_bytes(path, LARGEST_BYTES, "file of a tokenizer"))
-    except Unreadable as error:
-        raise MissingError(f"{error}; {INSTEAD}") from None
+        raw = json.loads(_whole(path))
     except (OSError, ValueError, RecursionError) as error:
         raise MissingError(f"{plain(path)}: cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
     return raw if isinstance(raw, dict) else {}
@@ -126,9 +124,7 @@ def as_it_is(folder: Path, strict: bool = True) -> dict[str, Any] | None:
     ):
         return None
     try:
-        text = read_bytes(file, LARGEST_BYTES, "file of a tokenizer").decode()
-    except Unreadable as error:
-        raise MissingError(f"{error}; {INSTEAD}") from None
+        text = _whole(file).decode()
     except ValueError as error:
         raise MissingError(f"{plain(file)}: cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
     raw = _read(file) if strict else {}
@@ -158,24 +154,24 @@ def _holds_all(raw: Mapping[str, Any], special: Mapping[str, str], decoder: Any)
     return all(_same(added.get(int(index)), token) for index, token in decoder.items())
 
 
-def _same(there: Any, asked: Any) -> bool:
-    both = isinstance(there, dict) and isinstance(asked, dict)
-    return both and all(there.get(name) == asked.get(name) for name in ("content", *_FLAGS))
+def _same(there: Any, configured: Any) -> bool:
+    both = isinstance(there, dict) and isinstance(configured, dict)
+    return both and all(there.get(name) == configured.get(name) for name in ("content", *_FLAGS))
 
 
 def _template(folder: Path, config: Mapping[str, Any]) -> Any:
     """The chat template: a file of its own goes before the config's."""
-    found: dict[str, str] = {}
+    texts: dict[str, str] = {}
     file = folder / "chat_template.jinja"
     others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     try:
         if file.is_file():
-            found["default"] = read_bytes(file, LARGEST_TEMPLATE_BYTES, "chat template").decode()
-        found |= {path.stem: read_bytes(path, LARGEST_TEMPLATE_BYTES, "chat template").decode() for path in others}
+            texts["default"] = read_bytes(file, LARGEST_TEMPLATE_BYTES, "chat template").decode()
+        texts |= {path.stem: read_bytes(path, LARGEST_TEMPLATE_BYTES, "chat template").decode() for path in others}
     except (Unreadable, OSError, ValueError) as error:
         raise MissingError(f"{plain(folder)}: its chat template cannot be read ({plain(error)[:120]})") from None
-    if found:
-        return found if len(found) > 1 or "default" not in found else found["default"]
+    if texts:
+        return texts if len(texts) > 1 or "default" not in texts else texts["default"]
     raw = config.get("chat_template")
     if isinstance(raw, list):
         return {str(row["name"]): str(row["template"]) for row in raw if isinstance(row, dict)}
@@ -192,8 +188,8 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
     with TemporaryDirectory() as scratch:
         out = Path(scratch) / "tokenizer.json"
         # The folder's own name can decide the class, so a repository is asked for by its name.
-        asked = str(folder) if Path(name).expanduser().exists() else name
-        command = [*python_module("qlora_planner.data.auto_tokenizer"), asked, str(out)]
+        source = str(folder) if Path(name).expanduser().exists() else name
+        command = [*python_module("qlora_planner.data.auto_tokenizer"), source, str(out)]
         quiet = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
         try:
             done = subprocess.run(
@@ -204,14 +200,14 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
         if done.returncode or not out.is_file():
             lines = done.stderr.decode(errors="replace").strip().splitlines() or ["no reason given"]
             raise MissingError(f"{plain(name)}: its tokenizer cannot be loaded ({plain(lines[-1])[:160]}); {INSTEAD}")
-        found = _read(out)
+        parts = _read(out)
     if kept is not None:
         with suppress(OSError):  # a cache that cannot be written costs time and nothing else
             kept.parent.mkdir(parents=True, exist_ok=True)
             part = kept.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(found), encoding="utf-8")
+            part.write_text(json.dumps(parts), encoding="utf-8")
             part.replace(kept)
-    return found
+    return parts
 
 
 def _whole(path: Path) -> bytes:
@@ -223,26 +219,26 @@ def _whole(path: Path) -> bytes:
 
 def digest(folder: Path) -> str:
     """Of every file that AutoTokenizer may read and of the versions that read them."""
-    found = hashlib.sha256()
+    sha256 = hashlib.sha256()
     for package in ("transformers", "tokenizers"):
         with suppress(PackageNotFoundError):
-            found.update(f"{package}={version(package)};".encode())
+            sha256.update(f"{package}={version(package)};".encode())
     extras = [folder / "config.json", folder / "special_tokens_map.json", folder / "chat_template.jinja"]
     others = sorted((folder / "additional_chat_templates").glob("*.jinja"))
     for path in [*_tokenizer_files(folder), *(path for path in extras if path.is_file()), *others]:
-        found.update(path.name.encode() + b"\0" + hashlib.sha256(_whole(path)).digest())
-    return found.hexdigest()
+        sha256.update(path.name.encode() + b"\0" + hashlib.sha256(_whole(path)).digest())
+    return sha256.hexdigest()
 
 
-def tokenised(found: Mapping[str, Any], name: str, chats: bool) -> Tokenised:
+def tokenised(parts: Mapping[str, Any], name: str, chats: bool) -> Tokenised:
     from tokenizers import Tokenizer
 
     try:
-        backend = Tokenizer.from_str(found["tokenizer"])
+        backend = Tokenizer.from_str(parts["tokenizer"])
     except Exception as error:  # the library raises Exception itself for a file that it cannot read
         raise MissingError(f"{name}: its tokenizer.json cannot be read ({plain(error)[:120]}); {INSTEAD}") from None
-    backend.encode_special_tokens = bool(found["split"])
-    special = {str(key): str(value) for key, value in found["special_tokens"].items()}
-    template = found["chat_template"]
+    backend.encode_special_tokens = bool(parts["split"])
+    special = {str(key): str(value) for key, value in parts["special_tokens"].items()}
+    template = parts["chat_template"]
     rendered = ChatTemplate(template, special, name) if chats and template else None
     return Tokenised(backend, special.get("eos_token"), rendered, name)

@@ -161,27 +161,19 @@ def truncations(
     packing: bool = False,
 ) -> tuple[Truncation, ...]:
     """What is lost at the length of each percentile, rounded up to 64; lengths that come out equal are one row."""
-    found: dict[int, Truncation] = {}
+    by_length: dict[int, Truncation] = {}
     for percent in TRUNCATED_AT:
         seq_len = rounded(summary.percentile(percent), limit)
-        peak = None if peak_bytes is None or seq_len in found else peak_bytes(seq_len)
-        known = found.get(seq_len)
-        # One row for a length, under the highest percentile that it reaches.
-        found[seq_len] = (
-            replace(known, percentile=percent)
-            if known is not None
-            else truncation(summary, seq_len, percent, peak, packing=packing)
-        )
-    return tuple(found.values())
+        if seq_len in by_length:  # one row for a length, under the highest percentile that it reaches
+            by_length[seq_len] = replace(by_length[seq_len], percentile=percent)
+        else:
+            peak = None if peak_bytes is None else peak_bytes(seq_len)
+            by_length[seq_len] = truncation(summary, seq_len, percent, peak, packing=packing)
+    return tuple(by_length.values())
 
 
 def truncation(
-    summary: DataSummary,
-    seq_len: int,
-    percent: float = 100.0,
-    peak_bytes: int | None = None,
-    *,
-    packing: bool = False,
+    summary: DataSummary, seq_len: int, percent: float = 100.0, peak_bytes: int | None = None, *, packing: bool = False
 ) -> Truncation:
     """What is lost at one length; best-fit packing cuts alike and drops nothing."""
     lengths = summary.lengths
@@ -215,12 +207,12 @@ def _packed(
     # trl's best-fit packing is padding-free: a batch is one flat row of what its rows hold.
     flat = int(np.sort(bfd)[-batch_size:].sum())
     lost = summary.tokens - int(bfd.sum())
-    found = {BFD: _epoch(BFD, bfd, lost, float(bfd.sum()), flat, "exact", sizes)}
+    epochs = {BFD: _epoch(BFD, bfd, lost, float(bfd.sum()), flat, "exact", sizes)}
     wrapped = packed_wrapped(summary.lengths, seq_len)
     rows = min(batch_size, len(wrapped))
     padded = padded_by_random(wrapped, rows)
-    found[WRAPPED] = _epoch(WRAPPED, wrapped, 0, padded, rows * int(wrapped.max()), "exact", sizes)
-    return found
+    epochs[WRAPPED] = _epoch(WRAPPED, wrapped, 0, padded, rows * int(wrapped.max()), "exact", sizes)
+    return epochs
 
 
 def _epoch(

@@ -18,10 +18,9 @@ def packed_bfd(lengths: npt.NDArray[Any], seq_len: int) -> npt.NDArray[np.int64]
     rows the longest is placed first, into the fullest bin that still takes it. `lengths` [rows] are in file order.
     Rows of one length are placed together, so 10^6 rows take about a second.
     """
-    found: list[npt.NDArray[np.int64]] = []
-    for start in range(0, len(lengths), PACKED_TOGETHER):
-        found.append(_bins(np.minimum(lengths[start : start + PACKED_TOGETHER], seq_len), seq_len))
-    return np.concatenate(found) if found else np.empty(0, dtype=np.int64)
+    starts = range(0, len(lengths), PACKED_TOGETHER)
+    filled = [_bins(np.minimum(lengths[start : start + PACKED_TOGETHER], seq_len), seq_len) for start in starts]
+    return np.concatenate(filled) if filled else np.empty(0, dtype=np.int64)
 
 
 def _bins(lengths: npt.NDArray[Any], seq_len: int) -> npt.NDArray[np.int64]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.record import record
+from qlora_planner.record import fields_of, record
 
 Lengths = npt.NDArray[np.int32]
 
@@ -29,7 +29,7 @@ class RowRef:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"path": self.path, "line": self.line, "tokens": self.tokens}
+        return fields_of(self)
 
 
 @record
@@ -42,7 +42,7 @@ class BadRow:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
-        return {"path": self.path, "line": self.line, "why": self.why}
+        return fields_of(self)
 
 
 @record
@@ -106,8 +106,8 @@ class DataSummary:
 
     def percentiles(self) -> dict[str, int]:
         """Length by percentile, as `99.9` -> 1873."""
-        found = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf")
-        return {f"{percent:g}": int(length) for percent, length in zip(PERCENTILES, found, strict=True)}
+        lengths = np.percentile(self.lengths, PERCENTILES, method="inverted_cdf")
+        return {f"{percent:g}": int(length) for percent, length in zip(PERCENTILES, lengths, strict=True)}
 
     def histogram(self) -> tuple[list[int], list[int]]:
         """Edges 1, 2, 4, ... past the longest row, and the rows in each bin; a bin has its left edge, not its right."""
@@ -157,5 +157,5 @@ def seq_len_for(summary: DataSummary, limit: int | None = None) -> int:
 def outliers_of(lengths: Lengths) -> npt.NDArray[np.int64]:
     """Indices of rows above OUTLIER_RATIO times the 99th percentile, the longest first."""
     bound = OUTLIER_RATIO * int(np.percentile(lengths, 99, method="inverted_cdf"))
-    found = np.flatnonzero(lengths > bound)
-    return found[np.argsort(-lengths[found], kind="stable")]
+    indices = np.flatnonzero(lengths > bound)
+    return indices[np.argsort(-lengths[indices], kind="stable")]

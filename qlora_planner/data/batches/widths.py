@@ -24,5 +24,5 @@ def widths_before(data: DataSummary, batch_size: int, seq_len: int, packing: boo
     if not len(lengths):
         return ()
     orders = (np.random.default_rng(seed).choice(lengths, (_BATCHES, batch_size)) for seed in range(_ORDERS))
-    found = (tuple(int(width) for width in order.max(axis=1) if width) for order in orders)
-    return tuple(order for order in found if order)
+    widths = (tuple(int(width) for width in order.max(axis=1) if width) for order in orders)
+    return tuple(order for order in widths if order)
