@@ -129,9 +129,8 @@ def held_out(values: Sequence[float]) -> HeldOut:
     bounds = [(rest.quantile(0.05), rest.quantile(0.95)) for rest in map(law.without, values)]
     widths = sorted(high - low for low, high in bounds)
     inside = sum(low <= value <= high for value, (low, high) in zip(values, bounds, strict=True))
-    return HeldOut(
-        count=count, inside=inside, median_width=widths[count // 2], mean_abs=mean_abs, worst=worst
-    )  # fmt: skip
+    median_width = widths[count // 2]
+    return HeldOut(count=count, inside=inside, median_width=median_width, mean_abs=mean_abs, worst=worst)
 
 
 def usable(measurement: Measurement) -> bool:
@@ -149,11 +148,18 @@ def usable(measurement: Measurement) -> bool:
 
 def latest(measurements: Iterable[Measurement]) -> list[Measurement]:
     """One measurement of each run, model and card, the last: repeats of one run are not several."""
-    kept: dict[str, Measurement] = {}
-    for one in measurements:
-        key = f"{one.model} {one.config_sha256} {one.gpu.name if one.gpu else None} {one.cap_bytes} {one.run.to_dict()}"
-        if key not in kept or one.created >= kept[key].created:
-            kept[key] = one
+    kept: dict[tuple[object, ...], Measurement] = {}
+    for measurement in measurements:
+        card = measurement.gpu.name if measurement.gpu else None
+        key = (
+            measurement.model,
+            measurement.config_sha256,
+            card,
+            measurement.cap_bytes,
+            str(measurement.run.to_dict()),
+        )
+        if key not in kept or measurement.created >= kept[key].created:
+            kept[key] = measurement
     return list(kept.values())
 
 
@@ -163,23 +169,25 @@ def calibrate(pairs: Sequence[tuple[Measurement, Prediction]], created: str) -> 
     A measurement may come with several predictions, one for each method. Those that cannot be compared are passed
     over; see `usable`. A figure that was not read gives no residual.
     """
-    found: dict[str, dict[str, list[float]]] = {}
+    residuals: dict[str, dict[str, list[float]]] = {}
     measured: dict[int, Measurement] = {}
-    for one, predicted in pairs:
-        if not usable(one):
+    for measurement, predicted in pairs:
+        if not usable(measurement):
             continue
-        measured[id(one)] = one
-        for figure, residual in _residuals(one, predicted).items():
-            found.setdefault(predicted.method, {}).setdefault(figure, []).append(round(residual, _DIGITS))
+        measured[id(measurement)] = measurement
+        for figure, residual in _residuals(measurement, predicted).items():
+            residuals.setdefault(predicted.method, {}).setdefault(figure, []).append(round(residual, _DIGITS))
     return Calibration(
         created=created,
         contexts=_contexts(list(measured.values())),
         residuals={
-            method: {figure: tuple(sorted(found[method][figure])) for figure in FIGURES if figure in found[method]}
+            method: {
+                figure: tuple(sorted(residuals[method][figure])) for figure in FIGURES if figure in residuals[method]
+            }
             for method in METHODS
-            if method in found
+            if method in residuals
         },
-        stack=_shared([one.stack for one in measured.values()]),
+        stack=_shared([measurement.stack for measurement in measured.values()]),
     )
 
 
@@ -190,31 +198,31 @@ def pooled(calibrations: Sequence[Calibration]) -> Calibration | None:
     contexts: dict[str, CardContext] = {}
     speed: dict[str, KernelEfficiency] = {}
     residuals: dict[str, dict[str, tuple[float, ...]]] = {}
-    for one in calibrations:
-        contexts = {**one.contexts, **contexts}
-        speed = {**one.speed, **speed}
-        for method, figures in one.residuals.items():
-            known = residuals.setdefault(method, {})
+    for calibration in calibrations:
+        contexts = {**calibration.contexts, **contexts}
+        speed = {**calibration.speed, **speed}
+        for method, figures in calibration.residuals.items():
+            of_method = residuals.setdefault(method, {})
             for figure, values in figures.items():
-                known[figure] = tuple(sorted((*known.get(figure, ()), *values)))
-    stack = _shared([one.stack for one in calibrations])
+                of_method[figure] = tuple(sorted((*of_method.get(figure, ()), *values)))
+    stack = _shared([calibration.stack for calibration in calibrations])
     return replace(calibrations[0], contexts=contexts, residuals=residuals, stack=stack, speed=speed)
 
 
-def _residuals(one: Measurement, predicted: Prediction) -> dict[str, float]:
-    read = one.figures()
+def _residuals(measurement: Measurement, predicted: Prediction) -> dict[str, float]:
+    read = measurement.figures()
     allocated, reserved, device = read["train_peak"], read["train_reserved"], read["nvml_peak"]
-    found: dict[str, float] = {}
+    residuals: dict[str, float] = {}
     if allocated is not None and predicted.allocated_bytes > 0:
-        found["allocated"] = allocated / predicted.allocated_bytes - 1
+        residuals["allocated"] = allocated / predicted.allocated_bytes - 1
     if reserved is not None and predicted.reserved_bytes > 0:
-        found["reserved"] = reserved / predicted.reserved_bytes - 1
+        residuals["reserved"] = reserved / predicted.reserved_bytes - 1
         if allocated is not None:
             expected = predicted.reserved_bytes - predicted.allocated_bytes
-            found["slack"] = (reserved - allocated - expected) / predicted.reserved_bytes
-    if device is not None and one.nvml.source != "device-difference" and predicted.device_bytes > 0:
-        found["device"] = device / predicted.device_bytes - 1
-    return found
+            residuals["slack"] = (reserved - allocated - expected) / predicted.reserved_bytes
+    if device is not None and measurement.nvml.source != "device-difference" and predicted.device_bytes > 0:
+        residuals["device"] = device / predicted.device_bytes - 1
+    return residuals
 
 
 def _contexts(measurements: Sequence[Measurement]) -> dict[str, CardContext]:
@@ -225,27 +233,31 @@ def _contexts(measurements: Sequence[Measurement]) -> dict[str, CardContext]:
     """
     first: dict[str, list[int]] = {}
     whole: dict[str, list[int]] = {}
-    for one in measurements:
-        read = one.figures()
+    for measurement in measurements:
+        read = measurement.figures()
         context, end, reserved = read["nvml_context"], read["nvml_end"], read["train_reserved"]
-        if one.gpu is None or one.nvml.source == "device-difference" or one.run.eval_batch_size is not None:
+        if (
+            measurement.gpu is None
+            or measurement.nvml.source == "device-difference"
+            or measurement.run.eval_batch_size is not None
+        ):
             continue
         if context is None or end is None or reserved is None or end < reserved + context:
             continue
-        card = card_slug(one.gpu.name)
+        card = card_slug(measurement.gpu.name)
         first.setdefault(card, []).append(context)
-        whole.setdefault(card, []).append(end - reserved - library_bytes(one.run))
-    found = {}
+        whole.setdefault(card, []).append(end - reserved - library_bytes(measurement.run))
+    contexts = {}
     for card, values in sorted(whole.items()):
         born = _median(first[card])
-        found[card] = CardContext(
+        contexts[card] = CardContext(
             first_tensor_bytes=born,
             kernels_bytes=max(0, _median(values) - born),
             low_bytes=min(values),
             high_bytes=max(values),
             count=len(values),
         )
-    return found
+    return contexts
 
 
 def _median(values: Sequence[int]) -> int:

@@ -6,7 +6,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import FIGURES, METHODS, SCHEMA, Calibration, CardContext
-from qlora_planner.evidence.efficiency import efficiency_faults, efficiency_from_dict
+from qlora_planner.evidence.efficiency import KernelEfficiency, efficiency_faults
 from qlora_planner.spec.faults import refuse
 from qlora_planner.text import plain, quoted
 
@@ -15,15 +15,15 @@ _CONTEXT = ("first_tensor_bytes", "kernels_bytes", "low_bytes", "high_bytes", "c
 _KEYS = {"schema", "created", "contexts", "residuals", "stack", "speed"}
 
 
-def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
+def calibration_from_dict(raw: Any, location: str = "calibration") -> Calibration:
     """Read `Calibration.to_dict` back.
 
-    Raises InputError naming `where` and all that is wrong.
+    Raises InputError naming `location` and all that is wrong.
     """
     if type(raw) is not dict or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if type(raw) is dict else raw
+        schema = raw.get("schema") if type(raw) is dict else raw
         raise InputError(
-            f"{plain(where)}: schema must be {SCHEMA}, not {quoted(found)}; `make calibration` rebuilds it"
+            f"{plain(location)}: schema must be {SCHEMA}, not {quoted(schema)}; `make calibration` rebuilds it"
         )
     faults = [f"unknown key {quoted(key)}" for key in raw if key not in _KEYS]
     if type(raw.get("created")) is not str:
@@ -34,7 +34,7 @@ def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
     contexts, residuals, speed = raw.get("contexts"), raw.get("residuals"), raw.get("speed", {})
     faults += _context_faults(contexts) + _residual_faults(residuals) + _speed_faults(speed)
     if faults or type(contexts) is not dict or type(residuals) is not dict:
-        refuse(faults, where)
+        refuse(faults, location)
     return Calibration(
         created=raw["created"],
         contexts={card: CardContext(**figures) for card, figures in contexts.items()},
@@ -43,7 +43,7 @@ def calibration_from_dict(raw: Any, where: str = "calibration") -> Calibration:
             for method, figures in residuals.items()
         },
         stack=stack,
-        speed={card: efficiency_from_dict(traits) for card, traits in speed.items()},
+        speed={card: KernelEfficiency(**traits) for card, traits in speed.items()},
     )
 
 
@@ -74,11 +74,11 @@ def _residual_faults(residuals: Any) -> list[str]:
             faults.append(f"residuals.{method} must be one of {', '.join(METHODS)}, with figures")
             continue
         for figure, values in figures.items():
-            place = f"residuals.{method}.{figure}"
+            key = f"residuals.{method}.{figure}"
             if figure not in FIGURES:
-                faults.append(f"{place} must be one of {', '.join(FIGURES)}")
+                faults.append(f"{key} must be one of {', '.join(FIGURES)}")
             elif type(values) is not list or not all(type(v) in (int, float) and abs(v) <= _MOST for v in values):
-                faults.append(f"{place} must be a list of numbers")
+                faults.append(f"{key} must be a list of numbers")
             elif any(value <= -1 for value in values) or values != sorted(values):
-                faults.append(f"{place} must be ascending, and above -1")
+                faults.append(f"{key} must be ascending, and above -1")
     return faults

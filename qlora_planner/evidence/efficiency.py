@@ -48,37 +48,27 @@ FITTED = (
     "product_fraction", "attention_fraction", "bandwidth_fraction", "launch_s", "engine_launch_s", "tensor_s", "step_s",
 )  # fmt: skip
 # What a fit may give: a fraction of a stated rate, or a time between a microsecond and a tenth of a second.
-_BOUNDS = {name: (0.02, 1.0) if name.endswith("fraction") else (1e-7, 0.2) for name in FITTED}
+BOUNDS = {name: (0.02, 1.0) if name.endswith("fraction") else (1e-7, 0.2) for name in FITTED}
 
 
-def efficiency_faults(raw: Any, place: str) -> list[str]:
-    """What is wrong with the JSON of one card's traits; none when `efficiency_from_dict` reads it."""
+def efficiency_faults(raw: Any, key: str) -> list[str]:
+    """What is wrong with the JSON of one card's traits; none when they are fields of KernelEfficiency."""
     names = {spec.name for spec in fields(KernelEfficiency)}
     if type(raw) is not dict or set(raw) != names:
-        return [f"{place} must have {', '.join(sorted(names))}"]
+        return [f"{key} must have {', '.join(sorted(names))}"]
     faults = []
-    for name, (low, high) in _BOUNDS.items():
+    for name, (low, high) in BOUNDS.items():
         value = raw[name]
         if type(value) not in (int, float) or not low <= value <= high:
-            faults.append(f"{place}.{name} must be a number from {low:g} to {high:g}")
+            faults.append(f"{key}.{name} must be a number from {low:g} to {high:g}")
     if type(raw["count"]) is not int or raw["count"] < 0:
-        faults.append(f"{place}.count must be a whole number from 0")
+        faults.append(f"{key}.count must be a whole number from 0")
     error = raw["mean_abs_log"]
     if error is not None and (type(error) not in (int, float) or not 0 <= error <= 1e6):
-        faults.append(f"{place}.mean_abs_log must be a number from 0, or null")
+        faults.append(f"{key}.mean_abs_log must be a number from 0, or null")
     return faults
-
-
-def efficiency_from_dict(raw: dict[str, Any]) -> KernelEfficiency:
-    """Read `KernelEfficiency.to_dict` back, once `efficiency_faults` has found nothing."""
-    return KernelEfficiency(**raw)
 
 
 def of_fitted(values: Mapping[str, float]) -> KernelEfficiency:
     """Traits by the names of `FITTED`, of no run yet."""
     return replace(ASSUMED, **dict[str, Any](values))
-
-
-def bounds(name: str) -> tuple[float, float]:
-    """The least and the most that a fitted trait may be."""
-    return _BOUNDS[name]

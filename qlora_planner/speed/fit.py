@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from qlora_planner.evidence import Measurement
 from qlora_planner.evidence.calibration import usable
-from qlora_planner.evidence.efficiency import ASSUMED, FITTED, KernelEfficiency, bounds, of_fitted
+from qlora_planner.evidence.efficiency import ASSUMED, BOUNDS, FITTED, KernelEfficiency, of_fitted
 from qlora_planner.memory.records import Basis
 from qlora_planner.record import record
 from qlora_planner.speed.roofline import Rates, SpeedModel
@@ -114,7 +114,7 @@ def _traits(at: NDArray[np.float64]) -> KernelEfficiency:
 
 
 def _bounded(at: NDArray[np.float64]) -> NDArray[np.float64]:
-    edges = [bounds(name) for name in FITTED]
+    edges = list(BOUNDS.values())
     return np.clip(at, [log(low) for low, _ in edges], [log(high) for _, high in edges])
 
 
