@@ -42,21 +42,21 @@ class Stack:
     @property
     def unmodelled(self) -> tuple[NamedVersion, ...]:
         """Named versions that nobody looked at."""
-        return tuple(one for one in self.named if one.instead is not None)
+        return tuple(row for row in self.named if row.instead is not None)
 
     @property
     def modelled(self) -> tuple[NamedVersion, ...]:
         """Named versions that figures hold for."""
-        return tuple(one for one in self.named if one.instead is None)
+        return tuple(row for row in self.named if row.instead is None)
 
 
 def stack_of(counted: Mapping[str, str], named: Mapping[str, str]) -> Stack:
     """The versions that a profile of `counted` versions is planned with where those of `named` are wanted."""
-    told = tuple(
+    rows = tuple(
         NamedVersion(package=package, version=version, instead=_instead(package, version, counted.get(package)))
         for package, version in named.items()
     )
-    return Stack(versions={**counted, **{one.package: one.instead or one.version for one in told}}, named=told)
+    return Stack(versions={**counted, **{row.package: row.instead or row.version for row in rows}}, named=rows)
 
 
 def _instead(package: str, version: str, counted: str | None) -> str | None:
@@ -74,7 +74,7 @@ def changes(package: str, version: str, counted: str | None, trainer: str) -> st
     """How a modelled version moves figures against the one that the profile was counted with; None: in no way."""
     if trainer_named(trainer).versioned_by != package:
         return None
-    (row, loss), (usual, other) = (trainer_row(trainer, {package: one}) for one in (version, counted or "999"))
+    (row, loss), (usual, other) = (trainer_row(trainer, {package: release}) for release in (version, counted or "999"))
     said = [] if loss == other else [loss.why]
     said += [] if row.upcasts == usual.upcasts else ["it casts 16-bit weights to float32"]
     return "; ".join(said) or None

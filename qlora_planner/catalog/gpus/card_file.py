@@ -64,8 +64,8 @@ def _toml(content: bytes) -> Mapping[str, Any]:
     return tomllib.loads(content.decode("utf-8").replace("\r\n", "\n"))
 
 
-def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:
-    """The card of a parsed file called `name`. Raises InputError that starts with `where` and lists all faults."""
+def read_card(name: str, document: Mapping[str, Any], location: str) -> GpuSpec:
+    """The card of a parsed file called `name`. Raises InputError that starts with `location` and lists all faults."""
     faults: list[str] = []
     if not _SLUG.fullmatch(name):
         faults.append("the file's name must be lower-case letters, digits and single hyphens")
@@ -81,14 +81,14 @@ def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:
         else:
             values[key] = value
     faults += [f"{key} is missing" for key in _REQUIRED if key not in document]
-    facts = _facts(document, faults)
+    sources = _facts(document, faults)
     memory, cuda, sold = (values.get(key) for key in ("memory_mib", "cuda_total_mib", "marketed_gb"))
     if memory and cuda and cuda > memory:
         faults.append(f"cuda_total_mib {cuda} is more than memory_mib {memory}")
     if memory and sold and not _MAX_MIB_SHORT_OF_SOLD <= memory / (sold * 1024) <= 1.02:
         faults.append(f"memory_mib {memory} is not what a card sold with {sold} GB has")
     if faults:
-        raise InputError(one_line([short(fault, _LONGEST_FAULT) for fault in faults[:_MOST_FAULTS]], where))
+        raise InputError(one_line([short(fault, _LONGEST_FAULT) for fault in faults[:_MOST_FAULTS]], location))
     return GpuSpec(
         name=name,
         label=values["label"],
@@ -107,18 +107,18 @@ def read_card(name: str, document: Mapping[str, Any], where: str) -> GpuSpec:
         rent_usd_per_hour=values.get("rent_usd_per_hour"),
         verified=values.get("verified", True),
         shared_with_host=values.get("shared_with_host", False),
-        facts=facts,
+        facts=sources,
         note=values.get("note"),
     )
 
 
 def _facts(document: Mapping[str, Any], faults: list[str]) -> dict[str, Fact]:
     """GpuSpec field -> its source; what is wrong with the sources is added to `faults`."""
-    facts: dict[str, Fact] = {}
+    by_field: dict[str, Fact] = {}
     sources = document.get("sources", [])
     if not isinstance(sources, list):
         faults.append("sources must be [[sources]] tables")
-        return facts
+        return by_field
     for number, entry in enumerate(sources, 1):
         if not isinstance(entry, dict) or entry.keys() != {"fields", "source", "date"}:
             faults.append(f"source {number} must have fields, source and date, and nothing else")
@@ -133,13 +133,13 @@ def _facts(document: Mapping[str, Any], faults: list[str]) -> dict[str, Fact]:
         for field in fields:
             if field not in _FIELD_OF_FACT or field not in document:
                 faults.append(f"source {number} is for {field!r}, which this file does not give")
-            elif _FIELD_OF_FACT[field] in facts:
+            elif _FIELD_OF_FACT[field] in by_field:
                 faults.append(f"{field} has two sources")
             else:
-                facts[_FIELD_OF_FACT[field]] = Fact(source=source, date=day)
-    if unsourced := [key for key in _FIELD_OF_FACT if key in document and _FIELD_OF_FACT[key] not in facts]:
+                by_field[_FIELD_OF_FACT[field]] = Fact(source=source, date=day)
+    if unsourced := [key for key in _FIELD_OF_FACT if key in document and _FIELD_OF_FACT[key] not in by_field]:
         faults.append(f"no source for {', '.join(unsourced)}")
-    return facts
+    return by_field
 
 
 def _scaled(value: float | None, unit: int) -> int | None:
@@ -152,7 +152,7 @@ def _text(value: object) -> str | None:
 
 
 def _names(value: object) -> str | None:
-    fine = isinstance(value, list) and value and all(_text(one) is None for one in value)
+    fine = isinstance(value, list) and value and all(_text(name) is None for name in value)
     return None if fine else "must be a list of names"
 
 

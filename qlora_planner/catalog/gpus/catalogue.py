@@ -91,15 +91,15 @@ class GpuCatalogue:
             raise InputError(f"--gpu: {len(text):,} characters are no card of the catalogue")
         key = _key(text)
         keys = [key, f"rtx{key}", f"gtx{key}"] if key[:1].isdigit() else [key]
-        for one in keys:
-            if one in self._by_key:
-                return self.get(self._by_key[one])
-        for one in keys:
-            found = self._alias_index().get(one, [])
-            if len(found) > 1:
-                raise InputError(f"--gpu: {_shown(text)} is several cards; name one: {', '.join(sorted(found))}")
-            if found:
-                return self.get(found[0])
+        for spelling in keys:
+            if spelling in self._by_key:
+                return self.get(self._by_key[spelling])
+        for spelling in keys:
+            names = self._alias_index().get(spelling, [])
+            if len(names) > 1:
+                raise InputError(f"--gpu: {_shown(text)} is several cards; name one: {', '.join(sorted(names))}")
+            if names:
+                return self.get(names[0])
         raise InputError(self._unknown(text))
 
     def all(self) -> tuple[GpuSpec, ...]:
@@ -123,9 +123,9 @@ class GpuCatalogue:
         """Up to three names of cards spelt most like `text`, the likeliest first."""
         import difflib  # only a misspelt name needs it, and it takes as long to import as a card takes to find
 
-        spellings = {alias: found[0] for alias, found in self._alias_index().items()} | self._by_key
+        spellings = {alias: names[0] for alias, names in self._alias_index().items()} | self._by_key
         close = difflib.get_close_matches(_key(text)[:_SHOWN_CHARS], spellings, n=8, cutoff=0.5)
-        return tuple(dict.fromkeys(spellings[one] for one in close))[:3]
+        return tuple(dict.fromkeys(spellings[spelling] for spelling in close))[:3]
 
     def _unknown(self, text: str) -> str:
         near = self.nearest(text)
@@ -142,7 +142,7 @@ class GpuCatalogue:
             self._aliases = {}
             for name, path in self._files.items():
                 try:
-                    spellings = {_key(one) for one in _spellings(path)}
+                    spellings = {_key(spelling) for spelling in _spellings(path)}
                 except InputError:
                     # Asked for by its own name, the file says what is wrong with it.
                     self._unreadable.append(str(path))
@@ -165,9 +165,9 @@ def _spellings(path: Path) -> Iterator[str]:
         spec = load_card(path)
         naming = {"label": spec.label, "aliases": list(spec.aliases)}
     aliases = naming.get("aliases")
-    for one in (naming.get("label"), *(aliases if isinstance(aliases, list) else ())):
-        if isinstance(one, str):
-            yield one
+    for spelling in (naming.get("label"), *(aliases if isinstance(aliases, list) else ())):
+        if isinstance(spelling, str):
+            yield spelling
 
 
 def _key(text: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from qlora_planner.catalog.trainers import parse_version
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import format_mib
@@ -11,10 +12,7 @@ from qlora_planner.units import format_mib
 # PyTorch's support matrix (RELEASE.md and the pull requests that changed it, read 2026-11-29): since a release of
 # torch, the lowest compute capability that the wheels on PyPI have kernels for. 2.8: CUDA 12.8 without Maxwell and
 # Pascal; 2.11: CUDA 13, which begins with Turing.
-PYPI_WHEELS_BEGIN_AT: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = (
-    ((2, 11), (7, 5)),
-    ((2, 8), (7, 0)),
-)
+PYPI_WHEELS_BEGIN_AT: tuple[tuple[tuple[int, int], tuple[int, int]], ...] = (((2, 11), (7, 5)), ((2, 8), (7, 0)))
 # The CUDA 12.6 build, from PyTorch's own index, has Maxwell (5.0) to Hopper; 2.15 is to ship without it (pytorch issue
 # 190385).
 LEGACY_WHEEL = "cu126"
@@ -43,16 +41,16 @@ def remarks(gpu: GpuSpec | None, stack: Mapping[str, str] | None = None) -> tupl
     """What to know about training on this card with this torch (by `stack`, else today's)."""
     if gpu is None:
         return ()
-    found = (_kernels(gpu, (stack or {}).get("torch")), _shared(gpu))
-    return tuple(remark for remark in found if remark is not None)
+    both = (_kernels(gpu, (stack or {}).get("torch")), _shared(gpu))
+    return tuple(remark for remark in both if remark is not None)
 
 
 def _kernels(gpu: GpuSpec, torch: str | None) -> Remark | None:
     """The remark on a card that the wheels which pip installs were not compiled for."""
     if gpu.vendor != "nvidia" or gpu.compute_capability is None:
         return None
-    capability = _pair(gpu.compute_capability)
-    release = _pair(torch) if torch else PYPI_WHEELS_BEGIN_AT[0][0]
+    capability = parse_version(gpu.compute_capability)
+    release = parse_version(torch) if torch else PYPI_WHEELS_BEGIN_AT[0][0]
     first = next((lowest for since, lowest in PYPI_WHEELS_BEGIN_AT if release >= since), None)
     if first is None or capability >= first:
         return None
@@ -80,8 +78,3 @@ def _shared(gpu: GpuSpec) -> Remark | None:
         " save nothing, and running out can stop the whole machine",
         fix="--reserve what the host holds, as --reserve 8GiB (`free -m` shows it under used)",
     )
-
-
-def _pair(version: str) -> tuple[int, int]:
-    parts = [int("".join(letter for letter in part if letter.isdigit()) or 0) for part in version.split(".")[:2]]
-    return parts[0], parts[1] if len(parts) > 1 else 0

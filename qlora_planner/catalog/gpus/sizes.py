@@ -89,9 +89,9 @@ def marketed_size(marketed_gb: int) -> MarketedSize:
     for row in MARKETED_SIZES:
         if row.marketed_gb == marketed_gb:
             return row
-    known = ", ".join(str(row.marketed_gb) for row in MARKETED_SIZES)
+    sold = ", ".join(str(row.marketed_gb) for row in MARKETED_SIZES)
     raise InputError(
-        f"--gpu: no card is sold with {marketed_gb}GB; known are {known} GB, any other size is written in GiB or MiB"
+        f"--gpu: no card is sold with {marketed_gb}GB; known are {sold} GB, any other size is written in GiB or MiB"
     )
 
 
