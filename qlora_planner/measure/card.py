@@ -46,12 +46,12 @@ class Card:
 
         if index >= torch.cuda.device_count():
             raise MissingError(f"GPU {index} is not here: {no_nvml}")
-        facts = torch.cuda.get_device_properties(index)
+        properties = torch.cuda.get_device_properties(index)
         return cls(
-            name=facts.name,
+            name=properties.name,
             nvml_index=index,
             capacity_bytes=None,
-            compute_capability=f"{facts.major}.{facts.minor}",
+            compute_capability=f"{properties.major}.{properties.minor}",
             driver=None,
         )
 
@@ -70,5 +70,5 @@ class Card:
         """Versions of the driver and of torch's CUDA."""
         import torch
 
-        found = {"cuda": torch.version.cuda, "driver": self.driver}
-        return {name: version for name, version in found.items() if version is not None}
+        versions = {"cuda": torch.version.cuda, "driver": self.driver}
+        return {name: version for name, version in versions.items() if version is not None}

@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from qlora_planner.bounded import write_whole
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.measure import process
 from qlora_planner.measure.spec import ChildSpec
@@ -38,7 +39,7 @@ class Lines:
         self._started = time.monotonic()
         self._last_memory = 0.0
 
-    def tell(self, event: str, facts: Mapping[str, Any]) -> None:
+    def tell(self, event: str, fields: Mapping[str, Any]) -> None:
         """Write one line, unless it is a memory reading too soon after another."""
         elapsed = time.monotonic() - self._started
         with self._lock:
@@ -47,7 +48,9 @@ class Lines:
                     return
                 self._last_memory = elapsed
             with suppress(BrokenPipeError):  # the parent has gone: what is being saved is saved all the same
-                print(json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **facts}), file=self._out, flush=True)
+                print(
+                    json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **fields}), file=self._out, flush=True
+                )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -72,7 +75,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(str(error), file=sys.stderr)
         lines.tell("refused", {"message": str(error), "exit_code": error.exit_code})
         return error.exit_code
-    _write(Path(paths[1]), measurement.to_dict())
+    write_whole(Path(paths[1]), json.dumps(measurement.to_dict()).encode())
     lines.tell("result", {"outcome": measurement.outcome, "phase": measurement.failed_phase})
     return _EXIT[measurement.outcome]
 
@@ -118,13 +121,6 @@ def _show_one_card(index: int) -> None:
     if not names:
         raise MissingError(f"GPU {index} is not here: CUDA_VISIBLE_DEVICES={visible!r}")
     os.environ["CUDA_VISIBLE_DEVICES"] = names[0]
-
-
-def _write(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(document), encoding="utf-8")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -52,27 +52,27 @@ def take_cuda(device: int = 0) -> list[MemoryEvent]:
 
 def from_cuda_trace(entries: Iterable[dict[str, Any]]) -> list[MemoryEvent]:
     """Entries of `_snapshot()["device_traces"][device]` as events; kinds that hold no memory are left out."""
-    found = []
+    events = []
     for entry in entries:
         kind = _CUDA_KINDS.get(entry["action"])
         if kind is not None:
             size = int(entry["size"])
             rounded = -(-size // CUDA_BLOCK) * CUDA_BLOCK if kind in (ALLOC, FREE) else size
-            found.append(MemoryEvent(int(entry["time_us"]) * 1000, kind, int(entry.get("addr") or 0), rounded))
-    return found
+            events.append(MemoryEvent(int(entry["time_us"]) * 1000, kind, int(entry.get("addr") or 0), rounded))
+    return events
 
 
 def from_profiler(profile: Any) -> list[MemoryEvent]:
     """Host allocations of a finished `torch.profiler.profile(profile_memory=True)`, oldest first."""
     from torch._C._profiler import _EventType
 
-    found = []
+    events = []
     for node in _nodes(profile.profiler.kineto_results.experimental_event_tree()):
         if node.tag == _EventType.Allocation and node.extra_fields.device.type == "cpu":
             size = int(node.extra_fields.alloc_size)
             kind = ALLOC if size >= 0 else FREE
-            found.append(MemoryEvent(int(node.start_time_ns), kind, int(node.extra_fields.ptr), abs(size)))
-    return sorted(found, key=lambda event: event.time_ns)
+            events.append(MemoryEvent(int(node.start_time_ns), kind, int(node.extra_fields.ptr), abs(size)))
+    return sorted(events, key=lambda event: event.time_ns)
 
 
 def _nodes(roots: Iterable[Any]) -> Iterator[Any]:

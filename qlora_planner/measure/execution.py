@@ -149,7 +149,7 @@ class Execution:
                 enter=self._enter,
                 timeline=self.timeline,
                 synchronize=process.synchronizer(spec.device),
-                told=lambda step, seconds: self._tell("step", {"step": step, "of": spec.steps, "step_s": seconds}),
+                on_step=lambda step, seconds: self._tell("step", {"step": step, "of": spec.steps, "step_s": seconds}),
                 note_owners=lambda: self._own(adapted, trainer.optimizer),
                 note_gradients=spec.snapshot,
             )
@@ -244,8 +244,8 @@ class Execution:
         )
 
     def _notes(self) -> tuple[str, ...]:
-        found = [] if self._sampler is None else list(self._sampler.notes)
-        return (*found, gpu_lock.EXCLUSIVE_NOTE) if gpu_lock.takes_turns() else tuple(found)
+        notes = [] if self._sampler is None else list(self._sampler.notes)
+        return (*notes, gpu_lock.EXCLUSIVE_NOTE) if gpu_lock.takes_turns() else tuple(notes)
 
     def _components(self, outcome: str) -> dict[str, int] | None:
         if not self.spec.snapshot:

@@ -45,12 +45,12 @@ def find_floor(
     tries: list[tuple[int, Measurement]] = []
 
     def works(cap_bytes: int) -> bool:
-        found = measure(with_cap(spec, cap_bytes))
-        tries.append((cap_bytes, found))
-        tell(cap_bytes, found.outcome)
-        if found.outcome not in ("ok", "out-of-memory"):
-            raise RunError(f"floor: under {cap_bytes} bytes the run failed: {found.error}")
-        return found.outcome == "ok"
+        measurement = measure(with_cap(spec, cap_bytes))
+        tries.append((cap_bytes, measurement))
+        tell(cap_bytes, measurement.outcome)
+        if measurement.outcome not in ("ok", "out-of-memory"):
+            raise RunError(f"floor: under {cap_bytes} bytes the run failed: {measurement.error}")
+        return measurement.outcome == "ok"
 
     if not works(high):
         raise InputError(f"floor: the run does not work under {high} bytes; raise the upper limit")

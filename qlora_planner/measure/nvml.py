@@ -7,7 +7,6 @@ only a missing library or driver is an error. The package is imported when a fun
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import date
@@ -15,6 +14,7 @@ from importlib import import_module
 from typing import Any
 
 from qlora_planner.errors import MissingError
+from qlora_planner.evidence.calibration import card_slug
 from qlora_planner.record import record
 from qlora_planner.spec.machine import Fact, GpuSpec
 
@@ -111,13 +111,13 @@ def visible_devices() -> list[DeviceReading]:
 
     Raises MissingError when the library or the driver is missing.
     """
-    found = devices()
+    cards = devices()
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
     if chosen is None:
-        return found
+        return cards
     visible: list[DeviceReading] = []
     for name in (part.strip() for part in chosen.split(",")):
-        match = [card for card in found if _is_named(card, name)]
+        match = [card for card in cards if _is_named(card, name)]
         if not match:  # CUDA stops at the first name that it does not know
             break
         visible.append(match[0])
@@ -153,7 +153,7 @@ def local_gpu(index: int = 0) -> LocalGpu:
     name = reading.name or "GPU"
     ours = process_bytes(os.getpid(), reading.index) or 0
     spec = GpuSpec(
-        name=_slug(name),
+        name=card_slug(name),
         label=name,
         memory_bytes=reading.total_bytes,
         form="local",
@@ -199,8 +199,8 @@ def _memory_handle(nvml: Any, index: int) -> tuple[Any, bool | None]:
     mode = _ask(nvml, "nvmlDeviceGetMigMode", handle)
     mig = None if mode is None else bool(mode[0])
     slices = (_ask(nvml, "nvmlDeviceGetMaxMigDeviceCount", handle) or 0) if mig else 0
-    found = (_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(slices))
-    return next((part for part in found if part is not None), handle), mig
+    handles = (_ask(nvml, "nvmlDeviceGetMigDeviceHandleByIndex", handle, number) for number in range(slices))
+    return next((part for part in handles if part is not None), handle), mig
 
 
 def _processes(nvml: Any, handle: Any) -> tuple[ProcessReading, ...] | None:
@@ -210,18 +210,24 @@ def _processes(nvml: Any, handle: Any) -> tuple[ProcessReading, ...] | None:
         return None
     held: dict[int, int | None] = {}
     for entry in (entry for listed in lists if listed for entry in listed):
-        known = held.get(entry.pid)
-        held[entry.pid] = entry.usedGpuMemory if known is None else max(known, entry.usedGpuMemory or 0)
+        other_list_bytes = held.get(entry.pid)
+        held[entry.pid] = (
+            entry.usedGpuMemory if other_list_bytes is None else max(other_list_bytes, entry.usedGpuMemory or 0)
+        )
     return tuple(ProcessReading(pid=pid, used_bytes=used) for pid, used in sorted(held.items()))
+
+
+def _memory(nvml: Any, handle: Any) -> Any:
+    """The second version of the call tells what the driver keeps for itself from what programs use."""
+    version = getattr(nvml, "nvmlMemory_v2", None)
+    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version) if version else None
+    return memory or _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
 
 
 def _device(nvml: Any, index: int) -> DeviceReading:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     memory_handle, mig = _memory_handle(nvml, index)
-    version = getattr(nvml, "nvmlMemory_v2", None)
-    # The second version of the call tells what the driver keeps for itself from what programs use.
-    memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", memory_handle, version) if version else None
-    memory = memory or _ask(nvml, "nvmlDeviceGetMemoryInfo", memory_handle)
+    memory = _memory(nvml, memory_handle)
     capability = _ask(nvml, "nvmlDeviceGetCudaComputeCapability", handle)
     cuda = _ask(nvml, "nvmlSystemGetCudaDriverVersion_v2")
     listed = _processes(nvml, memory_handle)
@@ -244,12 +250,6 @@ def _device(nvml: Any, index: int) -> DeviceReading:
     )
 
 
-def _slug(name: str) -> str:
-    """`NVIDIA GeForce RTX 4090` as the catalogue names it: `rtx-4090`."""
-    bare = re.sub(r"\b(nvidia|geforce|tesla|graphics|gpu)\b", " ", name.lower())
-    return re.sub(r"[^a-z0-9]+", "-", bare).strip("-") or "gpu"
-
-
 @record
 class CardSample:
     """One moment of a card: bytes in use, and every process that the driver lists (None: it lists none)."""
@@ -267,11 +267,9 @@ def watched_card(index: int) -> Iterator[Callable[[], CardSample]]:
     with session() as nvml:
         _check_index(index, _ask(nvml, "nvmlDeviceGetCount") or 0)
         handle = _memory_handle(nvml, index)[0]
-        version = getattr(nvml, "nvmlMemory_v2", None)
 
         def read() -> CardSample:
-            memory = _ask(nvml, "nvmlDeviceGetMemoryInfo", handle, version) if version else None
-            memory = memory or _ask(nvml, "nvmlDeviceGetMemoryInfo", handle)
+            memory = _memory(nvml, handle)
             listed = _processes(nvml, handle)
             return CardSample(
                 used_bytes=None if memory is None else int(memory.used),

@@ -11,8 +11,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
+
+from qlora_planner.installing import installed_versions
 
 PACKAGES = (
     "torch", "transformers", "peft", "accelerate", "bitsandbytes", "trl", "datasets", "liger-kernel", "triton",
@@ -24,13 +25,7 @@ _UNITS = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 
 def versions() -> dict[str, str]:
     """Versions of Python and of every package that can move a figure; one that is not installed is left out."""
-    found = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
+    return {"python": platform.python_version(), **installed_versions(PACKAGES)}
 
 
 def die_with_parent(parent: int | None = None) -> None:
@@ -63,8 +58,8 @@ def rss_peak_bytes() -> int | None:
     status = Path("/proc/self/status")
     if status.exists():
         # getrusage would count what the parent had resident when it started this process.
-        found = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
-        return None if found is None else int(found[1]) * 1024
+        match = re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="ascii", errors="replace"))
+        return None if match is None else int(match[1]) * 1024
     if sys.platform == "win32":
         return None
     import resource
@@ -75,8 +70,8 @@ def rss_peak_bytes() -> int | None:
 
 def requested_bytes(message: str) -> int | None:
     """The size of a failed request as torch words it: `Tried to allocate 2.00 GiB`."""
-    found = re.search(r"[Tt]ried to allocate ([\d.]+) (B|bytes|KiB|MiB|GiB)", message)
-    return None if found is None else int(float(found[1]) * _UNITS.get(found[2], 1))
+    match = re.search(r"[Tt]ried to allocate ([\d.]+) (B|bytes|KiB|MiB|GiB)", message)
+    return None if match is None else int(float(match[1]) * _UNITS.get(match[2], 1))
 
 
 def one_line(error: BaseException, most: int = 400) -> str:

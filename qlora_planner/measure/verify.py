@@ -107,9 +107,9 @@ def _progress(child: subprocess.Popen[str], timeout_s: float | None) -> Generato
         if line is None:
             child.wait()
             return False
-        told = parsed_line(line)
-        if told is not None:
-            yield told
+        progress = parsed_line(line)
+        if progress is not None:
+            yield progress
 
 
 def read_lines(stream: TextIO, lines: queue.Queue[str | None]) -> None:
@@ -127,8 +127,8 @@ def parsed_line(line: str) -> Progress | None:
         return None
     if not isinstance(raw, dict) or "event" not in raw:
         return None
-    facts = {key: value for key, value in raw.items() if key not in ("event", "elapsed_s")}
-    return Progress(event=str(raw["event"]), elapsed_s=float(raw.get("elapsed_s") or 0.0), facts=facts)
+    fields = {key: value for key, value in raw.items() if key not in ("event", "elapsed_s")}
+    return Progress(event=str(raw["event"]), elapsed_s=float(raw.get("elapsed_s") or 0.0), facts=fields)
 
 
 def end_group(child: subprocess.Popen[str]) -> None:
@@ -151,8 +151,12 @@ def _outcome(spec: ChildSpec, home: Path, code: int | None, timed_out: bool, tim
     written = home / "out.json"
     late = f"still running after {timeout_s:g} s" if timed_out else None
     if written.exists():
-        found = Measurement.from_dict(json.loads(written.read_text(encoding="utf-8")), "the measuring process")
-        return replace(found, error=late) if late is not None and found.outcome == "interrupted" else found
+        measurement = Measurement.from_dict(json.loads(written.read_text(encoding="utf-8")), "the measuring process")
+        return (
+            replace(measurement, error=late)
+            if late is not None and measurement.outcome == "interrupted"
+            else measurement
+        )
     last = [line for line in (home / "stderr").read_text(encoding="utf-8", errors="replace").splitlines() if line]
     if late is not None:
         return _without_readings(spec, "interrupted", late)

@@ -66,29 +66,29 @@ def components_at(moment: Moment, timeline: Timeline, *, checkpointing: bool, wo
 
     `workspace_bytes` is the size of one cuBLAS workspace on this card.
     """
-    found: dict[str, int] = {}
+    by_component: dict[str, int] = {}
     for block in moment.alive:
         name = block.owner or _by_birth(block, moment, timeline, checkpointing, workspace_bytes)
-        found[name] = found.get(name, 0) + block.size
+        by_component[name] = by_component.get(name, 0) + block.size
     if moment.reserved_bytes:
-        found[Component.ALLOCATOR_SLACK.value] = max(moment.reserved_bytes - moment.allocated_bytes, 0)
+        by_component[Component.ALLOCATOR_SLACK.value] = max(moment.reserved_bytes - moment.allocated_bytes, 0)
     order = [*(component.value for component in Component), UNATTRIBUTED]
-    return {name: found[name] for name in order if name in found}
+    return {name: by_component[name] for name in order if name in by_component}
 
 
 def _chosen(events: Sequence[MemoryEvent], timeline: Timeline, phase: str | None) -> int | None:
     """Position of the event after which most is allocated (in `phase`), or of the first failed request."""
     allocated = highest = 0
     position = None
-    known: dict[int, int] = {}
+    sizes: dict[int, int] = {}
     for index, event in enumerate(events):
         if event.kind == OOM:
             return index
         if event.kind == ALLOC:
-            known[event.address] = event.size
+            sizes[event.address] = event.size
             allocated += event.size
         elif event.kind == FREE:
-            allocated -= known.pop(event.address, 0)
+            allocated -= sizes.pop(event.address, 0)
         if allocated > highest and (phase is None or timeline.phase_at(event.time_ns) == phase):
             highest, position = allocated, index
     return position
@@ -96,24 +96,24 @@ def _chosen(events: Sequence[MemoryEvent], timeline: Timeline, phase: str | None
 
 def _blocks(events: Sequence[MemoryEvent], timeline: Timeline) -> list[tuple[int, Block, int]]:
     """(position of birth, block, position of death) of every block, owners filled in as the timeline tells them."""
-    found: list[tuple[int, Block, int]] = []
+    ended: list[tuple[int, Block, int]] = []
     alive: dict[int, tuple[int, Block]] = {}
     owners = iter(timeline.owners)
-    told = next(owners, None)
+    owned = next(owners, None)
     for index, event in enumerate(events):
-        while told is not None and told[0] <= event.time_ns:
-            _assign(told[1].items(), alive)
-            told = next(owners, None)
+        while owned is not None and owned[0] <= event.time_ns:
+            _assign(owned[1].items(), alive)
+            owned = next(owners, None)
         if event.kind == ALLOC:
             alive[event.address] = (index, Block(event.time_ns, event.size))
         elif event.kind == FREE and event.address in alive:
             position, block = alive.pop(event.address)
             block.death_ns = event.time_ns
-            found.append((position, block, index))
-    while told is not None:
-        _assign(told[1].items(), alive)
-        told = next(owners, None)
-    return found + [(position, block, len(events)) for position, block in alive.values()]
+            ended.append((position, block, index))
+    while owned is not None:
+        _assign(owned[1].items(), alive)
+        owned = next(owners, None)
+    return ended + [(position, block, len(events)) for position, block in alive.values()]
 
 
 def _assign(owners: object, alive: dict[int, tuple[int, Block]]) -> None:

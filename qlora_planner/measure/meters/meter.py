@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Protocol
 
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure.events import ALLOC, FREE, MemoryEvent, from_profiler, record_cuda, take_cuda
+from qlora_planner.measure.meters.sampler import larger
 
 # Stretches of a run in the order in which they come, and the phases that each is part of. `cast` is what a trainer
 # does to the adapters before its first step.
@@ -74,10 +75,7 @@ class CudaMeter:
         if self._current is not None:
             name = self._current
             allocated, reserved = self._peaks.get(name, (0, 0))
-            self._peaks[name] = (
-                max(allocated, cuda.max_memory_allocated()),
-                max(reserved, cuda.max_memory_reserved()),
-            )
+            self._peaks[name] = max(allocated, cuda.max_memory_allocated()), max(reserved, cuda.max_memory_reserved())
             self._live[name] = cuda.memory_allocated()
         cuda.reset_peak_memory_stats()
 
@@ -112,8 +110,8 @@ def peaks_between(
 
     The last mark ends the last stretch. Frees of blocks from before the events began are none of theirs.
     """
-    found: dict[str, tuple[int, int | None, int]] = {}
-    known: dict[int, int] = {}
+    peaks: dict[str, tuple[int, int | None, int]] = {}
+    sizes: dict[int, int] = {}
     live, position = 0, 0
 
     def play(until_ns: int) -> int:
@@ -122,10 +120,10 @@ def peaks_between(
         while position < len(events) and events[position].time_ns < until_ns:
             event = events[position]
             if event.kind == ALLOC:
-                known[event.address] = event.size
+                sizes[event.address] = event.size
                 live += event.size
             elif event.kind == FREE:
-                live -= known.pop(event.address, 0)
+                live -= sizes.pop(event.address, 0)
             highest = max(highest, live)
             position += 1
         return highest
@@ -133,9 +131,9 @@ def peaks_between(
     if marks:
         play(marks[0][0])
     for (_, stretch), (end_ns, _) in pairwise(marks):
-        highest = max(play(end_ns), found.get(stretch, (0, None, 0))[0])
-        found[stretch] = (highest, None, live)
-    return found
+        highest = max(play(end_ns), peaks.get(stretch, (0, None, 0))[0])
+        peaks[stretch] = (highest, None, live)
+    return peaks
 
 
 def merge(stretches: dict[str, tuple[int, int | None, int]]) -> dict[str, PhaseReading]:
@@ -146,12 +144,8 @@ def merge(stretches: dict[str, tuple[int, int | None, int]]) -> dict[str, PhaseR
             before = phases.get(phase, PhaseReading())
             keeps_live = stretch not in _LIVE_FROM.get(phase, (stretch,))
             phases[phase] = PhaseReading(
-                allocated_bytes=_most((before.allocated_bytes, allocated)),
-                reserved_bytes=_most((before.reserved_bytes, reserved)),
+                allocated_bytes=larger(before.allocated_bytes, allocated),
+                reserved_bytes=larger(before.reserved_bytes, reserved),
                 live_bytes=before.live_bytes if keeps_live else live,
             )
     return phases
-
-
-def _most(values: Iterable[int | None]) -> int | None:
-    return max((value for value in values if value is not None), default=None)

@@ -45,19 +45,19 @@ def peak_components(
     moment = highest_moment(events, timeline, phase=phase)
     if moment is None:
         return None
-    found = components_at(moment, timeline, checkpointing=checkpointing, workspace_bytes=workspace_bytes)
-    known = [reading.reserved_bytes for reading in readings.values() if reading.reserved_bytes is not None]
+    components = components_at(moment, timeline, checkpointing=checkpointing, workspace_bytes=workspace_bytes)
+    reserved_bytes = [reading.reserved_bytes for reading in readings.values() if reading.reserved_bytes is not None]
     if phase is not None:
         reserved = readings[phase].reserved_bytes or 0
-        found[Component.ALLOCATOR_SLACK.value] = max(0, reserved - moment.allocated_bytes)
+        components[Component.ALLOCATOR_SLACK.value] = max(0, reserved - moment.allocated_bytes)
     else:
-        reserved = max(known, default=0)
+        reserved = max(reserved_bytes, default=0)
     device = None
-    if nvml is not None and known:
+    if nvml is not None and reserved_bytes:
         device = nvml.process_end_bytes if phase == TRAINING else nvml.process_peak_bytes
     if device is not None:
-        found[Component.CUDA_CONTEXT.value] = max(0, device - reserved)
-    return found
+        components[Component.CUDA_CONTEXT.value] = max(0, device - reserved)
+    return components
 
 
 def _kernels_bytes(readings: Mapping[str, PhaseReading], nvml: NvmlReading | None) -> int:

@@ -133,9 +133,9 @@ class Sampler:
             process = self._process_bytes(now)
             others = self._others_bytes(now)
             self._device_now = now.used_bytes
-            self._process_peak = _larger(self._process_peak, process)
-            self._device_peak = _larger(self._device_peak, now.used_bytes)
-            self._others_peak = _larger(self._others_peak, others)
+            self._process_peak = larger(self._process_peak, process)
+            self._device_peak = larger(self._device_peak, now.used_bytes)
+            self._others_peak = larger(self._others_peak, others)
             return process
 
     def _process_bytes(self, now: CardSample) -> int | None:
@@ -155,6 +155,6 @@ class Sampler:
     _device_now: int | None = None
 
 
-def _larger(first: int | None, second: int | None) -> int | None:
-    known = [value for value in (first, second) if value is not None]
-    return max(known) if known else None
+def larger(first: int | None, second: int | None) -> int | None:
+    """The larger of two readings, where either was taken."""
+    return max((value for value in (first, second) if value is not None), default=None)

@@ -15,7 +15,7 @@ def model_owners(model: Any, *, adapted: bool) -> dict[int, str]:
     Parameters that train are adapters where the model is `adapted`; before that, and in a full fine-tune, they are
     weights like the others.
     """
-    found: dict[int, str] = {}
+    owners: dict[int, str] = {}
     for parameter in model.parameters():
         quantized = type(parameter).__name__ in ("Params4bit", "Int8Params")
         if quantized:
@@ -24,30 +24,30 @@ def model_owners(model: Any, *, adapted: bool) -> dict[int, str]:
             part = Component.ADAPTERS
         else:
             part = Component.UNQUANTIZED_WEIGHTS
-        _put(found, [parameter], part)
+        _put(owners, [parameter], part)
         if quantized:
-            _put(found, constants(parameter), Component.QUANTIZATION_CONSTANTS)
+            _put(owners, constants(parameter), Component.QUANTIZATION_CONSTANTS)
     for module in model.modules():
         state: Any = getattr(module, "state", None)
         if type(state).__name__ == "MatmulLtState":
-            _put(found, [state.CB], Component.QUANTIZED_WEIGHTS)
-            _put(found, [state.SCB], Component.QUANTIZATION_CONSTANTS)
-    _put(found, model.buffers(), Component.UNQUANTIZED_WEIGHTS)
-    return found
+            _put(owners, [state.CB], Component.QUANTIZED_WEIGHTS)
+            _put(owners, [state.SCB], Component.QUANTIZATION_CONSTANTS)
+    _put(owners, model.buffers(), Component.UNQUANTIZED_WEIGHTS)
+    return owners
 
 
 def gradient_owners(model: Any) -> dict[int, str]:
     """Address of every gradient."""
-    found: dict[int, str] = {}
-    _put(found, (parameter.grad for parameter in model.parameters()), Component.GRADIENTS)
-    return found
+    owners: dict[int, str] = {}
+    _put(owners, (parameter.grad for parameter in model.parameters()), Component.GRADIENTS)
+    return owners
 
 
 def optimizer_owners(optimizer: Any) -> dict[int, str]:
     """Address of every state tensor that torch's allocator counts."""
-    found: dict[int, str] = {}
-    _put(found, (tensor for tensor in states(optimizer) if not is_paged(tensor)), Component.OPTIMIZER_STATES)
-    return found
+    owners: dict[int, str] = {}
+    _put(owners, (tensor for tensor in states(optimizer) if not is_paged(tensor)), Component.OPTIMIZER_STATES)
+    return owners
 
 
 def paged_bytes(optimizer: Any) -> int:
@@ -93,11 +93,11 @@ def watch_layers(layers: list[Any], timeline: Timeline, in_backward: Callable[[]
     return remove
 
 
-def _put(found: dict[int, str], tensors: Iterable[Any], part: Component) -> None:
+def _put(owners: dict[int, str], tensors: Iterable[Any], part: Component) -> None:
     for tensor in tensors:
         if tensor is not None and tensor.device.type != "meta":
-            found.setdefault(tensor.untyped_storage().data_ptr(), part.value)
-    found.pop(0, None)  # an empty tensor has no address
+            owners.setdefault(tensor.untyped_storage().data_ptr(), part.value)
+    owners.pop(0, None)  # an empty tensor has no address
 
 
 def constants(parameter: Any) -> Iterator[Any]:

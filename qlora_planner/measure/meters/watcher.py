@@ -13,9 +13,9 @@ from qlora_planner.measure.meters.timeline import HEAD, Timeline
 class StepWatcher:
     """The `train.steps.Watcher` of a measurement.
 
-    `enter` begins a stretch; `told(step, seconds)` hears of each finished step. `synchronize` waits for the device, so
-    that a step's time is that of its work. `note_owners` is called when trained tensors have come to where they stay:
-    before the first step (trainers cast adapters) and after it (optimizers make their states in it).
+    `enter` begins a stretch; `on_step(step, seconds)` hears of each finished step. `synchronize` waits for the device,
+    so that a step's time is that of its work. `note_owners` is called when trained tensors have come to where they
+    stay: before the first step (trainers cast adapters) and after it (optimizers make their states in it).
     """
 
     def __init__(
@@ -24,12 +24,12 @@ class StepWatcher:
         enter: Callable[[str], None],
         timeline: Timeline,
         synchronize: Callable[[], None],
-        told: Callable[[int, float], None],
+        on_step: Callable[[int, float], None],
         note_owners: Callable[[], None],
         note_gradients: bool,
     ) -> None:
         self._enter, self._timeline, self._synchronize = enter, timeline, synchronize
-        self._told, self._note_owners, self._note_gradients = told, note_owners, note_gradients
+        self._on_step, self._note_owners, self._note_gradients = on_step, note_owners, note_gradients
         self._since: float | None = None
         self.in_backward = False
         self.step_s: list[float] = []
@@ -66,7 +66,7 @@ class StepWatcher:
         now = self._now()
         if self._since is not None:
             self.step_s.append(now - self._since)
-            self._told(len(self.step_s), self.step_s[-1])
+            self._on_step(len(self.step_s), self.step_s[-1])
         if len(self.step_s) == 1:
             self._note_owners()
         self._since = now
