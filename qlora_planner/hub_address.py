@@ -10,6 +10,13 @@ from qlora_planner.text import quoted
 ENDPOINT_VARIABLE = "HF_ENDPOINT"
 
 
+def endpoint() -> str:
+    """The address that the Hub library asks."""
+    from huggingface_hub import constants
+
+    return os.environ.get(ENDPOINT_VARIABLE, "").rstrip("/") or str(constants.ENDPOINT)
+
+
 def check_endpoint() -> None:
     """Raises InputError for an HF_ENDPOINT that is no address: the Hub library breaks on some as it is imported."""
     text = os.environ.get(ENDPOINT_VARIABLE, "")

@@ -13,7 +13,7 @@ from typing import Any
 from qlora_planner.data.files import FORMATS
 from qlora_planner.data.patience import fetched
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.hub_address import check_endpoint
+from qlora_planner.hub_address import check_endpoint, endpoint
 from qlora_planner.text import plain, quoted
 
 # What AutoTokenizer may read; weights are not among them.
@@ -95,7 +95,7 @@ def snapshot(
     except errors.HFValidationError:
         raise InputError(f"{quoted(repo_id)} is neither a folder nor the id of a Hub repository; {instead}") from None
     except errors.GatedRepoError:
-        page = f"{_endpoint()}/{'' if kind == 'model' else kind + 's/'}{repository}"
+        page = f"{endpoint()}/{'' if kind == 'model' else kind + 's/'}{repository}"
         raise MissingError(
             f"{repository}: gated; accept its licence at {page}, then log in with `hf auth login` or set HF_TOKEN; or"
             f" {instead}"
@@ -108,7 +108,7 @@ def snapshot(
         raise MissingError(f"{repository}: its {what} cannot be fetched ({_reason(error)}); {instead}") from None
     except Exception as error:  # a proxy's page in place of an answer breaks the library where nobody foresaw it
         raise MissingError(
-            f"{repository}: its {what} cannot be fetched (the answer of {plain(_endpoint())} is not understood:"
+            f"{repository}: its {what} cannot be fetched (the answer of {plain(endpoint())} is not understood:"
             f" {_reason(error)}); {instead}"
         ) from None
 
@@ -116,12 +116,6 @@ def snapshot(
 def _reason(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {plain(lines[0])}"[:120] if lines else type(error).__name__
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
 
 
 def tokenizer_files(repo_id: str, instead: str) -> Path:

@@ -129,15 +129,15 @@ class ModelCatalogue:
 
     def _paths(self) -> dict[str, Path]:
         if self._files is None:
-            found: dict[str, Path] = {}
+            paths: dict[str, Path] = {}
             for folder in self.dirs:
                 try:
                     for path in folder.iterdir():
                         if path.suffix == ".json" and not path.name.startswith("."):
-                            found.setdefault(_id_of(path), path)
+                            paths.setdefault(_id_of(path), path)
                 except OSError as error:
                     refuse([f"cannot be listed: {error.strerror}"], str(folder))
-            self._files = {name: found[name] for name in sorted(found, key=lambda name: (name.lower(), name))}
+            self._files = {name: paths[name] for name in sorted(paths, key=lambda name: (name.lower(), name))}
         return self._files
 
     def _read(self, model_id: str, path: Path) -> ModelProfile:
@@ -148,12 +148,12 @@ class ModelCatalogue:
 
     @staticmethod
     def _only(text: str, matches: Iterable[str]) -> str | None:
-        found = list(matches)
-        if len(found) > 1:
-            shown = ", ".join(found[:_MOST_CANDIDATES])
-            more = f" and {len(found) - _MOST_CANDIDATES} more" if len(found) > _MOST_CANDIDATES else ""
+        candidates = list(matches)
+        if len(candidates) > 1:
+            shown = ", ".join(candidates[:_MOST_CANDIDATES])
+            more = f" and {len(candidates) - _MOST_CANDIDATES} more" if len(candidates) > _MOST_CANDIDATES else ""
             raise InputError(f"{quoted(text)} could be {plain(shown)}{more}; give more of the name")
-        return found[0] if found else None
+        return candidates[0] if candidates else None
 
 
 def fold(text: str) -> str:

@@ -158,15 +158,15 @@ def _size_fault(value: Any, least: int, most: int) -> str | None:
     return None
 
 
-def config_sha256(raw: Mapping[str, Any], where: str = "config") -> str:
+def config_sha256(raw: Mapping[str, Any], location: str = "config") -> str:
     """SHA-256 of the canonical JSON: sorted keys, no spaces, without VOLATILE_KEYS at any depth.
 
-    Raises InputError naming `where` when it is nested too deeply to be written.
+    Raises InputError naming `location` when it is nested too deeply to be written.
     """
     try:
         text = json.dumps(_lasting(raw), sort_keys=True, separators=(",", ":"))
     except RecursionError:
-        refuse(["is nested too deeply"], where)
+        refuse(["is nested too deeply"], location)
     import hashlib  # late, as it loads OpenSSL: a model of the catalogue needs none
 
     return hashlib.sha256(text.encode("ascii")).hexdigest()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -60,10 +59,10 @@ def measurements_in(paths: Iterable[Path]) -> Iterable[Measurement]:
         for number, line in enumerate(content.split(b"\n"), 1):
             if not line.strip():
                 continue
-            where = f"{path}:{number}"
+            location = f"{path}:{number}"
             if len(line) > LONGEST_LINE_BYTES:
-                raise InputError(f"{where}: is {len(line) >> 20:,} MiB long, so it is no measurement")
-            yield Measurement.from_dict(parse_object(line, where), where)
+                raise InputError(f"{location}: is {len(line) >> 20:,} MiB long, so it is no measurement")
+            yield Measurement.from_dict(parse_object(line, location), location)
 
 
 def shared_path(root: Path, measurement: Measurement) -> Path:
@@ -77,11 +76,11 @@ def read_calibration(dirs: Sequence[Path]) -> Calibration | None:
 
     Raises InputError naming a file that is not one.
     """
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for folder in dirs:
         for path in sorted(folder.glob("*.json")):
-            found.setdefault(path.name, path)
-    return pooled([calibration_from_dict(read_object(path), str(path)) for path in found.values()])
+            by_name.setdefault(path.name, path)
+    return pooled([calibration_from_dict(read_object(path), str(path)) for path in by_name.values()])
 
 
 def write_calibration(path: Path, calibration: Calibration) -> None:
@@ -89,13 +88,8 @@ def write_calibration(path: Path, calibration: Calibration) -> None:
 
     Raises RunError when it cannot be written.
     """
-    content = (json.dumps(calibration.to_dict(), indent=1) + "\n").encode()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
+        bounded.write_whole(path, (json.dumps(calibration.to_dict(), indent=1) + "\n").encode())
     except OSError as error:
         raise RunError(f"{path} cannot be written: {error.strerror or error}") from error
 

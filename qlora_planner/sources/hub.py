@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.hub_address import check_endpoint
+from qlora_planner.hub_address import check_endpoint, endpoint
 from qlora_planner.sources.configs import RawConfig, is_hub_id, read_config
 from qlora_planner.text import plain, quoted
 
@@ -72,27 +72,19 @@ def _deadline_s() -> float:
     return seconds
 
 
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return os.environ.get("HF_ENDPOINT", "").rstrip("/") or str(constants.ENDPOINT)
-
-
 def _download(repo_id: str, revision: str | None, deadline: float) -> Path:
     """Ask once whether the file is there, then let the library fetch it into its cache. Raises the library's errors."""
     from huggingface_hub import get_session, hf_hub_download, hf_hub_url
 
-    utils = _hub_utils()
-
-    endpoint = _endpoint()
-    url = hf_hub_url(repo_id, "config.json", revision=revision, endpoint=endpoint)
+    utils, address = _hub_utils(), endpoint()
+    url = hf_hub_url(repo_id, "config.json", revision=revision, endpoint=address)
     # The library's own download retries a failed connection for half a minute and more; a plain request does not.
     answer = get_session().head(url, headers=utils.build_hf_headers(), timeout=max(0.1, deadline - time.monotonic()))
     if answer.status_code >= 400:
         utils.hf_raise_for_status(answer)
     with _Quiet():
         left_s = max(0.1, deadline - time.monotonic())
-        return Path(hf_hub_download(repo_id, "config.json", revision=revision, endpoint=endpoint, etag_timeout=left_s))
+        return Path(hf_hub_download(repo_id, "config.json", revision=revision, endpoint=address, etag_timeout=left_s))
 
 
 class _Quiet:
@@ -140,14 +132,14 @@ def _within(deadline: float, download: Callable[[], Path], repo_id: str, hint: s
 
 
 def _no_network(repo_id: str, reason: str, hint: str) -> str:
-    return f"{repo_id}: not in the catalogue, and {_endpoint()} cannot be asked ({reason}); {_INSTEAD}{hint}"
+    return f"{repo_id}: not in the catalogue, and {endpoint()} cannot be asked ({reason}); {_INSTEAD}{hint}"
 
 
 def _refuse(error: BaseException, repo_id: str, hint: str) -> NoReturn:
     """Turn what the library raised into the line that helps."""
     from huggingface_hub import errors
 
-    page = f"{_endpoint()}/{repo_id}"
+    page = f"{endpoint()}/{repo_id}"
     if isinstance(error, errors.GatedRepoError):
         raise MissingError(f"{repo_id}: gated; accept its licence at {page}, then {_LOG_IN}{hint}") from None
     if isinstance(error, errors.RepositoryNotFoundError):

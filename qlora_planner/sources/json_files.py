@@ -32,39 +32,39 @@ def read_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
     return parse_object(read_bytes(path), str(path), constants=constants)
 
 
-def parse_object(content: bytes, where: str, *, constants: bool = False) -> dict[str, Any]:
-    """`read_object` for bytes already read; `where` is the path to name."""
+def parse_object(content: bytes, location: str, *, constants: bool = False) -> dict[str, Any]:
+    """`read_object` for bytes already read; `location` is the path to name."""
     if not content.strip():
-        refuse(["is empty"], where)
+        refuse(["is empty"], location)
     twice: list[str] = []
 
     def merged(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice.extend(f"{quoted(key)} is given twice" for key, value in pairs if found[key] != value)
-        return found
+        mapping = dict(pairs)
+        if len(mapping) < len(pairs):
+            twice.extend(f"{quoted(key)} is given twice" for key, value in pairs if mapping[key] != value)
+        return mapping
 
     def no_constant(name: str) -> NoReturn:
         raise ValueError(f"{name} is not a JSON number")
 
-    shallow = bounded.check_json(content, where)
+    shallow = bounded.check_json(content, location)
     try:
         raw = json.loads(
             content.decode("utf-8-sig"), object_pairs_hook=merged, parse_constant=None if constants else no_constant
         )
     except UnicodeDecodeError as error:
-        refuse([f"is not UTF-8 text (byte {error.start})"], where)
+        refuse([f"is not UTF-8 text (byte {error.start})"], location)
     except json.JSONDecodeError as error:
-        refuse([f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"], where)
+        refuse([f"is not JSON: {error.msg} at line {error.lineno}, column {error.colno}"], location)
     except RecursionError:
-        refuse([bounded.TOO_DEEP], where)
+        refuse([bounded.TOO_DEEP], location)
     except ValueError as error:
         # Python's advice on long integers is for programmers; the part before it says what is wrong.
-        refuse([f"is not JSON: {str(error).partition(';')[0]}"], where)
+        refuse([f"is not JSON: {str(error).partition(';')[0]}"], location)
     if twice:
-        refuse(twice, where)
+        refuse(twice, location)
     if not shallow:
-        bounded.check_depth(raw, where)
+        bounded.check_depth(raw, location)
     if type(raw) is not dict:
-        refuse([f"must hold a JSON object, not {quoted(raw)}"], where)
+        refuse([f"must hold a JSON object, not {quoted(raw)}"], location)
     return raw

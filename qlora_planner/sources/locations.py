@@ -23,11 +23,11 @@ def profile_roots(profiles: str | os.PathLike[str] | None = None) -> tuple[Path,
     `profiles` is what `--profiles` named. Raises InputError when it, or a folder of QLORA_PLANNER_PROFILES, does not
     exist or holds nothing that could be looked up.
     """
-    asked = [] if profiles is None else [_checked(Path(profiles), "--profiles")]
+    named = [] if profiles is None else [_checked(Path(profiles), "--profiles")]
     from_environment = os.environ.get(PROFILES_VARIABLE, "")
-    asked += [_checked(Path(part), PROFILES_VARIABLE) for part in from_environment.split(os.pathsep) if part]
+    named += [_checked(Path(part), PROFILES_VARIABLE) for part in from_environment.split(os.pathsep) if part]
     roots: dict[Path, Path] = {}
-    for root in (*asked, user_profiles(), _PACKAGE / "_profiles", *_repository()):
+    for root in (*named, user_profiles(), _PACKAGE / "_profiles", *_repository()):
         if root.is_dir():
             roots.setdefault(root.resolve(), root)
     return tuple(roots.values())

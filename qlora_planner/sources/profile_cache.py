@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 
+from qlora_planner import installing
+from qlora_planner.bounded import write_whole
 from qlora_planner.errors import InputError
 from qlora_planner.sources.json_files import parse_object, read_bytes
 from qlora_planner.spec.codec import PROFILE_SCHEMA, profile_from_dict, profile_to_json
@@ -24,13 +23,7 @@ Warn = Callable[[str], None]
 
 def installed_versions() -> dict[str, str]:
     """Versions of PROFILE_PACKAGES by their metadata, without importing any; what is not installed is left out."""
-    from importlib import metadata
-
-    found = {}
-    for package in PROFILE_PACKAGES:
-        with suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+    return installing.installed_versions(PROFILE_PACKAGES)
 
 
 def cache_key(config_sha256: str, versions: Mapping[str, str]) -> str:
@@ -64,18 +57,9 @@ class ProfileCache:
     def store(self, profile: ModelProfile) -> Path | None:
         """Write `profile` under its own key, whole or not at all; None, and a warning, where that is not possible."""
         path = self.folder / f"{cache_key(profile.config_sha256, profile.versions)}.json"
-        temporary: Path | None = None
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=self.folder, prefix=".", suffix=".tmp")
-            os.close(handle)
-            temporary = Path(name)
-            temporary.write_text(profile_to_json(profile), encoding="utf-8")
-            temporary.replace(path)
+            write_whole(path, profile_to_json(profile).encode())
         except OSError as error:
-            if temporary is not None:
-                with suppress(OSError):
-                    temporary.unlink()
             self._say(f"{plain(self.folder)}: the profile cannot be kept ({error.strerror}); going on without")
             return None
         return path

@@ -5,13 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.bounded import Unreadable, read_bytes, small_json, unpacked
+from qlora_planner.bounded import Unreadable, read_bytes, small_json, unpacked, write_whole
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
@@ -39,7 +38,8 @@ class TapeCache:
     ) -> None:
         """Keep a tape; a folder that cannot be written keeps nothing, which only costs time."""
         text = json.dumps(CompiledTape.of(tape, variant).to_dict(), separators=(",", ":")).encode()
-        _write(self._path(profile, run, variant, versions), gzip.compress(text, mtime=0))
+        with suppress(OSError):
+            write_whole(self._path(profile, run, variant, versions), gzip.compress(text, mtime=0))
 
     def _path(self, profile: ModelProfile, run: RunConfig, variant: str, versions: Mapping[str, str]) -> Path:
         sizes = f"{run.batch_size} {run.seq_len} {run.rank}"
@@ -63,15 +63,5 @@ class ConfigCache:
 
     def store(self, sha256: str, config: Mapping[str, Any]) -> None:
         """Keep a config; a folder that cannot be written keeps nothing."""
-        _write(self._folder / f"{sha256}.json", json.dumps(dict(config)).encode())
-
-
-def _write(path: Path, content: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        return
+        with suppress(OSError):
+            write_whole(self._folder / f"{sha256}.json", json.dumps(dict(config)).encode())

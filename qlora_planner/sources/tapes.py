@@ -93,10 +93,10 @@ def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, PeakPolynom
     """A tape file: `header` and what is kept of each tape."""
     kept = list(tapes)
     regions = [
-        {"variant": one.tape.variant, "region": asdict(one.region), "moments": moments.to_dict()}
-        for one, moments in kept
+        {"variant": stored.tape.variant, "region": asdict(stored.region), "moments": moments.to_dict()}
+        for stored, moments in kept
     ]
-    documents = [{**header, "schema": TAPE_SCHEMA, "regions": regions}, *(one.tape.to_dict() for one, _ in kept)]
+    documents = [{**header, "schema": TAPE_SCHEMA, "regions": regions}, *(stored.tape.to_dict() for stored, _ in kept)]
     text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
     return gzip.compress(text.encode(), mtime=0)
 
