@@ -1,7 +1,8 @@
 """Reading what anybody may have written, within bounds: of kind, size, depth and count, each named where it is passed.
 
 A path can be a pipe that nobody writes to, a device or an endless file of /proc; a file of kilobytes can hold brackets
-by the hundred thousand, or unpack to gigabytes. Whoever reads files from outside reads them through here.
+by the hundred thousand, or unpack to gigabytes. Whoever reads files from outside reads them through here, and whoever
+writes one that others may read meanwhile writes it through here.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import os
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import Any, BinaryIO
@@ -71,19 +73,35 @@ def open_regular(path: Path) -> BinaryIO:
         raise Unreadable(path, f"cannot be read: {error}") from None
 
 
+def write_whole(path: Path, content: bytes) -> None:
+    """Put `content` in place of a file, whole or not at all, and make its folder. Raises OSError."""
+    import tempfile
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        Path(name).replace(path)
+    except OSError:
+        with suppress(OSError):
+            os.unlink(name)
+        raise
+
+
 def _check_regular(path: Path, mode: int) -> None:
     if not S_ISREG(mode):
         raise Unreadable(path, "is a folder" if S_ISDIR(mode) else "is not a regular file")
 
 
-def check_json(content: bytes, where: object, *, most_values: int = MOST_VALUES) -> bool:
+def check_json(content: bytes, location: object, *, most_values: int = MOST_VALUES) -> bool:
     """Whether JSON is shallow for sure; where not, texts hold brackets, and `check_depth` of what was parsed decides.
 
-    Raises Unreadable naming `where` for more than `most_values` values or DEEPEST levels.
+    Raises Unreadable naming `location` for more than `most_values` values or DEEPEST levels.
     """
     openers = content.count(b"[") + content.count(b"{")
     if openers + content.count(b",") > most_values:
-        raise Unreadable(where, f"holds more than {most_values:,} values")
+        raise Unreadable(location, f"holds more than {most_values:,} values")
     if openers <= DEEPEST:
         return True
     # The innermost pairs go with each round; what is left after so many is deeper, or stands in a text.
@@ -93,18 +111,18 @@ def check_json(content: bytes, where: object, *, most_values: int = MOST_VALUES)
         if not left:
             return True
     if b'"' not in content:
-        raise Unreadable(where, TOO_DEEP)
+        raise Unreadable(location, TOO_DEEP)
     return False
 
 
-def check_depth(value: Any, where: object) -> None:
-    """Raises Unreadable naming `where` for lists and objects inside one another by more than DEEPEST levels."""
+def check_depth(value: Any, location: object) -> None:
+    """Raises Unreadable naming `location` for lists and objects inside one another by more than DEEPEST levels."""
     level = [value]
     for _ in range(DEEPEST + 1):
-        level = [item for one in level for item in _containers(one)]
+        level = [item for container in level for item in _containers(container)]
         if not level:
             return
-    raise Unreadable(where, TOO_DEEP)
+    raise Unreadable(location, TOO_DEEP)
 
 
 def _containers(value: Any) -> Iterator[Any]:
@@ -116,14 +134,14 @@ def unpacked(packed: bytes, largest_bytes: int) -> bytes:
     """What gzip packed, if that is at most `largest_bytes`. Raises ValueError for more, and for what is no gzip."""
     machine = zlib.decompressobj(zlib.MAX_WBITS | 16)
     try:
-        found = machine.decompress(packed, largest_bytes + 1)
+        content = machine.decompress(packed, largest_bytes + 1)
     except zlib.error as error:
         raise ValueError(str(error)) from None
-    if len(found) > largest_bytes:
+    if len(content) > largest_bytes:
         raise ValueError(f"it unpacks to more than {largest_bytes >> 20:,} MiB")
     if not machine.eof:
         raise ValueError("it is cut off")
-    return found
+    return content
 
 
 def small_json(path: Path, largest_bytes: int = 4 << 20) -> Any:
@@ -136,13 +154,13 @@ def small_json(path: Path, largest_bytes: int = 4 << 20) -> Any:
     try:
         content = read_bytes(path, largest_bytes)
         shallow = check_json(content, path)
-        found = json.loads(content.decode("utf-8"))
+        document = json.loads(content.decode("utf-8"))
         if not shallow:
-            check_depth(found, path)
+            check_depth(document, path)
     except Unreadable as error:
         if error.missing:
             raise FileNotFoundError(2, error.reason, str(path)) from None
         raise ValueError(error.reason) from None
     except RecursionError:
         raise ValueError(TOO_DEEP) from None
-    return found
+    return document

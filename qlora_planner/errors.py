@@ -43,9 +43,9 @@ class RunError(PlannerError):
     exit_code = 4
 
 
-def one_line(faults: list[str], where: str) -> str:
+def one_line(faults: list[str], location: str) -> str:
     """Join all faults of one file or option set into the single line that is shown.
 
-    `faults` are sentences without a final stop; `where` is the path or option they belong to.
+    `faults` are sentences without a final stop; `location` is the path or option they belong to.
     """
-    return f"{where}: " + "; ".join(faults)
+    return f"{location}: " + "; ".join(faults)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,17 @@ def install_packages(missing: Iterable[str]) -> str:
     if len(lines) < len(names):
         lines.insert(0, install_line("train"))
     return " and ".join(lines)
+
+
+def installed_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Versions of those packages that are installed, by their metadata, without importing any."""
+    from importlib import metadata
+
+    versions = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
+    return versions
 
 
 def _requirement(extra: str, direct: dict[str, Any] | None) -> str:

@@ -62,7 +62,7 @@ def screen(text: str, *, colour: bool = False, joiners: bool = False) -> str:
     if not colour:
         return unsafe.sub("?", text)
     return "".join(
-        piece if place % 2 else unsafe.sub("?", piece) for place, piece in enumerate(re.split(_COLOUR, text))
+        piece if index % 2 else unsafe.sub("?", piece) for index, piece in enumerate(re.split(_COLOUR, text))
     )
 
 

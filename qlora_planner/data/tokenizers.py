@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -19,7 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from qlora_planner.bounded import Unreadable, read_bytes
+from qlora_planner.bounded import Unreadable, read_bytes, write_whole
 from qlora_planner.data.counting import Tokenised
 from qlora_planner.data.hub import tokenizer_files
 from qlora_planner.data.templates import ChatTemplate
@@ -203,10 +202,7 @@ def _built(name: str, folder: Path, cache: Path | None) -> dict[str, Any]:
         parts = _read(out)
     if kept is not None:
         with suppress(OSError):  # a cache that cannot be written costs time and nothing else
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            part = kept.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps(parts), encoding="utf-8")
-            part.replace(kept)
+            write_whole(kept, json.dumps(parts).encode())
     return parts
 
 

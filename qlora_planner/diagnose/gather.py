@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 from glob import glob
-from importlib import metadata, util
+from importlib import util
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.diagnose.facts import PINNING_TOOLS, TRAIN_PACKAGES, BitsandbytesFacts, Facts, TorchFacts
 from qlora_planner.errors import MissingError
+from qlora_planner.installing import installed_versions
 from qlora_planner.isolation import child_environment
 from qlora_planner.measure import nvml
 
@@ -35,7 +36,7 @@ _PCI_VENDOR_NVIDIA = "0x10de"
 
 def gather(*, probe: bool = True, timeout_s: float = 30.0) -> Facts:
     """The facts of this machine. `probe` asks torch in a subprocess, at most `timeout_s` seconds, when installed."""
-    packages = {name: installed_version(name) for name in _PACKAGES}
+    packages = dict.fromkeys(_PACKAGES) | installed_versions(_PACKAGES)
     cards, nvml_error = _cards()
     answers = _ask_torch(timeout_s) if probe and packages["torch"] else {}
     torch_raw, library_raw = answers.get("torch"), answers.get("bitsandbytes")
@@ -66,14 +67,6 @@ def gather(*, probe: bool = True, timeout_s: float = 30.0) -> Facts:
         cache_free_bytes=_free_bytes(cache),
         hub_token=_hub_token(),
     )
-
-
-def installed_version(package: str) -> str | None:
-    """What is installed of a package, None without it."""
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 def _cards() -> tuple[tuple[nvml.DeviceReading, ...], str | None]:

@@ -6,12 +6,12 @@ import re
 from collections.abc import Mapping
 
 from qlora_planner.diagnose.facts import Finding
-from qlora_planner.diagnose.gather import installed_version
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.text import cleaned
 from qlora_planner.diagnose.oom.wordings import wording
 from qlora_planner.diagnose.symptoms import SUBJECTS, SYMPTOMS, Symptom
 from qlora_planner.errors import InputError
+from qlora_planner.installing import installed_versions
 
 __all__ = ["SYMPTOMS", "explain_symptom", "unknown_symptom"]
 
@@ -60,7 +60,7 @@ def unknown_symptom(text: str) -> str:
     lowered = text[:_HEAD_CHARACTERS].lower()
     package = next((name for name in _TRACKERS if name in lowered), None)
     tracker = "the tracker of the library that raised it" if package is None else _TRACKERS[package]
-    versions = ", ".join(f"{name} {version}" for name in _TRACKERS if (version := installed_version(name)))
+    versions = ", ".join(f"{name} {version}" for name, version in installed_versions(_TRACKERS).items())
     return (
         f"no cause of that error line is known: {len(SYMPTOMS)} kinds of lines were searched ({', '.join(SUBJECTS)});"
         f" installed here: {versions or 'no training library'}. Paste the last line of the traceback whole; `qlora-plan"
@@ -72,11 +72,10 @@ def unknown_symptom(text: str) -> str:
 def _finding(row: Symptom, match: re.Match[str]) -> Finding:
     # A row whose pattern may find no name has the default of the one row that needs it.
     name = (match.groupdict().get("name") or "libcudart.so").rstrip(".")
-    here = {package: version for package in row.packages if (version := installed_version(package))}
     return Finding(
         code=row.code,
         status="problem",
-        message=row.cause.replace("{name}", name) + _installed(here),
+        message=row.cause.replace("{name}", name) + _installed(installed_versions(row.packages)),
         fix=row.fix.replace("{name}", name),
         source=row.source,
     )

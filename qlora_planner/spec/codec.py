@@ -7,7 +7,7 @@ What a reader can work out is left out: false flags, absent reasons, a count of 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Set
 from typing import Any
 
 from qlora_planner.record import fields_of
@@ -23,7 +23,7 @@ from qlora_planner.spec.fields import (
     TENSOR_NEEDS,
     faults_of,
     good,
-    place_of,
+    path_of,
 )
 from qlora_planner.spec.model import AdapterTensor, LayerKind, ModelProfile, TensorGroup
 from qlora_planner.text import quoted
@@ -85,32 +85,31 @@ def _written(record: LayerKind | TensorGroup | AdapterTensor) -> dict[str, Any]:
     return {name: value for name, value in raw.items() if value is not None and value is not False}
 
 
-def profile_from_dict(raw: object, where: str, *, source: str = "built") -> ModelProfile:
-    """The profile in `raw`, as `json.loads` gives it; `where` is the path to name, `source` what becomes of `.source`.
+def profile_from_dict(raw: object, location: str, *, source: str = "built") -> ModelProfile:
+    """The profile in `raw`, as `json.loads` gives it; `location` is the path to name, `source` becomes its `.source`.
 
     Raises InputError naming every fault: unknown or missing fields, wrong types, layers that do not add up, references
     to tensors or layer kinds that are not there. Another schema version is one fault of its own: rebuild the profile.
     """
     if type(raw) is not dict:
-        refuse(["must be a JSON object that holds a model profile"], where)
+        refuse(["must be a JSON object that holds a model profile"], location)
     schema = raw.get("schema")
     if schema != PROFILE_SCHEMA:
         refuse(
-            [f"profile schema {quoted(schema)} is not {PROFILE_SCHEMA}; rebuild it with `qlora-plan profile`"], where
+            [f"profile schema {quoted(schema)} is not {PROFILE_SCHEMA}; rebuild it with `qlora-plan profile`"], location
         )
     faults = faults_of(raw, PROFILE, PROFILE_NEEDS, "")
     if faults:
-        refuse(faults, where)
+        refuse(faults, location)
     kinds = [
         LayerKind(**item)
         for index, item in enumerate(raw["layer_kinds"])
         if good(item, KIND, KIND_NEEDS, ("layer_kinds", index), faults)
     ]
-    known: dict[str | None, int] = {kind.name: kind.count for kind in kinds}
-    known[None] = 0
-    tensors = _read_tensors(raw["tensors"], known, faults)
+    kind_names = {None, *(kind.name for kind in kinds)}
+    tensors = _read_tensors(raw["tensors"], kind_names, faults)
     adapters = {
-        target: tuple(_read_adapters(items, ("adapters", target), known, faults))
+        target: tuple(_read_adapters(items, ("adapters", target), kind_names, faults))
         for target, items in raw["adapters"].items()
     }
     order = tuple([(index, length) for index, length in raw["layer_order"]])
@@ -120,7 +119,7 @@ def profile_from_dict(raw: object, where: str, *, source: str = "built") -> Mode
     if len(tensors) == len(raw["tensors"]):
         faults.extend(_tie_faults(tensors))
     if faults:
-        refuse(faults, where)
+        refuse(faults, location)
     return ModelProfile(
         id=raw["id"],
         model_type=raw["model_type"],
@@ -142,13 +141,13 @@ def profile_from_dict(raw: object, where: str, *, source: str = "built") -> Mode
     )
 
 
-def _read_tensors(items: list[Any], known: Mapping[str | None, int], faults: list[str]) -> list[TensorGroup]:
+def _read_tensors(items: list[Any], kind_names: Set[str | None], faults: list[str]) -> list[TensorGroup]:
     tensors = []
     for index, item in enumerate(items):
         if not good(item, TENSOR, TENSOR_NEEDS, ("tensors", index), faults):
             continue
         given = {"layer_kind": None, "count": 1, **item}
-        if given["layer_kind"] not in known:
+        if given["layer_kind"] not in kind_names:
             faults.append(f"tensors[{index}].layer_kind names no layer kind: {quoted(given['layer_kind'])}")
         given["shape"] = tuple(given["shape"])
         if "dtype_float16" not in given:
@@ -158,15 +157,15 @@ def _read_tensors(items: list[Any], known: Mapping[str | None, int], faults: lis
 
 
 def _read_adapters(
-    items: list[Any], at: tuple[str, str], known: Mapping[str | None, int], faults: list[str]
+    items: list[Any], at: tuple[str, str], kind_names: Set[str | None], faults: list[str]
 ) -> list[AdapterTensor]:
     tensors = []
     for index, item in enumerate(items):
         if not good(item, ADAPTER, ADAPTER_NEEDS, (*at, index), faults):
             continue
         kind = item.get("layer_kind")
-        if kind not in known:
-            faults.append(f"{place_of((*at, index))}.layer_kind names no layer kind: {quoted(kind)}")
+        if kind not in kind_names:
+            faults.append(f"{path_of((*at, index))}.layer_kind names no layer kind: {quoted(kind)}")
         adapter = AdapterTensor(
             module=item["module"],
             name=item["name"],

@@ -148,14 +148,14 @@ def good(
                     break
         if good:
             return True
-    faults.extend(faults_of(item, checks, needs, place_of(at)) or [f"{place_of(at)} cannot be read"])
+    faults.extend(faults_of(item, checks, needs, path_of(at)) or [f"{path_of(at)} cannot be read"])
     return False
 
 
-def faults_of(item: Any, checks: Mapping[str, Check], needs: frozenset[str], place: str) -> list[str]:
+def faults_of(item: Any, checks: Mapping[str, Check], needs: frozenset[str], path: str) -> list[str]:
     if type(item) is not dict:
-        return [f"{place} must be an object, not {quoted(item)}"]
-    prefix, inside = (f"{place}.", f"{place} ") if place else ("", "")
+        return [f"{path} must be an object, not {quoted(item)}"]
+    prefix, inside = (f"{path}.", f"{path} ") if path else ("", "")
     faults = [f"{inside}lacks {name}" for name in checks if name in needs and name not in item]
     for key, value in item.items():
         check = checks.get(key)
@@ -166,6 +166,6 @@ def faults_of(item: Any, checks: Mapping[str, Check], needs: frozenset[str], pla
     return faults
 
 
-def place_of(at: tuple[str | int, ...]) -> str:
+def path_of(at: tuple[str | int, ...]) -> str:
     """`("adapters", "all-linear", 3)` as `adapters.all-linear[3]`."""
     return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in at)[1:]

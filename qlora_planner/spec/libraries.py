@@ -15,11 +15,11 @@ SECOND_STREAM_BYTES = 70 << 20  # copies beside the computation: 828 MiB
 
 def library_bytes(run: RunConfig) -> int:
     """Bytes more (or, below zero, less) than a run with fused attention and 4-bit or 16-bit weights takes."""
-    found = 0
+    extra_bytes = 0
     if run.attention == "eager":
-        found -= CUDNN_ATTENTION_BYTES
+        extra_bytes -= CUDNN_ATTENTION_BYTES
     if run.quant == "int8":
-        found += INT8_BYTES
+        extra_bytes += INT8_BYTES
     if run.activation_offloading:
-        found += SECOND_STREAM_BYTES
-    return found
+        extra_bytes += SECOND_STREAM_BYTES
+    return extra_bytes

@@ -159,7 +159,7 @@ class CompiledTape:
                 Segment(stage=s[0], name=s[1], layer=s[2], step=s[3], micro_step=s[4], start=s[5], stop=s[6])
                 for s in raw["segments"]
             ),
-            places=tuple(place for place, length in raw["places"] for _ in range(length)),
+            places=tuple(traced_layer for traced_layer, length in raw["places"] for _ in range(length)),
             kept=tuple(raw["kept"]),
             host_sizes=tuple(raw.get("host_sizes", ())),
             streamed_sizes=tuple(raw.get("streamed_sizes", ())),

@@ -218,10 +218,10 @@ def test_a_download_that_stands_still_or_never_ends_is_given_up(
         return tmp_path
 
     with pytest.raises(MissingError, match=r"nothing came from the Hub for 0.6 s"):
-        patience.fetched(still, tmp_path, largest_bytes=None, where="org/x")
+        patience.fetched(still, tmp_path, largest_bytes=None, repository="org/x")
     with pytest.raises(MissingError, match="more than 1 MiB came"):
-        patience.fetched(endless, tmp_path, largest_bytes=1 << 20, where="org/x")
-    assert patience.fetched(lambda _: tmp_path, tmp_path, largest_bytes=None, where="org/x") == tmp_path
+        patience.fetched(endless, tmp_path, largest_bytes=1 << 20, repository="org/x")
+    assert patience.fetched(lambda _: tmp_path, tmp_path, largest_bytes=None, repository="org/x") == tmp_path
 
 
 def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
