@@ -40,7 +40,7 @@ def command(**given: Any) -> int:
 
         answer(
             render_survey(
-                rows, card.gpu, run, output.theme, asked=card.asked, every=output.every, explain=output.explain
+                rows, card.gpu, run, output.theme, card=card.asked, every=output.every, explain=output.explain
             )
         )
     verdicts = {row.verdict for row in rows}

@@ -46,7 +46,7 @@ class Fix(Protocol):
 
 
 def render_check(
-    found: MemoryEstimate,
+    estimate: MemoryEstimate,
     gpu: GpuSpec,
     read: Read,
     fixes: Sequence[tuple[Fix, Mapping[str, Any]]],
@@ -55,37 +55,37 @@ def render_check(
     explain: bool = False,
 ) -> str:
     """The whole screen. `fixes` are changes, the least harmful first, each with the keys to write."""
-    lines = [*headline(found, gpu, theme), [], *_about(found, gpu, theme)]
-    sections = [_reading(found, read, theme), _fixes(found, fixes, theme)]
+    lines = [*headline(estimate, gpu, theme), [], *_about(estimate, gpu, theme)]
+    sections = [_reading(estimate, read, theme), _fixes(estimate, fixes, theme)]
     if explain:
-        sections.append(render_components(found, theme))
-    sections.append(problems(found, theme))
+        sections.append(render_components(estimate, theme))
+    sections.append(problems(estimate, theme))
     for section in sections:
         if shown := list(section):
             lines += [[], *shown]
     return theme.render(lines)
 
 
-def _about(found: MemoryEstimate, gpu: GpuSpec, theme: Theme) -> Iterator[Line]:
-    yield from theme.wrap(recipe(found.run), 6, "run", first_style="dim")
-    usable = f". A process can use {format_mib(found.fit.usable_bytes)}." if found.fit else ""
+def _about(estimate: MemoryEstimate, gpu: GpuSpec, theme: Theme) -> Iterator[Line]:
+    yield from theme.wrap(recipe(estimate.run), 6, "run", first_style="dim")
+    usable = f". A process can use {format_mib(estimate.fit.usable_bytes)}." if estimate.fit else ""
     yield from theme.wrap(card_line(gpu) + usable, 6, "card", first_style="dim")
-    peak = found.peak
+    peak = estimate.peak
     text = (
         f"{peak.phase}, 90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)};"
-        f" works from {format_gib(found.floor_bytes)} on"
+        f" works from {format_gib(estimate.floor_bytes)} on"
     )
     yield from theme.wrap(text, 6, "peak", first_style="dim")
 
 
-def _reading(found: MemoryEstimate, read: Read, theme: Theme) -> Iterator[Line]:
+def _reading(estimate: MemoryEstimate, read: Read, theme: Theme) -> Iterator[Line]:
     """What stands in for what, and what the figures leave out: an answer for another run would be worse than none."""
     for note in read.notes:
         yield from theme.wrap(note, 9, "read", first_style="dim")
     # What matters most stands at the head already.
-    told = {thing.what for thing in found.unmodelled if found.matters(thing)}
+    in_headline = {thing.what for thing in estimate.unmodelled if estimate.matters(thing)}
     for key, why in read.not_modelled.items():
-        if why in told:
+        if why in in_headline:
             continue
         yield from theme.wrap(f"{key} is not in these figures: {why}", 9, "without", first_style="bold yellow")
     if read.unknown:
@@ -93,8 +93,8 @@ def _reading(found: MemoryEstimate, read: Read, theme: Theme) -> Iterator[Line]:
         yield from theme.wrap(text, 9, "unknown", first_style="bold yellow")
 
 
-def _fixes(found: MemoryEstimate, fixes: Sequence[tuple[Fix, Mapping[str, Any]]], theme: Theme) -> Iterator[Line]:
-    if found.verdict not in ("tight", "does-not-fit"):
+def _fixes(estimate: MemoryEstimate, fixes: Sequence[tuple[Fix, Mapping[str, Any]]], theme: Theme) -> Iterator[Line]:
+    if estimate.verdict not in ("tight", "does-not-fit"):
         return
     if not fixes:
         yield from theme.wrap("no change that is tried here makes it fit", style="bold")
@@ -114,5 +114,5 @@ def _yaml(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {_yaml(one)}" for key, one in value.items()) + "}"
+        return "{" + ", ".join(f"{key}: {_yaml(item)}" for key, item in value.items()) + "}"
     return str(value)

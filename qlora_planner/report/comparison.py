@@ -68,44 +68,46 @@ _ALSO_ON_CPU = (
 )  # fmt: skip
 
 
-def compared_static(one: Measurement) -> list[Compared]:
+def compared_static(measurement: Measurement) -> list[Compared]:
     """What is alive after loading, preparing and adding adapters."""
-    predicted = (one.predicted or {}).get("static_bytes") or {}
+    predicted = (measurement.predicted or {}).get("static_bytes") or {}
     return [
-        Compared(name=name, predicted=predicted.get(f"after_{key}"), measured=one.phases[key].live_bytes)
+        Compared(name=name, predicted=predicted.get(f"after_{key}"), measured=measurement.phases[key].live_bytes)
         for key, name in (("load", "after loading"), ("prepare", "after preparing"), ("adapters", "after adapters"))
-        if key in one.phases
+        if key in measurement.phases
     ]
 
 
-def compared_phases(one: Measurement, figure: str) -> list[Compared]:
+def compared_phases(measurement: Measurement, figure: str) -> list[Compared]:
     """Every phase that was measured, by `allocated_bytes` or `reserved_bytes`, and the training as a whole.
 
     A CPU's peaks have no prediction: the estimate is of a card.
     """
-    found = []
-    estimate = one.predicted if one.device == "cuda" else None
+    rows = []
+    estimate = measurement.predicted if measurement.device == "cuda" else None
     for name, parts in _PHASES.items():
-        if name not in one.phases:
+        if name not in measurement.phases:
             continue
         predicted = None
         if estimate is not None:
             sizes = [phase_figure(estimate, part, figure) for part in parts]
             predicted = max((size for size in sizes if size is not None), default=None)
-        found.append(Compared(name=name, predicted=predicted, measured=getattr(one.phases[name], figure)))
-    if "training" in one.phases:
+        rows.append(Compared(name=name, predicted=predicted, measured=getattr(measurement.phases[name], figure)))
+    if "training" in measurement.phases:
         whole = None if estimate is None else training_peak(estimate, figure)
-        found.append(Compared(name="training", predicted=whole, measured=getattr(one.phases["training"], figure)))
-    return found
+        rows.append(
+            Compared(name="training", predicted=whole, measured=getattr(measurement.phases["training"], figure))
+        )
+    return rows
 
 
-def compared_process(one: Measurement) -> list[Compared]:
+def compared_process(measurement: Measurement) -> list[Compared]:
     """What the process held on the card and on the host."""
-    predicted = (one.predicted if one.device == "cuda" else None) or {}
-    read, host = one.nvml, predicted.get("host") or {}
+    predicted = (measurement.predicted if measurement.device == "cuda" else None) or {}
+    read, host = measurement.nvml, predicted.get("host") or {}
     context = None
-    reserved = one.phases.get("training", PhaseReading()).reserved_bytes
-    if read.process_end_bytes is not None and reserved is not None and one.run.eval_batch_size is None:
+    reserved = measurement.phases.get("training", PhaseReading()).reserved_bytes
+    if read.process_end_bytes is not None and reserved is not None and measurement.run.eval_batch_size is None:
         context = read.process_end_bytes - reserved
     components = predicted.get("components") or {}
     return [
@@ -116,30 +118,32 @@ def compared_process(one: Measurement) -> list[Compared]:
         Compared(name="card", predicted=None, measured=read.device_peak_bytes),
         Compared(name="other processes", predicted=None, measured=read.others_bytes),
         Compared(name="context", predicted=components.get(Component.CUDA_CONTEXT.value), measured=context),
-        Compared(name="host memory", predicted=host.get("load_peak_bytes"), measured=one.host.rss_peak_bytes),
-        Compared(name="paged memory", predicted=host.get("paged_bytes"), measured=one.host.paged_bytes),
+        Compared(name="host memory", predicted=host.get("load_peak_bytes"), measured=measurement.host.rss_peak_bytes),
+        Compared(name="paged memory", predicted=host.get("paged_bytes"), measured=measurement.host.paged_bytes),
     ]  # fmt: skip
 
 
-def compared_components(one: Measurement) -> list[Compared]:
+def compared_components(measurement: Measurement) -> list[Compared]:
     """The components at the peak, in the estimate's order; empty where none were attributed."""
-    if one.components is None:
+    if measurement.components is None:
         return []
-    predicted = (one.predicted or {}).get("components") or {}
-    if one.device == "cpu":
+    predicted = (measurement.predicted or {}).get("components") or {}
+    if measurement.device == "cpu":
         predicted = {part.value: predicted[part.value] for part in _ALSO_ON_CPU if part.value in predicted}
-    names = [part.value for part in Component if part.value in one.components or part.value in predicted]
-    found = [Compared(name=name, predicted=predicted.get(name), measured=one.components.get(name)) for name in names]
-    rest = one.components.get(UNATTRIBUTED)
-    return found if rest is None else [*found, Compared(name=UNATTRIBUTED, predicted=None, measured=rest)]
+    names = [part.value for part in Component if part.value in measurement.components or part.value in predicted]
+    rows = [
+        Compared(name=name, predicted=predicted.get(name), measured=measurement.components.get(name)) for name in names
+    ]
+    rest = measurement.components.get(UNATTRIBUTED)
+    return rows if rest is None else [*rows, Compared(name=UNATTRIBUTED, predicted=None, measured=rest)]
 
 
-def to_document(one: Measurement) -> dict[str, Any]:
+def to_document(measurement: Measurement) -> dict[str, Any]:
     """The comparison, JSON-ready."""
     return {
-        "static": [row.to_dict() for row in compared_static(one)],
-        "allocated": [row.to_dict() for row in compared_phases(one, "allocated_bytes")],
-        "reserved": [row.to_dict() for row in compared_phases(one, "reserved_bytes")],
-        "process": [row.to_dict() for row in compared_process(one)],
-        "components": [row.to_dict() for row in compared_components(one)],
+        "static": [row.to_dict() for row in compared_static(measurement)],
+        "allocated": [row.to_dict() for row in compared_phases(measurement, "allocated_bytes")],
+        "reserved": [row.to_dict() for row in compared_phases(measurement, "reserved_bytes")],
+        "process": [row.to_dict() for row in compared_process(measurement)],
+        "components": [row.to_dict() for row in compared_components(measurement)],
     }

@@ -57,15 +57,15 @@ def _about(summary: DataSummary, theme: Theme) -> Iterator[Line]:
 
 def _lengths(summary: DataSummary, theme: Theme) -> Iterator[Line]:
     """Percentiles, and the histogram in blocks with a bin's left edge below each."""
-    found = summary.percentiles()
+    percentiles = summary.percentiles()
     head = f"{'tokens by percentile'}{' (guess)' if summary.guessed else ''}"
-    widths = (28, *[7] * len(found))
-    names = [f"{name} %" if name != "100" else "longest" for name in found]
+    widths = (28, *[7] * len(percentiles))
+    names = [f"{name} %" if name != "100" else "longest" for name in percentiles]
     left = frozenset({0})
-    if sum(widths) + len(found) > theme.width:
-        widths = (max(12, theme.width - 8 * len(found)), *widths[1:])
+    if sum(widths) + len(percentiles) > theme.width:
+        widths = (max(12, theme.width - 8 * len(percentiles)), *widths[1:])
     yield columns([(theme.cut(head, widths[0]), "dim"), *((name, "dim") for name in names)], widths, left, gap=1)
-    yield columns([("", ""), *((_length(length), "") for length in found.values())], widths, left, gap=1)
+    yield columns([("", ""), *((_length(length), "") for length in percentiles.values())], widths, left, gap=1)
     edges, counts = summary.histogram()
     scale = theme.sign(_EIGHTHS, _LEVELS)
     shown = max(1, theme.width // _MARK)
@@ -99,8 +99,8 @@ def worst_lines(plan: DataPlan, theme: Theme) -> Iterator[Line]:
         )
     else:
         text = f"{rows} x {longest:,} tokens = {_tokens(summary, epoch.worst_tokens)}, padded to its longest row"
-    place = f" ({summary.row_word} {summary.longest.line:,})" if longest == summary.longest.tokens else ""
-    yield from theme.wrap(f"{text}{place}", 13, "worst batch", first_style="dim")
+    line = f" ({summary.row_word} {summary.longest.line:,})" if longest == summary.longest.tokens else ""
+    yield from theme.wrap(f"{text}{line}", 13, "worst batch", first_style="dim")
     cut = plan.cut
     if cut.rows_cut:
         text = (

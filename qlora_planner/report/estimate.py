@@ -49,8 +49,8 @@ def render_estimate(
     lines.append([])
     lines += render_components(estimate, theme) if explain else _components(estimate, theme)
     for part in (chosen(estimate, theme), problems(estimate, theme), _beside(estimate, theme)):
-        if found := list(part):
-            lines += [[], *found]
+        if section := list(part):
+            lines += [[], *section]
     lines += [[], *_next(estimate, card, theme, explain)]
     return theme.render(lines)
 
@@ -77,10 +77,10 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
             yield from theme.wrap(sentence, _INDENT)
         whole = peak.device_bytes
     else:
-        where = card_name(gpu) if gpu else fit.gpu
+        card = card_name(gpu) if gpu else fit.gpu
         mark = f"{theme.glyph(fit.verdict)} {VERDICT_WORDS[fit.verdict]}: "
         style = verdict_style(fit.verdict)
-        yield from theme.wrap(f"{model} on {where}", first=mark, first_style=f"bold {style}", style="bold")
+        yield from theme.wrap(f"{model} on {card}", first=mark, first_style=f"bold {style}", style="bold")
         for sentence in verdict_sentences(estimate, fit):
             yield from theme.wrap(sentence, _INDENT)
         if not is_traced(estimate):
@@ -244,14 +244,14 @@ def problems(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
 
 def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
     host = estimate.host
-    found = {
+    host_bytes = {
         "of paged optimizer states, which move to the card while there is room": host.paged_bytes,
         "of offloaded activations": host.offloaded_bytes,
         "while the checkpoint is read": host.load_peak_bytes,
     }
-    told = [f"{format_size(size)} {what}" for what, size in found.items() if size]
-    if told:
-        yield from theme.wrap("; ".join(told), 17, "in host memory", first_style="dim")
+    sizes = [f"{format_size(size)} {what}" for what, size in host_bytes.items() if size]
+    if sizes:
+        yield from theme.wrap("; ".join(sizes), 17, "in host memory", first_style="dim")
 
 
 def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: bool) -> Iterator[Line]:

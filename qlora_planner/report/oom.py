@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
 
 from qlora_planner.diagnose.oom import OomReport
+from qlora_planner.diagnose.oom.against_plan import Against
 from qlora_planner.report.check import Fix
 from qlora_planner.report.parts.labels import change
 from qlora_planner.report.parts.oom_words import advice, facts, headline
@@ -13,28 +13,8 @@ from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.units import format_gib, format_size
 
 
-class Compared(Protocol):
-    """The failure beside its plan."""
-
-    @property
-    def tensors(self) -> tuple[str, ...]:
-        """What a tensor of the size that was asked for can be."""
-
-    @property
-    def planned_bytes(self) -> int:
-        """The most that the plan lets tensors hold."""
-
-    @property
-    def tried_bytes(self) -> int | None:
-        """What they would have come to."""
-
-    @property
-    def excess_bytes(self) -> int | None:
-        """How much more, where that is noticeable."""
-
-
 def render_oom(
-    report: OomReport, theme: Theme, compared: Compared | None = None, fixes: Sequence[Fix] = (), verdict: str = ""
+    report: OomReport, theme: Theme, compared: Against | None = None, fixes: Sequence[Fix] = (), verdict: str = ""
 ) -> str:
     """The whole screen. `verdict` is what the plan's estimate says on the card, `fixes` the least harmful first."""
     lines: list[Line] = [[(headline(report), "bold red")], []]
@@ -44,23 +24,20 @@ def render_oom(
         lines.append([])
         for label, text in _beside(report, compared, verdict):
             lines += theme.wrap(text, 10, label, first_style="dim")
-    told = list(advice(report, general=not fixes))
-    if told or fixes:
+    hints = list(advice(report, general=not fixes))
+    if hints or fixes:
         lines += [[], [("what to do", "bold")]]
     for fix in fixes:
-        text = f"{change(_changes(fix))}: works from {format_gib(fix.estimate.floor_bytes)} on; {fix.costs}"
+        text = (
+            f"{change(getattr(fix, 'changes', {}))}: works from {format_gib(fix.estimate.floor_bytes)} on; {fix.costs}"
+        )
         lines += theme.wrap(text, 2, "  ", style="cyan")
-    for one in told:
-        lines += theme.wrap(one, 4, "  - ")
+    for hint in hints:
+        lines += theme.wrap(hint, 4, "  - ")
     return theme.render(lines)
 
 
-def _changes(fix: Fix) -> Mapping[str, Any]:
-    found: Mapping[str, Any] = getattr(fix, "changes", {})
-    return found
-
-
-def _beside(report: OomReport, compared: Compared, verdict: str) -> Iterator[tuple[str, str]]:
+def _beside(report: OomReport, compared: Against, verdict: str) -> Iterator[tuple[str, str]]:
     for words in compared.tensors:
         yield "tensor", f"that is {words}"
     planned = format_size(compared.planned_bytes)

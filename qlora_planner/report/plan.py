@@ -16,10 +16,10 @@ from qlora_planner.units import format_mib, format_size
 _PRICES = (44, 10, 8, 6)
 
 
-def render_plan(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme, *, explain: bool = False) -> str:
-    """The whole screen. `asked` are the run options that were typed, `card` the card as it was."""
+def render_plan(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme, *, explain: bool = False) -> str:
+    """The whole screen. `typed` are the run options that were typed, `card` the card as it was."""
     lines = [*headline(plan.estimate, plan.gpu, theme), [], *_about(plan, theme)]
-    lines += _changed(plan, asked, theme)
+    lines += _changed(plan, typed, theme)
     sections = [_frontier(plan, theme), _alternatives(plan, theme), _prices(plan, theme), compared(plan, theme)]
     if explain or plan.estimate.verdict != "fits":
         sections.append(given_up(plan, theme))
@@ -31,9 +31,9 @@ def render_plan(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme, *
         sections += [render_components(plan.estimate, theme), chosen(plan.estimate, theme), searched(plan, theme)]
     sections += [advised(plan, theme), problems(plan.estimate, theme)]
     for section in sections:
-        if found := list(section):
-            lines += [[], *found]
-    if next_step := list(_next(plan, asked, card, theme)):
+        if shown := list(section):
+            lines += [[], *shown]
+    if next_step := list(_next(plan, typed, card, theme)):
         lines += [[], *next_step]
     return theme.render(lines)
 
@@ -63,10 +63,10 @@ def _price(plan: Plan) -> str:
     return f"; about ${cost.usd_per_million_tokens:.3f} per million tokens at ${cost.usd_per_hour:.2f} an hour"
 
 
-def _changed(plan: Plan, asked: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
+def _changed(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
     """What was typed and could not be kept: nobody should find that out in the morning."""
     run = plan.run.to_dict()
-    for name, wanted in asked.items():
+    for name, wanted in typed.items():
         if name != "stack" and run.get(name) != wanted:
             text = f"{option(name)} {value(run.get(name))} instead of the {value(wanted)} asked for, to fit"
             yield from theme.wrap(text, 9, "changed", first_style="bold yellow")
@@ -124,7 +124,7 @@ def _of_data(plan: Plan) -> str:
     return f"--data {shlex.quote(summary.paths[0])}{guess}"
 
 
-def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
+def _next(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
     """How to keep the plan; where nothing fits, the models that do; nothing for a run that will not work."""
     if plan.estimate.verdict == "will-not-run":
         return
@@ -133,7 +133,7 @@ def _next(plan: Plan, asked: Mapping[str, Any], card: str, theme: Theme) -> Iter
         yield from theme.wrap("(the models that fit on this card)", 6, style="dim")
         return
     run = plan.run.to_dict()
-    options = {name: run.get(name, raw) for name, raw in asked.items() if name != "stack"}
+    options = {name: run.get(name, raw) for name, raw in typed.items() if name != "stack"}
     words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(options))))
     command = f"qlora-plan {{}} {words} --save plan.yaml"
     yield from next_command(command, plan.model.id, theme, plan.model.path)

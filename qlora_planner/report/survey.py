@@ -43,11 +43,11 @@ def render_survey(
     run: RunConfig,
     theme: Theme,
     *,
-    asked: str,
+    card: str,
     every: bool = False,
     explain: bool = False,
 ) -> str:
-    """The whole screen. `asked` is the card as it was typed, for the command at the end."""
+    """The whole screen. `card` is the card as it was typed, for the command at the end."""
     usable = rows[0].usable_bytes if rows else gpu.memory_bytes
     lines = theme.wrap(f"{card_line(gpu)}. A process can use {format_mib(usable)}.")
     for remark in remarks(gpu, run.stack):
@@ -73,7 +73,7 @@ def render_survey(
         lines.append([])
         for text in _EXPLANATION:
             lines += theme.wrap(text, 2, style="dim")
-    lines += [[], *_next(rows, shown_fits, asked, run, theme)]
+    lines += [[], *_next(rows, shown_fits, card, run, theme)]
     return theme.render(lines)
 
 
@@ -176,10 +176,10 @@ def _size(params: int) -> str:
 
 
 def _next(
-    rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], asked: str, run: RunConfig, theme: Theme
+    rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], card_name: str, run: RunConfig, theme: Theme
 ) -> Iterator[Line]:
     """One command that goes on from here."""
-    card = shlex.quote(asked)
+    card = shlex.quote(card_name)
     usable = [row for row in shown if (row.longest_seq_len or 0) >= min(run.seq_len, 1024)] or list(shown)
     shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
     if usable:

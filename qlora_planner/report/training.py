@@ -41,8 +41,8 @@ def render_training(summary: Mapping[str, Any], theme: Theme, *, folder: str) ->
 
 def model_name(summary: Mapping[str, Any]) -> str:
     """A Hub id as it is, a folder by its name."""
-    known = str(summary["model"]["id"])
-    return known.rpartition("/")[2] if known.startswith("/") else known
+    model_id = str(summary["model"]["id"])
+    return model_id.rpartition("/")[2] if model_id.startswith("/") else model_id
 
 
 def _headline(summary: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
@@ -107,20 +107,20 @@ def _memory(memory: Mapping[str, Any]) -> str:
 
 def _by_phase(phases: Mapping[str, Mapping[str, Any]]) -> str:
     """The process at the most in each phase, beside its prediction."""
-    told = []
+    parts = []
     for phase, figures in phases.items():
         if phase in _PHASES:
             beside = "" if figures["predicted_bytes"] is None else f" of {gib(figures['predicted_bytes'])}"
-            told.append(f"{_PHASES[phase]} {gib(figures['device_bytes'])}{beside}")
-    return f"{', '.join(told)} GiB at the most, of what was predicted" if told else ""
+            parts.append(f"{_PHASES[phase]} {gib(figures['device_bytes'])}{beside}")
+    return f"{', '.join(parts)} GiB at the most, of what was predicted" if parts else ""
 
 
 def _next(summary: Mapping[str, Any], theme: Theme, folder: str) -> Iterator[Line]:
-    where = shlex.quote(folder)
+    run_folder = shlex.quote(folder)
     if summary["outcome"] == "ok":
         yield from theme.wrap(f"the adapter and its tokenizer are in {summary['adapter']['path']}")
         return
     kept = summary["checkpoint"]
     state = "no checkpoint was written yet" if kept is None else f"the last good checkpoint is {kept}"
     yield from theme.wrap(state)
-    yield from theme.wrap(f"qlora-plan train {where} --resume", 9, "go on:", first_style="bold")
+    yield from theme.wrap(f"qlora-plan train {run_folder} --resume", 9, "go on:", first_style="bold")

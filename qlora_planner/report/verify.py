@@ -31,107 +31,124 @@ _CLOSE, _OFF = 0.01, 0.03
 
 
 def render_verification(
-    one: Measurement, theme: Theme, *, floor_bytes: int | None = None, kept: str | None = None
+    measurement: Measurement, theme: Theme, *, floor_bytes: int | None = None, kept: str | None = None
 ) -> str:
     """The whole screen. `floor_bytes` is the least limit on torch under which the run worked, `kept` where the
     evidence was put."""
-    lines = [*_headline(one, theme), []]
-    lines += theme.wrap(recipe(one.run), 6, "run", first_style="dim")
-    lines += [*_card(one, theme), [], *_phases(one, theme), [], *_alive(one, theme), [], *_process(one, theme)]
-    if components := list(_components(one, theme)):
+    lines = [*_headline(measurement, theme), []]
+    lines += theme.wrap(recipe(measurement.run), 6, "run", first_style="dim")
+    lines += [
+        *_card(measurement, theme),
+        [],
+        *_phases(measurement, theme),
+        [],
+        *_alive(measurement, theme),
+        [],
+        *_process(measurement, theme),
+    ]
+    if components := list(_components(measurement, theme)):
         lines += [[], *components]
-    if speed := list(_speed(one, theme)):
+    if speed := list(_speed(measurement, theme)):
         lines += [[], *speed]
     if floor_bytes is not None:
         lines += [
             [],
             *theme.wrap(f"works under a limit of {format_mib(floor_bytes)} on torch, and not below", style="bold"),
         ]
-    for note in one.notes:
+    for note in measurement.notes:
         lines += theme.wrap(note, 6, "note", first_style="yellow")
     if kept is not None:
         lines += theme.wrap(f"evidence kept in {kept}", style="dim")
     return theme.render(lines)
 
 
-def _headline(one: Measurement, theme: Theme) -> Iterator[Line]:
-    where = (
+def _headline(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    device = (
         "the CPU, at a toy size"
-        if one.device == "cpu"
-        else (one.gpu.name.removeprefix("NVIDIA ") if one.gpu else "GPU")
+        if measurement.device == "cpu"
+        else (measurement.gpu.name.removeprefix("NVIDIA ") if measurement.gpu else "GPU")
     )
-    if one.outcome != "ok":
-        yield from _failure(one, where, theme)
+    if measurement.outcome != "ok":
+        yield from _failure(measurement, device, theme)
         return
-    process = compared_process(one)[0]
+    process = compared_process(measurement)[0]
     if process.residual is not None:
         text = (
             f"peak {format_gib(process.predicted)} predicted, {format_gib(process.measured)} measured"
             f" ({_percent(process.residual)})"
         )
     else:
-        training = next((row for row in compared_phases(one, "allocated_bytes") if row.name == "training"), None)
+        training = next(
+            (row for row in compared_phases(measurement, "allocated_bytes") if row.name == "training"), None
+        )
         text = "it ran" if training is None else f"{format_size(training.measured)} allocated at the peak of training"
     mark = theme.sign("✓", "+")
     yield from theme.wrap(
-        f"{one.model} on {where}: {text}", first=f"{mark} ran: ", first_style="bold green", style="bold"
+        f"{measurement.model} on {device}: {text}", first=f"{mark} ran: ", first_style="bold green", style="bold"
     )
 
 
-def _failure(one: Measurement, where: str, theme: Theme) -> Iterator[Line]:
+def _failure(measurement: Measurement, device: str, theme: Theme) -> Iterator[Line]:
     """A run that did not end: what it wanted, and what was alive."""
-    phase = _NAMES.get(one.failed_phase or "", one.failed_phase or "the start")
-    if one.outcome != "out-of-memory":
+    phase = _NAMES.get(measurement.failed_phase or "", measurement.failed_phase or "the start")
+    if measurement.outcome != "out-of-memory":
         mark = theme.sign("✗", "x")
         yield from theme.wrap(
-            f"{one.model} on {where}: {one.error}", first=f"{mark} failed in {phase}: ", first_style="bold red"
+            f"{measurement.model} on {device}: {measurement.error}",
+            first=f"{mark} failed in {phase}: ",
+            first_style="bold red",
         )
         return
-    asked = "" if one.requested_bytes is None else f" asking for {format_size(one.requested_bytes)}"
-    limit = "" if one.cap_bytes is None else f" under a limit of {format_mib(one.cap_bytes)}"
+    request = "" if measurement.requested_bytes is None else f" asking for {format_size(measurement.requested_bytes)}"
+    limit = "" if measurement.cap_bytes is None else f" under a limit of {format_mib(measurement.cap_bytes)}"
     mark = theme.sign("✗", "x")
     yield from theme.wrap(
-        f"{one.model} on {where}, in {phase},{asked}{limit}".replace(",,", ","),
+        f"{measurement.model} on {device}, in {phase},{request}{limit}".replace(",,", ","),
         first=f"{mark} out of memory: ", first_style="bold red", style="bold",
     )  # fmt: skip
-    held = [phase.allocated_bytes for phase in one.phases.values() if phase.allocated_bytes is not None]
-    if held and one.cap_bytes is not None and one.requested_bytes is not None:
-        short = max(held) + one.requested_bytes - one.cap_bytes
+    held = [phase.allocated_bytes for phase in measurement.phases.values() if phase.allocated_bytes is not None]
+    if held and measurement.cap_bytes is not None and measurement.requested_bytes is not None:
+        short = max(held) + measurement.requested_bytes - measurement.cap_bytes
         if short > 0:
             yield from theme.wrap(f"short by {format_size(short)}, or more if blocks were cut up", 2)
-    if one.predicted is not None:
-        floor = one.predicted.get("floor_bytes")
-        chance = (one.predicted.get("fit") or {}).get("probability_oom")
+    if measurement.predicted is not None:
+        floor = measurement.predicted.get("floor_bytes")
+        chance = (measurement.predicted.get("fit") or {}).get("probability_oom")
         odds = "" if chance is None else f", with a chance of {100 * chance:.0f} % of running out"
         yield from theme.wrap(f"predicted: it works from {format_gib(floor)} on{odds}", 2)
 
 
-def _card(one: Measurement, theme: Theme) -> Iterator[Line]:
-    if one.gpu is None:
+def _card(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    if measurement.gpu is None:
         return
-    text = f"{one.gpu.name}, {format_mib(one.gpu.capacity_bytes)}, driver {one.stack.get('driver', 'unknown')}"
-    if one.cap_bytes is not None:
-        text += f"; torch limited to {format_mib(one.cap_bytes)}, as in the prediction"
+    gpu, driver = measurement.gpu, measurement.stack.get("driver", "unknown")
+    text = f"{gpu.name}, {format_mib(gpu.capacity_bytes)}, driver {driver}"
+    if measurement.cap_bytes is not None:
+        text += f"; torch limited to {format_mib(measurement.cap_bytes)}, as in the prediction"
     yield from theme.wrap(text, 6, "card", first_style="dim")
 
 
-def _phases(one: Measurement, theme: Theme) -> Iterator[Line]:
+def _phases(measurement: Measurement, theme: Theme) -> Iterator[Line]:
     widths, left = (13, 9, 9, 8, 9, 9, 8), frozenset({0})
     yield columns([(head, "dim") for head in ("peaks", "", "allocated", "", "", "reserved", "")], widths, left)
-    heads = (_unit(one), "predicted", "measured", "off", "predicted", "measured", "off")
+    heads = (_unit(measurement), "predicted", "measured", "off", "predicted", "measured", "off")
     yield columns([(head, "dim") for head in heads], widths, left)
-    reserved = {row.name: row for row in compared_phases(one, "reserved_bytes")}
-    for row in compared_phases(one, "allocated_bytes"):
+    reserved = {row.name: row for row in compared_phases(measurement, "reserved_bytes")}
+    for row in compared_phases(measurement, "allocated_bytes"):
         style = "bold" if row.name == "training" else ""
         cells = [(_NAMES.get(row.name, row.name), style)]
         for part in (row, reserved[row.name]):
-            cells += [(_size(one, part.predicted), style), (_size(one, part.measured), style), _off(part)]
+            cells += [
+                (_size(measurement, part.predicted), style),
+                (_size(measurement, part.measured), style),
+                _off(part),
+            ]
         yield columns(cells, widths, left)
 
 
-def _alive(one: Measurement, theme: Theme) -> Iterator[Line]:
-    yield from _table(one, f"alive, {_unit(one)}", compared_static(one))
-    if one.device == "cpu":
+def _alive(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    yield from _table(measurement, f"alive, {_unit(measurement)}", compared_static(measurement))
+    if measurement.device == "cpu":
         text = (
             "A card rounds every block up to 512 bytes, which a toy's tensors feel; its peaks are not predicted for a"
             " CPU, whose kernels take other scratch."
@@ -139,19 +156,19 @@ def _alive(one: Measurement, theme: Theme) -> Iterator[Line]:
         yield from theme.wrap(text, style="dim")
 
 
-def _process(one: Measurement, theme: Theme) -> Iterator[Line]:
-    rows = [row for row in compared_process(one) if row.predicted is not None or row.measured is not None]
-    yield from _table(one, f"in all, {_unit(one)}", rows)
+def _process(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    rows = [row for row in compared_process(measurement) if row.predicted is not None or row.measured is not None]
+    yield from _table(measurement, f"in all, {_unit(measurement)}", rows)
 
 
-def _components(one: Measurement, theme: Theme) -> Iterator[Line]:
-    moment = "when it ran out" if one.outcome == "out-of-memory" else "at the peak"
-    rows = [row for row in compared_components(one) if row.predicted or row.measured]
+def _components(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    moment = "when it ran out" if measurement.outcome == "out-of-memory" else "at the peak"
+    rows = [row for row in compared_components(measurement) if row.predicted or row.measured]
     if rows:
-        yield from _table(one, f"{moment}, {_unit(one)}", rows, difference=True)
+        yield from _table(measurement, f"{moment}, {_unit(measurement)}", rows, difference=True)
 
 
-def _table(one: Measurement, head: str, rows: list[Compared], *, difference: bool = False) -> Iterator[Line]:
+def _table(measurement: Measurement, head: str, rows: list[Compared], *, difference: bool = False) -> Iterator[Line]:
     """Predicted, measured, and how far off: in percent, or with `difference` in the unit of the rest."""
     widths, left = (24, 11, 11, 11), frozenset({0})
     heads = (head, "predicted", "measured", "residual" if difference else "off")
@@ -161,35 +178,35 @@ def _table(one: Measurement, head: str, rows: list[Compared], *, difference: boo
         last = _off(row)
         if difference:
             both = row.predicted is not None and row.measured is not None
-            last = (f"{((row.measured or 0) - (row.predicted or 0)) / _scale(one):+,.1f}" if both else "-", "")
-        cells = [(name, ""), (_size(one, row.predicted), ""), (_size(one, row.measured), ""), last]
+            last = (f"{((row.measured or 0) - (row.predicted or 0)) / _scale(measurement):+,.1f}" if both else "-", "")
+        cells = [(name, ""), (_size(measurement, row.predicted), ""), (_size(measurement, row.measured), ""), last]
         yield columns(cells, widths, left)
 
 
-def _scale(one: Measurement) -> int:
+def _scale(measurement: Measurement) -> int:
     """A toy is told in KiB, everything else in MiB."""
-    return KIB if one.toy else MIB
+    return KIB if measurement.toy else MIB
 
 
-def _unit(one: Measurement) -> str:
-    return "KiB" if one.toy else "MiB"
+def _unit(measurement: Measurement) -> str:
+    return "KiB" if measurement.toy else "MiB"
 
 
-def _size(one: Measurement, size_bytes: int | None) -> str:
-    return "-" if size_bytes is None else f"{size_bytes / _scale(one):,.0f}"
+def _size(measurement: Measurement, size_bytes: int | None) -> str:
+    return "-" if size_bytes is None else f"{size_bytes / _scale(measurement):,.0f}"
 
 
-def _speed(one: Measurement, theme: Theme) -> Iterator[Line]:
-    if not one.step_s:
+def _speed(measurement: Measurement, theme: Theme) -> Iterator[Line]:
+    if not measurement.step_s:
         return
-    rest = one.step_s[1:]
-    text = f"first step {one.step_s[0]:.2f} s"
+    rest = measurement.step_s[1:]
+    text = f"first step {measurement.step_s[0]:.2f} s"
     if rest:
         text += f", then {sum(rest) / len(rest):.2f} s each"
-    if one.tokens_per_s is not None:
-        text += f"; {one.tokens_per_s:,.0f} tokens/s"
-    if one.timing_valid is False:
-        text += f"; the card was shared ({gib(one.nvml.others_bytes)} GiB by others), so times do not count"
+    if measurement.tokens_per_s is not None:
+        text += f"; {measurement.tokens_per_s:,.0f} tokens/s"
+    if measurement.timing_valid is False:
+        text += f"; the card was shared ({gib(measurement.nvml.others_bytes)} GiB by others), so times do not count"
     yield from theme.wrap(text, 7, "speed", first_style="dim")
 
 

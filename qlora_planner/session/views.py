@@ -131,7 +131,7 @@ class SurveyAnswer:
     def __str__(self) -> str:
         from qlora_planner.report.survey import render_survey
 
-        return render_survey(self.rows, self.gpu, self.run, _theme(), asked=self.card)
+        return render_survey(self.rows, self.gpu, self.run, _theme(), card=self.card)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import survey_html

@@ -57,7 +57,7 @@ def test_a_plan_and_its_file_and_its_reports_say_so() -> None:
 
 def test_the_survey_marks_rows_without_a_trace() -> None:
     rows = [make_row("a/Traced-7B", 7, "fits", traced=True), make_row("b/Guessed-8B", 8, "fits", traced=False)]
-    text = render_survey(rows, CARD, RunConfig(), THEME, asked="24GB")
+    text = render_survey(rows, CARD, RunConfig(), THEME, card="24GB")
     marked = [line for line in text.splitlines() if "7B" in line or "8B" in line]
     assert ["~" in line for line in marked[:2]] == [False, True]
     assert "~: by closed forms, where no trace ships" in text

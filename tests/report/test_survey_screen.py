@@ -19,7 +19,7 @@ MANY = [
 
 
 def survey(rows: list, every: bool = False, run: RunConfig | None = None, asked: str = "24GB") -> str:
-    return render_survey(rows, CARD, run or RunConfig(), THEME, asked=asked, every=every)
+    return render_survey(rows, CARD, run or RunConfig(), THEME, card=asked, every=every)
 
 
 def test_folding_shows_the_makers_newest_of_each_size_and_tells_the_rest() -> None:

@@ -47,11 +47,11 @@ def _estimate_blocks(estimate: MemoryEstimate) -> Iterator[Block]:
         yield Paragraph(f"{'Refused' if problem.blocking else 'Note'}: {problem.message}{fix}")
 
 
-def plan_html(plan: Plan, asked: Mapping[str, Any], card: str) -> str:
+def plan_html(plan: Plan, typed: Mapping[str, Any], card: str) -> str:
     """The recommended run: verdict, commands, what is alive at the peak, and what each knob would change."""
     blocks: list[Block] = [*verdict_blocks(plan)]
     if plan.estimate.verdict != "will-not-run":
-        blocks.append(Code(command_line(plan, asked, card)))
+        blocks.append(Code(command_line(plan, typed, card)))
     blocks.append(component_chart(plan.estimate))
     rows = tuple(
         (change(row.change), mib(row.bytes), percent(row.speed)) for row in plan.prices if row.bytes is not None

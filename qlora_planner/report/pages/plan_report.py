@@ -37,19 +37,19 @@ _BASES = (
 )
 
 
-def render_share(plan: Plan, asked: Mapping[str, Any], card: str, *, html: bool) -> str:
-    """The report as HTML or Markdown. `asked` are the run options that were typed, `card` the card as it was."""
+def render_share(plan: Plan, typed: Mapping[str, Any], card: str, *, html: bool) -> str:
+    """The report as HTML or Markdown. `typed` are the run options that were typed, `card` the card as it was."""
     title = f"{plan.model.id} on {card_name(plan.gpu)}"
-    blocks = list(blocks_of(plan, asked, card))
+    blocks = list(blocks_of(plan, typed, card))
     return to_html(title, blocks) if html else to_markdown(title, blocks)
 
 
-def blocks_of(plan: Plan, asked: Mapping[str, Any], card: str) -> Iterator[Block]:
+def blocks_of(plan: Plan, typed: Mapping[str, Any], card: str) -> Iterator[Block]:
     """Every section in order."""
     yield from verdict_blocks(plan)
     if plan.estimate.verdict != "will-not-run":
         yield Heading("Run it")
-        yield Code(command_line(plan, asked, card))
+        yield Code(command_line(plan, typed, card))
     yield Heading("Memory")
     yield from _memory(plan)
     yield from _frontier(plan)
@@ -58,10 +58,10 @@ def blocks_of(plan: Plan, asked: Mapping[str, Any], card: str) -> Iterator[Block
     yield from _origin(plan)
 
 
-def command_line(plan: Plan, asked: Mapping[str, Any], card: str) -> str:
+def command_line(plan: Plan, typed: Mapping[str, Any], card: str) -> str:
     """The recommended run, word for word as it would be estimated, then trained."""
     run = plan.run.to_dict()
-    options = {name: run.get(name, raw) for name, raw in {**asked, **plan.options}.items() if name != "stack"}
+    options = {name: run.get(name, raw) for name, raw in {**typed, **plan.options}.items() if name != "stack"}
     stack = " ".join(f"--stack {name}={version}" for name, version in plan.run.stack.items())
     words = " ".join(part for part in (f"--gpu {shlex.quote(card)}", _quoted(options), stack) if part)
     model = shlex.quote(plan.model.id)

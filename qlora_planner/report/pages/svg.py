@@ -114,17 +114,16 @@ def curve(
         _text((_LEFT + WIDTH - _RIGHT) / 2, height - 6, x_label, "dim", "middle"),
         _text(8, 16, y_label, "dim"),
     ]
-    line = " ".join(f"{x(one):.1f},{y(other):.1f}" for one, other in points)
+    line = " ".join(f"{x(across):.1f},{y(up):.1f}" for across, up in points)
     body.append(f'<polyline class="curve" points="{line}"/>')
     named = len(points) <= 24  # beyond that, figures would lie over each other
-    for one, other in points:
-        if named:
-            body.append(
-                f'<circle class="c0" cx="{x(one):.1f}" cy="{y(other):.1f}" r="4">'
-                f"<title>{escape(f'{form(one)}: {form(other)}')}</title></circle>"
-            )
-            body.append(_text(x(one) + 7, y(other) - 7, form(other), ""))
-            body.append(_text(x(one), height - bottom + 16, form(one), "dim", "middle"))
+    for across, up in points if named else ():
+        body.append(
+            f'<circle class="c0" cx="{x(across):.1f}" cy="{y(up):.1f}" r="4">'
+            f"<title>{escape(f'{form(across)}: {form(up)}')}</title></circle>"
+        )
+        body.append(_text(x(across) + 7, y(up) - 7, form(up), ""))
+        body.append(_text(x(across), height - bottom + 16, form(across), "dim", "middle"))
     if not named:
         for value in (min(ys), max(ys)):
             body.append(_text(_LEFT - 6, y(value) + 4, form(value), "dim", "end"))
@@ -134,12 +133,12 @@ def curve(
 
 
 def _legend(entries: Sequence[tuple[str, int]]) -> list[str]:
-    found, x = [], float(_LEFT)
+    marks, x = [], float(_LEFT)
     for label, color in entries:
-        found.append(f'<rect class="c{color % COLORS}" x="{x:.0f}" y="4" width="12" height="12"/>')
-        found.append(_text(x + 17, 14, label, "dim"))
+        marks.append(f'<rect class="c{color % COLORS}" x="{x:.0f}" y="4" width="12" height="12"/>')
+        marks.append(_text(x + 17, 14, label, "dim"))
         x += 32 + 6.5 * len(label)
-    return found
+    return marks
 
 
 def _text(x: float, y: float, text: str, kind: str, anchor: str = "start") -> str:

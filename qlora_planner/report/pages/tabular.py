@@ -38,10 +38,10 @@ def comparison_rows(document: Mapping[str, Any]) -> list[dict[str, Any]]:
         }
     ]  # fmt: skip
     for name in ("compared", "prices"):
-        for found in document[name]:
-            known = {key: found[key] for key in COLUMNS if key in found and key != "change"}
+        for row in document[name]:
+            fields = {key: row[key] for key in COLUMNS if key in row and key != "change"}
             here = {"gpu": document["gpu"]["name"]} if name == "prices" else {}
-            rows.append({**common, **here, "table": name, **known, "change": change(found["change"] or {})})
+            rows.append({**common, **here, "table": name, **fields, "change": change(row["change"] or {})})
     return rows
 
 

@@ -59,7 +59,7 @@ def _plots(
     ]
     predicted = summary["memory"]["predicted"]
     level = None if predicted is None else ("predicted peak", predicted["device_bytes"] / GIB)
-    yield "Memory by step", "GiB", [one for one in memory if one[2]], level
+    yield "Memory by step", "GiB", [series for series in memory if series[2]], level
     yield "Speed by step", "tokens/s", [("tokens/s", "#ff7f0e", points(steps, "tokens_per_s"))], None
     yield "Learning rate by step", "", [("learning rate", "#8c564b", points(steps, "learning_rate"))], None
 
@@ -83,7 +83,7 @@ def _figure(value: float) -> str:
 
 def chart(series: Sequence[Series], unit: str, *, level: tuple[str, float] | None = None) -> str:
     """Lines over steps as SVG; `level` is a dashed line across. Nothing to draw is said in words."""
-    series = [(name, colour, [one for one in points if isfinite(one[1])]) for name, colour, points in series]
+    series = [(name, colour, [point for point in points if isfinite(point[1])]) for name, colour, points in series]
     everything = [point for _, _, points in series for point in points]
     if not everything:
         return "<p>nothing was recorded</p>"

@@ -20,9 +20,9 @@ MODEL_HEADS = ("model", "model_type", "params", "layers", "quantized_params", "m
 
 def gpu_fields(gpu: GpuSpec) -> dict[str, Any]:
     """One card, JSON-ready."""
-    facts = {name: {"source": fact.source, "date": fact.date} for name, fact in gpu.facts.items()}
-    found = {name: getattr(gpu, name) for name in (*GPU_HEADS, "fp32_flops", "marketed_gb", "note")}
-    return {**found, "aliases": list(gpu.aliases), "facts": facts}
+    sources = {name: {"source": fact.source, "date": fact.date} for name, fact in gpu.facts.items()}
+    fields = {name: getattr(gpu, name) for name in (*GPU_HEADS, "fp32_flops", "marketed_gb", "note")}
+    return {**fields, "aliases": list(gpu.aliases), "facts": sources}
 
 
 def render_gpus(gpus: Sequence[GpuSpec], theme: Theme, *, explain: bool = False) -> str:
@@ -67,11 +67,11 @@ def model_fields(profile: ModelProfile) -> dict[str, Any]:
     """One model, JSON-ready."""
     quantized = sum(group.total_numel for group in profile.tensors if group.quantized)
     limit = profile.dims.get("max_position_embeddings")
-    found = (
+    values = (
         profile.id, profile.model_type, profile.params, profile.layers, quantized, int(limit) if limit else None,
         profile.checkpoint_quantization, profile.note,
     )  # fmt: skip
-    return dict(zip(MODEL_HEADS, found, strict=True))
+    return dict(zip(MODEL_HEADS, values, strict=True))
 
 
 def render_models(models: Sequence[dict[str, Any]], theme: Theme, *, explain: bool = False) -> str:
@@ -98,8 +98,8 @@ def render_models(models: Sequence[dict[str, Any]], theme: Theme, *, explain: bo
                 lines += theme.wrap(f"published weights: {row['checkpoint']}", 4, style="dim")
             if row["note"]:
                 lines += theme.wrap(row["note"], 4, style="dim")
-    told = "4-bit: the share of parameters that bitsandbytes will hold (audit MODEL says why)"
-    text = f"{_number(len(models), 'model')}; {told}"
+    meaning = "4-bit: the share of parameters that bitsandbytes will hold (audit MODEL says why)"
+    text = f"{_number(len(models), 'model')}; {meaning}"
     return theme.render([*lines, [], *theme.wrap(text, style="dim")])
 
 
@@ -108,7 +108,7 @@ def render_profile(profile: ModelProfile, seconds: float, theme: Theme, *, expla
     quantized = sum(group.total_numel for group in profile.tensors if group.quantized)
     lines = theme.wrap(f"{profile.id}: profiled in {seconds:.1f} s", style="bold")
     kinds = ", ".join(f"{kind.count} x {kind.name}" for kind in profile.layer_kinds)
-    told = {
+    figures = {
         "class": f"{profile.class_name} ({profile.model_type})",
         "parameters": f"{profile.params:,}",
         "4-bit": f"{format_params(quantized)} ({100 * quantized / max(1, profile.params):.0f} %)",
@@ -118,8 +118,8 @@ def render_profile(profile: ModelProfile, seconds: float, theme: Theme, *, expla
         "holds for": ", ".join(f"{name} {version}" for name, version in profile.versions.items()),
     }
     if profile.note:
-        told["note"] = profile.note
-    for name, text in told.items():
+        figures["note"] = profile.note
+    for name, text in figures.items():
         lines += theme.wrap(text, 13, f"  {name}", first_style="dim")
     for name, text in profile.refusals.items():
         lines += theme.wrap(f"{name}: {text}", 13, "  refused", first_style="yellow")
@@ -133,7 +133,7 @@ def render_profile(profile: ModelProfile, seconds: float, theme: Theme, *, expla
 
 
 def _adapters(profile: ModelProfile) -> list[str]:
-    found = []
+    sizes = []
     for target, tensors in profile.adapters.items():
         count = 0
         for tensor in tensors:
@@ -141,8 +141,8 @@ def _adapters(profile: ModelProfile) -> list[str]:
             for size in tensor.shape(16):
                 numel *= size
             count += numel
-        found.append(f"{target}: {format_params(count)} at rank 16")
-    return found
+        sizes.append(f"{target}: {format_params(count)} at rank 16")
+    return sizes
 
 
 def _number(count: int, word: str) -> str:

@@ -66,8 +66,10 @@ def headline(report: OomReport) -> str:
         card = f"card {report.device}"
     what = row.headline if row is not None else f"{card} ran out of memory"
     if report.senseless:
-        asked = format_size(report.requested_bytes)
-        what = f"no shortage of memory but a fault of shapes: {asked} for one tensor, which no run on this card needs"
+        requested = format_size(report.requested_bytes)
+        what = (
+            f"no shortage of memory but a fault of shapes: {requested} for one tensor, which no run on this card needs"
+        )
     return what + (f", {WHEN[report.phase]}" if report.phase else "")
 
 

@@ -36,8 +36,8 @@ def pick(
     for row in sorted(rows, key=lambda row: _rank(row, makers, nearest)):
         by_family.setdefault(family(row), []).append(row)
     order = list(ASKED_FOR)
-    place = {name: order.index(name) if name in order else len(order) for name in by_family}
-    names = sorted(by_family, key=lambda name: (place[name], -len(by_family[name]), name))
+    rank = {name: order.index(name) if name in order else len(order) for name in by_family}
+    names = sorted(by_family, key=lambda name: (rank[name], -len(by_family[name]), name))
     chosen: list[SurveyRow] = []
     for name in names:
         chosen += _distinct(by_family[name])[: ASKED_FOR.get(name, 1)]
@@ -53,7 +53,7 @@ def _makers(catalogue: Iterable[SurveyRow]) -> dict[str, str]:
     counts: dict[str, Counter[str]] = {}
     for row in catalogue:
         counts.setdefault(family(row), Counter())[row.model_id.partition("/")[0]] += 1
-    return {name: max(found, key=lambda org: (found[org], org)) for name, found in counts.items()}
+    return {name: max(of_family, key=lambda org: (of_family[org], org)) for name, of_family in counts.items()}
 
 
 def _rank(row: SurveyRow, makers: dict[str, str], nearest: bool) -> tuple[object, ...]:
@@ -68,13 +68,13 @@ def _rank(row: SurveyRow, makers: dict[str, str], nearest: bool) -> tuple[object
 def _distinct(rows: Sequence[SurveyRow]) -> list[SurveyRow]:
     """One model per size."""
     seen: set[int] = set()
-    found = []
+    distinct = []
     for row in rows:
         size = round(row.params / 5e8) if row.params > 2e9 else round(row.params / 1e8)
         if size not in seen:
             seen.add(size)
-            found.append(row)
-    return found
+            distinct.append(row)
+    return distinct
 
 
 def larger_than(shown: Iterable[SurveyRow], hidden: Iterable[SurveyRow]) -> int:

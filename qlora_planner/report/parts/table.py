@@ -73,7 +73,7 @@ def _cards(rows: Sequence[CardRow], theme: Theme) -> Iterator[Line]:
     widths, left = (6, *[room] * len(METHODS)), frozenset(range(len(METHODS) + 1))
     yield columns([("card", "dim"), *((method.label, "dim") for method in METHODS)], widths, left)
     for row in rows:
-        cells = [(_mark(found) + _name(found), "") for found in row.largest.values()]
+        cells = [(_mark(model) + _name(model), "") for model in row.largest.values()]
         yield columns([(row.card.name, ""), *((theme.cut(text, room), style) for text, style in cells)], widths, left)
 
 
@@ -120,32 +120,32 @@ def advice_lines(tables: Tables) -> Iterator[str]:
     """Common advice that these figures contradict, each with its figure."""
     at = f"{tables.run.batch_size} x {tables.run.seq_len:,} tokens"
     if tables.six_gb:
-        found = "; ".join(
-            f"{_short(one.model_id)} needs {'' if one.basis == 'traced' else '~'}{format_gib(one.device_bytes)} at {at}"
+        needs = "; ".join(
+            f"{_short(row.model_id)} needs {'' if row.basis == 'traced' else '~'}{format_gib(row.device_bytes)} at {at}"
             f" and on a {COMMON_CARD_GB} GB card "
-            + (f"stops at {one.longest_seq_len:,} tokens" if one.longest_seq_len else "fits at no length")
-            for one in tables.six_gb
+            + (f"stops at {row.longest_seq_len:,} tokens" if row.longest_seq_len else "fits at no length")
+            for row in tables.six_gb
         )
-        yield f'"7B needs {COMMON_CARD_GB} GB": {found}.'
+        yield f'"7B needs {COMMON_CARD_GB} GB": {needs}.'
     dense = [row for row in tables.memory if not row.mostly_16bit and row.upcast_costs_bytes]
     if dense:
         least, most = (pick(dense, key=lambda row: row.upcast_costs_bytes or 0) for pick in (min, max))
-        told = " to ".join(
+        costs = " to ".join(
             f"{gib(row.upcast_costs_bytes)} GiB ({_short(row.model_id)})"
             for row in ([least] if least is most else [least, most])
         )
         yield (
-            f'"Always call prepare_model_for_kbit_training": it costs ~{told}; trl no longer does it, and gradient'
+            f'"Always call prepare_model_for_kbit_training": it costs ~{costs}; trl no longer does it, and gradient'
             " checkpointing works without."
         )
     experts = [row for row in tables.memory if row.mostly_16bit]
     if experts:
-        found = "; ".join(
+        weights = "; ".join(
             f"{_short(row.model_id)}'s weights take {format_gib(row.weights_4bit_bytes)} instead of"
             f" {format_gib(row.weights_16bit_bytes)}"
             for row in experts
         )
-        yield (f'"4-bit divides memory by four": {found}, because transformers 5 keeps fused experts in 16 bits.')
+        yield (f'"4-bit divides memory by four": {weights}, because transformers 5 keeps fused experts in 16 bits.')
     plain = [row for row in tables.memory if not row.mostly_16bit]
     if plain:
         low, high = (pick(row.weights_ratio for row in plain) for pick in (min, max))
@@ -154,23 +154,21 @@ def advice_lines(tables: Tables) -> Iterator[str]:
 
 def csv_rows(tables: Tables) -> list[list[Any]]:
     """Every figure of both tables, a row each, as CSV_HEADS names the fields."""
-    found: list[list[Any]] = []
+    rows: list[list[Any]] = []
     for row in tables.memory:
         start = ["memory", row.model_id, row.params, None]
         for name, figure in row.figures.items():
             verdict = "will-not-run" if figure.refused else None
-            found.append([*start, name, "device", figure.device_bytes, figure.basis, verdict])
-        found.append([*start, "qlora-4bit", "double_quant_saves", row.double_quant_saves_bytes, "counted", None])
-        found.append([*start, "qlora-4bit", "upcast_costs", row.upcast_costs_bytes, "closed-form", None])
+            rows.append([*start, name, "device", figure.device_bytes, figure.basis, verdict])
+        rows.append([*start, "qlora-4bit", "double_quant_saves", row.double_quant_saves_bytes, "counted", None])
+        rows.append([*start, "qlora-4bit", "upcast_costs", row.upcast_costs_bytes, "closed-form", None])
     for card in tables.cards:
         for kind in (card.largest, card.perhaps):
-            for name, one in kind.items():
-                if one is not None:
-                    found.append(
-                        ["card", one.model_id, one.params, card.card.name, name, "device", one.device_bytes, one.basis,
-                         one.verdict]
-                    )  # fmt: skip
-    return found
+            for name, model in kind.items():
+                if model is not None:
+                    start = ["card", model.model_id, model.params, card.card.name]
+                    rows.append([*start, name, "device", model.device_bytes, model.basis, model.verdict])
+    return rows
 
 
 def _short(model_id: str) -> str:
@@ -188,19 +186,19 @@ def _upcast(row: MemoryRow) -> str:
     return "refused" if row.upcast_costs_bytes is None else f"~{gib(row.upcast_costs_bytes, 1)}"
 
 
-def _mark(found: Largest | None) -> str:
-    return "~" if found is not None and found.basis == "closed-form" else ""
+def _mark(model: Largest | None) -> str:
+    return "~" if model is not None and model.basis == "closed-form" else ""
 
 
-def _name(found: Largest | None) -> str:
-    return "-" if found is None else _short(found.model_id)
+def _name(model: Largest | None) -> str:
+    return "-" if model is None else _short(model.model_id)
 
 
 def _pair(sure: Largest | None, perhaps: Largest | None) -> str:
-    def told(found: Largest | None) -> str:
-        return "-" if found is None else f"{_mark(found)}{_name(found)} {gib(found.device_bytes, 1)}"
+    def named(model: Largest | None) -> str:
+        return "-" if model is None else f"{_mark(model)}{_name(model)} {gib(model.device_bytes, 1)}"
 
-    return told(sure) if perhaps is None else f"{told(sure)} / {told(perhaps)}"
+    return named(sure) if perhaps is None else f"{named(sure)} / {named(perhaps)}"
 
 
 def _sentence(text: str) -> str:

@@ -151,16 +151,16 @@ def columns(row: Sequence[Piece], widths: Sequence[int], left: frozenset[int], g
 
 def _mark(line: Line, at: int, mark: str) -> Line:
     """Put `mark` in one column of a line."""
-    found: Line = []
+    marked: Line = []
     start = 0
     for text, style in line:
         end = start + len(text)
         if start <= at < end:
-            found += [(text[: at - start], style), (mark, "bold red"), (text[at - start + 1 :], "red")]
+            marked += [(text[: at - start], style), (mark, "bold red"), (text[at - start + 1 :], "red")]
         else:
-            found.append((text, "red" if start > at else style))
+            marked.append((text, "red" if start > at else style))
         start = end
-    return [piece for piece in found if piece[0]]
+    return [piece for piece in marked if piece[0]]
 
 
 def _in_color(lines: list[Line]) -> str:
