@@ -37,7 +37,7 @@ def differences(tool: str, trainer: str, stands_for: str, run: RunConfig, droppe
     `trainer` is the class that it names and `stands_for` the trainer of ours. `dropped` says of run options what
     becomes of them where they are on.
     """
-    found = [f"{tool} trains through transformers' {trainer}. `qlora-plan check` estimates this very file."]
+    lines = [f"{tool} trains through transformers' {trainer}. `qlora-plan check` estimates this very file."]
     if run.trainer != stands_for:
-        found.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
-    return found + [says for option, says in dropped.items() if getattr(run, option)]
+        lines.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
+    return lines + [says for option, says in dropped.items() if getattr(run, option)]

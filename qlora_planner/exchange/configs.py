@@ -21,8 +21,8 @@ from qlora_planner.text import plain
 PLAN = "plan"
 
 
-def _read_plan(raw: Mapping[str, Any], where: str) -> Reading:
-    plan = plan_file.plan_of(raw, where)
+def _read_plan(raw: Mapping[str, Any], location: str) -> Reading:
+    plan = plan_file.plan_of(raw, location)
     return Reading(
         format=PLAN,
         model_id=plan.model_id,

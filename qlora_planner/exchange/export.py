@@ -53,12 +53,12 @@ def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge |
     from qlora_planner.exchange.configs import FORMATS
 
     if judge is None:
-        found: Mapping[str, Any] = {**document, "estimate": None}
+        as_read: Mapping[str, Any] = {**document, "estimate": None}
     else:
         estimate = judge(FORMATS[kind][1](yaml.safe_load(config), kind))
-        found = {**document, "run": estimate.run.to_dict(), "estimate": estimate.to_dict()}
+        as_read = {**document, "run": estimate.run.to_dict(), "estimate": estimate.to_dict()}
     tool = READ_BACK[kind]
-    return [f"{headline(found)} (as {tool} runs this file)", f"The plan itself: {headline(document)}"]
+    return [f"{headline(as_read)} (as {tool} runs this file)", f"The plan itself: {headline(document)}"]
 
 
 def _path_of(data: object) -> str | None:

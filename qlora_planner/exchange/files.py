@@ -50,16 +50,16 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
-def _written_out(node: yaml.Node, depth: int, known: dict[int, int | None]) -> int:
+def _written_out(node: yaml.Node, depth: int, sizes: dict[int, int | None]) -> int:
     """How many nodes there are, an alias counted as all that it stands for. Raises YAMLError for depth and circles."""
     if depth > DEEPEST:
         raise yaml.YAMLError(f"it is nested too deeply (more than {DEEPEST} levels)")
-    if id(node) not in known:
-        known[id(node)] = None  # until it is known
+    if id(node) not in sizes:
+        sizes[id(node)] = None  # until it is known
         inside = node.value if isinstance(node, yaml.SequenceNode | yaml.MappingNode) else ()
         parts = [part for item in inside for part in (item if isinstance(item, tuple) else (item,))]
-        known[id(node)] = 1 + sum(_written_out(part, depth + 1, known) for part in parts)
-    size = known[id(node)]
+        sizes[id(node)] = 1 + sum(_written_out(part, depth + 1, sizes) for part in parts)
+    size = sizes[id(node)]
     if size is None:
         raise yaml.YAMLError("an alias stands for what it is part of")
     return size
@@ -70,20 +70,20 @@ def read_yaml(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises InputError naming `path` for what cannot be read, is no mapping of names, or gives a key twice.
     """
-    where = str(path)
-    found, twice = _parsed(_text(Path(path)), where)
-    if found is None:
-        refuse(["is empty"], where)
-    if not isinstance(found, dict):
-        refuse([f"must hold names with values, not {_kind(found)}"], where)
+    location = str(path)
+    document, twice = _parsed(_text(Path(path)), location)
+    if document is None:
+        refuse(["is empty"], location)
+    if not isinstance(document, dict):
+        refuse([f"must hold names with values, not {_kind(document)}"], location)
     faults = [f"{quoted(key)} is given twice" for key in twice]
-    faults += [f"{quoted(key)} is no name of an option" for key in found if not isinstance(key, str)]
+    faults += [f"{quoted(key)} is no name of an option" for key in document if not isinstance(key, str)]
     if faults:
-        refuse(faults, where)
-    return found
+        refuse(faults, location)
+    return document
 
 
-def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
+def _parsed(text: str, location: str) -> tuple[Any, list[str]]:
     """The data, and the keys that are given twice."""
     if text.lstrip().startswith("{"):
         twice: list[str] = []
@@ -92,19 +92,19 @@ def _parsed(text: str, where: str) -> tuple[Any, list[str]]:
             twice.extend(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
             return dict(pairs)
 
-        shallow = check_json(text.encode(), where)
+        shallow = check_json(text.encode(), location)
         # JSON is YAML but for tabs, which YAML refuses; what is no JSON either is told in YAML's words.
         with suppress(ValueError, RecursionError):
             raw = json.loads(text, object_pairs_hook=merged)
             if not shallow:
-                check_depth(raw, where)
+                check_depth(raw, location)
             return raw, twice
     loader = None
     try:
         loader = _Loader(text)
         return loader.get_single_data(), loader.twice
     except (yaml.YAMLError, ValueError, *_UNSUITED, ArithmeticError, RecursionError) as error:
-        refuse([f"is no YAML that can be read: {_why(error)}"], where)
+        refuse([f"is no YAML that can be read: {_why(error)}"], location)
     finally:
         if loader is not None:
             loader.dispose()
@@ -123,8 +123,8 @@ def _why(error: Exception) -> str:
     """The parser's own words and where, in one line."""
     if isinstance(error, yaml.MarkedYAMLError):
         mark = error.problem_mark or error.context_mark
-        place = "" if mark is None else f" (line {mark.line + 1})"
-        return plain(" ".join(f"{error.problem or error.context or 'not understood'}{place}".split()))
+        line = "" if mark is None else f" (line {mark.line + 1})"
+        return plain(" ".join(f"{error.problem or error.context or 'not understood'}{line}".split()))
     if isinstance(error, RecursionError):
         return f"it is nested too deeply (more than {DEEPEST} levels)"
     if isinstance(error, _UNSUITED):

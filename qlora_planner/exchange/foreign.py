@@ -5,28 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Known = Callable[[Mapping[str, Any]], bool]
+Condition = Callable[[Mapping[str, Any]], bool]
 
 
 def foreign(raw: Mapping[str, Any]) -> str | None:
     """What a parsed file is, in words that follow `is`; None for what may be read here."""
-    return next((name for name, known in _FORMATS.items() if known(raw)), None)
+    return next((name for name, fits in _FORMATS.items() if fits(raw)), None)
 
 
-def _has(*names: str, of: int = 1) -> Known:
+def _has(*names: str, of: int = 1) -> Condition:
     """At least `of` of these keys."""
     return lambda raw: sum(name in raw for name in names) >= of
 
 
-def _all(*known: Known) -> Known:
-    return lambda raw: all(one(raw) for one in known)
+def _all(*conditions: Condition) -> Condition:
+    return lambda raw: all(condition(raw) for condition in conditions)
 
 
-def _lacks(*names: str) -> Known:
+def _lacks(*names: str) -> Condition:
     return lambda raw: not any(name in raw for name in names)
 
 
-def _holds(*names: str) -> Known:
+def _holds(*names: str) -> Condition:
     """These keys hold names with values."""
     return lambda raw: all(isinstance(raw.get(name), Mapping) for name in names)
 
@@ -38,7 +38,7 @@ def _is_torchtune(raw: Mapping[str, Any]) -> bool:
 
 # Ordered: the first that matches is told. Keys from each tool's own examples: torchtune recipes/configs, unsloth
 # studio/backend/assets/configs, LLaMA-Factory src/llamafactory/v1/config, ms-swift's command line of 2, 3 and 4.
-_FORMATS: Mapping[str, Known] = {
+_FORMATS: Mapping[str, Condition] = {
     "a torchtune recipe": _is_torchtune,
     "a config of Unsloth Studio": _all(_holds("training"), _has("lora", "logging", "data", "inference"),
                                        _lacks("base_model", "model_name_or_path")),

@@ -140,10 +140,17 @@ class Config:
             self.leave(key, OPTIMIZER)
             return "adamw_torch_fused"
         if name not in OPTIMIZERS:
-            known = ", ".join(OPTIMIZERS)
-            self.faults.append(f"{key}: the memory of {quoted(name)} is not known here; known: {known}")
+            names = ", ".join(OPTIMIZERS)
+            self.faults.append(f"{key}: the memory of {quoted(name)} is not known here; known: {names}")
             return default
         return name
+
+    def reentrant(self, default: bool) -> bool:
+        """`use_reentrant` of gradient_checkpointing_kwargs."""
+        kwargs = self.get("gradient_checkpointing_kwargs")
+        if kwargs is not None and not isinstance(kwargs, Mapping):
+            self.faults.append(f"gradient_checkpointing_kwargs must hold names with values, not {quoted(kwargs)}")
+        return bool(kwargs.get("use_reentrant", default)) if isinstance(kwargs, Mapping) else default
 
     def model(self, key: str) -> str:
         """The model, which every config must name."""
@@ -182,11 +189,11 @@ class Config:
         for key, value in self.raw.items():
             if key in self.seen:
                 continue
-            known = key in used or key in neutral or key.startswith(families) or key in not_modelled
+            recognised = key in used or key in neutral or key.startswith(families) or key in not_modelled
             if key in not_modelled and not_modelled[key].asked(value):
                 self.not_modelled[key] = _unmodelled(_shown(key, value), not_modelled[key])
             else:
-                (ignored if known else unknown).append(key)
+                (ignored if recognised else unknown).append(key)
         run = None
         try:
             run = RunConfig(**options)

@@ -35,7 +35,7 @@ def render(figures: Mapping[str, Any]) -> str:
     return json.dumps(figures, indent=1) + "\n"
 
 
-def joined(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
+def joined(raw: Mapping[str, Any], location: str) -> dict[str, Any]:
     """A plan file's document with its figures, where the file beside it is there and of the same model and card.
 
     What the plan file says itself wins. Raises InputError naming a file of figures that is there and cannot be used.
@@ -45,8 +45,8 @@ def joined(raw: Mapping[str, Any], where: str) -> dict[str, Any]:
     if name is None:
         return dict(raw)
     if not isinstance(name, str) or Path(name).name != name:
-        refuse([f"{KEY} must be the name of a file beside it"], where)
-    path = Path(where).with_name(name)
+        refuse([f"{KEY} must be the name of a file beside it"], location)
+    path = Path(location).with_name(name)
     if not path.is_file():
         return own
     figures = read_yaml(path)

@@ -144,10 +144,10 @@ def read_plan(path: str | os.PathLike[str]) -> PlanFile:
     return plan_of(read_yaml(path), str(path))
 
 
-def plan_of(raw: Mapping[str, Any], where: str) -> PlanFile:
-    """`read_plan` for a file that is parsed already; `where` is its path, beside which its figures lie."""
+def plan_of(raw: Mapping[str, Any], location: str) -> PlanFile:
+    """`read_plan` for a file that is parsed already; `location` is its path, beside which its figures lie."""
     faults: list[str] = []
-    raw = plan_figures.joined(raw, where)
+    raw = plan_figures.joined(raw, location)
     if raw.get("schema") != SCHEMA:
         faults.append(f"schema must be {SCHEMA}, not {quoted(raw.get('schema'))}")
     model, gpu = raw.get("model"), raw.get("gpu")
@@ -170,5 +170,5 @@ def plan_of(raw: Mapping[str, Any], where: str) -> PlanFile:
         except InputError as error:
             faults.append(str(error))
     if faults or run is None or not isinstance(model_id, str):
-        refuse(faults, where)
+        refuse(faults, location)
     return PlanFile(model_id=model_id, model_path=model_path, gpu=gpu, run=run, document=dict(raw))

@@ -53,9 +53,9 @@ class _Direction:
 
 
 def remedies(
-    run: RunConfig, found: MemoryEstimate, estimate: Estimate, quick: Estimate, surely: Surely, most: int = 2
+    run: RunConfig, current: MemoryEstimate, estimate: Estimate, quick: Estimate, surely: Surely, most: int = 2
 ) -> list[Remedy]:
-    """The smallest changes by which `run` (resolved, and estimated as `found`) fits surely, the least harmful first.
+    """The smallest changes by which `run` (resolved, and estimated as `current`) fits surely, the least harmful first.
 
     Each direction is searched with the floors of `quick`, scaled by what they are off and judged by `surely`; what
     that finds is confirmed by `estimate`. Where nothing is better than `quick`, give it twice. Changes that lose
@@ -64,8 +64,8 @@ def remedies(
     nothing helps.
     """
     for enough in (("fits",), ("fits", "tight")):
-        answers = _answers(_Search(run, found, estimate, quick, surely, enough), most)
-        if answers or found.verdict == "tight":
+        answers = _answers(_Search(run, current, estimate, quick, surely, enough), most)
+        if answers or current.verdict == "tight":
             return answers
     return []
 
@@ -83,47 +83,47 @@ def _answers(search: _Search, most: int) -> list[Remedy]:
     if sum(harm < TOGETHER for harm, _ in answers) < most:
         together = search.together()
         answers += [] if together is None else [(TOGETHER, together)]
-    answers.sort(key=lambda one: one[0])
+    answers.sort(key=lambda answer: answer[0])
     distinct = {tuple(sorted(remedy.changes.items())): remedy for _, remedy in reversed(answers)}
     return list(reversed(distinct.values()))[:most]
 
 
 def _directions(run: RunConfig) -> list[_Direction]:
     """Every way to need less, in order of harm."""
-    found = _harmless(run)
+    directions = _harmless(run)
     shorter = [{"seq_len": length} for length in range((run.seq_len - 1) // SEQ_STEP * SEQ_STEP, 0, -SEQ_STEP)]
-    found.append(_Direction(CUT, "longer samples are cut", shorter))
+    directions.append(_Direction(CUT, "longer samples are cut", shorter))
     if run.method == "lora" or run.quant == "int8":
         rounded = {"method": "qlora", "quant": "nf4", "double_quant": True}
-        found.append(_Direction(ROUNDED, "the base is rounded to 4 bits", [rounded]))
+        directions.append(_Direction(ROUNDED, "the base is rounded to 4 bits", [rounded]))
     if run.method != "full":
         ranks = [run.rank >> shift for shift in range(1, 14) if run.rank >> shift >= SMALLEST_RANK]
-        found.append(_Direction(NARROWED, "adapters can express less", [{"rank": rank} for rank in ranks]))
-    return [direction for direction in found if direction.steps]
+        directions.append(_Direction(NARROWED, "adapters can express less", [{"rank": rank} for rank in ranks]))
+    return [direction for direction in directions if direction.steps]
 
 
 def _harmless(run: RunConfig) -> list[_Direction]:
     """Changes after which the same thing is learnt from the same samples, the cheapest first."""
-    found: list[tuple[str, Sequence[Changes]]] = []
+    directions: list[tuple[str, Sequence[Changes]]] = []
     if run.attention == "eager":
-        found.append(("the same attention, fused", [{"attention": "sdpa"}]))
+        directions.append(("the same attention, fused", [{"attention": "sdpa"}]))
     if run.eval_batch_size is not None and run.eval_batch_size > 1:
         sizes = _divided(run.eval_batch_size)
-        found.append(("evaluation takes more steps", [{"eval_batch_size": size} for size in sizes]))
+        directions.append(("evaluation takes more steps", [{"eval_batch_size": size} for size in sizes]))
     optimizer = find_optimizer(run.optimizer)
     if optimizer is not None and optimizer.moments and not (optimizer.bits == 8 and optimizer.paged):
-        found.append(("optimizer states are 8-bit and paged", [{"optimizer": "paged_adamw_8bit"}]))
+        directions.append(("optimizer states are 8-bit and paged", [{"optimizer": "paged_adamw_8bit"}]))
     if run.quant in ("nf4", "fp4") and not run.double_quant:
-        found.append(("quantisation constants are quantised too", [{"double_quant": True}]))
+        directions.append(("quantisation constants are quantised too", [{"double_quant": True}]))
     if not run.gradient_checkpointing:
-        found.append(("each layer's forward is computed twice", [{"gradient_checkpointing": True}]))
+        directions.append(("each layer's forward is computed twice", [{"gradient_checkpointing": True}]))
     if run.batch_size > 1:
         steps = [
             {"batch_size": size, "grad_accum": run.grad_accum * (run.batch_size // size)}
             for size in _divided(run.batch_size)
         ]
-        found.append(("the same samples per step in smaller parts, which is slower", steps))
-    return [_Direction(harm, costs, steps) for harm, (costs, steps) in enumerate(found)]
+        directions.append(("the same samples per step in smaller parts, which is slower", steps))
+    return [_Direction(harm, costs, steps) for harm, (costs, steps) in enumerate(directions)]
 
 
 def _divided(size: int) -> list[int]:
@@ -135,7 +135,7 @@ class _Search:
     def __init__(
         self,
         run: RunConfig,
-        found: MemoryEstimate,
+        current: MemoryEstimate,
         estimate: Estimate,
         quick: Estimate,
         surely: Surely,
@@ -144,7 +144,7 @@ class _Search:
         self.enough = enough
         self.run, self.estimate, self.quick, self.surely = run, estimate, quick, surely
         self.exact = estimate == quick
-        self.scale = self._off(found, run)
+        self.scale = self._off(current, run)
 
     def _off(self, answer: MemoryEstimate, run: RunConfig) -> float:
         """The factor by which `quick` is too low for a run that is estimated as `answer`."""
@@ -173,16 +173,16 @@ class _Search:
             def seems(index: int, scale: float = scale) -> bool:
                 return self._seems(steps[index], scale)
 
-            place = bisect_left(range(high), True, lo=low, key=seems)
-            if place == high:
+            index = bisect_left(range(high), True, lo=low, key=seems)
+            if index == high:
                 break
-            run = self.run.with_(**steps[place])
+            run = self.run.with_(**steps[index])
             answer = self.estimate(run)
             scale = self._off(answer, run)
             if answer.verdict in self.enough:
-                best, high = Remedy(changes=steps[place], costs=direction.costs, estimate=answer), place
+                best, high = Remedy(changes=steps[index], costs=direction.costs, estimate=answer), index
             else:
-                low = place + 1
+                low = index + 1
         return best
 
     def _confirmed(self, changes: Changes) -> MemoryEstimate | None:

@@ -47,13 +47,13 @@ def is_axolotl(raw: Mapping[str, Any]) -> bool:
     return "base_model" in raw
 
 
-def read(raw: Mapping[str, Any], where: str) -> Reading:
+def read(raw: Mapping[str, Any], location: str) -> Reading:
     """A parsed axolotl config, with axolotl's own defaults.
 
-    Raises InputError naming `where` and every fault: no model, values of the wrong kind, switches that exclude each
+    Raises InputError naming `location` and every fault: no model, values of the wrong kind, switches that exclude each
     other, an optimizer whose memory is not known.
     """
-    config = Config(raw, where)
+    config = Config(raw, location)
     model_id = config.model("base_model")
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False, "alloc_conf": ALLOC_CONF}
     config.notes.append(STANDS_IN)
@@ -164,31 +164,26 @@ def _sizes(config: Config) -> dict[str, Any]:
     elif (micro, accumulated, whole).count(None) > 1 and not config.faults:
         config.faults.append("two of micro_batch_size, gradient_accumulation_steps and batch_size must be given")
     micro = micro or 1
-    found = {
+    sizes = {
         "seq_len": config.integer("sequence_len", 512),
         "batch_size": micro,
         "grad_accum": accumulated or max(1, (whole or micro) // micro),
     }
     if config.flag("sample_packing"):
         config.notes.append("sample_packing: rows are full, micro_batch_size x sequence_len tokens in each micro-batch")
-        found["padding"] = False
-    return found
+        sizes["padding"] = False
+    return sizes
 
 
 def _checkpointing(config: Config) -> dict[str, Any]:
     value = config.get("gradient_checkpointing")
-    if value in ("offload", "offload_disk"):
+    offloads = value in ("offload", "offload_disk")
+    if offloads:
         why = "layer inputs wait outside the card, which needs less than is said"
         config.leave("gradient_checkpointing", less(why))
-        on = True
-    else:
-        on = config.flag("gradient_checkpointing")
-    kwargs = config.get("gradient_checkpointing_kwargs")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        config.faults.append(f"gradient_checkpointing_kwargs must hold names with values, not {quoted(kwargs)}")
+    on = offloads or config.flag("gradient_checkpointing")
     # utils/config, normalize_config: reentrant unless it is told otherwise.
-    reentrant = kwargs.get("use_reentrant", True) if isinstance(kwargs, Mapping) else True
-    return {"gradient_checkpointing": on, "use_reentrant": bool(on and reentrant)}
+    return {"gradient_checkpointing": on, "use_reentrant": config.reentrant(True) and on}
 
 
 def _attention(config: Config) -> dict[str, Any]:
@@ -247,9 +242,9 @@ def _without_logits(config: Config, options: Mapping[str, Any], loss: str) -> di
 def _evaluation(config: Config, micro: int) -> dict[str, Any]:
     held_out = any([config.number("val_set_size", 0.0), config.get("test_datasets")])
     strategy = config.text("eval_strategy")
-    asked = any([config.get("eval_steps"), config.get("evals_per_epoch"), strategy not in (None, "no")])
+    scheduled = any([config.get("eval_steps"), config.get("evals_per_epoch"), strategy not in (None, "no")])
     size = config.integer("eval_batch_size", micro)
-    return {"eval_batch_size": size} if held_out and asked and strategy != "no" else {}
+    return {"eval_batch_size": size} if held_out and scheduled and strategy != "no" else {}
 
 
 def _own_kernels(config: Config, options: Mapping[str, Any]) -> None:

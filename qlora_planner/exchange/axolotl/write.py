@@ -68,26 +68,26 @@ _ABOVE = {
 
 
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {"lora_r": run.rank, "lora_alpha": run.alpha, "lora_dropout": run.lora_dropout or 0.0}
+    keys: dict[str, Any] = {"lora_r": run.rank, "lora_alpha": run.alpha, "lora_dropout": run.lora_dropout or 0.0}
     targets = run.target_modules or "all-linear"
     if targets == "all-linear":
-        found["lora_target_linear"] = True
+        keys["lora_target_linear"] = True
     else:
-        found["lora_target_modules"] = target_names(targets, attention_modules)
+        keys["lora_target_modules"] = target_names(targets, attention_modules)
     if run.modules_to_save:
-        found["lora_modules_to_save"] = [name.strip() for name in run.modules_to_save.split(",")]
+        keys["lora_modules_to_save"] = [name.strip() for name in run.modules_to_save.split(",")]
     if run.dora:
-        found["peft_use_dora"] = True
+        keys["peft_use_dora"] = True
     if run.rslora:
-        found["peft_use_rslora"] = True
-    return found | dict.fromkeys(KERNELS, False)
+        keys["peft_use_rslora"] = True
+    return keys | dict.fromkeys(KERNELS, False)
 
 
 def _differences(run: RunConfig) -> list[str]:
-    found = differences(FORMAT, "Trainer", trainer_of_format(FORMAT).name, run, _DROPPED)
+    lines = differences(FORMAT, "Trainer", trainer_of_format(FORMAT).name, run, _DROPPED)
     if run.alloc_conf != ALLOC_CONF:
-        found.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
-    return found
+        lines.append(f"axolotl sets PYTORCH_ALLOC_CONF={ALLOC_CONF} unless it is set already.")
+    return lines
 
 
 _DROPPED = {

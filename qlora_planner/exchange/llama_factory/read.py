@@ -27,13 +27,13 @@ def is_llama_factory(raw: Mapping[str, Any]) -> bool:
     return "model_name_or_path" in raw and not trl_keys.is_trl(raw)
 
 
-def read(raw: Mapping[str, Any], where: str) -> Reading:
+def read(raw: Mapping[str, Any], location: str) -> Reading:
     """A parsed LLaMA-Factory config, with its and transformers' own defaults.
 
-    Raises InputError naming `where` and every fault: no model, values of the wrong kind, options that exclude each
+    Raises InputError naming `location` and every fault: no model, values of the wrong kind, options that exclude each
     other, an optimizer whose memory is not known.
     """
-    config = Config(raw, where)
+    config = Config(raw, location)
     model_id = config.model("model_name_or_path")
     config.notes.append(STANDS_IN)
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
@@ -141,6 +141,6 @@ def _packing(config: Config, stage: str) -> dict[str, Any]:
 def _evaluation(config: Config) -> dict[str, Any]:
     held_out = any([config.number("val_size", 0.0), config.get("eval_dataset")])
     strategy = config.text("eval_strategy", "no", ("no", "steps", "epoch"))
-    asked = config.flag("do_eval") or strategy != "no"
+    scheduled = config.flag("do_eval") or strategy != "no"
     size = config.integer("per_device_eval_batch_size", _BATCH_SIZE)
-    return {"eval_batch_size": size} if held_out and asked else {}
+    return {"eval_batch_size": size} if held_out and scheduled else {}

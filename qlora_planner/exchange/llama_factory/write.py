@@ -65,27 +65,27 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
     targets = run.target_modules or "all-linear"
     names = ["all"] if targets == "all-linear" else target_names(targets, attention_modules)
-    found: dict[str, Any] = {
+    keys: dict[str, Any] = {
         "lora_rank": run.rank,
         "lora_alpha": run.alpha,
         "lora_dropout": run.lora_dropout or 0.0,
         "lora_target": ",".join(names),
     }
     if run.modules_to_save:
-        found["additional_target"] = run.modules_to_save
+        keys["additional_target"] = run.modules_to_save
     if run.dora:
-        found["use_dora"] = True
+        keys["use_dora"] = True
     if run.rslora:
-        found["use_rslora"] = True
-    return found
+        keys["use_rslora"] = True
+    return keys
 
 
 def _differences(run: RunConfig, data: str) -> list[str]:
-    found = differences("LLaMA-Factory", "Seq2SeqTrainer", trainer_of_format(FORMAT).name, run, _DROPPED)
-    found.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
+    lines = differences("LLaMA-Factory", "Seq2SeqTrainer", trainer_of_format(FORMAT).name, run, _DROPPED)
+    lines.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
     if run.alloc_conf is not None:
-        found.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
-    return found
+        lines.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
+    return lines
 
 
 _DROPPED = {

@@ -51,5 +51,5 @@ def _markdown(heading: list[str]) -> str:
 def _cell(name: str, kind: str, text: str) -> dict[str, Any]:
     lines = text.split("\n")
     source = [*(f"{line}\n" for line in lines[:-1]), lines[-1]]
-    found: dict[str, Any] = {"cell_type": kind, "id": name, "metadata": {}, "source": source}
-    return found if kind == "markdown" else {**found, "execution_count": None, "outputs": []}
+    cell: dict[str, Any] = {"cell_type": kind, "id": name, "metadata": {}, "source": source}
+    return cell if kind == "markdown" else {**cell, "execution_count": None, "outputs": []}

@@ -73,7 +73,7 @@ def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False
     For a `notebook` it refuses to go on where torch is imported already and the allocator's settings would be ignored.
     """
     trainer, training = SCRIPTS[trainer_named(run.trainer).name](run)
-    found = [
+    parts = [
         ("Allocator", _opening(run, notebook=notebook)),
         ("Imports", "\n".join(_imports(run))),
         ("Config", "\n".join(_constants(run, model_id, data))),
@@ -82,7 +82,7 @@ def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False
         ("Trainer", trainer),
         ("Train", training),
     ]
-    return [Section(title=title, code=code.strip("\n")) for title, code in found if code]
+    return [Section(title=title, code=code.strip("\n")) for title, code in parts if code]
 
 
 def is_hub_dataset(data: str) -> bool:
@@ -93,13 +93,13 @@ def is_hub_dataset(data: str) -> bool:
 
 def packages(run: RunConfig) -> list[str]:
     """What the script imports, by the names that pip installs."""
-    found = ["torch", "transformers", "accelerate", "datasets"]
-    found += ["peft"] if run.method != "full" else []
+    names = ["torch", "transformers", "accelerate", "datasets"]
+    names += ["peft"] if run.method != "full" else []
     optimizer = find_optimizer(run.optimizer)
     states = None if optimizer is None else optimizer.package
-    found += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
-    found += [package for package in trainer_named(run.trainer).packages if package not in found]
-    return [*found, "liger-kernel"] if run.liger else found
+    names += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
+    names += [package for package in trainer_named(run.trainer).packages if package not in names]
+    return [*names, "liger-kernel"] if run.liger else names
 
 
 def _opening(run: RunConfig, *, notebook: bool) -> str:
@@ -270,8 +270,8 @@ def _loop_optimizer(run: RunConfig) -> Iterator[str]:
             yield "model.enable_input_require_grads()"
     chosen = options.trainer_options(run)
     yield "# transformers' own table of optimizers: the constructor and its arguments."
-    asked = {"output_dir": Code("OUTPUT"), **{name: chosen[name] for name in ("optim", "learning_rate")}}
-    yield f"arguments = {call('TrainingArguments', asked)}"
+    arguments = {"output_dir": Code("OUTPUT"), **{name: chosen[name] for name in ("optim", "learning_rate")}}
+    yield f"arguments = {call('TrainingArguments', arguments)}"
     yield "kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)"
     yield "optimizer = kind([p for p in model.parameters() if p.requires_grad], **settings)"
 

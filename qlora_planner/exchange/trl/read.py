@@ -10,7 +10,6 @@ from qlora_planner.exchange.effects import either, more
 from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.exchange.trl import keys as trl_keys
 from qlora_planner.exchange.trl.keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
-from qlora_planner.text import quoted
 
 FORMAT = "trl"
 _HALVES = ("bfloat16", "float16")
@@ -23,13 +22,13 @@ _BATCH_SIZE = 8
 is_trl = trl_keys.is_trl
 
 
-def read(raw: Mapping[str, Any], where: str) -> Reading:
+def read(raw: Mapping[str, Any], location: str) -> Reading:
     """A parsed config of `trl sft --config`, with trl's and transformers' own defaults.
 
-    Raises InputError naming `where` and every fault: no model, values of the wrong kind, options that exclude each
+    Raises InputError naming `location` and every fault: no model, values of the wrong kind, options that exclude each
     other, an optimizer whose memory is not known.
     """
-    config = Config(raw, where)
+    config = Config(raw, location)
     model_id = config.model("model_name_or_path")
     config.notes.append("a config of TRL's own command line, read as `trl sft --config`")
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
@@ -103,9 +102,9 @@ def _dtypes(config: Config, method: str) -> dict[str, Any]:
     bf16 = config.flag("bf16", not fp16)
     if bf16 and fp16:
         config.faults.append("bf16 and fp16 are both on: switch one off")
-    found = {"compute_dtype": "float16" if fp16 else "bfloat16" if bf16 else "float32"}
+    dtypes = {"compute_dtype": "float16" if fp16 else "bfloat16" if bf16 else "float32"}
     if loaded == "auto":
-        return {**found, "load_dtype": "bfloat16"}
+        return {**dtypes, "load_dtype": "bfloat16"}
     if loaded not in _HALVES:
         # A quantised base leaves its embedding, norms and head so, and what flows between layers with them.
         most = 0.5 if method == "qlora" else None
@@ -115,17 +114,13 @@ def _dtypes(config: Config, method: str) -> dict[str, Any]:
             config.beside("dtype (TRL's own default: float32)", effect)
         else:
             config.leave(given, effect)
-        return {**found, "load_dtype": "bfloat16"}
-    return {**found, "load_dtype": loaded}
+        return {**dtypes, "load_dtype": "bfloat16"}
+    return {**dtypes, "load_dtype": loaded}
 
 
 def _checkpointing(config: Config) -> dict[str, Any]:
     on = config.flag("gradient_checkpointing", True)
-    kwargs = config.get("gradient_checkpointing_kwargs")
-    if kwargs is not None and not isinstance(kwargs, Mapping):
-        config.faults.append(f"gradient_checkpointing_kwargs must hold names with values, not {quoted(kwargs)}")
-    reentrant = kwargs.get("use_reentrant", False) if isinstance(kwargs, Mapping) else False
-    return {"gradient_checkpointing": on, "use_reentrant": bool(on and reentrant)}
+    return {"gradient_checkpointing": on, "use_reentrant": config.reentrant(False) and on}
 
 
 def _attention(config: Config) -> dict[str, Any]:
