@@ -112,9 +112,9 @@ def _has_room(plan: MergePlan, folder: Path, peak_bytes: int, output: Output) ->
 def _show(
     base: Base, plan: MergePlan, hollow: WeightlessModel, merged: Merged, dtype: str, peak_bytes: int, output: Output
 ) -> None:
-    from qlora_planner.runs.after.host import peak_resident_bytes
+    from qlora_planner.measure.process import rss_peak_bytes
 
-    measured = peak_resident_bytes()
+    measured = rss_peak_bytes()
     if output.json:
         answer_json(
             {

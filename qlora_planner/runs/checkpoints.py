@@ -38,14 +38,14 @@ def fault_of(folder: Path) -> str | None:
         return "is no folder"
     if not os.path.lexists(folder / SEAL):
         return "was not finished"
-    found = read_seal(folder)
-    if found is None:
+    contents = read_seal(folder)
+    if contents is None:
         return "has a seal that cannot be read"
-    if "trainer_state.json" not in found.files:
+    if "trainer_state.json" not in contents.files:
         return "has a seal that names no trainer state"
-    if not found.optimizer:
+    if not contents.optimizer:
         return "has a seal that names no optimizer"
-    for name, digest in found.files.items():
+    for name, digest in contents.files.items():
         try:
             if _digest(folder / name, sync=False) != digest:
                 return f"is damaged: {name} is not what was saved"
@@ -58,8 +58,8 @@ def checkpoints(folder: Path) -> list[Path]:
     """Everything under `folder` that is called as a checkpoint is, complete or not, newest step first."""
     if not folder.is_dir():
         return []
-    found = [(step_of(path), path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return [path for _, path in sorted(found, reverse=True)]
+    by_step = [(step_of(path), path) for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return [path for _, path in sorted(by_step, reverse=True)]
 
 
 def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
@@ -75,8 +75,8 @@ def newest_complete(folder: Path) -> tuple[Path | None, list[str]]:
 
 def optimizer_of(folder: Path) -> str:
     """The name of the optimizer whose states a complete checkpoint holds; empty where its seal is gone."""
-    found = read_seal(folder)
-    return "" if found is None else found.optimizer
+    contents = read_seal(folder)
+    return "" if contents is None else contents.optimizer
 
 
 def remove_old(folder: Path, *, keep: int) -> None:
@@ -123,7 +123,7 @@ def _files(folder: Path) -> Iterator[Path]:
 
 def _digest(path: Path, *, sync: bool) -> str:
     with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
         if sync:
             os.fsync(stream.fileno())
-    return found
+    return digest

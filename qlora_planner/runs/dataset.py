@@ -27,18 +27,18 @@ def load_tokenizer(folder: str, settings: Settings, note: Note) -> Any:
     """The tokenizer in `folder`, with a token that pads. Raises MissingError where there is none that works."""
     from transformers import AutoTokenizer
 
-    where = plain(folder)
+    name = plain(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         if "trust_remote_code" in str(error):
             first = "it has code of its own, which is never run here"
-        raise MissingError(f"{where}: has no tokenizer that works ({plain(first)[:160]}); --tokenizer DIR") from None
+        raise MissingError(f"{name}: has no tokenizer that works ({plain(first)[:160]}); --tokenizer DIR") from None
     if len(tokenizer) <= len(tokenizer.all_special_tokens):
-        raise MissingError(f"{where}: its tokenizer knows no words; give another with --tokenizer DIR")
+        raise MissingError(f"{name}: its tokenizer knows no words; give another with --tokenizer DIR")
     if tokenizer.eos_token is None:
-        raise MissingError(f"{where}: its tokenizer has no end token, so answers would have no end; --tokenizer DIR")
+        raise MissingError(f"{name}: its tokenizer has no end token, so answers would have no end; --tokenizer DIR")
     _settle_padding(tokenizer, settings, note)
     return tokenizer
 
@@ -167,7 +167,8 @@ def _tokens(row: dict[str, Any], tokenizer: Any, most: int) -> dict[str, list[in
     else:
         prompt = tokenizer(row["prompt"])["input_ids"]
         ids = tokenizer(row["prompt"] + _ended(row["completion"], tokenizer))["input_ids"]
-        same = next((at for at, (one, other) in enumerate(zip(prompt, ids, strict=False)) if one != other), len(prompt))
+        pairs = enumerate(zip(prompt, ids, strict=False))
+        same = next((at for at, (alone, answered) in pairs if alone != answered), len(prompt))
         labels = [IGNORED] * same + ids[same:]
     return {"input_ids": ids[:most], "labels": labels[:most]}
 

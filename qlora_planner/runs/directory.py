@@ -102,19 +102,19 @@ def open_new(folder: RunDirectory, *, force: bool) -> None:
     way and is not proven to be an earlier run's, and one that cannot be written. Nothing is removed then.
     """
     path = folder.path
-    where = plain(path)
+    shown = plain(path)
     try:
         there = {entry.name for entry in path.iterdir()} - {UNBEGUN}
         earlier = _own_record(folder) if folder.record.name in there else None
         if there and not force:
             if earlier is not None:
                 raise InputError(
-                    f"--output: {where} holds a run already; --resume goes on with it, --force starts it anew"
+                    f"--output: {shown} holds a run already; --resume goes on with it, --force starts it anew"
                 )
             if there == {folder.plan.name} and _is_plan(folder.plan):
-                raise InputError(f"--output: {where} holds a plan, and no run was begun there; --force begins one")
+                raise InputError(f"--output: {shown} holds a plan, and no run was begun there; --force begins one")
             raise InputError(
-                f"--output: {where} is not empty and no run of ours; name another, or --force writes in it"
+                f"--output: {shown} is not empty and no run of ours; name another, or --force writes in it"
             )
         if earlier is not None:
             remove(*proven(path, adapter_files(earlier)))
@@ -124,10 +124,10 @@ def open_new(folder: RunDirectory, *, force: bool) -> None:
                 # A run that was ended before it was begun left it, or somebody wrote it: kept in either case.
                 folder.plan.rename(free_name(path / "plan.before.yaml"))
             elif taken:
-                raise InputError(f"--output: {where} holds {taken[0]}, which is no run of ours; name another folder")
+                raise InputError(f"--output: {shown} holds {taken[0]}, which is no run of ours; name another folder")
         _try_writing(path)
     except OSError as error:
-        raise InputError(f"--output: {where} cannot be written: {error.strerror or error}") from error
+        raise InputError(f"--output: {shown} cannot be written: {error.strerror or error}") from error
 
 
 def _own_record(folder: RunDirectory) -> dict[str, Any] | None:
@@ -142,8 +142,8 @@ def _own_record(folder: RunDirectory) -> dict[str, Any] | None:
 
 def adapter_files(record: Mapping[str, Any]) -> Mapping[str, Any]:
     """Name -> SHA-256 of the adapter's files, as run.json says; empty where it says nothing."""
-    found = record.get(ADAPTER_FILES)
-    return found if isinstance(found, dict) else {}
+    files = record.get(ADAPTER_FILES)
+    return files if isinstance(files, dict) else {}
 
 
 def _is_plan(path: Path) -> bool:
@@ -185,8 +185,8 @@ def check_writable(folder: RunDirectory) -> None:
     try:
         _try_writing(folder.path)
     except OSError as error:
-        where = plain(folder.path)
-        raise InputError(f"--output: {where} cannot be written: {error.strerror or error}") from error
+        shown = plain(folder.path)
+        raise InputError(f"--output: {shown} cannot be written: {error.strerror or error}") from error
 
 
 def _try_writing(path: Path) -> None:
@@ -197,7 +197,7 @@ def _try_writing(path: Path) -> None:
 
 def read_record(folder: RunDirectory) -> dict[str, Any]:
     """The run.json of an earlier start. Raises InputError where there is none, or it is none of ours."""
-    where = plain(folder.record)
+    shown = plain(folder.record)
     try:
         raw = small_json(folder.record)
     except FileNotFoundError:
@@ -205,13 +205,13 @@ def read_record(folder: RunDirectory) -> dict[str, Any]:
             f"--resume: {plain(folder.path)} holds no run (no run.json); start it without --resume"
         ) from None
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"--resume: {where} cannot be read: {plain(error)[:120]}") from None
+        raise InputError(f"--resume: {shown} cannot be read: {plain(error)[:120]}") from None
     if not isinstance(raw, dict) or raw.get("schema") != SCHEMA:
-        found = raw.get("schema") if isinstance(raw, dict) else raw
-        raise InputError(f"--resume: {where}: schema must be {SCHEMA}, not {quoted(found)}")
+        schema = raw.get("schema") if isinstance(raw, dict) else raw
+        raise InputError(f"--resume: {shown}: schema must be {SCHEMA}, not {quoted(schema)}")
     if faults := list(_faults(raw)):
         raise InputError(
-            f"--resume: {where} is damaged: {'; '.join(faults[:4])}; put back what was there, or start anew with"
+            f"--resume: {shown} is damaged: {'; '.join(faults[:4])}; put back what was there, or start anew with"
             " --force"
         )
     return raw

@@ -48,10 +48,10 @@ def held(folder: Path) -> Iterator[int | None]:
 def _by(descriptor: int) -> str:
     """Whose lock it is, where the kernel tells (Linux)."""
     about = os.fstat(descriptor)
-    place = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
+    inode = f"{os.major(about.st_dev):02x}:{os.minor(about.st_dev):02x}:{about.st_ino}"
     try:
         rows = [line.split() for line in Path("/proc/locks").read_text(encoding="ascii").splitlines()]
     except (OSError, ValueError):
         return ""
-    holders = [row[4] for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == place and row[4].isdecimal()]
+    holders = [row[4] for row in rows if len(row) > 5 and row[1] == "FLOCK" and row[5] == inode and row[4].isdecimal()]
     return f" by process {holders[0]}" if holders and holders[0] != "0" else ""

@@ -101,11 +101,11 @@ def remove_marked(folder: Path) -> None:
 
 def free_name(path: Path) -> Path:
     """`path`, or the same with a number behind it where something has that name."""
-    number, found = 1, path
-    while os.path.lexists(found):
+    number, free = 1, path
+    while os.path.lexists(free):
         number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
+        free = path.with_name(f"{path.name}-{number}")
+    return free
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -133,7 +133,8 @@ def proven(folder: Path, written: Mapping[str, Any]) -> tuple[list[Path], list[P
     for name in FILES:
         path = folder / name
         if os.path.lexists(path):
-            _regular(path)
+            if path.is_symlink() or not path.is_file():
+                _refuse(path)
             files.append(path)
     files += [path for path in folder.iterdir() if _CUT_OFF.fullmatch(path.name) and path.is_file()]
     for name in FOLDERS:
@@ -197,11 +198,6 @@ def _refuse(path: Path) -> None:
     )
 
 
-def _regular(path: Path) -> None:
-    if path.is_symlink() or not path.is_file():
-        _refuse(path)
-
-
 def _all_but_folders(folder: Path) -> Iterator[Path]:
     """Files, links, sockets: everything in a folder but real folders, which are looked into."""
     for path in sorted(folder.iterdir()):
@@ -214,7 +210,7 @@ def _all_but_folders(folder: Path) -> Iterator[Path]:
 def _folders(folder: Path) -> list[Path]:
     """Real folders under a folder, inner ones first."""
     inner = [path for path in sorted(folder.iterdir()) if is_real_folder(path)]
-    return [found for path in inner for found in (*_folders(path), path)]
+    return [folder for path in inner for folder in (*_folders(path), path)]
 
 
 def _files(folder: Path) -> Iterator[Path]:

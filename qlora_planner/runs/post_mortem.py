@@ -37,30 +37,30 @@ def held(model: Any, optimizer: Any, device: str, process_bytes: int | None) -> 
     for address, size in _storages(model, optimizer).items():
         if address in owners:
             tensors[owners[address]] += size
-    found = {name: size for name, size in tensors.items() if size}
+    components = {name: size for name, size in tensors.items() if size}
     if device != "cuda":
-        return found
+        return components
     import torch
 
     allocated, reserved = torch.cuda.memory_allocated(), torch.cuda.memory_reserved()
-    found["activations"] = max(0, allocated - sum(found.values()))
-    found["allocator_slack"] = reserved - allocated
+    components["activations"] = max(0, allocated - sum(components.values()))
+    components["allocator_slack"] = reserved - allocated
     if process_bytes is not None:
         # The process was largest when torch had reserved most; by now a failed allocation has given the cache back.
-        found["cuda_context"] = max(0, process_bytes - torch.cuda.max_memory_reserved())
-    return found
+        components["cuda_context"] = max(0, process_bytes - torch.cuda.max_memory_reserved())
+    return components
 
 
 def _storages(model: Any, optimizer: Any) -> dict[int, int]:
     """Address of every storage that the model, its gradients and its optimizer hold -> its bytes."""
     import torch
 
-    found: dict[int, int] = {}
+    sizes: dict[int, int] = {}
 
     def put(tensor: Any) -> None:
         if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta":
             storage = tensor.untyped_storage()
-            found[storage.data_ptr()] = storage.nbytes()
+            sizes[storage.data_ptr()] = storage.nbytes()
 
     for parameter in model.parameters():
         put(parameter)
@@ -72,32 +72,32 @@ def _storages(model: Any, optimizer: Any) -> dict[int, int]:
     if optimizer is not None:
         for state in tensor_owners.states(optimizer):
             put(state)
-    return found
+    return sizes
 
 
-def verdict(facts: Mapping[str, Any], run: RunConfig, predicted: Mapping[str, Any] | None) -> str:
+def verdict(result: Mapping[str, Any], run: RunConfig, predicted: Mapping[str, Any] | None) -> str:
     """What ran out where, and why: predicted, or the component furthest above its plan; one line.
 
-    `facts` are those of a child's result, `predicted` an estimate's document, None where there was no plan.
+    `result` is what a child reported, `predicted` an estimate's document, None where there was no plan.
     """
-    where = {"rehearsal": "the longest batch", "training": "a training step", "load": "loading"}.get(
-        str(facts.get("phase")), str(facts.get("phase"))
+    moment = {"rehearsal": "the longest batch", "training": "a training step", "load": "loading"}.get(
+        str(result.get("phase")), str(result.get("phase"))
     )
-    asked = facts.get("requested_bytes")
-    text = f"out of memory in {where} ({run.batch_size} x {run.seq_len} tokens)"
-    if asked:
-        text += f", asking for {format_size(asked)}"
+    requested_bytes = result.get("requested_bytes")
+    text = f"out of memory in {moment} ({run.batch_size} x {run.seq_len} tokens)"
+    if requested_bytes:
+        text += f", asking for {format_size(requested_bytes)}"
     fit = (predicted or {}).get("fit") or {}
     needed, usable = (predicted or {}).get("floor_bytes"), fit.get("usable_bytes")
     if fit.get("verdict") == "does-not-fit" and needed and usable:
         return text + f"; as predicted: it needs {format_size(needed)} and {format_size(usable)} can be used"
-    alive = facts.get("alive") or {}
+    alive = result.get("alive") or {}
     if predicted is None:
-        name = max(alive, key=lambda one: alive[one], default=None)
+        name = max(alive, key=alive.__getitem__, default=None)
         return text + (
             "" if name is None else f"; most is held by {_LABELS.get(name, name)}: {format_size(alive[name])}"
         )
-    over = beaten(alive, facts.get("others_bytes"), predicted)
+    over = beaten(alive, result.get("others_bytes"), predicted)
     if over is None:
         return text + "; no component is above its plan: memory is cut up, or the card is smaller"
     name, measured, planned = over

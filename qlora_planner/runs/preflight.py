@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,9 @@ def checkpoint_bytes(profile: ModelProfile, run: RunConfig) -> int:
     """About what one checkpoint takes: trained tensors, the optimizer's states, and what stands beside them."""
     row, total = find_optimizer(run.optimizer), _BESIDE_BYTES
     for tensor in trainable_tensors(profile, run):
-        shape, dtype, count = tensor.shape, tensor.dtype, tensor.count
-        numel = 1
-        for size in shape:
-            numel *= size
-        states = sum(state.size_bytes for state in row.states(shape, dtype)) if row else 8 * numel
-        total += count * (numel * DTYPE_BYTES[dtype] + states)
+        numel = prod(tensor.shape)
+        states = sum(state.size_bytes for state in row.states(tensor.shape, tensor.dtype)) if row else 8 * numel
+        total += tensor.count * (numel * DTYPE_BYTES[tensor.dtype] + states)
     return total
 
 

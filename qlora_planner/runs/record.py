@@ -30,12 +30,12 @@ _NEEDED = {"evaluation": ("eval_loss",), "phase": ("phase", "device_bytes", "pre
 
 def data_digest(path: str) -> list[dict[str, Any]]:
     """Name, bytes and SHA-256 of every file of a dataset. Raises InputError as `find_files` does."""
-    found = []
+    files = []
     for file in find_files(path):
         with file.path.open("rb") as stream:
             digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        found.append({"name": file.path.name, "size_bytes": file.size_bytes, "sha256": digest})
-    return found
+        files.append({"name": file.path.name, "size_bytes": file.size_bytes, "sha256": digest})
+    return files
 
 
 def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -> dict[str, Any]:
@@ -62,12 +62,12 @@ def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunDir
     """
     changed = []
     for part in ("run", "settings"):
-        known, asked = record.get(part) or {}, now[part]
+        before, after = record.get(part) or {}, now[part]
         free = ("save_steps", "logging_steps", "report_to", "stack", *_LENGTH)
         changed += [
-            f"{name} was {known.get(name)} and is {asked[name]}"
-            for name in asked
-            if name not in free and known.get(name) != asked[name]
+            f"{name} was {before.get(name)} and is {after[name]}"
+            for name in after
+            if name not in free and before.get(name) != after[name]
         ]
     if (record.get("model") or {}).get("id") != now["model"]["id"]:
         changed.append(f"the model was {(record.get('model') or {}).get('id')} and is {now['model']['id']}")
@@ -92,11 +92,11 @@ class Metrics:
     def __init__(self, path: Path) -> None:
         self._path = path
 
-    def add(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def add(self, kind: str, fields: Mapping[str, Any]) -> None:
         """One line."""
         try:
             with self._path.open("a", encoding="utf-8") as stream:
-                stream.write(json.dumps({"kind": kind, **facts}) + "\n")
+                stream.write(json.dumps({"kind": kind, **fields}) + "\n")
         except OSError as error:
             raise RunError(f"{plain(self._path)} cannot be written: {error.strerror or error}") from error
 
@@ -116,14 +116,14 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
         if isinstance(row, dict) and _is_sound(row):
             rows.append(row)
     # From the end, so that it takes as long as there are lines: what a later attempt began below was done again.
-    found, again_from = [], inf
+    kept, again_from = [], inf
     for row in reversed(rows):
         if row["kind"] == "attempt":
             again_from = min(again_from, row.get("from_step") or 0)
         elif (row.get("step") or 0) > again_from:
             continue
-        found.append(row)
-    return found[::-1]
+        kept.append(row)
+    return kept[::-1]
 
 
 def _is_sound(row: Mapping[str, Any]) -> bool:
@@ -149,13 +149,13 @@ def summary(
 ) -> dict[str, Any]:
     """summary.json: what was run, how it went, predicted beside measured; `speed` is predicted for its own rows."""
     last = attempts[-1]
-    facts = last.facts
+    result = last.facts
     steps = [row for row in metrics if row["kind"] == "step"]
     losses = [row["loss"] for row in steps if row.get("loss") is not None]
     evaluations = [row["eval_loss"] for row in metrics if row["kind"] == "evaluation"]
     seconds = [row["step_s"] for row in steps if row.get("step_s") is not None][_WARM_UP:]
-    training = (facts.get("phases") or {}).get("training") or {}
-    nvml = facts.get("nvml") or {}
+    training = (result.get("phases") or {}).get("training") or {}
+    nvml = result.get("nvml") or {}
     done = last.outcome == "ok"
     return {
         "schema": SUMMARY_SCHEMA,
@@ -164,14 +164,14 @@ def summary(
         "model": record["model"],
         "run": last.run.to_dict(),
         "settings": record["settings"],
-        "data": {**record["data"], "rows": facts.get("rows"), "rows_given": facts.get("rows_given"),
-                 "eval_rows": facts.get("eval_rows"), "longest": facts.get("longest")},
+        "data": {**record["data"], "rows": result.get("rows"), "rows_given": result.get("rows_given"),
+                 "eval_rows": result.get("eval_rows"), "longest": result.get("longest")},
         "device": record["device"],
-        "gpu": facts.get("gpu"),
-        "stack": facts.get("versions") or record["versions"],
-        "steps": facts.get("steps") or (steps[-1]["step"] if steps else 0),
-        "of": facts.get("of") or (steps[-1].get("of") if steps else None),
-        "epochs": facts.get("epochs"),
+        "gpu": result.get("gpu"),
+        "stack": result.get("versions") or record["versions"],
+        "steps": result.get("steps") or (steps[-1]["step"] if steps else 0),
+        "of": result.get("of") or (steps[-1].get("of") if steps else None),
+        "epochs": result.get("epochs"),
         "loss": {"first": losses[0] if losses else None, "last": losses[-1] if losses else None,
                  "least": min(losses, default=None), "evaluation": evaluations[-1] if evaluations else None},
         "tokens": sum(row.get("tokens") or 0 for row in steps),
@@ -188,14 +188,14 @@ def summary(
             "phases": {row["phase"]: {name: row[name] for name in ("device_bytes", "predicted_bytes")}
                        for row in metrics if row["kind"] == "phase"},
             "others_bytes": nvml.get("others_bytes"),
-            "host_bytes": facts.get("rss_peak_bytes"),
+            "host_bytes": result.get("rss_peak_bytes"),
         },
-        "params": facts.get("params"),
-        "trainable_params": facts.get("trainable_params"),
+        "params": result.get("params"),
+        "trainable_params": result.get("trainable_params"),
         "wall_s": wall_s,
         "attempts": [
-            {"number": one.number, "outcome": one.outcome, "from_step": one.from_step, "says": one.says,
-             "rung": one.rung} for one in attempts
+            {"number": attempt.number, "outcome": attempt.outcome, "from_step": attempt.from_step, "says": attempt.says,
+             "rung": attempt.rung} for attempt in attempts
         ],
         "adapter": {"path": str(folder.adapter), "size_bytes": _size(folder.adapter)} if done else None,
         "checkpoint": last.checkpoint,
@@ -236,13 +236,13 @@ def evidence(
     A run that evaluates is none either: its peak may be an evaluation's. Another counts as the run of its longest
     batch: that is what made its peak. Its steps were of rows of all lengths, so no step time is kept.
     """
-    facts = attempt.facts
-    if spec.device != "cuda" or attempt.outcome not in ("ok", "out-of-memory") or not facts.get("gpu"):
+    result = attempt.facts
+    if spec.device != "cuda" or attempt.outcome not in ("ok", "out-of-memory") or not result.get("gpu"):
         return None
     run: RunConfig = attempt.run
     if run.eval_batch_size is not None:
         return None
-    longest = facts.get("longest")
+    longest = result.get("longest")
     if longest and not run.packing and longest < run.seq_len:
         run = run.with_(seq_len=int(longest))
         predicted = None  # it was made for another length
@@ -252,21 +252,21 @@ def evidence(
         model=spec.model_id,
         config_sha256=config_sha256,
         config=dict(config),
-        params=facts.get("params"),
-        trainable_params=facts.get("trainable_params"),
+        params=result.get("params"),
+        trainable_params=result.get("trainable_params"),
         run=run,
-        stack=dict(facts.get("versions") or {}),
-        gpu=CardReading(**facts["gpu"]),
+        stack=dict(result.get("versions") or {}),
+        gpu=CardReading(**result["gpu"]),
         cap_bytes=spec.cap_bytes,
         outcome=attempt.outcome,
-        failed_phase={"rehearsal": "training"}.get(str(facts.get("phase")), str(facts.get("phase")))
+        failed_phase={"rehearsal": "training"}.get(str(result.get("phase")), str(result.get("phase")))
         if failed
         else None,
-        error=facts.get("message") if failed else None,
-        requested_bytes=facts.get("requested_bytes"),
-        phases={name: PhaseReading(**figures) for name, figures in (facts.get("phases") or {}).items()},
-        nvml=NvmlReading(**(facts.get("nvml") or {})),
-        host=HostReading(rss_peak_bytes=facts.get("rss_peak_bytes"), paged_bytes=facts.get("paged_bytes")),
+        error=result.get("message") if failed else None,
+        requested_bytes=result.get("requested_bytes"),
+        phases={name: PhaseReading(**figures) for name, figures in (result.get("phases") or {}).items()},
+        nvml=NvmlReading(**(result.get("nvml") or {})),
+        host=HostReading(rss_peak_bytes=result.get("rss_peak_bytes"), paged_bytes=result.get("paged_bytes")),
         predicted=predicted,
-        notes=(*facts.get("notes", ()), "a training run on its own data: rows of all lengths"),
+        notes=(*result.get("notes", ()), "a training run on its own data: rows of all lengths"),
     )

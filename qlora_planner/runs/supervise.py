@@ -66,18 +66,18 @@ class StopAsked:
 def stop_signals() -> Iterator[StopAsked]:
     """Ctrl-C, SIGTERM, SIGHUP of a terminal that is closed, and SIGUSR1 of a scheduler that is about to end a job count
     instead of breaking off: the child gets to save first. What is ignored, as SIGHUP under nohup, stays so."""
-    asked = StopAsked()
+    stop = StopAsked()
 
     def ask(_number: int, _frame: FrameType | None) -> None:
-        asked.times += 1
+        stop.times += 1
 
     more = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
     heard = [number for number in more if signal.getsignal(number) is not signal.SIG_IGN]
-    known = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *heard)}
+    handlers = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM, *heard)}
     try:
-        yield asked
+        yield stop
     finally:
-        for number, handler in known.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
 
 
@@ -102,23 +102,23 @@ def supervise(
     folder = RunDirectory(Path(spec.output))
     predicted = predict(spec.run)
     for number in range(1, MOST_RECOVERIES + 2):
-        facts, code = yield from _one(spec, folder, asked, lock)
+        result, code = yield from _one(spec, folder, asked, lock)
         newest, notes = newest_complete(folder.checkpoints)
         for note in notes:
             yield Progress(event="note", elapsed_s=0.0, facts={"message": note})
-        outcome = _outcome(facts, code, asked)
+        outcome = _outcome(result, code, asked)
         attempt = Attempt(
             number=number,
             run=spec.run,
             outcome=outcome,
-            facts=facts,
+            facts=result,
             from_step=step_of(spec.resume) if spec.resume else 0,
-            says=_says(outcome, facts, code, spec.run, predicted),
+            says=_says(outcome, result, code, spec.run, predicted),
             checkpoint=None if newest is None else str(newest),
         )
         rung = None
         if outcome == "out-of-memory" and recover and number <= MOST_RECOVERIES and not asked.times:
-            rung = _next_rung(spec.run, profile, str(facts.get("phase")), predicted, predict)
+            rung = _next_rung(spec.run, profile, str(result.get("phase")), predicted, predict)
         if rung is None:
             yield attempt
             return
@@ -151,7 +151,7 @@ def _one(
     spec: LaunchSpec, folder: RunDirectory, asked: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
-    facts: Mapping[str, Any] = {}
+    result: Mapping[str, Any] = {}
     refused: Mapping[str, Any] | None = None
     with TemporaryDirectory(prefix="qlora-plan-train-") as home, folder.log.open("a", encoding="utf-8") as log:
         written = Path(home) / "spec.json"
@@ -168,18 +168,18 @@ def _one(
             start_new_session=True,  # its own group: Ctrl-C reaches this process, which asks it to save
         )
         try:
-            for told in _heard(child, asked):
-                if told.event == "result":
-                    facts = told.facts
-                elif told.event == "refused":
-                    refused = told.facts
+            for event in _heard(child, asked):
+                if event.event == "result":
+                    result = event.facts
+                elif event.event == "refused":
+                    refused = event.facts
                 else:
-                    yield told
+                    yield event
         finally:
             end_group(child)
     if refused is not None:
         raise _ERRORS.get(int(refused["exit_code"]), RunError)(str(refused["message"]))
-    return facts, child.returncode
+    return result, child.returncode
 
 
 def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]:
@@ -204,24 +204,24 @@ def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]
         if line is None:
             child.wait()
             return
-        if (told := parsed_line(line)) is not None:
-            yield told
+        if (event := parsed_line(line)) is not None:
+            yield event
 
 
-def _outcome(facts: Mapping[str, Any], code: int | None, asked: StopAsked) -> str:
-    if facts:
-        return str(facts["outcome"])
+def _outcome(result: Mapping[str, Any], code: int | None, asked: StopAsked) -> str:
+    if result:
+        return str(result["outcome"])
     if asked.times:
         return "interrupted"
     return "killed" if code is not None and code < 0 else "error"
 
 
 def _says(
-    outcome: str, facts: Mapping[str, Any], code: int | None, run: RunConfig, predicted: Mapping[str, Any] | None
+    outcome: str, result: Mapping[str, Any], code: int | None, run: RunConfig, predicted: Mapping[str, Any] | None
 ) -> str:
     if outcome == "out-of-memory":
-        nvml = facts.get("nvml") or {}
-        return verdict({**facts, "others_bytes": nvml.get("others_bytes")}, run, predicted)
+        nvml = result.get("nvml") or {}
+        return verdict({**result, "others_bytes": nvml.get("others_bytes")}, run, predicted)
     if outcome == "disk-full":
         return "the disk is full; make room, then go on with --resume"
     if outcome == "killed":
@@ -230,6 +230,6 @@ def _says(
         return f"the training process was ended by {name}{hint}"
     if outcome == "error":
         return str(
-            facts.get("message") or f"the training process ended with code {code}; its last words are in log.txt"
+            result.get("message") or f"the training process ended with code {code}; its last words are in log.txt"
         )
     return "interrupted" if outcome == "interrupted" else "finished"

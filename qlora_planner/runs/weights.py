@@ -85,19 +85,19 @@ def check_stored(folder: Path, run: RunConfig, name: str) -> str | None:
     early = "load_in_4bit" in stored or "load_in_8bit" in stored
     method = str(stored.get("quant_method") or ("bitsandbytes" if early else "unknown"))
     if method != "bitsandbytes":
-        known = checkpoint_stored(plain(method))
-        raise InputError(f"{name}: {known.message}; use {known.fix}")
-    found = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or "fp4")
+        problem = checkpoint_stored(plain(method))
+        raise InputError(f"{name}: {problem.message}; use {problem.fix}")
+    quant = "int8" if stored.get("load_in_8bit") else str(stored.get("bnb_4bit_quant_type") or "fp4")
     if run.method != "qlora":
         raise InputError(
-            f"{name}: its weights are stored as {plain(found)}, and --method {run.method} wants them whole; --method"
+            f"{name}: its weights are stored as {plain(quant)}, and --method {run.method} wants them whole; --method"
             " qlora, or the model that is not quantised"
         )
-    if run.quant not in (None, found):
+    if run.quant not in (None, quant):
         raise InputError(
-            f"{name}: its weights are stored as {plain(found)}, the run wants {run.quant}; --quant {plain(found)}"
+            f"{name}: its weights are stored as {plain(quant)}, the run wants {run.quant}; --quant {plain(quant)}"
         )
-    return f"{name} is stored as {found} already: it is loaded as it is, with the settings that it was stored with"
+    return f"{name} is stored as {quant} already: it is loaded as it is, with the settings that it was stored with"
 
 
 def _quantization(folder: Path) -> dict[str, Any] | None:
@@ -105,5 +105,5 @@ def _quantization(folder: Path) -> dict[str, Any] | None:
         raw = small_json(folder / "config.json")
     except (OSError, ValueError) as error:
         raise InputError(f"{plain(folder / 'config.json')}: cannot be read: {plain(error)[:120]}") from None
-    found = raw.get("quantization_config") if isinstance(raw, dict) else None
-    return found if isinstance(found, dict) else None
+    stored = raw.get("quantization_config") if isinstance(raw, dict) else None
+    return stored if isinstance(stored, dict) else None

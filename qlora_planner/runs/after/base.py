@@ -31,13 +31,13 @@ class Base:
     shards: tuple[str, ...]
 
 
-def find_base(bases: Sequence[str], asked: str | None, tell: Callable[[str], None]) -> Base:
-    """The base that was `asked` for, else the first of `bases` whose weights are here, else fetched from the Hub.
+def find_base(bases: Sequence[str], named: str | None, tell: Callable[[str], None]) -> Base:
+    """The base that is `named`, else the first of `bases` whose weights are here, else fetched from the Hub.
 
     Raises InputError where no base is named or the one asked for is none, MissingError where its weights are not
     here and cannot be fetched.
     """
-    names = [asked] if asked is not None else list(bases)
+    names = [named] if named is not None else list(bases)
     if not names:
         raise InputError("the run names no base model; give it with --base DIR or a Hub id")
     here = [name for name in names if Path(name).expanduser().is_dir()]

@@ -43,14 +43,14 @@ def read_finished(text: str) -> Finished:
     Raises InputError naming the folder or the file for what is neither, and for files that cannot be read.
     """
     folder = Path(text).expanduser()
-    where = plain(text)
+    shown = plain(text)
     if not folder.is_dir():
-        raise InputError(f"{where}: no such folder; give what `qlora-plan train` wrote, or a PEFT adapter folder")
+        raise InputError(f"{shown}: no such folder; give what `qlora-plan train` wrote, or a PEFT adapter folder")
     document = read_object(folder / RUN_FILE, constants=True) if (folder / RUN_FILE).is_file() else {}
     run = _run(document, folder / RUN_FILE)
-    adapter = next((place for place in (folder / "adapter", folder) if (place / ADAPTER_CONFIG).is_file()), None)
+    adapter = next((path for path in (folder / "adapter", folder) if (path / ADAPTER_CONFIG).is_file()), None)
     if adapter is None:
-        raise InputError(f"{where}: {_no_adapter(folder, run)}")
+        raise InputError(f"{shown}: {_no_adapter(folder, run)}")
     config = read_object(adapter / ADAPTER_CONFIG)
     _check_weights(adapter)
     device = document.get("device")
@@ -83,13 +83,13 @@ def _check_weights(adapter: Path) -> None:
 
 
 def _run(document: Mapping[str, Any], path: Path) -> RunConfig | None:
-    found = document.get("run")
-    if found is None:
+    options = document.get("run")
+    if options is None:
         return None
-    if not isinstance(found, Mapping):
-        refuse([f"run must hold options with values, not {quoted(found)}"], str(path))
+    if not isinstance(options, Mapping):
+        refuse([f"run must hold options with values, not {quoted(options)}"], str(path))
     try:
-        return RunConfig.from_dict(found)
+        return RunConfig.from_dict(options)
     except InputError as error:
         refuse([str(error)], str(path))
 
@@ -98,9 +98,9 @@ def _no_adapter(folder: Path, run: RunConfig | None) -> str:
     """Why there is nothing to merge or to try."""
     if run is not None and run.method == "full":
         return "a full fine-tune has no adapters; what it saved is the whole model already"
-    saved = sorted(place.parent for place in folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"))
+    saved = sorted(path.parent for path in folder.glob(f"checkpoint-*/{ADAPTER_CONFIG}"))
     if saved:
-        newest = max(saved, key=lambda place: place.stat().st_mtime)
+        newest = max(saved, key=lambda checkpoint: checkpoint.stat().st_mtime)
         return f"holds no adapter of its own; name the checkpoint, as {plain(newest)}"
     if any(folder.glob("*.safetensors")):
         return f"holds weights and no {ADAPTER_CONFIG}, so it is a whole model and no adapter"

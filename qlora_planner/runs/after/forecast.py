@@ -75,10 +75,12 @@ def cache_bytes(raw: Mapping[str, Any], tokens: int) -> int:
         with torch.no_grad():
             ids = torch.zeros((1, tokens), dtype=torch.long, device="meta")
             kept = model(input_ids=ids, use_cache=True, logits_to_keep=1).past_key_values
-        found = sum({id(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(kept, set())}.values())
+        size_bytes = sum(
+            {id(tensor): tensor.numel() * tensor.element_size() for tensor in _tensors(kept, set())}.values()
+        )
     except (RuntimeError, NotImplementedError, TypeError, AttributeError, ValueError):
-        found = 0  # the class looks at values, or takes no such arguments
-    return found or _plain_cache(config, tokens)
+        size_bytes = 0  # the class looks at values, or takes no such arguments
+    return size_bytes or _plain_cache(config, tokens)
 
 
 def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
@@ -91,15 +93,16 @@ def _tensors(value: Any, seen: set[int]) -> Iterator[Any]:
     if isinstance(value, torch.Tensor):
         if value.is_floating_point():  # beside counters of some bytes
             yield value
-    elif isinstance(value, Mapping):
-        for one in value.values():
-            yield from _tensors(one, seen)
+        return
+    items: Any = ()
+    if isinstance(value, Mapping):
+        items = value.values()
     elif isinstance(value, list | tuple):
-        for one in value:
-            yield from _tensors(one, seen)
+        items = value
     elif "cache" in type(value).__module__ or type(value).__name__.endswith(("Cache", "Layer")):
-        for one in vars(value).values():
-            yield from _tensors(one, seen)
+        items = vars(value).values()
+    for item in items:
+        yield from _tensors(item, seen)
 
 
 def _plain_cache(config: Any, tokens: int) -> int:

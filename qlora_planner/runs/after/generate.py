@@ -55,12 +55,12 @@ def read_prompt(text: str, adapter: Path, base: Path, *, raw: bool) -> Prompt:
     chat = bool(tokenizer.chat_template) and not raw
     if chat:
         messages = [{"role": "user", "content": text}]
-        found = tokenizer.apply_chat_template(
+        encoded = tokenizer.apply_chat_template(
             messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         )
     else:
-        found = tokenizer(text, return_tensors="pt")
-    inputs = {name: found[name] for name in ("input_ids", "attention_mask") if name in found}
+        encoded = tokenizer(text, return_tensors="pt")
+    inputs = {name: encoded[name] for name in ("input_ids", "attention_mask") if name in encoded}
     tokens = int(inputs["input_ids"].shape[-1])
     if not tokens:
         raise InputError("--prompt: is no token of this tokenizer")
@@ -122,10 +122,10 @@ def generate(
                 **sampling,
             )
     except torch.OutOfMemoryError as error:
-        told = explain(f"{type(error).__name__}: {error}")
+        failure = explain(f"{type(error).__name__}: {error}")
         raise RunError(
-            f"ran out of memory after all: {format_size(told.requested_bytes)} was asked for and"
-            f" {format_size(told.free_bytes)} free; use a shorter prompt or fewer --max-new-tokens"
+            f"ran out of memory after all: {format_size(failure.requested_bytes)} was asked for and"
+            f" {format_size(failure.free_bytes)} free; use a shorter prompt or fewer --max-new-tokens"
         ) from None
     answered = ids[0, prompt.tokens :]
     return Generated(

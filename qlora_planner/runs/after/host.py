@@ -16,15 +16,6 @@ def resident_bytes() -> int:
     return int(psutil.Process().memory_info().rss)
 
 
-def peak_resident_bytes() -> int | None:
-    """The most that this process ever held; None where the system does not tell."""
-    with suppress(OSError, ValueError, IndexError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) << 10
-    return None
-
-
 def available_bytes() -> int:
     """Host memory that can be had without swapping: the machine's, or what a container's limit leaves."""
     import psutil
@@ -45,5 +36,5 @@ def _container_bytes() -> int | None:
 
 def free_disk_bytes(folder: Path) -> int:
     """What can still be written where `folder` is, or will be."""
-    place = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return shutil.disk_usage(place).free
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free

@@ -16,6 +16,7 @@ from qlora_planner.record import record
 from qlora_planner.runs.after.base import INDEX, Base
 from qlora_planner.runs.after.merge_plan import MergePlan, Step
 from qlora_planner.runs.after.weightless import WeightlessModel
+from qlora_planner.runs.owned import free_name
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ def _whole(target: Path) -> Iterator[Path]:
         partial.mkdir()
     except OSError as error:
         raise InputError(f"{plain(partial)}: cannot be made: {error.strerror or error}") from None
-    old = _free(target.with_name(target.name + ".old"))
+    old = free_name(target.with_name(target.name + ".old"))
     try:
         yield partial
         if target.exists():
@@ -125,15 +126,6 @@ def _whole(target: Path) -> Iterator[Path]:
         raise RunError(f"{plain(target)}: cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _free(path: Path) -> Path:
-    """`path`, or the same with a number behind it where something has that name."""
-    number, found = 1, path
-    while os.path.lexists(found):
-        number += 1
-        found = path.with_name(f"{path.name}-{number}")
-    return found
 
 
 def _remove_written(old: Path, new: Path) -> None:
@@ -196,18 +188,18 @@ def _tensor(stored: torch.Tensor, step: Step, hollow: WeightlessModel, dtype: to
 
 def merged_config(raw: Mapping[str, Any], dtype: str, *, untied: bool) -> dict[str, Any]:
     """The base's config with the dtype that was written, and without tying where tensors differ now."""
-    found = dict(raw)
+    config = dict(raw)
     for key in ("torch_dtype", "dtype"):  # the name before and since transformers 4.56
-        if key in found:
-            found[key] = dtype
-    if "torch_dtype" not in found:
-        found["dtype"] = dtype
+        if key in config:
+            config[key] = dtype
+    if "torch_dtype" not in config:
+        config["dtype"] = dtype
     if untied:
-        found["tie_word_embeddings"] = False
-        text = found.get("text_config")
+        config["tie_word_embeddings"] = False
+        text = config.get("text_config")
         if isinstance(text, Mapping):
-            found["text_config"] = {**text, "tie_word_embeddings": False}
-    return found
+            config["text_config"] = {**text, "tie_word_embeddings": False}
+    return config
 
 
 def _copy_beside(base: Path, tokenizer: Path, folder: Path) -> None:

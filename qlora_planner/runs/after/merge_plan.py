@@ -118,32 +118,32 @@ def _headers(base: Base) -> dict[str, tuple[str, str, tuple[int, ...]]]:
     """Key -> file, dtype and shape, of every tensor."""
     from safetensors import SafetensorError, safe_open
 
-    found: dict[str, tuple[str, str, tuple[int, ...]]] = {}
+    headers: dict[str, tuple[str, str, tuple[int, ...]]] = {}
     for file in base.shards:
         try:
             with safe_open(base.folder / file, framework="pt") as opened:
                 for key in opened.keys():  # noqa: SIM118  (no mapping)
                     part = opened.get_slice(key)
-                    found[key] = (file, str(part.get_dtype()), tuple(part.get_shape()))
+                    headers[key] = (file, str(part.get_dtype()), tuple(part.get_shape()))
         except (SafetensorError, OSError) as error:
             raise InputError(f"{plain(base.folder / file)}: cannot be read: {plain(error)}") from None
-    return found
+    return headers
 
 
 def _untied(hollow: WeightlessModel) -> frozenset[str]:
     """Parameters of tied groups in which only some are adapted, or not all alike: they need tensors of their own."""
-    found: set[str] = set()
+    untied: set[str] = set()
     for group in hollow.tied:
         touched = [name for name in group if name in hollow.merges or name in hollow.replaced]
         trained = [hollow.replaced[name] for name in group if name in hollow.replaced]
         alike = (
             len(trained) == len(group)
             and not any(name in hollow.merges for name in group)
-            and all(one.shape == trained[0].shape and bool((one == trained[0]).all()) for one in trained)
+            and all(tensor.shape == trained[0].shape and bool((tensor == trained[0]).all()) for tensor in trained)
         )
         if touched and not alike:
-            found |= group
-    return frozenset(found)
+            untied |= group
+    return frozenset(untied)
 
 
 def _check_complete(hollow: WeightlessModel, stored: set[str], base: Base) -> None:
@@ -160,10 +160,10 @@ def _check_complete(hollow: WeightlessModel, stored: set[str], base: Base) -> No
 
 def _kept_in_float32(model: Any) -> tuple[str, ...]:
     """Parts of names that the class itself keeps in float32, such as a router's bias."""
-    found: set[str] = set()
+    names: set[str] = set()
     for attribute in ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"):
-        found |= set(getattr(model, attribute, None) or ())
-    return tuple(sorted(name.replace("*", "") for name in found))
+        names |= set(getattr(model, attribute, None) or ())
+    return tuple(sorted(name.replace("*", "") for name in names))
 
 
 def _working_bytes(shards: Mapping[str, list[Step]], hollow: WeightlessModel) -> int:

@@ -66,33 +66,33 @@ class WeightlessModel:
         inner.weight = nn.Parameter(weight, requires_grad=False)
         try:
             layer.merge()
-            found = inner.weight.data
+            merged = inner.weight.data
         except (NotImplementedError, RuntimeError) as error:
             raise InputError(f"{name}: PEFT cannot merge it: {plain(error)}") from None
         finally:
             inner.weight = hollow
             layer.merged_adapters.clear()
-        if not bool(found.isfinite().all()):
+        if not bool(merged.isfinite().all()):
             raise InputError(
                 f"{name}: not finite after merging, so the adapter is broken, as after a diverged training"
             )
-        return found
+        return merged
 
 
-def refuse_adapter(config: Mapping[str, Any], where: Path) -> None:
+def refuse_adapter(config: Mapping[str, Any], folder: Path) -> None:
     """Raises InputError for an adapter that cannot be merged shard by shard, naming what it is."""
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise InputError(f"{plain(where)}: a {plain(kind)} adapter; merging is built for LoRA alone")
+        raise InputError(f"{plain(folder)}: a {plain(kind)} adapter; merging is built for LoRA alone")
     started = str(config.get("init_lora_weights")).lower()
     if started.startswith(_CHANGED_BASE):
         raise InputError(
-            f"{plain(where)}: started as {plain(started)}, which changes the base too; save it from PEFT with"
+            f"{plain(folder)}: started as {plain(started)}, which changes the base too; save it from PEFT with"
             " path_initial_model_for_weight_conversion, which makes it a plain LoRA"
         )
     for key, what in _REFUSED.items():
         if config.get(key):
-            raise InputError(f"{plain(where)}: {what} cannot be merged shard by shard; use PEFT's merge_and_unload")
+            raise InputError(f"{plain(folder)}: {what} cannot be merged shard by shard; use PEFT's merge_and_unload")
 
 
 def weightless_model(raw: Mapping[str, Any], adapter: Path) -> WeightlessModel:
@@ -112,8 +112,8 @@ def weightless_model(raw: Mapping[str, Any], adapter: Path) -> WeightlessModel:
     model = skeleton(model_class(raw, config), config, torch.float32)
     model.tie_weights()
     named = _names_of_keys(model)  # before PEFT changes the names
-    one = torch.zeros(1)
-    tied = _hollow_out(model, one)
+    zero = torch.zeros(1)
+    tied = _hollow_out(model, zero)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what matters of it (missing weights, tied layers) is looked at below
         try:
@@ -123,15 +123,15 @@ def weightless_model(raw: Mapping[str, Any], adapter: Path) -> WeightlessModel:
             )
         except (SafetensorError, ValueError, RuntimeError, KeyError, TypeError, OSError) as error:
             raise InputError(f"{plain(adapter)}: PEFT cannot load it on this base: {_first(error)}") from None
-    found = WeightlessModel(model=model, peft_model=wrapped, named=named, tied=tied)
-    _look(found, adapter, one.untyped_storage().data_ptr())
-    if found.merges.keys() & found.replaced.keys():
+    weightless = WeightlessModel(model=model, peft_model=wrapped, named=named, tied=tied)
+    _look(weightless, adapter, zero.untyped_storage().data_ptr())
+    if weightless.merges.keys() & weightless.replaced.keys():
         # PEFT stores adapted embeddings whole beside their adapters, and rounded those to the embeddings' dtype above.
         peft.set_peft_model_state_dict(wrapped, peft.load_peft_weights(str(adapter), device="cpu"))
-    return found
+    return weightless
 
 
-def _hollow_out(model: Any, one: torch.Tensor) -> tuple[frozenset[str], ...]:
+def _hollow_out(model: Any, number: torch.Tensor) -> tuple[frozenset[str], ...]:
     """Put views of one number in place of meta tensors, so that PEFT takes the model for one on the host.
 
     Gives the groups of names that share a parameter.
@@ -147,24 +147,24 @@ def _hollow_out(model: Any, one: torch.Tensor) -> tuple[frozenset[str], ...]:
             key = id(parameter)
             if key not in made:
                 # The old parameter is kept too: its id must not be given to another one.
-                made[key] = (nn.Parameter(one.expand(parameter.shape), requires_grad=False), parameter)
+                made[key] = (nn.Parameter(number.expand(parameter.shape), requires_grad=False), parameter)
             module._parameters[name] = made[key][0]
             names.setdefault(key, set()).add(f"{path}.{name}" if path else name)
     return tuple(frozenset(group) for group in names.values() if len(group) > 1)
 
 
-def _look(found: WeightlessModel, adapter: Path, hollow: int) -> None:
+def _look(weightless: WeightlessModel, adapter: Path, hollow: int) -> None:
     """Fill in which parameters the adapter changes."""
     from peft.tuners.lora import layer as kinds
     from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
 
-    base = found.peft_model.get_base_model()
-    lacking = [name for name, p in found.peft_model.named_parameters() if p.is_meta]
+    base = weightless.peft_model.get_base_model()
+    lacking = [name for name, p in weightless.peft_model.named_parameters() if p.is_meta]
     if lacking:
         raise InputError(f"{plain(adapter)}: lacks weights, as {plain(lacking[0])}")
     for name, module in base.named_modules():
         if isinstance(module, kinds.Linear | kinds.Embedding):
-            found.merges[f"{name}.weight"] = module
+            weightless.merges[f"{name}.weight"] = module
         elif isinstance(module, kinds.LoraLayer):
             raise InputError(
                 f"{plain(adapter)}: {name} is adapted as {type(module).__name__} (fused experts, convolutions), which"
@@ -172,14 +172,14 @@ def _look(found: WeightlessModel, adapter: Path, hollow: int) -> None:
             )
         elif isinstance(module, ModulesToSaveWrapper):
             for part, tensor in module.modules_to_save[_NAME].state_dict().items():
-                found.replaced[f"{name}.{part}"] = tensor
+                weightless.replaced[f"{name}.{part}"] = tensor
         elif isinstance(module, AuxiliaryTrainingWrapper):
             raise InputError(f"{plain(adapter)}: {name} is a {type(module).__name__}, which cannot be merged by shards")
     for name, parameter in base.named_parameters():
         if "lora_" in name or ".modules_to_save." in name or ".original_module." in name:
             continue
         if parameter.untyped_storage().data_ptr() != hollow:
-            found.replaced[name.replace(".base_layer.", ".")] = parameter.data  # a bias that was trained whole
+            weightless.replaced[name.replace(".base_layer.", ".")] = parameter.data  # a bias that was trained whole
 
 
 def _names_of_keys(model: Any) -> NamedKeys:
@@ -188,16 +188,16 @@ def _names_of_keys(model: Any) -> NamedKeys:
     from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
 
     mapping = get_model_conversion_mapping(model)
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    converters = [one for one in mapping if isinstance(one, WeightConverter)]
-    known = dict.fromkeys(model.state_dict(), True)
+    renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
+    converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
+    parameters = dict.fromkeys(model.state_dict(), True)
     prefix = model.base_model_prefix
 
     def named(keys: list[str]) -> Iterator[tuple[str, str, bool]]:
         for key in sorted(keys, key=dot_natural_key):
-            name, pattern = rename_source_key(key, renamings, converters, prefix, known)
-            if name not in known and key in known:
-                name, pattern = rename_source_key(key, [], [], prefix, known)
+            name, pattern = rename_source_key(key, renamings, converters, prefix, parameters)
+            if name not in parameters and key in parameters:
+                name, pattern = rename_source_key(key, [], [], prefix, parameters)
             yield key, name, pattern is None
 
     return named
