@@ -52,7 +52,7 @@ class ExactMemory:
 
     def __init__(self) -> None:
         self.allocated = self.peak_allocated = 0
-        self.peak_reserved = self.peak_pinned = 0
+        self.peak_reserved = self.peak_non_releasable_bytes = 0
 
     def malloc(self, size: int, _streamed: bool = False) -> Block:
         self.allocated += size

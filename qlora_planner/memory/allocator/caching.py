@@ -74,8 +74,8 @@ FreeList = list[tuple[int, int, Block]]
 class CachingAllocator:
     """Best fit over two pools, splitting, merging, segments, cache release and a per-process limit.
 
-    `limit_bytes` is torch's `set_per_process_memory_fraction` in bytes. `pinned` counts the bytes of segments that
-    hold anything: what giving the whole cache back would leave reserved.
+    `limit_bytes` is torch's `set_per_process_memory_fraction` in bytes. `non_releasable_bytes` are those of segments
+    that hold anything: what giving the whole cache back would leave reserved.
     """
 
     # A large block keeps a remainder of up to this size unsplit; a small one splits off every 512 bytes.
@@ -89,7 +89,7 @@ class CachingAllocator:
         self.limit_bytes = limit_bytes
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
-        self.pinned = self.peak_pinned = 0
+        self.non_releasable_bytes = self.peak_non_releasable_bytes = 0
         self._free: tuple[FreeList, ...] = ([], [], [], [])
         self._addresses = AddressSpace()
 
@@ -118,9 +118,9 @@ class CachingAllocator:
             insort(pool, (remaining, rest.address, rest))
         block.free = False
         if not segment.live:
-            self.pinned += segment.size
-            if self.pinned > self.peak_pinned:
-                self.peak_pinned = self.pinned
+            self.non_releasable_bytes += segment.size
+            if self.non_releasable_bytes > self.peak_non_releasable_bytes:
+                self.peak_non_releasable_bytes = self.non_releasable_bytes
         segment.live += 1
         self.allocated = allocated = self.allocated + block.size
         if allocated > self.peak_allocated:
@@ -135,7 +135,7 @@ class CachingAllocator:
         segment = block.segment
         segment.live -= 1
         if not segment.live:
-            self.pinned -= segment.size
+            self.non_releasable_bytes -= segment.size
         self._release(block)
 
     def _release(self, block: Block) -> None:
@@ -169,7 +169,11 @@ class CachingAllocator:
 
     def reset_peaks(self) -> None:
         """`torch.cuda.reset_peak_memory_stats`."""
-        self.peak_allocated, self.peak_reserved, self.peak_pinned = self.allocated, self.reserved, self.pinned
+        self.peak_allocated, self.peak_reserved, self.peak_non_releasable_bytes = (
+            self.allocated,
+            self.reserved,
+            self.non_releasable_bytes,
+        )
 
     def _by_room(self, pool: FreeList, at: int) -> int:
         """Where in `pool` the best fit is, from the smallest block that suffices."""

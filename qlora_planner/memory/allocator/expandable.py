@@ -25,8 +25,8 @@ _RANGE_BYTES = 1 << 50
 class ExpandableAllocator(CachingAllocator):
     """As CachingAllocator, but memory is mapped in units of 2 or 20 MiB wherever the range has room.
 
-    Units that hold nothing can be given back even between blocks in use, so that `pinned` is what is mapped and
-    holds something: it is counted when the cache is given back.
+    Units that hold nothing can be given back even between blocks in use, so that `non_releasable_bytes` is what is
+    mapped and holds something: it is counted when the cache is given back.
     """
 
     large_remainder = 0
@@ -37,7 +37,7 @@ class ExpandableAllocator(CachingAllocator):
         super().__init__(limit_bytes=limit_bytes)
         self._unmapped: tuple[list[tuple[int, Block]], list[tuple[int, Block]]] = ([], [])
         for small in (0, 1):
-            # The whole range counts as one segment of no size: what is pinned in it is counted by units.
+            # The whole range counts as one segment of no size: what is not releasable in it is counted by units.
             whole = Block(small * _RANGE_BYTES, _RANGE_BYTES, bool(small), Segment(0))
             self._unmapped[small].append((whole.address, whole))
 
@@ -114,11 +114,11 @@ class ExpandableAllocator(CachingAllocator):
         """The first place, in address order, where free and unmapped blocks side by side give `size` bytes."""
         for _, hole in self._unmapped[small]:
             start = hole.previous if hole.previous is not None and hole.previous.free else hole
-            found, block = 0, start
-            while found < size and block is not None and (block.free or self._is_unmapped(block)):
-                found += block.size
+            room, block = 0, start
+            while room < size and block is not None and (block.free or self._is_unmapped(block)):
+                room += block.size
                 block = block.next  # type: ignore[assignment]
-            if found >= size:
+            if room >= size:
                 return start
         raise AssertionError("the address range is never full")
 

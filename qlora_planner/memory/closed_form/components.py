@@ -16,8 +16,8 @@ def component_lines(run: RunConfig, parts: MemoryTerms, peak: Phase) -> tuple[Co
     if peak.name not in BEFORE_TRAINING:
         context += parts.context.kernels_bytes
     sizes[Component.CUDA_CONTEXT] = context
-    known = sum(sizes.values())
-    sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - known
+    explained = sum(sizes.values())
+    sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - explained
     return tuple(
         ComponentLine(
             component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, parts), why=_why(part, run, parts)

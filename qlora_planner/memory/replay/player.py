@@ -68,7 +68,7 @@ class TraceReplayer:
         self.script = script
         self.phases: dict[str, ReplayedPhase] = {}
         self.lost = 0
-        self.pinned = 0
+        self.non_releasable_bytes = 0
         self.host_peak = self._host = 0  # bytes moved to the host's memory
         self._bytes = list(components)  # live bytes by component
         self._at_peak = tuple(components)
@@ -138,7 +138,7 @@ class TraceReplayer:
 
     def _note(self, phase: str) -> None:
         memory, old = self.memory, self.phases.get(phase)
-        self.pinned = max(self.pinned, memory.peak_pinned)
+        self.non_releasable_bytes = max(self.non_releasable_bytes, memory.peak_non_releasable_bytes)
         higher = old is None or memory.peak_allocated > old.peak.allocated
         self.phases[phase] = ReplayedPhase(
             peak=PhasePeak(

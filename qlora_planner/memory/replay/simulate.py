@@ -24,7 +24,7 @@ from qlora_planner.spec.trace import Tape
 
 # How close the search for the smallest limit comes, as a part of it.
 FLOOR_TOLERANCE = 0.004
-# A limit this much above what was pinned is met whatever a replay under it would give.
+# A limit this much above what stays reserved is met whatever a replay under it would give.
 NEAR = 1.1
 
 
@@ -38,7 +38,7 @@ class SimulatedRun:
     prepare: PhasePeak | None
     adapters: PhasePeak
     training: dict[str, ReplayedPhase]
-    pinned: int  # the most that segments holding something came to: what a full cache release would leave
+    non_releasable_bytes: int  # the most that segments holding something came to: what a full cache release would leave
     lost: int
     offloaded: int  # the most that activations took on the host
 
@@ -101,7 +101,7 @@ def floor_bytes(
     It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
     nothing yet, and for expandable segments, which give back parts of segments too, the run is replayed under limits.
     """
-    most = max(played.pinned, played.allocated)
+    most = max(played.non_releasable_bytes, played.allocated)
     undecided = limit_bytes is not None and played.allocated <= limit_bytes <= NEAR * most
     expandable = is_expandable(resolution.run.alloc_conf)
     if not expandable and not undecided:
@@ -155,11 +155,11 @@ class _Stage:
         memory = make_allocator(run.alloc_conf, limit_bytes)
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
         tensors, load = loading.load(memory, profile, run)
-        pinned = memory.peak_pinned
+        non_releasable = memory.peak_non_releasable_bytes
         prepare = loading.prepare(memory, tensors, run) if run.upcast else None
-        pinned = max(pinned, memory.peak_pinned)
+        non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         adapters, added = self._adapters(memory, tensors)
-        pinned = max(pinned, memory.peak_pinned)
+        non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         memory.empty_cache()
         player = TraceReplayer(memory, self.script, self._components(adapters))
         player.play(adapters, run, self.trainer, optimizer, self.before)
@@ -170,7 +170,7 @@ class _Stage:
             prepare=prepare,
             adapters=added,
             training=player.phases,
-            pinned=max(pinned, player.pinned),
+            non_releasable_bytes=max(non_releasable, player.non_releasable_bytes),
             lost=player.lost,
             offloaded=player.host_peak,
         )

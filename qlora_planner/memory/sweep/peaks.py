@@ -47,34 +47,34 @@ def peak_polynomials_of(
     # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same on every card.
     handles = {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
     pruning = _Pruning(tape.sizes, handles, region)
-    found = {phase: pruning.leaders(player.found[phase]) for phase in PHASES if phase in player.found}
+    moments = {phase: pruning.leaders(player.found[phase]) for phase in PHASES if phase in player.found}
     if peaks_only:
-        found = _across(found, pruning)
-    return _packed(tape, found, handles)
+        moments = _across(moments, pruning)
+    return _packed(tape, moments, handles)
 
 
-def _packed(tape: CompiledTape, found: dict[str, NDArray[np.int64]], handles: set[int]) -> PeakPolynomials:
+def _packed(tape: CompiledTape, moments: dict[str, NDArray[np.int64]], handles: set[int]) -> PeakPolynomials:
     """Without the sizes that no moment left over has any of."""
     width = len(tape.sizes)
     rows = {
         phase: tuple(
             tuple((int(c) if c < width else int(c) - width - 3, int(row[c])) for c in row.nonzero()[0]) for row in kept
         )
-        for phase, kept in found.items()
+        for phase, kept in moments.items()
     }
     whole = PeakPolynomials(sizes=tape.sizes, rows=rows, workspaces=tuple(sorted(handles)))
     return whole.only({phase: range(len(kept)) for phase, kept in rows.items()})
 
 
-def _across(found: dict[str, NDArray[np.int64]], pruning: _Pruning) -> dict[str, NDArray[np.int64]]:
+def _across(moments: dict[str, NDArray[np.int64]], pruning: _Pruning) -> dict[str, NDArray[np.int64]]:
     """Of each phase's moments those that lead over all phases."""
-    phase_of = {tuple(row.tolist()): phase for phase, kept in found.items() for row in kept}
+    phase_of = {tuple(row.tolist()): phase for phase, kept in moments.items() for row in kept}
     kept: dict[str, list[tuple[int, ...]]] = {}
     for row in pruning.leaders(set(phase_of)).tolist():
         kept.setdefault(phase_of[tuple(row)], []).append(tuple(row))
     import numpy as np
 
-    return {phase: np.array(kept[phase], dtype=np.int64) for phase in found if phase in kept}
+    return {phase: np.array(kept[phase], dtype=np.int64) for phase in moments if phase in kept}
 
 
 class _Counter(CachingAllocator):
@@ -200,10 +200,10 @@ def _corners(moments: NDArray[np.int64]) -> NDArray[np.int64]:
     """
     import numpy as np
 
-    known = {row.tobytes() for row in moments}
+    rows = {row.tobytes() for row in moments}
     inside = []
     for at, row in enumerate(moments):
         mirrored = 2 * row - moments
-        inside.append(any(other.tobytes() in known for i, other in enumerate(mirrored) if i != at))
+        inside.append(any(other.tobytes() in rows for i, other in enumerate(mirrored) if i != at))
     corners: NDArray[np.int64] = moments[~np.array(inside)]
     return corners

@@ -75,8 +75,8 @@ class PeakPolynomials:
             taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
             sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
             self._known[workspace_bytes] = replace(self, sizes=sizes, _known={})
-        found: PeakPolynomials = self._known[workspace_bytes]
-        return found
+        on_card: PeakPolynomials = self._known[workspace_bytes]
+        return on_card
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, compact: a row is column, count, column, count and so on."""
@@ -117,27 +117,27 @@ class PeakPolynomials:
             table[column] = value // MIN_BLOCK_BYTES
         owners = [(phase, at) for phase, rows in self.rows.items() for at in range(len(rows))]
         counts = np.zeros((len(owners), len(table)))
-        for place, (phase, at) in enumerate(owners):
+        for owner, (phase, at) in enumerate(owners):
             for column, count in self.rows[phase][at]:
-                counts[place, column] = count
-        found: dict[str, list[int]] = {}
+                counts[owner, column] = count
+        leading: dict[str, list[int]] = {}
         # A row per run, because the highest of a column takes four times as long to find.
-        for place in np.unique(np.argmax(table.T @ counts.T, axis=1)).tolist():
-            found.setdefault(owners[place][0], []).append(owners[place][1])
-        return found
+        for owner in np.unique(np.argmax(table.T @ counts.T, axis=1)).tolist():
+            leading.setdefault(owners[owner][0], []).append(owners[owner][1])
+        return leading
 
     def only(self, chosen: Mapping[str, Sequence[int]]) -> PeakPolynomials:
         """The same with these moments of these phases alone, and the sizes that they count."""
         rows = {phase: [self.rows[phase][at] for at in places] for phase, places in chosen.items()}
         used = sorted({column for kept in rows.values() for row in kept for column, _ in row if column >= 0})
-        place = {column: at for at, column in enumerate(used)} | {c: c for c in (STATES, SCRATCH, NORMS)}
+        new_column = {column: at for at, column in enumerate(used)} | {c: c for c in (STATES, SCRATCH, NORMS)}
         return PeakPolynomials(
             sizes=tuple(self.sizes[column] for column in used),
             rows={
-                phase: tuple(tuple((place[column], count) for column, count in row) for row in kept)
+                phase: tuple(tuple((new_column[column], count) for column, count in row) for row in kept)
                 for phase, kept in rows.items()
             },
-            workspaces=tuple(place[column] for column in self.workspaces if column in place),
+            workspaces=tuple(new_column[column] for column in self.workspaces if column in new_column),
         )
 
     def _values(self, batch_size: int, seq_len: int, rank: int, fixed: FixedBytes) -> list[int]:
@@ -156,15 +156,17 @@ class PeakPolynomials:
         batch, seq, ranks = np.broadcast_arrays(*(np.asarray(a, dtype=np.int64) for a in (batch_size, seq_len, rank)))
         self._check_exact(tuple(int(a.max()) for a in (batch, seq, ranks)))
         present = np.array(sorted(set(ranks.ravel().tolist())), dtype=np.int64)
-        where = np.searchsorted(present, ranks)
+        rank_index = np.searchsorted(present, ranks)
         missing = [rank for rank in present.tolist() if rank not in fixed]
         if missing:
             raise InputError(f"no adapter bytes for ranks {missing}: give them in `fixed`")
         per_rank = [fixed[rank] for rank in present.tolist()]
 
         def spread(name: str) -> NDArray[np.int64]:
-            by_rank: NDArray[np.int64] = np.array([getattr(one, name) for one in per_rank], dtype=np.int64)
-            return by_rank[where]
+            by_rank: NDArray[np.int64] = np.array(
+                [getattr(fixed_bytes, name) for fixed_bytes in per_rank], dtype=np.int64
+            )
+            return by_rank[rank_index]
 
         width = len(self.sizes)
         table = np.empty((width + 3, batch.size), dtype=np.float64)
@@ -191,8 +193,8 @@ class PeakPolynomials:
         monomials, factors, units = self._factors()
         powers = np.array([batch ** m[0] * seq ** m[1] * rank ** m[2] for m in monomials], dtype=np.float64)
         totals = (factors @ powers.reshape(len(monomials), batch.size)).astype(np.int64)
-        found: NDArray[np.int64] = np.maximum(0, -(-totals // units))
-        return found
+        blocks: NDArray[np.int64] = np.maximum(0, -(-totals // units))
+        return blocks
 
     def _factors(self) -> tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]]:
         """The monomials of all sizes, how often each size has each of them, shape (sizes, monomials), and the sizes'
@@ -201,15 +203,15 @@ class PeakPolynomials:
 
         if "factors" not in self._known:
             wholes = self._wholes()
-            place = {m: at for at, m in enumerate(dict.fromkeys(m for whole, _ in wholes for _, m in whole))}
-            factors = np.zeros((len(wholes), len(place)))
+            index_of = {m: at for at, m in enumerate(dict.fromkeys(m for whole, _ in wholes for _, m in whole))}
+            factors = np.zeros((len(wholes), len(index_of)))
             for index, (whole, _) in enumerate(wholes):
                 for n, m in whole:
-                    factors[index, place[m]] += n
+                    factors[index, index_of[m]] += n
             units = np.array([unit for _, unit in wholes], dtype=np.int64).reshape(-1, 1)
-            self._known["factors"] = list(place), factors, units
-        found: tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]] = self._known["factors"]
-        return found
+            self._known["factors"] = list(index_of), factors, units
+        kept: tuple[list[tuple[int, int, int]], NDArray[np.float64], NDArray[np.int64]] = self._known["factors"]
+        return kept
 
     def _wholes(self) -> list[tuple[list[tuple[int, tuple[int, int, int]]], int]]:
         """Every size's terms over one denominator, and that denominator in blocks."""
@@ -217,17 +219,17 @@ class PeakPolynomials:
             self._known["wholes"] = [
                 (whole, denominator * MIN_BLOCK_BYTES) for whole, denominator in map(_common, self.sizes)
             ]
-        found: list[tuple[list[tuple[int, tuple[int, int, int]]], int]] = self._known["wholes"]
-        return found
+        wholes: list[tuple[list[tuple[int, tuple[int, int, int]]], int]] = self._known["wholes"]
+        return wholes
 
     def _counts(self) -> dict[str, NDArray[np.float64]]:
         """By phase, how often each moment counts each size: shape (moments, sizes + 3)."""
         import numpy as np
 
         if "counts" not in self._known:
-            self._known["counts"] = found = {}
+            self._known["counts"] = {}
             for phase, rows in self.rows.items():
-                counts = found[phase] = np.zeros((len(rows), len(self.sizes) + 3))
+                counts = self._known["counts"][phase] = np.zeros((len(rows), len(self.sizes) + 3))
                 for at, row in enumerate(rows):
                     for column, count in row:
                         counts[at, column] = count

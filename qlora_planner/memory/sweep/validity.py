@@ -93,12 +93,12 @@ def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange
     if not batched:
         edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})
         return tuple(ValidityRange(batched=False, low=low, high=high) for low, high in pairwise(edges))
-    found = []
+    ranges = []
     for low, high in pairwise([0, *windows, end]):
         if high > LEAST_TOKENS and 2 * (low + 64) <= HEAD_TILE_TOKENS:
-            found.append(
+            ranges.append(
                 ValidityRange(batched=True, low=low, high=high, tokens=LEAST_TOKENS, most_tokens=HEAD_TILE_TOKENS)
             )
         if high > LEAST_TOKENS:
-            found.append(ValidityRange(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
-    return tuple(found)
+            ranges.append(ValidityRange(batched=True, low=low, high=high, tokens=HEAD_TILE_TOKENS))
+    return tuple(ranges)
