@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from qlora_planner.data.batches.epochs import BFD, GROUPED, RANDOM, WRAPPED, DataPlan, Epoch
 from qlora_planner.data.batches.summary import OUTLIER_RATIO, DataSummary
-from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.labels import binary_count, gib
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_size
 
@@ -70,7 +70,7 @@ def _lengths(summary: DataSummary, theme: Theme) -> Iterator[Line]:
     scale = theme.sign(_EIGHTHS, _LEVELS)
     shown = max(1, theme.width // _MARK)
     edges, low = edges[:-1], sum(counts[:-shown])
-    labels = [_short(edge) for edge in edges][-shown:]
+    labels = [binary_count(edge) for edge in edges][-shown:]
     counts = counts[-shown:]
     if low:  # what has no room of its own stands in the first bin
         counts[0] += low
@@ -197,11 +197,3 @@ def _hours(hours: float) -> str:
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "less than a minute"
-
-
-def _short(edge: int) -> str:
-    """`512`, `4k`, `1M`: powers of two."""
-    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
-        if edge >= size:
-            return f"{edge // size}{unit}"
-    return str(edge)

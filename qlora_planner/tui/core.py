@@ -108,10 +108,10 @@ class Subject:
         from qlora_planner.spec.run import RUN_FIELDS
 
         resolved = self.estimate(run).run
-        found = self.plan(run, dict.fromkeys(RUN_FIELDS))
-        if found.run != resolved:
+        plan = self.plan(run, dict.fromkeys(RUN_FIELDS))
+        if plan.run != resolved:
             raise InputError("this run does not fit, so a plan file would hold another one; r takes a run that fits")
-        return found
+        return plan
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

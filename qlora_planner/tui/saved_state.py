@@ -76,7 +76,7 @@ def write_state(path: Path, state: SavedState) -> None:
 
 
 def _state(raw: dict[str, Any]) -> SavedState:
-    pins = tuple(Pin(model=str(one["model"]), card=str(one["card"]), run=_run(one["run"])) for one in raw["pins"])
+    pins = tuple(Pin(model=str(pin["model"]), card=str(pin["card"]), run=_run(pin["run"])) for pin in raw["pins"])
     run, data = raw["run"], raw.get("data")
     return SavedState(
         theme=str(raw["theme"]), sort=str(raw["sort"]), group=str(raw["group"]), card=_text(raw["card"]),

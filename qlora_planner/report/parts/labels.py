@@ -90,6 +90,14 @@ def count(number: int) -> str:
     return f"{number / 1e3:.0f}K" if number >= 1000 else f"{number}"
 
 
+def binary_count(number: int) -> str:
+    """`512`, `4k`, `1M`: powers of two."""
+    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
+        if number >= size:
+            return f"{number // size}{unit}"
+    return str(number)
+
+
 def chance(probability: float | None) -> str:
     """A probability as one would say it: never 0 or 100 percent of something that is only predicted."""
     if probability is None:

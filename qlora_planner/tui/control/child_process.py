@@ -177,44 +177,44 @@ class Launch:
 
     def _event(self, line: str) -> None:
         try:
-            facts = json.loads(line)
-            event = facts["event"]
+            fields = json.loads(line)
+            event = fields["event"]
         except (ValueError, TypeError, KeyError):  # no line of ours
             return
         hear = getattr(self, f"_on_{event}", None)
         if hear is not None:
-            hear(facts)
+            hear(fields)
 
-    def _on_predicted(self, facts: Mapping[str, Any]) -> None:
-        self.estimate = facts.get("estimate") or None
+    def _on_predicted(self, fields: Mapping[str, Any]) -> None:
+        self.estimate = fields.get("estimate") or None
 
-    def _on_phase(self, facts: Mapping[str, Any]) -> None:
-        self.phase = str(facts.get("phase"))
+    def _on_phase(self, fields: Mapping[str, Any]) -> None:
+        self.phase = str(fields.get("phase"))
         self.peaks.setdefault(self.phase, None)
 
-    def _on_memory(self, facts: Mapping[str, Any]) -> None:
-        used = facts.get("process_bytes")
-        used = facts.get("device_bytes") if used is None else used
+    def _on_memory(self, fields: Mapping[str, Any]) -> None:
+        used = fields.get("process_bytes")
+        used = fields.get("device_bytes") if used is None else used
         if used is None:
             return
         self.used = [*self.used, int(used)][-_KEPT:]
         if self.phase:
             self.peaks[self.phase] = max(self.peaks[self.phase] or 0, int(used))
 
-    def _on_begin(self, facts: Mapping[str, Any]) -> None:
-        self.step, self.of = int(facts["step"]), int(facts["of"])
+    def _on_begin(self, fields: Mapping[str, Any]) -> None:
+        self.step, self.of = int(fields["step"]), int(fields["of"])
 
-    def _on_step(self, facts: Mapping[str, Any]) -> None:
-        self.step, self.of = int(facts["step"]), int(facts.get("of") or 0)
+    def _on_step(self, fields: Mapping[str, Any]) -> None:
+        self.step, self.of = int(fields["step"]), int(fields.get("of") or 0)
         for name, curve in (("loss", self.losses), ("tokens_per_s", self.speeds)):
-            if facts.get(name) is not None:
-                curve.append(float(facts[name]))
+            if fields.get(name) is not None:
+                curve.append(float(fields[name]))
                 del curve[:-_KEPT]
-        self.host_bytes = facts.get("host_peak_bytes") or self.host_bytes
+        self.host_bytes = fields.get("host_peak_bytes") or self.host_bytes
 
-    def _on_compared(self, facts: Mapping[str, Any]) -> None:
-        self.compared = facts
+    def _on_compared(self, fields: Mapping[str, Any]) -> None:
+        self.compared = fields
 
-    def _on_evaluation(self, facts: Mapping[str, Any]) -> None:
-        if facts.get("eval_loss") is not None:
-            self.held_out.append((int(facts["step"]), float(facts["eval_loss"])))
+    def _on_evaluation(self, fields: Mapping[str, Any]) -> None:
+        if fields.get("eval_loss") is not None:
+            self.held_out.append((int(fields["step"]), float(fields["eval_loss"])))

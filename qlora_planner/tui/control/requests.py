@@ -53,16 +53,16 @@ def _subject(tasks: Tasks, model: str, card: PlannedCard) -> Subject:
     return Subject.of(model, card, profiles)
 
 
-def recommend(tasks: Tasks, subject: Subject, asked: RunConfig, keep_length: bool) -> None:
-    """The best run of a model on its card in place of the run `asked`, whose sequence length can be kept."""
-    keep = RunConfig(seq_len=asked.seq_len) if keep_length else None
+def recommend(tasks: Tasks, subject: Subject, run: RunConfig, keep_length: bool) -> None:
+    """The best run of a model on its card in place of the run `run`, whose sequence length can be kept."""
+    keep = RunConfig(seq_len=run.seq_len) if keep_length else None
     with tasks.doing("looking for the best run"):
         try:
             plan = subject.plan() if keep is None else subject.plan(keep, {"seq_len": keep.seq_len})
         except PlannerError as error:
             tasks.tell(core.fault_words(error), "error")
             return
-    tasks.post(messages.Planned(subject, asked, plan, None if keep is None else keep.seq_len))
+    tasks.post(messages.Planned(subject, run, plan, None if keep is None else keep.seq_len))
 
 
 def export(

@@ -13,16 +13,10 @@ from textual.message import Message
 from textual.reactive import reactive
 from textual.widget import Widget
 
+from qlora_planner.report.parts.labels import binary_count
+
 _EIGHTHS, _PLAIN = " ▁▂▃▄▅▆▇█", "  ..--==#"
 _WIDEST_BIN = 9
-
-
-def short(edge: int) -> str:
-    """`512`, `4k`, `1M`: powers of two."""
-    for unit, size in (("M", 1 << 20), ("k", 1 << 10)):
-        if edge >= size:
-            return f"{edge // size}{unit}"
-    return str(edge)
 
 
 class Histogram(Widget):
@@ -55,7 +49,7 @@ class Histogram(Widget):
             text.append(f"{count:,}"[: width - 1].ljust(width), style="dim")
         text.append("\n")
         for edge, _ in shown:
-            text.append(short(edge).ljust(width), style="bold")
+            text.append(binary_count(edge).ljust(width), style="bold")
         return text
 
 

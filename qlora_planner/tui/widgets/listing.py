@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from qlora_planner.report.parts.labels import count
 from qlora_planner.tui.widgets.rows import ModelRow
-from qlora_planner.units import GIB, format_gib, format_params
+from qlora_planner.units import GIB, format_gib
 
 HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")
 GROUPS = ("none", "family", "size")
@@ -46,7 +47,7 @@ def cells(row: ModelRow, glyph: str) -> Sequence[str]:
     """One row as text, in the order of `HEADS`."""
     speed = row.tokens_per_s
     return (
-        glyph, row.model_id, _params(row.params), f"{row.peak_bytes / GIB:,.1f}" if row.peak_bytes else "-",
+        glyph, row.model_id, count(row.params), f"{row.peak_bytes / GIB:,.1f}" if row.peak_bytes else "-",
         "-" if row.longest_seq_len is None else f"{row.longest_seq_len:,}",
         best(row), "-" if speed is None else f"{speed:,.0f}",
     )  # fmt: skip
@@ -73,10 +74,6 @@ def tally(rows: Iterable[ModelRow]) -> dict[str, int]:
     for row in rows:
         counts[row.verdict] += 1
     return counts
-
-
-def _params(number: int) -> str:
-    return format_params(number) if number >= 10**6 else f"{number / 1e3:.0f}K"
 
 
 def _searched(row: ModelRow) -> str:
