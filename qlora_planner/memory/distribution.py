@@ -57,10 +57,10 @@ def distribution(
     the row's low and high.
     """
     widening = 1.0 if context.measured else ELSEWHERE
-    known = None if calibration is None else calibration.law(method, widening)
+    measured = None if calibration is None else calibration.law(method, widening)
     return Distribution(
         torch_bytes=max(0, device_bytes - context.total_bytes),
-        law=known or ASSUMED[method],
+        law=measured or ASSUMED[method],
         contexts=_contexts(context),
     )
 

@@ -75,13 +75,13 @@ def fit(runs: Sequence[TimedRun], start: KernelEfficiency = ASSUMED) -> Fit:
     """Fit the traits of one card to its runs, at least one; raises ValueError for none."""
     if not runs:
         raise ValueError("no timed run to fit to")
-    found = _solve(runs, start)
+    fitted = _solve(runs, start)
     errors = []
     for index, run in enumerate(runs):
         others = [*runs[:index], *runs[index + 1 :]]
         errors.append(log(run.predicted(_solve(others, start) if others else start) / run.step_s))
     spread = sum(map(abs, errors)) / len(errors)
-    kept = of_fitted({name: float(f"{getattr(found, name):.6g}") for name in FITTED})
+    kept = of_fitted({name: float(f"{getattr(fitted, name):.6g}") for name in FITTED})
     traits = replace(kept, count=len(runs), mean_abs_log=round(spread, 4))
     return Fit(traits=traits, left_out=tuple(errors))
 

@@ -53,8 +53,8 @@ def linear(
     inner: int, outer: int, at: Setting, *, quantized: bool, adapted: bool, source: int, bias: bool = False
 ) -> Pass:
     """One linear layer `inner` to `outer`, with its adapter; `source` is bytes per element of what it is given."""
-    found = _base(inner, outer, at, quantized, source, bias)
-    return found + _adapter(inner, outer, at, quantized, source) if adapted else found
+    product = _base(inner, outer, at, quantized, source, bias)
+    return product + _adapter(inner, outer, at, quantized, source) if adapted else product
 
 
 def _base(inner: int, outer: int, at: Setting, quantized: bool, source: int, bias: bool) -> Pass:

@@ -59,11 +59,11 @@ def has_fused_norms(profile: ModelProfile) -> bool:
 
 def _adapted(profile: ModelProfile, run: RunConfig) -> Adapted:
     """Elements per rank that adapters add to the modules of one group, by target and layer kind."""
-    found: dict[tuple[str, str | None], float] = {}
+    elements: dict[tuple[str, str | None], float] = {}
     for tensor in targeted(profile, run):
         key = (tensor.target, tensor.layer_kind)
-        found[key] = found.get(key, 0.0) + prod(tensor.shape(2)) - prod(tensor.shape(1))
-    return found
+        elements[key] = elements.get(key, 0.0) + prod(tensor.shape(2)) - prod(tensor.shape(1))
+    return elements
 
 
 @record
@@ -114,34 +114,34 @@ class _Layer:
 
     def _linears(self, mixer: bool) -> list[tuple[TensorGroup, int, int]]:
         """Linear groups of the mixer or of the rest, with their widths in and out (Conv1D holds them otherwise)."""
-        found = []
+        linears = []
         for group in self.groups:
             if group.role == "linear" and len(group.shape) == 2 and _in_mixer(group.name) == mixer:
                 outer, inner = group.shape if group.module_class != "Conv1D" else group.shape[::-1]
-                found.append((group, inner, outer))
-        return found
+                linears.append((group, inner, outer))
+        return linears
 
     def _linear(self, group: TensorGroup, inner: int, outer: int, source: int) -> Pass:
         module = group.name.removesuffix(".weight")
-        one = pieces.linear(
+        product = pieces.linear(
             inner, outer, self.at, quantized=is_quantized(group, self.run),
             adapted=(module, self.kind.name) in self.adapted, source=source,
         )  # fmt: skip
-        return one * self._each(group)
+        return product * self._each(group)
 
     def _each(self, group: TensorGroup) -> float:
         """How many of a group one layer has."""
         return group.count / self.kind.count
 
     def _mixer_linears(self) -> Pass:
-        found, total = self._linears(mixer=True), Pass()
-        outputs = [index for index, (_, _, outer) in enumerate(found) if outer == self.hidden]
+        linears, total = self._linears(mixer=True), Pass()
+        outputs = [index for index, (_, _, outer) in enumerate(linears) if outer == self.hidden]
         last = outputs[-1] if outputs else -1
-        for index, (group, inner, outer) in enumerate(found):
+        for index, (group, inner, outer) in enumerate(linears):
             # Fused attention gives the compute dtype, whatever the stream is in.
             source = self.at.compute if index == last and self.at.autocast else self.at.stream
             total += self._linear(group, inner, outer, source)
-        return total + pieces.shared_inputs(self.hidden, self.at, max(1, len(found) - 1))
+        return total + pieces.shared_inputs(self.hidden, self.at, max(1, len(linears) - 1))
 
     def _feed_forward(self) -> Pass:
         total, ups, downs, uses = Pass(), 0.0, 0.0, 0.0
@@ -159,7 +159,9 @@ class _Layer:
 
     def _unneeded(self) -> Work:
         """The last product of a dense layer: whole where it has no adapter, else the adapter's second."""
-        downs = [one for one in self._linears(mixer=False) if one[2] == self.hidden and one[1] != self.hidden]
+        downs = [
+            linear for linear in self._linears(mixer=False) if linear[2] == self.hidden and linear[1] != self.hidden
+        ]
         if not downs or any(group.role == "experts" for group in self.groups):
             return Work()
         group, inner, outer = downs[-1]

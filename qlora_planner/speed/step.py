@@ -87,12 +87,12 @@ def _total(parts: list[Work]) -> Work:
     return total
 
 
-def _passes(one: Pass, run: RunConfig, unneeded: Work = NOTHING) -> Work:
+def _passes(layer: Pass, run: RunConfig, unneeded: Work = NOTHING) -> Work:
     """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need."""
     if not run.gradient_checkpointing:
-        return one.forward + one.backward
-    again = one.forward if run.use_reentrant else one.forward + unneeded * -1
-    return one.forward + again + one.backward
+        return layer.forward + layer.backward
+    again = layer.forward if run.use_reentrant else layer.forward + unneeded * -1
+    return layer.forward + again + layer.backward
 
 
 def _beyond(layer: LayerWork, run: RunConfig) -> Work:
@@ -152,11 +152,11 @@ def optimizer_work(
     profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
 ) -> tuple[float, float, float]:
     """Bytes of one step, clipping included, apart from the rank and per rank; tensors stepped over one by one."""
-    here, one = (_optimizer_bytes(profile, at, trainer, optimizer) for at in (run, run.with_(rank=1)))
-    per_rank = (here[0] - one[0]) / (run.rank - 1) if run.rank > 1 else 0.0
+    here, at_rank_1 = (_optimizer_bytes(profile, at, trainer, optimizer) for at in (run, run.with_(rank=1)))
+    per_rank = (here[0] - at_rank_1[0]) / (run.rank - 1) if run.rank > 1 else 0.0
     if run.rank == 1:
         two = _optimizer_bytes(profile, run.with_(rank=2), trainer, optimizer)
-        per_rank = two[0] - one[0]
+        per_rank = two[0] - at_rank_1[0]
     listed = _LISTED if optimizer.kind in ("torch", "none") else 1.0
     return here[0] - per_rank * run.rank, per_rank, here[1] * listed
 

@@ -132,7 +132,7 @@ def audit(profile: ModelProfile, run: RunConfig) -> Audit:
             key = (group.role, group.reason or "not_linear", module)
         groups.setdefault(key, []).append(group)
     bits = scheme.weight_bits
-    rows = [_row(key, found, profile, run, scheme) for key, found in groups.items()]
+    rows = [_row(key, tensors, profile, run, scheme) for key, tensors in groups.items()]
     rows.sort(key=lambda row: (not row.quantized, -row.loaded_bytes, row.role, row.reason))
     checkpoint = checkpoint_of(profile)
     return Audit(

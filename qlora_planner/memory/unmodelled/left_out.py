@@ -19,17 +19,17 @@ def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     return (*_of_model(profile), *_of_targets(profile, run), *_of_stack(profile, run))
 
 
-def whole(profile: ModelProfile, found: MemoryEstimate) -> MemoryEstimate:
-    """`found` with all that its figures leave out."""
-    return qualified(found, (*left_out(profile, found.run), *_of_forms(found)))
+def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
+    """`estimate` with all that its figures leave out."""
+    return qualified(estimate, (*left_out(profile, estimate.run), *_of_forms(estimate)))
 
 
-def _of_forms(found: MemoryEstimate) -> Iterator[Unmodelled]:
+def _of_forms(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     """What closed forms do not know of a run that could not be traced."""
-    if not found.run.liger or found.method == TRACED:
+    if not estimate.run.liger or estimate.method == TRACED:
         return
     freed = (Component.LOGITS_AND_LOSS.value, Component.ACTIVATIONS.value)
-    share = sum(found.components[name] for name in freed) / max(found.peak.device_bytes, 1)
+    share = sum(estimate.components[name] for name in freed) / max(estimate.peak.device_bytes, 1)
     yield Unmodelled(
         key="--liger",
         what="its kernels hold fewer activations and, where they know the model, no whole logits; only a trace knows,"
@@ -68,15 +68,15 @@ def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
 def _of_stack(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
     own = trainer_named(run.trainer).versioned_by
     others = {row.versioned_by for row in TRAINER_ROWS.values()} - {own}
-    for one in stack_of(profile.versions, run.stack).unmodelled:
-        if (one.package, run.liger) == ("liger-kernel", False):
+    for named in stack_of(profile.versions, run.stack).unmodelled:
+        if (named.package, run.liger) == ("liger-kernel", False):
             continue
-        if one.package in others:
+        if named.package in others:
             continue
-        what = f"these are the figures of {one.package} {one.instead}"
-        if one.package == "transformers" and parse_version(one.version) < (5, 0) and _has_experts(profile):
+        what = f"these are the figures of {named.package} {named.instead}"
+        if named.package == "transformers" and parse_version(named.version) < (5, 0) and _has_experts(profile):
             what += ", and before 5 experts are linear layers, which 4-bit loading takes too"
-        yield Unmodelled(key=f"{one.package} {one.version}", what=what)
+        yield Unmodelled(key=f"{named.package} {named.version}", what=what)
 
 
 def _has_experts(profile: ModelProfile) -> bool:

@@ -18,18 +18,18 @@ from qlora_planner.units import format_gib
 CANNOT_SAY = "cannot-say"
 
 
-def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEstimate:
-    """`found` with these things named as left out of its figures, which stay as they are.
+def qualified(estimate: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEstimate:
+    """`estimate` with these things named as left out of its figures, which stay as they are.
 
     The verdict becomes `cannot-say` where they could change it: what only takes more leaves `does-not-fit`
     standing, what only takes less leaves `fits` and `tight`, and what is bounded leaves any that is the same at its
     bound (`fits` with the interval on top: as errors that know nothing of each other, the root of their squares).
     Things that are named already are not named twice. A run that the stack refuses stays refused.
     """
-    more = tuple(thing for thing in dict.fromkeys(things) if thing not in found.unmodelled)
+    more = tuple(thing for thing in dict.fromkeys(things) if thing not in estimate.unmodelled)
     if not more:
-        return found
-    whole = replace(found, unmodelled=(*found.unmodelled, *more))
+        return estimate
+    whole = replace(estimate, unmodelled=(*estimate.unmodelled, *more))
     fit = whole.fit
     if fit is None or fit.verdict == "will-not-run" or not (fit.verdict == CANNOT_SAY or _changeable(whole, fit)):
         return whole
@@ -44,19 +44,19 @@ def qualified(found: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryEsti
 
 def told(things: Iterable[Unmodelled]) -> list[tuple[str, str]]:
     """What is left out as pairs of keys and what they do: keys that do the same are named together."""
-    found: dict[str, list[str]] = {}
+    keys_of: dict[str, list[str]] = {}
     for thing in things:
-        found.setdefault(thing.what, []).append(thing.key)
-    return [(", ".join(keys), what) for what, keys in found.items()]
+        keys_of.setdefault(thing.what, []).append(thing.key)
+    return [(", ".join(keys), what) for what, keys in keys_of.items()]
 
 
-def _changeable(found: MemoryEstimate, fit: Fit) -> bool:
+def _changeable(estimate: MemoryEstimate, fit: Fit) -> bool:
     """Whether what is left out could make another verdict than the one at hand."""
-    peak, floor = found.peak, found.floor_bytes
+    peak, floor = estimate.peak, estimate.floor_bytes
     if fit.verdict == "does-not-fit":
-        less = _reach(found.unmodelled, "down")
+        less = _reach(estimate.unmodelled, "down")
         return less is None or (less > 0 and floor * (1 - less) <= fit.usable_bytes)
-    more = _reach(found.unmodelled, "up")
+    more = _reach(estimate.unmodelled, "up")
     spread = peak.high_bytes / max(peak.device_bytes, 1) - 1 if fit.verdict == "fits" else 0.0
     return more is None or (more > 0 and floor * (1 + hypot(more, spread)) > fit.usable_bytes)
 
@@ -64,5 +64,5 @@ def _changeable(found: MemoryEstimate, fit: Fit) -> bool:
 def _reach(things: Iterable[Unmodelled], direction: str) -> float | None:
     """How far they can move a figure in this direction together, as a part of it; None where nothing bounds it."""
     reaches = [thing.at_most for thing in things if thing.direction in (direction, "both")]
-    known = [reach for reach in reaches if reach is not None]
-    return sum(known) if len(known) == len(reaches) else None
+    bounded = [reach for reach in reaches if reach is not None]
+    return sum(bounded) if len(bounded) == len(reaches) else None
