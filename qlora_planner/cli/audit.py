@@ -23,11 +23,11 @@ def command(model: str, **given: Any) -> int:
     profile = profile_for(model, output)
     from qlora_planner.session import Session
 
-    found = Session(output.profiles).audit(profile, run).audit
+    audit = Session(output.profiles).audit(profile, run).audit
     if output.json:
-        answer_json(found.to_dict())
+        answer_json(audit.to_dict())
     else:
         from qlora_planner.report.audit import render_audit
 
-        answer(render_audit(found, output.theme, explain=output.explain))
+        answer(render_audit(audit, output.theme, explain=output.explain))
     return 0

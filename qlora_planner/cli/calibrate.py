@@ -49,17 +49,17 @@ def command(**given: Any) -> int:
     path = user_profiles() / "calibrations" / FILE_NAME
     shipped = read_calibration([folder for folder in calibrations_dirs() if folder != path.parent])
     compared = {id(row): row for row, _ in pairs}.values()
-    found = calibrate(pairs, datetime.now(UTC).date().isoformat())
-    found = replace(found, speed=speed_traits(compared, output.warn, shipped))
-    write_calibration(path, found)
+    calibration = calibrate(pairs, datetime.now(UTC).date().isoformat())
+    calibration = replace(calibration, speed=speed_traits(compared, output.warn, shipped))
+    write_calibration(path, calibration)
     for line in skipped:
         output.warn(f"left out: {line}")
     if output.json:
         from qlora_planner.report.calibration import to_document
 
-        answer_json({"schema": SCHEMA, "path": str(path), "runs": len(rows), **to_document(found)})
+        answer_json({"schema": SCHEMA, "path": str(path), "runs": len(rows), **to_document(calibration)})
     else:
         from qlora_planner.report.calibration import render_calibration
 
-        answer(render_calibration(found, len(rows) - len(skipped), len(everything), str(path), output.theme))
+        answer(render_calibration(calibration, len(rows) - len(skipped), len(everything), str(path), output.theme))
     return 0

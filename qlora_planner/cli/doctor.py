@@ -38,7 +38,7 @@ def command(error: tuple[str, ...], **given: Any) -> int:
         else:
             answer(render_findings(findings, color=color, width=width))
             if output.explain:
-                answer("\n" + "\n".join(f"{one.code}: {one.source}" for one in findings))
+                answer("\n" + "\n".join(f"{finding.code}: {finding.source}" for finding in findings))
         return 0
     from qlora_planner.diagnose.doctor import examine
 
@@ -49,7 +49,7 @@ def command(error: tuple[str, ...], **given: Any) -> int:
     else:
         answer(render_doctor(doctor, color=color, width=width))
         if output.explain:
-            sources = [f"{one.code}: {one.source}" for one in doctor.findings if one.source]
+            sources = [f"{finding.code}: {finding.source}" for finding in doctor.findings if finding.source]
             if sources:
                 answer("\n" + "\n".join(sources))
     return doctor.exit_code

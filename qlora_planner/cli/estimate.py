@@ -27,12 +27,12 @@ def command(model: str, **given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=False)
     profile = profile_for(model, output)
-    found = output.session().open(profile, card).estimate(run)
+    estimate = output.session().open(profile, card).estimate(run)
     if output.json:
-        answer_json(found.to_dict())
+        answer_json(estimate.to_dict())
     else:
         from qlora_planner.report.estimate import render_estimate
 
-        gpu, asked = (card.gpu, card.asked) if card else (None, None)
-        answer(render_estimate(found, gpu, output.theme, card=asked, explain=output.explain))
-    return exit_code(found)
+        gpu, card_name = (card.gpu, card.asked) if card else (None, None)
+        answer(render_estimate(estimate, gpu, output.theme, card=card_name, explain=output.explain))
+    return exit_code(estimate)

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 _SILENT = ("tick",)
 
 
-def pass_on(told: Progress) -> None:
+def pass_on(progress: Progress) -> None:
     """One event of a child."""
-    if told.event not in _SILENT:
-        tell(told.event, {"elapsed_s": told.elapsed_s, **told.facts})
+    if progress.event not in _SILENT:
+        tell(progress.event, {"elapsed_s": progress.elapsed_s, **progress.facts})
 
 
-def tell(event: str, facts: Mapping[str, Any]) -> None:
+def tell(event: str, fields: Mapping[str, Any]) -> None:
     """One line, where somebody watches. One that cannot be written is lost: a watcher must not end a run."""
     path = os.environ.get(EVENTS_VARIABLE)
     if path:
         with suppress(OSError), open(path, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"event": event, **facts}) + "\n")
+            stream.write(json.dumps({"event": event, **fields}) + "\n")

@@ -95,15 +95,17 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
     profile = profile_for(plan.model_id, output)
     card = _card(plan.gpu, report, output)
     sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
-    found = Estimates(output.session().on(card).open(profile)).full(plan.run)
-    compared = against(report, found, sizes)
+    estimate = Estimates(output.session().on(card).open(profile)).full(plan.run)
+    compared = against(report, estimate, sizes)
     if compared.excess_bytes:
         # What was more than planned will be there again: the change has to make room for it too.
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
         card = replace(card, reserve_bytes=more)
         estimates = Estimates(output.session().on(card).open(profile))
-        return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), found.verdict or "")
-    return _Planned(compared, fixes_for(found, Estimates(output.session().on(card).open(profile))), found.verdict or "")
+        return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), estimate.verdict or "")
+    return _Planned(
+        compared, fixes_for(estimate, Estimates(output.session().on(card).open(profile))), estimate.verdict or ""
+    )
 
 
 def _card(gpu: Any, report: OomReport, output: Output) -> PlannedCard:

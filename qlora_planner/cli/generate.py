@@ -64,27 +64,27 @@ def command(
     finished = read_finished(run)
     device = device or _trained_on(finished, output)
     room = _room(device)
-    found = find_base(finished.bases, base, output.warn)
+    base_model = find_base(finished.bases, base, output.warn)
     _quiet_libraries()
     from qlora_planner.runs.after.generate import generate, read_prompt
 
-    asked = read_prompt(text, finished.adapter, found.folder, raw=raw)
-    resolved, forecast = _forecast(finished, found, asked.tokens, max_new_tokens, device, output)
+    encoded = read_prompt(text, finished.adapter, base_model.folder, raw=raw)
+    resolved, forecast = _forecast(finished, base_model, encoded.tokens, max_new_tokens, device, output)
     if not _fits(forecast, room, device, output):
         return 1
-    _warn_length(found, asked.tokens + max_new_tokens, output)
+    _warn_length(base_model, encoded.tokens + max_new_tokens, output)
     done = generate(
-        found, finished.adapter, resolved, asked, device=device, new_tokens=max_new_tokens, temperature=temperature,
-        tell=_silent if output.json else partial(answer_part, joiners=True),
+        base_model, finished.adapter, resolved, encoded, device=device, new_tokens=max_new_tokens,
+        temperature=temperature, tell=_silent if output.json else partial(answer_part, joiners=True),
     )  # fmt: skip
     if output.json:
         answer_json(
             {
                 "schema": SCHEMA,
-                "base": {"name": found.name, "folder": str(found.folder)},
+                "base": {"name": base_model.name, "folder": str(base_model.folder)},
                 "device": device,
-                "chat": asked.chat,
-                "prompt_tokens": asked.tokens,
+                "chat": encoded.chat,
+                "prompt_tokens": encoded.tokens,
                 "new_tokens": done.new_tokens,
                 "text": done.text,
                 "load_s": done.load_s,
@@ -160,14 +160,14 @@ def _forecast(
     profile = profile_for(str(base.folder), output)
     gpu = None if device == "cpu" else session.load_gpu("local")
     budget = Budget.of(gpu, calibration=session.calibration(output.profiles))
-    found = estimate_within(budget, profile, finished.run or RunConfig())
+    estimate = estimate_within(budget, profile, finished.run or RunConfig())
     beside = 0 if device == "cpu" else budget.context.total_bytes
-    load = next((phase.allocated_bytes for phase in found.phases if phase.name == "load"), None) or 0
+    load = next((phase.allocated_bytes for phase in estimate.phases if phase.name == "load"), None) or 0
     if device == "cuda":
-        load = next((phase.device_bytes for phase in found.phases if phase.name == "load"), None) or load
-    return found.run, Forecast(
+        load = next((phase.device_bytes for phase in estimate.phases if phase.name == "load"), None) or load
+    return estimate.run, Forecast(
         load_bytes=load,
-        weights_bytes=found.static.after_load,
+        weights_bytes=estimate.static.after_load,
         adapter_bytes=adapter_bytes(finished.adapter),
         cache_bytes=cache_bytes(base.config, prompt_tokens + new_tokens),
         step_bytes=step_bytes(base.config, prompt_tokens),
@@ -176,14 +176,14 @@ def _forecast(
 
 
 def _fits(forecast: Forecast, room: tuple[int, str], device: str, output: Output) -> bool:
-    has, where = room
+    has, owner = room
     parts = (
         f"weights {format_size(forecast.weights_bytes)}, adapters {format_size(forecast.adapter_bytes)}, cache"
         f" {format_size(forecast.cache_bytes)}, one step {format_size(forecast.step_bytes)}"
         + (f", context {format_size(forecast.context_bytes)}" if device == "cuda" else "")
     )
     if forecast.peak_bytes > has:
-        say(f"does not fit: it takes {format_size(forecast.peak_bytes)} ({parts}), {where} has {format_size(has)} left")
+        say(f"does not fit: it takes {format_size(forecast.peak_bytes)} ({parts}), {owner} has {format_size(has)} left")
         return False
     output.warn(f"estimate: {format_size(forecast.peak_bytes)} of {format_size(has)} ({parts})")
     return True
@@ -191,8 +191,8 @@ def _fits(forecast: Forecast, room: tuple[int, str], device: str, output: Output
 
 def _warn_length(base: Base, tokens: int, output: Output) -> None:
     text = base.config.get("text_config")
-    known = base.config.get("max_position_embeddings") or (
+    positions = base.config.get("max_position_embeddings") or (
         text.get("max_position_embeddings") if isinstance(text, dict) else None
     )
-    if isinstance(known, int) and tokens > known:
-        output.warn(f"prompt and answer may reach {tokens:,} tokens; the model knows {known:,} positions")
+    if isinstance(positions, int) and tokens > positions:
+        output.warn(f"prompt and answer may reach {tokens:,} tokens; the model knows {positions:,} positions")

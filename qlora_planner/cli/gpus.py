@@ -31,14 +31,14 @@ def command(words: tuple[str, ...], **given: Any) -> int:
     names = {
         card.name: fold(" ".join((card.name, card.label, card.vendor, card.form, *card.aliases))) for card in cards
     }
-    found = [card for card in cards if all(word in names[card.name] for word in wanted)]
-    if not found and wanted:
+    matching = [card for card in cards if all(word in names[card.name] for word in wanted)]
+    if not matching and wanted:
         text = quoted(" ".join(words))
         raise InputError(f"no card of the catalogue has {text} in its name; `qlora-plan gpus` lists all")
     if output.json:
-        answer_json({"schema": SCHEMA, "gpus": [gpu_fields(card) for card in found]})
+        answer_json({"schema": SCHEMA, "gpus": [gpu_fields(card) for card in matching]})
     elif output.csv:
-        answer_csv(list(GPU_HEADS), [gpu_row(card) for card in found])
+        answer_csv(list(GPU_HEADS), [gpu_row(card) for card in matching])
     else:
-        answer(render_gpus(found, output.theme, explain=output.explain))
+        answer(render_gpus(matching, output.theme, explain=output.explain))
     return 0

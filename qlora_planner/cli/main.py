@@ -72,7 +72,7 @@ def dispatch(args: Sequence[str]) -> list[str]:
     if unknown:
         unknown = _of_no_plan(args, unknown)
     # Behind an unknown option stands its value, or the verb.
-    first = next((place for place in places if args[place] in VERBS), places[0]) if unknown else places[0]
+    first = next((index for index in places if args[index] in VERBS), places[0]) if unknown else places[0]
     word = args[first]
     if word in VERBS:
         return [word, *args[:first], *args[first + 1 :]]
@@ -115,7 +115,7 @@ def _of_no_plan(args: Sequence[str], places: Sequence[int]) -> list[int]:
     from qlora_planner.cli.plan import command
 
     own = {spelling for parameter in command.params for spelling in (*parameter.opts, *parameter.secondary_opts)}
-    return [place for place in places if option_name(args[place]) not in own]
+    return [index for index in places if option_name(args[index]) not in own]
 
 
 def _check_word(word: str, words: int) -> None:
@@ -192,8 +192,8 @@ class Program(click.Group):
 def _usage(error: click.ClickException) -> str:
     """click's own words on one line, and where to read on."""
     context = getattr(error, "ctx", None)
-    where = context.command_path if context is not None else PROGRAM
-    return f"{' '.join(error.format_message().split()).removesuffix('.')} (see `{where} --help`)"
+    command_path = context.command_path if context is not None else PROGRAM
+    return f"{' '.join(error.format_message().split()).removesuffix('.')} (see `{command_path} --help`)"
 
 
 def _bug(error: Exception) -> int:
@@ -201,12 +201,12 @@ def _bug(error: Exception) -> int:
         import traceback
 
         traceback.print_exception(error)
-    where = error.__traceback__
-    while where is not None and where.tb_next is not None:
-        where = where.tb_next
-    place = f" at {Path(where.tb_frame.f_code.co_filename).name}:{where.tb_lineno}" if where is not None else ""
+    frame = error.__traceback__
+    while frame is not None and frame.tb_next is not None:
+        frame = frame.tb_next
+    line = f" at {Path(frame.tb_frame.f_code.co_filename).name}:{frame.tb_lineno}" if frame is not None else ""
     what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-    say(f"a bug in qlora-planner{place}: {what}; {DEBUG_VARIABLE}=1 shows the traceback")
+    say(f"a bug in qlora-planner{line}: {what}; {DEBUG_VARIABLE}=1 shows the traceback")
     return BUG
 
 

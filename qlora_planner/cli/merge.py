@@ -50,8 +50,8 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
     refuse_adapter(finished.adapter_config, finished.adapter / ADAPTER_CONFIG)
     folder = Path(target).expanduser() if target else finished.folder.absolute().with_name(_beside(finished.folder))
     check_target(folder, force=force)
-    found = find_base(finished.bases, base, output.warn)
-    refuse_quantised(found)
+    base_model = find_base(finished.bases, base, output.warn)
+    refuse_quantised(base_model)
 
     import torch
 
@@ -63,16 +63,16 @@ def command(run: str, target: str | None, base: str | None, dtype: str, force: b
 
     import_libraries()
     kind = getattr(torch, dtype)
-    hollow = weightless_model(found.config, finished.adapter)
-    plan = plan_merge(found, hollow, kind)
+    hollow = weightless_model(base_model.config, finished.adapter)
+    plan = plan_merge(base_model, hollow, kind)
     peak_bytes = resident_bytes() + plan.working_bytes
     if not _has_room(plan, folder, peak_bytes, output):
         return 1
     merged = merge(
-        found, hollow, plan, folder, dtype, tokenizer=finished.adapter,
+        base_model, hollow, plan, folder, dtype, tokenizer=finished.adapter,
         tell=lambda file, number, count: output.warn(f"{file} ({number} of {count})"),
     )  # fmt: skip
-    _show(found, plan, hollow, merged, dtype, peak_bytes, output)
+    _show(base_model, plan, hollow, merged, dtype, peak_bytes, output)
     return 0
 
 

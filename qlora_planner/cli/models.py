@@ -28,14 +28,16 @@ def command(words: tuple[str, ...], **given: Any) -> int:
     catalogue = ModelCatalogue(models_dirs(output.profiles))
     rows = [model_fields(profile) for profile in catalogue.load_all(output.warn)]
     wanted = [fold(word) for word in words]
-    found = [row for row in rows if all(word in f"{fold(row['model'])} {fold(row['model_type'])}" for word in wanted)]
-    if not found and wanted:
+    matching = [
+        row for row in rows if all(word in f"{fold(row['model'])} {fold(row['model_type'])}" for word in wanted)
+    ]
+    if not matching and wanted:
         text = " ".join(words)
         raise InputError(f"no model of the catalogue has {quoted(text)} in its name{catalogue.suggestion(text)}")
     if output.json:
-        answer_json({"schema": SCHEMA, "models": found})
+        answer_json({"schema": SCHEMA, "models": matching})
     elif output.csv:
-        answer_csv(list(MODEL_HEADS), [list(row.values()) for row in found])
+        answer_csv(list(MODEL_HEADS), [list(row.values()) for row in matching])
     else:
-        answer(render_models(found, output.theme, explain=output.explain))
+        answer(render_models(matching, output.theme, explain=output.explain))
     return 0

@@ -103,15 +103,15 @@ class Verb(click.Command):
         for parameter in self.get_params(ctx):
             if isinstance(parameter, click.Option):
                 options.update(dict.fromkeys((*parameter.opts, *parameter.secondary_opts), parameter))
-        found: list[str] = []
+        respelt: list[str] = []
         waiting = list(reversed(args))
         while waiting:
             arg = waiting.pop()
             if arg == "--":
-                return [*found, arg, *reversed(waiting)]
+                return [*respelt, arg, *reversed(waiting)]
             option = options.get(arg) or options.get(name := option_name(arg))
             if option is None:
-                found.append(arg)
+                respelt.append(arg)
                 continue
             _, equals, value = arg.partition("=")
             name = arg.partition("=")[0] if arg.partition("=")[0] in options else name
@@ -119,16 +119,16 @@ class Verb(click.Command):
                 said = value if equals else waiting[-1] if waiting else ""
                 truth = TRUTHS.get(said.lower())
                 if truth is None:
-                    found.append(name + equals + value)
+                    respelt.append(name + equals + value)
                     continue
                 if not equals:
                     waiting.pop()
-                found += _switched(option, name, truth)
+                respelt += _switched(option, name, truth)
             else:
-                found.append(name + equals + value)
+                respelt.append(name + equals + value)
                 if not equals and waiting:
-                    found.append(waiting.pop())
-        return found
+                    respelt.append(waiting.pop())
+        return respelt
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """One block per section."""
@@ -217,13 +217,13 @@ def _data_options() -> list[click.Option]:
 
 
 def _output_options(*, csv: bool, every: bool) -> list[click.Option]:
-    found: list[click.Option] = [OutputOption(["--json"], is_flag=True, help="One JSON document.")]
+    options: list[click.Option] = [OutputOption(["--json"], is_flag=True, help="One JSON document.")]
     if csv:
-        found.append(OutputOption(["--csv"], is_flag=True, help="Every row as CSV."))
+        options.append(OutputOption(["--csv"], is_flag=True, help="Every row as CSV."))
     if every:
-        found.append(OutputOption(["--all"], is_flag=True, help="Every row, none folded away."))
+        options.append(OutputOption(["--all"], is_flag=True, help="Every row, none folded away."))
     return [
-        *found,
+        *options,
         OutputOption(["--explain"], is_flag=True, help="Show where the figures come from."),
         OutputOption(["--quiet"], is_flag=True, help="No notes or warnings on stderr."),
         OutputOption(["--no-color"], is_flag=True, help="Plain text on a terminal, as with NO_COLOR."),
@@ -284,12 +284,12 @@ def run_from(given: Mapping[str, Any]) -> RunConfig:
 
 def explicit_run_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Only what was typed. Raises InputError for a --stack or --alloc-conf that is not written as one."""
-    found = {name: given[name] for name in RUN_FIELDS if given.get(name) is not None and name != "stack"}
-    if given.get("stack") or "alloc_conf" in found:
+    explicit = {name: given[name] for name in RUN_FIELDS if given.get(name) is not None and name != "stack"}
+    if given.get("stack") or "alloc_conf" in explicit:
         from qlora_planner.cli.values import check_alloc_conf, parse_stack
 
         if given.get("stack"):
-            found["stack"] = parse_stack(given["stack"])
-        if "alloc_conf" in found:
-            check_alloc_conf(found["alloc_conf"])
-    return found
+            explicit["stack"] = parse_stack(given["stack"])
+        if "alloc_conf" in explicit:
+            check_alloc_conf(explicit["alloc_conf"])
+    return explicit

@@ -107,24 +107,24 @@ def command(
         profile = profile_for(model, output)
     assert card is not None
     data = summary_from(given, model if Path(model).exists() else profile.id, output)
-    found = (
+    plan = (
         output.session()
         .on(card)
         .open(profile)
         .plan(run, explicit, objective=objective, effective_batch=effective_batch, data=data, compare=others)
     )
-    found = with_folder(found, model)
-    printed = write_files(found, wanted, profile, card, given["data"], output)
-    write_shared(found, shared, explicit, card, output, force=force)
+    plan = with_folder(plan, model)
+    printed = write_files(plan, wanted, profile, card, given["data"], output)
+    write_shared(plan, shared, explicit, card, output, force=force)
     if printed is not None:
         answer(printed)
     elif output.json:
-        answer_json(found.to_dict())
+        answer_json(plan.to_dict())
     else:
         from qlora_planner.report.plan import render_plan
 
-        answer(render_plan(found, explicit, card.asked, output.theme, explain=output.explain))
-    return exit_code(found.estimate)
+        answer(render_plan(plan, explicit, card.asked, output.theme, explain=output.explain))
+    return exit_code(plan.estimate)
 
 
 def _check_batch(explicit: Mapping[str, Any], effective_batch: int | None) -> None:
@@ -147,12 +147,12 @@ def cheapest_card(
     from qlora_planner.sources.tapes import stored_sweep
 
     if given.get("gpu"):
-        asked = card_from(given, output, required=True)
-        assert asked is not None
-        cards = [asked.gpu]
+        card = card_from(given, output, required=True)
+        assert card is not None
+        cards = [card.gpu]
     else:
         cards = list(GpuCatalogue(gpus_dirs(output.profiles)).all())
-    found = cheapest(
+    cheapest_gpu = cheapest(
         profile,
         run,
         explicit,
@@ -160,8 +160,8 @@ def cheapest_card(
         stored_sweep(profile, tapes_dirs(output.profiles)),
         session.calibration(output.profiles),
     )
-    if found is None:
+    if cheapest_gpu is None:
         raise InputError(
             f"--objective cheapest: {profile.id} fits on no card with a known price; see `qlora-plan gpus`"
         )
-    return PlannedCard(gpu=found, reserve_bytes=0, cap_bytes=None, asked=found.name)
+    return PlannedCard(gpu=cheapest_gpu, reserve_bytes=0, cap_bytes=None, asked=cheapest_gpu.name)

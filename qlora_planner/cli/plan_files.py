@@ -62,11 +62,11 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
     return WantedFiles(tuple(files), printed[0] if printed else None, force)
 
 
-def with_folder(found: Plan, model: str) -> Plan:
+def with_folder(plan: Plan, model: str) -> Plan:
     """The plan with the folder that its model was named by: `train` finds the weights there."""
     if not (Path(model) / "config.json").is_file():
-        return found
-    return replace(found, model=replace(found.model, path=model))
+        return plan
+    return replace(plan, model=replace(plan.model, path=model))
 
 
 def _seen_from(plan: str, document: dict[str, Any]) -> dict[str, Any]:
@@ -89,7 +89,7 @@ def check_target(option: str, path: str, force: bool) -> None:
 
 
 def write_files(
-    found: Plan, wanted: WantedFiles, profile: ModelProfile, card: PlannedCard, data: str | None, output: Output
+    plan: Plan, wanted: WantedFiles, profile: ModelProfile, card: PlannedCard, data: str | None, output: Output
 ) -> str | None:
     """Write every file, all rendered before the first is written; the text to print in place of the plan, if any.
 
@@ -104,7 +104,7 @@ def write_files(
     from qlora_planner.session.check import Estimates, judged
     from qlora_planner.units import format_gib
 
-    document = found.to_dict()
+    document = plan.to_dict()
     names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
 
     estimates = Estimates(output.session().on(card).open(profile))
@@ -112,7 +112,7 @@ def write_files(
 
     def rendered(kind: str) -> str:
         def judge(reading: Reading) -> MemoryEstimate:
-            others[kind] = qualified(judged(reading, estimates)[1], found.estimate.unmodelled)
+            others[kind] = qualified(judged(reading, estimates)[1], plan.estimate.unmodelled)
             return others[kind]
 
         return export(kind, document, data, attention_modules=names, judge=judge)
@@ -127,13 +127,13 @@ def write_files(
         else:
             write_text(path, text, force=wanted.force)
             output.warn(f"wrote {plain(path)}")
-    if found.estimate.verdict in ("does-not-fit", "will-not-run"):
-        word = "fit" if found.estimate.verdict == "does-not-fit" else "run on"
+    if plan.estimate.verdict in ("does-not-fit", "will-not-run"):
+        word = "fit" if plan.estimate.verdict == "does-not-fit" else "run on"
         output.warn(f"what is written does not {word} this card")
-    elif found.estimate.verdict == "cannot-say":
+    elif plan.estimate.verdict == "cannot-say":
         output.warn("nobody can say whether what is written fits this card: its figures are partial")
     for kind, estimate in others.items():
-        if estimate.verdict != found.estimate.verdict and estimate.verdict not in ("fits", "tight"):
+        if estimate.verdict != plan.estimate.verdict and estimate.verdict not in ("fits", "tight"):
             output.warn(
                 f"as {READ_BACK[kind]} runs its file, {str(estimate.verdict).replace('-', ' ')}:"
                 f" {format_gib(estimate.peak.device_bytes)}; `qlora-plan check` of the file says what would fit"

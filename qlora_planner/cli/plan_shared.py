@@ -39,16 +39,16 @@ def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
 
 
 def write_shared(
-    found: Plan,
+    plan: Plan,
     files: Mapping[str, str | None],
-    asked: Mapping[str, Any],
+    typed: Mapping[str, Any],
     card: PlannedCard,
     output: Output,
     *,
     force: bool,
 ) -> None:
     """Write every file, all rendered before the first is written."""
-    rendered = {path: _rendered(option, path, found, asked, card) for option, path in files.items() if path is not None}
+    rendered = {path: _rendered(option, path, plan, typed, card) for option, path in files.items() if path is not None}
     if rendered:
         from qlora_planner.exchange.files import write_bytes
 
@@ -57,11 +57,11 @@ def write_shared(
             output.warn(f"wrote {plain(path)}")
 
 
-def _rendered(option: str, path: str, found: Plan, asked: Mapping[str, Any], card: PlannedCard) -> bytes:
+def _rendered(option: str, path: str, plan: Plan, typed: Mapping[str, Any], card: PlannedCard) -> bytes:
     if option == "--report":
         from qlora_planner.report.pages.plan_report import render_share
 
-        return render_share(found, asked, card.asked, html=PurePath(path).suffix.lower() == ".html").encode()
+        return render_share(plan, typed, card.asked, html=PurePath(path).suffix.lower() == ".html").encode()
     from qlora_planner.report.pages.tabular import to_csv, to_parquet
 
-    return (to_csv if option == "--csv" else to_parquet)(found.to_dict())
+    return (to_csv if option == "--csv" else to_parquet)(plan.to_dict())

@@ -42,8 +42,8 @@ class Watched:
             self.used_bytes = progress.facts.get("device_bytes") if used is None else used
         elif progress.event == "phase":
             name = str(progress.facts.get("phase"))
-            known, self.phase = self.phase, _WORDS.get(name, name)
-            return self.phase != known
+            before, self.phase = self.phase, _WORDS.get(name, name)
+            return self.phase != before
         elif progress.event == "step":
             self.step = int(progress.facts.get("step") or 0)
             return True

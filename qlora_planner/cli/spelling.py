@@ -134,7 +134,7 @@ def answer(typed: str, args: Sequence[str], command: click.Command, ctx: click.C
         return unknown
     if len(near) == 1:
         return f"{unknown}; did you mean {_written(own[near[0]], near[0], value)}?"
-    return f"{unknown}; did you mean {' or '.join(_spelt(own[one], one) for one in near)}?"
+    return f"{unknown}; did you mean {' or '.join(_spelt(own[spelling], spelling) for spelling in near)}?"
 
 
 def _as_typed(option: str, args: Sequence[str]) -> tuple[str, str | None]:
@@ -154,11 +154,13 @@ def _plain(word: str) -> str:
 
 
 def _options(command: click.Command, ctx: click.Context) -> dict[str, click.Option]:
-    found = {}
+    by_spelling = {}
     for parameter in command.get_params(ctx):
         if isinstance(parameter, click.Option):
-            found.update({spelling.lstrip("-"): parameter for spelling in (*parameter.opts, *parameter.secondary_opts)})
-    return found
+            by_spelling.update(
+                {spelling.lstrip("-"): parameter for spelling in (*parameter.opts, *parameter.secondary_opts)}
+            )
+    return by_spelling
 
 
 def _written(option: click.Option, name: str, value: str | None) -> str:
@@ -173,7 +175,10 @@ def _written(option: click.Option, name: str, value: str | None) -> str:
 
 
 def _spelt(option: click.Option, name: str) -> str:
-    return next((one for one in (*option.opts, *option.secondary_opts) if one.lstrip("-") == name), option.opts[0])
+    return next(
+        (spelling for spelling in (*option.opts, *option.secondary_opts) if spelling.lstrip("-") == name),
+        option.opts[0],
+    )
 
 
 def _elsewhere(name: str, verb: str) -> tuple[str, click.Option] | None:
@@ -192,16 +197,20 @@ def _nearly_theirs(name: str, own: Iterable[str]) -> list[str]:
     """The option that a mistyped name of another tool means: `--max-seq-lenght`."""
     meanings = {theirs: ours for ours, names in _SAME.items() for theirs in names.split()}
     near = get_close_matches(name, meanings, 1, 0.8)
-    return [meanings[one] for one in near if meanings[one] in set(own)]
+    return [meanings[name] for name in near if meanings[name] in set(own)]
 
 
 def _nearest(name: str, own: Iterable[str]) -> list[str]:
     """Options of this verb that are spelt most like `name`, the likeliest first; those that begin so, if any do."""
-    known = [one for one in own if len(one) > 1]
-    begun = [one for one in known if one.startswith(name)] if len(name) > 2 else []
-    near = begun or get_close_matches(name, known, _MOST_NAMES, 0.7)
+    spellings = [spelling for spelling in own if len(spelling) > 1]
+    begun = [spelling for spelling in spellings if spelling.startswith(name)] if len(name) > 2 else []
+    near = begun or get_close_matches(name, spellings, _MOST_NAMES, 0.7)
     if not near:
         # `--sequences-length` and `--seq-len` share a beginning of each word, though not many letters.
         parts = {part[:3] for part in name.split("-") if len(part) > 2}
-        near = [one for one in known if len(parts & {part[:3] for part in one.split("-")}) >= max(1, len(parts) - 1)]
+        near = [
+            spelling
+            for spelling in spellings
+            if len(parts & {part[:3] for part in spelling.split("-")}) >= max(1, len(parts) - 1)
+        ]
     return near[:_MOST_NAMES]

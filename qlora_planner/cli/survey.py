@@ -27,10 +27,10 @@ def command(**given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=True)
     assert card is not None
-    found = output.session().on(card).survey(run)
-    rows = found.rows
+    survey = output.session().on(card).survey(run)
+    rows = survey.rows
     if output.json:
-        answer_json(found.to_dict())
+        answer_json(survey.to_dict())
     elif output.csv:
         from qlora_planner.report.survey import CSV_HEADS, csv_row
 

@@ -68,8 +68,8 @@ def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     shown = [profile_for(name, output) for name in names]
     card = GpuSpec(name="any", label="any card", memory_bytes=1)
     folders = models_dirs(output.profiles)
-    known, _ = indexed_candidates(folders, card, run, output.warn)
-    indexed = {one.model_id: one for one in known}
+    candidates, _ = indexed_candidates(folders, card, run, output.warn)
+    indexed = {row.model_id: row for row in candidates}
 
     def candidate_of(profile: ModelProfile) -> Candidate:
         if profile.id in indexed:

@@ -63,10 +63,10 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     from qlora_planner.tui.saved_state import read_state, state_path
     from qlora_planner.tui.startup import DataAsked, Start
 
-    asked = None
+    data = None
     if given.get("data") is not None:
         bad_rows = given.get("bad_rows") or "refuse"
-        asked = DataAsked(
+        data = DataAsked(
             path=given["data"], tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
             bad_rows=bad_rows,
         )  # fmt: skip
@@ -82,7 +82,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     from qlora_planner.tui.app import Explorer
 
     start = Start(
-        survey=surveys, card=card, saved=state, state_path=path, profiles=given["profiles"], data=asked, note=note,
+        survey=surveys, card=card, saved=state, state_path=path, profiles=given["profiles"], data=data, note=note,
         plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
     )  # fmt: skip
     return Explorer(start)

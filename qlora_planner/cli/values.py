@@ -66,18 +66,18 @@ def parse_stack(texts: Sequence[str]) -> dict[str, str]:
 
     Raises InputError for what is not PACKAGE=VERSION, for an unknown package and for one that is given twice.
     """
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for item in (part.strip() for text in texts for part in text.split(",")):
         name, equals, version = item.partition("=")
         name, version = name.strip().lower().replace("_", "-"), version.removeprefix("=").strip()
         if not equals or not _VERSION.fullmatch(version):
             raise InputError(f"--stack: {quoted(item)} is not PACKAGE=VERSION, as trl=1.13,transformers=5.17")
         if name not in STACK_PACKAGES:
-            known = ", ".join(STACK_PACKAGES)
-            raise InputError(f"--stack: {quoted(name)} is not a package that memory depends on; known: {known}")
-        if found.setdefault(name, version) != version:
-            raise InputError(f"--stack: {name} is given twice, as {found[name]} and {version}")
-    return found
+            names = ", ".join(STACK_PACKAGES)
+            raise InputError(f"--stack: {quoted(name)} is not a package that memory depends on; known: {names}")
+        if versions.setdefault(name, version) != version:
+            raise InputError(f"--stack: {name} is given twice, as {versions[name]} and {version}")
+    return versions
 
 
 def check_alloc_conf(text: str) -> None:

@@ -64,12 +64,12 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
         check_room(here, predicted, output.warn)
     measured = _measure(spec, here, output)
     _tell_compared(measured)
-    found = least_limit(spec, measured, predicted, output.warn) if floor and measured.outcome == "ok" else None
-    tried = () if found is None else found.tries
+    least = least_limit(spec, measured, predicted, output.warn) if floor and measured.outcome == "ok" else None
+    tried = () if least is None else least.tries
     kept = keep(session, measured, save=save)
     for _, attempt in tried:
         keep(session, attempt, save=save)
-    _show(measured, found, kept, output)
+    _show(measured, least, kept, output)
     return _EXIT[measured.outcome]
 
 
@@ -80,9 +80,9 @@ def _measure(spec: ChildSpec, here: ThisCard | None, output: Output) -> Measurem
     events.tell("predicted", {"estimate": spec.predicted})
     with watching(spec.model_id, whole, quiet=output.quiet) as tell:
 
-        def heard(told: Progress) -> None:
-            events.pass_on(told)
-            tell(told)
+        def heard(progress: Progress) -> None:
+            events.pass_on(progress)
+            tell(progress)
 
         return verify(spec, tell=heard)
 
