@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from qlora_planner.memory import MemoryEstimate
+from qlora_planner.memory import Basis, Component, MemoryEstimate
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.activations import Activations, activations, model_shape
 from qlora_planner.memory.estimate import estimate
@@ -35,6 +36,7 @@ BYTES_PER_TOKEN_BOUNDS = {
     "Qwen/Qwen3-8B": 0.015,
     "google/gemma-2-2b": 0.11,
     "google/gemma-3-1b": 0.09,
+    "Qwen/Qwen1.5-MoE-A2.7B": 0.2,  # experts: the coarsest of the forms
 }
 
 
@@ -95,6 +97,73 @@ def test_as_many_layer_inputs_wait_for_their_copy_to_the_host_as_the_library_let
     layer_input_bytes = 2 * 2048 * 1024  # bfloat16, of the published config
     assert acts.checkpoints == waiting * layer_input_bytes
     assert acts.offloaded == 16 * layer_input_bytes
+
+
+def test_no_more_layer_inputs_wait_than_there_are_layers() -> None:
+    profile = CATALOGUE.load("meta-llama/Llama-3.2-1B")
+    resolution = resolve(profile, RunConfig(seq_len=1024, activation_offloading=True))
+    whole = model_shape(profile, resolution.run)
+    shallow = replace(whole, layers=tuple(replace(layer, count=2) for layer in whole.layers))
+    acts = activations(shallow, resolution.run, resolution.trainer, resolution.loss)
+    assert acts.checkpoints == acts.offloaded
+
+
+@pytest.mark.parametrize(
+    ("options", "bytes_each"),
+    # Float32 adapters without autocast compute in float32; elsewhere in 16 bits.
+    [({"trainer": "loop", "upcast": True}, 4), ({"trainer": "hf-trainer", "upcast": True}, 2), ({}, 2)],
+    ids=str,
+)
+def test_each_adapted_linear_keeps_one_number_for_every_token_and_rank(
+    options: dict[str, object], bytes_each: int
+) -> None:
+    """What A gives and B multiplies: seven linears of a Llama layer, as PEFT's all-linear takes."""
+    lower, higher = (
+        layers_alone("meta-llama/Llama-3.1-8B", RunConfig(seq_len=1024, rank=rank, **options)).layer  # type: ignore[arg-type]
+        for rank in (16, 17)
+    )
+    assert higher - lower == 7 * bytes_each * 1024
+
+
+def test_written_out_scores_are_kept_for_every_layer_that_is_not_computed_again() -> None:
+    """The backward of a softmax needs its result: of each of 16 layers, 2 bytes or more for every pair and head."""
+    run = RunConfig(attention="eager", gradient_checkpointing=False)
+    first, second, third = (
+        layers_alone("meta-llama/Llama-3.2-1B", run.with_(seq_len=seq_len)).all_layers for seq_len in (1024, 2048, 3072)
+    )
+    assert first - 2 * second + third >= 16 * 32 * 2 * 2 * 1024**2
+
+
+@pytest.mark.parametrize(
+    ("options", "exact"),
+    [
+        ({}, True),
+        ({"trainer": "loop", "upcast": True}, True),
+        ({"liger": True}, False),
+        ({"dora": True}, False),
+        ({"packing": True}, False),
+        ({"batch_size": 2, "padding": True}, False),
+        ({"activation_offloading": True}, False),
+        ({"attention": "eager"}, False),
+        ({"quant": "int8"}, False),
+        ({"method": "full", "quant": "none"}, False),
+    ],
+    ids=str,
+)
+def test_a_form_is_called_derived_only_for_runs_that_it_was_derived_for(
+    options: dict[str, object], exact: bool
+) -> None:
+    llama = estimate(CATALOGUE.load("meta-llama/Llama-3.2-1B"), RunConfig(**options), H200)  # type: ignore[arg-type]
+    bases = {line.component: line.basis for line in llama.lines}
+    assert (bases[Component.ACTIVATIONS] is Basis.DERIVED) == exact
+    assert (bases[Component.CHECKPOINTS] is Basis.DERIVED) == exact
+    assert bases[Component.QUANTIZED_WEIGHTS] is Basis.COUNTED
+
+
+@pytest.mark.parametrize("model", ["google/gemma-2-2b", "Qwen/Qwen3-30B-A3B", "tiiuae/falcon-7b"])
+def test_a_form_is_assumed_for_layers_that_are_unlike_llamas(model: str) -> None:
+    lines = estimate(CATALOGUE.load(model), RunConfig(), H200).lines
+    assert {line.basis for line in lines if line.component is Component.ACTIVATIONS} == {Basis.ASSUMED}
 
 
 @pytest.mark.parametrize(
