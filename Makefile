@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test profiles cards tapes tables calibration screenshots install faults
+.PHONY: check format lint types layers test profiles fields cards tapes tables calibration screenshots install faults
 
 check: lint types layers test
 
@@ -27,6 +27,10 @@ test:
 # Rebuild every model profile and the index from profiles/configs; about four minutes on two cores.
 profiles:
 	$(PYTHON) -m tools.profiles profiles
+
+# Turn every field of the configs of each class and write down which of them shape it: a minute or two a class.
+fields:
+	$(PYTHON) -m tools.config_fields profiles --resume
 
 # Write the index of the cards again after a change in profiles/gpus.
 cards:

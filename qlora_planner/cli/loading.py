@@ -25,6 +25,10 @@ def profile_for(model: str, output: Output) -> ModelProfile:
         profile = load_model(model, profiles=output.profiles, warn=output.warn)
     if profile.source == "built":
         output.warn(f"{profile.id}: profiled in {time.monotonic() - begun:.1f} s and kept")
+    if profile.resolved_from is not None and profile.same_shape_as is None:
+        output.warn(f"{plain(profile.resolved_from)}: taken as {profile.id}")
+    if profile.same_shape_as is not None:
+        output.warn(f"{profile.id}: same shapes as {profile.same_shape_as}, answered from its profile")
     if profile.note:
         output.warn(f"{profile.id}: {profile.note}")
     return profile

@@ -24,12 +24,16 @@ def command(words: tuple[str, ...], **given: Any) -> int:
     from qlora_planner.report.parts.lists import MODEL_HEADS, model_fields, render_models
     from qlora_planner.sources.catalogue import ModelCatalogue, fold
     from qlora_planner.sources.locations import models_dirs
+    from qlora_planner.sources.names import Names
 
     catalogue = ModelCatalogue(models_dirs(output.profiles))
     rows = [model_fields(profile) for profile in catalogue.load_all(output.warn)]
     wanted = [fold(word) for word in words]
+    named = Names(catalogue).searched(" ".join(words))
     matching = [
-        row for row in rows if all(word in f"{fold(row['model'])} {fold(row['model_type'])}" for word in wanted)
+        row
+        for row in rows
+        if all(word in f"{fold(row['model'])} {fold(row['model_type'])}" for word in wanted) or named(row["model"])
     ]
     if not matching and wanted:
         text = " ".join(words)

@@ -87,7 +87,10 @@ def estimate_within(
         model=ModelFacts(
             id=profile.id, model_type=profile.model_type, params=profile.params,
             trainable_params=breakdown.trainable_params, text_part_of=profile.text_part_of,
-            profile=ProfileOrigin(source=profile.source, versions=profile.versions),
+            resolved_from=profile.resolved_from,
+            profile=ProfileOrigin(
+                source=profile.source, versions=profile.versions, same_shape_as=profile.same_shape_as
+            ),
         ),
         run=resolution.run,
         resolved=resolution.why,

@@ -165,10 +165,12 @@ class Fit:
 
 @record
 class ProfileOrigin:
-    """Where a profile came from, catalogue, cache or built, and the versions that it was made with."""
+    """Where a profile came from, catalogue, cache or built, the versions that it was made with, and the catalogue model
+    whose facts it has under another name."""
 
     source: str
     versions: Mapping[str, str]
+    same_shape_as: str | None = None
 
 
 @record
@@ -182,6 +184,7 @@ class ModelFacts:
     text_part_of: str | None
     profile: ProfileOrigin
     path: str | None = None
+    resolved_from: str | None = None  # what was typed, where that is not the id
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; without a path where there is none."""

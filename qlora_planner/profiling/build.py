@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
+from qlora_planner.memory.options.stored_checkpoint import stored_quantization
 from qlora_planner.profiling import adapters
 from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
@@ -110,23 +111,6 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
         note=note,
         text_part_of=whole,
     )
-
-
-def stored_quantization(raw: Mapping[str, Any]) -> str | None:
-    """How the checkpoint says its weights are already quantised: `mxfp4`, `fp8`, ...; None where they are not.
-
-    Of bitsandbytes with what its size hangs on: `bitsandbytes-8bit`, `bitsandbytes-nf4`, `bitsandbytes-nf4-double`, ...
-    """
-    stored = raw.get("quantization_config")
-    if not isinstance(stored, Mapping):
-        return None
-    method = str(stored.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stored else "unknown"))
-    if method == "bitsandbytes" or "load_in_8bit" in stored:
-        if stored.get("load_in_8bit"):
-            return "bitsandbytes-8bit"
-        kind = f"bitsandbytes-{stored.get('bnb_4bit_quant_type') or 'fp4'}"  # fp4: BitsAndBytesConfig's own default
-        return f"{kind}-double" if stored.get("bnb_4bit_use_double_quant") else kind
-    return method.lower()
 
 
 def _quantized(raw: Mapping[str, Any], where: str) -> PreTrainedModel:

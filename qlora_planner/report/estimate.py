@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory import Fit, MemoryEstimate
-from qlora_planner.memory.records import STORED_QUANTIZED, weakest
+from qlora_planner.memory.records import STORED_QUANTIZED, ModelFacts, weakest
 from qlora_planner.memory.unmodelled.qualified import told
 from qlora_planner.report.parts.labels import (
     card_line,
@@ -91,6 +91,12 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
     yield from memory_bar(estimate.components, whole, theme)
 
 
+def whose_shapes(model: ModelFacts) -> str | None:
+    """Whose facts a model is answered from where they are another's: `same shapes as Qwen/Qwen2.5-7B`."""
+    same = model.profile.same_shape_as
+    return f"same shapes as {same}" if same else None
+
+
 def is_traced(estimate: MemoryEstimate) -> bool:
     """Whether the figures come from a trace of this very run; else closed forms stand in."""
     return estimate.method == TRACED
@@ -166,6 +172,8 @@ def memory_bar(components: dict[str, int], whole: int, theme: Theme) -> Iterator
 
 
 def _about(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Iterator[Line]:
+    if named := whose_shapes(estimate.model):
+        yield from theme.wrap(named, 6, "model", first_style="dim")
     yield from theme.wrap(recipe(estimate.run), 6, "run", first_style="dim")
     if gpu is not None and estimate.fit is not None:
         text = f"{card_line(gpu)}. A process can use {format_mib(estimate.fit.usable_bytes)}."

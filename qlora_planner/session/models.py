@@ -14,8 +14,9 @@ from qlora_planner.hub_address import check_endpoint
 from qlora_planner.installing import install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.packages import Warn
-from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.locations import cache_dir, configs_dirs, models_dirs
+from qlora_planner.sources.catalogue import ModelCatalogue, file_name
+from qlora_planner.sources.locations import cache_dir, configs_dirs, fields_dirs, models_dirs
+from qlora_planner.sources.names import Named, Names
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain, quoted
 
@@ -50,15 +51,37 @@ def load_model(
         raise InputError("MODEL is empty: give a catalogue name, a Hub id, a model folder or a config.json")
     catalogue = ModelCatalogue(models_dirs(profiles))
     found = _find(text, catalogue, warn)
-    if isinstance(found, str):
+    if isinstance(found, Named):
         if build != "always":
-            return catalogue.load(found)
-        found = _from_hub(found, catalogue)
-    return _profile_of(found, text, catalogue, build, warn)
+            return _named(found, text, catalogue)
+        found = _from_hub(found.id, catalogue)
+    return _profile_of(found, text, catalogue, build, warn, profiles)
 
 
-def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> str | RawConfig:
-    """The catalogue id that `text` names, else the config it leads to."""
+def _named(found: Named, text: str, catalogue: ModelCatalogue) -> ModelProfile:
+    """The catalogue's profile under the id that was meant, saying what was typed and whose facts these are."""
+    known = catalogue.load(found.base)
+    typed = None if text == found.id else text
+    if found.id == found.base:
+        return replace(known, resolved_from=typed)
+    dims, stored = dict(known.dims), known.checkpoint_quantization
+    if found.max_position_embeddings is not None:
+        dims["max_position_embeddings"] = found.max_position_embeddings
+    if found.stored is not None:
+        stored = None if found.stored == "none" else found.stored
+    return replace(
+        known,
+        id=found.id,
+        dims=dims,
+        checkpoint_quantization=stored,
+        same_shape_as=found.base,
+        same_shape_sha256=known.config_sha256,
+        resolved_from=text,
+    )
+
+
+def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> Named | RawConfig:
+    """The model that `text` names, else the config it leads to."""
     from qlora_planner.sources import configs
 
     if configs.written_as_path(text):
@@ -68,9 +91,11 @@ def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> str | RawConfig:
     if model_id is not None:
         if exists:
             warn(f"{plain(text)}: taken as the catalogue's {model_id}; write ./{plain(text)} for the file or folder")
-        return model_id
+        return Named(id=model_id, base=model_id)
     if exists:
         return configs.read_config(text)
+    if (named := Names(catalogue).find(text)) is not None:
+        return named
     if not configs.is_hub_id(text):
         raise InputError(
             f"{quoted(text)} is no catalogue name, no Hub id, and no such file or folder{catalogue.suggestion(text)}"
@@ -98,8 +123,15 @@ def _from_hub(repo_id: str, catalogue: ModelCatalogue) -> RawConfig:
         raise
 
 
-def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Build, warn: Warn) -> ModelProfile:
-    """The profile of a config: the catalogue's for the same config, a cached one, or a new one."""
+def _profile_of(
+    raw: RawConfig,
+    text: str,
+    catalogue: ModelCatalogue,
+    build: Build,
+    warn: Warn,
+    profiles: str | os.PathLike[str] | None = None,
+) -> ModelProfile:
+    """The profile of a config: the catalogue's for the same config or shape, a cached one, or a new one."""
     from qlora_planner.sources.profile_cache import ProfileCache, cache_key, installed_versions
     from qlora_planner.sources.tape_cache import ConfigCache
 
@@ -107,7 +139,7 @@ def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Bui
     cache = ProfileCache(cache_dir() / "profiles", warn)
     missing = packages.missing_packages()
     if build != "always":
-        known = catalogue.with_config(raw.sha256)
+        known = catalogue.with_config(raw.sha256) or with_shape(raw, catalogue, profiles)
         if known is None:
             key = cache_key(raw.sha256, installed_versions())
             known = cache.newest(raw.sha256) if missing else cache.load(key)
@@ -123,6 +155,60 @@ def _profile_of(raw: RawConfig, text: str, catalogue: ModelCatalogue, build: Bui
 def profile_of(raw: RawConfig, *, build: Build = "auto", warn: Warn = _python_warning) -> ModelProfile:
     """The profile of a config that is at hand; raises as `load_model` does."""
     return _profile_of(raw, raw.id, ModelCatalogue(models_dirs()), build, warn)
+
+
+def with_shape(
+    raw: RawConfig, catalogue: ModelCatalogue, profiles: str | os.PathLike[str] | None = None
+) -> ModelProfile | None:
+    """The facts of the catalogue model that `raw` equals in all that shapes it, under its own name; None where it
+    equals none.
+
+    Of several such models the one whose config agrees in most other fields too.
+    """
+    from qlora_planner.memory.options.stored_checkpoint import stored_quantization
+    from qlora_planner.sources.configs import read_config
+    from qlora_planner.sources.same_shape import same_shape
+
+    folders = configs_dirs(profiles)
+
+    def agreeing(model_id: str) -> int:
+        paths = (folder / file_name(model_id) for folder in folders)
+        own = next((read_config(path).config for path in paths if path.is_file()), {})
+        return sum(1 for name, value in own.items() if name in raw.config and raw.config[name] == value)
+
+    names = set(catalogue.names())
+    equal = [one for one in same_shape(raw.config, fields_dirs(profiles)) if one.model_id in names]
+    if not equal:
+        return None
+    chosen = max(equal, key=lambda one: agreeing(one.model_id)) if len(equal) > 1 else equal[0]
+    known = catalogue.load(chosen.model_id)
+    if not (_names_class(raw, known) and _spares_the_usual(raw, known)):
+        return None
+    dims = dict(known.dims)
+    if chosen.max_position_embeddings is not None:
+        dims["max_position_embeddings"] = chosen.max_position_embeddings
+    return replace(
+        known,
+        id=raw.id,
+        config_sha256=raw.sha256,
+        dims=dims,
+        checkpoint_quantization=stored_quantization(raw.config),
+        same_shape_as=known.id,
+        same_shape_sha256=known.config_sha256,
+    )
+
+
+def _names_class(raw: RawConfig, known: ModelProfile) -> bool:
+    """Whether the config asks for the class of `known`, by name or by leaving it to its model type."""
+    named = raw.config.get("architectures")
+    return not named or named[0] == known.class_name
+
+
+def _spares_the_usual(raw: RawConfig, known: ModelProfile) -> bool:
+    """Whether a checkpoint that bitsandbytes stored left the same modules alone as loading does by itself."""
+    stored = raw.config.get("quantization_config")
+    spared = stored.get("llm_int8_skip_modules") if isinstance(stored, dict) else None
+    return not spared or (spared == ["lm_head"] and all(one.reason != "protected" for one in known.tensors))
 
 
 def _not_profiled(text: str, missing: Sequence[str]) -> str:
@@ -188,11 +274,11 @@ def source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) ->
     from qlora_planner.sources.tape_cache import ConfigCache
 
     for folder in configs_dirs(profiles):
-        path = folder / (profile.id.replace("/", "__") + ".json")
+        path = folder / file_name(profile.same_shape_as or profile.id)
         if path.is_file():
             found = read_config(path)
             if found.sha256 == profile.config_sha256:
-                return found
+                return replace(found, id=profile.id)
     kept = ConfigCache(cache_dir() / "configs").load(profile.config_sha256)
     if kept is None:
         return None

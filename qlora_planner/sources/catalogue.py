@@ -50,31 +50,16 @@ class ModelCatalogue:
         ending = "-" + wanted
         return (
             self._only(text, (name for name, tail in tails.items() if tail == wanted))
-            or self._only(text, (name for name, tail in tails.items() if tail.endswith(ending)))
+            or self._only(text, (name for name, tail in tails.items() if tail.endswith(ending)), by_words=True)
             or self._only(text, (name for name, tail in tails.items() if tail == wanted + "-hf"))
         )
 
     def nearest(self, text: str, most: int = 3) -> tuple[str, ...]:
-        """Ids that look most like `text`, the likeliest first; none when nothing does."""
-        from difflib import SequenceMatcher
+        """Ids that `text` may have meant, the likeliest first; none when nothing is like it."""
+        from qlora_planner.sources.names import Names
+        from qlora_planner.sources.words import nearest_names
 
-        wanted = fold(text[:_LONGEST_NAME])
-        if not wanted:
-            return ()
-        tail = wanted.partition("/")[2] or wanted
-        matcher = SequenceMatcher(autojunk=False)
-        scores: list[tuple[float, str]] = []
-        for name in self.names():
-            folded = fold(name)
-            # Another organisation's copy of a model is as near as a misspelt name: compare both ways.
-            likeness = 0.0
-            for ours, theirs in ((wanted, folded), (tail, folded.partition("/")[2] or folded)):
-                matcher.set_seqs(theirs, ours)
-                if matcher.quick_ratio() > likeness:
-                    likeness = max(likeness, matcher.ratio())
-            if likeness >= 0.6:
-                scores.append((-likeness, name))
-        return tuple(name for _, name in sorted(scores)[:most])
+        return nearest_names(text, self.names(), Names(self).fame, most)
 
     def load(self, model_id: str) -> ModelProfile:
         """The profile with exactly this id, `source` "catalogue".
@@ -146,14 +131,25 @@ class ModelCatalogue:
             refuse([f"holds the profile of {quoted(profile.id)}, but its name says {quoted(model_id)}"], str(path))
         return profile
 
-    @staticmethod
-    def _only(text: str, matches: Iterable[str]) -> str | None:
-        candidates = list(matches)
-        if len(candidates) > 1:
-            shown = ", ".join(candidates[:_MOST_CANDIDATES])
-            more = f" and {len(candidates) - _MOST_CANDIDATES} more" if len(candidates) > _MOST_CANDIDATES else ""
-            raise InputError(f"{quoted(text)} could be {plain(shown)}{more}; give more of the name")
-        return candidates[0] if candidates else None
+    def _only(self, text: str, matches: Iterable[str], by_words: bool = False) -> str | None:
+        """The only one of `matches`. `by_words` lists with several also those that have the words elsewhere."""
+        matching = list(matches)
+        if len(matching) > 1:
+            from qlora_planner.sources.names import Names
+            from qlora_planner.sources.words import words_of
+
+            if by_words:
+                wanted = set(words_of(text))
+                matching += [name for name in self.names() if name not in matching and wanted <= set(words_of(name))]
+            raise InputError(f"{quoted(text)} {candidates_line(Names(self).sorted_by_fame(text, matching))}")
+        return matching[0] if matching else None
+
+
+def candidates_line(names: Sequence[str]) -> str:
+    """`could be a, b and 5 more; give more of the name`."""
+    shown = ", ".join(names[:_MOST_CANDIDATES])
+    more = f" and {len(names) - _MOST_CANDIDATES} more" if len(names) > _MOST_CANDIDATES else ""
+    return f"could be {plain(shown)}{more}; give more of the name"
 
 
 def fold(text: str) -> str:

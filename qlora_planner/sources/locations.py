@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_planner.spec.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs")
+KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -56,6 +56,11 @@ def tapes_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ..
 def configs_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
     """Folders of the catalogue's configs; see `profile_roots` for the order and the errors."""
     return _inside("configs", profiles)
+
+
+def fields_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of what shapes each class; see `profile_roots` for the order and the errors."""
+    return _inside("fields", profiles)
 
 
 def user_profiles() -> Path:

@@ -45,7 +45,8 @@ def tape_path(folder: Path, kind: str, model_id: str) -> Path:
 def stored_tape(
     profile: ModelProfile, dirs: Sequence[Path], batch_size: int = 1, seq_len: int = 2048
 ) -> StoredTape | None:
-    """The tape of this very config for these sizes in the first folder that has one; None when none does.
+    """The tape of this config, or of the model that it has the shape of, for these sizes in the first folder that has
+    one; None when none does.
 
     Raises InputError naming a file that cannot be read.
     """
@@ -112,14 +113,15 @@ def header_of(path: Path) -> dict[str, Any]:
 
 
 def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[list[bytes]], T | None]) -> T | None:
+    made_from = profile.same_shape_sha256 or profile.config_sha256
     for folder in dirs:
-        path = tape_path(folder, kind, profile.id)
+        path = tape_path(folder, kind, profile.same_shape_as or profile.id)
         if not path.is_file():
             continue
         try:
             lines = _lines(path)
             header = json.loads(lines[0])
-            if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != profile.config_sha256:
+            if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != made_from:
                 return None
             return pick(lines)
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:

@@ -6,8 +6,9 @@ Every method may run in a thread of its own; results are remembered by run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
+    from qlora_planner.sources.names import Names
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.tui.widgets.rows import ModelRow
 
@@ -45,6 +47,20 @@ def card_of(text: str | None, profiles: str | None = None) -> PlannedCard:
             raise
         note = f"no card is found here: {ASSUMED_CARD} is assumed; g picks another"
         return replace(cards.card_of(session, ASSUMED_CARD), note=note)
+
+
+def models_named(text: str, profiles: str | None) -> Callable[[str], bool]:
+    """Which models of the catalogue `text` names, by the words that the command line takes for names."""
+    return _names(profiles).searched(text)
+
+
+@cache
+def _names(profiles: str | None) -> Names:
+    from qlora_planner.sources.catalogue import ModelCatalogue
+    from qlora_planner.sources.locations import models_dirs
+    from qlora_planner.sources.names import Names
+
+    return Names(ModelCatalogue(models_dirs(profiles)))
 
 
 def card_names(profiles: str | None = None) -> tuple[str, ...]:

@@ -71,6 +71,8 @@ def test_filter_sort_group() -> None:
     assert ids("nothing") == []
     assert ids("", "name") == ["a/one-8b", "b/two-70b", "c/three-1b"]
     assert ids("", "verdict")[-1] == "b/two-70b"
+    by_name = chosen(ROWS, "one: 8b", "size", "none", named=lambda model_id: model_id == "a/one-8b")
+    assert [row.model_id for _, row in by_name] == ["a/one-8b"]
     grouped = chosen(ROWS, "", "size", "family")
     assert [heading for heading, _ in grouped] == ["llama", "llama", "qwen2"]
     assert [row.model_id for _, row in chosen(ROWS, "", "size", "size")] == ids("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.memory.records import STORED_QUANTIZED, Problem
@@ -53,6 +54,23 @@ _OTHERS = {
     "vptq": "VPTQ", "spqr": "SpQR", "higgs": "HIGGS", "quark": "Quark", "auto-round": "AutoRound", "nvfp4": "NVFP4",
     "mxfp8": "MXFP8", "fp_quant": "FP-Quant", "sinq": "SINQ", "metal": "Metal",
 }  # fmt: skip
+
+
+def stored_quantization(raw: Mapping[str, Any]) -> str | None:
+    """How the checkpoint says its weights are already quantised: `mxfp4`, `fp8`, ...; None where they are not.
+
+    Of bitsandbytes with what its size hangs on: `bitsandbytes-8bit`, `bitsandbytes-nf4`, `bitsandbytes-nf4-double`, ...
+    """
+    stored = raw.get("quantization_config")
+    if not isinstance(stored, Mapping):
+        return None
+    method = str(stored.get("quant_method") or ("bitsandbytes" if "load_in_4bit" in stored else "unknown"))
+    if method == "bitsandbytes" or "load_in_8bit" in stored:
+        if stored.get("load_in_8bit"):
+            return "bitsandbytes-8bit"
+        kind = f"bitsandbytes-{stored.get('bnb_4bit_quant_type') or 'fp4'}"  # fp4: BitsAndBytesConfig's own default
+        return f"{kind}-double" if stored.get("bnb_4bit_use_double_quant") else kind
+    return method.lower()
 
 
 def checkpoint_of(profile: ModelProfile) -> Checkpoint | None:

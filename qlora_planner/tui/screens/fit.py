@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.widgets import DataTable, Input
 
 from qlora_planner.report.parts.theme import VERDICT_WORDS, Theme, verdict_style
+from qlora_planner.tui import core
 from qlora_planner.tui.control.figures import SIZES, SURVEY_OF_SIZES
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
@@ -74,7 +75,8 @@ class FitScreen(Page):
         self._columns(table)
         self.shown = []
         last = None
-        for heading, row in chosen(self.state.rows or [], text, self.state.sort, self.state.group):
+        named = core.models_named(text, self.state.profiles)
+        for heading, row in chosen(self.state.rows or [], text, self.state.sort, self.state.group, named):
             if heading and heading != last:
                 last = heading
                 self.shown.append(None)

@@ -28,13 +28,15 @@ SORTED_BY = {"": "verdict", "model": "name", "size": "size", "GiB": "memory", "o
              "tokens/s": "speed"}  # fmt: skip
 
 
-def chosen(rows: Iterable[ModelRow], text: str, sort: str, group: str) -> list[tuple[str, ModelRow]]:
+def chosen(
+    rows: Iterable[ModelRow], text: str, sort: str, group: str, named: Callable[[str], bool] = lambda _id: False
+) -> list[tuple[str, ModelRow]]:
     """The rows that hold every word of `text`, in order, each with the heading of its group (empty: none).
 
-    A word is looked for in the model's id, its family and its verdict.
+    A word is looked for in the model's id, its family and its verdict; `named` says which ids the text names otherwise.
     """
     words = text.lower().split()
-    matching = [row for row in rows if all(word in _searched(row) for word in words)]
+    matching = [row for row in rows if all(word in _searched(row) for word in words) or named(row.model_id)]
     matching.sort(key=SORTS.get(sort, SORTS["verdict"]))
     if group == "family":
         return sorted(((row.family, row) for row in matching), key=lambda pair: pair[0])

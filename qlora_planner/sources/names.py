@@ -1,0 +1,170 @@
+"""Names that people type for models of the catalogue: derived repositories, mirrors and a few words.
+
+profiles/names.json lists, by the catalogue model whose tensors they have, ids whose published config is known to
+be the same in everything that shapes it, and the best known models in their order.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.bounded import small_json
+from qlora_planner.errors import InputError, RefusedError
+from qlora_planner.record import record
+from qlora_planner.sources.catalogue import ModelCatalogue, candidates_line, fold
+from qlora_planner.sources.words import rank, size_distance, squashed, words_of
+from qlora_planner.text import plain, quoted
+
+NAMES_SCHEMA = "qlora-plan/names/1"
+NAMES_FILE = "names.json"
+# Repositories whose name says that another program packed their weights into a format that no adapter trains on here.
+_PACKED = re.compile(r"[-_.](gptq|awq|gguf|ggml|exl2|exl3|mlx|hqq|aqlm)(?![a-z])|^mlx-community/", re.IGNORECASE)
+_AFTER_PACKED = re.compile(
+    r"[-_.](?:gptq|awq|gguf|ggml|exl2|exl3|mlx|hqq|aqlm|int4|int8|4bit|8bit|q\d\w*|\d+bpw)(?![a-z]).*$", re.IGNORECASE
+)
+
+
+@record
+class Named:
+    """What a text names: `id` as the Hub writes it, and the catalogue model that has the same tensors."""
+
+    id: str
+    base: str
+    stored: str | None = None  # how its weights are stored, if not as the base's: `bitsandbytes-nf4-double`, `none`
+    max_position_embeddings: int | None = None  # where it was trained for other lengths than its base
+
+
+class Names:
+    """The table of names beside a catalogue, and the search by words through both."""
+
+    def __init__(self, catalogue: ModelCatalogue) -> None:
+        self._catalogue = catalogue
+
+    @cached_property
+    def derived(self) -> dict[str, Named]:
+        """Every derived id of a model that the catalogue has."""
+        found: dict[str, Named] = {}
+        known = set(self._catalogue.names())
+        for group in self._table.get("derived", ()):
+            if group["base"] in known:
+                for model_id in group["ids"]:
+                    found.setdefault(
+                        model_id,
+                        Named(
+                            id=model_id, base=group["base"], stored=group.get("stored"),
+                            max_position_embeddings=group.get("max_position_embeddings"),
+                        ),
+                    )  # fmt: skip
+        return found
+
+    @cached_property
+    def fame(self) -> tuple[str, ...]:
+        """The best known models, best known first."""
+        return tuple(self._table.get("fame", ()))
+
+    def find(self, text: str) -> Named | None:
+        """What `text` names: a derived id in any case, the name of one without its owner, or words; None for nothing.
+
+        Raises InputError listing the candidates when several models fit, RefusedError for a repository whose weights
+        are packed, with the model to give instead.
+        """
+        wanted = fold(text)
+        whole = "/" in text
+        same = [
+            one for name, one in self.derived.items()
+            if fold(name if whole else _tail(name)) == wanted and (whole or not self._mirrored(name))
+        ]  # fmt: skip
+        if same and wanted not in self._ambiguous:
+            return self._one(text, same, same)
+        self._refuse_packed(text)
+        return None if whole else self._by_words(text)
+
+    def searched(self, text: str) -> Callable[[str], bool]:
+        """Whether a catalogue model, or one derived from it, has every word of `text` in its name."""
+        wanted = set(words_of(text))
+        if not wanted:
+            return lambda _name: False
+        bases = {one.base for name, one in self.derived.items() if wanted <= set(words_of(name))}
+        return lambda name: name in bases or wanted <= set(words_of(name))
+
+    def _mirrored(self, name: str) -> bool:
+        """Whether an id is another organisation's copy, which is meant only where its owner is named."""
+        return name.partition("/")[0] in self._table.get("mirrors", ())
+
+    @property
+    def _ambiguous(self) -> tuple[str, ...]:
+        """Names of one model by which people mean another of several more often."""
+        return tuple(self._table.get("ambiguous", ()))
+
+    @cached_property
+    def _table(self) -> dict[str, Any]:
+        for folder in self._catalogue.dirs:
+            path: Path = folder.parent / NAMES_FILE
+            if path.is_file():
+                table = small_json(path)
+                if isinstance(table, dict) and table.get("schema") == NAMES_SCHEMA:
+                    return table
+        return {}
+
+    def _by_words(self, text: str) -> Named | None:
+        wanted = words_of(text)
+        if not wanted:
+            return None
+        pool = [*(Named(id=name, base=name) for name in self._catalogue.names()), *self.derived.values()]
+        hits = [one for one in pool if set(wanted) <= set(words_of(one.id))]
+        if not hits and len(squashed(text)) > 2:
+            hits = [one for one in pool if squashed(one.id).startswith(squashed(text))]
+        best = hits
+        if fold(text) not in self._ambiguous:
+            best = [one for one in hits if words_of(one.id) == wanted and not self._mirrored(one.id)] or hits
+        best = [one for one in best if words_of(one.id)[0] == wanted[0]] or best
+        # The model's makers before others who named theirs after it.
+        best = [one for one in best if wanted[0] in one.id.partition("/")[0].lower()] or best
+        return self._one(text, best, hits) if best else None
+
+    def _one(self, text: str, best: list[Named], hits: list[Named]) -> Named:
+        """The only model that `best` names, as the catalogue has it where that is among `hits`."""
+        own = {one.base: one for one in hits if one.id == one.base}
+        by_base: dict[str, Named] = {}
+        for one in best:
+            by_base.setdefault(one.base, own.get(one.base, one))
+        if len(by_base) == 1:
+            return next(iter(by_base.values()))
+        shown = self.sorted_by_fame(text, (one.id for one in by_base.values()))
+        raise InputError(f"{quoted(text)} {candidates_line(shown)}")
+
+    def sorted_by_fame(self, text: str, names: Iterable[str]) -> list[str]:
+        """Names nearest in size to what `text` states, the best known first."""
+        wanted = words_of(text)
+
+        def key(name: str) -> tuple[float, int, str]:
+            base = self.derived[name].base if name in self.derived else name
+            return size_distance(wanted, words_of(name)), min(rank(name, self.fame), rank(base, self.fame)), name
+
+        return sorted(names, key=key)
+
+    def _refuse_packed(self, text: str) -> None:
+        found = _PACKED.search(text)
+        if found is None:
+            return
+        bare = _AFTER_PACKED.sub("", _tail(text))
+        try:
+            base = self._catalogue.resolve(bare)
+            named = None if base else self._by_words(bare)
+        except InputError:
+            base, named = None, None
+        origin = base or (named.id if named else None)
+        instead = f"give {origin}, which it was made from" if origin else "give the 16-bit model that it was made from"
+        format_name = (found[1] or "mlx").upper()
+        raise RefusedError(
+            f"{plain(text)} will not run: its weights are packed as {format_name}, and a fine-tune starts from"
+            f" ordinary weights, which bitsandbytes packs as it loads them; {instead}"
+        )
+
+
+def _tail(name: str) -> str:
+    return name.rpartition("/")[2]

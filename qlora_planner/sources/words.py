@@ -1,0 +1,80 @@
+"""Names of models as words: `llama3.1:8b`, `gemma3 27b` and `Llama-3.1-8B` are the same three."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Sequence
+
+# Experts times size (8x7b), active size (a3b), effective size (e4b), a version (v0.3), a size, a number, letters.
+_WORD = re.compile(
+    r"\d+x\d+(?:\.\d+)?b|(?<![a-z\d])[ae]\d+(?:\.\d+)?b(?![a-z])|(?<![a-z\d])v\d+(?:\.\d+)*"
+    r"|\d+(?:\.\d+)*[bmk](?![a-z])|\d+(?:\.\d+)*|[^\W\d_]+"
+)
+_SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])")
+_LONGEST = 120  # a Hub id has at most 96 characters; nothing longer is worth comparing
+# Endings that say how a checkpoint was converted, not which model it is.
+_CONVERTED = ("hf",)
+
+
+def words_of(name: str) -> tuple[str, ...]:
+    """The words of a name, without the organisation before a slash."""
+    tail = name[:_LONGEST].rpartition("/")[2].lower()
+    found = _WORD.findall(re.sub(r"(?<=\d)_(?=\d)", ".", tail))
+    words = tuple(word for word in found if word not in _CONVERTED)
+    return words[1:] if words[:2] == ("meta", "llama") else words
+
+
+def billions(words: Iterable[str]) -> float | None:
+    """The size that a name states, in billions of parameters; experts times size for a mixture."""
+    for word in words:
+        if (found := _SIZE.fullmatch(word)) is not None:
+            experts, number, unit = found.groups()
+            return float(number) * int(experts or 1) / (1000 if unit == "m" else 1)
+    return None
+
+
+def size_distance(first: Sequence[str], second: Sequence[str]) -> float:
+    """How far apart the sizes in two names are, as the logarithm of their ratio; 0 where one states none."""
+    ours, theirs = billions(first), billions(second)
+    if not ours or not theirs:
+        return 0.0
+    return abs(math.log(ours / theirs))
+
+
+def squashed(text: str) -> str:
+    """A name's letters and digits alone."""
+    return "".join(character for character in text.rpartition("/")[2].lower() if character.isalnum())
+
+
+def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: int = 3) -> tuple[str, ...]:
+    """Names that `text` may have meant, nearest first: of the same model, then by words, size and fame.
+
+    A name whose first word is another model's is none of them, unless it is that word misspelt.
+    """
+    from difflib import SequenceMatcher
+
+    wanted = words_of(text)
+    if not wanted:
+        return ()
+    matcher = SequenceMatcher(autojunk=False)
+    matcher.set_seq2(wanted[0])
+    found: list[tuple[float, ...]] = []
+    known = list(names)
+    for place, name in enumerate(known):
+        words = words_of(name)
+        likeness = 0.0
+        if words and words[0] == wanted[0]:
+            likeness = 1.0
+        elif words:
+            matcher.set_seq1(words[0])
+            likeness = matcher.ratio() if matcher.quick_ratio() >= 0.8 else 0.0
+        if likeness >= 0.8:
+            shared = sum(1 for word in set(words[1:]) & set(wanted[1:]) if not _SIZE.fullmatch(word))
+            found.append((-likeness, -shared, size_distance(wanted, words), rank(name, fame), place))
+    return tuple(known[int(place)] for *_, place in sorted(found)[:most])
+
+
+def rank(name: str, fame: Sequence[str]) -> int:
+    """The place of a name in the list of the best known; behind all of them where it is not there."""
+    return fame.index(name) if name in fame else len(fame)
