@@ -37,6 +37,7 @@ BYTES_PER_TOKEN_BOUNDS = {
     "google/gemma-2-2b": 0.11,
     "google/gemma-3-1b": 0.09,
     "Qwen/Qwen1.5-MoE-A2.7B": 0.2,  # experts: the coarsest of the forms
+    "mistralai/Mixtral-8x7B-v0.1": 0.26,
 }
 
 

@@ -70,3 +70,11 @@ def test_evaluation_batches_shrink_where_evaluation_ran_out() -> None:
 def test_states_survive_paging_and_nothing_else() -> None:
     assert keeps_states("adamw_8bit", "paged_adamw_8bit")
     assert not keeps_states("adamw_torch", "paged_adamw_8bit")
+
+
+@pytest.mark.parametrize("evaluated", [1, 3, 8])
+def test_no_rung_evaluates_larger_batches_than_it_trains(evaluated: int) -> None:
+    found = [lower for lower, _ in fallbacks(resolved(batch_size=8, eval_batch_size=evaluated), PROFILE)]
+    smaller = [lower for lower in found if lower.batch_size < 8]
+    assert smaller
+    assert all((lower.eval_batch_size or 0) in range(1, lower.batch_size + 1) for lower in smaller)
