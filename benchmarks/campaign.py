@@ -177,7 +177,9 @@ def run_cases(options: argparse.Namespace) -> int:
     # Large ones first: small ones then fill what they leave of the card.
     waiting.sort(key=lambda case: -case["expected_bytes"])
     deadline = time.monotonic() + 60 * options.minutes
-    room, running, failed = options.room_gib * GIB, [], []
+    room = options.room_gib * GIB
+    running: list[Any] = []
+    failed: list[Any] = []
     print(f"{len(waiting)} of {len(cases)} runs to measure", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         try:

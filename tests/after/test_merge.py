@@ -211,7 +211,8 @@ def test_a_model_that_no_merge_wrote_is_not_written_over(make: Make, tmp_path: P
 @pytest.mark.fault("`merge` is interrupted", does="nothing is left", exit=130, part="after")
 def test_an_interrupt_leaves_nothing(make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, _ = make(llama(), shard="40KB")
-    real, done = merging._write_shard, []
+    real = merging._write_shard
+    done: list[Path] = []
 
     def interrupted(*args: Any) -> None:
         if done:

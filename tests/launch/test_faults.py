@@ -73,7 +73,7 @@ def begun() -> RunDirectory:
     return folder
 
 
-Change = Callable[[], None]
+Change = Callable[[], object]
 
 
 def _write(name: str, text: str) -> Change:

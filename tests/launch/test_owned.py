@@ -195,7 +195,8 @@ def test_a_folder_that_was_being_removed_still_has_its_mark(tmp_path: Path, monk
     mark(folder)
     for name in ("a", "b", "z"):
         (folder / name).write_text("x")
-    unlink, gone = Path.unlink, []
+    unlink = Path.unlink
+    gone: list[Path] = []
 
     def ended(path: Path, missing_ok: bool = False) -> None:
         if gone:

@@ -189,12 +189,11 @@ def test_a_candidate_works_from_as_many_bytes_on_as_the_estimate_of_its_run(
     run = RunConfig(batch_size=batch_size, seq_len=seq_len, grad_accum=grad_accum, **options)  # type: ignore[arg-type]
     resolution, budget = resolve(profile, run, H200), Budget.of(H200)
     memory = CandidateFactory.of(profile, budget).make(resolution)
-    floors, traced = memory.floors(*(np.array([size], dtype=np.int64) for size in (batch_size, seq_len)))
+    batch, seq = np.array([batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64)
+    floors, traced = memory.floors(batch, seq)
     assert not traced.any()
     assert floors.tolist() == [estimate(profile, run, H200).floor_bytes]
     # The same, where the run at hand accumulates otherwise than the candidate.
     other = CandidateFactory.of(profile, budget).make(resolve(profile, run.with_(grad_accum=3 - min(grad_accum, 2))))
-    floors, _ = other.floors(
-        *(np.array([size], dtype=np.int64) for size in (batch_size, seq_len)), accumulated=grad_accum > 1
-    )
+    floors, _ = other.floors(batch, seq, accumulated=grad_accum > 1)
     assert floors.tolist() == [estimate(profile, run, H200).floor_bytes]

@@ -70,7 +70,7 @@ def test_cards_are_ordered_by_memory_then_rent_then_name() -> None:
 )
 def test_the_smallest_card_is_one_on_which_the_run_works(changes: dict[str, object], named: str) -> None:
     """Both hold the run and the first is cheaper, unless it cannot run it at all."""
-    first, second = card("first", 0.1, **{"cuda_total_bytes": None, **changes}), card("second", 0.2)
+    first, second = card("first", 0.1, 1.0, **{"cuda_total_bytes": None, **changes}), card("second", 0.2)
     answer = estimate(LLAMA, RunConfig(seq_len=512), None)
     found = smallest_card(LLAMA, answer, [second, first], Budget.of(None))
     assert found is not None and found.card.name == named

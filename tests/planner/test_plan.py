@@ -121,11 +121,11 @@ def test_a_price_is_the_difference_of_two_estimates(knob: str, change: dict[str,
 
 def test_prices_have_the_signs_that_people_count_on() -> None:
     found = {tuple(row.change.items()): row for row in planned().prices if row.bytes is not None}
-    assert found[(("gradient_checkpointing", False),)].bytes > 0
-    assert found[(("gradient_checkpointing", False),)].speed > 1
-    assert found[(("upcast", True),)].bytes > 0
-    assert found[(("attention", "eager"),)].speed < 1
-    assert found[(("double_quant", False),)].bytes > 0
+    assert (found[(("gradient_checkpointing", False),)].bytes or 0) > 0
+    assert (found[(("gradient_checkpointing", False),)].speed or 0) > 1
+    assert (found[(("upcast", True),)].bytes or 0) > 0
+    assert (found[(("attention", "eager"),)].speed or 2) < 1
+    assert (found[(("double_quant", False),)].bytes or 0) > 0
 
 
 def test_every_rung_of_the_ladder_needs_less() -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 from importlib import import_module, resources
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -51,7 +52,7 @@ CARD = ("--gpu", "rtx-4090", "--reserve", "800MiB")
 
 def test_answers_are_those_of_the_command_line(bench: Workbench) -> None:
     options = ("--seq-len", "4096", "--rank", "32")
-    asked = {"seq_len": 4096, "rank": 32}
+    asked: dict[str, Any] = {"seq_len": 4096, "rank": 32}
     assert as_json(bench.estimate(MODEL, **asked).to_dict()) == document("estimate", MODEL, *CARD, *options)
     assert as_json(bench.plan(MODEL, **asked).to_dict()) == document("plan", MODEL, *CARD, *options)
     assert json_ready(bench.plan(MODEL).prices) == document("plan", MODEL, *CARD)["prices"]  # type: ignore[index]
@@ -113,11 +114,12 @@ def test_an_answer_is_worked_out_once(bench: Workbench) -> None:
 
 
 def test_catalogues_and_measurements_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from qlora_planner.session import models
     from qlora_planner.session import session as module
     from qlora_planner.sources import evidence
 
     reads: list[str] = []
-    read, load = evidence.read_calibration, module.load_model
+    read, load = evidence.read_calibration, models.load_model
     monkeypatch.setattr(evidence, "read_calibration", lambda *a: reads.append("calibration") or read(*a))
     monkeypatch.setattr(module, "load_model", lambda *a, **b: reads.append("model") or load(*a, **b))
     session = Session()

@@ -53,7 +53,8 @@ def traced(model: tuple[tuple[str, Any], ...] = (), **options: Any) -> Tape:
 def walk(tape: Tape) -> dict[tuple[str, str, int], tuple[int, int]]:
     """Live bytes at the highest moment and at the end of each segment of the first step."""
     alive: dict[int, int] = {}
-    live, found = 0, {}
+    live = 0
+    found: dict[Any, Any] = {}
     for segment in tape.segments:
         top = live
         for storage, size in tape.events[segment.start : segment.stop]:

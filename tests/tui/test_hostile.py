@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.style import Style
@@ -58,10 +59,10 @@ def test_a_card_typed_in_the_dialog_is_refused_in_words(tmp_path: Path, text: st
 
 
 def test_every_dialog_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
-    dialogs: list[Screen[object]] = [
+    dialogs: list[Screen[Any]] = [
         CardScreen([ALL, *HOSTILE]), CommandScreen(ALL), TextScreen(ALL, ALL, check=lambda _: ALL),
         ChoiceScreen(ALL, [("stay", ALL)]), ExportScreen(ALL), LaunchForm(ALL, ALL, toy=True),
-    ]  # type: ignore[list-item] # fmt: skip
+    ]  # fmt: skip
 
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         for dialog in dialogs:

@@ -53,7 +53,7 @@ def test_a_new_folder_is_profiled_as_the_command_line_does(tmp_path: Path, monke
 
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await pilot.press("o", *"./mine", "enter")
-        shown = set()
+        shown: set[str] = set()
         while not shown or not app.tasks.idle:
             await pilot.pause(0.05)
             shown.add(app.tasks.busy_with)

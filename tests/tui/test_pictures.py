@@ -34,7 +34,9 @@ def test_a_picture_of_something_measured_says_where_it_was_recorded(path: Path) 
 
 def test_the_watched_training_shows_what_was_recorded() -> None:
     recording = Recording(RECORDING)
-    phase, peaks, losses = "", {}, []
+    phase = ""
+    peaks: dict[str, int] = {}
+    losses: list[float] = []
     for event in map(json.loads, recording.events):
         if event["event"] == "phase":
             phase = event["phase"]
