@@ -38,10 +38,10 @@ def cheapest(
         space = search_space(profile, run, named, whole=False)
         factory = CandidateFactory.of(profile, Budget.of(card, calibration=calibration), sweep)
         try:
-            found = search(factory, run, space, OBJECTIVES["throughput"], pace_on=card)
+            ranking = search(factory, run, space, OBJECTIVES["throughput"], pace_on=card)
         except InputError:  # this card's stack refuses all that is left open
             continue
-        best = next(found.best())
+        best = next(ranking.best())
         if best.fits:
             prices.append((card.rent_usd_per_hour / best.pace, card.name, card))
     return min(prices)[2] if prices else None

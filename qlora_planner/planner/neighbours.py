@@ -171,11 +171,11 @@ def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Itera
         )  # fmt: skip
 
 
-def _alike(one: _Point, other: _Point) -> tuple[int, int, bool]:
+def _alike(base: _Point, other: _Point) -> tuple[int, int, bool]:
     """Two floors of the same making, and whether that is a trace, else closed forms."""
-    if one.traced is not None and other.traced is not None:
-        return one.traced, other.traced, True
-    return one.closed, other.closed, False
+    if base.traced is not None and other.traced is not None:
+        return base.traced, other.traced, True
+    return base.closed, other.closed, False
 
 
 def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
@@ -261,8 +261,8 @@ def longest(
         floors, traced = memory.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return floors <= np.where(traced, *limits)
 
-    found = _largest(fitting, top)
-    return None if found is None else found * SEQ_STEP
+    steps_that_fit = _largest(fitting, top)
+    return None if steps_that_fit is None else steps_that_fit * SEQ_STEP
 
 
 def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int) -> int | None:
@@ -272,8 +272,8 @@ def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: in
         seq = np.full_like(sizes, seq_len)
         floors, traced = several.floors(sizes, seq)
         fits = floors <= np.where(traced, *several.largest_floors())
-        alone, known = single.floors(np.ones_like(sizes), seq)
-        return np.where(sizes == 1, alone <= np.where(known, *single.largest_floors()), fits)
+        alone, alone_traced = single.floors(np.ones_like(sizes), seq)
+        return np.where(sizes == 1, alone <= np.where(alone_traced, *single.largest_floors()), fits)
 
     return _largest(fitting, MAX_BATCH)
 

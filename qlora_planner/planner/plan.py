@@ -80,7 +80,7 @@ def _no_tape(_run: RunConfig) -> Tape | None:
 
 def plan(
     profile: ModelProfile,
-    asked: Request,
+    request: Request,
     *,
     sweep: Sweep | None = None,
     tape_of: TapeOf = _no_tape,
@@ -94,17 +94,17 @@ def plan(
     least.
     Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
     """
-    objective = find_objective(asked.objective)
-    run, fixed = asked.run, fixed_options(asked.run, asked.fixed)
-    if asked.data is not None and "seq_len" not in fixed:
+    objective = find_objective(request.objective)
+    run, fixed = request.run, fixed_options(request.run, request.fixed)
+    if request.data is not None and "seq_len" not in fixed:
         from qlora_planner.data.batches.summary import seq_len_for
 
         limit = profile.dims.get("position_rows") or profile.dims.get("max_position_embeddings")
-        run = run.with_(seq_len=seq_len_for(asked.data, int(limit) if limit else None))
+        run = run.with_(seq_len=seq_len_for(request.data, int(limit) if limit else None))
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planner.of(profile, asked, run, sweep, tape_of, orders_of)
+    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of)
     ranking = planner.rank(run, fixed, objective)
     bold = objective.name in ("throughput", "cheapest")
     settled = planner.settle(ranking, bold=bold)
@@ -127,36 +127,36 @@ def plan(
 def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
     """The plan of a run that will not work, without anything to choose."""
     return Plan(
-        model=answer.model, gpu=planner.asked.gpu, run=answer.run, objective=planner.asked.objective, data=None,
+        model=answer.model, gpu=planner.request.gpu, run=answer.run, objective=planner.request.objective, data=None,
         estimate=whole(planner.profile, answer), stack=answer.stack,
         alternatives=(), prices=(), frontier=(),
     )  # fmt: skip
 
 
 def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
-    asked, factory = planner.asked, planner.factory
+    request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
-    cost = cost_of(answer.speed, asked.gpu)
+    cost = cost_of(answer.speed, request.gpu)
     return Plan(
         model=answer.model,
-        gpu=asked.gpu,
+        gpu=request.gpu,
         run=answer.run,
-        estimate=qualified(whole(planner.profile, answer), _of_data(asked)),
+        estimate=qualified(whole(planner.profile, answer), _of_data(request)),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=tuple(prices(factory, answer.run, planner.pace_on, scale)),
         frontier=frontier(factory, answer.run, planner.model_limit, scale),
-        objective=asked.objective,
-        data=None if asked.data is None else _data(planner, choice, answer),
+        objective=request.objective,
+        data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
         ladder=tuple(ladder(factory, answer.run, planner.pace_on)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
         smallest_card=None
-        if _of_data(asked)
-        else smallest_card(planner.profile, answer, asked.cards, asked.budget),
-        compared=tuple(_elsewhere(planner, choice, card) for card in asked.compare),
+        if _of_data(request)
+        else smallest_card(planner.profile, answer, request.cards, request.budget),
+        compared=tuple(_elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(
-            usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=asked.gpu.rent_usd_per_hour,
+            usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=request.gpu.rent_usd_per_hour,
         ),
         search=SearchSummary(
             candidates=planner.looked_at, ranked_on=planner.pace_on.name,
@@ -165,9 +165,9 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     )  # fmt: skip
 
 
-def _of_data(asked: Request) -> tuple[Unmodelled, ...]:
+def _of_data(request: Request) -> tuple[Unmodelled, ...]:
     """What no figure counts of the data."""
-    return () if asked.data is None else asked.data.unmodelled
+    return () if request.data is None else request.data.unmodelled
 
 
 def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) -> int | None:
@@ -179,10 +179,10 @@ def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) 
 
 def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
-    asked = planner.asked
-    there = replace(asked, budget=asked.budget.on(card), pace_on=card if Rates.of(card, None) else asked.pace_on)
+    request = planner.request
+    there = replace(request, budget=request.budget.on(card), pace_on=card if Rates.of(card, None) else request.pace_on)
     other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.tape_of)
-    objective, fixed = find_objective(asked.objective), fixed_options(asked.run, asked.fixed)
+    objective, fixed = find_objective(request.objective), fixed_options(request.run, request.fixed)
     refused = OtherGpu(
         gpu=card.name, label=card.label, usable_bytes=other.budget.usable_bytes, usd_per_hour=card.rent_usd_per_hour
     )
@@ -192,13 +192,13 @@ def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
         return refused
     shown = here.run.to_dict()
     resolved = resolve(planner.profile, best.run, card).run
-    fits = CANNOT_SAY if _of_data(asked) else "fits"
+    fits = CANNOT_SAY if _of_data(request) else "fits"
     row = replace(
         refused,
         verdict=fits if best.fits else "does-not-fit", floor_bytes=best.floor_bytes, run=resolved.to_dict(),
         change={name: value for name, value in best.run.to_dict().items() if value != shown[name]},
     )  # fmt: skip
-    speed = speed_of(planner.profile, resolved, card, asked.budget.calibration)
+    speed = speed_of(planner.profile, resolved, card, request.budget.calibration)
     if not best.fits or speed.tokens_per_s is None:
         return row
     return replace(
@@ -209,7 +209,7 @@ def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
 
 def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
     """What of the chosen run is neither a default nor what a default becomes here."""
-    usual = resolve(planner.profile, _DEFAULT, planner.asked.gpu).run
+    usual = resolve(planner.profile, _DEFAULT, planner.request.gpu).run
     return {
         name: value
         for name, value in choice.run.to_dict().items()
@@ -219,11 +219,11 @@ def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
 
 def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Alternative]:
     """The best run of each other objective, by rank, where it differs; `floor_bytes` is what the chosen one took."""
-    found: list[Alternative] = []
-    fixed = fixed_options(planner.asked.run, planner.asked.fixed)
+    rows: list[Alternative] = []
+    fixed = fixed_options(planner.request.run, planner.request.fixed)
     shown = chosen.run.to_dict()
     for objective in OBJECTIVES.values():
-        if objective.name == planner.asked.objective or objective.cards:
+        if objective.name == planner.request.objective or objective.cards:
             continue
         # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
         kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
@@ -234,7 +234,7 @@ def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Sca
         change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
         if not change or not _gains(objective, other, chosen):
             continue
-        found.append(
+        rows.append(
             Alternative(
                 objective=objective.name,
                 change=change,
@@ -243,7 +243,7 @@ def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Sca
                 speed=pace_ratio(other.pace, other.run, chosen.pace, chosen.run),
             )
         )
-    return found
+    return rows
 
 
 def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
@@ -257,9 +257,9 @@ def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
 
 def _pace_on_rows(planner: Planner, answer: MemoryEstimate) -> float | None:
     """Tokens computed on per second at the mean length of the run's batches; None on a card of unknown rates."""
-    run, data = answer.run, planner.asked.data
+    run, data = answer.run, planner.request.data
     assert data is not None
-    model = planner.factory.pace(resolve(planner.profile, run, planner.asked.gpu), planner.asked.gpu)
+    model = planner.factory.pace(resolve(planner.profile, run, planner.request.gpu), planner.request.gpu)
     if model is None:
         return None
     padded, _ = rows_of(data)(run.batch_size, run.seq_len, run.packing)
@@ -270,7 +270,7 @@ def _data(planner: Planner, choice: Choice, answer: MemoryEstimate) -> DataPlan:
     """The dataset under the run; what a shorter sequence would take is ranked, and scaled by the run's own play."""
     from qlora_planner.data.batches.epochs import plan_data
 
-    data, run = planner.asked.data, answer.run
+    data, run = planner.request.data, answer.run
     assert data is not None
     memory = candidate_memory_at(planner.factory, run, run.batch_size)
     scale = answer.peak.device_bytes / choice.floor_bytes

@@ -69,7 +69,7 @@ class Planner:
     """One model within one budget for one request; `looked_at` counts candidates."""
 
     profile: ModelProfile
-    asked: Request
+    request: Request
     run: RunConfig
     factory: CandidateFactory
     tape_of: TapeOf
@@ -80,24 +80,24 @@ class Planner:
     def of(
         cls,
         profile: ModelProfile,
-        asked: Request,
+        request: Request,
         run: RunConfig,
         sweep: Sweep | None,
         tape_of: TapeOf,
         orders_of: OrdersOf = no_orders,
     ) -> Planner:
         return cls(
-            profile=profile, asked=asked, run=run, factory=CandidateFactory.of(profile, asked.budget, sweep),
+            profile=profile, request=request, run=run, factory=CandidateFactory.of(profile, request.budget, sweep),
             tape_of=tape_of, orders_of=orders_of,
         )  # fmt: skip
 
     @property
     def budget(self) -> Budget:
-        return self.asked.budget
+        return self.request.budget
 
     @property
     def pace_on(self) -> GpuSpec:
-        return self.asked.pace_on or self.asked.gpu
+        return self.request.pace_on or self.request.gpu
 
     @property
     def model_limit(self) -> int | None:
@@ -115,20 +115,20 @@ class Planner:
         whole: bool = True,
     ) -> Ranking:
         """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
-        data = self.asked.data
+        data = self.request.data
         space = search_space(
-            self.profile, run, fixed, effective_batch=effective_batch or self.asked.effective_batch,
+            self.profile, run, fixed, effective_batch=effective_batch or self.request.effective_batch,
             packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
         )  # fmt: skip
         if objective.ranks and "rank" not in fixed:
             space = replace(space, ranks=objective.ranks)
         limits = [limit for limit in (self.model_limit, longest) if limit is not None]
-        found = search(
+        ranking = search(
             self.factory, run, space, objective, pace_on=self.pace_on,
             model_limit=min(limits, default=None), rows=None if data is None else rows_of(data),
         )  # fmt: skip
-        self.looked_at += found.count
-        return found
+        self.looked_at += ranking.count
+        return ranking
 
     def settle(self, ranking: Ranking, *, bold: bool = False) -> tuple[Choice, MemoryEstimate] | None:
         """The best choice that fits when it is estimated on its own; None where none of those tried does.
@@ -163,7 +163,7 @@ class Planner:
         tape, orders = self._traces(run)
         if tape is None:
             return None
-        resolution = resolve(self.profile, run, self.asked.gpu)
+        resolution = resolve(self.profile, run, self.request.gpu)
         workspace_bytes = self.budget.workspace_bytes
         return max(
             simulate_run(self.profile, resolution, tape, workspace_bytes, before=before).reserved
@@ -183,7 +183,7 @@ class Planner:
 
     def _traces(self, run: RunConfig) -> tuple[Tape | None, Sequence[Sequence[Tape]]]:
         """The run's trace and, with a dataset, those of batches that may come before its widest."""
-        tape, data = self.tape_of(run), self.asked.data
+        tape, data = self.tape_of(run), self.request.data
         if data is None or tape is None:
             return tape, ()
         from qlora_planner.data.batches.widths import widths_before
@@ -195,15 +195,15 @@ def rows_of(data: DataSummary) -> Rows:
     """How long a dataset's rows are in batches: packed rows are full, shuffled ones are padded to the longest."""
     from qlora_planner.data.batches.padding import padded_by_random
 
-    known: dict[tuple[int, int], tuple[float, float]] = {}
+    lengths_of: dict[tuple[int, int], tuple[float, float]] = {}
 
     def sizes(batch: int, seq: int, packing: bool) -> tuple[float, float]:
         if packing:
             return float(seq), float(seq)
-        if (batch, seq) not in known:
+        if (batch, seq) not in lengths_of:
             lengths = data.lengths.clip(max=seq)
             padded = padded_by_random(lengths, min(batch, len(lengths))) / len(lengths)
-            known[batch, seq] = padded, float(lengths.mean())
-        return known[batch, seq]
+            lengths_of[batch, seq] = padded, float(lengths.mean())
+        return lengths_of[batch, seq]
 
     return sizes

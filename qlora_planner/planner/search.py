@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
-from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory
+from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
@@ -48,7 +48,7 @@ class Choice:
 class OptionSet:
     """One option set at one rank and one kind of batch."""
 
-    asked: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
+    typed: RunConfig  # as it would be typed: autos open, so that the answer says why they became what they are
     memory: CandidateMemory
     speed: SpeedModel
     quality: int
@@ -88,14 +88,14 @@ class Ranking:
         columns = self.columns
         best = columns.pace[self.fits].max() if self.fits.any() else 0.0
         near = ~self.fits & self.traced & (columns.floor <= NEARLY * usable_bytes) & (columns.pace > (1 + NEAR) * best)
-        found = np.flatnonzero(near)
-        for at in found[np.argsort(columns.floor[found], kind="stable")][:MOST_NEARLY].tolist():
+        candidates = np.flatnonzero(near)
+        for at in candidates[np.argsort(columns.floor[candidates], kind="stable")][:MOST_NEARLY].tolist():
             yield self.choice(at)
 
     def choice(self, at: int) -> Choice:
         """One candidate by its number."""
-        columns, one = self.columns, self.sets[int(self.which[at])]
-        run = one.asked.with_(
+        columns, options = self.columns, self.sets[int(self.which[at])]
+        run = options.typed.with_(
             batch_size=int(columns.batch[at]), seq_len=int(columns.seq[at]), grad_accum=int(self.accumulation[at])
         )
         return Choice(
@@ -106,7 +106,7 @@ class Ranking:
 
 def search(
     factory: CandidateFactory,
-    asked: RunConfig,
+    run: RunConfig,
     space: SearchSpace,
     objective: Objective,
     *,
@@ -114,18 +114,18 @@ def search(
     model_limit: int | None = None,
     rows: Rows | None = None,
 ) -> Ranking:
-    """Rank every candidate of `space` around `asked` on the card of `factory`.
+    """Rank every candidate of `space` around `run` on the card of `factory`.
 
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
     """
-    prepared = _option_sets(factory, asked, space, objective, pace_on)
-    return rank(prepared, asked, space, objective, model_limit=model_limit, rows=rows)
+    prepared = _option_sets(factory, run, space, objective, pace_on)
+    return rank(prepared, run, space, objective, model_limit=model_limit, rows=rows)
 
 
 def rank(
     prepared: Iterable[tuple[OptionSet, list[int]]],
-    asked: RunConfig,
+    run: RunConfig,
     space: SearchSpace,
     objective: Objective,
     *,
@@ -135,18 +135,18 @@ def rank(
     """Rank option sets, each with the batches that it holds for. Raises InputError when there is none."""
     sets: list[OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
-    for one, batches in prepared:
-        accumulated = space.accumulation(batches[0], one.run) > 1
-        lengths = _lengths(one, asked, objective, batches[0], accumulated, model_limit)
+    for options, batches in prepared:
+        accumulated = space.accumulation(batches[0], options.run) > 1
+        lengths = _lengths(options, run, objective, batches[0], accumulated, model_limit)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
-        parts.append(_evaluate(len(sets), one, space, batch, seq, rows))
-        sets.append(one)
+        parts.append(_evaluate(len(sets), options, space, batch, seq, rows))
+        sets.append(options)
     if not sets:
         raise InputError("no combination of the options left open runs on this stack; leave more of them open")
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    plain = np.array([one.plain for one in sets], dtype=np.int64)[which]
+    plain = np.array([options.plain for options in sets], dtype=np.int64)[which]
     columns = Columns(
         pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced
     )
@@ -161,7 +161,7 @@ def rank(
 
 def _option_sets(
     factory: CandidateFactory,
-    asked: RunConfig,
+    base: RunConfig,
     space: SearchSpace,
     objective: Objective,
     pace_on: GpuSpec,
@@ -173,7 +173,7 @@ def _option_sets(
             for batches in kinds:
                 if not batches:
                     continue
-                run = asked.with_(**options, rank=rank, batch_size=batches[0])
+                run = base.with_(**options, rank=rank, batch_size=batches[0])
                 resolution = resolve(factory.profile, run, factory.gpu)
                 if any(problem.blocking and problem.code != STORED_QUANTIZED for problem in resolution.problems):
                     continue
@@ -187,35 +187,35 @@ def _prepared(factory: CandidateFactory, run: RunConfig, resolution: Resolution,
     return option_set(run, memory, speed)
 
 
-def option_set(asked: RunConfig, memory: CandidateMemory, speed: SpeedModel) -> OptionSet:
+def option_set(typed: RunConfig, memory: CandidateMemory, speed: SpeedModel) -> OptionSet:
     """An option set with its place among others in quality and habit."""
     return OptionSet(
-        asked=asked,
+        typed=typed,
         memory=memory,
         speed=speed,
         quality=next((base.quality for base in WEIGHT_STORAGES if base.options["quant"] == memory.run.quant), 0),
-        plain=sum(getattr(asked, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
+        plain=sum(getattr(typed, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
     )
 
 
 def _lengths(
-    one: OptionSet, asked: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
+    options: OptionSet, run: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
 ) -> NDArray[np.int64]:
     """The run's own length; where every length may be chosen, the longest that fits."""
     if not objective.lengths:
-        return np.array([asked.seq_len], dtype=np.int64)
-    found = longest(one.memory, batch, model_limit, accumulated)
-    return np.array([found or SEQ_STEP], dtype=np.int64)
+        return np.array([run.seq_len], dtype=np.int64)
+    tokens = longest(options.memory, batch, model_limit, accumulated)
+    return np.array([tokens or SEQ_STEP], dtype=np.int64)
 
 
 def _evaluate(
-    number: int, one: OptionSet, space: SearchSpace, batch: NDArray[np.int64], seq: NDArray[np.int64], rows: Rows | None
+    number: int, options: OptionSet, space: SearchSpace, batch: Ints, seq: Ints, rows: Rows | None
 ) -> tuple[NDArray[Any], ...]:
-    run = one.run
+    run = options.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
-    floors, traced = one.memory.floors(batch, seq, accumulation > 1)
-    fits = floors <= np.where(traced, *one.memory.largest_floors())
-    timed = replace(one.speed, work=replace(one.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
+    floors, traced = options.memory.floors(batch, seq, accumulation > 1)
+    fits = floors <= np.where(traced, *options.memory.largest_floors())
+    timed = replace(options.speed, work=replace(options.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
     if rows is None:
         step_s = timed.step_s(batch, seq, run.rank)
         pace = batch * seq * accumulation / step_s
@@ -227,5 +227,5 @@ def _evaluate(
     same = np.ones_like(batch)
     return (
         same * number, accumulation, pace, floors, batch, seq,
-        same * run.rank, same * one.quality, fits, traced, step_s,
+        same * run.rank, same * options.quality, fits, traced, step_s,
     )  # fmt: skip

@@ -178,25 +178,25 @@ def _bases(profile: ModelProfile, run: RunConfig, fixed: frozenset[str], int8: b
     they are stored quantised already."""
     if stored_options(profile):
         return [{}]
-    asked = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
-    found = [
+    pinned = {name: getattr(run, name) for name in ("method", "quant", "double_quant") if name in fixed}
+    bases = [
         dict(base.options)
         for base in WEIGHT_STORAGES
-        if all(base.options.get(name, value) == value for name, value in asked.items())
+        if all(base.options.get(name, value) == value for name, value in pinned.items())
         and (int8 or base.options["quant"] != "int8" or "quant" in fixed)
     ]
-    return found or [{}]
+    return bases or [{}]
 
 
 def _runs(axes: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
     for parts in product(*axes):
-        found: dict[str, Any] = {}
+        options: dict[str, Any] = {}
         for part in parts:
-            found |= part
+            options |= part
         # Without checkpoints there is little to offload, and what there is slows the step by its whole size.
-        if found.get("activation_offloading") and found.get("gradient_checkpointing") is False:
+        if options.get("activation_offloading") and options.get("gradient_checkpointing") is False:
             continue
-        yield found
+        yield options
 
 
 def _batches(run: RunConfig, fixed: frozenset[str], effective: int | None) -> tuple[tuple[int, ...], int | None]:

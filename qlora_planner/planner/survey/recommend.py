@@ -29,14 +29,14 @@ class Recommender:
     budget: Budget
     pace_on: GpuSpec
 
-    def best(self, one: Candidate) -> Recommended | None:
+    def best(self, model: Candidate) -> Recommended | None:
         """The fastest run that fits at the length asked for; None where none does."""
-        run = one.resolution.run
-        asked = RunConfig(seq_len=min(run.seq_len, one.max_seq_len or run.seq_len))
-        prepared = list(self._option_sets(one, asked))
+        run = model.resolution.run
+        open_run = RunConfig(seq_len=min(run.seq_len, model.max_seq_len or run.seq_len))
+        prepared = list(self._option_sets(model, open_run))
         if not prepared:
             return None
-        choice = next(rank(prepared, asked, _SPACE, OBJECTIVES["throughput"]).best())
+        choice = next(rank(prepared, open_run, _SPACE, OBJECTIVES["throughput"]).best())
         if not choice.fits:
             return None
         default, typed = RunConfig(), choice.run.to_dict()
@@ -49,19 +49,19 @@ class Recommender:
             tokens_per_s=choice.pace if Rates.of(self.budget.card, run.compute_dtype) else None,
         )
 
-    def _option_sets(self, one: Candidate, asked: RunConfig) -> Iterator[tuple[OptionSet, list[int]]]:
-        for base in one.bases:
+    def _option_sets(self, model: Candidate, open_run: RunConfig) -> Iterator[tuple[OptionSet, list[int]]]:
+        for base in model.bases:
             for checkpointing in (True, False):
                 for sizes in _KINDS:
-                    run = asked.with_(**base.options, gradient_checkpointing=checkpointing)
-                    yield self._option_set(one, base, run, padded=sizes[0] > 1), list(sizes)
+                    run = open_run.with_(**base.options, gradient_checkpointing=checkpointing)
+                    yield self._option_set(model, base, run, padded=sizes[0] > 1), list(sizes)
 
-    def _option_set(self, one: Candidate, base: IndexedStorage, asked: RunConfig, *, padded: bool) -> OptionSet:
-        resolved = asked.with_(**{**base.settled, "padding": padded})
-        resolution = Resolution.resolved(resolved, one.resolution.stack)
-        memory = candidate_memory_of(base.ground, resolution, self.budget, one.sweep, base.fixed)
+    def _option_set(self, model: Candidate, base: IndexedStorage, open_run: RunConfig, *, padded: bool) -> OptionSet:
+        resolved = open_run.with_(**{**base.settled, "padding": padded})
+        resolution = Resolution.resolved(resolved, model.resolution.stack)
+        memory = candidate_memory_of(base.ground, resolution, self.budget, model.sweep, base.fixed)
         rates = Rates.of(self.pace_on, resolved.compute_dtype)
         assert rates is not None, "the ranking card has rates"
         traits, basis = efficiency_of(self.pace_on, self.budget.calibration)
-        work = base.work(checkpointing=asked.gradient_checkpointing, padding=padded)
-        return option_set(asked, memory, SpeedModel(work=work, rates=rates, traits=traits, basis=basis))
+        work = base.work(checkpointing=open_run.gradient_checkpointing, padding=padded)
+        return option_set(open_run, memory, SpeedModel(work=work, rates=rates, traits=traits, basis=basis))

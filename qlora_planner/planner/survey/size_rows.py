@@ -133,8 +133,8 @@ class CardRow:
         """JSON-ready."""
         return {
             "gpu": self.card.name, "memory_bytes": self.card.memory_bytes, "usable_bytes": self.usable_bytes,
-            "largest": {name: None if found is None else found.to_dict() for name, found in self.largest.items()},
-            "perhaps": {name: None if found is None else found.to_dict() for name, found in self.perhaps.items()},
+            "largest": {name: None if model is None else model.to_dict() for name, model in self.largest.items()},
+            "perhaps": {name: None if model is None else model.to_dict() for name, model in self.perhaps.items()},
         }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ _LEAST_BYTES = {"full": 8.0, "lora": 2.0, "qlora-8bit": 1.0, "qlora-4bit": 0.5}
 
 
 @dataclass(slots=True, kw_only=True)
-class _Known:
+class _Estimates:
     """Estimates and candidates of one recipe, each made once."""
 
     run: RunConfig
@@ -89,9 +89,9 @@ class _Known:
         """The memory of the 4-bit run, ranked from its trace where one is stored."""
         if profile.id not in self.candidates:
             self.candidates[profile.id] = self.candidate_of(profile)
-        one = self.candidates[profile.id]
-        padded = one.resolution.run.batch_size > 1
-        return candidate_memory_for(one, one.resolution.run, self.budget(card), padded=padded)
+        candidate = self.candidates[profile.id]
+        padded = candidate.resolution.run.batch_size > 1
+        return candidate_memory_for(candidate, candidate.resolution.run, self.budget(card), padded=padded)
 
     def budget(self, card: GpuSpec) -> Budget:
         """All of a card."""
@@ -126,7 +126,7 @@ def make_tables(
     `common_card` is the one that a 7B model is said to need.
     Raises InputError for a length that a model of `shown` has no positions for.
     """
-    known = _Known(
+    estimates = _Estimates(
         run=run, tape_of=tape_of, candidate_of=candidate_of, nowhere=Budget.of(None, calibration=calibration)
     )
     for profile in shown:
@@ -139,87 +139,87 @@ def make_tables(
     sevens = [profile for profile in shown if _SEVEN_B[0] <= profile.params <= _SEVEN_B[1]]
     return Tables(
         run=run,
-        memory=tuple(_memory_row(profile, known) for profile in shown),
-        cards=tuple(_card_row(largest_first, card, known) for card in cards),
-        six_gb=() if common_card is None else tuple(_six_gb(profile, common_card, known) for profile in sevens),
+        memory=tuple(_memory_row(profile, estimates) for profile in shown),
+        cards=tuple(_card_row(largest_first, card, estimates) for card in cards),
+        six_gb=() if common_card is None else tuple(_six_gb(profile, common_card, estimates) for profile in sevens),
     )
 
 
-def _memory_row(profile: ModelProfile, known: _Known) -> MemoryRow:
+def _memory_row(profile: ModelProfile, estimates: _Estimates) -> MemoryRow:
     lora, nf4 = METHODS[1], METHODS[-1]
-    now = known.form(profile, nf4)
+    now = estimates.form(profile, nf4)
     flat, upcast = (
-        estimate_within(known.nowhere, profile, known.run.with_(**nf4.options, **change))
+        estimate_within(estimates.nowhere, profile, estimates.run.with_(**nf4.options, **change))
         for change in ({"double_quant": False}, {"upcast": True})
     )
     refused = Figure.of(upcast).refused
     return MemoryRow(
         model_id=profile.id,
         params=profile.params,
-        figures={method.name: Figure.of(known.best(profile, method)) for method in METHODS},
+        figures={method.name: Figure.of(estimates.best(profile, method)) for method in METHODS},
         double_quant_saves_bytes=flat.static.after_load - now.static.after_load,
         upcast_costs_bytes=None if refused else upcast.peak.device_bytes - now.peak.device_bytes,
         upcast_weights_bytes=upcast.static.after_prepare - now.static.after_prepare,
-        weights_16bit_bytes=known.form(profile, lora).static.after_load,
+        weights_16bit_bytes=estimates.form(profile, lora).static.after_load,
         weights_4bit_bytes=now.static.after_load,
     )
 
 
-def _card_row(models: Sequence[ModelProfile], card: GpuSpec, known: _Known) -> CardRow:
-    found = {method.name: _largest(models, card, method, known) for method in METHODS}
+def _card_row(models: Sequence[ModelProfile], card: GpuSpec, estimates: _Estimates) -> CardRow:
+    largest = {method.name: _largest(models, card, method, estimates) for method in METHODS}
     return CardRow(
         card=card,
-        usable_bytes=known.budget(card).usable_bytes,
-        largest={name: fits for name, (fits, _) in found.items()},
-        perhaps={name: tight for name, (_, tight) in found.items()},
+        usable_bytes=estimates.budget(card).usable_bytes,
+        largest={name: fits for name, (fits, _) in largest.items()},
+        perhaps={name: tight for name, (_, tight) in largest.items()},
     )
 
 
 def _largest(
-    models: Sequence[ModelProfile], card: GpuSpec, method: Method, known: _Known
+    models: Sequence[ModelProfile], card: GpuSpec, method: Method, estimates: _Estimates
 ) -> tuple[Largest | None, Largest | None]:
     """The largest model that fits, and a larger one by closed forms that is tight."""
-    usable = known.budget(card).usable_bytes
+    usable = estimates.budget(card).usable_bytes
     tight = None
     for profile in models:
         if profile.params * _LEAST_BYTES[method.name] > usable:
             continue
-        one = _standing(profile, card, method, known)
-        if one.verdict == "fits":
-            return one, tight
-        if one.verdict == "tight" and one.basis == "closed-form" and tight is None:
-            tight = one
+        standing = _standing(profile, card, method, estimates)
+        if standing.verdict == "fits":
+            return standing, tight
+        if standing.verdict == "tight" and standing.basis == "closed-form" and tight is None:
+            tight = standing
     return None, tight
 
 
-def _standing(profile: ModelProfile, card: GpuSpec, method: Method, known: _Known) -> Largest:
+def _standing(profile: ModelProfile, card: GpuSpec, method: Method, estimates: _Estimates) -> Largest:
     if method is METHODS[-1]:
-        memory = known.memory(profile, card)
-        refused = any(problem.blocking for problem in known.candidates[profile.id].resolution.problems)
-        run = known.run
+        memory = estimates.memory(profile, card)
+        refused = any(problem.blocking for problem in estimates.candidates[profile.id].resolution.problems)
+        run = estimates.run
         floors, traced = memory.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
         device = int(floors[0])
         basis = "swept" if traced[0] else "closed-form"
         verdict = memory.verdict(device, traced=bool(traced[0]))
     else:
-        answer = known.form(profile, method)
+        answer = estimates.form(profile, method)
         refused = Figure.of(answer).refused is not None
         device, basis = answer.peak.device_bytes, "closed-form"
-        verdict = known.verdict(answer, card)
+        verdict = estimates.verdict(answer, card)
     return Largest(
         model_id=profile.id, params=profile.params, device_bytes=device, basis=basis,
         verdict="will-not-run" if refused else verdict,
     )  # fmt: skip
 
 
-def _six_gb(profile: ModelProfile, card: GpuSpec, known: _Known) -> SixGb:
-    answer = known.best(profile, METHODS[-1])
+def _six_gb(profile: ModelProfile, card: GpuSpec, estimates: _Estimates) -> SixGb:
+    answer = estimates.best(profile, METHODS[-1])
     # Ranked first, then played: a step or two settle it.
-    memory = known.memory(profile, card)
+    memory = estimates.memory(profile, card)
     steps = (longest(memory, 1, positions(profile)) or 0) // SEQ_STEP
-    while steps and not known.fits_played(profile, card, steps * SEQ_STEP):
+    while steps and not estimates.fits_played(profile, card, steps * SEQ_STEP):
         steps -= 1
-    while known.fits_played(profile, card, (steps + 1) * SEQ_STEP):
+    while estimates.fits_played(profile, card, (steps + 1) * SEQ_STEP):
         steps += 1
     return SixGb(
         model_id=profile.id, device_bytes=answer.peak.device_bytes, basis=basis_of(answer),

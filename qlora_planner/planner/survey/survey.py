@@ -130,52 +130,52 @@ def survey(
 
     `sweep_of` gives a model's traced moments, where they are kept.
     """
-    asked = run or RunConfig()
+    wanted = run or RunConfig()
     rows = []
     for profile in profiles:
         try:
-            one = candidate(profile, asked, budget.card, sweep_of(profile))
-            row = judge(replace(one, bases=storages_of(profile)), budget, recommend)
-            rows.append(_qualified(row, left_out(profile, one.resolution.run)))
+            model = candidate(profile, wanted, budget.card, sweep_of(profile))
+            row = judge(replace(model, bases=storages_of(profile)), budget, recommend)
+            rows.append(_qualified(row, left_out(profile, model.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
-            rows.append(_refused(profile, asked, budget.usable_bytes, str(error)))
+            rows.append(_refused(profile, wanted, budget.usable_bytes, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
 def judge(
-    one: Candidate,
+    model: Candidate,
     budget: Budget,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
 ) -> SurveyRow:
     """The row of one model within a budget; `recommend` searches for its best run."""
-    run, usable = one.resolution.run, budget.usable_bytes
-    seq_len = min(run.seq_len, one.max_seq_len or run.seq_len)
+    run, usable = model.resolution.run, budget.usable_bytes
+    seq_len = min(run.seq_len, model.max_seq_len or run.seq_len)
     run = run.with_(seq_len=seq_len)
-    single, several = (candidate_memory_for(one, run, budget, padded=padded) for padded in (False, True))
-    parts = memory_terms(one.ground, replace(one.resolution, run=run), budget.context)
+    single, several = (candidate_memory_for(model, run, budget, padded=padded) for padded in (False, True))
+    parts = memory_terms(model.ground, replace(model.resolution, run=run), budget.context)
     _, peak = phases_of(run, parts)
     limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
-    refused = [problem for problem in one.resolution.problems if problem.blocking]
+    refused = [problem for problem in model.resolution.problems if problem.blocking]
     own = several if run.padding else single
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
     floor = int(floors[0])
     verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
     return SurveyRow(
-        model_id=one.model_id,
-        family=one.family,
-        params=one.params,
+        model_id=model.model_id,
+        family=model.family,
+        params=model.params,
         verdict=verdict,
         run=run,
-        longest_seq_len=longest(single, 1, one.max_seq_len),
+        longest_seq_len=longest(single, 1, model.max_seq_len),
         largest_batch=largest_batch(single, several, seq_len) if verdict == "fits" else None,
         peak_bytes=floor,
         headroom_bytes=usable - floor,
         usable_bytes=usable,
         limiting=limiting.component.value,
         shortfall_bytes=max(0, floor - usable) or None,
-        note=refused[0].message if refused else _said(one.resolution),
+        note=refused[0].message if refused else _said(model.resolution),
         traced=bool(traced[0]),
-        recommended=None if refused else recommend(one),
+        recommended=None if refused else recommend(model),
     )
 
 
@@ -194,13 +194,13 @@ def _said(resolution: Resolution) -> str | None:
     return next((problem.message for problem in resolution.problems if problem.code == "targets-unmatched"), None)
 
 
-def candidate_memory_for(one: Candidate, run: RunConfig, budget: Budget, *, padded: bool) -> CandidateMemory:
+def candidate_memory_for(model: Candidate, run: RunConfig, budget: Budget, *, padded: bool) -> CandidateMemory:
     """The memory of a candidate's run at any size, with and without padded rows where padding was left open."""
-    if "padding" in one.resolution.why:
+    if "padding" in model.resolution.why:
         run = run.with_(padding=padded and not run.packing)
-    resolution = Resolution.resolved(run, one.resolution.stack)
-    assert one.fixed is not None
-    return candidate_memory_of(one.ground, resolution, budget, one.sweep, one.fixed)
+    resolution = Resolution.resolved(run, model.resolution.stack)
+    assert model.fixed is not None
+    return candidate_memory_of(model.ground, resolution, budget, model.sweep, model.fixed)
 
 
 def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:
