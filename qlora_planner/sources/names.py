@@ -47,19 +47,19 @@ class Names:
     @cached_property
     def derived(self) -> dict[str, Named]:
         """Every derived id of a model that the catalogue has."""
-        found: dict[str, Named] = {}
-        known = set(self._catalogue.names())
+        by_id: dict[str, Named] = {}
+        bases = set(self._catalogue.names())
         for group in self._table.get("derived", ()):
-            if group["base"] in known:
+            if group["base"] in bases:
                 for model_id in group["ids"]:
-                    found.setdefault(
+                    by_id.setdefault(
                         model_id,
                         Named(
                             id=model_id, base=group["base"], stored=group.get("stored"),
                             max_position_embeddings=group.get("max_position_embeddings"),
                         ),
                     )  # fmt: skip
-        return found
+        return by_id
 
     @cached_property
     def fame(self) -> tuple[str, ...]:
@@ -75,7 +75,7 @@ class Names:
         wanted = fold(text)
         whole = "/" in text
         same = [
-            one for name, one in self.derived.items()
+            named for name, named in self.derived.items()
             if fold(name if whole else _tail(name)) == wanted and (whole or not self._mirrored(name))
         ]  # fmt: skip
         if same and wanted not in self._ambiguous:
@@ -88,7 +88,7 @@ class Names:
         wanted = set(words_of(text))
         if not wanted:
             return lambda _name: False
-        bases = {one.base for name, one in self.derived.items() if wanted <= set(words_of(name))}
+        bases = {named.base for name, named in self.derived.items() if wanted <= set(words_of(name))}
         return lambda name: name in bases or wanted <= set(words_of(name))
 
     def _mirrored(self, name: str) -> bool:
@@ -115,26 +115,26 @@ class Names:
         if not wanted:
             return None
         pool = [*(Named(id=name, base=name) for name in self._catalogue.names()), *self.derived.values()]
-        hits = [one for one in pool if set(wanted) <= set(words_of(one.id))]
+        hits = [named for named in pool if set(wanted) <= set(words_of(named.id))]
         if not hits and len(squashed(text)) > 2:
-            hits = [one for one in pool if squashed(one.id).startswith(squashed(text))]
+            hits = [named for named in pool if squashed(named.id).startswith(squashed(text))]
         best = hits
         if fold(text) not in self._ambiguous:
-            best = [one for one in hits if words_of(one.id) == wanted and not self._mirrored(one.id)] or hits
-        best = [one for one in best if words_of(one.id)[0] == wanted[0]] or best
+            best = [named for named in hits if words_of(named.id) == wanted and not self._mirrored(named.id)] or hits
+        best = [named for named in best if words_of(named.id)[0] == wanted[0]] or best
         # The model's makers before others who named theirs after it.
-        best = [one for one in best if wanted[0] in one.id.partition("/")[0].lower()] or best
+        best = [named for named in best if wanted[0] in named.id.partition("/")[0].lower()] or best
         return self._one(text, best, hits) if best else None
 
     def _one(self, text: str, best: list[Named], hits: list[Named]) -> Named:
         """The only model that `best` names, as the catalogue has it where that is among `hits`."""
-        own = {one.base: one for one in hits if one.id == one.base}
+        own = {named.base: named for named in hits if named.id == named.base}
         by_base: dict[str, Named] = {}
-        for one in best:
-            by_base.setdefault(one.base, own.get(one.base, one))
+        for named in best:
+            by_base.setdefault(named.base, own.get(named.base, named))
         if len(by_base) == 1:
             return next(iter(by_base.values()))
-        shown = self.sorted_by_fame(text, (one.id for one in by_base.values()))
+        shown = self.sorted_by_fame(text, (named.id for named in by_base.values()))
         raise InputError(f"{quoted(text)} {candidates_line(shown)}")
 
     def sorted_by_fame(self, text: str, names: Iterable[str]) -> list[str]:
@@ -148,8 +148,8 @@ class Names:
         return sorted(names, key=key)
 
     def _refuse_packed(self, text: str) -> None:
-        found = _PACKED.search(text)
-        if found is None:
+        packed = _PACKED.search(text)
+        if packed is None:
             return
         bare = _AFTER_PACKED.sub("", _tail(text))
         try:
@@ -159,7 +159,7 @@ class Names:
             base, named = None, None
         origin = base or (named.id if named else None)
         instead = f"give {origin}, which it was made from" if origin else "give the 16-bit model that it was made from"
-        format_name = (found[1] or "mlx").upper()
+        format_name = (packed[1] or "mlx").upper()
         raise RefusedError(
             f"{plain(text)} will not run: its weights are packed as {format_name}, and a fine-tune starts from"
             f" ordinary weights, which bitsandbytes packs as it loads them; {instead}"

@@ -90,15 +90,15 @@ def _of_structure(raw: Mapping[str, Any], structure: Mapping[str, Any]) -> Itera
 
 def _own_names(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any] | None:
     """The config's fields under their class's own names; None where two names of one field disagree."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for key, value in raw.items():
         if key in NOT_OF_THE_SHAPE or key in ROPE_TABLES or key == "model_type":
             continue
         name = aliases.get(key, key)
-        if name in found and not _equal(found[name], value):
+        if name in fields and not _equal(fields[name], value):
             return None
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def _is_inert(name: str, value: Any, given: Mapping[str, Any], inert: Mapping[str, Any]) -> bool:

@@ -20,16 +20,16 @@ _CONVERTED = ("hf",)
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a name, without the organisation before a slash."""
     tail = name[:_LONGEST].rpartition("/")[2].lower()
-    found = _WORD.findall(re.sub(r"(?<=\d)_(?=\d)", ".", tail))
-    words = tuple(word for word in found if word not in _CONVERTED)
+    matches = _WORD.findall(re.sub(r"(?<=\d)_(?=\d)", ".", tail))
+    words = tuple(word for word in matches if word not in _CONVERTED)
     return words[1:] if words[:2] == ("meta", "llama") else words
 
 
 def billions(words: Iterable[str]) -> float | None:
     """The size that a name states, in billions of parameters; experts times size for a mixture."""
     for word in words:
-        if (found := _SIZE.fullmatch(word)) is not None:
-            experts, number, unit = found.groups()
+        if (size := _SIZE.fullmatch(word)) is not None:
+            experts, number, unit = size.groups()
             return float(number) * int(experts or 1) / (1000 if unit == "m" else 1)
     return None
 
@@ -59,9 +59,9 @@ def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: in
         return ()
     matcher = SequenceMatcher(autojunk=False)
     matcher.set_seq2(wanted[0])
-    found: list[tuple[float, ...]] = []
-    known = list(names)
-    for place, name in enumerate(known):
+    ranked: list[tuple[float, ...]] = []
+    candidates = list(names)
+    for index, name in enumerate(candidates):
         words = words_of(name)
         likeness = 0.0
         if words and words[0] == wanted[0]:
@@ -71,8 +71,8 @@ def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: in
             likeness = matcher.ratio() if matcher.quick_ratio() >= 0.8 else 0.0
         if likeness >= 0.8:
             shared = sum(1 for word in set(words[1:]) & set(wanted[1:]) if not _SIZE.fullmatch(word))
-            found.append((-likeness, -shared, size_distance(wanted, words), rank(name, fame), place))
-    return tuple(known[int(place)] for *_, place in sorted(found)[:most])
+            ranked.append((-likeness, -shared, size_distance(wanted, words), rank(name, fame), index))
+    return tuple(candidates[int(index)] for *_, index in sorted(ranked)[:most])
 
 
 def rank(name: str, fame: Sequence[str]) -> int:
