@@ -1,4 +1,4 @@
-"""Records behave as frozen dataclasses do, and the type checker holds them to be frozen."""
+"""Records behave as frozen dataclasses do, and refuse a change when they run and when their types are checked."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +44,7 @@ class Alone:
 def test_as_a_frozen_dataclass() -> None:
     one, other = Point(x=1, known={"a": 1}), Frozen(x=1, known={"a": 1})
     assert repr(one) == repr(other).replace("Frozen", "Point")
-    assert fields_of(one) == fields_of(other) == {"x": 1, "y": 0, "known": {"a": 1}}
+    assert fields_of(one) == asdict(one) == asdict(other) == {"x": 1, "y": 0, "known": {"a": 1}}
     assert hash(one) == hash(other) == hash(Point(x=1)) and one == Point(x=1) != Point(x=2)
     assert hash(Alone(x=7)) == hash((7,))
     assert replace(one, y=5) == Point(x=1, y=5)
@@ -53,6 +53,10 @@ def test_as_a_frozen_dataclass() -> None:
         Point(1)  # type: ignore[misc]
     with pytest.raises(AttributeError):
         one.z = 1  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="immutable"):
+        one.x = 2  # type: ignore[misc]
+    with pytest.raises(AttributeError, match="immutable"):
+        del one.x
     with pytest.raises(TypeError, match="unhashable"):
         hash(Alone(x=[]))  # type: ignore[arg-type]
 

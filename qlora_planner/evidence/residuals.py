@@ -7,7 +7,7 @@ from dataclasses import field
 from math import exp, log
 from typing import Protocol
 
-from qlora_planner.record import record
+from qlora_planner.record import complete, record
 
 # Two ranks of n measurements bound 90 % of the next one when each tail holds a rank: (n + 1) x 5 % >= 1.
 FEWEST = 19
@@ -75,9 +75,9 @@ class Residuals:
         if not values or list(values) != sorted(values):
             raise ValueError("residuals must be ascending, and at least one")
         middle = (values[len(values) // 2] + values[(len(values) - 1) // 2]) / 2
-        object.__setattr__(self, "median", middle)
-        object.__setattr__(self, "below_scale", _scale([middle - value for value in reversed(values)]))
-        object.__setattr__(self, "above_scale", _scale([value - middle for value in values]))
+        complete(self, median=middle)
+        complete(self, below_scale=_scale([middle - value for value in reversed(values)]))
+        complete(self, above_scale=_scale([value - middle for value in values]))
 
     def chance_above(self, value: float) -> float:
         """The chance that the next residual is above `value`."""

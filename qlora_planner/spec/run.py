@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 from dataclasses import field, fields
 from functools import cache
 from operator import attrgetter
 from typing import Any
 
 from qlora_planner.errors import InputError, one_line
-from qlora_planner.record import record
+from qlora_planner.record import complete, record
 from qlora_planner.text import quoted
 
 METHODS = ("qlora", "lora", "full")
@@ -79,15 +80,14 @@ class RunConfig:
 
         Only what changed is looked at again: a sweep makes a hundred thousand copies.
         """
-        copy = object.__new__(type(self))
-        for name, value in zip(RUN_FIELDS, _ALL(self), strict=True):
-            setattr(copy, name, changes.get(name, value))
         unknown = [name for name in changes if name not in _SPECS]
         faults = [f"unknown option {name}" for name in unknown]
         faults += [fault for name in changes if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
         if faults:
             raise InputError(one_line(faults, "run options"))
-        return copy
+        changed = copy(self)
+        complete(changed, **changes)
+        return changed
 
     def to_dict(self) -> dict[str, Any]:
         """Every option under its public name, JSON-ready."""
@@ -104,7 +104,6 @@ class RunConfig:
 
 _SPECS = {spec.name: spec for spec in fields(RunConfig)}
 RUN_FIELDS: tuple[str, ...] = tuple(_SPECS)
-_ALL: Callable[[RunConfig], tuple[Any, ...]] = attrgetter(*RUN_FIELDS)
 
 
 def options_without(*names: str) -> Callable[[RunConfig], tuple[Any, ...]]:

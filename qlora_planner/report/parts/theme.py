@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from qlora_planner.record import record
 from qlora_planner.text import plain as cleaned
 
 # A line is pieces of text, each with the style that a colour terminal gives it.
@@ -50,7 +50,7 @@ _EDGE = ("┃", "|")
 _LEAST_ROOM = 16
 
 
-@record
+@dataclass(frozen=True, slots=True, kw_only=True)  # no record: `--version` and `--help` need no msgspec
 class Theme:
     """What the terminal can show. `width` is the number of columns that a line may fill."""
 
