@@ -6,7 +6,6 @@ from typing import Any
 
 import click
 
-from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import Verb, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
@@ -20,14 +19,9 @@ def command(model: str, **given: Any) -> int:
     """What will really be 4-bit, what will not and why, and what each exception costs."""
     output = output_from(given)
     run = run_from(given)
-    profile = profile_for(model, output)
-    from qlora_planner.session import Session
-
-    audit = Session(output.profiles).audit(profile, run).audit
+    audit_answer = output.session.audit(model, run)
     if output.json:
-        answer_json(audit.to_dict())
+        answer_json(audit_answer.to_dict())
     else:
-        from qlora_planner.report.audit import render_audit
-
-        answer(render_audit(audit, output.theme, explain=output.explain))
+        answer(audit_answer.render(output.theme, explain=output.explain))
     return 0

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.exits import exit_code
-from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import SectionOption, Verb, card_options, output_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Output, card_from, output_from
@@ -36,7 +35,7 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
 
     reading = read_config(file, kind)
     card = _card(reading, given, output)
-    opened = output.session().on(card).open(profile_for(model or reading.model_id, output))
+    opened = output.session.on(card).open(model or reading.model_id)
     from qlora_planner.session.check import check_reading
     from qlora_planner.session.views import CheckAnswer
 

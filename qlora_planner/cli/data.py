@@ -25,20 +25,14 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
     path = given.get("data")
     if path is None:
         return None
-    from qlora_planner.data import summarise
-    from qlora_planner.data.hub import rows_of
-    from qlora_planner.sources.locations import cache_dir
+    from qlora_planner.session.data import DataSource, summary_of
 
+    source = DataSource(
+        path=path, tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
+        bad_rows=given.get("bad_rows") or "refuse",
+    )  # fmt: skip
     with counting(path, quiet=output.quiet) as moved:
-        return summarise(
-            rows_of(path, output.warn),
-            tokenizer=given.get("tokenizer") or model,
-            chars_per_token=given.get("chars_per_token"),
-            bad_rows=given.get("bad_rows") or "refuse",
-            cache=cache_dir(),
-            warn=output.warn,
-            moved=moved,
-        )
+        return summary_of(source, model, tell=output.warn, moved=moved)
 
 
 @contextmanager

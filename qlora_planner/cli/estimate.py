@@ -7,7 +7,6 @@ from typing import Any
 import click
 
 from qlora_planner.cli.exits import exit_code
-from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import card_from, output_from
@@ -26,13 +25,13 @@ def command(model: str, **given: Any) -> int:
     output = output_from(given)
     run = run_from(given)
     card = card_from(given, output, required=False)
-    profile = profile_for(model, output)
-    estimate = output.session().open(profile, card).estimate(run)
+    profile = output.session.model(model)
+    estimate = output.session.open(profile, card).estimate(run)
     if output.json:
         answer_json(estimate.to_dict())
     else:
         from qlora_planner.report.estimate import render_estimate
 
-        gpu, card_name = (card.gpu, card.asked) if card else (None, None)
-        answer(render_estimate(estimate, gpu, output.theme, card=card_name, explain=output.explain))
+        gpu, asked = (card.gpu, card.asked) if card else (None, None)
+        answer(render_estimate(estimate, gpu, output.theme, card=asked, explain=output.explain))
     return exit_code(estimate)

@@ -86,25 +86,24 @@ def _against_plan(file: str, report: OomReport, output: Output) -> _Planned | No
         what = "an Apple GPU" if report.backend == "MPS" else "what did not run out on the card"
         output.warn(f"--plan: a plan is for a CUDA card; it says nothing of {what}")
         return None
-    from qlora_planner.cli.loading import profile_for
     from qlora_planner.diagnose.oom.against_plan import against
     from qlora_planner.exchange.plan_file import read_plan
     from qlora_planner.session.check import Estimates, fixes_for
 
     plan = read_plan(file)
-    profile = profile_for(plan.model_id, output)
+    profile = output.session.model(plan.model_id)
     card = _card(plan.gpu, report, output)
     sizes = {name: size for name, size in profile.dims.items() if isinstance(size, int)}
-    estimate = Estimates(output.session().on(card).open(profile)).full(plan.run)
+    estimate = Estimates(output.session.on(card).open(profile)).full(plan.run)
     compared = against(report, estimate, sizes)
     if compared.excess_bytes:
         # What was more than planned will be there again: the change has to make room for it too.
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
         card = replace(card, reserve_bytes=more)
-        estimates = Estimates(output.session().on(card).open(profile))
+        estimates = Estimates(output.session.on(card).open(profile))
         return _Planned(compared, fixes_for(estimates.full(plan.run), estimates), estimate.verdict or "")
     return _Planned(
-        compared, fixes_for(estimate, Estimates(output.session().on(card).open(profile))), estimate.verdict or ""
+        compared, fixes_for(estimate, Estimates(output.session.on(card).open(profile))), estimate.verdict or ""
     )
 
 

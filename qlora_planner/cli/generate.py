@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.merge import check_packages
 from qlora_planner.cli.options import SectionOption, Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json, answer_part, say
@@ -157,7 +156,7 @@ def _forecast(
     from qlora_planner.runs.after.forecast import Forecast, adapter_bytes, cache_bytes, step_bytes
     from qlora_planner.spec.run import RunConfig
 
-    profile = profile_for(str(base.folder), output)
+    profile = output.session.model(str(base.folder))
     gpu = None if device == "cpu" else session.load_gpu("local")
     budget = Budget.of(gpu, calibration=session.calibration(output.profiles))
     estimate = estimate_within(budget, profile, finished.run or RunConfig())

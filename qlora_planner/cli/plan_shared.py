@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.cli.plan_files import check_target
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
+from qlora_planner.session.plan_files import check_target
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:

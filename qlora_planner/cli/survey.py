@@ -27,7 +27,7 @@ def command(**given: Any) -> int:
     run = run_from(given)
     card = card_from(given, output, required=True)
     assert card is not None
-    survey = output.session().on(card).survey(run)
+    survey = output.session.on(card).survey(run)
     rows = survey.rows
     if output.json:
         answer_json(survey.to_dict())
@@ -36,12 +36,6 @@ def command(**given: Any) -> int:
 
         answer_csv(list(CSV_HEADS), [csv_row(row) for row in rows])
     else:
-        from qlora_planner.report.survey import render_survey
-
-        answer(
-            render_survey(
-                rows, card.gpu, run, output.theme, card=card.asked, every=output.every, explain=output.explain
-            )
-        )
+        answer(survey.render(output.theme, every=output.every, explain=output.explain))
     verdicts = {row.verdict for row in rows}
     return 0 if verdicts & {"fits", "tight"} else CANNOT_SAY if "cannot-say" in verdicts else 1

@@ -51,7 +51,6 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
 def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     """Both tables; `models` names the rows of the first, separated by commas."""
     from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
-    from qlora_planner.cli.loading import profile_for
     from qlora_planner.planner.survey.size_rows import COMMON_CARD_GB
     from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
@@ -65,7 +64,7 @@ def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     names = MODELS if models is None else tuple(name.strip() for name in models.split(",") if name.strip())
     if not names:
         raise InputError("--models is empty: name models as llama-3.1-8b,qwen2.5-7b, or leave it out")
-    shown = [profile_for(name, output) for name in names]
+    shown = [output.session.model(name) for name in names]
     card = GpuSpec(name="any", label="any card", memory_bytes=1)
     folders = models_dirs(output.profiles)
     candidates, _ = indexed_candidates(folders, card, run, output.warn)

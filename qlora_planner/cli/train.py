@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.options import (
     SectionOption,
     Verb,
@@ -20,19 +18,18 @@ from qlora_planner.cli.options import (
     output_options,
     run_options,
 )
-from qlora_planner.cli.train_asked import Asked, asked_from, fitted, profile_of
-from qlora_planner.cli.train_finished import is_finished, tell_finished
-from qlora_planner.cli.train_run import execute
-from qlora_planner.cli.values import Output, card_asked, card_from, output_from
-from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
-from qlora_planner.session import Session
-from qlora_planner.session.this_card import ThisCard, check_packages, this_card_as
-from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.settings import REPORTERS, SCHEDULERS
+from qlora_planner.cli.streams import answer, answer_json, say
+from qlora_planner.cli.train_live import Terminal
+from qlora_planner.cli.values import Output, output_from, stand_in_from
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.session.training.request import SETTINGS, TrainOptions, request_of
+from qlora_planner.text import plain
+from qlora_planner.train.settings import REPORTERS, SCHEDULERS, Settings
 
 if TYPE_CHECKING:
-    from qlora_planner.runs.spec import LaunchSpec
-    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.session.training.execute import Trained
+
+_EXIT = {"ok": 0, "out-of-memory": 1, "interrupted": 130}
 
 
 def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -74,149 +71,59 @@ def command(what: str, **given: Any) -> int:
     The longest batch is tried first. When memory runs out, the run goes on one rung lower. Ctrl-C saves a checkpoint.
     """
     output = output_from(given)
-    given["weights"] = given.pop("model")
-    asked = asked_from(what, explicit_run_options(given), given)
-    if is_finished(asked):
-        return tell_finished(asked, output)
-    if asked.device == "cpu" and given.get("cap"):
-        raise InputError("--device cpu: --cap needs a card; leave it out")
-    if not (asked.planned or given["yes"] or sys.stdin.isatty()):
+    session = output.session
+    options = _options(given, output)
+    request = request_of(what, explicit_run_options(given), options)
+    from qlora_planner.session.training.execute import train
+    from qlora_planner.session.training.finished import finished_summary
+
+    begins = finished_summary(request) is None
+    if begins and not (request.planned or options.yes or sys.stdin.isatty()):
         raise InputError("train asks before it starts what it planned, and nobody can answer here; --yes starts it")
-    check_packages(asked.run)
-    spec, profile, here, document = _prepared(asked, given, output)
-    return execute(asked, spec, profile, here, document, given, output)
+    trained = train(session, request, Terminal(output, yes=options.yes))
+    for line in trained.unwritten:
+        say(line)
+    if trained.unwritten and trained.outcome == "ok":
+        say(
+            f"incomplete: the adapter is in {trained.folder.adapter}, and what is named above is not written;"
+            " make room, then --resume writes it"
+        )
+    if output.json:
+        answer_json(trained.summary)
+    elif trained.finished_before:
+        answer(_finished(trained, request.settings))
+    else:
+        from qlora_planner.report.training import render_training
+
+        answer(render_training(trained.summary, output.theme, folder=str(trained.folder.path)))
+    code = _EXIT.get(trained.outcome, 4)
+    return 4 if trained.unwritten and code == 0 else code
 
 
-def _prepared(
-    asked: Asked, given: Mapping[str, Any], output: Output
-) -> tuple[LaunchSpec, ModelProfile | None, ThisCard | None, Mapping[str, Any]]:
-    """Everything that can be known to be wrong before a process is started."""
-    from qlora_planner.data.hub import rows_of
-    from qlora_planner.runs.child.reporters import check_reporters
-    from qlora_planner.runs.spec import LaunchSpec
-    from qlora_planner.runs.weights import check_stored, weights_folder
-
-    check_reporters(asked.settings.report_to)
-    asked = replace(asked, data=rows_of(asked.data, output.warn))
-    _check_data(asked, output)
-    folder = weights_folder(asked.weights, output.warn)
-    if note := check_stored(folder, asked.run, asked.model):
-        output.warn(note)
-    here = _place(given, output) if asked.device == "cuda" else None
-    profile = profile_of(asked, output)
-    run, document = _planned(asked, profile, here, given, output)
-    spec = LaunchSpec(
-        run=run,
-        settings=asked.settings,
-        model_id=_name(asked, folder),
-        weights=str(folder.absolute()),
-        tokenizer=asked.tokenizer,
-        data=str(Path(asked.data).absolute()),
-        bad_rows=asked.bad_rows,
-        output=str(asked.folder.path.absolute()),
-        device=asked.device,
-        cap_bytes=None if here is None else here.cap_bytes,
-        quantized=None if profile is None else _quantized(profile, run),
-    )
-    return spec, profile, here, document
-
-
-def _place(given: Mapping[str, Any], output: Output) -> ThisCard:
+def _options(given: Mapping[str, Any], output: Output) -> TrainOptions:
+    # A switch that is off and a list that is empty were not typed.
+    typed = {name: value for name in SETTINGS if (value := given[name]) is not None}
+    settings = {name: value for name, value in typed.items() if value is not False and value != ()}
     try:
-        return this_card_as(Session(output.profiles, tell=output.warn), *card_asked(given))
+        card, reserve_bytes, cap_bytes = stand_in_from(given, output)
     except MissingError as error:
         raise MissingError(f"{error}; or train on the CPU with --device cpu") from None
-
-
-def _check_data(asked: Asked, output: Output) -> None:
-    """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
-    from qlora_planner import data
-    from qlora_planner.data.files import find_files
-    from qlora_planner.runs.dataset import IN_MEMORY_BYTES
-
-    # Larger data is read by the child alone: its faults then come a little later.
-    if sum(file.size_bytes for file in find_files(asked.data)) <= IN_MEMORY_BYTES:
-        for _ in data.rows(asked.data, bad_rows=asked.bad_rows):
-            pass
-
-
-def _name(asked: Asked, folder: Path) -> str:
-    """What the adapter names as its base: a Hub id as it is, a folder by its path, the same at every start."""
-    known = None if asked.record is None else asked.record["model"]
-    if known is not None and known["path"] == asked.weights:
-        return str(known["id"])
-    return str(folder.absolute()) if Path(asked.weights).exists() else asked.weights
-
-
-def _quantized(profile: ModelProfile, run: RunConfig) -> int:
-    from qlora_planner.memory.weights.static import is_quantized
-
-    return sum(group.count for group in profile.tensors if not group.tied_with and is_quantized(group, run))
-
-
-def _planned(
-    asked: Asked,
-    profile: ModelProfile | None,
-    here: ThisCard | None,
-    given: Mapping[str, Any],
-    output: Output,
-) -> tuple[RunConfig, Mapping[str, Any]]:
-    """The run without unknowns, and the plan that plan.yaml will hold; a MODEL's plan is shown and asked about."""
-    from qlora_planner.planner.plan import SCHEMA
-
-    if not asked.planned and (here is not None or given.get("gpu") is not None):
-        assert profile is not None
-        return _plan(asked, profile, here, given, output)
-    run = fitted(asked, output)
-    if profile is None:
-        return run, asked.plan or {"schema": SCHEMA, "model": {"id": asked.model}, "gpu": None, "run": run.to_dict()}
-    from qlora_planner.memory.options.resolve import resolve
-
-    found = resolve(profile, run, None if here is None else here.gpu)
-    refused = [problem for problem in found.problems if problem.blocking]
-    if refused:
-        raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
-    head = asked.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
-    if not asked.planned:
-        from qlora_planner.report.parts.labels import recipe
-
-        _ask(f"{profile.id} on the CPU, which nothing is planned for: {recipe(found.run)}", given)
-    return found.run, {**head, "run": found.run.to_dict()}
-
-
-def _plan(
-    asked: Asked, profile: ModelProfile, here: ThisCard | None, given: Mapping[str, Any], output: Output
-) -> tuple[RunConfig, Mapping[str, Any]]:
-    """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
-    from qlora_planner.cli.plan_files import with_folder
-    from qlora_planner.report.plan import render_plan
-    from qlora_planner.session import plan
-
-    card = card_from(given, output, required=True)
-    assert card is not None
-    found = plan(
-        profile, card.gpu, asked.run, reserve_bytes=card.reserve_bytes, profiles=output.profiles, tell=output.warn,
-        fixed=asked.explicit, data=summary_from(given, asked.weights, output),
-        cap_bytes=card.cap_bytes if here is None else here.cap_bytes,
+    return TrainOptions(
+        data=given["data"], output=given["output"], weights=given["model"], tokenizer=given["tokenizer"],
+        bad_rows=given["bad_rows"], device=given["device"], resume=given["resume"], yes=given["yes"],
+        force=given["force"], recover=not given["no_recover"], settings=settings, card=card,
+        reserve_bytes=reserve_bytes, cap_bytes=cap_bytes,
     )  # fmt: skip
-    found = with_folder(found, asked.model)
-    if found.estimate.verdict in ("does-not-fit", "will-not-run"):
-        reasons = found.estimate.fit.reasons if found.estimate.fit else ()
-        raise RefusedError(
-            f"{profile.id} {found.estimate.verdict} on {card.gpu.label}: {'; '.join(reasons) or 'too large'}"
-        )
-    if found.estimate.verdict == "cannot-say" and not given["yes"]:
-        reasons = found.estimate.fit.reasons if found.estimate.fit else ()
-        raise UnsureError(
-            f"cannot say whether {profile.id} fits {card.gpu.label}: {'; '.join(reasons)}; --yes tries it"
-        )
-    _ask(render_plan(found, asked.explicit, card.asked, output.theme), given)
-    return found.run, found.to_dict()
 
 
-def _ask(shown: str, given: Mapping[str, Any]) -> None:
-    """Show what will be run, and ask once. Raises click's Abort for a no."""
-    if not given["quiet"]:
-        click.echo(shown, err=True)
-    if not given["yes"]:
-        click.confirm("Start it?", default=True, abort=True, err=True)
+def _finished(trained: Trained, settings: Settings) -> str:
+    """That nothing is left to do, and how to train on."""
+    summary, folder = trained.summary, str(trained.folder.path)
+    more = (
+        f"--epochs {2 * settings.epochs:g}" if settings.max_steps is None else f"--max-steps {2 * settings.max_steps}"
+    )
+    return (
+        f"{plain(folder)} is finished: {summary.get('steps', '?')} of {summary.get('of', '?')} steps; the adapter is in"
+        f" {plain(trained.folder.adapter)}\n"
+        f"train on: qlora-plan train {shlex.quote(folder)} --resume {more}"
+    )

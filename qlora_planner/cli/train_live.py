@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
+import click
+
+from qlora_planner.cli.data import counting
 from qlora_planner.cli.progress import on_terminal
 from qlora_planner.cli.streams import drawing_stream, say
-from qlora_planner.cli.train_view import READING, Watch, duration
+from qlora_planner.cli.values import Output
 from qlora_planner.report.parts.labels import gib
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.runs.watch import READING, Watch, duration
+from qlora_planner.session.training.onlooker import Draw, MakeWatch, Onlooker
 from qlora_planner.text import plain
 from qlora_planner.units import format_gib, format_size
 
 if TYPE_CHECKING:
     from rich.text import Text
+
+    from qlora_planner.data.scan import Moved
+    from qlora_planner.session.views import PlanAnswer
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 # Three lines of 80 columns, with the temperature and power of a card.
@@ -111,3 +119,27 @@ def shown(make: Callable[[Callable[[str], None]], Watch], *, quiet: bool) -> Ite
     watch = make(out)
     with Live(draw(watch, theme), console=console, refresh_per_second=8, transient=True) as live:
         yield watch, lambda: live.update(draw(watch, theme))
+
+
+class Terminal(Onlooker):
+    """Somebody at a terminal, or a log: asked once before anything starts unless `yes` was typed."""
+
+    def __init__(self, output: Output, *, yes: bool) -> None:
+        super().__init__(output.warn)
+        self._output, self._yes = output, yes
+
+    def confirm(self, proposal: PlanAnswer | str) -> None:
+        """Show what will be run, and ask. Raises click's Abort for a no."""
+        if not self._output.quiet:
+            shown = proposal if isinstance(proposal, str) else proposal.render(self._output.theme)
+            click.echo(shown, err=True)
+        if not self._yes:
+            click.confirm("Start it?", default=True, abort=True, err=True)
+
+    def counting(self, data: str) -> AbstractContextManager[Moved | None]:
+        """A bar, or a line where it takes long."""
+        return counting(data, quiet=self._output.quiet)
+
+    def watching(self, make: MakeWatch) -> AbstractContextManager[tuple[Watch, Draw]]:
+        """The live view."""
+        return shown(make, quiet=self._output.quiet)

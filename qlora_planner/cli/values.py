@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.cli.streams import say, theme_for_stdout
-from qlora_planner.errors import InputError, MissingError
-from qlora_planner.record import record
+from qlora_planner.cli.streams import patience, say, theme_for_stdout
+from qlora_planner.errors import InputError
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.text import quoted
-from qlora_planner.units import format_mib, parse_memory
+from qlora_planner.units import parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.session import Session
@@ -22,7 +23,7 @@ _VERSION = re.compile(r"\d+(\.\d+)*((a|b|rc|\.dev|\.post)\d+)?(\+[\w.]+)?")
 _ALLOC_CONF = re.compile(r"[a-z_]+:[\w.\[\]:>;]+(,[a-z_]+:[\w.\[\]:>;]+)*")
 
 
-@record
+@dataclass(frozen=True, kw_only=True)
 class Output:
     """How the answer is wanted."""
 
@@ -39,11 +40,12 @@ class Output:
         if not self.quiet:
             say(text)
 
+    @cached_property
     def session(self) -> Session:
         """What every answer starts from; notes go where the output's do."""
         from qlora_planner.session import Session
 
-        return Session(self.profiles, tell=self.warn)
+        return Session(self.profiles, tell=self.warn, waiting=lambda text: patience(text, self.quiet))
 
 
 def output_from(given: Mapping[str, Any]) -> Output:
@@ -97,28 +99,23 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Pl
             option = "--reserve" if reserve_bytes is not None else "--cap"
             raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
         return None
-    from qlora_planner.session.cards import LOCAL, card_of, is_local
+    from qlora_planner.session.cards import card_typed
 
-    try:
-        card = card_of(
-            output.session(),
-            LOCAL if text is None else text,
-            reserve_bytes=reserve_bytes,
-            cap_bytes=cap_bytes,
-            prefix="--",
-        )
-    except MissingError as error:
-        if text is not None:
-            raise
-        # The user did not ask for this machine's card, so its absence is no missing part but a missing option.
-        raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
+    return card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+
+
+def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard | None, int | None, int | None]:
+    """The card that the one in this machine is to behave like, where one was named; --reserve and --cap in bytes.
+
+    Raises InputError for a card, a reserve or a cap that means nothing.
+    """
+    text, reserve_bytes, cap_bytes = card_asked(given)
     if text is None:
-        output.warn(f"no --gpu given: taking the card in this machine, {card.gpu.label}")
-    elif card.several is not None:
-        output.warn(f"--gpu {text.strip()}: {card.several.note}")
-    if (text is None or is_local(text)) and reserve_bytes is None and card.reserve_bytes:
-        output.warn(f"other processes hold {format_mib(card.reserve_bytes)} of it now; --reserve says otherwise")
-    return card
+        return None, reserve_bytes, cap_bytes
+    from qlora_planner.session.cards import card_typed
+
+    card = card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    return card, reserve_bytes, cap_bytes
 
 
 def card_asked(given: Mapping[str, Any]) -> tuple[str | None, int | None, int | None]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
 import click
 
-from qlora_planner.cli import events
-from qlora_planner.cli.loading import profile_for
 from qlora_planner.cli.options import (
     SectionOption,
     Verb,
@@ -18,18 +17,11 @@ from qlora_planner.cli.options import (
 )
 from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Output, card_asked, output_from
+from qlora_planner.cli.values import output_from, stand_in_from
 from qlora_planner.errors import InputError
-from qlora_planner.session import Session
-from qlora_planner.session.this_card import ThisCard, check_packages, check_room, this_card_as
-from qlora_planner.session.verify import check_amount, keep, least_limit, run_of_file, specification
+from qlora_planner.session.this_card import check_packages, this_card_as
+from qlora_planner.session.verify import check_amount, run_of_file, verify
 
-if TYPE_CHECKING:
-    from qlora_planner.evidence import Measurement
-    from qlora_planner.measure.floor import Floor
-    from qlora_planner.measure.spec import ChildSpec
-
-SCHEMA = "qlora-plan/verification/1"
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
 
@@ -53,61 +45,25 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     output = output_from(given)
     if device == "cpu" and (floor or given.get("gpu") or given.get("cap")):
         raise InputError("--device cpu: --gpu, --cap and --floor need a card; leave them out")
-    session = Session(output.profiles, tell=output.warn)
+    session = output.session
     named, run = run_of_file(model, explicit_run_options(given))
     check_amount(run, steps)
     check_packages(run)
-    profile = profile_for(named, output)
-    here = None if device == "cpu" else this_card_as(session, *card_asked(given))
-    spec, predicted = specification(session, named, profile, run, here, device=device, steps=steps)
-    if here is not None:
-        check_room(here, predicted, output.warn)
-    measured = _measure(spec, here, output)
-    _tell_compared(measured)
-    least = least_limit(spec, measured, predicted, output.warn) if floor and measured.outcome == "ok" else None
-    tried = () if least is None else least.tries
-    kept = keep(session, measured, save=save)
-    for _, attempt in tried:
-        keep(session, attempt, save=save)
-    _show(measured, least, kept, output)
-    return _EXIT[measured.outcome]
-
-
-def _measure(spec: ChildSpec, here: ThisCard | None, output: Output) -> Measurement:
-    from qlora_planner.measure.verify import Progress, verify
-
-    whole = None if here is None else here.gpu.memory_bytes
-    events.tell("predicted", {"estimate": spec.predicted})
-    with watching(spec.model_id, whole, quiet=output.quiet) as tell:
-
-        def heard(progress: Progress) -> None:
-            events.pass_on(progress)
-            tell(progress)
-
-        return verify(spec, tell=heard)
-
-
-def _tell_compared(measured: Measurement) -> None:
-    """Predicted beside measured, for whoever watches from outside."""
-    from qlora_planner.report.comparison import to_document
-
-    events.tell("compared", to_document(measured))
-
-
-def _show(measured: Measurement, floor: Floor | None, kept: str | None, output: Output) -> None:
-    works = None if floor is None else floor.works_bytes
+    here = None
+    if device == "cuda":
+        card, _, cap_bytes = stand_in_from(given, output)
+        here = this_card_as(session, card, cap_bytes)
+    verification = verify(
+        session, named, run, here=here, steps=steps, floor=floor, save=save,
+        watching=partial(watching, quiet=output.quiet),
+    )  # fmt: skip
     if output.json:
-        from qlora_planner.report.comparison import to_document
+        answer_json(verification.to_dict())
+    else:
+        from qlora_planner.report.verify import render_verification
 
-        answer_json(
-            {
-                "schema": SCHEMA,
-                "measurement": measured.to_dict(),
-                "comparison": to_document(measured),
-                "floor": None if floor is None else {"works_bytes": works, "fails_bytes": floor.fails_bytes},
-            }
+        works_bytes = None if verification.floor is None else verification.floor.works_bytes
+        answer(
+            render_verification(verification.measurement, output.theme, floor_bytes=works_bytes, kept=verification.kept)
         )
-        return
-    from qlora_planner.report.verify import render_verification
-
-    answer(render_verification(measured, output.theme, floor_bytes=works, kept=kept))
+    return _EXIT[verification.measurement.outcome]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.units import format_mib, parse_memory
 
@@ -75,6 +75,31 @@ def card_of(
     asked = several.each if several else card.strip()
     many = several if several is not None and several.count > 1 else None
     return _checked(gpu, asked, reserve_bytes or 0, cap_bytes, many, prefix)
+
+
+def card_typed(
+    session: Session, text: str | None, *, reserve_bytes: int | None = None, cap_bytes: int | None = None
+) -> PlannedCard:
+    """The card of `--gpu`, for None the one in this machine; `session.tell` hears what was taken for it.
+
+    Raises InputError and MissingError as `card_of` does, InputError where no card was named and none is here.
+    """
+    try:
+        card = card_of(
+            session, LOCAL if text is None else text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, prefix="--"
+        )
+    except MissingError as error:
+        if text is not None:
+            raise
+        # The user did not ask for this machine's card, so its absence is no missing part but a missing option.
+        raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
+    if text is None:
+        session.tell(f"no --gpu given: taking the card in this machine, {card.gpu.label}")
+    elif card.several is not None:
+        session.tell(f"--gpu {text.strip()}: {card.several.note}")
+    if (text is None or is_local(text)) and reserve_bytes is None and card.reserve_bytes:
+        session.tell(f"other processes hold {format_mib(card.reserve_bytes)} of it now; --reserve says otherwise")
+    return card
 
 
 def size_bytes(size: str | int, name: str) -> int:

@@ -25,19 +25,19 @@ def indexed_candidates(
     folders: Sequence[Path], gpu: GpuSpec, run: RunConfig, warn: Warn
 ) -> tuple[list[Candidate], list[ModelProfile]]:
     """Every model of the folders, of which an earlier one wins: as a candidate from an index, else as a profile."""
-    known: list[Candidate] = []
+    indexed: list[Candidate] = []
     others: list[ModelProfile] = []
     seen: set[str] = set()
     for folder in folders:
         catalogue = ModelCatalogue([folder])
         names = set(catalogue.names()) - seen
         seen |= names
-        found = _from_index(folder.parent / INDEX_FILE, names, gpu, run, warn) if serves(run) else []
-        known += found
-        left = names - {one.model_id for one in found}
+        there = _from_index(folder.parent / INDEX_FILE, names, gpu, run, warn) if serves(run) else []
+        indexed += there
+        left = names - {candidate.model_id for candidate in there}
         if left:
             others += _profiles(catalogue, left, warn)
-    return known, others
+    return indexed, others
 
 
 def _profiles(catalogue: ModelCatalogue, names: set[str], warn: Warn) -> list[ModelProfile]:

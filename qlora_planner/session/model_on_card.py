@@ -135,13 +135,13 @@ class ModelOnCard:
 
         wanted = run or Run()
         key = repr((wanted, widths, unmodelled))
-        known = self._known.get(key)
-        if known is None:
-            known = self._estimated(wanted, widths, unmodelled)
+        estimate = self._known.get(key)
+        if estimate is None:
+            estimate = self._estimated(wanted, widths, unmodelled)
             while len(self._known) >= _KEPT:
                 self._known.pop(next(iter(self._known)))
-            self._known[key] = known
-        return known
+            self._known[key] = estimate
+        return estimate
 
     def _estimated(
         self, run: RunConfig, widths: Sequence[Sequence[int]], unmodelled: Sequence[Unmodelled]

@@ -128,8 +128,8 @@ def speed_traits(
 
     runs: dict[str, list[TimedRun]] = {}
     cards: dict[str, GpuSpec] = {}
-    for one in latest(row for row in measurements if timed(row) is not None):
-        gpu, run = card_of(one), timed_run(one, tell)
+    for measurement in latest(row for row in measurements if timed(row) is not None):
+        gpu, run = card_of(measurement), timed_run(measurement, tell)
         if gpu is not None and run is not None:
             cards[gpu.name] = gpu
             runs.setdefault(gpu.name, []).append(run)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -14,12 +15,14 @@ from qlora_planner.session.models import Build, load_model
 from qlora_planner.session.packages import Warn
 from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RUN_FIELDS
+from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.session.model_on_card import ModelOnCard
-    from qlora_planner.session.views import AuditAnswer, EstimateAnswer
+    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, TrainingAnswer
     from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
@@ -29,8 +32,9 @@ class Session:
     """What every answer starts from. Nothing is read before it is needed, and nothing twice.
 
     `profiles` is a folder with `models/` or `gpus/` to look in first. `tell` gets one line for each oddity and while
-    something takes time; without it, oddities of a model are Python warnings and waits are silent. `build` says what
-    becomes of a model without a profile: see `load_model`. With `stored_only` no run is traced and no torch imported:
+    something takes time; without it, oddities of a model are Python warnings and waits are silent. `waiting` is entered
+    with a line while a model is looked up, which is long where it has to be profiled. `build` says what becomes of a
+    model without a profile: see `load_model`. With `stored_only` no run is traced and no torch imported:
     closed forms answer where no trace ships.
 
     >>> Session().on("24GB").plan("qwen2.5-7b").verdict
@@ -42,12 +46,14 @@ class Session:
         profiles: str | os.PathLike[str] | None = None,
         *,
         tell: Warn | None = None,
+        waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
         build: Build = "auto",
         stored_only: bool = False,
     ) -> None:
         self.profiles = profiles
         self.stored_only = stored_only
         self.tell: Warn = tell or packages.silent
+        self._waiting = waiting
         self._warn = {} if tell is None else {"warn": tell}
         self._build: Build = build
         self._models: dict[str, ModelProfile] = {}
@@ -93,16 +99,30 @@ class Session:
 
         return parse_gpu(card, self.gpus)
 
-    def model(self, model: str | ModelProfile) -> ModelProfile:
+    def model(self, model: str | ModelProfile, *, build: Build | None = None) -> ModelProfile:
         """The profile of `model`: a catalogue name, a config.json or model folder, a Hub id, or a profile already.
 
-        Raises InputError and MissingError as `load_model` does.
+        `build` is that of the session unless it is given. Raises InputError and MissingError as `load_model` does.
         """
         if isinstance(model, ModelProfile):
             return model
-        if model not in self._models:
-            self._models[model] = load_model(model, profiles=self.profiles, build=self._build, **self._warn)
+        if model not in self._models or build == "always":
+            self._models[model] = self._read_model(model, build or self._build)
         return self._models[model]
+
+    def _read_model(self, model: str, build: Build) -> ModelProfile:
+        begun = time.monotonic()
+        with self._waiting(f"{plain(model)} is new here: looking it up and profiling it"):
+            profile = load_model(model, profiles=self.profiles, build=build, **self._warn)
+        if profile.source == "built":
+            self.tell(f"{profile.id}: profiled in {time.monotonic() - begun:.1f} s and kept")
+        if profile.resolved_from is not None and profile.same_shape_as is None:
+            self.tell(f"{plain(profile.resolved_from)}: taken as {profile.id}")
+        if profile.same_shape_as is not None:
+            self.tell(f"{profile.id}: same shapes as {profile.same_shape_as}, answered from its profile")
+        if profile.note:
+            self.tell(f"{profile.id}: {profile.note}")
+        return profile
 
     def on(
         self, card: str | GpuSpec | PlannedCard, *, reserve: str | int | None = None, cap: str | int | None = None
@@ -162,6 +182,47 @@ class Session:
 
         return AuditAnswer(audit=audit(self.model(model), run_of(run, options)))
 
+    def plan(self, model: str | ModelProfile, run: RunConfig | None = None, **more: Any) -> PlanAnswer:
+        """The recommended run on the card of the catalogue where a token of it costs least.
+
+        `more` are what `Workbench.plan` takes beside. Raises InputError where no card with a known price holds the
+        model, and as `Workbench.plan` does.
+
+        >>> Session().plan("qwen2.5-7b").verdict
+        'fits'
+        """
+        from qlora_planner.session.planning import CHEAPEST, cheapest_card
+
+        named = {name: value for name, value in more.items() if name in RUN_FIELDS}
+        given = given_options(run, named)
+        fixed = more.get("fixed")
+        card = cheapest_card(self, self.model(model), run_of(run, named), given if fixed is None else fixed, None)
+        return self.on(card).plan(model, run, **{"objective": CHEAPEST, **more})
+
+    def check(
+        self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
+    ) -> CheckAnswer:
+        """Whether a plan file fits the card that it was made for: see `Workbench.check`, whose errors it raises.
+
+        A file that names no card is checked against the one in this machine.
+        """
+        from qlora_planner.exchange.configs import read_config
+        from qlora_planner.session.cards import LOCAL
+
+        gpu = read_config(file, kind).gpu
+        return self.on(LOCAL if gpu is None else str(gpu["name"])).check(file, kind=kind, model=model)
+
+    def train(
+        self, what: str | os.PathLike[str] | PlanAnswer, run: RunConfig | None = None, **more: Any
+    ) -> TrainingAnswer:
+        """Train on the card in this machine, or with `device="cpu"` without one.
+
+        `more` are what `Workbench.train` takes, whose errors it raises.
+        """
+        from qlora_planner.session.training.ask import train_with
+
+        return train_with(self, what, run, None, more)
+
     def ranking_card(self, gpu: GpuSpec) -> GpuSpec:
         """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.
 
@@ -191,3 +252,17 @@ def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:
     from qlora_planner.spec.run import RunConfig as Run
 
     return (run or Run()).with_(**options) if options else run or Run()
+
+
+def given_options(run: RunConfig | None, options: dict[str, Any]) -> dict[str, Any]:
+    """What of a run was given: all of `run` that differs from its defaults, with `options` in place.
+
+    Raises InputError for unknown options and bad values.
+    """
+    if run is None:
+        run_of(None, options)
+        return dict(options)
+    from qlora_planner.planner.search_space import fixed_options
+
+    changed = run_of(run, options)
+    return {name: getattr(changed, name) for name in fixed_options(changed, None) | options.keys()}

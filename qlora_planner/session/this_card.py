@@ -15,6 +15,7 @@ from qlora_planner.units import format_mib
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.session import Session
     from qlora_planner.spec.machine import GpuSpec
 
@@ -40,10 +41,11 @@ def check_packages(run: RunConfig) -> None:
         raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
-def this_card_as(session: Session, card: str | None, reserve_bytes: int | None, cap_bytes: int | None) -> ThisCard:
-    """This machine's card, and the limit that makes it behave like `card`, which leaves `reserve_bytes` to others.
+def this_card_as(session: Session, card: PlannedCard | None = None, cap_bytes: int | None = None) -> ThisCard:
+    """This machine's card, and the limit that makes it behave like `card`, which leaves its reserve to others.
 
-    Raises MissingError without a card, and for one that is smaller than the one asked for.
+    `cap_bytes` limits torch where no card is named. Raises MissingError without a card, and for one that is smaller
+    than the one asked for.
     """
     from qlora_planner.catalog.gpus import usable_bytes
     from qlora_planner.measure.nvml import local_gpu
@@ -51,15 +53,17 @@ def this_card_as(session: Session, card: str | None, reserve_bytes: int | None, 
 
     local = local_gpu()
     gpu = _catalogued(local.spec)
-    if card is not None and not is_local(card):
-        smaller = session.gpu(card)
+    if card is not None:
+        cap_bytes = card.cap_bytes
+    if card is not None and not is_local(card.asked):
+        smaller = card.gpu
         if smaller.memory_bytes > gpu.memory_bytes:
             raise MissingError(
                 f"{smaller.label} has {format_mib(smaller.memory_bytes)}, the card here only"
                 f" {format_mib(gpu.memory_bytes)}: {gpu.label} can stand for smaller cards alone"
             )
         context = context_of(gpu, session.calibration)
-        left = usable_bytes(smaller, reserve_bytes or 0)[0] - context.total_bytes
+        left = usable_bytes(smaller, card.reserve_bytes)[0] - context.total_bytes
         if left <= 0:
             raise InputError(f"--gpu: {smaller.label} leaves nothing beside a context of this card")
         cap_bytes = left if cap_bytes is None else min(cap_bytes, left)
@@ -75,10 +79,10 @@ def _catalogued(spec: GpuSpec) -> GpuSpec:
     from qlora_planner import session
 
     try:
-        known = session.load_gpu(spec.name)
+        listed = session.load_gpu(spec.name)
     except InputError:
         return spec
-    return known if known.memory_bytes == spec.memory_bytes else spec
+    return listed if listed.memory_bytes == spec.memory_bytes else spec
 
 
 def check_room(here: ThisCard, predicted: MemoryEstimate, tell: Warn) -> None:

@@ -62,9 +62,9 @@ def tape_for(
 
     versions = installed_versions()
     cache = TapeCache(cache_dir() / "tapes")
-    known = cache.load(profile, resolved, variant, versions)
-    if known is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
-        return known
+    cached = cache.load(profile, resolved, variant, versions)
+    if cached is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
+        return cached
     missing = packages.missing_packages()
     if missing:
         raise MissingError(_not_traced(profile, resolved, missing))
@@ -108,7 +108,12 @@ def tape_orders(
     if not kept and not stored_only:
         own = tape_for(profile, run, gpu, profiles=profiles)
     within = next(
-        (one for one in validity_ranges(profile, run.batch_size > 1) if one.holds(run.batch_size, run.seq_len)), None
+        (
+            validity
+            for validity in validity_ranges(profile, run.batch_size > 1)
+            if validity.holds(run.batch_size, run.seq_len)
+        ),
+        None,
     )
     if own is None or within is None:
         return ()

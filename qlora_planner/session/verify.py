@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.record import record
 from qlora_planner.session.packages import Warn
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
@@ -16,34 +19,92 @@ if TYPE_CHECKING:
     from qlora_planner.evidence import Measurement
     from qlora_planner.measure.floor import Floor
     from qlora_planner.measure.spec import ChildSpec
+    from qlora_planner.measure.verify import Progress
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.session.session import Session
     from qlora_planner.session.this_card import ThisCard
     from qlora_planner.spec.model import ModelProfile
 
+SCHEMA = "qlora-plan/verification/1"
 # Made up in a quarter of a minute.
 _MOST_TOKENS = 1 << 24
 
+Hear = Callable[["Progress"], None]
 
-def verify(session: Session, named: str, run: RunConfig, *, here: ThisCard | None, steps: int) -> Measurement:
+
+@record
+class Verification:
+    """Real steps with what was predicted for them; `kept` is the file that the evidence is in, None: it says nothing.
+
+    `floor` is the least limit on torch under which the run works, where that was looked for.
+    """
+
+    measurement: Measurement
+    floor: Floor | None = None
+    kept: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/verification/1`."""
+        from qlora_planner.report.comparison import to_document
+
+        floor = self.floor
+        limits = None if floor is None else {"works_bytes": floor.works_bytes, "fails_bytes": floor.fails_bytes}
+        return {
+            "schema": SCHEMA,
+            "measurement": self.measurement.to_dict(),
+            "comparison": to_document(self.measurement),
+            "floor": limits,
+        }
+
+
+def _unwatched(_model: str, _whole_bytes: int | None) -> AbstractContextManager[Hear]:
+    return nullcontext(lambda _progress: None)
+
+
+def verify(
+    session: Session,
+    model: str,
+    run: RunConfig,
+    *,
+    here: ThisCard | None,
+    steps: int,
+    floor: bool = False,
+    save: bool = False,
+    watching: Callable[[str, int | None], AbstractContextManager[Hear]] = _unwatched,
+) -> Verification:
     """Real steps of this run with random weights in a process of its own, kept where `calibrate` finds them.
 
-    `here` is this machine's card, None the CPU. A run out of memory is an outcome, no error.
+    `here` is this machine's card, None the CPU. With `floor` more runs look for the least limit that works, with `save`
+    the evidence is written beside the session's profiles too. `watching` is called with the model's id and the bytes of
+    the card, and gives what hears of progress. A run out of memory is an outcome, no error.
     Raises MissingError for packages that are not installed, a card in use and a run that the stack refuses; InputError
     for a model that means nothing and for more tokens than are made up.
     """
+    from qlora_planner.measure import events_file
     from qlora_planner.measure.verify import verify as measure
+    from qlora_planner.report.comparison import to_document
     from qlora_planner.session.this_card import check_packages, check_room
 
     check_amount(run, steps)
     check_packages(run)
     device = "cpu" if here is None else "cuda"
-    spec, predicted = specification(session, named, session.model(named), run, here, device=device, steps=steps)
+    spec, predicted = specification(session, model, session.model(model), run, here, device=device, steps=steps)
     if here is not None:
         check_room(here, predicted, session.tell)
-    measured = measure(spec, tell=lambda _: None)
-    keep(session, measured, save=False)
-    return measured
+    events_file.tell("predicted", {"estimate": spec.predicted})
+    with watching(spec.model_id, None if here is None else here.gpu.memory_bytes) as hear:
+
+        def heard(progress: Progress) -> None:
+            events_file.pass_on(progress)
+            hear(progress)
+
+        measurement = measure(spec, tell=heard)
+    events_file.tell("compared", to_document(measurement))
+    least = least_limit(spec, measurement, predicted, session.tell) if floor and measurement.outcome == "ok" else None
+    kept = keep(session, measurement, save=save)
+    for _, attempt in () if least is None else least.tries:
+        keep(session, attempt, save=save)
+    return Verification(measurement=measurement, floor=least, kept=kept)
 
 
 def run_of_file(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:

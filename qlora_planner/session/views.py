@@ -6,6 +6,7 @@ An answer gives way to its record: `answer.verdict` is the estimate's. Rendering
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.record import document, record
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.report.parts.theme import Theme
     from qlora_planner.session.check import Check
+    from qlora_planner.session.training.execute import Trained
+    from qlora_planner.session.verify import Verification
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 
@@ -48,9 +51,13 @@ class EstimateAnswer:
         return _of_record(self, "estimate", name)
 
     def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme, *, explain: bool = False) -> str:
+        """The screen of `qlora-plan estimate`."""
         from qlora_planner.report.estimate import render_estimate
 
-        return render_estimate(self.estimate, self.gpu, _theme(), card=self.card)
+        return render_estimate(self.estimate, self.gpu, theme, card=self.card, explain=explain)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import estimate_html
@@ -87,9 +94,13 @@ class PlanAnswer:
         return self.plan.estimate.verdict
 
     def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme, *, explain: bool = False) -> str:
+        """The screen of `qlora-plan plan`."""
         from qlora_planner.report.plan import render_plan
 
-        return render_plan(self.plan, self.asked, self.card, _theme())
+        return render_plan(self.plan, self.asked, self.card, theme, explain=explain)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import plan_html
@@ -129,9 +140,13 @@ class SurveyAnswer:
         return self.rows[at]
 
     def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme, *, every: bool = False, explain: bool = False) -> str:
+        """The screen of `qlora-plan --gpu`; `every` folds no row away."""
         from qlora_planner.report.survey import render_survey
 
-        return render_survey(self.rows, self.gpu, self.run, _theme(), card=self.card)
+        return render_survey(self.rows, self.gpu, self.run, theme, card=self.card, every=every, explain=explain)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import survey_html
@@ -172,9 +187,13 @@ class AuditAnswer:
         return _of_record(self, "audit", name)
 
     def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme, *, explain: bool = False) -> str:
+        """The screen of `qlora-plan audit`."""
         from qlora_planner.report.audit import render_audit
 
-        return render_audit(self.audit, _theme())
+        return render_audit(self.audit, theme, explain=explain)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import audit_html
@@ -226,3 +245,90 @@ class CheckAnswer:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/check/1`."""
         return self.check.to_dict()
+
+
+@record
+class VerificationAnswer:
+    """A Verification: real steps of a run, and what was predicted of them; gives way to the Measurement."""
+
+    verification: Verification
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("verification", "measurement"):
+            return _of_record(self, "verification", name)
+        return getattr(_of_record(self, "verification", "measurement"), name)
+
+    def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme) -> str:
+        """The screen of `qlora-plan verify`."""
+        from qlora_planner.report.verify import render_verification
+
+        verification = self.verification
+        works_bytes = None if verification.floor is None else verification.floor.works_bytes
+        return render_verification(verification.measurement, theme, floor_bytes=works_bytes, kept=verification.kept)
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import text_html
+
+        return text_html(str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/verification/1`."""
+        return self.verification.to_dict()
+
+    def to_frame(self) -> Any:
+        """A pandas frame with a row per figure, predicted and measured; sizes are bytes."""
+        import pandas
+
+        compared = self.to_dict()["comparison"]
+        return pandas.DataFrame([{"table": name, **row} for name, rows in compared.items() for row in rows])
+
+
+@record
+class TrainingAnswer:
+    """What came of a training: the figures of its summary.json, and its folder."""
+
+    trained: Trained
+
+    @property
+    def outcome(self) -> str:
+        """ok, interrupted, out-of-memory, disk-full, killed or error."""
+        return self.trained.outcome
+
+    @property
+    def summary(self) -> Mapping[str, Any]:
+        """The document `qlora-plan/training/1`."""
+        return self.trained.summary
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder; `merge` and `generate` take it."""
+        return self.trained.folder.path
+
+    def __str__(self) -> str:
+        return self.render(_theme())
+
+    def render(self, theme: Theme) -> str:
+        """The screen of `qlora-plan train`."""
+        from qlora_planner.report.training import render_training
+
+        return render_training(self.summary, theme, folder=str(self.folder))
+
+    def _repr_html_(self) -> str:
+        from qlora_planner.report.pages.notebook import text_html
+
+        return text_html(str(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON document `qlora-plan/training/1`."""
+        return dict(self.summary)
+
+    def to_frame(self) -> Any:
+        """A pandas frame with a row per line of metrics.jsonl: steps, evaluations, checkpoints, attempts, phases."""
+        import pandas
+
+        from qlora_planner.runs.record import read_metrics
+
+        return pandas.DataFrame(read_metrics(self.trained.folder.metrics))

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.session.session import Session, run_of
+from qlora_planner.session.session import Session, given_options, run_of
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
-    from qlora_planner.evidence import Measurement
+    from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
+    from qlora_planner.session.data import DataSource
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
-    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
+    from qlora_planner.session.views import (
+        AuditAnswer,
+        CheckAnswer,
+        EstimateAnswer,
+        PlanAnswer,
+        SurveyAnswer,
+        TrainingAnswer,
+        VerificationAnswer,
+    )
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
-
-_REQUEST = ("objective", "effective_batch", "data", "compare")
 
 
 class Workbench:
@@ -99,32 +106,66 @@ class Workbench:
         run: RunConfig | None = None,
         *,
         fixed: Collection[str] | None = None,
+        objective: str = "throughput",
+        effective_batch: int | None = None,
+        data: DataSummary | DataSource | str | os.PathLike[str] | None = None,
+        tokenizer: str | None = None,
+        chars_per_token: float | None = None,
+        bad_rows: str = "refuse",
+        compare: str | Iterable[str | GpuSpec] = (),
         **options: Any,
     ) -> PlanAnswer:
         """The recommended run: what is given stays as far as it fits, everything else is searched.
 
-        `options` are those of a run, and `objective` ("throughput", "context", "rank", "quality"), `effective_batch` in
-        sequences, `data` (a DataSummary) and `compare` (cards, by name too). `fixed` names the options of `run` that
-        stay; None: those that differ from their defaults.
+        Args:
+            model: what `Session.model` takes.
+            run: options to start from; those that differ from their defaults stay.
+            fixed: names of options of `run` that stay instead.
+            objective: "throughput", "context", "rank", "quality", or "cheapest", for which the card must have a price.
+            effective_batch: sequences per optimizer step, whatever the micro-batch (16).
+            data: a file, folder, pattern or Hub dataset, of whose lengths the plan is made; or what counted it.
+            tokenizer: whose tokens are counted (the model's own); a folder or a Hub id.
+            chars_per_token: guesses the tokens from characters instead.
+            bad_rows: "refuse" or "skip" rows of `data` that cannot be used.
+            compare: other cards for the same run, as a list or as "t4,a100-80gb".
+            options: those of a run, which stay.
+
+        Sizes in the answer are bytes, times seconds. Raises InputError where the stack refuses everything that was left
+        open, for data that cannot be used, and as `estimate` does; MissingError for a tokenizer or a package that is
+        not there.
 
         >>> Session().on("24GB").plan("qwen2.5-7b", rank=64, objective="context").run.rank
         64
-
-        Raises InputError where the stack refuses everything that was left open, and as `estimate` does.
+        >>> priced = Session().on("rtx-4090").plan("qwen2.5-7b", objective="cheapest", compare="rtx-3090")
+        >>> [row["gpu"] for row in priced.to_dict()["compared"]]
+        ['rtx-3090']
         """
+        from qlora_planner.session import planning
+        from qlora_planner.session.plan_files import with_folder
         from qlora_planner.session.views import PlanAnswer
 
-        request = {name: options.pop(name) for name in _REQUEST if name in options}
-        if "compare" in request:
-            request["compare"] = [self.session.gpu(card) for card in request["compare"]]
+        planning.check_batch(options, effective_batch)
         typed = run_of(run, options)
         if fixed is None and options:
             from qlora_planner.planner.search_space import fixed_options
 
             fixed = fixed_options(typed, None) | options.keys()
-        answer = self.open(model).plan(typed, fixed, **request)
+        opened = self.open(model)
+        if objective == planning.CHEAPEST:
+            planning.cheapest_card(self.session, opened.profile, typed, fixed, self.card)
+        counted = planning.data_of(
+            self.session, data, planning.tokenizer_of(model, opened.profile), tokenizer=tokenizer,
+            chars_per_token=chars_per_token, bad_rows=bad_rows,
+        )  # fmt: skip
+        cards = [name.strip() for name in compare.split(",")] if isinstance(compare, str) and compare else compare
+        plan = opened.plan(
+            typed, fixed, objective=objective, effective_batch=effective_batch, data=counted,
+            compare=[self.session.gpu(card) for card in cards],
+        )  # fmt: skip
+        if isinstance(model, str):
+            plan = with_folder(plan, model)
         kept = {name: value for name, value in typed.to_dict().items() if name in (fixed or ())}
-        return PlanAnswer(plan=answer, asked=kept, card=self.card.asked)
+        return PlanAnswer(plan=plan, asked=kept, card=self.card.asked)
 
     def check(
         self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
@@ -188,18 +229,96 @@ class Workbench:
         return self.open(model).frontier(run_of(run, options))
 
     def verify(
-        self, model: str, run: RunConfig | None = None, *, device: str = "cuda", steps: int = 3, **options: Any
-    ) -> Measurement:
+        self,
+        model: str | os.PathLike[str],
+        run: RunConfig | None = None,
+        *,
+        device: str = "cuda",
+        steps: int = 3,
+        floor: bool = False,
+        save: bool = False,
+        **options: Any,
+    ) -> VerificationAnswer:
         """Take real steps of a run with random weights on the card in this machine, which is held to this one's size.
 
-        `device="cpu"` runs a toy of the model without a card. What was measured is kept for `calibrate`; a run out of
-        memory is its `outcome`.
-        Raises MissingError for packages, a card or room on it that are not there, and as `estimate` does.
-        """
-        from qlora_planner.session.this_card import this_card_as
-        from qlora_planner.session.verify import verify
+        Args:
+            model: what `Session.model` takes, or the path of a plan file, whose run is taken.
+            run: options to start from; `options` are put in their place.
+            device: "cpu" runs a toy of the model without a card.
+            steps: optimizer steps.
+            floor: look for the least limit on torch that works too, by about eight more runs.
+            save: write the evidence into `measurements/` of the session's profiles too.
 
-        here = None
-        if device != "cpu":
-            here = this_card_as(self.session, self.card.asked, self.reserve_bytes, self.cap_bytes)
-        return verify(self.session, model, run_of(run, options), here=here, steps=steps)
+        What was measured is kept for `calibrate`; a run out of memory is its `outcome`. Sizes are bytes, times seconds.
+        Raises MissingError for packages, a card or room on it that are not there, InputError for what needs a card on
+        the CPU, and as `estimate` does.
+
+        >>> Session().on("local").verify("llama-3.2-1b", seq_len=512).outcome  # doctest: +SKIP
+        'ok'
+        """
+        from qlora_planner.errors import InputError
+        from qlora_planner.session.this_card import this_card_as
+        from qlora_planner.session.verify import run_of_file, verify
+        from qlora_planner.session.views import VerificationAnswer
+
+        if device == "cpu" and floor:
+            raise InputError("device='cpu': floor needs a card; leave it out")
+        named, meant = run_of_file(os.fspath(model), given_options(run, options))
+        here = None if device == "cpu" else this_card_as(self.session, self.card)
+        verification = verify(self.session, named, meant, here=here, steps=steps, floor=floor, save=save)
+        return VerificationAnswer(verification=verification)
+
+    def train(
+        self,
+        what: str | os.PathLike[str] | PlanAnswer,
+        run: RunConfig | None = None,
+        *,
+        data: str | os.PathLike[str] | None = None,
+        output: str | os.PathLike[str] | None = None,
+        device: str | None = None,
+        resume: bool = False,
+        yes: bool = False,
+        force: bool = False,
+        recover: bool = True,
+        weights: str | os.PathLike[str] | None = None,
+        tokenizer: str | None = None,
+        bad_rows: str = "refuse",
+        **options: Any,
+    ) -> TrainingAnswer:
+        """Train on the card in this machine, which is held to this one's size, in a process of its own.
+
+        Nobody is asked: calling it starts it. The longest batch is tried first; when memory runs out, the run goes on
+        one rung lower. A signal or Ctrl-C saves a checkpoint.
+
+        Args:
+            what: a plan (an answer of `plan`, or the path of a plan file), which is run as it is; a model folder or
+                Hub id, which is planned for first; or with `resume` the folder of a run.
+            run: options that stay; `options` are put in their place.
+            data: the samples: a file, folder, pattern or Hub dataset.
+            output: the run's own folder (runs/NAME of the model).
+            device: "cuda" or "cpu" (cuda; that of the run that is gone on with).
+            yes: start though it may not fit.
+            force: start anew where a run is.
+            recover: try a smaller run when memory runs out.
+            weights: where the weights are, if the name of the model does not lead there.
+            tokenizer: a folder or a Hub id (the model's own).
+            bad_rows: "refuse" or "skip" rows that cannot be used.
+            options: those of a run, and of `qlora_planner.train.settings.Settings`: `epochs`, `max_steps`,
+                `learning_rate`, `warmup`, `scheduler`, `save_steps`, `logging_steps`, `seed`, `eval_split`,
+                `assistant_only_loss`, `pad_token`, `report_to`.
+
+        The answer is summary.json; of a run that had finished before, what it says. An end without an adapter is its
+        `outcome`: "out-of-memory", "interrupted", "disk-full", "killed" or "error". Raises InputError for what cannot
+        be trained on, MissingError for packages, weights, a card or room that are not there, RefusedError for a run
+        that does not fit without `yes` or that the stack refuses, UnsureError where nobody can say whether it fits.
+
+        >>> Session().on("local").train("plan.yaml", data="train.jsonl", max_steps=100).outcome  # doctest: +SKIP
+        'ok'
+        """
+        from qlora_planner.session.training.ask import train_with
+
+        started = {
+            "data": data, "output": output, "device": device, "resume": resume, "yes": yes, "force": force,
+            "recover": recover, "weights": weights, "tokenizer": tokenizer, "bad_rows": bad_rows,
+        }  # fmt: skip
+        return train_with(self.session, what, run, self.card, {**started, **options})

@@ -106,9 +106,9 @@ def test_json_keeps_data_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_live_views_draw_clean_text(tmp_path: Path) -> None:
     from qlora_planner.cli.train_live import draw
-    from qlora_planner.cli.train_view import Watch
     from qlora_planner.runs.directory import RunDirectory
     from qlora_planner.runs.record import Metrics
+    from qlora_planner.runs.watch import Watch
 
     lines: list[str] = []
     folder = RunDirectory(tmp_path)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 
 from qlora_planner import session
-from qlora_planner.cli import train_run
-from qlora_planner.cli.values import output_from
 from qlora_planner.errors import RefusedError
 from qlora_planner.session.this_card import ThisCard
+from qlora_planner.session.training import execute, predictions
+from qlora_planner.session.training.onlooker import Onlooker
+from qlora_planner.session.training.prepare import Prepared
+from qlora_planner.session.training.request import TrainOptions
 from qlora_planner.spec.run import RunConfig
 
 LLAMA = session.load_model("meta-llama/Llama-3.1-8B", build="never")
@@ -27,26 +29,25 @@ def test_a_run_is_refused_by_the_prediction_that_is_recorded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, widths: tuple[int, ...]
 ) -> None:
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
-    recorded: list[Mapping[str, Any]] = []
+    recorded: list[Mapping[str, Any] | None] = []
 
-    def executed(*given: Any) -> int:
-        *_, predict, _, _, _ = given
-        recorded.append(predict(RUN))
-        return 0
+    def run(execution: Any) -> None:
+        recorded.append(execution.predictions.document(RUN))
 
-    monkeypatch.setattr(train_run, "_executed", executed)
-    place = ThisCard(gpu=session.load_gpu("rtx-4090"), others_bytes=0, cap_bytes=CAP_BYTES, processes=())
-    asked: Any = SimpleNamespace(record={}, folder=SimpleNamespace(path=tmp_path))
-    spec: Any = SimpleNamespace(run=RUN)
+    monkeypatch.setattr(execute._Execution, "run", run)
+    here = ThisCard(gpu=session.load_gpu("rtx-4090"), others_bytes=0, cap_bytes=CAP_BYTES, processes=())
+    request: Any = SimpleNamespace(record={}, folder=SimpleNamespace(path=tmp_path), options=TrainOptions())
     document = {"data": {"run": {"widths_before": [list(widths)] if widths else []}}}
-    monkeypatch.setattr(train_run, "_counted", lambda *_: ())
+    monkeypatch.setattr(predictions, "counted_widths", lambda *_: ())
+    spec: Any = SimpleNamespace(run=RUN)
+    prepared = Prepared(request=request, spec=spec, profile=LLAMA, here=here, document=document)
 
-    def start() -> int:
-        return train_run.execute(asked, spec, LLAMA, place, document, {"yes": False}, output_from({"quiet": True}))
+    def start() -> None:
+        execute.execute(session.Session(), prepared, Onlooker(lambda _: None))
 
     if widths:
         with pytest.raises(RefusedError, match="does not fit"):
             start()
     else:
-        assert start() == 0
-        assert recorded[0]["fit"]["verdict"] in ("fits", "tight")
+        start()
+        assert recorded[0] is not None and recorded[0]["fit"]["verdict"] in ("fits", "tight")

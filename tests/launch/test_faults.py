@@ -286,11 +286,11 @@ def test_a_start_that_is_ended_at_any_file_can_be_begun_again(
         if ended_at == "run.json":
             patch.setattr("os.fsync", ended)
         elif ended_at == "plan.yaml":
-            patch.setattr("qlora_planner.cli.train_run._write_plan", ended)
+            patch.setattr("qlora_planner.session.training.execute._Execution._write_beside", ended)
         else:
-            patch.setattr("qlora_planner.cli.train_run._watched", ended)
+            patch.setattr("qlora_planner.session.training.execute._Execution._watched", ended)
         assert train("plan.yaml", "--data", "train.jsonl", "--output", "out").exit_code == 130
-    monkeypatch.setattr("qlora_planner.cli.train_run._watched", ended)
+    monkeypatch.setattr("qlora_planner.session.training.execute._Execution._watched", ended)
     if ended_at != "run.json":
         assert train("out", "--resume").exit_code == 130
         assert Path("out/plan.yaml").is_file() and Path("out/run.json").is_file()
@@ -316,7 +316,7 @@ def test_a_run_whose_summary_cannot_be_written_has_not_succeeded(
         says = "finished"
         return [Attempt(number=1, run=RUN, outcome=outcome, facts={}, from_step=0, says=says, checkpoint=None)], [], 1.0
 
-    monkeypatch.setattr("qlora_planner.cli.train_run._watched", ended)
+    monkeypatch.setattr("qlora_planner.session.training.execute._Execution._watched", ended)
     result = train("plan.yaml", "--data", "train.jsonl", "--output", "out", "--json")
     assert result.exit_code == code, result.output
     assert f"out/{lost}" in result.stderr
@@ -356,7 +356,7 @@ def on_card(here: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, int],
 
     def card(name: str, others_bytes: int) -> None:
         place = ThisCard(gpu=load_gpu(name), others_bytes=others_bytes, cap_bytes=None, processes=(4711,))
-        monkeypatch.setattr("qlora_planner.cli.train.this_card_as", lambda *_: place)
+        monkeypatch.setattr("qlora_planner.session.training.prepare.this_card_as", lambda *_: place)
 
     return card
 

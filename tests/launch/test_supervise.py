@@ -15,7 +15,6 @@ from typing import Any
 import pytest
 
 from qlora_planner.cli.train_live import draw, spark
-from qlora_planner.cli.train_view import Watch
 from qlora_planner.errors import MissingError
 from qlora_planner.measure.verify import Progress
 from qlora_planner.report.parts.theme import Theme
@@ -27,6 +26,7 @@ from qlora_planner.runs.preflight import version_notes
 from qlora_planner.runs.record import Metrics, check_same, evidence, read_metrics
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt, StopAsked, stop_signals
+from qlora_planner.runs.watch import Watch
 from qlora_planner.spec.run import RunConfig
 from tests.launch.conftest import RUN, SETTINGS
 

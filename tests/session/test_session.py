@@ -107,6 +107,22 @@ def test_names_stand_for_records() -> None:
     )
 
 
+def test_a_plan_for_data_is_that_of_the_command_line(bench: Workbench, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({"text": "word " * (40 + 9 * row)}) + "\n" for row in range(60)))
+    counted = ("--data", str(file), "--chars-per-token", "4", "--compare", "t4,l4")
+    answer = bench.plan(MODEL, data=file, chars_per_token=4, compare="t4, l4")
+    assert as_json(answer.to_dict()) == document("plan", MODEL, *CARD, *counted)
+    assert answer.plan.data is not None and answer.run.seq_len < 2048
+
+
+def test_the_cheapest_card_is_that_of_the_command_line() -> None:
+    said = document("plan", MODEL, "--objective", "cheapest")
+    assert as_json(Session().plan(MODEL).to_dict()) == said
+    with pytest.raises(InputError, match="no card with a known price"):
+        Session().on("24GB").plan(MODEL, objective="cheapest")
+
+
 def test_an_answer_is_worked_out_once(bench: Workbench) -> None:
     assert bench.estimate(MODEL, rank=8).estimate is bench.estimate(MODEL, RunConfig(rank=8)).estimate
     assert bench.open(MODEL).known(RunConfig(rank=8)) is bench.estimate(MODEL, rank=8).estimate
@@ -165,6 +181,10 @@ def test_a_size_that_means_nothing_is_named(reserve: object, cap: object, said: 
 def test_what_means_nothing_is_one_line(bench: Workbench) -> None:
     for ask, said in (
         (lambda: bench.estimate(MODEL, ranks=8), "unknown option ranks"),
+        (lambda: bench.plan(MODEL, ranks=8), "unknown option ranks"),
+        (lambda: bench.plan(MODEL, effective_batch=7, batch_size=2), "no multiple of --batch-size 2"),
+        (lambda: bench.plan(MODEL, data="none.jsonl"), "none.jsonl"),
+        (lambda: bench.verify(MODEL, device="cpu", floor=True), "floor needs a card"),
         (lambda: bench.estimate("no such model"), "no such model"),
         (lambda: Session().on("rtx-9999"), "rtx-9999"),
         (lambda: bench.audit(MODEL, method="full"), "quantises nothing"),

@@ -13,8 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.cli import events
 from qlora_planner.cli.streams import say
+from qlora_planner.measure import events_file as events
 from qlora_planner.runs.directory import RunDirectory, write_json
 from qlora_planner.runs.record import Metrics
 

@@ -96,3 +96,9 @@ def audit_html(audit: Audit) -> str:
         blocks.append(Paragraph(audit.checkpoint.message))
     blocks.append(Table(("stored as", "what", "tensors", "loaded MiB", "why"), rows, frozenset({2, 3})))
     return to_fragment(f"What of {audit.model['id']} becomes {audit.bits}-bit", blocks)
+
+
+def text_html(screen: str) -> str:
+    """A screen as it is, its first line as the title."""
+    title, _, rest = screen.partition("\n")
+    return to_fragment(title.strip(), [Code(rest.strip("\n"))])

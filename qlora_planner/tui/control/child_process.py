@@ -1,7 +1,7 @@
 """A verification or a training as a child process: started, listened to, stopped. torch is the child's alone.
 
 The child is the command line itself (`qlora-plan verify ...`, `qlora-plan train ...`), so that what is watched is what
-was copied. It tells its events to a file (`cli.events`), talks on stderr, and keeps its run folder as always.
+was copied. It tells its events to a file (`measure.events_file`), talks on stderr, and keeps its run folder as always.
 """
 
 from __future__ import annotations

@@ -123,7 +123,7 @@ class Watch:
         if name is None:
             peak: int = self.predicted["peak"]["device_bytes"]
             return peak
-        return next((one["device_bytes"] for one in self.predicted.get("phases") or () if one["name"] == name), None)
+        return next((row["device_bytes"] for row in self.predicted.get("phases") or () if row["name"] == name), None)
 
     def began(self, number: int, from_step: int) -> None:
         """An attempt begins: what metrics.jsonl says of later steps is done again."""
@@ -211,9 +211,9 @@ class Watch:
         except (MissingError, IndexError):
             self._card = None
             return
-        known = [None if card.temperature_c is None else f"{card.temperature_c} °C",
+        readings = [None if card.temperature_c is None else f"{card.temperature_c} °C",
                  None if card.power_w is None else f"{card.power_w:.0f} W"]  # fmt: skip
-        self.temperature = ", ".join(one for one in known if one)
+        self.temperature = ", ".join(reading for reading in readings if reading)
 
     @property
     def left_s(self) -> float | None:

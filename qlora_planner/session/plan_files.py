@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain, quoted
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.session.cards import PlannedCard
-    from qlora_planner.spec.model import ModelProfile
+    from qlora_planner.session.model_on_card import ModelOnCard
 
 EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
 _PLAN = "plan"
@@ -32,8 +30,8 @@ class WantedFiles:
     force: bool
 
 
-def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, force: bool) -> WantedFiles:
-    """Looked at before anything is planned: a typing error should not cost a trace.
+def wanted_files(save: str | None, exports: Sequence[str], *, document: bool, force: bool) -> WantedFiles:
+    """Looked at before anything is planned: a typing error should not cost a trace. `document`: stdout takes JSON.
 
     Raises InputError for an unknown kind, for two answers on stdout, and for a file that is there already.
     """
@@ -51,7 +49,7 @@ def wanted_files(save: str | None, exports: Sequence[str], output: Output, *, fo
             files.append((kind, path))
         else:
             printed.append(kind)
-    if len(printed) + output.json > 1:
+    if len(printed) + document > 1:
         raise InputError("--export: stdout takes one answer; give the others a file, as --export trl=train.py")
     for kind, path in files:
         check_target("--save" if kind == _PLAN else f"--export {kind}", path, force)
@@ -88,9 +86,7 @@ def check_target(option: str, path: str, force: bool) -> None:
         raise InputError(f"{option}: there is no folder {plain(os.path.dirname(path))}")
 
 
-def write_files(
-    plan: Plan, wanted: WantedFiles, profile: ModelProfile, card: PlannedCard, data: str | None, output: Output
-) -> str | None:
+def write_files(plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str | None) -> str | None:
     """Write every file, all rendered before the first is written; the text to print in place of the plan, if any.
 
     A config of another tool states the memory of the run that it is there, as `check` of it does.
@@ -105,9 +101,11 @@ def write_files(
     from qlora_planner.units import format_gib
 
     document = plan.to_dict()
-    names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in profile.adapters.get("attention", ())))
+    names = tuple(
+        dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in opened.profile.adapters.get("attention", ()))
+    )
 
-    estimates = Estimates(output.session().on(card).open(profile))
+    estimates, tell = Estimates(opened), opened.session.tell
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:
@@ -123,18 +121,18 @@ def write_files(
         if text is None:
             beside = write_plan(_seen_from(path, document), path, force=wanted.force)[1:]
             figures = f", and its figures {plain(beside[0].name)} beside it" if beside else ""
-            output.warn(f"wrote {plain(path)}{figures}")
+            tell(f"wrote {plain(path)}{figures}")
         else:
             write_text(path, text, force=wanted.force)
-            output.warn(f"wrote {plain(path)}")
+            tell(f"wrote {plain(path)}")
     if plan.estimate.verdict in ("does-not-fit", "will-not-run"):
         word = "fit" if plan.estimate.verdict == "does-not-fit" else "run on"
-        output.warn(f"what is written does not {word} this card")
+        tell(f"what is written does not {word} this card")
     elif plan.estimate.verdict == "cannot-say":
-        output.warn("nobody can say whether what is written fits this card: its figures are partial")
+        tell("nobody can say whether what is written fits this card: its figures are partial")
     for kind, estimate in others.items():
         if estimate.verdict != plan.estimate.verdict and estimate.verdict not in ("fits", "tight"):
-            output.warn(
+            tell(
                 f"as {READ_BACK[kind]} runs its file, {str(estimate.verdict).replace('-', ' ')}:"
                 f" {format_gib(estimate.peak.device_bytes)}; `qlora-plan check` of the file says what would fit"
             )

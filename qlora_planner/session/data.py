@@ -1,0 +1,49 @@
+"""A dataset and how its tokens are counted."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from qlora_planner.record import record
+from qlora_planner.session.packages import Warn
+
+if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.data.scan import Moved
+
+
+@record
+class DataSource:
+    """What `--data` and the options beside it say: `path` is a file, a folder, a pattern or a Hub dataset.
+
+    `tokenizer` is a folder or a Hub id (None: the model's own); `chars_per_token` guesses instead. `bad_rows` is refuse
+    or skip.
+    """
+
+    path: str
+    tokenizer: str | None = None
+    chars_per_token: float | None = None
+    bad_rows: str = "refuse"
+
+
+def summary_of(
+    source: DataSource, model: str | os.PathLike[str] | None, *, tell: Warn, moved: Moved | None = None
+) -> DataSummary:
+    """The lengths of every row. `model` is the folder or Hub id whose tokenizer counts where the source names none.
+
+    Raises InputError and MissingError as `qlora_planner.data.summarise` does.
+    """
+    from qlora_planner.data import summarise
+    from qlora_planner.data.hub import rows_of
+    from qlora_planner.sources.locations import cache_dir
+
+    return summarise(
+        rows_of(source.path, tell),
+        tokenizer=source.tokenizer or (None if model is None else os.fspath(model)),
+        chars_per_token=source.chars_per_token,
+        bad_rows=source.bad_rows,
+        cache=cache_dir(),
+        warn=tell,
+        moved=moved,
+    )

@@ -1,0 +1,202 @@
+"""What is looked at and planned before a training process is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
+from qlora_planner.record import record
+from qlora_planner.session.data import summary_of
+from qlora_planner.session.this_card import ThisCard, check_packages, this_card_as
+from qlora_planner.session.training.request import TrainRequest
+from qlora_planner.spec.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.runs.spec import LaunchSpec
+    from qlora_planner.session.cards import PlannedCard
+    from qlora_planner.session.session import Session
+    from qlora_planner.session.training.onlooker import Onlooker
+    from qlora_planner.spec.model import ModelProfile
+
+
+@record
+class Prepared:
+    """A training that nothing is known to stand in the way of.
+
+    `profile` is None where nothing is planned by one, `here` None on the CPU; `document` is what plan.yaml will hold.
+    """
+
+    request: TrainRequest
+    spec: LaunchSpec
+    profile: ModelProfile | None
+    here: ThisCard | None
+    document: Mapping[str, Any]
+
+
+def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prepared:
+    """Everything that can be known to be wrong before a process is started; a model is planned for, and asked about.
+
+    Raises InputError, MissingError and RefusedError as `Workbench.train` does.
+    """
+    from qlora_planner.data.hub import rows_of
+    from qlora_planner.runs.child.reporters import check_reporters
+    from qlora_planner.runs.spec import LaunchSpec
+    from qlora_planner.runs.weights import check_stored, weights_folder
+
+    if request.device == "cpu" and request.options.cap_bytes is not None:
+        raise InputError("--device cpu: --cap needs a card; leave it out")
+    check_packages(request.run)
+    check_reporters(request.settings.report_to)
+    request = replace(request, data=rows_of(request.data, session.tell))
+    _check_data(request)
+    folder = weights_folder(request.weights, session.tell)
+    if note := check_stored(folder, request.run, request.model):
+        session.tell(note)
+    here = _this_card(session, request) if request.device == "cuda" else None
+    profile = _profile_of(session, request)
+    run, document = _planned(session, request, profile, here, onlooker)
+    spec = LaunchSpec(
+        run=run,
+        settings=request.settings,
+        model_id=_name(request, folder),
+        weights=str(folder.absolute()),
+        tokenizer=request.tokenizer,
+        data=str(Path(request.data).absolute()),
+        bad_rows=request.bad_rows,
+        output=str(request.folder.path.absolute()),
+        device=request.device,
+        cap_bytes=None if here is None else here.cap_bytes,
+        quantized=None if profile is None else _quantized(profile, run),
+    )
+    return Prepared(request=request, spec=spec, profile=profile, here=here, document=document)
+
+
+def counted(session: Session, request: TrainRequest, onlooker: Onlooker) -> DataSummary:
+    """The lengths of the dataset, by the model's own tokenizer. Raises as `data.summarise` does."""
+    with onlooker.counting(request.data) as moved:
+        return summary_of(request.source, request.weights, tell=session.tell, moved=moved)
+
+
+def _this_card(session: Session, request: TrainRequest) -> ThisCard:
+    try:
+        return this_card_as(session, request.options.card, request.options.cap_bytes)
+    except MissingError as error:
+        raise MissingError(f"{error}; or train on the CPU with --device cpu") from None
+
+
+def _profile_of(session: Session, request: TrainRequest) -> ModelProfile | None:
+    """The profile of the model; None on the CPU for a plan whose model has none yet: nothing there is planned by it."""
+    if request.planned and request.device == "cpu" and request.run.trainer is not None:
+        with suppress(MissingError):
+            return session.model(request.model, build="never")
+        return None
+    return session.model(request.model)
+
+
+def _check_data(request: TrainRequest) -> None:
+    """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
+    from qlora_planner import data
+    from qlora_planner.data.files import find_files
+    from qlora_planner.runs.dataset import IN_MEMORY_BYTES
+
+    # Larger data is read by the child alone: its faults then come a little later.
+    if sum(file.size_bytes for file in find_files(request.data)) <= IN_MEMORY_BYTES:
+        for _ in data.rows(request.data, bad_rows=request.bad_rows):
+            pass
+
+
+def _name(request: TrainRequest, folder: Path) -> str:
+    """What the adapter names as its base: a Hub id as it is, a folder by its path, the same at every start."""
+    model = None if request.record is None else request.record["model"]
+    if model is not None and model["path"] == request.weights:
+        return str(model["id"])
+    return str(folder.absolute()) if Path(request.weights).exists() else request.weights
+
+
+def _quantized(profile: ModelProfile, run: RunConfig) -> int:
+    from qlora_planner.memory.weights.static import is_quantized
+
+    return sum(group.count for group in profile.tensors if not group.tied_with and is_quantized(group, run))
+
+
+def _planned(
+    session: Session,
+    request: TrainRequest,
+    profile: ModelProfile | None,
+    here: ThisCard | None,
+    onlooker: Onlooker,
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    """The run without unknowns, and the plan that plan.yaml will hold; a MODEL's plan is shown and asked about."""
+    from qlora_planner.planner.plan import SCHEMA
+
+    if not request.planned and (here is not None or request.options.card is not None):
+        assert profile is not None
+        return _plan(session, request, profile, here, onlooker)
+    run = _fitted(session, request, onlooker)
+    if profile is None:
+        model = {"id": request.model}
+        return run, request.plan or {"schema": SCHEMA, "model": model, "gpu": None, "run": run.to_dict()}
+    from qlora_planner.memory.options.resolve import resolve
+
+    resolution = resolve(profile, run, None if here is None else here.gpu)
+    refused = [problem for problem in resolution.problems if problem.blocking]
+    if refused:
+        raise RefusedError(f"{refused[0].message}; use {refused[0].fix}")
+    head = request.plan or {"schema": SCHEMA, "model": {"id": profile.id}, "gpu": None}
+    if not request.planned:
+        from qlora_planner.report.parts.labels import recipe
+
+        onlooker.confirm(f"{profile.id} on the CPU, which nothing is planned for: {recipe(resolution.run)}")
+    return resolution.run, {**head, "run": resolution.run.to_dict()}
+
+
+def _fitted(session: Session, request: TrainRequest, onlooker: Onlooker) -> RunConfig:
+    """The run of a MODEL with sequences as long as the longest row, unless their length was given."""
+    if request.planned or "seq_len" in request.explicit:
+        return request.run
+    from qlora_planner.planner.sweeps import SEQ_STEP
+
+    longest = counted(session, request, onlooker).longest.tokens
+    seq_len = min(request.run.seq_len, -(-longest // SEQ_STEP) * SEQ_STEP)
+    if longest > seq_len:
+        session.tell(f"the longest row has {longest:,} tokens: rows over {seq_len:,} are cut; --seq-len says otherwise")
+    return request.run.with_(seq_len=seq_len)
+
+
+def _plan(
+    session: Session, request: TrainRequest, profile: ModelProfile, here: ThisCard | None, onlooker: Onlooker
+) -> tuple[RunConfig, Mapping[str, Any]]:
+    """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
+    from qlora_planner.session.plan_files import with_folder
+    from qlora_planner.session.views import PlanAnswer
+
+    card = _card_of_plan(session, request)
+    limited = card if here is None else replace(card, cap_bytes=here.cap_bytes)
+    plan = session.open(profile, limited).plan(request.run, request.explicit, data=counted(session, request, onlooker))
+    plan = with_folder(plan, request.model)
+    reasons = plan.estimate.fit.reasons if plan.estimate.fit else ()
+    if plan.estimate.verdict in ("does-not-fit", "will-not-run"):
+        raise RefusedError(
+            f"{profile.id} {plan.estimate.verdict} on {card.gpu.label}: {'; '.join(reasons) or 'too large'}"
+        )
+    if plan.estimate.verdict == "cannot-say" and not request.options.yes:
+        raise UnsureError(
+            f"cannot say whether {profile.id} fits {card.gpu.label}: {'; '.join(reasons)}; --yes tries it"
+        )
+    onlooker.confirm(PlanAnswer(plan=plan, asked=request.explicit, card=card.asked))
+    return plan.run, plan.to_dict()
+
+
+def _card_of_plan(session: Session, request: TrainRequest) -> PlannedCard:
+    """The card that was named, else the one in this machine."""
+    from qlora_planner.session.cards import card_typed
+
+    options = request.options
+    if options.card is not None:
+        return options.card
+    return card_typed(session, None, reserve_bytes=options.reserve_bytes, cap_bytes=options.cap_bytes)
