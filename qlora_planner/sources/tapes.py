@@ -11,16 +11,18 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from qlora_planner.bounded import read_bytes, unpacked
 from qlora_planner.errors import InputError
-from qlora_planner.memory.sweep.polynomials import PeakPolynomials
 from qlora_planner.memory.sweep.validity import ValidityRange
-from qlora_planner.planner.sweeps import Sweep, SweptRange
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
+
+if TYPE_CHECKING:
+    from qlora_planner.memory.sweep.polynomials import PeakPolynomials
+    from qlora_planner.planner.sweeps import Sweep
 
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
@@ -75,6 +77,9 @@ def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list
 
 def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
     """The highest moments of a model's default recipe, for a search; None where no tape is kept."""
+    # Late: an estimate plays one tape and sweeps none.
+    from qlora_planner.memory.sweep.polynomials import PeakPolynomials
+    from qlora_planner.planner.sweeps import Sweep, SweptRange
 
     def pick(lines: list[bytes]) -> tuple[SweptRange, ...]:
         return tuple(

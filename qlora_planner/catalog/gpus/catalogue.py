@@ -32,8 +32,9 @@ and aliases alone, and only the file that it means is parsed.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from qlora_planner.catalog.gpus.card_file import MAX_FILE_BYTES, load_card
 from qlora_planner.catalog.gpus.card_index import read_card_index
@@ -64,6 +65,7 @@ class GpuCatalogue:
         for name in self._files:
             self._by_key.setdefault(_key(name), name)
         self._specs: dict[str, GpuSpec] = {}
+        self._indexes: dict[Path, Mapping[str, tuple[str, Mapping[str, Any]]]] = {}
         self._aliases: dict[str, list[str]] | None = None
         self._unreadable: list[str] = []
 
@@ -79,7 +81,7 @@ class GpuCatalogue:
         if name not in self._files:
             raise InputError(self._unknown(name))
         if name not in self._specs:
-            self._specs[name] = load_card(self._files[name])
+            self._specs[name] = self._load(name)
         return self._specs[name]
 
     def find(self, text: str) -> GpuSpec:
@@ -105,19 +107,21 @@ class GpuCatalogue:
     def all(self) -> tuple[GpuSpec, ...]:
         """Every card, by name. Raises InputError with the faults of all files that cannot be used."""
         specs, faults = [], []
-        folders = {path.parent for path in self._files.values()}
-        indexes = {folder: read_card_index(folder) for folder in folders}
         for name in self.names():
-            path = self._files[name]
             try:
-                if name not in self._specs:
-                    self._specs[name] = load_card(path, indexes[path.parent].get(name))
-                specs.append(self._specs[name])
+                specs.append(self.get(name))
             except InputError as fault:
                 faults.append(str(fault))
         if faults:
             raise InputError(" | ".join(faults))
         return tuple(specs)
+
+    def _load(self, name: str) -> GpuSpec:
+        """By its folder's index where that is current: a TOML parser takes longer to import than all of it to read."""
+        path = self._files[name]
+        if path.parent not in self._indexes:
+            self._indexes[path.parent] = read_card_index(path.parent)
+        return load_card(path, self._indexes[path.parent].get(name))
 
     def nearest(self, text: str) -> tuple[str, ...]:
         """Up to three names of cards spelt most like `text`, the likeliest first."""
