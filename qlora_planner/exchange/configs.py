@@ -43,6 +43,12 @@ FORMATS: Mapping[str, tuple[Callable[[Mapping[str, Any]], bool], Reader]] = {
     llama_factory.FORMAT: (llama_factory.is_llama_factory, llama_factory.read),
     trl.FORMAT: (trl.is_trl, trl.read),
 }
+# Format -> its key for each run option, and what changes become besides.
+_WRITTEN: Mapping[str, tuple[Mapping[str, str], Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    axolotl.FORMAT: (axolotl_write.KEYS, axolotl_write.keys_besides),
+    llama_factory.FORMAT: (llama_factory_write.KEYS, llama_factory_write.keys_besides),
+    trl.FORMAT: (trl.KEYS, trl.keys_besides),
+}
 READ = "plan files, and configs of axolotl, LLaMA-Factory (0.9) and TRL's own command line"
 
 
@@ -70,8 +76,7 @@ def read_config(path: str | os.PathLike[str], kind: str | None = None) -> Readin
 
 def keys_of(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """Changed run options in the keys of a config of this kind."""
-    if kind == axolotl.FORMAT:
-        return axolotl_write.keys_of(changes)
-    if kind == trl.FORMAT:
-        return trl.keys_of(changes)
-    return llama_factory_write.keys_of(changes) if kind == llama_factory.FORMAT else dict(changes)
+    if kind not in _WRITTEN:
+        return dict(changes)
+    keys, besides = _WRITTEN[kind]
+    return {keys[name]: value for name, value in changes.items() if name in keys} | besides(changes)

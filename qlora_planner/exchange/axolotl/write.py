@@ -95,7 +95,7 @@ _DROPPED = {
     " here.",
     "upcast": "The plan upcasts; axolotl casts norms and embeddings back to 16 bits.",
 }
-_KEYS = {
+KEYS = {
     "seq_len": "sequence_len",
     "batch_size": "micro_batch_size",
     "grad_accum": "gradient_accumulation_steps",
@@ -107,11 +107,8 @@ _KEYS = {
 }
 
 
-def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed run options as they are written in an axolotl config."""
-    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+def keys_besides(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes become that are more than a key for an option."""
     if changes.get("quant") == "nf4":
-        found |= {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
-    elif changes.get("double_quant"):
-        found["bnb_config_kwargs"] = {"bnb_4bit_use_double_quant": True}
-    return found
+        return {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
+    return {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": True}} if changes.get("double_quant") else {}

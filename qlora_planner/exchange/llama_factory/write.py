@@ -92,7 +92,7 @@ _DROPPED = {
     "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",
     "upcast": "The plan upcasts; LLaMA-Factory casts what is trained alone to float32.",
 }
-_KEYS = {
+KEYS = {
     "seq_len": "cutoff_len",
     "batch_size": "per_device_train_batch_size",
     "grad_accum": "gradient_accumulation_steps",
@@ -103,9 +103,9 @@ _KEYS = {
 }
 
 
-def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed run options as they are written in a LLaMA-Factory config."""
-    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
+def keys_besides(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes become that are more than a key for an option."""
+    found: dict[str, Any] = {}
     if changes.get("quant") == "nf4":
         found["quantization_bit"] = 4
     if changes.get("gradient_checkpointing"):

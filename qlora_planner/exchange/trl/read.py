@@ -133,7 +133,7 @@ def _attention(config: Config) -> dict[str, Any]:
     return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
 
 
-_KEYS = {
+KEYS = {
     "seq_len": "max_length",
     "batch_size": "per_device_train_batch_size",
     "grad_accum": "gradient_accumulation_steps",
@@ -146,9 +146,6 @@ _KEYS = {
 }
 
 
-def keys_of(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changed run options as they are written in a config of TRL."""
-    found = {_KEYS[name]: value for name, value in changes.items() if name in _KEYS}
-    if changes.get("quant") == "nf4":
-        found |= {"use_peft": True, "load_in_4bit": True, "load_in_8bit": False}
-    return found
+def keys_besides(changes: Mapping[str, Any]) -> dict[str, Any]:
+    """What changes become that are more than a key for an option."""
+    return {"use_peft": True, "load_in_4bit": True, "load_in_8bit": False} if changes.get("quant") == "nf4" else {}

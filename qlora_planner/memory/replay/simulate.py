@@ -70,12 +70,12 @@ def simulate_run(
     tokens, give what torch reserved there to 0.5 %; the widest alone gives an eighth less.
     Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
     """
-    with _uncollected():
+    with without_collection():
         return _Stage(profile, resolution, tape, workspace_bytes, before).play(limit_bytes)
 
 
 @contextlib.contextmanager
-def _uncollected() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
     """Tens of thousands of small records are made and none is garbage: collecting between them costs a third more."""
     enabled = gc.isenabled()
     gc.disable()

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from qlora_planner.memory.replay.simulate import without_collection
 from qlora_planner.profiling.tracing import build, layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
@@ -32,14 +33,9 @@ from qlora_planner.train.options import checkpointing_options
 @contextlib.contextmanager
 def _no_garbage_collection() -> Iterator[None]:
     """Deaths by reference count only, so that the same code gives the same tape."""
-    enabled = gc.isenabled()
     gc.collect()
-    gc.disable()
-    try:
+    with without_collection():
         yield
-    finally:
-        if enabled:
-            gc.enable()
 
 
 @contextlib.contextmanager
