@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from qlora_planner.text import cut
+
 
 class PlannerError(Exception):
     """Base of every expected fault: `str(error)` is one line that names the thing and the fix."""
 
     exit_code = 4
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(cut(message))  # whatever of a file it quotes
 
 
 class InputError(PlannerError):

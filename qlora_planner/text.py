@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import reprlib
+from collections.abc import Iterable
 from typing import Any
 
 _SHORT = reprlib.Repr()
@@ -16,6 +17,8 @@ _SHORT.maxlevel = 2
 
 # More than that is no line that anybody reads: a file name can have 4,096 bytes, an exception the whole input.
 LONGEST_LINE = 4096
+# A file can hold thousands of names, each of a megabyte.
+_LONGEST_NAME, _MOST_NAMES = 120, 12
 
 # Joiners, which Persian, Hindi and emoji are spelled with; only a model's own words may hold them.
 _JOINERS = "\u200c\u200d"
@@ -37,18 +40,32 @@ def quoted(value: Any) -> str:
 
 
 def plain(text: object) -> str:
-    """`text` as one line: everything that a terminal would not print (line ends, escapes, stray bytes) made a `?`."""
-    shown = str(text)
+    """`text` as one line: everything that a terminal would not print (line ends, escapes, stray bytes) made a `?`.
+
+    Cut as by `cut` to LONGEST_LINE.
+    """
+    shown = cut(str(text))
     return shown if shown.isprintable() else "".join(c if c.isprintable() else "?" for c in shown)
 
 
 def short(text: object, longest: int = LONGEST_LINE) -> str:
-    """`plain` of `text`, cut in the middle where it is longer than `longest` characters."""
-    shown = str(text)
-    if len(shown) > longest:
-        half = longest // 2
-        shown = f"{shown[:half]} ... {len(shown) - 2 * half:,} characters ... {shown[-half:]}"
-    return plain(shown)
+    """`plain` of `text`, cut as by `cut`."""
+    return plain(cut(str(text), longest))
+
+
+def cut(text: str, longest: int = LONGEST_LINE) -> str:
+    """`text`, or its two ends and how much stood between them where it is longer than `longest` characters."""
+    if len(text) <= longest:
+        return text
+    half = max(1, longest - 40) // 2  # the words between have room too, so that what was cut is not cut again
+    return f"{text[:half]} ... {len(text) - 2 * half:,} characters ... {text[-half:]}"
+
+
+def listed(names: Iterable[object], most: int = _MOST_NAMES) -> str:
+    """Names from outside in one line: the first `most`, each shortened and made plain, and how many more there are."""
+    every = list(names)
+    shown = ", ".join(short(name, _LONGEST_NAME) for name in every[:most])
+    return f"{shown} and {len(every) - most:,} more" if len(every) > most else shown
 
 
 def screen(text: str, *, colour: bool = False, joiners: bool = False) -> str:

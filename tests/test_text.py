@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.text import chatter, plain, quoted, screen, short
+from qlora_planner.text import LONGEST_LINE, chatter, listed, plain, quoted, screen, short
 
 CLIPBOARD = "\x1b]52;c;cm0gLXJmIH4=\x07"
 TITLE = "\x1b]0;mine\x07"
@@ -72,3 +72,17 @@ def test_a_fault_of_a_megabyte_is_cut() -> None:
     with pytest.raises(InputError) as caught:
         refuse(["x" * 1_000_000], "rows.csv")
     assert len(str(caught.value)) < 1_200
+
+
+def test_whatever_a_fault_quotes_it_is_no_longer_than_a_line() -> None:
+    from qlora_planner.errors import InputError, MissingError
+
+    for fault in (InputError("x" * 1_000_000), MissingError(f"rows.csv: {plain('y' * 1_000_000)}")):
+        assert len(str(fault)) <= LONGEST_LINE
+        assert "characters ..." in str(fault)
+
+
+def test_names_are_listed_shortened_and_counted() -> None:
+    assert listed(["q_proj", "\x1b[2Jv"]) == "q_proj, ?[2Jv"
+    assert listed(f"key_{number}" for number in range(5000)).endswith("key_10, key_11 and 4,988 more")
+    assert len(listed(["x" * 1_000_000] * 5000)) < 2_000

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.text import plain, quoted
+from qlora_planner.text import listed, plain, quoted
 
 # By precedence: trl takes tokenised rows as they are, then looks for a prompt, then for messages, then for text.
 SHAPES: Mapping[str, tuple[str, ...]] = {
@@ -47,7 +47,7 @@ def detect_shape(columns: Iterable[str], path: str) -> str:
     for shape, needed in SHAPES.items():
         if there.issuperset(needed):
             return shape
-    shown = ", ".join(sorted(plain(name) for name in there)[:12]) or "none"
+    shown = listed(sorted(map(str, there))) or "none"
     raise InputError(f"{plain(path)}: its columns are {shown}; what is understood: {UNDERSTOOD}")
 
 

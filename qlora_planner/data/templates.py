@@ -13,7 +13,7 @@ from typing import Any
 from qlora_planner.data.shapes import RowFaultError
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_line
-from qlora_planner.text import plain
+from qlora_planner.text import listed, plain
 
 
 class ChatTemplate:
@@ -27,7 +27,7 @@ class ChatTemplate:
         texts = {"default": template} if isinstance(template, str) else dict(template)
         if "default" not in texts:
             raise MissingError(
-                f"{name}: its chat templates are called {', '.join(sorted(texts)) or 'nothing'} and none is the "
+                f"{name}: its chat templates are called {listed(sorted(texts)) or 'nothing'} and none is the "
                 "default; give another tokenizer with --tokenizer"
             )
         environment = _environment(name)

@@ -14,7 +14,7 @@ from qlora_planner.memory.records import Unmodelled
 from qlora_planner.record import record
 from qlora_planner.spec.faults import refuse
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.text import plain, quoted
+from qlora_planner.text import plain, quoted, short
 
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
 STAND_INS: Mapping[str, str] = dict.fromkeys(
@@ -223,10 +223,10 @@ def _unmodelled(key: str, effect: Effect) -> Unmodelled:
 def _shown(key: str, value: Any) -> str:
     """The key as it stands in the file, with a value that is short enough to be told."""
     if isinstance(value, bool):
-        return plain(f"{key}: {'true' if value else 'false'}")
+        return short(f"{key}: {'true' if value else 'false'}", 120)
     if isinstance(value, int | float) or (isinstance(value, str) and len(value) <= 40):
-        return plain(f"{key}: {value}")
-    return plain(key)
+        return short(f"{key}: {value}", 120)
+    return short(key, 120)
 
 
 def _number(value: Any) -> float | None:

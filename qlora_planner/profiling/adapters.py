@@ -18,6 +18,7 @@ from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.profiling.inventory import Layers, pattern, short_dtype
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.spec.model import AdapterTensor
+from qlora_planner.text import listed, quoted
 
 # Two ranks tell a dimension that grows with the rank from one that does not.
 _RANKS = (8, 24)
@@ -141,11 +142,11 @@ def single_target(build: Builder, targets: list[str], layers: Layers) -> tuple[A
     low = _try(build, targets, 0.0)
     if isinstance(low, str):
         if "not found in the base model" in low:
-            leaves = ", ".join(sorted(linear_leaves(build())))
+            leaves = listed(sorted(linear_leaves(build())), 40)
             raise InputError(
-                f"--target-modules: {','.join(targets)!r} matches nothing; the linear modules are {leaves}"
+                f"--target-modules: {quoted(','.join(targets))} matches nothing; the linear modules are {leaves}"
             )
-        raise RefusedError(f"target_modules {','.join(targets)}: {low}")
+        raise RefusedError(f"target_modules {listed(targets)}: {low}")
     return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1])), layers)
 
 

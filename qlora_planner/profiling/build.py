@@ -18,6 +18,7 @@ from qlora_planner.profiling.meta_model import build_on_meta, installed_versions
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.text_part import text_part
 from qlora_planner.spec.model import AdapterTensor, ModelProfile
+from qlora_planner.text import quoted
 from qlora_planner.train.adapters import attention_modules
 
 # Dimensions that people ask about and that closed forms use; a class that lacks one has None.
@@ -174,7 +175,7 @@ def profile_target(source: ConfigSource, targets: str, profile: ModelProfile) ->
     """
     names = [name for name in targets.split(",") if name]
     if not names:
-        raise InputError(f"target_modules {targets!r} names no module")
+        raise InputError(f"target_modules {quoted(targets)} names no module")
     raw, _ = text_part(source.config, source.id)
     model, _ = build_on_meta(raw, source.id)
     layers = Layers(model, frozenset())

@@ -19,6 +19,7 @@ from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 from transformers.quantizers.base import HfQuantizer
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
+from qlora_planner.text import quoted
 from qlora_planner.train.model import model_class
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl")
@@ -57,7 +58,7 @@ def make_config(raw: Mapping[str, Any], where: str) -> Any:
     if model_type not in transformers.CONFIG_MAPPING:
         extra = " (its repository brings its own code, which is not run)" if raw.get("auto_map") else ""
         raise MissingError(
-            f"{where}: model_type {model_type!r} is not in transformers {transformers.__version__}{extra};"
+            f"{where}: model_type {quoted(model_type)} is not in transformers {transformers.__version__}{extra};"
             " a newer transformers may have it"
         )
     try:

@@ -10,6 +10,7 @@ from qlora_planner.report.estimate import headline, problems, render_components
 from qlora_planner.report.parts.labels import card_line, gib, recipe
 from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.text import listed
 from qlora_planner.units import format_gib, format_mib
 
 
@@ -89,7 +90,7 @@ def _reading(estimate: MemoryEstimate, read: Read, theme: Theme) -> Iterator[Lin
             continue
         yield from theme.wrap(f"{key} is not in these figures: {why}", 9, "without", first_style="bold yellow")
     if read.unknown:
-        text = f"not keys of {read.format}, as far as is known here: {', '.join(read.unknown)}"
+        text = f"not keys of {read.format}, as far as is known here: {listed(read.unknown)}"
         yield from theme.wrap(text, 9, "unknown", first_style="bold yellow")
 
 

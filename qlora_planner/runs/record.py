@@ -17,7 +17,7 @@ from qlora_planner.runs.directory import SCHEMA, RunDirectory
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.text import plain
+from qlora_planner.text import plain, short
 
 SUMMARY_SCHEMA = "qlora-plan/training/1"
 # The first step compiles kernels and makes optimizer states.
@@ -65,7 +65,7 @@ def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunDir
         before, after = record.get(part) or {}, now[part]
         free = ("save_steps", "logging_steps", "report_to", "stack", *_LENGTH)
         changed += [
-            f"{name} was {before.get(name)} and is {after[name]}"
+            f"{name} was {short(before.get(name), 120)} and is {short(after[name], 120)}"
             for name in after
             if name not in free and before.get(name) != after[name]
         ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError
 from qlora_planner.record import record
+from qlora_planner.text import listed
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
@@ -63,13 +64,9 @@ def _tell_left_out(reading: Reading, opened: ModelOnCard) -> None:
     """What the figures leave out, for whoever reads notes alone; the answer itself gives the reasons."""
     tell = opened.session.tell
     if reading.unknown:
-        tell(f"{reading.format} keys that are not known here, so not in the estimate: {_list(reading.unknown)}")
+        tell(f"{reading.format} keys that are not known here, so not in the estimate: {listed(reading.unknown)}")
     if reading.not_modelled:
-        tell(f"not modelled, so not in the estimate: {_list(reading.not_modelled)}")
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(names)
+        tell(f"not modelled, so not in the estimate: {listed(reading.not_modelled)}")
 
 
 def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstimate]:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import Any, NoReturn
 
 from qlora_planner.errors import InputError, one_line
-from qlora_planner.text import plain, quoted, short
+from qlora_planner.text import listed, plain, quoted, short
 
 # A wrecked file can hold thousands of faults; nobody reads past the first few.
 MOST_FAULTS = 8
@@ -31,7 +31,7 @@ def known_fields(raw: Any, record: type, location: str, needed: tuple[str, ...] 
         raise InputError(f"{location}: must be an object, not {quoted(raw)}")
     names = {spec.name for spec in fields(record)}
     if unknown := sorted(set(map(str, raw)) - names):
-        raise InputError(f"{location}: unknown field {plain(', '.join(unknown))}; known: {', '.join(sorted(names))}")
+        raise InputError(f"{location}: unknown field {listed(unknown)}; known: {', '.join(sorted(names))}")
     if lacking := [name for name in needed if name not in raw]:
         raise InputError(f"{location}: lacks {', '.join(lacking)}")
     return raw

@@ -11,7 +11,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError, one_line
 from qlora_planner.record import complete, record
-from qlora_planner.text import quoted
+from qlora_planner.text import listed, quoted
 
 METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
@@ -98,7 +98,7 @@ class RunConfig:
         """Read options back; raises InputError naming unknown options and bad values together."""
         unknown = sorted(set(raw) - set(RUN_FIELDS))
         if unknown:
-            raise InputError(f"{where}: unknown option {', '.join(unknown)}; known: {', '.join(RUN_FIELDS)}")
+            raise InputError(f"{where}: unknown option {listed(unknown)}; known: {', '.join(RUN_FIELDS)}")
         return cls(**raw)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import quoted
 from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
 from qlora_planner.train.weights import random_state_dict
 
@@ -30,7 +31,8 @@ def model_config(raw: Mapping[str, Any]) -> Any:
         raise InputError("config lacks model_type")
     if model_type not in transformers.CONFIG_MAPPING:
         raise MissingError(
-            f"model_type {model_type!r} is not in transformers {transformers.__version__}; a newer one may have it"
+            f"model_type {quoted(model_type)} is not in transformers {transformers.__version__};"
+            " a newer one may have it"
         )
     return AutoConfig.for_model(model_type, **fields)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from qlora_planner.data import files, hub, patience
+from qlora_planner.data import files, hub, patience, summarise
 from qlora_planner.data.files import find_files
 from qlora_planner.data.readers import read_rows
 from qlora_planner.data.tokenizers import load_tokenizer
@@ -58,6 +58,22 @@ def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> N
     with pytest.raises(InputError, match="unpacks to 65 MiB"):
         next(read_rows(find_files(path)[0]))
     assert pa.total_allocated_bytes() - before < 32 << 20
+
+
+# A million brackets, and one word after another, in the place of a column's name.
+LONG_NAMES = ("mes" + "[" * 1_000_000, "m" + "- " * 60_000, "9" * 133_000)
+
+
+@pytest.mark.parametrize("name", LONG_NAMES, ids=["brackets", "dashes", "digits"])
+@pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+def test_a_column_with_an_endless_name_is_told_in_one_short_line(tmp_path: Path, kind: str, name: str) -> None:
+    row = json.dumps({name: 1, "n": 2})
+    content = {"jsonl": f"{row}\n", "json": f"[{row}]", "csv": f"n,{name}\n2,1\n"}[kind]
+    path = tmp_path / f"rows.{kind}"
+    path.write_text(content)
+    with pytest.raises(InputError, match="its columns are ") as caught:
+        summarise(path, chars_per_token=4.0, bad_rows="skip")
+    assert len(str(caught.value)) < 600
 
 
 # Asked for the metadata of its column, pyarrow 26 throws what nobody catches, and the process ends.

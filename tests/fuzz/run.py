@@ -21,7 +21,7 @@ from qlora_planner.errors import PlannerError
 from tests.fuzz.mutate import mutated
 from tests.fuzz.readers import Reader, readers
 
-LONGEST_S, MOST_BYTES = 5.0, 300 << 20
+LONGEST_S, MOST_BYTES, LONGEST_FAULT = 5.0, 300 << 20, 5_000
 
 
 class Find(NamedTuple):
@@ -50,7 +50,7 @@ def fault(reader: Reader, folder: Path, content: bytes) -> str | None:
     except PlannerError as error:
         if not str(error).isprintable():
             return f"a fault that a terminal would obey: {error!r}"[:200]
-        if len(str(error)) > 20_000:
+        if len(str(error)) > LONGEST_FAULT:
             return f"a fault of {len(str(error))} characters"
     except Exception as error:
         where = traceback.extract_tb(error.__traceback__)[-1]

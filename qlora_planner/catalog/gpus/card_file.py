@@ -12,7 +12,7 @@ from qlora_planner.bounded import read_bytes
 from qlora_planner.catalog.gpus.card_index import parsed
 from qlora_planner.errors import InputError, one_line
 from qlora_planner.spec.machine import Fact, GpuSpec
-from qlora_planner.text import short
+from qlora_planner.text import quoted, short
 from qlora_planner.units import MIB
 
 MAX_FILE_BYTES = 1 << 16  # a card takes 2 KiB; what is larger is no card and is not parsed
@@ -75,7 +75,7 @@ def read_card(name: str, document: Mapping[str, Any], location: str) -> GpuSpec:
             continue
         check = _CHECKS.get(key)
         if check is None:
-            faults.append(f"unknown key {key!r}")
+            faults.append(f"unknown key {quoted(key)}")
         elif problem := check(value):
             faults.append(f"{key} {problem}")
         else:
@@ -132,7 +132,7 @@ def _facts(document: Mapping[str, Any], faults: list[str]) -> dict[str, Fact]:
             continue
         for field in fields:
             if field not in _FIELD_OF_FACT or field not in document:
-                faults.append(f"source {number} is for {field!r}, which this file does not give")
+                faults.append(f"source {number} is for {quoted(field)}, which this file does not give")
             elif _FIELD_OF_FACT[field] in by_field:
                 faults.append(f"{field} has two sources")
             else:

@@ -19,7 +19,7 @@ from qlora_planner.exchange.axolotl.keys import (
 )
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.parsed_config import Config, Reading
-from qlora_planner.text import quoted
+from qlora_planner.text import listed, quoted
 
 FORMAT = "axolotl"
 STANDS_IN = "axolotl trains through transformers' Trainer; modelled as hf-trainer"
@@ -95,7 +95,7 @@ def _method(config: Config) -> dict[str, Any]:
         return {"method": "qlora", "quant": "int8"} if eight else {"method": "lora", "quant": "none"}
     others = sorted(set(kwargs) - {"bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"})
     if others:
-        why = f"{', '.join(map(str, others))}: other settings of bitsandbytes"
+        why = f"{listed(others)}: other settings of bitsandbytes"
         config.leave("bnb_config_kwargs", either(why))
     return {
         "method": "qlora",

@@ -16,6 +16,7 @@ from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import listed, quoted
 
 
 @record
@@ -92,7 +93,7 @@ def _quantization(draft: _Draft) -> None:
     elif run.method == "full" and run.quant != "none":
         raise InputError(f"--method full trains the weights themselves, which {run.quant} cannot: use --quant none")
     if run.optimizer not in OPTIMIZERS:
-        raise InputError(f"--optimizer {run.optimizer!r} is not known; known: {', '.join(OPTIMIZERS)}")
+        raise InputError(f"--optimizer {quoted(run.optimizer)} is not known; known: {', '.join(OPTIMIZERS)}")
 
 
 def _compute_dtype(draft: _Draft) -> None:
@@ -155,8 +156,8 @@ def _named_targets(draft: _Draft) -> None:
         matched, verb = ",".join(found.matched), "matches" if len(found.unmatched) == 1 else "match"
         draft.advise(
             "targets-unmatched",
-            f"{', '.join(found.unmatched)} {verb} nothing in {draft.profile.id}: PEFT passes over such names, so"
-            f" adapters go on {', '.join(found.matched)} alone",
+            f"{listed(found.unmatched)} {verb} nothing in {draft.profile.id}: PEFT passes over such names, so"
+            f" adapters go on {listed(found.matched)} alone",
             f"--target-modules {matched}",
         )
 

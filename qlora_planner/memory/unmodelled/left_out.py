@@ -12,6 +12,7 @@ from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import listed
 
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
@@ -59,7 +60,7 @@ def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
     if numbered:
         # Adapters on fewer layers take less; below the first of them nothing is kept for backward at all.
         yield Unmodelled(
-            key=f"--target-modules {', '.join(numbered)}",
+            key=f"--target-modules {listed(numbered)}",
             what="adapters on some layers alone; these figures have them on every layer",
             direction="down",
         )

@@ -12,6 +12,7 @@ from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import listed, quoted
 
 
 @record
@@ -161,7 +162,7 @@ def _saved_modules(profile: ModelProfile, run: RunConfig) -> tuple[TensorGroup, 
         if not matches:
             modules = sorted({g.name.rpartition(".")[0] for g in profile.tensors if g.layer_kind is None})
             raise InputError(
-                f"--modules-to-save: {name.strip()!r} matches nothing; outside the layers: {', '.join(modules)}"
+                f"--modules-to-save: {quoted(name.strip())} matches nothing; outside the layers: {listed(modules, 40)}"
             )
         found += [replace(group, tied_with=None) for group in matches]
     return tuple(found)

@@ -12,6 +12,7 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import quoted
 
 WHOLE_SETS = (None, "all-linear", "attention")
 # What stands in patterns and in no module's name.
@@ -54,7 +55,7 @@ def targets_of(profile: ModelProfile, wanted: str) -> Targets:
         said = f"matches nothing in {profile.id}; it has {', '.join(shown)}, or use all-linear or attention"
         if _PATTERN.search(wanted):
             said = f"is a pattern, and names are taken here: {profile.id} has {', '.join(shown)}"
-        raise InputError(f"--target-modules: {wanted!r} {said}")
+        raise InputError(f"--target-modules: {quoted(wanted)} {said}")
     return Targets(
         matched=matched,
         unmatched=tuple(name for name in names if name not in matched),
@@ -82,8 +83,8 @@ def check_adaptable(profile: ModelProfile, name: str) -> None:
     """Raises MissingError for a module that is there and that the profile holds no adapters for."""
     if not any(matches(module, name) for module in adaptable(profile)):
         raise MissingError(
-            f"--target-modules: {profile.id} has {name!r}, and its profile holds no adapters for it: only PEFT itself"
-            " says what it would add there, with [train] installed (`qlora-plan doctor` has the line)"
+            f"--target-modules: {profile.id} has {quoted(name)}, and its profile holds no adapters for it: only PEFT"
+            " itself says what it would add there, with [train] installed (`qlora-plan doctor` has the line)"
         )
 
 

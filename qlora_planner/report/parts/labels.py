@@ -9,6 +9,7 @@ from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.records import Speed
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.text import short
 from qlora_planner.units import GIB, format_mib, format_params
 
 # Component -> its label, and the memory bar's segment that it belongs to.
@@ -143,7 +144,7 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
         parts.append(run.compute_dtype)
     if run.method != "full":
         kind = "DoRA rank" if run.dora else "rank"
-        parts.append(f"{kind} {run.rank} on {run.target_modules or 'all-linear'}")
+        parts.append(f"{kind} {run.rank} on {short(run.target_modules or 'all-linear', 200)}")
     if sizes:
         accumulated = f" x {run.grad_accum} steps" if run.grad_accum > 1 else ""
         parts.append(f"{run.batch_size} x {run.seq_len:,} tokens{accumulated}")
