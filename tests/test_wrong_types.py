@@ -68,8 +68,9 @@ def test_an_adapter_stored_as_a_pickle_is_never_opened(tmp_path: Path) -> None:
         (b"\xff" * 8, "header claims 18,446,744,073,709,551,615 bytes"),
         ((1 << 40).to_bytes(8, "little") + b"{}", "header claims 1,099,511,627,776 bytes"),
         ((4096).to_bytes(8, "little") + b"{}", "cut off in its header"),
+        ((2 << 20).to_bytes(8, "little") + b"[1" + b",1" * (1 << 20), "more than 1,000,000 values"),
     ],
-    ids=["empty", "ones", "a terabyte", "cut off"],
+    ids=["empty", "ones", "a terabyte", "cut off", "a million values"],
 )
 def test_a_header_that_claims_what_is_not_there(tmp_path: Path, content: bytes, why: str) -> None:
     folder = adapter(tmp_path / "run", adapter_model__safetensors=content)

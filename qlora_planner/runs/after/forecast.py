@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import fields_of, record
+from qlora_planner.runs.after.finished import check_header
 from qlora_planner.text import plain
 
 # PEFT loads adapters in float32, whatever they are stored in.
@@ -50,8 +51,9 @@ def adapter_bytes(folder: Path) -> int:
     path = folder / "adapter_model.safetensors"
     if not path.is_file():
         raise InputError(f"{plain(folder)}: holds no adapter_model.safetensors")
+    check_header(path)
     try:
-        with safe_open(path, framework="pt") as opened:
+        with safe_open(path, framework="numpy") as opened:  # shapes alone: no torch is needed
             shapes: list[tuple[int, ...]] = [tuple(opened.get_slice(key).get_shape()) for key in opened.keys()]  # noqa: SIM118  (no mapping)
     except (SafetensorError, OSError) as error:
         raise InputError(f"{plain(path)}: cannot be read: {plain(error)}") from None
