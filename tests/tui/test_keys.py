@@ -169,3 +169,35 @@ def test_f1_is_the_help_of_places_and_dialogs(tmp_path: Path) -> None:
         assert app.state.run == RunConfig()
 
     tell(explorer(tmp_path / "tui.json"), story)
+
+
+@pytest.mark.parametrize(
+    ("card", "says"),
+    [("p100", "no kernels for Tesla P100"), ("v100-16gb", "no kernels for"), ("gb10", "has no memory of its own")],
+)
+def test_what_is_to_be_known_about_a_card_is_shown_wherever_it_is_chosen(tmp_path: Path, card: str, says: str) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        assert not app.screen.query_one("#card").display
+        app.controller.use_card(card)
+        await idle(app, pilot)
+        assert says in words(app, "#card")
+        assert "fix:" in words(app, "#card")
+        app.controller.use_card("24GB")
+        await open_model(app, pilot)
+        app.controller.use_card(card)
+        await idle(app, pilot)
+        assert any(says in notification.message for notification in app._notifications)
+        assert says in words(app, "#problems")
+
+    tell(explorer(tmp_path / "tui.json"), story)
+
+
+def test_the_mark_of_closed_forms_is_explained_where_it_stands(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        assert words(app, "#legend") == "~ before GiB: by closed forms, where no trace ships"
+        assert any(str(app.screen.query_one(DataTable).get_row_at(at)[3]).startswith("~") for at in range(100))
+        await pilot.press("m")
+        await idle(app, pilot)
+        assert not app.screen.query_one("#legend").display
+
+    tell(explorer(tmp_path / "tui.json"), story)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,9 @@ from qlora_planner.session import load_model
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.knobs import KNOBS, turned
 from qlora_planner.tui.saved_state import Pin, SavedState, read_state, write_state
-from qlora_planner.tui.widgets.listing import SORTS, chosen, tally
+from qlora_planner.tui.widgets.listing import SORTS, cells, chosen, guessed, tally
 from qlora_planner.tui.widgets.rows import ModelRow
+from tests.tui.conftest import surveyed
 
 BY_NAME = {knob.name: knob for knob in KNOBS}
 PROFILE = load_model("llama-3.1-8b")
@@ -124,3 +126,18 @@ def test_a_state_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         write_state(tmp_path / "file" / "tui.json", SavedState())
+
+
+@pytest.mark.parametrize(
+    ("traced", "verdict", "memory"), [(True, "fits", "7.0"), (False, "fits", "~7.0"), (False, "will-not-run", "7.0")]
+)
+def test_what_closed_forms_answered_is_marked(traced: bool, verdict: str, memory: str) -> None:
+    row = replace(_row("a/one-8b", "llama", 8 * 10**9, verdict), peak_bytes=7 << 30, traced=traced)
+    assert cells(row, "x")[3] == memory
+    assert guessed(row) == (memory[0] == "~")
+
+
+def test_a_row_says_itself_whether_it_was_traced() -> None:
+    (traced,) = {row.traced for row in surveyed("24GB") if row.model_id == "meta-llama/Llama-3.1-8B"}
+    assert traced
+    assert any(guessed(row) for row in surveyed("24GB"))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.gpus.remarks import remarks
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from qlora_planner.tui.saved_state import Pin, SavedState
     from qlora_planner.tui.startup import Start
     from qlora_planner.tui.state import ExplorerState
+
+
+_CARD_S = 12.0  # what is said of a card has four lines to read
 
 
 class Controller:
@@ -41,10 +45,17 @@ class Controller:
             self._app.notify(core.fault_words(error), severity="error")
             return False
         self._tasks.want(figures.SURVEY)
+        self.say_of_card()
         if state.model is not None:
             self.read_model(state.model, state.run, show=False)
         self._app.refresh_page()
         return True
+
+    def say_of_card(self) -> None:
+        """What to know about the card, over whatever place is shown; Fit has it on the screen."""
+        if self._app.current_mode != "fit":
+            for remark in remarks(self._state.card.gpu):
+                self._app.notify(f"{remark.message}; fix: {remark.fix}", severity="warning", timeout=_CARD_S)
 
     def read_model(self, model: str, run: RunConfig | None, *, show: bool) -> None:
         """Open a model on the card now, in a while; `run` None is its recommended one."""

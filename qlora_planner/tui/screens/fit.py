@@ -13,14 +13,27 @@ from qlora_planner.report.parts.theme import VERDICT_WORDS, Theme, verdict_style
 from qlora_planner.tui import core
 from qlora_planner.tui.control.figures import SIZES, SURVEY_OF_SIZES
 from qlora_planner.tui.screens.base import Page
-from qlora_planner.tui.widgets.listing import GROUPS, HEADS, SORTED_BY, SORTS, best, cells, chosen, tally
+from qlora_planner.tui.widgets.listing import (
+    GROUPS,
+    GUESSED,
+    GUESSED_SAYS,
+    HEADS,
+    SORTED_BY,
+    SORTS,
+    best,
+    cells,
+    chosen,
+    guessed,
+    tally,
+)
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.rows import ModelRow
+from qlora_planner.tui.widgets.run import as_text, card_lines
 from qlora_planner.tui.widgets.tables import Table
 
 # Columns of the table: mark, size of the model; GiB, longest, best run, tokens/s; one for a size of card. Where there
 # is room, the best run says more, and GiB are a bar against the card too.
-_MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (5, 8, 16, 9), 4, 9
+_MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (6, 8, 16, 9), 4, 9
 _ROOMY, _BEST, _BAR = 100, 24, 8
 
 
@@ -33,7 +46,8 @@ class FitScreen(Page):
     SAYS = (
         "What fits on the card, over the whole catalogue: the verdict of the usual recipe at 2,048 tokens, the longest"
         " sequence at batch 1, the best run and its speed. GiB is the peak of the usual recipe, a full bar is over the"
-        " card. Ranked, not played; Enter plays. A click on a head sorts."
+        " card, ~ before it: by closed forms, where no trace ships. Ranked, not played; Enter plays. A click on a head"
+        " sorts."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "search", "Filter", key_display="/", tooltip="Filter as you type: name, family, verdict"),
@@ -51,10 +65,12 @@ class FitScreen(Page):
         self._room = 20  # columns of a name
 
     def body(self) -> ComposeResult:
-        """Filter, tally, table."""
+        """Filter, tally, what to know about the card, table, what its marks mean."""
         yield Input(placeholder="filter: words of a name, a family, a verdict", id="filter")
         yield Pane(id="tally")
+        yield Pane(id="card")
         yield Table(id="models")
+        yield Pane(id="legend")
 
     @property
     def table(self) -> Table:
@@ -64,6 +80,7 @@ class FitScreen(Page):
     def show(self) -> None:
         """Every row that the filter leaves."""
         self.put("#tally", self._tally())
+        self._below_and_above()
         text = self.query_one("#filter", Input).value
         state = self.state
         shown = id(state.rows), text, state.sort, state.group, state.wide, id(state.sizes), self.size
@@ -85,6 +102,18 @@ class FitScreen(Page):
             table.add_row(*(self._by_card(row, theme) if self.state.wide else self._one_card(row, theme)))
         if here in self.shown:
             table.move_cursor(row=self.shown.index(here))
+
+    def _below_and_above(self) -> None:
+        """What to know about the card, and what ~ means; each where there is something to say."""
+        theme = self.theme_at(self.size.width - 2)
+        lines = card_lines(self.state.card.gpu, theme)
+        marked = not self.state.wide and any(guessed(row) for row in self.state.rows or ())
+        for selector, text in (
+            ("#card", as_text(lines)),
+            ("#legend", Text(f"{GUESSED} before GiB: {GUESSED_SAYS}" if marked else "", style="dim")),
+        ):
+            self.query_one(selector).display = bool(text.plain)
+            self.put(selector, text)
 
     def _columns(self, table: Table) -> None:
         """Columns of fixed widths: nothing is measured, and nothing moves while rows come in."""

@@ -10,6 +10,7 @@ from qlora_planner.tui.widgets.rows import ModelRow
 from qlora_planner.units import GIB, format_gib
 
 HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")
+GUESSED, GUESSED_SAYS = "~", "by closed forms, where no trace ships"
 GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
@@ -49,10 +50,21 @@ def cells(row: ModelRow, glyph: str) -> Sequence[str]:
     """One row as text, in the order of `HEADS`."""
     speed = row.tokens_per_s
     return (
-        glyph, row.model_id, count(row.params), f"{row.peak_bytes / GIB:,.1f}" if row.peak_bytes else "-",
+        glyph, row.model_id, count(row.params), _gib(row),
         "-" if row.longest_seq_len is None else f"{row.longest_seq_len:,}",
         best(row), "-" if speed is None else f"{speed:,.0f}",
     )  # fmt: skip
+
+
+def guessed(row: ModelRow) -> bool:
+    """Whether closed forms stand in for the trace of a run that could be made."""
+    return not row.traced and row.peak_bytes > 0 and row.verdict != "will-not-run"
+
+
+def _gib(row: ModelRow) -> str:
+    if not row.peak_bytes:
+        return "-"
+    return f"{GUESSED if guessed(row) else ''}{row.peak_bytes / GIB:,.1f}"
 
 
 def best(row: ModelRow, short: bool = False) -> str:

@@ -13,7 +13,8 @@ from qlora_planner.record import record
 class ModelRow:
     """One model on a card; the fields are those of `planner.survey.survey.SurveyRow`.
 
-    `options` are the recommended run's, `tokens_per_s` its speed; None where nothing fits or nothing was searched.
+    `traced` is whether `peak_bytes` is ranked by a trace, else by closed forms. `options` are the recommended run's,
+    `tokens_per_s` its speed; None where nothing fits or nothing was searched.
     """
 
     model_id: str
@@ -25,6 +26,7 @@ class ModelRow:
     usable_bytes: int = 0
     shortfall_bytes: int | None = None
     note: str | None = None
+    traced: bool = True
     options: Mapping[str, Any] | None = None
     tokens_per_s: float | None = None
 

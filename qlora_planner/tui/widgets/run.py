@@ -6,10 +6,12 @@ from collections.abc import Iterable
 
 from rich.text import Text
 
+from qlora_planner.catalog.gpus.remarks import remarks
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.report.estimate import verdict_sentences
 from qlora_planner.report.parts.labels import COMPONENTS, component_label, gib, mib, segments, speed_line
 from qlora_planner.report.parts.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, verdict_style
+from qlora_planner.spec.machine import GpuSpec
 
 BLOCKS = {"weights": "bright_blue", "training": "cyan", "activations": "yellow", "overhead": "magenta"}
 
@@ -98,6 +100,15 @@ def why_text(estimate: MemoryEstimate, at: int, theme: Theme) -> Text:
     line = estimate.lines[at]
     name = component_label(line.component.value)
     return as_text(theme.wrap(f"{line.size_bytes:,} bytes; {line.why}", 2, f"{name}: ", first_style="bold"))
+
+
+def card_lines(gpu: GpuSpec, theme: Theme) -> list[Line]:
+    """What is to be known about a card whatever runs on it, each with what to do."""
+    lines: list[Line] = []
+    for remark in remarks(gpu):
+        lines += theme.wrap(remark.message, 2, "! ", first_style="bold yellow")
+        lines += theme.wrap(remark.fix, 7, "  fix: ", style="dim")
+    return lines
 
 
 def problems_text(estimate: MemoryEstimate, theme: Theme) -> Text:
