@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -42,11 +44,23 @@ def _write(text: str) -> None:
     try:
         stream.write(text)
         stream.flush()
-    except BrokenPipeError:
-        _silence(stream)
     except OSError as error:
+        gone = _has_gone(stream, error)
         _silence(stream)
+        if gone:
+            return
         raise RunError(f"the answer cannot be written: {error.strerror or error}") from None
+
+
+def _has_gone(stream: TextIO, error: OSError) -> bool:
+    """Whether nobody reads any more: a pipe without a reader, or a terminal that was closed, which no longer says that
+    it is one."""
+    if isinstance(error, BrokenPipeError):
+        return True
+    try:
+        return error.errno == errno.EIO and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def answer_json(document: Any) -> None:

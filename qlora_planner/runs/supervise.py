@@ -65,11 +65,14 @@ class StopAsked:
 @contextmanager
 def stop_signals() -> Iterator[StopAsked]:
     """Ctrl-C, SIGTERM, SIGHUP of a terminal that is closed, and SIGUSR1 of a scheduler that is about to end a job count
-    instead of breaking off: the child gets to save first. What is ignored, as SIGHUP under nohup, stays so."""
+    instead of breaking off: the child gets to save first. Only the first two, which somebody sends, end it at once when
+    they come again: a terminal that is closed sends SIGHUP twice, through its shell and from the kernel. What is
+    ignored, as SIGHUP under nohup, stays so."""
     stop = StopAsked()
 
-    def ask(_number: int, _frame: FrameType | None) -> None:
-        stop.times += 1
+    def ask(number: int, _frame: FrameType | None) -> None:
+        if not stop.times or number in (signal.SIGINT, signal.SIGTERM):
+            stop.times += 1
 
     more = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
     heard = [number for number in more if signal.getsignal(number) is not signal.SIG_IGN]

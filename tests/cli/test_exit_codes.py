@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from qlora_planner.cli.streams import answer
 from tests.cli.conftest import Invoke, Process
 
 MODEL = "llama-3.1-8b"
@@ -200,6 +201,25 @@ def test_reader_that_goes_away_changes_nothing() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.fault(
+    "the terminal is closed while a run goes on",
+    does="a checkpoint after the step that runs; the answer that nobody can read changes no exit code",
+    exit=130,
+    part="begun",
+)
+def test_a_terminal_that_was_closed_changes_no_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        monkeypatch.setattr("sys.stdout", stream)
+        answer("anybody there?")
+        os.close(ours)
+        with pytest.raises(OSError, match=r"Input/output error"):
+            os.write(theirs, b"x")
+        answer("nobody any more")
+        answer("nor now")
+
+
 def test_full_disk_is_said() -> None:
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

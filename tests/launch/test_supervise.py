@@ -169,6 +169,15 @@ def test_every_signal_that_asks_a_run_to_end_lets_it_save(name: str) -> None:
     assert signal.getsignal(number) is before
 
 
+def test_a_closed_terminal_ends_no_run_at_once_though_it_sends_its_signal_twice() -> None:
+    with stop_signals() as asked:
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert asked.times == 1
+        os.kill(os.getpid(), signal.SIGINT)
+        assert asked.times == 2
+
+
 def test_a_run_under_nohup_is_not_ended_by_its_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
