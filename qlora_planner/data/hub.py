@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.data.files import FORMATS
-from qlora_planner.data.patience import fetched
+from qlora_planner.data.patience import bound_answers, fetched
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint, endpoint
 from qlora_planner.text import plain, quoted
@@ -77,6 +77,7 @@ def snapshot(
                 f"{repository}: no {what} among the cached Hub files, and HF_HUB_OFFLINE forbids asking; {instead}"
             )
         tell(f"fetching {repository} from the Hub")
+        bound_answers()
 
         bar: Any = import_module("huggingface_hub.utils").tqdm
 

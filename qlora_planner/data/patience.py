@@ -8,14 +8,20 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+from qlora_planner.bounded import Unreadable, check_json
 from qlora_planner.errors import MissingError
+from qlora_planner.hub_address import endpoint
+from qlora_planner.text import plain
 
 HUB_VARIABLE = "QLORA_PLANNER_HUB_TIMEOUT"
 # Until the list of files is there, and without anything new on the disk: the library writes ten MB at a time, which
 # takes a minute at 170 kB/s.
 LISTED_S, STALLED_S = 10.0, 60.0
 _LOOK_S = 0.25
+# What the Hub says about a repository: a hundred bytes a file, of which the largest have some hundred thousand.
+LARGEST_ANSWER_BYTES = 32 << 20
 
 
 def fetched(
@@ -58,6 +64,41 @@ def fetched(
     if isinstance(result, BaseException):
         raise result
     return result
+
+
+def bound_answers() -> None:
+    """From here on the Hub library gives up an answer of the Hub's API that passes LARGEST_ANSWER_BYTES, unpacked: it
+    would keep all of it in memory, however much comes. Files are written to the disk as they come, and are not bound.
+    """
+    from huggingface_hub import get_session
+
+    session = get_session()
+    hooks: dict[str, list[Callable[..., Any]]] = session.event_hooks
+    if _bound not in hooks["response"]:
+        session.event_hooks = {**hooks, "response": [*hooks["response"], _bound]}
+
+
+def _bound(response: Any) -> None:
+    """Read an answer of the API before the library does. Raises MissingError for one that is too large."""
+    path = response.url.path
+    if "/api/" not in path or "/resolve/" in path or response.request.method == "HEAD":
+        return
+    parts: list[bytes] = []
+    size_bytes = 0
+    for part in response.iter_bytes():
+        size_bytes += len(part)
+        if size_bytes > LARGEST_ANSWER_BYTES:
+            raise MissingError(
+                f"{plain(endpoint())}: its answer about {plain(path)} passes {LARGEST_ANSWER_BYTES >> 20} MiB, so it is"
+                " no list of files"
+            )
+        parts.append(part)
+    content = b"".join(parts)
+    try:
+        check_json(content, endpoint())
+    except Unreadable as error:
+        raise MissingError(str(error)) from None
+    response._content = content  # what `response.read` gives from now on: httpx keeps it so itself
 
 
 def _listed_s() -> float:

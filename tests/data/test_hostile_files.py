@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import gzip
 import json
 import os
 import socket
@@ -25,6 +26,7 @@ from qlora_planner.sources.hub import fetch_config
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
 @pytest.mark.parametrize("pattern", ["/proc/**", "/proc/**/*.jsonl"])
+@pytest.mark.fault("`--data '/proc/**'`", said="no end of folders", exit=2, part="outside")
 def test_a_pattern_over_proc_ends(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(files, "WALK_S", 0.3)
     monkeypatch.setattr(files, "MOST_FILES", 50)
@@ -34,6 +36,7 @@ def test_a_pattern_over_proc_ends(pattern: str, monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - begun < 5
 
 
+@pytest.mark.fault("a pipe or a device as data", said="regular file", exit=2, part="outside")
 def test_pipes_devices_and_files_of_the_kernel_are_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jsonl")
     (tmp_path / "zero.jsonl").symlink_to("/dev/zero")
@@ -46,6 +49,9 @@ def test_pipes_devices_and_files_of_the_kernel_are_not_read(tmp_path: Path) -> N
             find_files(tmp_path / "log.jsonl")
 
 
+@pytest.mark.fault(
+    "a parquet file of kilobytes that unpacks to gigabytes", said="unpacks to 65 MiB", exit=2, part="outside"
+)
 def test_a_parquet_file_that_unpacks_to_far_more_is_refused(tmp_path: Path) -> None:
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
@@ -66,6 +72,9 @@ LONG_NAMES = ("mes" + "[" * 1_000_000, "m" + "- " * 60_000, "9" * 133_000)
 
 @pytest.mark.parametrize("name", LONG_NAMES, ids=["brackets", "dashes", "digits"])
 @pytest.mark.parametrize("kind", ["jsonl", "json", "csv"])
+@pytest.mark.fault(
+    "a column whose name is a megabyte", said="its columns are ", does="shortened", exit=2, part="outside"
+)
 def test_a_column_with_an_endless_name_is_told_in_one_short_line(tmp_path: Path, kind: str, name: str) -> None:
     row = json.dumps({name: 1, "n": 2})
     content = {"jsonl": f"{row}\n", "json": f"[{row}]", "csv": f"n,{name}\n2,1\n"}[kind]
@@ -88,6 +97,7 @@ ABORTING = (
 )
 
 
+@pytest.mark.fault("a damaged parquet file", said="cannot be read: Definition level histogram", exit=2, part="outside")
 def test_a_damaged_parquet_file_does_not_end_the_process(tmp_path: Path) -> None:
     pytest.importorskip("pyarrow")
     path = tmp_path / "rows.parquet"
@@ -116,6 +126,7 @@ def test_one_value_for_every_row_is_unpacked_a_few_rows_at_a_time(
 @pytest.mark.parametrize(
     "text", ["foo", "http://[::1", "ftp://x", "http://x:99999", "http://", "://", "http://a b", "http://a\x1b[m", "/x"]
 )
+@pytest.mark.fault("a broken HF_ENDPOINT", said="is no address", exit=2, part="outside")
 def test_an_endpoint_that_is_no_address_is_one_line(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", text)
     for ask in (check_endpoint, lambda: fetch_config("org/name"), lambda: hub.tokenizer_files("org/name", "x")):
@@ -153,6 +164,58 @@ def _list(client: socket.socket, _: str) -> None:
     client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n[]")
 
 
+def _endless(client: socket.socket, _: str) -> None:
+    client.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\n\r\n[")
+    while True:
+        client.sendall(b"1," * 50_000)
+
+
+def _packed(client: socket.socket, _: str) -> None:
+    body = gzip.compress(b"[" + b" " * (64 << 20) + b"]")
+    head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    client.sendall(head.encode() + body)
+
+
+def _many(client: socket.socket, _: str) -> None:
+    body = b"[" + b"[]," * 1_100_000 + b"[]]"
+    client.sendall(f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "says"),
+    [(_endless, "passes 32 MiB, so it is no list"), (_packed, "passes 32 MiB"), (_many, "more than 1,000,000 values")],
+    ids=["endless", "packed", "values"],
+)
+@pytest.mark.fault(
+    "a Hub whose list of files has no end, packed or not",
+    said="passes 32 MiB, so it is no list",
+    exit=3,
+    part="outside",
+)
+def test_an_endless_list_of_files_is_cut_by_its_size(
+    answer: Callable[[socket.socket, str], None],
+    says: str,
+    serve: Callable[[Callable[[socket.socket, str], None]], str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    as_hub(serve(answer), tmp_path, monkeypatch)
+    for ask in (lambda: hub.rows_of("org/rows"), lambda: load_tokenizer("org/words", chats=False)):
+        with pytest.raises(MissingError, match=says):
+            ask()
+
+
+def as_hub(address: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub library asks `address` alone, and knows nothing yet."""
+    from huggingface_hub import hf_api
+
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    for name in ("ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
+        value = {"ENDPOINT": address, "HF_HUB_CACHE": str(cache)}.get(name, False)
+        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+    monkeypatch.setattr(hf_api.api, "endpoint", address)
+
+
 @pytest.fixture
 def serve() -> Iterator[Callable[[Callable[[socket.socket, str], None]], str]]:
     """Start a server of one answer; its address."""
@@ -188,20 +251,20 @@ def serve() -> Iterator[Callable[[Callable[[socket.socket, str], None]], str]]:
 
 
 @pytest.mark.parametrize("answer", [_hang, _drip, _circle, _garbage, _list], ids=lambda answer: answer.__name__)
+@pytest.mark.fault(
+    "a Hub that hangs, drips, redirects in a circle or answers garbage",
+    said="nothing came",
+    does="within seconds",
+    exit=3,
+    part="outside",
+)
 def test_a_hub_that_does_not_answer_as_one(
     answer: Callable[[socket.socket, str], None],
     serve: Callable[[Callable[[socket.socket, str], None]], str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    address = serve(answer)
-    monkeypatch.setenv("HF_ENDPOINT", address)
-    for name in ("ENDPOINT", "HF_HUB_CACHE", "HF_HUB_OFFLINE"):
-        value = {"ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path)}.get(name, False)
-        monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
-    from huggingface_hub import hf_api
-
-    monkeypatch.setattr(hf_api.api, "endpoint", address)
+    as_hub(serve(answer), tmp_path, monkeypatch)
     monkeypatch.setenv(patience.HUB_VARIABLE, "0.6")
     for ask in (
         lambda: hub.rows_of("org/rows"), lambda: load_tokenizer("org/words", chats=False), lambda: fetch_config("o/m")
@@ -213,6 +276,13 @@ def test_a_hub_that_does_not_answer_as_one(
         assert str(caught.value).isprintable()
 
 
+@pytest.mark.fault(
+    "a download that stands still or never ends",
+    said="nothing came from the Hub for 0.6 s",
+    does="after a minute; again, it goes on with what it has",
+    exit=3,
+    part="outside",
+)
 def test_a_download_that_stands_still_or_never_ends_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -240,6 +310,9 @@ def test_a_download_that_stands_still_or_never_ends_is_given_up(
     assert patience.fetched(lambda _: tmp_path, tmp_path, largest_bytes=None, repository="org/x") == tmp_path
 
 
+@pytest.mark.fault(
+    "a tokenizer of gigabytes", said="MiB large, so it is no file of a tokenizer", exit="2 or 3", part="outside"
+)
 def test_a_tokenizer_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     pytest.importorskip("tokenizers")
     with (tmp_path / "tokenizer.json").open("wb") as file:
