@@ -20,6 +20,12 @@ class InputError(PlannerError):
     exit_code = 2
 
 
+class NothingRunsError(InputError):
+    """The installed libraries refuse every run that the given options leave open (exit code 1: it will not run)."""
+
+    exit_code = 1
+
+
 class MissingError(PlannerError):
     """A package, GPU, file or profile that is needed is not there (exit code 3)."""
 

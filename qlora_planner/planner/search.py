@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
@@ -117,7 +117,8 @@ def search(
     """Rank every candidate of `space` around `run` on the card of `factory`.
 
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
-    Raises InputError when target modules match nothing, or when every candidate is refused by the stack.
+    Raises InputError when target modules match nothing, NothingRunsError with the first reason when the stack refuses
+    every candidate.
     """
     prepared = _option_sets(factory, run, space, objective, pace_on)
     return rank(prepared, run, space, objective, model_limit=model_limit, rows=rows)
@@ -168,6 +169,8 @@ def _option_sets(
 ) -> Iterator[tuple[OptionSet, list[int]]]:
     sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
     kinds = [[size for size in sizes if size == 1], [size for size in sizes if size > 1]]
+    refused: str | None = None
+    runs = False
     for options in space.options:
         for rank in space.ranks:
             for batches in kinds:
@@ -175,9 +178,13 @@ def _option_sets(
                     continue
                 run = base.with_(**options, rank=rank, batch_size=batches[0])
                 resolution = resolve(factory.profile, run, factory.gpu)
-                if any(problem.blocking and problem.code != STORED_QUANTIZED for problem in resolution.problems):
+                if blocking := [one for one in resolution.problems if one.blocking and one.code != STORED_QUANTIZED]:
+                    refused = refused or f"{blocking[0].message}; use {blocking[0].fix}"
                     continue
+                runs = True
                 yield _prepared(factory, run, resolution, pace_on), batches
+    if not runs and refused is not None:
+        raise NothingRunsError(f"no combination of the options left open runs: {refused}")
 
 
 def _prepared(factory: CandidateFactory, run: RunConfig, resolution: Resolution, pace_on: GpuSpec) -> OptionSet:

@@ -30,3 +30,10 @@ def test_the_survey_names_them_for_each_model(invoke: Invoke) -> None:
     notes = {row["model_id"]: row["note"] or "" for row in json.loads(result.stdout)["models"]}
     assert "holds no adapters for it" in notes["meta-llama/Llama-3.2-1B"]
     assert "q_proj, embed_tokens match nothing" in notes["EleutherAI/pythia-1.4b"]
+
+
+def test_what_no_run_can_take_is_said_in_the_words_of_the_refusal(invoke: Invoke) -> None:
+    result = invoke("plan", "llama-3.1-8b", "--gpu", "24GB", "--target-modules", "lm_head,q_proj")
+    assert result.exit_code == 1, result.output
+    said = " ".join((result.stdout + result.stderr).split())
+    assert "an adapter on it would never be trained; use --trainer hf-trainer" in said
