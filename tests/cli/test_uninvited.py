@@ -120,6 +120,12 @@ def test_every_loading_of_a_model_or_tokenizer_refuses_its_code() -> None:
     ids=" ".join,
 )  # fmt: skip
 @pytest.mark.parametrize("module", [False, True], ids=["script", "python -m"])
+@pytest.mark.fault(
+    "a `random.py`, `torch.py` or `qlora_planner.py` beside the data",
+    does="not imported by any verb, child or the explorer",
+    exit="-",
+    part="outside",
+)
 def test_no_verb_imports_what_lies_beside_the_data(hostile: Path, args: list[str], module: bool) -> None:
     (hostile / "rows.jsonl").write_text('{"text": "hello there"}\n' * 9)
     (hostile / "plan.yaml").write_text("model: llama-3.1-8b\nrun: {seq_len: 512}\n")
@@ -149,7 +155,7 @@ def test_a_verification_imports_nothing_beside_the_data(hostile: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_training_imports_nothing_beside_the_data(hostile: Path) -> None:
+def test_a_training_a_generation_and_a_merge_import_nothing_beside_the_data(hostile: Path) -> None:
     pytest.importorskip("trl")
     pytest.importorskip("bitsandbytes")
     from examples.toy_model import rows, write_model, write_rows
@@ -157,9 +163,30 @@ def test_a_training_imports_nothing_beside_the_data(hostile: Path) -> None:
     write_model(hostile / "llama", "llama")
     write_rows(hostile / "rows.jsonl", rows(16))
     run_options = ["--seq-len", "64", "--rank", "2", "--max-steps", "1", "--device", "cpu", "--yes"]
-    done = run(hostile, *SCRIPT, "train", "./llama", "--data", "rows.jsonl", "--output", "out", *run_options)
-    assert imported(hostile) == [], done.stderr
-    assert done.returncode == 0, done.stderr
+    for args in (
+        ["train", "./llama", "--data", "rows.jsonl", "--output", "out", *run_options],
+        ["generate", "out", "--prompt", "hello", "--max-new-tokens", "2"],
+        ["merge", "out", "--output", "merged"],
+    ):
+        done = run(hostile, *SCRIPT, *args)
+        assert imported(hostile) == [], done.stderr
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_explorer_imports_nothing_beside_the_data(hostile: Path) -> None:
+    pytest.importorskip("pty")
+    from tests.tui.test_terminal import OnTerminal
+
+    terminal = OnTerminal(hostile.parent, folder=hostile)
+    try:
+        terminal.until(b"sort verdict")
+        os.write(terminal.leader, b"2")  # places are imported when they are gone to
+        terminal.until(b"Enter")
+    finally:
+        terminal.child.kill()
+        terminal.child.wait()
+        os.close(terminal.leader)
+    assert imported(hostile) == []
 
 
 def own_code(folder: Path, mark: Path) -> Path:
@@ -174,6 +201,13 @@ def own_code(folder: Path, mark: Path) -> Path:
     return folder
 
 
+@pytest.mark.fault(
+    "a tokenizer with code of its own, and standard input that says `y`",
+    said="code of its own",
+    does="never run",
+    exit="2 or 3",
+    part="outside",
+)
 def test_a_tokenizer_with_code_of_its_own_is_not_run_even_where_stdin_says_yes(hostile: Path) -> None:
     pytest.importorskip("transformers")
     mark = hostile.parent / "ran"
