@@ -49,6 +49,19 @@ YAML = {
 
 
 @pytest.mark.parametrize("name", YAML)
+@pytest.mark.fault(
+    "YAML whose aliases multiply, with 100,000 keys, nested without end, or with a tag that calls",
+    said="aliases multiply to more than",
+    exit=2,
+    part="outside",
+)
+@pytest.mark.fault(
+    "`!!bool maybe`, a day that is none, numbers of 5,000 digits in YAML",
+    said="does not suit",
+    does="within seconds, the place named",
+    exit=2,
+    part="outside",
+)
 def test_hostile_yaml_is_one_line_within_seconds(tmp_path: Path, name: str) -> None:
     text, why = YAML[name]
     path = tmp_path / "run.yaml"
@@ -78,6 +91,13 @@ JSON = {
 
 
 @pytest.mark.parametrize("name", JSON)
+@pytest.mark.fault(
+    "JSON that is nested deeply, or holds millions of values",
+    said="more than 1,000,000 values",
+    does="before it takes memory",
+    exit=2,
+    part="outside",
+)
 def test_hostile_json_is_one_line_without_its_memory(tmp_path: Path, name: str) -> None:
     text, why = JSON[name]
     path = tmp_path / "config.json"
@@ -92,6 +112,13 @@ def test_hostile_json_is_one_line_without_its_memory(tmp_path: Path, name: str) 
     assert str(caught.value).startswith(f"{path}: ")
 
 
+@pytest.mark.fault(
+    "a pipe, a device or a folder where a file is read",
+    said="is not a regular file",
+    does="nothing waits for it",
+    exit=2,
+    part="outside",
+)
 def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/stdin"), tmp_path):
@@ -106,11 +133,19 @@ def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/pagemap").exists(), reason="no such file without Linux")
+@pytest.mark.fault("a file without an end, as in /proc", said="holds more than 1 MiB", exit=2, part="outside")
 def test_a_file_without_an_end_ends_at_the_bound() -> None:
     with pytest.raises(bounded.Unreadable, match=r"holds more than 1 MiB|cannot be read"):
         bounded.read_bytes(Path("/proc/self/pagemap"), 1 << 20)
 
 
+@pytest.mark.fault(
+    "a trace of kilobytes that unpacks to gigabytes",
+    said="unpacks to more than 1 MiB",
+    does="not unpacked any further",
+    exit="-",
+    part="outside",
+)
 def test_what_gzip_packed_is_unpacked_up_to_the_bound() -> None:
     assert bounded.unpacked(gzip.compress(b"x" * 1000), 1000) == b"x" * 1000
     bomb = gzip.compress(b"\0" * (64 << 20))

@@ -34,6 +34,12 @@ HUGE = "9" * 400
     ],
     ids=lambda args: " ".join(args)[:30],
 )
+@pytest.mark.fault(
+    "sizes and counts of 400 digits, `--grad-accum` beyond all sense",
+    does="one line that says what is more than anything has",
+    exit=2,
+    part="outside",
+)
 def test_sizes_of_400_digits_are_refused_in_one_line(args: list[str]) -> None:
     result = click.testing.CliRunner().invoke(cli, ["estimate", "llama-3.1-8b", *args], prog_name="qlora-plan")
     assert result.exit_code == 2, result.stderr
@@ -50,6 +56,9 @@ def test_a_size_in_python_is_refused_too() -> None:
 
 
 @pytest.mark.parametrize("name", ["max_steps", "save_steps", "logging_steps", "seed", "epochs", "warmup"])
+@pytest.mark.fault(
+    "`--max-steps`, `--epochs`, `--seed` of 400 digits", does="refused before anything begins", exit=2, part="outside"
+)
 def test_settings_of_training_have_bounds(name: str) -> None:
     with pytest.raises(InputError, match=name.replace("_", "-")) as caught:
         Settings(**{name: 10**400})  # type: ignore[arg-type]

@@ -24,6 +24,12 @@ def is_safe(text: str, also: str = "\n\t") -> bool:
 
 
 @pytest.mark.parametrize("bad", HOSTILE, ids=ascii)
+@pytest.mark.fault(
+    "control characters, escapes that write the clipboard or a title, marks of direction in anything from outside",
+    does="each becomes a `?`, on stdout and stderr",
+    exit="-",
+    part="outside",
+)
 def test_no_control_and_no_mark_of_direction_passes(bad: str) -> None:
     text = f"meta-llama/{bad}Llama"
     assert is_safe(plain(text), "")
@@ -74,6 +80,13 @@ def test_a_fault_of_a_megabyte_is_cut() -> None:
     assert len(str(caught.value)) < 1_200
 
 
+@pytest.mark.fault(
+    "a message that would quote a megabyte of a file",
+    said="characters ...",
+    does="cut in the middle at 4,096 characters; lists of names at twelve",
+    exit="2 or 3",
+    part="outside",
+)
 def test_whatever_a_fault_quotes_it_is_no_longer_than_a_line() -> None:
     from qlora_planner.errors import InputError, MissingError
 

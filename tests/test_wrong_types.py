@@ -24,6 +24,9 @@ LLAMA = json.loads(
 
 
 @pytest.mark.parametrize("value", [5, "LlamaForCausalLM", [5], [None], {}, True], ids=repr)
+@pytest.mark.fault(
+    "`architectures: 5` in a config.json", said="architectures must be a list of class names", exit=2, part="outside"
+)
 def test_architectures_of_another_type_are_refused(tmp_path: Path, value: Any) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**LLAMA, "architectures": value}))
@@ -34,6 +37,9 @@ def test_architectures_of_another_type_are_refused(tmp_path: Path, value: Any) -
         assert len(result.stderr.splitlines()) == 1
 
 
+@pytest.mark.fault(
+    "a config of 10,000 layers", said="num_hidden_layers must be from 1 to 1,000", exit=2, part="outside"
+)
 def test_a_config_of_ten_thousand_layers_is_refused_before_it_is_built(tmp_path: Path) -> None:
     path = tmp_path / "config.json"
     path.write_text(json.dumps({**LLAMA, "num_hidden_layers": 10_000}))
@@ -50,6 +56,7 @@ def adapter(folder: Path, **files: bytes) -> Path:
     return folder
 
 
+@pytest.mark.fault("an adapter stored as a pickle", said="which can hold code and is not read", exit=2, part="outside")
 def test_an_adapter_stored_as_a_pickle_is_never_opened(tmp_path: Path) -> None:
     class Runs:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -71,6 +78,12 @@ def test_an_adapter_stored_as_a_pickle_is_never_opened(tmp_path: Path) -> None:
         ((2 << 20).to_bytes(8, "little") + b"[1" + b",1" * (1 << 20), "more than 1,000,000 values"),
     ],
     ids=["empty", "ones", "a terabyte", "cut off", "a million values"],
+)
+@pytest.mark.fault(
+    "an adapter whose header claims terabytes, or lists millions of values",
+    said="header claims 1,099,511,627,776 bytes",
+    exit=2,
+    part="outside",
 )
 def test_a_header_that_claims_what_is_not_there(tmp_path: Path, content: bytes, why: str) -> None:
     folder = adapter(tmp_path / "run", adapter_model__safetensors=content)
@@ -101,6 +114,9 @@ def test_a_card_file_of_a_thousand_faults_is_short() -> None:
 
 @pytest.mark.parametrize(
     "name", ["9" * 400 + ".safetensors", "m\u202e-1.safetensors", "../x.safetensors", "a\0.safetensors"], ids=range(4)
+)
+@pytest.mark.fault(
+    "an index of weights that names files elsewhere", said="is no name of a weight file", exit=2, part="outside"
 )
 def test_an_index_of_weights_names_files_that_can_be(tmp_path: Path, name: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))

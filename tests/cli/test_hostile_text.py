@@ -51,6 +51,12 @@ def test_hostile_arguments(invoke: Invoke, args: list[str]) -> None:
     ("name", "verb"),
     [("config.json", "plan"), ("axolotl.yaml", "check"), ("log.txt", "explain-oom"), ("rows.jsonl", "plan")],
 )
+@pytest.mark.fault(
+    "a config, a log or rows full of escape sequences",
+    does="what is quoted of them is printable",
+    exit="0 to 3",
+    part="outside",
+)
 def test_hostile_files(invoke: Invoke, tmp_path: Path, name: str, verb: str) -> None:
     file = tmp_path / name
     if name == "config.json":
@@ -72,6 +78,12 @@ def test_hostile_files(invoke: Invoke, tmp_path: Path, name: str, verb: str) -> 
     assert is_safe(result.stdout), ascii(result.stdout)
 
 
+@pytest.mark.fault(
+    "warnings and logs of libraries that quote such names",
+    does="cleaned on their way to stderr",
+    exit="-",
+    part="outside",
+)
 def test_what_libraries_warn_and_log_is_cleaned_and_stderr_is_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     def talk(*args: object, **options: object) -> None:
         logging.getLogger("somebody").addHandler(logging.StreamHandler())

@@ -245,6 +245,7 @@ class _Evil:
     "content",
     [pickle.dumps(_Evil()), pickle.dumps({"segments": [_Evil()]}), b"\x80\x04garbage", pickle.dumps([1]), b"{]"],
 )
+@pytest.mark.fault("a memory snapshot with code in it", does="nothing of it is run", exit=2, part="outside")
 def test_nothing_in_a_pickle_is_run(content: bytes) -> None:
     with pytest.raises(InputError, match="snapshot"):
         read_snapshot(content, "x")

@@ -42,6 +42,12 @@ TEXTS = {
 
 
 @pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.fault(
+    "a log of one line of 200 kB, or of 20,000 lines `Killed`",
+    does="answered within seconds",
+    exit="0 or 1",
+    part="outside",
+)
 def test_no_text_takes_long(name: str) -> None:
     before = time.process_time()
     try:
@@ -52,6 +58,9 @@ def test_no_text_takes_long(name: str) -> None:
     assert report is None or len(report.message) <= 1600
 
 
+@pytest.mark.fault(
+    "a log of 2 GB", does="read at both ends, and what was left out is said", exit="0 or 1", part="outside"
+)
 def test_a_log_of_two_gibibytes_is_read_at_both_ends_and_says_so(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "long.log"
     with path.open("wb") as stream:
@@ -123,6 +132,12 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
+@pytest.mark.fault(
+    "a memory snapshot of kilobytes that asks for gigabytes",
+    said="is no memory snapshot that can be read",
+    exit=2,
+    part="outside",
+)
 def test_a_pickle_that_asks_for_too_much_names_the_bound(name: str) -> None:
     content, says = BOMBS[name]
     before = time.process_time()

@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+import pytest
+
 from qlora_planner.runs.record import read_metrics
 
 
@@ -14,6 +16,7 @@ def written(path: Path, rows: list[dict[str, object]]) -> Path:
     return path
 
 
+@pytest.mark.fault("a metrics.jsonl of 30,000 attempts", does="read within seconds", exit="-", part="outside")
 def test_thirty_thousand_attempts_are_read_at_once(tmp_path: Path) -> None:
     """Each attempt went through all lines before it: 41 s for a megabyte."""
     path = written(tmp_path / "metrics.jsonl", [{"kind": "attempt", "number": 1, "from_step": 0}] * 30_000)

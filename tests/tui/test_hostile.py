@@ -44,6 +44,12 @@ def shown(app: Explorer) -> str:
 
 
 @pytest.mark.parametrize("text", HOSTILE)
+@pytest.mark.fault(
+    "markup such as `[/red]` in the explorer's dialogs",
+    does="shown as it is; nothing from outside is markup",
+    exit="-",
+    part="outside",
+)
 def test_a_card_typed_in_the_dialog_is_refused_in_words(tmp_path: Path, text: str) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await pilot.press("g")
@@ -114,6 +120,9 @@ def test_every_place_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
     tell(explorer(tmp_path / "tui.json"), story)
 
 
+@pytest.mark.fault(
+    "a command line copied from the explorer", does="holds no control character", exit="-", part="outside"
+)
 def test_the_clipboard_gets_no_control_character(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
