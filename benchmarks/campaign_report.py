@@ -46,7 +46,7 @@ def predict(out: Path) -> int:
     from qlora_planner.evidence import Measurement
     from qlora_planner.memory.estimate import estimate
     from qlora_planner.session import calibration, tape_for
-    from qlora_planner.session.predictions import card_of, profile_of
+    from qlora_planner.session.measuring.predictions import card_of, profile_of
 
     spread, rows = calibration(), []
     for number, line in enumerate(out.read_text(encoding="utf-8").splitlines(), 1):

@@ -26,7 +26,7 @@ DEFAULT = ROOT / "profiles" / "measurements" / "h200-timings.jsonl"
 
 def timed_runs(paths: Iterable[Path]) -> list[tuple[Any, Any]]:
     """Each exclusive measurement of these files with its derived work."""
-    from qlora_planner.session.predictions import timed_run
+    from qlora_planner.session.measuring.predictions import timed_run
     from qlora_planner.sources.evidence import measurements_in
 
     rows = [(one, timed_run(one, lambda _: None)) for one in measurements_in(paths)]

@@ -17,7 +17,7 @@ from typing import Any
 from qlora_planner.errors import PlannerError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading, PhaseReading
 from qlora_planner.evidence.calibration import METHODS, calibrate, latest, usable
-from qlora_planner.session.predictions import predictions_of, speed_traits
+from qlora_planner.session.measuring.predictions import predictions_of, speed_traits
 from qlora_planner.sources.configs import config_sha256
 from qlora_planner.sources.evidence import write_calibration
 from qlora_planner.spec.run import RunConfig

@@ -28,7 +28,7 @@ def command(**given: Any) -> int:
     """
     output = output_from(given)
     from qlora_planner.evidence.calibration import calibrate, latest, usable
-    from qlora_planner.session.predictions import predictions_of, speed_traits
+    from qlora_planner.session.measuring.predictions import predictions_of, speed_traits
     from qlora_planner.sources.evidence import read_all, read_calibration, write_calibration
     from qlora_planner.sources.locations import calibrations_dirs, evidence_path, user_profiles
 

@@ -55,7 +55,7 @@ def tables_for(models: str | None, run: RunConfig, output: Output) -> Tables:
     from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.session import calibration, tape_for
-    from qlora_planner.session.indexed import indexed_candidates
+    from qlora_planner.session.surveying.indexed import indexed_candidates
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.locations import gpus_dirs, models_dirs, tapes_dirs
     from qlora_planner.sources.tapes import stored_sweep

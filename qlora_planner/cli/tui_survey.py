@@ -24,7 +24,7 @@ def documents(card: PlannedCard, profiles: str | None, recommend: bool = True) -
     """The rows of `qlora-plan --gpu`, JSON-ready, as they are worked out."""
     from qlora_planner.record import document
     from qlora_planner.session import Session
-    from qlora_planner.session.survey import stream_rows
+    from qlora_planner.session.surveying.survey import stream_rows
     from qlora_planner.spec.run import RunConfig
 
     bench = Session(profiles).on(card)

@@ -19,8 +19,8 @@ from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from, stand_in_from
 from qlora_planner.errors import InputError
-from qlora_planner.session.this_card import check_packages, this_card_as
-from qlora_planner.session.verify import check_amount, run_of_file, verify
+from qlora_planner.session.measuring.this_card import check_packages, this_card_as
+from qlora_planner.session.measuring.verify import check_amount, run_of_file, verify
 
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}

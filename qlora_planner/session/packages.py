@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from qlora_planner.errors import MissingError
+from qlora_planner.installing import install_packages
+
 if TYPE_CHECKING:
     from qlora_planner.spec.run import RunConfig
 
@@ -35,3 +38,13 @@ def missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:
     from importlib.util import find_spec
 
     return [package for package in needed if find_spec(package) is None]
+
+
+def check_installed(needed: Sequence[str]) -> None:
+    """Raises MissingError with the line that installs those of `needed` that are not there."""
+    from qlora_planner.hub_address import check_endpoint
+
+    check_endpoint()  # before transformers imports the Hub library
+    missing = missing_packages(needed)
+    if missing:
+        raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")

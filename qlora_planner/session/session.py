@@ -21,6 +21,8 @@ from qlora_planner.text import plain
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.session.after.generate import Generation
+    from qlora_planner.session.after.merge import MergedRun
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, TrainingAnswer
     from qlora_planner.session.workbench import Workbench
@@ -222,6 +224,34 @@ class Session:
         from qlora_planner.session.training.ask import train_with
 
         return train_with(self, what, run, None, more)
+
+    def merge(self, run: str | os.PathLike[str], **more: Any) -> MergedRun:
+        """Merge the adapters of a run, a folder of `train` or of PEFT, into its base, and write a model folder.
+
+        `more` are `output`, the folder to write (RUN-merged), `base`, a folder or Hub id of the full-precision base,
+        `dtype` ("bfloat16" or "float16"), and `force` to write over a merged model. On the host. Raises InputError for
+        a run or a base that cannot be merged, MissingError for packages and a base that are not there, RefusedError for
+        too little memory or disk.
+
+        >>> Session().merge("runs/first").to_dict()["total_bytes"]  # doctest: +SKIP
+        16060556376
+        """
+        from qlora_planner.session.after.merge import merge_run
+
+        return merge_run(self, run, **more)
+
+    def generate(self, run: str | os.PathLike[str], prompt: str, **more: Any) -> Generation:
+        """Try a prompt on a run: its base as it was trained on, with its adapters.
+
+        `more` are `max_new_tokens` (256), `temperature` (0), `raw` for no chat template, `base`, `device` ("cuda" or
+        "cpu"; as the run was trained) and `hear`, which gets the answer piece by piece. Raises as `merge` does.
+
+        >>> print(Session().generate("runs/toy", "count from two"))  # doctest: +SKIP
+        three four five
+        """
+        from qlora_planner.session.after.generate import generate_on
+
+        return generate_on(self, run, prompt, **more)
 
     def ranking_card(self, gpu: GpuSpec) -> GpuSpec:
         """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.report.parts.theme import Theme
     from qlora_planner.session.check import Check
+    from qlora_planner.session.measuring.verify import Verification
     from qlora_planner.session.training.execute import Trained
-    from qlora_planner.session.verify import Verification
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 

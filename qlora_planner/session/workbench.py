@@ -193,7 +193,7 @@ class Workbench:
         >>> len(Session().on("8GB").survey(recommend=False)) > 100
         True
         """
-        from qlora_planner.session.survey import stream_rows
+        from qlora_planner.session.surveying.survey import stream_rows
         from qlora_planner.session.views import SurveyAnswer
 
         typed = run_of(run, options)
@@ -257,8 +257,8 @@ class Workbench:
         'ok'
         """
         from qlora_planner.errors import InputError
-        from qlora_planner.session.this_card import this_card_as
-        from qlora_planner.session.verify import run_of_file, verify
+        from qlora_planner.session.measuring.this_card import this_card_as
+        from qlora_planner.session.measuring.verify import run_of_file, verify
         from qlora_planner.session.views import VerificationAnswer
 
         if device == "cpu" and floor:

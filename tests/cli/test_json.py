@@ -148,7 +148,7 @@ def test_survey_gives_every_model(invoke: Invoke) -> None:
 
 def test_survey_reads_the_index_only_as_a_shortcut(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = json.loads(invoke("--gpu", "16GB", "--json").stdout)
-    monkeypatch.setattr("qlora_planner.session.indexed.serves", lambda run: False)
+    monkeypatch.setattr("qlora_planner.session.surveying.indexed.serves", lambda run: False)
     assert json.loads(invoke("--gpu", "16GB", "--json").stdout) == quick
 
 

@@ -16,7 +16,7 @@ from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.parts.labels import speed_line
 from qlora_planner.report.parts.theme import Theme
-from qlora_planner.session.predictions import speed_traits
+from qlora_planner.session.measuring.predictions import speed_traits
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import speed_of

@@ -11,7 +11,7 @@ import pytest
 
 from qlora_planner import session
 from qlora_planner.errors import RefusedError
-from qlora_planner.session.this_card import ThisCard
+from qlora_planner.session.measuring.this_card import ThisCard
 from qlora_planner.session.training import execute, predictions
 from qlora_planner.session.training.onlooker import Onlooker
 from qlora_planner.session.training.prepare import Prepared

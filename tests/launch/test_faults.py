@@ -20,7 +20,7 @@ from qlora_planner.runs.record import run_record
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.session import load_gpu
-from qlora_planner.session.this_card import ThisCard
+from qlora_planner.session.measuring.this_card import ThisCard
 from tests.launch.conftest import RUN, SETTINGS
 
 # The length of a header, and the header.

@@ -8,7 +8,7 @@ from qlora_planner import session
 from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.record import mean_tokens, summary
 from qlora_planner.runs.supervise import Attempt
-from qlora_planner.session.this_card import ThisCard
+from qlora_planner.session.measuring.this_card import ThisCard
 from qlora_planner.session.training.predictions import Predictions
 from qlora_planner.spec.run import RunConfig
 

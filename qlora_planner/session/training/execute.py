@@ -15,7 +15,7 @@ from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, MissingError, RefusedError, RunError
 from qlora_planner.measure import events_file
 from qlora_planner.record import record
-from qlora_planner.session.this_card import ThisCard, check_room
+from qlora_planner.session.measuring.this_card import ThisCard, check_room
 from qlora_planner.session.training.finished import finished_summary
 from qlora_planner.session.training.onlooker import Onlooker
 from qlora_planner.session.training.predictions import Predictions, measured_widths

@@ -11,8 +11,8 @@ from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.measuring.this_card import ThisCard
     from qlora_planner.session.session import Session
-    from qlora_planner.session.this_card import ThisCard
     from qlora_planner.session.training.onlooker import Onlooker
     from qlora_planner.session.training.prepare import Prepared
     from qlora_planner.session.training.request import TrainRequest

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
 from qlora_planner.record import record
 from qlora_planner.session.data import summary_of
-from qlora_planner.session.this_card import ThisCard, check_packages, this_card_as
+from qlora_planner.session.measuring.this_card import ThisCard, check_packages, this_card_as
 from qlora_planner.session.training.request import TrainRequest
 from qlora_planner.spec.run import RunConfig
 

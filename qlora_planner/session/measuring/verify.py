@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from qlora_planner.measure.spec import ChildSpec
     from qlora_planner.measure.verify import Progress
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.session.measuring.this_card import ThisCard
     from qlora_planner.session.session import Session
-    from qlora_planner.session.this_card import ThisCard
     from qlora_planner.spec.model import ModelProfile
 
 SCHEMA = "qlora-plan/verification/1"
@@ -83,7 +83,7 @@ def verify(
     from qlora_planner.measure import events_file
     from qlora_planner.measure.verify import verify as measure
     from qlora_planner.report.comparison import to_document
-    from qlora_planner.session.this_card import check_packages, check_room
+    from qlora_planner.session.measuring.this_card import check_packages, check_room
 
     check_amount(run, steps)
     check_packages(run)

@@ -26,7 +26,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
-    from qlora_planner.session.indexed import indexed_candidates
+    from qlora_planner.session.surveying.indexed import indexed_candidates
     from qlora_planner.sources.tapes import stored_sweep
 
     session, gpu = bench.session, bench.gpu

@@ -1,0 +1,1 @@
+"""What comes after a training: its adapters merged into their base, a prompt tried on it."""

@@ -1,0 +1,1 @@
+"""What fits on a card over the whole catalogue."""
