@@ -13,7 +13,7 @@ from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
-    from qlora_planner.measure.verify import Progress
+    from qlora_planner.measure.children import Progress
 
 _WORDS = {
     "load": "loading",

@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from qlora_planner.measure.verify import Progress
+    from qlora_planner.measure.children import Progress
 
 # Names a file, to which every event of the child is added, one JSON object a line.
 EVENTS_VARIABLE = "QLORA_PLANNER_EVENTS"

@@ -3,42 +3,24 @@
 from __future__ import annotations
 
 import json
-import os
-import queue
 import signal
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import closing, suppress
-from dataclasses import field, replace
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TextIO
 
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
-from qlora_planner.isolation import child_environment, python_module
+from qlora_planner.isolation import python_module
+from qlora_planner.measure.children import Progress, end_group, heard, spawn
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.record import record
 
-# A child that is asked to end gets this long before it is made to.
-GRACE_S = 3.0
 _STDERR_LINES = 12
+_TICK_S = 0.2
 CHILD = python_module("qlora_planner.measure.child")
-
-
-@record
-class Progress:
-    """What the child tells: `event` is phase, step, memory or result; `facts` as the child writes them.
-
-    phase: `phase`. begin: `of`, the steps that are to be taken. step: `step` (from 1), `of` and `step_s`. memory:
-    `process_bytes` and `device_bytes`, None where NVML gives none. result: `outcome` and `phase`.
-    """
-
-    event: str
-    elapsed_s: float
-    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def verify(
@@ -67,7 +49,7 @@ def watch(spec: ChildSpec, *, timeout_s: float | None = None) -> Generator[Progr
         home = Path(folder)
         (home / "spec.json").write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         with (home / "stderr").open("w", encoding="utf-8") as errors:
-            child = _start(home, errors)
+            child = spawn([*CHILD, str(home / "spec.json"), str(home / "out.json"), "--with-parent"], stderr=errors)
             try:
                 timed_out = yield from _progress(child, timeout_s)
             finally:
@@ -75,76 +57,15 @@ def watch(spec: ChildSpec, *, timeout_s: float | None = None) -> Generator[Progr
         yield _outcome(spec, home, child.returncode, timed_out, timeout_s)
 
 
-def _start(home: Path, errors: TextIO) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*CHILD, str(home / "spec.json"), str(home / "out.json"), "--with-parent"],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-        env=child_environment(),
-        text=True,
-        encoding="utf-8",
-        start_new_session=True,  # its own group: one signal reaches it and whatever it starts, and no Ctrl-C does
-    )
-
-
 def _progress(child: subprocess.Popen[str], timeout_s: float | None) -> Generator[Progress, None, bool]:
     """Lines of the child as Progress until it ends; returns whether the time limit came first."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    assert child.stdout is not None
-    reader = threading.Thread(target=read_lines, args=(child.stdout, lines), daemon=True)
-    reader.start()
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    while True:
-        left = None if deadline is None else deadline - time.monotonic()
-        if left is not None and left <= 0:
+    for progress in heard(child, _TICK_S):
+        if deadline is not None and time.monotonic() >= deadline:
             return True
-        try:
-            # A wait without end would not hear of Ctrl-C on every platform.
-            line = lines.get(timeout=0.2 if left is None else min(0.2, left))
-        except queue.Empty:
-            continue
-        if line is None:
-            child.wait()
-            return False
-        progress = parsed_line(line)
         if progress is not None:
             yield progress
-
-
-def read_lines(stream: TextIO, lines: queue.Queue[str | None]) -> None:
-    """Every line of `stream` into the queue, then None: the body of a reading thread."""
-    for line in stream:
-        lines.put(line)
-    lines.put(None)
-
-
-def parsed_line(line: str) -> Progress | None:
-    """What a child told in one line; None for a line that is none of its own."""
-    try:
-        raw = json.loads(line)
-    except ValueError:
-        return None
-    if not isinstance(raw, dict) or "event" not in raw:
-        return None
-    fields = {key: value for key, value in raw.items() if key not in ("event", "elapsed_s")}
-    return Progress(event=str(raw["event"]), elapsed_s=float(raw.get("elapsed_s") or 0.0), facts=fields)
-
-
-def end_group(child: subprocess.Popen[str]) -> None:
-    """End the child and everything in its group, at once if it does not go by itself. A group already gone is fine."""
-    if hasattr(os, "killpg"):
-        for sent in (signal.SIGTERM, signal.SIGKILL):
-            with suppress(ProcessLookupError, PermissionError):
-                os.killpg(child.pid, sent)
-            if child.poll() is None and sent is signal.SIGTERM:
-                with suppress(subprocess.TimeoutExpired):
-                    child.wait(GRACE_S)
-    else:
-        child.kill()
-    child.wait()
-    if child.stdout is not None:
-        child.stdout.close()
+    return False
 
 
 def _outcome(spec: ChildSpec, home: Path, code: int | None, timed_out: bool, timeout_s: float | None) -> Measurement:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import queue
 import signal
 import subprocess
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
-from qlora_planner.isolation import child_environment, python_module
-from qlora_planner.measure.verify import Progress, end_group, parsed_line, read_lines
+from qlora_planner.isolation import python_module
+from qlora_planner.measure.children import Progress, end_group, heard, spawn
 from qlora_planner.planner.fallbacks import fallbacks, keeps_states
 from qlora_planner.record import record
 from qlora_planner.runs.checkpoints import newest_complete, optimizer_of, set_aside, step_of
@@ -159,17 +157,10 @@ def _one(
     with TemporaryDirectory(prefix="qlora-plan-train-") as home, folder.log.open("a", encoding="utf-8") as log:
         written = Path(home) / "spec.json"
         written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
-        child = subprocess.Popen(
-            [*CHILD, str(written), "--with-parent", str(os.getpid())],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=log,
-            env=child_environment(),
-            text=True,
-            encoding="utf-8",
+        child = spawn(
+            [*CHILD, str(written), "--with-parent", str(os.getpid())], stderr=log,
             pass_fds=() if lock is None else (lock,),  # held until both have ended
-            start_new_session=True,  # its own group: Ctrl-C reaches this process, which asks it to save
-        )
+        )  # fmt: skip
         try:
             for event in _heard(child, asked):
                 if event.event == "result":
@@ -187,11 +178,8 @@ def _one(
 
 def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]:
     """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice."""
-    lines: queue.Queue[str | None] = queue.Queue()
-    assert child.stdout is not None
-    threading.Thread(target=read_lines, args=(child.stdout, lines), daemon=True).start()
     passed_on = 0
-    while True:
+    for event in heard(child, _TICK_S):
         if asked.times > passed_on:
             passed_on = asked.times
             if passed_on > 1:
@@ -199,16 +187,7 @@ def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]
             child.send_signal(signal.SIGTERM)
             message = "asked to stop: saving a checkpoint after this step; once more to stop at once"
             yield Progress(event="remark", elapsed_s=0.0, facts={"message": message})
-        try:
-            line = lines.get(timeout=_TICK_S)
-        except queue.Empty:
-            yield Progress(event="tick", elapsed_s=0.0)
-            continue
-        if line is None:
-            child.wait()
-            return
-        if (event := parsed_line(line)) is not None:
-            yield event
+        yield event or Progress(event="tick", elapsed_s=0.0)
 
 
 def _outcome(result: Mapping[str, Any], code: int | None, asked: StopAsked) -> str:

@@ -11,7 +11,7 @@ from qlora_planner.text import plain
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
-    from qlora_planner.measure.verify import Progress
+    from qlora_planner.measure.children import Progress
     from qlora_planner.runs.directory import RunDirectory
     from qlora_planner.runs.record import Metrics
     from qlora_planner.runs.supervise import Attempt

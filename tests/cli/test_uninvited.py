@@ -99,8 +99,7 @@ def test_every_start_of_a_process_is_known() -> None:
     }
     assert starts == {
         "tools/traces.py",
-        *(f"qlora_planner/{name}" for name in ("tui/control/child_process.py", "tui/control/profiling.py",
-          "data/tokenizers.py", "measure/verify.py", "diagnose/gather.py", "runs/supervise.py")),
+        *(f"qlora_planner/{name}" for name in ("data/tokenizers.py", "measure/children.py", "diagnose/gather.py")),
     }  # fmt: skip
 
 

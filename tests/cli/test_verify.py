@@ -11,9 +11,9 @@ import pytest
 
 from qlora_planner.errors import MissingError
 from qlora_planner.evidence import CardReading, Measurement, NvmlReading, PhaseReading
+from qlora_planner.measure.children import Progress
 from qlora_planner.measure.nvml import DeviceReading, LocalGpu, ProcessReading
 from qlora_planner.measure.spec import ChildSpec
-from qlora_planner.measure.verify import Progress
 from qlora_planner.sources.evidence import read_all
 from qlora_planner.sources.locations import evidence_path, user_profiles
 from qlora_planner.spec.machine import GpuSpec

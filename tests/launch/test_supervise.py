@@ -16,7 +16,7 @@ import pytest
 
 from qlora_planner.cli.train_live import draw, spark
 from qlora_planner.errors import MissingError
-from qlora_planner.measure.verify import Progress
+from qlora_planner.measure.children import Progress
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.runs import supervise
 from qlora_planner.runs.checkpoints import seal

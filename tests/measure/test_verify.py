@@ -17,8 +17,10 @@ import pytest
 
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
+from qlora_planner.measure import children
 from qlora_planner.measure import verify as parent
 from qlora_planner.measure.child import set_environment
+from qlora_planner.measure.children import Progress
 from qlora_planner.measure.floor import find_floor
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
@@ -65,7 +67,7 @@ def wait_until_gone(pid: int) -> bool:
 def test_progress_is_passed_on_and_the_measurement_comes_last(child: Any) -> None:
     child("print('a library talks'); tell(event='phase', elapsed_s=1.5, phase='load'); write(params=5)")
     items = list(parent.watch(SPEC))
-    assert items[0] == parent.Progress(event="phase", elapsed_s=1.5, facts={"phase": "load"})
+    assert items[0] == Progress(event="phase", elapsed_s=1.5, facts={"phase": "load"})
     assert isinstance(items[-1], Measurement) and items[-1].params == 5
     assert len(items) == 2
 
@@ -111,11 +113,11 @@ STUBBORN = (
 
 
 def test_an_exception_in_the_parent_ends_the_whole_group(child: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(parent, "GRACE_S", 0.3)
+    monkeypatch.setattr(children, "GRACE_S", 0.3)
     child(STUBBORN)
     pids: list[int] = []
 
-    def interrupt(item: parent.Progress) -> None:
+    def interrupt(item: Progress) -> None:
         pids.extend(item.facts["pids"])
         raise KeyboardInterrupt
 
@@ -128,7 +130,7 @@ def test_ctrl_c_in_the_parent_leaves_no_process(child: Any) -> None:
     child("tell(event='phase', pid=os.getpid()); time.sleep(60)")
     pids: list[int] = []
 
-    def press(item: parent.Progress) -> None:
+    def press(item: Progress) -> None:
         pids.append(item.facts["pid"])
         threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
 
@@ -160,7 +162,7 @@ def test_a_killed_parent_takes_the_child_with_it(tmp_path: Path) -> None:
 def test_a_real_step_on_the_cpu() -> None:
     pytest.importorskip("bitsandbytes")
     spec = ChildSpec(run=RunConfig(seq_len=64, rank=4), config=LLAMA, model_id="llama", device="cpu", save=True)
-    heard: list[parent.Progress] = []
+    heard: list[Progress] = []
     found = parent.verify(spec, tell=heard.append, timeout_s=200)
     assert (found.outcome, found.error, found.toy) == ("ok", None, True)
     assert found.run.trainer == "trl-sft" and found.run.attention == "sdpa"

@@ -17,9 +17,9 @@ from qlora_planner.units import format_mib
 
 if TYPE_CHECKING:
     from qlora_planner.evidence import Measurement
+    from qlora_planner.measure.children import Progress
     from qlora_planner.measure.floor import Floor
     from qlora_planner.measure.spec import ChildSpec
-    from qlora_planner.measure.verify import Progress
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.session.measuring.this_card import ThisCard
     from qlora_planner.session.session import Session

@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-from qlora_planner.isolation import child_environment, python_module
+from qlora_planner.isolation import python_module
+from qlora_planner.measure.children import spawn
 from qlora_planner.measure.events_file import EVENTS_VARIABLE
 from qlora_planner.text import short
 
@@ -69,7 +70,7 @@ class Launch:
         self.took_s = 0.0
         self._home = Path(tempfile.mkdtemp(prefix="qlora-plan-tui-"))
         self._at = {"events": 0, "stderr": 0}
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: subprocess.Popen[str] | None = None
 
     @property
     def line(self) -> str:
@@ -89,10 +90,8 @@ class Launch:
     def start(self) -> None:
         """Start the child, in a group of its own: no key of this terminal reaches it."""
         with (self._home / "stdout").open("wb") as out, (self._home / "stderr").open("wb") as err:
-            self._child = subprocess.Popen(
-                [*self.program, *self.argv], stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True,
-                env=child_environment(**{EVENTS_VARIABLE: str(self._home / "events"), "PYTHONUNBUFFERED": "1"}),
-            )  # fmt: skip
+            variables = {EVENTS_VARIABLE: str(self._home / "events"), "PYTHONUNBUFFERED": "1"}
+            self._child = spawn([*self.program, *self.argv], stdout=out, stderr=err, variables=variables)
 
     def listen(self) -> bool:
         """Take in what was told since the last time; whether anything was."""

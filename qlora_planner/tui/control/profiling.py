@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Callable
 from threading import Timer
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.measure.children import NOWHERE, PIPE, spawn
 from qlora_planner.text import short
 from qlora_planner.tui.control.child_process import Launch
 
@@ -21,10 +20,7 @@ def profile(model: str, profiles: str | None, tell: Callable[[str], None]) -> No
     Raises InputError in its words for what describes no model, and MissingError for everything else that went wrong.
     """
     words = ["profile", model, "--json", *(("--profiles", profiles) if profiles else ())]
-    child = subprocess.Popen(
-        [*Launch.program, *words], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONUNBUFFERED": "1"}, text=True, errors="replace", start_new_session=True,
-    )  # fmt: skip
+    child = spawn([*Launch.program, *words], stdout=NOWHERE, stderr=PIPE, variables={"PYTHONUNBUFFERED": "1"})
     ending = Timer(_LIMIT_S, child.kill)
     ending.daemon = True
     ending.start()
