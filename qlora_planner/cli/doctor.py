@@ -28,13 +28,14 @@ def command(error: tuple[str, ...], **given: Any) -> int:
     color, width = output.theme.color, output.theme.width
     if error:
         from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
+        from qlora_planner.record import document
 
         line = " ".join(error)
         findings = explain_symptom(line)
         if not findings:
             raise InputError(unknown_symptom(line))
         if output.json:
-            answer_json({"schema": SYMPTOM_SCHEMA, "findings": [finding.to_dict() for finding in findings]})
+            answer_json({"schema": SYMPTOM_SCHEMA, "findings": document(findings)})
         else:
             answer(render_findings(findings, color=color, width=width))
             if output.explain:

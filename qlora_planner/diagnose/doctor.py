@@ -10,7 +10,7 @@ from qlora_planner.diagnose.dtypes import check_dtypes
 from qlora_planner.diagnose.facts import Facts, Finding, Status, TorchFacts
 from qlora_planner.diagnose.gather import gather
 from qlora_planner.diagnose.symptom_search import explain_symptom
-from qlora_planner.record import record
+from qlora_planner.record import document, record
 
 __all__ = [
     "RULES",
@@ -80,7 +80,7 @@ class Doctor:
             "schema": SCHEMA,
             "summary": self.summary,
             "exit_code": self.exit_code,
-            "findings": [finding.to_dict() for finding in self.findings],
+            "findings": document(self.findings),
             "packages": dict(self.facts.packages),
         }
 

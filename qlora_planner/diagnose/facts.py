@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import field
-from typing import Any, Literal
+from typing import Literal
 
 from qlora_planner.measure.nvml import DeviceReading
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import record
 
 Status = Literal["ok", "warning", "problem", "unknown"]
 
@@ -27,10 +27,6 @@ class Finding:
     message: str
     fix: str | None = None
     source: str | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record

@@ -13,7 +13,7 @@ from qlora_planner.data.batches.packing import packed_bfd, packed_wrapped
 from qlora_planner.data.batches.padding import padded_by_length, padded_by_random
 from qlora_planner.data.batches.summary import DataSummary, rounded
 from qlora_planner.data.batches.widths import widths_before
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import document, record
 
 TRUNCATED_AT = (90.0, 95.0, 99.0, 99.9, 100.0)
 RANDOM, GROUPED, BFD, WRAPPED = "random", "group_by_length", "packing-bfd", "packing-wrapped"
@@ -31,10 +31,6 @@ class Truncation:
     rows_cut_share: float
     tokens_lost_share: float
     peak_bytes: int | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record
@@ -57,10 +53,6 @@ class Epoch:
     worst_tokens: int
     method: str  # exact, or sampled (N orders)
     hours: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record
@@ -97,15 +89,15 @@ class DataPlan:
                     list(order) for order in widths_before(self.summary, self.batch_size, self.seq_len, self.packing)
                 ],
                 "worst_batch": {"rows": min(self.batch_size, epoch.rows), "tokens": epoch.worst_tokens},
-                "cut": self.cut.to_dict(),
+                "cut": document(self.cut),
                 "steps_per_epoch": epoch.steps,
                 "tokens_per_epoch": epoch.tokens,
                 "padded_tokens_per_epoch": epoch.padded_tokens,
                 "hours_per_epoch": epoch.hours,
                 "tokens_per_s": self.tokens_per_s,
             },
-            "truncations": [row.to_dict() for row in self.truncations],
-            "batching": [row.to_dict() for row in self.epochs.values()],
+            "truncations": document(self.truncations),
+            "batching": document([*self.epochs.values()]),
         }
 
 

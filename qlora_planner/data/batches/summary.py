@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qlora_planner.memory.records import Unmodelled
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import document, record
 
 Lengths = npt.NDArray[np.int32]
 
@@ -27,10 +27,6 @@ class RowRef:
     line: int
     tokens: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
-
 
 @record
 class BadRow:
@@ -39,10 +35,6 @@ class BadRow:
     path: str
     line: int
     why: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record
@@ -132,10 +124,10 @@ class DataSummary:
             "tokens": self.tokens,
             "length_percentiles": self.percentiles(),
             "histogram": {"edges": edges, "rows": counts},
-            "longest": self.longest.to_dict(),
-            "outliers": {"rows": self.outlier_rows, "longest": [row.to_dict() for row in self.outliers]},
+            "longest": document(self.longest),
+            "outliers": {"rows": self.outlier_rows, "longest": document(self.outliers)},
             "image_rows": self.image_rows,
-            "bad_rows": {"rows": self.bad_rows, "first": [row.to_dict() for row in self.first_bad]},
+            "bad_rows": {"rows": self.bad_rows, "first": document(self.first_bad)},
         }
 
 

@@ -11,7 +11,7 @@ from qlora_planner.memory.allocator.caching import block_bytes
 from qlora_planner.memory.audit.reasons import headline, why_not
 from qlora_planner.memory.options.stored_checkpoint import Checkpoint, checkpoint_of
 from qlora_planner.memory.weights.static import is_quantized, load_dtype
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.model import ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig
 
@@ -105,7 +105,7 @@ class Audit:
                 "cost_bytes": self.cost_bytes,
             },
             "rows": [row.to_dict() for row in self.rows],
-            "checkpoint": None if self.checkpoint is None else self.checkpoint.to_dict(),
+            "checkpoint": document(self.checkpoint),
             "stack": dict(self.stack),
         }
 

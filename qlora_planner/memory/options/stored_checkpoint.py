@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.memory.records import STORED_QUANTIZED, Problem
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -26,10 +26,6 @@ class Checkpoint:
     works: bool
     message: str
     fix: str | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 # transformers 5.17 quantizers/auto.py merge_quantization_configs: a checkpoint's own quantization_config wins over a

@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.record import fields_of, record
+from qlora_planner.record import document, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 
@@ -58,10 +58,6 @@ class Figure:
             return cls(device_bytes=None, basis=None, refused=blocking[0])
         return cls(device_bytes=answer.peak.device_bytes, basis=basis_of(answer))
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
-
 
 def basis_of(answer: MemoryEstimate) -> str:
     """`traced` for a run that was played from its trace, else `closed-form`."""
@@ -96,11 +92,6 @@ class MemoryRow:
         """Whether 4-bit loading leaves most weights as they are."""
         return self.weights_ratio < _MOSTLY_4BIT
 
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        row = fields_of(self)
-        return row | {"figures": {name: figure.to_dict() for name, figure in self.figures.items()}}
-
 
 @record
 class Largest:
@@ -111,10 +102,6 @@ class Largest:
     device_bytes: int
     basis: str
     verdict: str
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record
@@ -133,8 +120,8 @@ class CardRow:
         """JSON-ready."""
         return {
             "gpu": self.card.name, "memory_bytes": self.card.memory_bytes, "usable_bytes": self.usable_bytes,
-            "largest": {name: None if model is None else model.to_dict() for name, model in self.largest.items()},
-            "perhaps": {name: None if model is None else model.to_dict() for name, model in self.perhaps.items()},
+            "largest": document(self.largest),
+            "perhaps": document(self.perhaps),
         }  # fmt: skip
 
 
@@ -146,10 +133,6 @@ class SixGb:
     device_bytes: int
     basis: str
     longest_seq_len: int | None  # at batch 1 on a card sold with 6 GB; None where not even 64 tokens fit
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
-        return fields_of(self)
 
 
 @record
@@ -167,7 +150,7 @@ class Tables:
             "schema": SCHEMA,
             "run": self.run.to_dict(),
             "methods": {method.name: {"label": method.label, **method.options} for method in METHODS},
-            "memory": [row.to_dict() for row in self.memory],
-            "cards": [row.to_dict() for row in self.cards],
-            "six_gb": [row.to_dict() for row in self.six_gb],
+            "memory": document(self.memory),
+            "cards": document(self.cards),
+            "six_gb": document(self.six_gb),
         }
