@@ -120,7 +120,7 @@ def rate() -> int:
 
     profile, gpu = load_model("gemma-2-9b"), load_gpu("h200")
     resolution = resolve(profile, RunConfig(), gpu)
-    model = speed_model(profile, resolution.run, gpu, calibration(), resolution.stack)
+    model = speed_model(profile, resolution, gpu, calibration())
     assert model is not None
     random = np.random.default_rng(0)
     batch, seq, rank = (random.integers(1, high, 1_000_000) for high in (32, 32768, 256))

@@ -128,7 +128,6 @@ def counted(config: Mapping[str, Any], spec: Any) -> Iterator[tuple[Counter, Any
     """Run one step of the cut-down model and give the counter and the cut."""
     from qlora_planner.profiling.tracing import build, engine
     from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
-    from qlora_planner.profiling.tracing.segments import SegmentMarker
     from qlora_planner.profiling.tracing.trainers.common import module_kept
 
     with flash_attention_2(spec):
@@ -139,8 +138,7 @@ def counted(config: Mapping[str, Any], spec: Any) -> Iterator[tuple[Counter, Any
             module_kept(meta.base),
         ):
             build.materialise(meta)
-            _, layers = engine._layers_of(meta)
-            engine._run(meta, SegmentMarker(counter, layers))
+            engine._run(meta, engine.marker_of(meta, counter))
             counter.freeze()
         assert isinstance(counter, Counter)
         yield counter, meta.cut
@@ -200,7 +198,7 @@ def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, fl
     run = resolution.run
     with counted(config_of(profile).config, spec) as (counter, cut):
         real = whole_step(counter, cut)
-    work = step_work(profile, run, resolution.stack)
+    work = step_work(profile, resolution)
     sizes = values(run.batch_size, run.seq_len, run.rank, work.head_tile_tokens, work.experts)
     derived = {name: float(evaluator(getattr(work.micro, name))(sizes)) for name in QUANTITIES}
     return {

@@ -15,6 +15,10 @@ from qlora_planner.spec.run import RunConfig
 Version = tuple[int, int]
 
 
+# Passes through the model: with gradients, and without them or adapters to compare with.
+POLICY, REFERENCE = PASSES = ("policy", "reference")
+
+
 @record
 class LossMemory:
     """How logits and loss are computed.
@@ -31,10 +35,11 @@ class LossMemory:
 class TrainerRow:
     """Facts of one trainer.
 
-    What it is: `packages` it imports beside what every training needs; `passes` of a step through the model;
-    `sequences_per_row` of a data set; `losses` by the first version of `versioned_by` that has them, newest first
-    (`versioned_by` None: one loss for ever); `automatic`: it may be chosen where nobody names a trainer; `usual`: why
-    it then is; `instead`: the trainer to name where it breaks.
+    What it is: `packages` it imports beside what every training needs; `passes` of a micro-batch through the model, of
+    PASSES, in their order: what is not `policy` runs without gradients; `sequences_per_row` of a data set, so many
+    times `batch_size` sequences go through each pass; `losses` by the first version of `versioned_by` that has them,
+    newest first (`versioned_by` None: one loss for ever); `automatic`: it may be chosen where nobody names a trainer;
+    `usual`: why it then is; `instead`: the trainer to name where it breaks.
 
     What it does to memory: `adapters_bfloat16`: adapters on a quantised base are cast to bfloat16 before training.
     `autocast`: forward runs under autocast in the compute dtype. `keeps_outputs`: logits live through backward.
@@ -50,7 +55,7 @@ class TrainerRow:
 
     name: str
     packages: tuple[str, ...] = ()
-    passes: tuple[str, ...] = ("policy",)
+    passes: tuple[str, ...] = (POLICY,)
     sequences_per_row: int = 1
     versioned_by: str | None = None
     losses: tuple[tuple[Version, LossMemory], ...]

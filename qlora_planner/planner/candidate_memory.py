@@ -203,7 +203,7 @@ class CandidateFactory:
         run = resolution.run
         key = _layer_options(run), on.name
         if key not in self._paces:
-            self._paces[key] = speed_model(self.profile, run, on, self.budget.calibration, resolution.stack)
+            self._paces[key] = speed_model(self.profile, resolution, on, self.budget.calibration)
         known = self._paces[key]
         if known is None:
             return None

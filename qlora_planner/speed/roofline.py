@@ -21,6 +21,7 @@ import numpy as np
 
 from qlora_planner.evidence.calibration import Calibration, card_slug
 from qlora_planner.evidence.efficiency import ASSUMED, KernelEfficiency
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -67,7 +68,7 @@ class SpeedModel:
         An array gives bit for bit what its elements give.
         """
         card, host, per_step = self._compiled()
-        sizes = values(batch, seq, rank, self.work.head_tile_tokens, self.work.experts)
+        sizes = values(batch * self.work.sequences_per_row, seq, rank, self.work.head_tile_tokens, self.work.experts)
         on_card, on_host = card[0](sizes), host[0](sizes)
         for (window, _), more_card, more_host in zip(self.work.masked, card[1:], host[1:], strict=True):
             beyond = (seq >= window) * 1.0
@@ -77,7 +78,7 @@ class SpeedModel:
 
     def tokens_per_s(self, batch: Any, seq: Any, rank: Any) -> Any:
         """Tokens per second, padding counted."""
-        return batch * seq * self.work.micro_steps / self.step_s(batch, seq, rank)
+        return batch * self.work.sequences_per_row * seq * self.work.micro_steps / self.step_s(batch, seq, rank)
 
     def _compiled(self) -> tuple[list[Callable[..., Any]], list[Callable[..., Any]], tuple[float, float]]:
         parts = [self.work.micro, *(extra for _, extra in self.work.masked)]
@@ -119,21 +120,17 @@ def efficiency_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[Kernel
 
 
 def speed_model(
-    profile: ModelProfile,
-    run: RunConfig,
-    gpu: GpuSpec,
-    calibration: Calibration | None = None,
-    stack: Mapping[str, str] | None = None,
+    profile: ModelProfile, resolution: Resolution, gpu: GpuSpec, calibration: Calibration | None = None
 ) -> SpeedModel | None:
     """The speed of a resolved run's options on a card; None where the card's rates are unknown.
 
     Raises InputError when target modules or modules_to_save match nothing.
     """
-    rates = Rates.of(gpu, run.compute_dtype)
+    rates = Rates.of(gpu, resolution.run.compute_dtype)
     if rates is None:
         return None
     traits, basis = efficiency_of(gpu, calibration)
-    work = step_work(profile, run, stack or {**profile.versions, **run.stack})
+    work = step_work(profile, resolution)
     return SpeedModel(work=work, rates=rates, traits=traits, basis=basis)
 
 
@@ -145,11 +142,13 @@ def speed_of(
     stack: Mapping[str, str] | None = None,
 ) -> Speed:
     """Tokens per second and seconds per step of a resolved run; all None without a card whose rates are known."""
-    model = None if gpu is None else speed_model(profile, run, gpu, calibration, stack)
+    resolution = Resolution.resolved(run, dict(stack or {**profile.versions, **run.stack}))
+    model = None if gpu is None else speed_model(profile, resolution, gpu, calibration)
     if model is None:
         return Speed()
     seconds = float(model.step_s(run.batch_size, run.seq_len, run.rank))
-    return Speed(tokens_per_s=run.tokens * run.grad_accum / seconds, step_s=seconds, basis=model.basis)
+    tokens = run.tokens * model.work.sequences_per_row * run.grad_accum
+    return Speed(tokens_per_s=tokens / seconds, step_s=seconds, basis=model.basis)
 
 
 @record

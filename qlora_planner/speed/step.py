@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer, trainer_row
+from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer
+from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
 from qlora_planner.memory.weights.static import is_quantized, static_memory
 from qlora_planner.memory.weights.trainable import training_dtype
@@ -17,13 +16,17 @@ from qlora_planner.speed.work import NOTHING, Pass, Work, moves, multiplies, ter
 
 # trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
 HEAD_TILE_COLUMNS = 32768
+# The head multiplies once forwards and, where it is not trained, about twice backwards (see `_head`): a pass without
+# gradients does a third of it.
+_HEAD_PRODUCTS = 3
 
 
 @record
 class StepWork:
     """One optimizer step: `micro_steps` times `micro`, then the optimizer over `tensors` trainable tensors.
 
-    `micro` holds for sequences up to the first window; `masked` is added once a window is exceeded, by window.
+    `micro` holds for sequences up to the first window; `masked` is added once a window is exceeded, by window. Both
+    are of `sequences_per_row` times the batch.
     """
 
     micro: Work
@@ -34,6 +37,7 @@ class StepWork:
     tensor_steps: float  # tensors that are stepped over one by one
     experts: int
     head_tile_tokens: int = HEAD_TILE_TOKENS
+    sequences_per_row: int = 1
 
 
 def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Setting:
@@ -58,14 +62,16 @@ def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Se
     )
 
 
-def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> StepWork:
+def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
     """The work of one step of a resolved run; raises InputError when target modules match nothing."""
-    trainer, loss = trainer_row(run.trainer, stack)
+    run, trainer = resolution.run, resolution.trainer
     at = setting_of(profile, run, trainer)
     layers = layers_of(profile, run, at)
-    micro = _total([_passes(layer.plain, run, layer.unneeded) * layer.count for layer in layers])
-    masked = tuple((layer.window, _beyond(layer, run)) for layer in layers if layer.window is not None)
-    micro += _head(profile, run, at, loss)
+    beside = len(trainer.passes) - 1  # passes without gradients: a forward each
+    micro = _total([_passes(layer.plain, run, layer.unneeded, beside) * layer.count for layer in layers])
+    masked = tuple((layer.window, _beyond(layer, run, beside)) for layer in layers if layer.window is not None)
+    head = _head(profile, run, at, resolution.loss)
+    micro += head * (1 + beside / _HEAD_PRODUCTS) if beside else head
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
     fixed, per_rank, tensors = optimizer_work(profile, run, trainer, optimizer)
@@ -77,6 +83,7 @@ def step_work(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -
         optimizer_per_rank=per_rank,
         tensor_steps=tensors,
         experts=int(profile.dims.get("num_experts") or profile.dims.get("num_local_experts") or 0),
+        sequences_per_row=trainer.sequences_per_row,
     )
 
 
@@ -87,17 +94,22 @@ def _total(parts: list[Work]) -> Work:
     return total
 
 
-def _passes(layer: Pass, run: RunConfig, unneeded: Work = NOTHING) -> Work:
-    """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need."""
+def _passes(layer: Pass, run: RunConfig, unneeded: Work, beside: int) -> Work:
+    """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need.
+
+    `beside` forwards without gradients come on top.
+    """
+    forward = layer.forward * (1 + beside) if beside else layer.forward
     if not run.gradient_checkpointing:
-        return layer.forward + layer.backward
+        return forward + layer.backward
     again = layer.forward if run.use_reentrant else layer.forward + unneeded * -1
-    return layer.forward + again + layer.backward
+    return forward + again + layer.backward
 
 
-def _beyond(layer: LayerWork, run: RunConfig) -> Work:
+def _beyond(layer: LayerWork, run: RunConfig, beside: int) -> Work:
     """What a mask adds to a kind of layer."""
-    return (_passes(layer.masked, run) + _passes(layer.plain, run) * -1) * layer.count
+    more = _passes(layer.masked, run, NOTHING, beside) + _passes(layer.plain, run, NOTHING, beside) * -1
+    return more * layer.count
 
 
 def _head(profile: ModelProfile, run: RunConfig, at: Setting, loss: LossMemory) -> Work:

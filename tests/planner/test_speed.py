@@ -45,7 +45,7 @@ OPTIONS: tuple[dict[str, Any], ...] = (
 def model_of(name: str, gpu: GpuSpec = H200, **options: Any) -> SpeedModel:
     profile = MODELS.load(name)
     resolution = resolve(profile, RunConfig(**options), gpu)
-    found = speed_model(profile, resolution.run, gpu, None, resolution.stack)
+    found = speed_model(profile, resolution, gpu)
     assert found is not None
     return found
 
@@ -129,7 +129,7 @@ def made(traits: KernelEfficiency, noise: float = 0.0) -> list[TimedRun]:
         resolution = resolve(profile, RunConfig(), H200)
         rates = Rates.of(H200, "bfloat16")
         assert rates is not None
-        run = TimedRun(work=step_work(profile, resolution.run, resolution.stack), rates=rates, batch_size=sizes[0],
+        run = TimedRun(work=step_work(profile, resolution), rates=rates, batch_size=sizes[0],
                        seq_len=sizes[1], rank=16, step_s=1.0)  # fmt: skip
         found.append(replace(run, step_s=run.predicted(traits) * (1 + noise * (-1) ** index)))
     return found

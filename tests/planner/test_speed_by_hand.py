@@ -28,7 +28,7 @@ H200 = parse_gpu("h200", GpuCatalogue([PROFILES / "gpus"]))
 def test_a_sequence_as_long_as_the_window_is_masked_already() -> None:
     """transformers leaves out the mask of a sliding layer for fewer positions than its window alone."""
     resolution = resolve(MODELS.load("google/gemma-2-2b"), RunConfig(), H200)
-    model = speed_model(MODELS.load("google/gemma-2-2b"), resolution.run, H200)
+    model = speed_model(MODELS.load("google/gemma-2-2b"), resolution, H200)
     assert model is not None
     before, last, masked = (float(model.step_s(1, 4096 + more, 16)) for more in (-2, -1, 0))
     assert masked - last > 20 * (last - before)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ pytest.importorskip("bitsandbytes")
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from qlora_planner import session  # noqa: E402
-from qlora_planner.memory.options.resolve import resolve  # noqa: E402
+from qlora_planner.memory.options.resolve import Resolution, resolve  # noqa: E402
 from qlora_planner.sources.configs import RawConfig, config_sha256  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
@@ -96,7 +97,7 @@ def test_operations_are_those_that_torch_counts(name: str, options: dict[str, An
     )  # fmt: skip
     profile = profile_of(name)
     resolution = resolve(profile, asked)
-    work = step_work(profile, resolution.run, resolution.stack)
+    work = step_work(profile, resolution)
     sizes = values(BATCH, SEQ, RANK, work.head_tile_tokens, work.experts)
     derived = sum(
         evaluator(getattr(work.micro, f"{unit}_flops"))(sizes) for unit in ("half", "float", "int8", "attention")
@@ -113,3 +114,20 @@ def test_launches_and_bytes_are_those_of_the_traced_operators(upcast: bool) -> N
     for quantity in ("launches", "traffic"):
         real, derived = found[quantity]
         assert derived == pytest.approx(real, rel=0.06), quantity
+
+
+def test_a_reference_is_one_forward_more_and_a_pair_twice_the_tokens() -> None:
+    profile = profile_of(next(iter(CONFIGS)))
+    asked = RunConfig(quant="none", method="lora", trainer="loop", batch_size=BATCH, seq_len=SEQ, rank=RANK)
+    alone = resolve(profile, asked)
+    beside = replace(alone, trainer=replace(alone.trainer, passes=("policy", "reference")))
+    paired = replace(alone, trainer=replace(alone.trainer, sequences_per_row=2))
+
+    def flops(resolution: Resolution, batch: int = BATCH) -> float:
+        work = step_work(profile, resolution)
+        sizes = values(batch * work.sequences_per_row, SEQ, RANK, work.head_tile_tokens, work.experts)
+        return float(evaluator(work.micro.half_flops)(sizes) + evaluator(work.micro.float_flops)(sizes))
+
+    assert flops(paired) == flops(alone, 2 * BATCH)
+    # Checkpointed LoRA: forward, forward again and backward through the weights are three parts, adapters aside.
+    assert flops(beside) / flops(alone) == pytest.approx(4 / 3, rel=0.06)

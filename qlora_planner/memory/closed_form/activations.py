@@ -166,7 +166,7 @@ def activations(
 
     Arrays stand in place of the run's own sizes, and every figure is then an array.
     """
-    tokens = run.tokens if tokens is None else tokens
+    tokens = (run.tokens if tokens is None else tokens) * trainer.sequences_per_row
     seq_len = run.seq_len if seq_len is None else seq_len
     stream = 4 if run.upcast else 2
     checkpoints: Any = 0

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.catalog.trainers import POLICY, TrainerRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.breakdown import Breakdown, highest
@@ -22,7 +23,6 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
 from qlora_planner.units import format_mib
 
-_TRAINING = ("forward", "loss", "backward", "optimizer")
 _COUNTED = (
     Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS,
     Component.ADAPTERS, Component.GRADIENTS, Component.OPTIMIZER_STATES,
@@ -52,7 +52,7 @@ def traced_breakdown(
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
             shown = simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
-    phases = _phases(run, shown, context)
+    phases = _phases(resolution.trainer, shown, context)
     peak = highest(phases)
     full = context.total_bytes
     return Breakdown(
@@ -83,20 +83,20 @@ def traced_breakdown(
     )
 
 
-def _phases(run: RunConfig, played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
+def _phases(trainer: TrainerRow, played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
     born = context.first_tensor_bytes
     full = context.total_bytes
 
     def phase(name: str, peak: PhasePeak | None, beside: int) -> Phase:
         if peak is None:
             return Phase(name=name)
-        found = Phase(
+        figures = Phase(
             name=name,
             allocated_bytes=peak.allocated,
             reserved_bytes=peak.reserved,
             device_bytes=peak.reserved + beside,
         )
-        return replace(found, components=_sizes(played, found, context))
+        return replace(figures, components=_sizes(played, figures, context))
 
     cast = played.training["adapters"].peak
     added = PhasePeak(
@@ -104,13 +104,14 @@ def _phases(run: RunConfig, played: SimulatedRun, context: ContextRow) -> tuple[
         allocated=max(played.adapters.allocated, cast.allocated),
         reserved=max(played.adapters.reserved, cast.reserved),
     )
+    training = ("forward", "loss", *(name for name in trainer.passes if name != POLICY), "backward", "optimizer")
     kept = played.training["optimizer"].peak
     saved = PhasePeak(live=kept.live, allocated=kept.live, reserved=kept.reserved)
     return (
         phase("load", played.load, born),
         phase("prepare", played.prepare, born),
         phase("adapters", added, born),
-        *(phase(name, played.training[name].peak, full) for name in _TRAINING),
+        *(phase(name, played.training[name].peak, full) for name in training),
         phase("eval", played.training["eval"].peak if "eval" in played.training else None, full),
         # Adapters are copied to the host one by one: nothing is added on the device.
         phase("save", saved, full),

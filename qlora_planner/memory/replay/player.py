@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
+from qlora_planner.catalog.trainers import PASSES
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.records import Component
@@ -38,7 +39,7 @@ _GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
 _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
 
-_MICRO_BATCH = ("forward", "backward", "after")
+_MICRO_BATCH = ("forward", *PASSES, "backward", "after")
 
 # Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
 Survivors = dict[int, tuple[Block | None, int]]

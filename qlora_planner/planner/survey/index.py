@@ -89,7 +89,7 @@ def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> d
     for checkpointing in (True, False):
         for padding in (False, True):
             turned = run.with_(gradient_checkpointing=checkpointing, padding=padding)
-            works.append(_encode_work(step_work(profile, turned, resolution.stack)))
+            works.append(_encode_work(step_work(profile, replace(resolution, run=turned))))
     return {
         "options": dict(options),
         "run": {name: value for name, value in run.to_dict().items() if value != getattr(asked, name)},

@@ -119,8 +119,7 @@ def _trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
     with recording(spec) as recorder, module_kept(meta.base):
         build.materialise(meta)
         recorder.events = []
-        _, layer_list = _layers_of(meta)
-        _run(meta, SegmentMarker(recorder, layer_list))
+        _run(meta, marker_of(meta, recorder))
         recorder.freeze()
         return _plain(recorder, meta.cut)
 
@@ -156,10 +155,12 @@ def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
     )
 
 
-def _layers_of(meta: build.MetaModel) -> tuple[str, nn.ModuleList]:
-    found = meta.base.get_submodule(meta.cut.list_name)
-    assert isinstance(found, nn.ModuleList)
-    return meta.cut.list_name, found
+def marker_of(meta: build.MetaModel, recorder: Recorder) -> SegmentMarker:
+    """What marks the segments of this model's passes."""
+    base: Any = meta.base
+    layer_list = base.get_submodule(meta.cut.list_name)
+    assert isinstance(layer_list, nn.ModuleList)
+    return SegmentMarker(recorder, layer_list, base.get_input_embeddings(), meta.spec.trainer.passes)
 
 
 def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:

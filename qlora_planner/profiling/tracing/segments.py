@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
+from qlora_planner.catalog.trainers import POLICY
 from qlora_planner.profiling.tracing.recorder import Recorder
 
 
 class SegmentMarker:
-    """Watches the decoder layers of one model and tells the recorder when each begins, in both directions."""
+    """Watches the decoder layers of one model and tells the recorder when each begins, in both directions.
 
-    def __init__(self, recorder: Recorder, layers: nn.ModuleList) -> None:
+    Each pass of a training micro-batch is a stage: `forward` with gradients, the others under their own name. The next
+    one begins where the input embedding is asked again after the last layer.
+    """
+
+    def __init__(self, recorder: Recorder, layers: nn.ModuleList, embedding: nn.Module, passes: Sequence[str]) -> None:
         self.recorder = recorder
         self.step = 0
         self.micro_step = 0
         self._layers = layers
+        self._embedding = embedding
+        self._passes = tuple("forward" if name == POLICY else name for name in passes)
+        self._pass = 0
         self._inside = 0
-        self._after_last = False
+        self._after_last = self._complete = False
         self._forward = False
         self._stage = ""
 
@@ -45,9 +53,11 @@ class SegmentMarker:
 
     def mark(self, stage: str, name: str, layer: int = -1) -> None:
         """A segment that no hook announces."""
-        self._forward = stage in ("forward", "eval")
+        if stage == "forward":
+            self._pass, stage = 0, self._passes[0]
+        self._forward = stage == "eval" or stage in self._passes
         self._stage = stage
-        self._inside, self._after_last = 0, False
+        self._inside, self._after_last, self._complete = 0, False, False
         self.recorder.in_backward = stage == "backward"
         self.recorder.mark(stage, name, layer, self.step, self.micro_step)
 
@@ -61,13 +71,21 @@ class SegmentMarker:
     def _leave(self, index: int) -> None:
         if self._forward:
             self._inside -= 1
-            self._after_last = index == len(self._layers) - 1
+            self._after_last = self._complete = index == len(self._layers) - 1
 
     def _any_module(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        if module is self._embedding and self._complete and self._stage in self._passes[:-1]:
+            self._next_pass()
         if self._forward and self._after_last and not self._inside:
             self._after_last = False
             self.recorder.mark(self._stage, "head", -1, self.step, self.micro_step)
             self._hook(args, {}, len(self._layers) - 1)
+
+    def _next_pass(self) -> None:
+        if self._pass + 1 < len(self._passes):
+            number = self._pass + 1
+            self.mark(self._passes[number], "embedding")
+            self._pass = number
 
     def _hook(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> None:
         """When the gradient of this input is complete, the backward pass reaches the layer that made it."""

@@ -41,6 +41,11 @@ class TraceSpec:
         return version_of(self.trainer, self.resolution.stack)
 
     @property
+    def sequences(self) -> int:
+        """Sequences in one micro-batch."""
+        return self.run.batch_size * self.trainer.sequences_per_row
+
+    @property
     def quantized(self) -> bool:
         """Whether linear layers are replaced by bitsandbytes' own."""
         return self.run.quant not in (None, "none")

@@ -97,6 +97,7 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
 def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
     """A measured run with its derived work; None where it shared the card while it was timed, or the card's rates are
     unknown. Raises MissingError and InputError as `predictions_of` does."""
+    from qlora_planner.memory.options.resolve import Resolution
     from qlora_planner.speed.fit import TimedRun, timed
     from qlora_planner.speed.roofline import Rates
     from qlora_planner.speed.step import step_work
@@ -107,7 +108,7 @@ def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
         return None
     profile = profile_of(measurement, tell)
     return TimedRun(
-        work=step_work(profile, run, measurement.stack or profile.versions),
+        work=step_work(profile, Resolution.resolved(run, dict(measurement.stack or profile.versions))),
         rates=rates,
         batch_size=run.batch_size,
         seq_len=run.seq_len,

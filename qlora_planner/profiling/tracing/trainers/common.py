@@ -20,7 +20,7 @@ IGNORED = -100
 
 def batch(spec: TraceSpec, vocabulary: int) -> Batch:
     """Token ids, mask and labels of one micro-batch on the device, with the values that models look at."""
-    rows, length = shape = (spec.run.batch_size, spec.run.seq_len)
+    rows, length = shape = (spec.sequences, spec.run.seq_len)
     with _disable_current_modes():
         # Ascending ids: no model compares them with a padding id successfully except by accident.
         ids = torch.arange(rows * length).remainder(max(vocabulary - 8, 1)).add(3).view(shape)

@@ -37,7 +37,7 @@ def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
 def _packed_batch(spec: TraceSpec, vocabulary: int) -> Batch:
     """What trl's padding-free collator hands the model: all rows end to end, each made of two sequences, no mask."""
     length = max(1, spec.run.seq_len // 2)
-    count = 2 * spec.run.batch_size
+    count = 2 * spec.sequences
     with _disable_current_modes():
         ids = torch.arange(count * length).remainder(max(vocabulary - 8, 1)).add(3).view(1, -1)
         positions = torch.arange(length).repeat(count).view(1, -1)
