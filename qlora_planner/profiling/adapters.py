@@ -47,14 +47,14 @@ def added_tensors(peft_model: nn.Module) -> Added:
     A module with several wrapped parameters (fused experts) is wrapped several times over: `.base_layer` in the name
     tells its adapters apart.
     """
-    found: Added = {}
+    added: Added = {}
     wrappers = {name for name, module in peft_model.named_modules() if isinstance(module, ParamWrapper)}
     for name, tensor in peft_model.named_parameters():
         match = _WRAPPER.match(name)
         if match:
             on_parameter = f"base_model.model.{match['module']}" in wrappers
-            found[f"{match['module']}:{match['name']}"] = (tuple(tensor.shape), tensor.dtype, on_parameter)
-    return found
+            added[f"{match['module']}:{match['name']}"] = (tuple(tensor.shape), tensor.dtype, on_parameter)
+    return added
 
 
 def adapter_groups(low: Added, high: Added, layers: Layers) -> tuple[AdapterTensor, ...]:
@@ -162,4 +162,4 @@ def _try(build: Builder, targets: str | list[str], dropout: float, **more: Any) 
 def _refusal_text(error: Exception) -> str:
     """PEFT's words on one line; sets in them are sorted, because their order changes from process to process."""
     text = " ".join(str(error).split())[:300] or type(error).__name__
-    return re.sub(r"\{([^{}:]*)\}", lambda found: "{" + ", ".join(sorted(found[1].split(", "))) + "}", text)
+    return re.sub(r"\{([^{}:]*)\}", lambda braces: "{" + ", ".join(sorted(braces[1].split(", "))) + "}", text)

@@ -123,14 +123,14 @@ def _dimensions(model: PreTrainedModel) -> dict[str, int | float | None]:
     # The plain dictionary, because some configs refuse to answer for fields that differ from layer to layer.
     fields = text.to_dict()
     names = getattr(text, "attribute_map", {})
-    found: dict[str, int | float | None] = {}
+    dims: dict[str, int | float | None] = {}
     for name in DIMENSIONS:
         value = fields.get(name, fields.get(names.get(name, OTHER_NAMES.get(name, name))))
         if isinstance(value, (int, float)) and not isinstance(value, bool):
-            found[name] = value
-    if "head_dim" not in found and found.get("num_attention_heads"):
-        found["head_dim"] = int(found["hidden_size"] or 0) // int(found["num_attention_heads"] or 1)
-    return found
+            dims[name] = value
+    if "head_dim" not in dims and dims.get("num_attention_heads"):
+        dims["head_dim"] = int(dims["hidden_size"] or 0) // int(dims["num_attention_heads"] or 1)
+    return dims
 
 
 def position_rows(model: PreTrainedModel, dims: Mapping[str, int | float | None]) -> int | None:

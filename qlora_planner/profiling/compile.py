@@ -136,10 +136,10 @@ def _solve(columns: Sequence[Sequence[int]], observed: Sequence[int]) -> list[Fr
     count = len(columns)
     rows = [[Fraction(column[i]) for column in columns] + [Fraction(observed[i])] for i in range(len(observed))]
     for pivot in range(count):
-        found = next((i for i in range(pivot, len(rows)) if rows[i][pivot]), None)
-        if found is None:
+        chosen = next((i for i in range(pivot, len(rows)) if rows[i][pivot]), None)
+        if chosen is None:
             return None
-        rows[pivot], rows[found] = rows[found], rows[pivot]
+        rows[pivot], rows[chosen] = rows[chosen], rows[pivot]
         scale = rows[pivot][pivot]
         rows[pivot] = [value / scale for value in rows[pivot]]
         for i, row in enumerate(rows):

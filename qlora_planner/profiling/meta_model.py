@@ -29,11 +29,11 @@ _NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "trans
 
 def installed_versions() -> dict[str, str]:
     """Versions of the packages that a profile's facts depend on; one that is not installed is left out."""
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with contextlib.suppress(metadata.PackageNotFoundError):
-            found[package] = metadata.version(package)
-    return found
+            versions[package] = metadata.version(package)
+    return versions
 
 
 @contextlib.contextmanager
@@ -71,8 +71,8 @@ def make_config(raw: Mapping[str, Any], where: str) -> Any:
 def causal_lm_class(raw: Mapping[str, Any], config: Any, where: str) -> type[PreTrainedModel]:
     """The class that a trainer loads. Raises InputError naming `where` for a config that has none."""
     try:
-        found: type[PreTrainedModel] = model_class(raw, config)
-        return found
+        cls: type[PreTrainedModel] = model_class(raw, config)
+        return cls
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
 
@@ -108,14 +108,14 @@ def remember_skipped(model: PreTrainedModel, spared: list[str] | None = None) ->
 
 def _spared(raw: Mapping[str, Any]) -> list[str] | None:
     stored = raw.get("quantization_config")
-    found = stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
-    return [str(name) for name in found] if isinstance(found, list) else None
+    names = stored.get("llm_int8_skip_modules") if isinstance(stored, Mapping) else None
+    return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def skipped_modules(model: PreTrainedModel) -> list[str]:
     """Modules that the bitsandbytes quantizers leave alone, by transformers' own rule."""
-    found: list[str] = model._left_alone
-    return found
+    names: list[str] = model._left_alone
+    return names
 
 
 def quantize_on_meta(model: PreTrainedModel, quant: str = "nf4", double_quant: bool = True) -> PreTrainedModel:

@@ -34,9 +34,9 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     text, whole = config.get_text_config(decoder=True), str(raw["model_type"])
     if text is config or not _other_parts(config):
         return raw, None
-    known = AutoModelForCausalLM._model_mapping
-    if type(text) in known:
-        return _of(raw, config, text, text.model_type, known[type(text)].__name__), whole
+    classes = AutoModelForCausalLM._model_mapping
+    if type(text) in classes:
+        return _of(raw, config, text, text.model_type, classes[type(text)].__name__), whole
     if text.model_type in _SAME_TENSORS:
         return _of(raw, config, text, _SAME_TENSORS[text.model_type], None), whole
     raise InputError(

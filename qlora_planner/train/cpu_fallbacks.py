@@ -19,7 +19,7 @@ def with_cpu_fallbacks(run: RunConfig, raw: Mapping[str, Any], versions: Mapping
     """
     config = model_config(raw)
     wanted = model_class(raw, config)
-    facts = ModelProfile(
+    profile = ModelProfile(
         id=str(raw.get("model_type")),
         model_type=str(raw.get("model_type")),
         class_name=wanted.__name__,
@@ -33,4 +33,4 @@ def with_cpu_fallbacks(run: RunConfig, raw: Mapping[str, Any], versions: Mapping
         tensors=(),
         adapters={},
     )
-    return resolve(facts, run).run
+    return resolve(profile, run).run

@@ -52,8 +52,8 @@ def model_class(raw: Mapping[str, Any], config: Any) -> Any:
     mapping = AutoModelForCausalLM._model_mapping
     if type(config) not in mapping:
         raise InputError(f"{config.model_type} has no causal language model in transformers")
-    found = mapping[type(config)]
-    return found[0] if isinstance(found, (tuple, list)) else found
+    classes = mapping[type(config)]
+    return classes[0] if isinstance(classes, (tuple, list)) else classes
 
 
 def random_weights(raw: Mapping[str, Any], device: str) -> dict[str, Any]:

@@ -106,10 +106,10 @@ def lora_options(run: RunConfig, attention_modules: list[str] | None = None) -> 
     return options
 
 
-def _targets(asked: str, attention_modules: list[str]) -> str | list[str]:
-    if asked == "all-linear":
-        return asked
-    return attention_modules if asked == "attention" else _names(asked)
+def _targets(targets: str, attention_modules: list[str]) -> str | list[str]:
+    if targets == "all-linear":
+        return targets
+    return attention_modules if targets == "attention" else _names(targets)
 
 
 def _names(joined: str) -> list[str]:

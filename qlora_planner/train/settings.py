@@ -71,11 +71,11 @@ class Settings:
     @classmethod
     def from_dict(cls, raw: Any, where: str = "settings") -> Settings:
         """Raises InputError for what is no object, unknown fields and bad values."""
-        known = known_fields(raw, cls, where)
-        reporters = known.get("report_to") or ()
+        fields_given = known_fields(raw, cls, where)
+        reporters = fields_given.get("report_to") or ()
         if not isinstance(reporters, (list, tuple)):
             raise InputError(f"{where}: report_to must be a list, not {quoted(reporters)}")
-        return cls(**{**known, "report_to": tuple(reporters)})
+        return cls(**{**fields_given, "report_to": tuple(reporters)})
 
 
 def _number(option: str, value: Any, *, above: float, most: float) -> str | None:
@@ -88,5 +88,5 @@ def _whole(option: str, value: Any, least: int, most: int) -> str | None:
     return None if good else f"{option} must be a whole number from {least} to {most:,}, not {quoted(value)}"
 
 
-def _choice(option: str, value: Any, known: tuple[str, ...]) -> str | None:
-    return None if value in known else f"{option} must be one of {', '.join(known)}, not {quoted(value)}"
+def _choice(option: str, value: Any, choices: tuple[str, ...]) -> str | None:
+    return None if value in choices else f"{option} must be one of {', '.join(choices)}, not {quoted(value)}"

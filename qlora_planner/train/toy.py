@@ -116,22 +116,22 @@ def toy_config(raw: Mapping[str, Any], depth: int | None = None) -> dict[str, An
     layers = next((raw[name] for name in _LAYERS if isinstance(raw.get(name), int)), None)
     kept = _kept_layers(raw, layers, depth)
     equal_heads = _equal_heads(raw)
-    found: dict[str, Any] = {}
+    toy: dict[str, Any] = {}
     for name, value in raw.items():
         if name.endswith("_config") and isinstance(value, Mapping) and name != "quantization_config":
-            found[name] = toy_config(value, depth)
+            toy[name] = toy_config(value, depth)
         elif name in _LAYERS and isinstance(value, int):
-            found[name] = len(kept)
+            toy[name] = len(kept)
         elif isinstance(value, list) and layers is not None and len(value) == layers >= _PER_LAYER_AT_LEAST:
-            found[name] = [_size(name, value[index]) for index in kept]
+            toy[name] = [_size(name, value[index]) for index in kept]
         elif name in _AT_MOST and type(value) is int:
-            found[name] = HIDDEN // HEAD if name.endswith("heads") and equal_heads else min(value, _AT_MOST[name])
+            toy[name] = HIDDEN // HEAD if name.endswith("heads") and equal_heads else min(value, _AT_MOST[name])
         else:
-            found[name] = _size(name, value)
-    _settle(found, raw, kept)
+            toy[name] = _size(name, value)
+    _settle(toy, raw, kept)
     if depth is None:
-        _settle_periods(found, raw, kept)
-    return found
+        _settle_periods(toy, raw, kept)
+    return toy
 
 
 def _size(name: str, value: Any) -> Any:
@@ -169,63 +169,63 @@ def _listed_kinds(raw: Mapping[str, Any], layers: int | None) -> list[Any]:
     return []
 
 
-def _settle(found: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> None:
+def _settle(toy: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> None:
     """Fields that hang on the number of layers or on other fields."""
     # Layer indices: those of layers that are no more would be refused.
     for name in ("mlp_only_layers", "attn_layer_indices", "hybrid_layer_ids"):
         if isinstance(raw.get(name), list):
-            found[name] = [kept.index(index) for index in raw[name] if index in kept]
+            toy[name] = [kept.index(index) for index in raw[name] if index in kept]
     pattern = raw.get("block_types")
     if isinstance(pattern, list) and pattern and "layer_types" not in raw:
-        found["block_types"] = [pattern[index % len(pattern)] for index in kept]
+        toy["block_types"] = [pattern[index % len(pattern)] for index in kept]
     if isinstance(raw.get("per_layer_config"), Mapping):
         places = {str(kept.index(index)): index for index in kept}
         own = {int(index): value for index, value in raw["per_layer_config"].items()}
-        found["per_layer_config"] = {
-            place: {name: _size(name, value) for name, value in own[index].items()}
-            for place, index in places.items()
+        toy["per_layer_config"] = {
+            position: {name: _size(name, value) for name, value in own[index].items()}
+            for position, index in places.items()
             if index in own
         }
     if isinstance(raw.get("hybrid_override_pattern"), str) and len(raw["hybrid_override_pattern"]) > len(kept):
-        found["hybrid_override_pattern"] = "".join(raw["hybrid_override_pattern"][index] for index in kept)
+        toy["hybrid_override_pattern"] = "".join(raw["hybrid_override_pattern"][index] for index in kept)
     if "vocab_size" in raw:
-        found["pad_token_id"] = 0  # some classes have a default beyond a small vocabulary
-    found |= {name: number for name, number in (("bos_token_id", 1), ("eos_token_id", 2)) if name in raw}
+        toy["pad_token_id"] = 0  # some classes have a default beyond a small vocabulary
+    toy |= {name: number for name, number in (("bos_token_id", 1), ("eos_token_id", 2)) if name in raw}
     if isinstance(raw.get("num_kv_shared_layers"), int):
-        found["num_kv_shared_layers"] = 0
+        toy["num_kv_shared_layers"] = 0
     rope = raw.get("rope_scaling")
     if isinstance(rope, Mapping) and ("short_factor" in rope or "mrope_section" in rope):
-        found.pop("rope_scaling")  # lists as long as the real head is wide
-    _settle_heads(found, raw)
-    _settle_states(found)
+        toy.pop("rope_scaling")  # lists as long as the real head is wide
+    _settle_heads(toy, raw)
+    _settle_states(toy)
 
 
-def _settle_periods(found: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> None:
+def _settle_periods(toy: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> None:
     """Every so many layers one is of another kind: with few layers, the last is."""
     for name in _PERIODS:
         if isinstance(raw.get(name), int) and raw[name] > 1:
-            found[name] = len(kept)
+            toy[name] = len(kept)
     if isinstance(raw.get("attn_layer_offset"), int):
-        found["attn_layer_offset"] = len(kept) - 1
+        toy["attn_layer_offset"] = len(kept) - 1
 
 
-def _settle_heads(found: dict[str, Any], raw: Mapping[str, Any]) -> None:
+def _settle_heads(toy: dict[str, Any], raw: Mapping[str, Any]) -> None:
     """Widths of heads that are made of other widths."""
     rotated = raw.get("qk_rope_head_dim")
     if isinstance(rotated, int):
         if raw.get("head_dim") == rotated:
-            found["head_dim"] = found["qk_rope_head_dim"]
+            toy["head_dim"] = toy["qk_rope_head_dim"]
         if isinstance(raw.get("qk_head_dim"), int):
-            found["qk_head_dim"] = found["qk_nope_head_dim"] + found["qk_rope_head_dim"]
-    if isinstance(raw.get("attention_head_dim"), int) and "attention_hidden_size" in found:
-        found["attention_head_dim"] = found["attention_hidden_size"] // found["num_attention_heads"]
+            toy["qk_head_dim"] = toy["qk_nope_head_dim"] + toy["qk_rope_head_dim"]
+    if isinstance(raw.get("attention_head_dim"), int) and "attention_hidden_size" in toy:
+        toy["attention_head_dim"] = toy["attention_hidden_size"] // toy["num_attention_heads"]
 
 
-def _settle_states(found: dict[str, Any]) -> None:
+def _settle_states(toy: dict[str, Any]) -> None:
     """State-space layers: heads times head width must be the inner width, and groups must divide the heads."""
     for expand, heads, width, groups in _STATE_SPACES:
-        if all(isinstance(found.get(name), int) for name in (expand, heads, width)):
-            found[width] = HEAD // 2
-            found[heads] = found[expand] * HIDDEN // found[width]
-            if groups in found:
-                found[groups] = 1
+        if all(isinstance(toy.get(name), int) for name in (expand, heads, width)):
+            toy[width] = HEAD // 2
+            toy[heads] = toy[expand] * HIDDEN // toy[width]
+            if groups in toy:
+                toy[groups] = 1

@@ -151,13 +151,13 @@ def _named_targets(draft: _Draft) -> None:
     # Facts of a class alone have no modules to look names up in; PEFT says by itself what it does not find.
     if wanted is None or wanted in WHOLE_SETS or not draft.profile.tensors:
         return
-    found = targets_of(draft.profile, wanted)
-    if found.unmatched:
-        matched, verb = ",".join(found.matched), "matches" if len(found.unmatched) == 1 else "match"
+    targets = targets_of(draft.profile, wanted)
+    if targets.unmatched:
+        matched, verb = ",".join(targets.matched), "matches" if len(targets.unmatched) == 1 else "match"
         draft.advise(
             "targets-unmatched",
-            f"{listed(found.unmatched)} {verb} nothing in {draft.profile.id}: PEFT passes over such names, so"
-            f" adapters go on {listed(found.matched)} alone",
+            f"{listed(targets.unmatched)} {verb} nothing in {draft.profile.id}: PEFT passes over such names, so"
+            f" adapters go on {listed(targets.matched)} alone",
             f"--target-modules {matched}",
         )
 
@@ -231,14 +231,19 @@ def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, s
     if not held.named:
         return
     said = []
-    for one in held.modelled:
-        how = changes(one.package, one.version, draft.profile.versions.get(one.package), trainer)
-        if one.package == "transformers" and how is None:
+    for named in held.modelled:
+        how = changes(named.package, named.version, draft.profile.versions.get(named.package), trainer)
+        if named.package == "transformers" and how is None:
             changed = sdpa_changed(draft.profile.model_type, stack)
             how = None if changed is None else changed[1]
-        said.append(f"{one.package} {one.version} " + (f"changes them: {how}" if how else "changes nothing in them"))
-    said += [f"{one.package} {one.version} is not modelled, they are those of {one.instead}" for one in held.unmodelled]
-    fix = ",".join(f"{one.package}={one.instead}" for one in held.unmodelled)
+        said.append(
+            f"{named.package} {named.version} " + (f"changes them: {how}" if how else "changes nothing in them")
+        )
+    said += [
+        f"{named.package} {named.version} is not modelled, they are those of {named.instead}"
+        for named in held.unmodelled
+    ]
+    fix = ",".join(f"{named.package}={named.instead}" for named in held.unmodelled)
     draft.advise("stack", f"figures for the versions named: {'. '.join(said)}", f"--stack {fix}" if fix else "")
 
 

@@ -46,7 +46,9 @@ def traced_breakdown(
     run, context, workspace_bytes, limit_bytes = (
         resolution.run, budget.context, budget.workspace_bytes, budget.cap_bytes,
     )  # fmt: skip
-    tried = [(simulate_run(profile, resolution, tape, workspace_bytes, before=one), one) for one in orders or ((),)]
+    tried = [
+        (simulate_run(profile, resolution, tape, workspace_bytes, before=order), order) for order in orders or ((),)
+    ]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     shown = played
     if limit_bytes is not None and played.reserved > limit_bytes:

@@ -49,19 +49,19 @@ def prepare_trace(tape: Tape, gradient_checkpointing: bool, workspace_taken: boo
                 died_in[storage] = segment
     acts: dict[Segment, tuple[Act, ...]] = {}
     origins: dict[int, Origin] = {}
-    known: set[int] = set()
+    born: set[int] = set()
     # The forward thread's cuBLAS handle may have its workspace from before training: then it is not made again.
     already = {_first_handle(tape)} if workspace_taken else set()
     for segment in tape.segments:
         own: set[int] = set()
         ranks: dict[tuple[int, tuple[str, str, int] | None], int] = {}
-        found: list[Act] = []
+        events: list[Act] = []
         for storage, size in tape.events[segment.start : segment.stop]:
             if storage in already:
                 continue
             if size:
                 own.add(storage)
-                known.add(storage)
+                born.add(storage)
                 if died_in.get(storage) is not segment:
                     end = _end(segment, died_in.get(storage))
                     rank = ranks.get((size, end), 0)
@@ -69,15 +69,15 @@ def prepare_trace(tape: Tape, gradient_checkpointing: bool, workspace_taken: boo
                     origins[storage] = Origin(segment=segment, size=size, rank=rank, end=end)
                 part = _component(tape, segment, storage, died_in.get(storage), gradient_checkpointing)
                 if storage in tape.on_host:
-                    found.append((BIRTH_ON_HOST, storage, size, HOST))
+                    events.append((BIRTH_ON_HOST, storage, size, HOST))
                 else:
                     kind = BIRTH_STREAMED if storage in tape.streamed else BIRTH
-                    found.append((kind, storage, size, _POSITION[part]))
+                    events.append((kind, storage, size, _POSITION[part]))
             elif storage in own:
-                found.append((DEATH, storage, 0, 0))
-            elif storage in known:
-                found.append((DEATH_ELSEWHERE, storage, 0, 0))
-        acts[segment] = tuple(found)
+                events.append((DEATH, storage, 0, 0))
+            elif storage in born:
+                events.append((DEATH_ELSEWHERE, storage, 0, 0))
+        acts[segment] = tuple(events)
     return PreparedTrace(tape=tape, acts=acts, origins=origins)
 
 

@@ -133,7 +133,7 @@ class _Stage:
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
         self.script, *self.before = (
-            prepare_trace(one, self.run.gradient_checkpointing, workspace_taken=taken) for one in (tape, *before)
+            prepare_trace(traced, self.run.gradient_checkpointing, workspace_taken=taken) for traced in (tape, *before)
         )
         self.workspace_bytes = workspace_bytes
         self.trainer = resolution.trainer

@@ -130,13 +130,13 @@ def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
     for segment in recorder.segments:
         if segment.stage == "prepare":
             cast |= {event.storage for event in recorder.events[segment.start : segment.stop]}
-    known: set[int] = set()
+    born: set[int] = set()
     workspaces: set[int] = set()
     events: list[tuple[int, int]] = []
     positions = [0]
     for event in recorder.events:
-        if event.storage not in cast and (event.size > 0 or event.storage in known):
-            known.add(event.storage)
+        if event.storage not in cast and (event.size > 0 or event.storage in born):
+            born.add(event.storage)
             events.append((event.storage, max(event.size, 0)))
             if "workspace" in event.op:
                 workspaces.add(event.storage)
@@ -150,8 +150,8 @@ def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
         places=layers.represent(cut.kept, cut.order),
         kept=cut.kept,
         workspaces=frozenset(workspaces),
-        on_host=frozenset(recorder.on_host & known),
-        streamed=frozenset(recorder.streamed & known),
+        on_host=frozenset(recorder.on_host & born),
+        streamed=frozenset(recorder.streamed & born),
     )
 
 

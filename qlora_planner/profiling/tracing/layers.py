@@ -49,7 +49,7 @@ def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def signature(layer: nn.Module) -> tuple[Any, ...]:
     """Everything that may make one layer run differently from another: classes, shapes and plain settings."""
-    found: list[Any] = []
+    parts: list[Any] = []
     for name, module in layer.named_modules():
         settings: list[tuple[str, Any]] = []
         for key, value in sorted(vars(module).items()):
@@ -60,8 +60,8 @@ def signature(layer: nn.Module) -> tuple[Any, ...]:
             elif isinstance(value, (tuple, list)) and all(isinstance(x, (bool, int, str)) for x in value):
                 settings.append((key, tuple(value)))
         shapes = tuple((key, tuple(p.shape)) for key, p in module._parameters.items() if p is not None)
-        found.append((name, type(module).__qualname__, tuple(settings), shapes))
-    return tuple(found)
+        parts.append((name, type(module).__qualname__, tuple(settings), shapes))
+    return tuple(parts)
 
 
 def _kinds(model: nn.Module, layers: nn.ModuleList) -> tuple[str, ...]:
@@ -82,13 +82,13 @@ def _per_layer_lists(model: nn.Module, depth: int) -> Iterator[tuple[Any, str, S
 
 
 def _settings_at(model: nn.Module, depth: int, position: int) -> tuple[Any, ...]:
-    found = []
+    settings = []
     for _, key, values in _per_layer_lists(model, depth):
         value = values[position]
         # A list of numbers that merely counts the layers does not tell them apart.
         if isinstance(value, (bool, str)) or (isinstance(value, int) and value != position):
-            found.append((key, value))
-    return tuple(found)
+            settings.append((key, value))
+    return tuple(settings)
 
 
 def _reads_other_keys(layer: nn.Module) -> bool:
@@ -136,12 +136,12 @@ def apply(model: nn.Module, cut: Cut) -> None:
     parent = model.get_submodule(parent_name)
     layers = getattr(parent, leaf)
     setattr(parent, leaf, nn.ModuleList([layers[index] for index in cut.kept]))
-    places = {index: place for place, index in enumerate(cut.kept)}
+    positions = {index: position for position, index in enumerate(cut.kept)}
     for index in cut.kept:
         for module in layers[index].modules():
             for key, value in list(vars(module).items()):
                 if _INDEX_NAMES.search(key) and isinstance(value, int) and not isinstance(value, bool):
-                    setattr(module, key, places.get(value, value))  # caches are indexed by it
+                    setattr(module, key, positions.get(value, value))  # caches are indexed by it
     changes = list(_per_layer_lists(model, depth))
     for holder, key, value in changes:
         cut_down = [value[index] for index in cut.kept]
@@ -164,8 +164,8 @@ def represent(kept: Sequence[int], order: Sequence[str]) -> tuple[int, ...]:
     last = len(order) - 1
     inner: dict[str, int] = {}
     for position, index in enumerate(kept):
-        known = inner.get(order[index])
-        if known is None or (0 < index < last and kept[known] in (0, last)):
+        stand_in = inner.get(order[index])
+        if stand_in is None or (0 < index < last and kept[stand_in] in (0, last)):
             inner[order[index]] = position
     places = {index: position for position, index in enumerate(kept)}
     return tuple(places.get(index, inner[kind]) for index, kind in enumerate(order))

@@ -238,9 +238,9 @@ class Recorder(TorchDispatchMode):
             self._counter += 1
             copy = self._counter
             self._append(copy, copied, f"{func._schema.name} (copy of its input)")
-        known = self.shadows.answer(func, args, kwargs)
-        if known is not None:
-            result = known.value
+        answer = self.shadows.answer(func, args, kwargs)
+        if answer is not None:
+            result = answer.value
         else:
             result = func(*args, **kwargs)
             self.shadows.follow(func, args, kwargs, result)

@@ -39,8 +39,8 @@ class Known:
 
 def shadow_of(tensor: Any) -> torch.Tensor | None:
     """The real value behind a fake tensor, where it is known."""
-    found = getattr(tensor, _NAME, None)
-    return found if isinstance(found, torch.Tensor) else None
+    value = getattr(tensor, _NAME, None)
+    return value if isinstance(value, torch.Tensor) else None
 
 
 def give_shadow(tensor: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -119,13 +119,13 @@ class Shadows:
 
 
 def _flat(args: Sequence[Any]) -> list[Any]:
-    found: list[Any] = []
+    flat: list[Any] = []
     for arg in args:
         if isinstance(arg, (list, tuple)):
-            found.extend(_flat(arg))
+            flat.extend(_flat(arg))
         else:
-            found.append(arg)
-    return found
+            flat.append(arg)
+    return flat
 
 
 def _swap(arg: Any, values: Mapping[int, torch.Tensor]) -> Any:
@@ -136,14 +136,14 @@ def _swap(arg: Any, values: Mapping[int, torch.Tensor]) -> Any:
 
 def _positions(indices: Sequence[Any]) -> list[Any]:
     """Boolean index tensors as the integer ones that CUDA makes of them first (expandTensors)."""
-    found: list[Any] = []
+    positions: list[Any] = []
     for index in indices:
         if isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8):
             nonzero = index.nonzero()
-            found.extend(nonzero.select(1, axis) for axis in range(index.dim()))
+            positions.extend(nonzero.select(1, axis) for axis in range(index.dim()))
         else:
-            found.append(index)
-    return found
+            positions.append(index)
+    return positions
 
 
 def _index(tensor: Any, indices: Sequence[Any]) -> Any:

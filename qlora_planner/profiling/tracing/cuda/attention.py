@@ -127,8 +127,8 @@ def attention_function(traits: CudaTraits) -> Callable[..., Any]:
             short = -width % 8
             if short:  # pad_last_dim<8>
                 query, key, value = (functional.pad(x, (0, short)) for x in (query, key, value))
-            found = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
-            return found[..., :width] if short else found
+            out = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+            return out[..., :width] if short else out
         if backend == "efficient":
             if attn_mask is not None:
                 attn_mask = _aligned_mask(attn_mask, query, key)

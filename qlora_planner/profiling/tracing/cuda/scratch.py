@@ -111,10 +111,10 @@ SCRATCH: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], Sequence[in
 def copied_input(func: Any, args: Sequence[Any]) -> int:
     """Convolution.cpp, _convolution and convolution_backward: a one-dimensional one copies an input with permuted
     dimensions before anything else, and holds the copy until it is done."""
-    place = _CONVOLVED.get(func)
-    if place is None or args[place].dim() != 3 or args[place].is_contiguous():
+    argument = _CONVOLVED.get(func)
+    if argument is None or args[argument].dim() != 3 or args[argument].is_contiguous():
         return 0
-    return int(args[place].numel() * args[place].element_size())
+    return int(args[argument].numel() * args[argument].element_size())
 
 
 _CONVOLVED = {aten.convolution.default: 0, aten.convolution_backward.default: 1}
