@@ -1,14 +1,19 @@
 """`make tapes`: trace the default recipe of every catalogue model and compile it into profiles/tapes.
 
-Called with a folder, `single`, `batched`, `moments` or `index`, then model ids (none: all), and `--resume` to skip what
-is current and `--jobs=N` for N processes. `moments` traces nothing: it takes the moments anew from the tapes that are
-there, as after a change of how tapes are played. `index` writes the index alone, with which the others end too.
+Called with a folder, `single`, `batched`, `moments`, `stamp` or `index`, then model ids (none: all), and `--resume` to
+skip what is current and `--jobs=N` for N processes. `moments` traces nothing: it takes the moments anew from the tapes
+that are there, as after a change of how tapes are played. `stamp` is for a change of the tracer that changes no tape:
+it traces the models that are named (none: the six smallest) again and, where every file comes out equal to the byte,
+puts the digest of the present tracer into all tapes that are current but for it; where one differs it writes nothing
+and ends with 1. `index` writes the index alone, with which the others end too.
 """
 
 from __future__ import annotations
 
 import ast
+import gzip
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -40,6 +45,8 @@ FIRST = (
 )  # fmt: skip
 
 
+# How many models `stamp` traces again, at both batches, where none are named.
+SAMPLED = 6
 # Where a region below 512 tokens is cut when its traces differ; how far fused kernels go depends on widths.
 _CUTS = (256, 128, 384, 320, 448, 192)
 
@@ -149,6 +156,15 @@ def main(root: Path, which: str, names: Sequence[str] = (), resume: bool = False
 def _make(target: Path, name: str, root: Path, which: str, tracer: str) -> list[str]:
     """Write one model's file and say how long it took; the validity_ranges that failed, with the reason."""
     started = time.perf_counter()
+    data, count, failed = traced_file(name, root, which, tracer)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _write(target, data)
+    print(f"{name}: {count} tapes, {time.perf_counter() - started:.1f} s", flush=True)
+    return failed
+
+
+def traced_file(name: str, root: Path, which: str, tracer: str) -> tuple[bytes, int, list[str]]:
+    """One model's file, traced now, with the digest that it is to bear; how many tapes it has, and what failed."""
     profile = ModelCatalogue([root / "models"]).load(name)
     kept, failed = [], []
     for region, outcome in compiled(name, root, which):
@@ -161,12 +177,52 @@ def _make(target: Path, name: str, root: Path, which: str, tracer: str) -> list[
         "id": name, "config_sha256": profile.config_sha256, "versions": dict(profile.versions), "tracer": tracer,
         "failed": failed,
     }  # fmt: skip
-    target.parent.mkdir(parents=True, exist_ok=True)
+    return encode(header, kept), len(kept), failed
+
+
+def _write(target: Path, data: bytes) -> None:
     partial = target.with_suffix(".part")
-    partial.write_bytes(encode(header, kept))
+    partial.write_bytes(data)
     partial.replace(target)
-    print(f"{name}: {len(kept)} tapes, {time.perf_counter() - started:.1f} s", flush=True)
-    return failed
+
+
+def stamp(root: Path, names: Sequence[str] = ()) -> int:
+    """Prove on a sample that the present tracer traces what is stored, then put its digest into every other tape.
+
+    `names` are the sample, the SAMPLED smallest models without any. Returns 1 and writes nothing where one differs.
+    """
+    catalogue = ModelCatalogue([root / "models"])
+    smallest = sorted(catalogue.names(), key=lambda name: catalogue.load(name).params)[:SAMPLED]
+    for name in names or smallest:
+        for which in KINDS:
+            stored = tape_path(root / "tapes", which, name)
+            if not stored.is_file():
+                continue
+            started = time.perf_counter()
+            data, count, _ = traced_file(name, root, which, header_of(stored)["tracer"])
+            if data != stored.read_bytes():
+                print(f"{stored}: traced now it is another; nothing is stamped, `make tapes` traces anew")
+                return 1
+            print(f"{name}, {which}: {count} tapes as stored, {time.perf_counter() - started:.1f} s", flush=True)
+    tracer, stamped = fingerprint(), 0
+    for name in catalogue.names():
+        for which in KINDS:
+            path = tape_path(root / "tapes", which, name)
+            if path.is_file() and is_current(path, name, root, header_of(path)["tracer"]):
+                stamped += _stamp(path, tracer)
+    print(f"{stamped} files bear {tracer} now")
+    return 0
+
+
+def _stamp(path: Path, tracer: str) -> bool:
+    """Put `tracer` into the header of a file and leave the rest as it is; whether there was another."""
+    header, *tapes = gzip.decompress(path.read_bytes()).split(b"\n")
+    fields = json.loads(header)
+    if fields["tracer"] == tracer:
+        return False
+    first = json.dumps({**fields, "tracer": tracer}, separators=(",", ":")).encode()
+    _write(path, gzip.compress(b"\n".join([first, *tapes]), mtime=0))
+    return True
 
 
 def _renew(target: Path, name: str, root: Path, which: str) -> None:
@@ -186,4 +242,6 @@ def _turn(name: str) -> tuple[int, str]:
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     side = next((int(word.partition("=")[2]) for word in sys.argv if word.startswith("--jobs=")), 1)
+    if words[1] == "stamp":
+        sys.exit(stamp(Path(words[0]), words[2:]))
     sys.exit(main(Path(words[0]), words[1], words[2:], resume="--resume" in sys.argv, jobs=side))

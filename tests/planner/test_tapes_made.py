@@ -8,12 +8,14 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import validity_ranges
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.tapes import encode, stored_sweep, stored_tape, stored_tapes, tape_path
+from qlora_planner.sources.tapes import encode, header_of, stored_sweep, stored_tape, stored_tapes, tape_path
 from qlora_planner.spec.trace import Segment, Tape
+from tools import traces
 from tools.traces import digest_of, is_current
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 LLAMA = "meta-llama/Llama-3.1-8B"
+SMALLER = "EleutherAI/pythia-14m"
 
 
 def edges(model: str, batched: bool = False) -> list[tuple[int, int]]:
@@ -59,6 +61,32 @@ def test_only_a_tape_of_this_config_tracer_and_versions_is_current(tmp_path: Pat
     for change in ({"config_sha256": "0"}, {"versions": {"torch": "1.0"}}):
         target.write_bytes(encode(header | change, []))
         assert not is_current(target, LLAMA, PROFILES, "one")
+
+
+@pytest.mark.parametrize("differs", [False, True])
+def test_tapes_bear_a_new_digest_only_where_a_sample_is_traced_as_stored(
+    differs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two models, of which one is the sample: both are stamped, or neither."""
+    for name in (LLAMA, SMALLER):
+        for path in (PROFILES / "models").glob(name.replace("/", "__") + ".*"):
+            (tmp_path / "models").mkdir(exist_ok=True)
+            (tmp_path / "models" / path.name).write_bytes(path.read_bytes())
+        profile = ModelCatalogue([tmp_path / "models"]).load(name)
+        header = {"config_sha256": profile.config_sha256, "versions": dict(profile.versions), "tracer": "old"}
+        path = tape_path(tmp_path / "tapes", "single", name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(header, []))
+
+    def traced_again(name: str, root: Path, which: str, tracer: str) -> tuple[bytes, int, list[str]]:
+        stored = tape_path(root / "tapes", which, name).read_bytes()
+        return (b"another" if differs else stored), 0, []
+
+    monkeypatch.setattr(traces, "traced_file", traced_again)
+    assert traces.stamp(tmp_path, [SMALLER]) == int(differs)
+    headers = [header_of(tape_path(tmp_path / "tapes", "single", name)) for name in (LLAMA, SMALLER)]
+    assert [header["tracer"] for header in headers] == ["old" if differs else traces.fingerprint()] * 2
+    assert all(header["versions"] for header in headers)
 
 
 def test_a_tape_file_gives_back_what_was_put_in(tmp_path: Path) -> None:
