@@ -17,6 +17,7 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.polynomials import FixedBytes
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -50,7 +51,7 @@ def measure(name: str) -> str:
     trainer, _ = trainer_row(run.trainer or "trl-sft", resolution.stack)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
-    static = static_memory(profile, run)
+    static = static_memory(Placement(profile, run))
     state = training_state(static.trainable, run, trainer, optimizer)
     fixed = FixedBytes.of(static.after_prepare, state, sum(tensor.count for tensor in static.trainable), run)
     moments = peak_polynomials_of(stored.tape, run, stored.region).on(WORKSPACE_BYTES)

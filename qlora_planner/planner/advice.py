@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.records import Component, MemoryEstimate
-from qlora_planner.memory.weights.static import is_quantized, load_dtype, static_memory
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.planner.records import Advice
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.units import format_size
@@ -24,9 +25,10 @@ def advice(profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int 
     expandable segments, where that was played.
     """
     run = answer.run
-    static = static_memory(profile, run)
+    placement = Placement(profile, run)
+    static = static_memory(placement)
     if run.method == "qlora" and not run.upcast:
-        cast = static_memory(profile, run.with_(upcast=True))
+        cast = static_memory(Placement(profile, run.with_(upcast=True)))
         more = cast.unquantized_prepared - static.unquantized_loaded
         if more > 0:
             yield Advice(
@@ -41,7 +43,7 @@ def advice(profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int 
             code="upcast", message=f"upcasting holds {format_size(more)} more than 16-bit weights would", bytes=more
         )
     if run.quant not in (None, "none"):
-        yield from _kept_wide(profile, answer)
+        yield from _kept_wide(placement, answer)
     if run.activation_offloading:
         yield Advice(
             code="offloading",
@@ -89,32 +91,29 @@ def worth_playing(answer: MemoryEstimate) -> bool:
     )
 
 
-def _kept_wide(profile: ModelProfile, answer: MemoryEstimate) -> Iterator[Advice]:
+def _kept_wide(placement: Placement, answer: MemoryEstimate) -> Iterator[Advice]:
     run = answer.run
-    wide = {"linear": 0, "experts": 0}
-    narrow = 0
-    for group in profile.tensors:
-        if group.buffer or group.tied_with:
-            continue
-        size = group.numel * group.count
-        if is_quantized(group, run):
-            narrow += size
-        elif group.role in wide:
-            wide[group.role] += size
-    width = 2 if load_dtype(run) in ("bfloat16", "float16") else 4
-    name, bits = profile.id, "8-bit" if run.quant == "int8" else "4-bit"
+    wide = {
+        role: sum(
+            weight.loaded_bytes * weight.group.count
+            for weight in placement.weights
+            if weight.group.role == role and weight.scheme is None and not weight.group.tied_with
+        )
+        for role in ("linear", "experts")
+    }
+    name, bits = placement.profile.id, "8-bit" if run.quant == "int8" else "4-bit"
     transformers = answer.stack.get("transformers", "this version")
-    if narrow == 0:
+    if not placement.packed_matrices:
         yield Advice(
             code="nothing-quantised",
             message=f"{name} will not be quantised at all by transformers {transformers}: its linear layers are a class"
-            f" of their own, and {format_size(width * (wide['linear'] + wide['experts']))} stay 16-bit",
-            bytes=width * (wide["linear"] + wide["experts"]),
+            f" of their own, and {format_size(wide['linear'] + wide['experts'])} stay 16-bit",
+            bytes=wide["linear"] + wide["experts"],
         )
     elif wide["experts"]:
         yield Advice(
             code="experts-kept",
-            message=f"{format_size(width * wide['experts'])} of fused experts stay 16-bit: transformers {transformers}"
+            message=f"{format_size(wide['experts'])} of fused experts stay 16-bit: transformers {transformers}"
             f" makes no {bits} weights of them",
-            bytes=width * wide["experts"],
+            bytes=wide["experts"],
         )

@@ -25,6 +25,7 @@ from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST
 from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
@@ -234,11 +235,12 @@ class CandidateFactory:
             self._loaded[key] = run.rank, static_peaks_of(self.profile, resolution, self.budget.workspace_bytes)
         rank, known = self._loaded[key]
         if rank != run.rank:
-            static = static_memory(self.profile, run)
+            placement = Placement(self.profile, run)
+            static = static_memory(placement)
             more = static.adapters - known.static.adapters
             at = known.adapters
             adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
-            known = replace(known, static=static, adapters=adapters, shape=activations.model_shape(self.profile, run))
+            known = replace(known, static=static, adapters=adapters, shape=activations.model_shape(placement))
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
         return replace(known, state=training_state(known.static.trainable, run, resolution.trainer, optimizer))

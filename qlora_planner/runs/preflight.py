@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping
-from math import prod
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.catalog import DTYPE_BYTES, find_optimizer
+from qlora_planner.catalog import find_optimizer
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import MissingError
-from qlora_planner.memory.weights.static import trainable_tensors
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.runs.dataset import IN_MEMORY_BYTES
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -26,10 +25,9 @@ _BESIDE_BYTES = 32 << 20
 def checkpoint_bytes(profile: ModelProfile, run: RunConfig) -> int:
     """About what one checkpoint takes: trained tensors, the optimizer's states, and what stands beside them."""
     row, total = find_optimizer(run.optimizer), _BESIDE_BYTES
-    for tensor in trainable_tensors(profile, run):
-        numel = prod(tensor.shape)
-        states = sum(state.size_bytes for state in row.states(tensor.shape, tensor.dtype)) if row else 8 * numel
-        total += tensor.count * (numel * DTYPE_BYTES[tensor.dtype] + states)
+    for tensor in Placement(profile, run).trained:
+        states = sum(state.size_bytes for state in row.states(tensor.shape, tensor.dtype)) if row else 8 * tensor.numel
+        total += tensor.count * (tensor.size_bytes + states)
     return total
 
 

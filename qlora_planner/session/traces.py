@@ -41,8 +41,7 @@ def tape_for(
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
-    from qlora_planner.memory.weights.static import targeted
-    from qlora_planner.memory.weights.targets import as_traced
+    from qlora_planner.memory.weights.targets import as_traced, targeted
     from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)

@@ -6,10 +6,9 @@ import re
 from collections.abc import Mapping
 from math import prod
 
-from qlora_planner.memory.weights.static import is_quantized, targeted
+from qlora_planner.memory.weights.placement import PlacedTensor, Placement
 from qlora_planner.record import record
 from qlora_planner.spec.model import LayerKind, ModelProfile, TensorGroup
-from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed import kernels as pieces
 from qlora_planner.speed.kernels import Setting
 from qlora_planner.speed.work import Pass, Work, moves, terms
@@ -45,10 +44,10 @@ class LayerWork:
     window: int | None = None
 
 
-def layers_of(profile: ModelProfile, run: RunConfig, at: Setting) -> tuple[LayerWork, ...]:
+def layers_of(placement: Placement, at: Setting) -> tuple[LayerWork, ...]:
     """The work of every kind of layer; raises InputError when target modules match nothing."""
-    adapted = _adapted(profile, run)
-    return tuple(_Layer.of(profile, run, at, kind, adapted).work() for kind in profile.layer_kinds)
+    adapted = _adapted(placement)
+    return tuple(_Layer(placement, at, kind, adapted).work() for kind in placement.profile.layer_kinds)
 
 
 def has_fused_norms(profile: ModelProfile) -> bool:
@@ -57,33 +56,23 @@ def has_fused_norms(profile: ModelProfile) -> bool:
     return bool(norms) and all(group.module_class in _FUSED_NORMS for group in norms)
 
 
-def _adapted(profile: ModelProfile, run: RunConfig) -> Adapted:
+def _adapted(placement: Placement) -> Adapted:
     """Elements per rank that adapters add to the modules of one group, by target and layer kind."""
     elements: dict[tuple[str, str | None], float] = {}
-    for tensor in targeted(profile, run):
-        key = (tensor.target, tensor.layer_kind)
-        elements[key] = elements.get(key, 0.0) + prod(tensor.shape(2)) - prod(tensor.shape(1))
+    for adapter in placement.adapters:
+        key = (adapter.target, adapter.layer_kind)
+        elements[key] = elements.get(key, 0.0) + prod(adapter.shape(2)) - prod(adapter.shape(1))
     return elements
 
 
-@record
 class _Layer:
-    profile: ModelProfile
-    run: RunConfig
-    at: Setting
-    kind: LayerKind
-    adapted: Adapted
-    groups: tuple[TensorGroup, ...]
-    hidden: int
-
-    @classmethod
-    def of(cls, profile: ModelProfile, run: RunConfig, at: Setting, kind: LayerKind, adapted: Adapted) -> _Layer:
-        groups = tuple(
-            group for group in profile.tensors
-            if group.layer_kind == kind.name and not group.buffer and not any(name in group.name for name in _TOWERS)
-        )  # fmt: skip
-        hidden = int(profile.dims.get("hidden_size") or 1)
-        return cls(profile=profile, run=run, at=at, kind=kind, adapted=adapted, groups=groups, hidden=hidden)
+    def __init__(self, placement: Placement, at: Setting, kind: LayerKind, adapted: Adapted) -> None:
+        self.profile, self.run = placement.profile, placement.run
+        self.at, self.kind, self.adapted = at, kind, adapted
+        weights = placement.layer_weights(kind)
+        self.weights = [weight for weight in weights if not any(name in weight.group.name for name in _TOWERS)]
+        self.groups = [weight.group for weight in self.weights]
+        self.hidden = int(self.profile.dims.get("hidden_size") or 1)
 
     def work(self) -> LayerWork:
         """All pieces together."""
@@ -112,22 +101,23 @@ class _Layer:
         value = self.profile.dims.get(name)
         return int(value) if value else None
 
-    def _linears(self, mixer: bool) -> list[tuple[TensorGroup, int, int]]:
-        """Linear groups of the mixer or of the rest, with their widths in and out (Conv1D holds them otherwise)."""
+    def _linears(self, mixer: bool) -> list[tuple[PlacedTensor, int, int]]:
+        """Linear weights of the mixer or of the rest, with their widths in and out (Conv1D holds them otherwise)."""
         linears = []
-        for group in self.groups:
+        for weight in self.weights:
+            group = weight.group
             if group.role == "linear" and len(group.shape) == 2 and _in_mixer(group.name) == mixer:
                 outer, inner = group.shape if group.module_class != "Conv1D" else group.shape[::-1]
-                linears.append((group, inner, outer))
+                linears.append((weight, inner, outer))
         return linears
 
-    def _linear(self, group: TensorGroup, inner: int, outer: int, source: int) -> Pass:
-        module = group.name.removesuffix(".weight")
+    def _linear(self, weight: PlacedTensor, inner: int, outer: int, source: int) -> Pass:
+        module = weight.group.name.removesuffix(".weight")
         product = pieces.linear(
-            inner, outer, self.at, quantized=is_quantized(group, self.run),
+            inner, outer, self.at, quantized=weight.scheme is not None,
             adapted=(module, self.kind.name) in self.adapted, source=source,
         )  # fmt: skip
-        return product * self._each(group)
+        return product * self._each(weight.group)
 
     def _each(self, group: TensorGroup) -> float:
         """How many of a group one layer has."""
@@ -137,17 +127,17 @@ class _Layer:
         linears, total = self._linears(mixer=True), Pass()
         outputs = [index for index, (_, _, outer) in enumerate(linears) if outer == self.hidden]
         last = outputs[-1] if outputs else -1
-        for index, (group, inner, outer) in enumerate(linears):
+        for index, (weight, inner, outer) in enumerate(linears):
             # Fused attention gives the compute dtype, whatever the stream is in.
             source = self.at.compute if index == last and self.at.autocast else self.at.stream
-            total += self._linear(group, inner, outer, source)
+            total += self._linear(weight, inner, outer, source)
         return total + pieces.shared_inputs(self.hidden, self.at, max(1, len(linears) - 1))
 
     def _feed_forward(self) -> Pass:
         total, ups, downs, uses = Pass(), 0.0, 0.0, 0.0
-        for group, inner, outer in self._linears(mixer=False):
-            each = self._each(group)
-            total += self._linear(group, inner, outer, self.at.stream)
+        for weight, inner, outer in self._linears(mixer=False):
+            each = self._each(weight.group)
+            total += self._linear(weight, inner, outer, self.at.stream)
             if outer == self.hidden and inner != self.hidden:
                 downs += inner * each
             elif inner == self.hidden:
@@ -164,10 +154,10 @@ class _Layer:
         ]
         if not downs or any(group.role == "experts" for group in self.groups):
             return Work()
-        group, inner, outer = downs[-1]
-        if (group.name.removesuffix(".weight"), self.kind.name) in self.adapted:
+        weight, inner, outer = downs[-1]
+        if (weight.group.name.removesuffix(".weight"), self.kind.name) in self.adapted:
             return pieces.adapter_end(outer, self.at)
-        return self._linear(group, inner, outer, self.at.stream).forward
+        return self._linear(weight, inner, outer, self.at.stream).forward
 
     def _experts(self) -> Pass:
         stacks = [group for group in self.groups if group.role == "experts" and len(group.shape) == 3]
@@ -218,8 +208,8 @@ class _Layer:
         head = self._dim("head_dim") or self.hidden // heads
         keys = self._dim("num_key_value_heads") or heads
         outs = {
-            group.name.removesuffix(".weight").rpartition(".")[2]: outer
-            for group, _, outer in self._linears(mixer=True)
+            weight.group.name.removesuffix(".weight").rpartition(".")[2]: outer
+            for weight, _, outer in self._linears(mixer=True)
         }
         if "kv_b_proj" in outs:  # latent attention: keys and values of every head are made from a low-rank vector
             both = outs["kv_b_proj"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
-from qlora_planner.memory.weights.static import is_quantized, static_memory
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
@@ -40,14 +40,15 @@ class StepWork:
     sequences_per_row: int = 1
 
 
-def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Setting:
+def setting_of(placement: Placement, trainer: TrainerRow) -> Setting:
     """What of a resolved run decides how its layers are computed."""
+    run = placement.run
     compute = 4 if run.compute_dtype == "float32" else 2
     autocast = trainer.autocast and compute == 2
-    quantized = any(is_quantized(group, run) for group in profile.tensors)
+    quantized = placement.packed_matrices > 0
     # Norms that autocast runs in float32 hand it on where a layer returns the dtype it was given: quantised ones do.
     # DoRA's float32 magnitudes make every result float32.
-    wide = bool(run.upcast) or (autocast and ((has_fused_norms(profile) and quantized) or run.dora))
+    wide = bool(run.upcast) or (autocast and ((has_fused_norms(placement.profile) and quantized) or run.dora))
     return Setting(
         quant=run.quant or "none",
         double_quant=run.double_quant,
@@ -65,8 +66,9 @@ def setting_of(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> Se
 def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
     """The work of one step of a resolved run; raises InputError when target modules match nothing."""
     run, trainer = resolution.run, resolution.trainer
-    at = setting_of(profile, run, trainer)
-    layers = layers_of(profile, run, at)
+    placement = Placement(profile, run)
+    at = setting_of(placement, trainer)
+    layers = layers_of(placement, at)
     beside = len(trainer.passes) - 1  # passes without gradients: a forward each
     micro = _total([_passes(layer.plain, run, layer.unneeded, beside) * layer.count for layer in layers])
     masked = tuple((layer.window, _beyond(layer, run, beside)) for layer in layers if layer.window is not None)
@@ -177,7 +179,7 @@ def _optimizer_bytes(
     profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
 ) -> tuple[float, int]:
     traffic, tensors = 0.0, 0
-    for tensor in static_memory(profile, run).trainable:
+    for tensor in Placement(profile, run).trained:
         dtype, count = training_dtype(tensor.dtype, run, trainer, tensor.shape), tensor.count
         size = 2 if dtype in ("bfloat16", "float16") else 4
         states = sum(state.size_bytes for state in optimizer.states(tensor.shape, dtype, tensor.forced_32bit(trainer)))

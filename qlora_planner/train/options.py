@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.memory.weights.static import load_dtype
+from qlora_planner.memory.weights.placement import load_dtype
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import LEARNING_RATE, Settings
 

@@ -12,6 +12,7 @@ peft = pytest.importorskip("peft")
 from transformers import AutoConfig, AutoModelForCausalLM  # noqa: E402
 
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
+from qlora_planner.memory.weights.placement import Placement  # noqa: E402
 from qlora_planner.memory.weights.static import static_memory  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
@@ -36,7 +37,7 @@ CONFIG: dict[str, Any] = {
 def test_trainable_tensors_are_those_that_peft_makes(options: dict[str, Any], more: dict[str, Any]) -> None:
     run = RunConfig(method="lora", **options)
     profile = toy_profile(CONFIG)
-    static = static_memory(profile, resolve(profile, run).run)
+    static = static_memory(Placement(profile, resolve(profile, run).run))
     fields = {key: value for key, value in CONFIG.items() if key != "model_type"}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **fields), dtype=torch.bfloat16)
     targets: Any = options.get("target_modules", "all-linear")

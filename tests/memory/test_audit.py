@@ -9,6 +9,7 @@ import pytest
 from qlora_planner.errors import InputError
 from qlora_planner.memory.audit.audit import Audit, AuditRow, audit
 from qlora_planner.memory.options.stored_checkpoint import checkpoint_of
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.report.audit import render_audit
 from qlora_planner.report.parts.theme import Theme
@@ -54,7 +55,9 @@ def row_of(found: Audit, role: str, reason: str) -> AuditRow:
 def test_totals_are_those_of_static_memory(profiles: dict[str, ModelProfile], name: str, run: RunConfig) -> None:
     profile = profiles[name]
     found = audit(profile, run)
-    plain, upcast = (static_memory(profile, run.with_(compute_dtype="bfloat16", upcast=cast)) for cast in (False, True))
+    plain, upcast = (
+        static_memory(Placement(profile, run.with_(compute_dtype="bfloat16", upcast=cast))) for cast in (False, True)
+    )
     assert found.loaded_bytes == plain.after_load
     assert found.prepared_bytes == upcast.after_prepare
     assert sum(row.params for row in found.rows) == profile.params

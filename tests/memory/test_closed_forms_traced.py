@@ -103,7 +103,7 @@ def test_as_many_layer_inputs_wait_for_their_copy_to_the_host_as_the_library_let
 def test_no_more_layer_inputs_wait_than_there_are_layers() -> None:
     profile = CATALOGUE.load("meta-llama/Llama-3.2-1B")
     resolution = resolve(profile, RunConfig(seq_len=1024, activation_offloading=True))
-    whole = model_shape(profile, resolution.run)
+    whole = model_shape(Placement(profile, resolution.run))
     shallow = replace(whole, layers=tuple(replace(layer, count=2) for layer in whole.layers))
     acts = activations(shallow, resolution.run, resolution.trainer, resolution.loss)
     assert acts.checkpoints == acts.offloaded

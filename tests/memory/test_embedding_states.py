@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Trainer, TrainingArgu
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, OptimizerRow, trainer_row  # noqa: E402
 from qlora_planner.memory.options.refusals import refusals  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
+from qlora_planner.memory.weights.placement import Placement  # noqa: E402
 from qlora_planner.memory.weights.static import static_memory  # noqa: E402
 from qlora_planner.memory.weights.trainable import Trainable  # noqa: E402
 from qlora_planner.spec.model import ModelProfile  # noqa: E402
@@ -120,7 +121,7 @@ SAVED: dict[str, Any] = {
 )
 def test_states_are_those_of_the_trainers_optimizer(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     profile, run = profile_and_run(name, RunConfig(**options))
-    trained = static_memory(profile, run).trainable
+    trained = static_memory(Placement(profile, run)).trainable
     assert any(each.embedding for each in trained)
     assert our_states(trained, run) == real_states(CONFIGS[name], run, tmp_path)
 
@@ -142,7 +143,7 @@ def test_a_full_fine_tune_pages_whole_states_of_a_large_embedding() -> None:
 
 def _trained(config: dict[str, Any]) -> tuple[Trainable, ...]:
     profile = toy_profile(config)
-    return static_memory(profile, resolve(profile, RunConfig(**FULL)).run).trainable
+    return static_memory(Placement(profile, resolve(profile, RunConfig(**FULL)).run)).trainable
 
 
 def test_rmsprop_has_no_kernel_for_the_16_bit_gradient_of_an_embedding() -> None:

@@ -17,6 +17,7 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.player import COMPONENTS
 from qlora_planner.memory.replay.simulate import SimulatedRun, simulate_run
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import StoredTape, stored_tape
@@ -121,7 +122,7 @@ def test_only_adapters_have_gradients(case: tuple[str, int, int]) -> None:
     # Without expandable segments a large block may keep up to 1 MiB beyond its tensor.
     found = played(*case, alloc_conf=EXPANDABLE)
     run = resolve(CATALOGUE.load(name), RunConfig(seq_len=seq_len, rank=rank), H200).run
-    trainable = static_memory(CATALOGUE.load(name), run).trainable
+    trainable = static_memory(Placement(CATALOGUE.load(name), run)).trainable
     # trl-sft keeps the adapters of a quantised base, and so their gradients, in two bytes.
     every = sum(tensor.count * block_bytes(2 * tensor.numel) for tensor in trainable)
     optimizer = dict(zip(COMPONENTS, found.training["optimizer"].components, strict=True))
@@ -132,7 +133,8 @@ def test_only_adapters_have_gradients(case: tuple[str, int, int]) -> None:
 def test_nested_constants_are_smaller_than_flat_ones(name: str) -> None:
     profile = CATALOGUE.load(name)
     nested, flat = (
-        static_memory(profile, resolve(profile, RunConfig(double_quant=double), H200).run) for double in (True, False)
+        static_memory(Placement(profile, resolve(profile, RunConfig(double_quant=double), H200).run))
+        for double in (True, False)
     )
     assert nested.constants < flat.constants
     assert nested.packed_weights == flat.packed_weights

@@ -14,6 +14,7 @@ from qlora_planner.memory.replay.player import COMPONENTS, Adapter, TraceReplaye
 from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.weights import loading
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.trainable import Trainable, training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
@@ -60,9 +61,10 @@ def parts(model: str, rank: int, **options: str) -> tuple[FixedBytes, list[Train
     trainer, _ = trainer_row(run.trainer or "", resolution.stack)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
-    static = static_memory(profile, run)
+    placement = Placement(profile, run)
+    static = static_memory(placement)
     state = training_state(static.trainable, run, trainer, optimizer)
-    shapes = loading.adapter_shapes(profile, run)
+    shapes = [added.tensor for added in loading.in_model_order(placement)]
     return FixedBytes.of(static.after_prepare, state, len(shapes), run), shapes, run, static.after_prepare
 
 

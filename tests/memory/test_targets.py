@@ -6,8 +6,7 @@ import pytest
 
 from qlora_planner import RunConfig, estimate, load_gpu, load_model, plan
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.memory.weights.static import targeted
-from qlora_planner.memory.weights.targets import matches, targets_of
+from qlora_planner.memory.weights.targets import matches, targeted, targets_of
 from qlora_planner.spec.model import ModelProfile
 
 CARD = load_gpu("24GB")

@@ -12,6 +12,7 @@ from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.neighbours import prices
 from qlora_planner.planner.other_gpus import smallest_card, standing
@@ -97,8 +98,9 @@ def test_operations_of_experts_and_their_router_are_those_of_the_config(
     profile = MODELS.load(model)
     resolution = resolve(profile, RunConfig(target_modules="q_proj,v_proj"))
     trainer, _ = trainer_row(resolution.run.trainer or "trl-sft", resolution.stack)
-    setting = setting_of(profile, resolution.run, trainer)
-    (layer,) = layers_of(profile, resolution.run, setting)
+    placement = Placement(profile, resolution.run)
+    setting = setting_of(placement, trainer)
+    (layer,) = layers_of(placement, setting)
     tokens = BASIS.index("tokens")
     forward, backward = layer.plain.forward.half_flops[tokens], layer.plain.backward.half_flops[tokens]
     assert forward == attention + experts + router

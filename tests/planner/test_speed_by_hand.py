@@ -12,6 +12,7 @@ from qlora_planner.catalog.gpus import GpuCatalogue, parse_gpu
 from qlora_planner.evidence.efficiency import ASSUMED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Basis
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.evidence import read_calibration
 from qlora_planner.spec.run import RunConfig
@@ -46,7 +47,8 @@ def test_only_layers_that_slide_have_a_window(model: str, windows: set[int | Non
     profile = MODELS.load(model)
     resolution = resolve(profile, RunConfig())
     trainer, _ = trainer_row(resolution.run.trainer or "", resolution.stack)
-    layers = layers_of(profile, resolution.run, setting_of(profile, resolution.run, trainer))
+    placement = Placement(profile, resolution.run)
+    layers = layers_of(placement, setting_of(placement, trainer))
     assert {layer.window for layer in layers} == windows
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
+from qlora_planner.catalog import SCHEMES, QuantScheme
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import block_bytes
 from qlora_planner.memory.audit.reasons import headline, why_not
 from qlora_planner.memory.options.stored_checkpoint import Checkpoint, checkpoint_of
-from qlora_planner.memory.weights.static import is_quantized, load_dtype
+from qlora_planner.memory.weights.placement import PlacedTensor, Placement, packed_bytes
 from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.model import ModelProfile, TensorGroup
 from qlora_planner.spec.run import RunConfig
@@ -119,18 +119,19 @@ def audit(profile: ModelProfile, run: RunConfig) -> Audit:
     scheme = SCHEMES.get(quant)
     if scheme is None or run.method == "full":
         raise InputError("audit: this run quantises nothing; audit it as --method qlora with --quant nf4, fp4 or int8")
-    run = run.with_(quant=quant)
-    groups: dict[tuple[str, str, str], list[TensorGroup]] = {}
-    for group in profile.tensors:
+    run = run.with_(quant=quant, upcast=True)
+    groups: dict[tuple[str, str, str], list[PlacedTensor]] = {}
+    for tensor in Placement(profile, run).weights:
+        group = tensor.group
         if group.buffer:
             key = ("buffers", BUFFER, "")
-        elif is_quantized(group, run):
+        elif tensor.scheme is not None:
             key = (group.role, QUANTIZED, "")
         else:
             # Other parts are many and small; who wants them by class reads the names.
             module = group.module_class if group.role == "other" else ""
             key = (group.role, group.reason or "not_linear", module)
-        groups.setdefault(key, []).append(group)
+        groups.setdefault(key, []).append(tensor)
     bits = scheme.weight_bits
     rows = [_row(key, tensors, profile, run, scheme) for key, tensors in groups.items()]
     rows.sort(key=lambda row: (not row.quantized, -row.loaded_bytes, row.role, row.reason))
@@ -147,20 +148,17 @@ def audit(profile: ModelProfile, run: RunConfig) -> Audit:
 
 
 def _row(
-    key: tuple[str, str, str], groups: list[TensorGroup], profile: ModelProfile, run: RunConfig, scheme: QuantScheme
+    key: tuple[str, str, str], tensors: list[PlacedTensor], profile: ModelProfile, run: RunConfig, scheme: QuantScheme
 ) -> AuditRow:
     role, reason, _ = key
+    groups = [tensor.group for tensor in tensors]
     loaded = prepared = quantized = 0
-    for group in groups:
-        if group.tied_with:
-            continue
-        size = group.count * _loaded_bytes(group, run)
-        small = group.count * _quantized_bytes(group, run, scheme)
-        if reason == QUANTIZED:
-            size = small
-        loaded += size
-        prepared += size if reason in (QUANTIZED, BUFFER) else group.count * _prepared_bytes(group, run)
-        quantized += small
+    for tensor in tensors:
+        count = 0 if tensor.group.tied_with else tensor.group.count
+        constants = sum(block_bytes(part) for part in tensor.constant_bytes)
+        loaded += count * (block_bytes(tensor.weight_bytes) + constants)
+        prepared += count * (block_bytes(tensor.prepared_bytes) + constants)
+        quantized += count * _quantized_bytes(tensor, run, scheme)
     expected = role in _EXPECTED and len(groups[0].shape) >= 2 and reason != "tied"
     return AuditRow(
         role=role,
@@ -175,25 +173,11 @@ def _row(
     )
 
 
-def _dtype(group: TensorGroup, run: RunConfig) -> str:
-    return group.dtype_float16 if load_dtype(run) == "float16" else group.dtype
-
-
-def _loaded_bytes(group: TensorGroup, run: RunConfig) -> int:
-    return block_bytes(DTYPE_BYTES[_dtype(group, run)] * group.numel)
-
-
-def _prepared_bytes(group: TensorGroup, run: RunConfig) -> int:
-    cast = _dtype(group, run) in ("bfloat16", "float16")
-    return block_bytes(4 * group.numel) if cast else _loaded_bytes(group, run)
-
-
-def _quantized_bytes(group: TensorGroup, run: RunConfig, scheme: QuantScheme) -> int:
-    """The weight and its constants; a stack of matrices has one row of constants per row of each."""
-    if len(group.shape) < 2:
-        return _loaded_bytes(group, run)
-    inner = group.numel // group.shape[0] if len(group.shape) == 2 else group.shape[-1]
-    weight, constants = quantized_tensor_bytes(scheme, group.numel // max(1, inner), inner, run.double_quant)
+def _quantized_bytes(tensor: PlacedTensor, run: RunConfig, scheme: QuantScheme) -> int:
+    """The weight and its constants, if bitsandbytes held it."""
+    if len(tensor.shape) < 2:
+        return block_bytes(tensor.weight_bytes)
+    weight, constants = packed_bytes(scheme, tensor.shape, run.double_quant)
     return block_bytes(weight) + sum(block_bytes(part) for part in constants)
 
 

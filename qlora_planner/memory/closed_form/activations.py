@@ -10,9 +10,9 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
-from qlora_planner.memory.weights.static import targeted
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.record import record
-from qlora_planner.spec.model import LayerKind, ModelProfile
+from qlora_planner.spec.model import LayerKind
 from qlora_planner.spec.run import RunConfig
 
 # trl 1.16, models/activation_offloading.py: so many layer inputs wait on the card for their copy to the host.
@@ -64,17 +64,19 @@ class ModelShape:
     vocab: int
 
 
-def model_shape(profile: ModelProfile, run: RunConfig) -> ModelShape:
-    """The shape of a model with the adapters of `run`."""
+def model_shape(placement: Placement) -> ModelShape:
+    """The shape of a model with its adapters."""
+    profile = placement.profile
     return ModelShape(
-        layers=tuple(_layer_shape(profile, run, kind) for kind in profile.layer_kinds),
+        layers=tuple(_layer_shape(placement, kind) for kind in profile.layer_kinds),
         hidden=int(profile.dims.get("hidden_size") or 1),
         vocab=int(profile.dims.get("vocab_size") or 1),
     )
 
 
-def _layer_shape(profile: ModelProfile, run: RunConfig, kind: LayerKind) -> LayerShape:
-    groups = [group for group in profile.tensors if group.layer_kind == kind.name and not group.buffer]
+def _layer_shape(placement: Placement, kind: LayerKind) -> LayerShape:
+    profile = placement.profile
+    groups = [weight.group for weight in placement.layer_weights(kind)]
     widths = {
         group.name.removesuffix(".weight").rpartition(".")[2]: group.shape
         for group in groups
@@ -99,9 +101,8 @@ def _layer_shape(profile: ModelProfile, run: RunConfig, kind: LayerKind) -> Laye
         mlp=mlp,
         expert_mlp=min(experts[0][1:]) if experts else 0,
         experts_per_token=int(profile.dims.get("num_experts_per_tok") or 1) if experts else 0,
-        targets=sum(t.count // kind.count for t in targeted(profile, run) if t.layer_kind == kind.name) // 2
-        if run.method != "full"
-        else 0,
+        targets=sum(adapter.count // kind.count for adapter in placement.adapters if adapter.layer_kind == kind.name)
+        // 2,
         query_key_norm=any(shape in ((head_dim,), (heads * head_dim,)) for shape in norms if shape != (hidden,)),
         extra_norms=max(0, len(wide) - 2),
         exact=exact,

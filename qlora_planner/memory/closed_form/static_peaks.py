@@ -9,6 +9,7 @@ from qlora_planner.memory.allocator.expandable import make_allocator
 from qlora_planner.memory.closed_form import activations
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.weights import loading
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import StaticMemory, static_memory
 from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
@@ -55,18 +56,19 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     Raises InputError when target modules or modules_to_save match nothing.
     """
     run = resolution.run
-    static = static_memory(profile, run)
+    placement = Placement(profile, run)
+    static = static_memory(placement)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
     memory = make_allocator(run.alloc_conf)
     memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
-    tensors, load = loading.load(memory, profile, run)
-    prepare = loading.prepare(memory, tensors, run) if run.upcast else None
-    _, adapters = loading.add_adapters(memory, profile, run, workspace_bytes)
+    tensors, load = loading.load(memory, placement)
+    prepare = loading.prepare(memory, tensors) if run.upcast else None
+    _, adapters = loading.add_adapters(memory, placement, workspace_bytes)
     return StaticPeaks(
         static=static,
         state=training_state(static.trainable, run, resolution.trainer, optimizer),
-        shape=activations.model_shape(profile, run),
+        shape=activations.model_shape(placement),
         load=load,
         prepare=prepare,
         adapters=adapters,

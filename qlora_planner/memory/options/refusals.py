@@ -13,7 +13,8 @@ from qlora_planner.catalog.trainers import owner_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
-from qlora_planner.memory.weights.static import targeted, trainable_tensors
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.targets import targeted
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -120,7 +121,7 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
 
 def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:
     try:
-        return trainable_tensors(profile, run)
+        return Placement(profile, run).trained
     except (InputError, MissingError):  # refused where the names are used
         return ()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
-from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
+from qlora_planner.catalog import OptimizerRow, TrainerRow
 from qlora_planner.catalog.trainers import PASSES
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.caching import Segment as Cached
@@ -157,7 +157,7 @@ class TraceReplayer:
                 adapter.tensor, dtype=training_dtype(adapter.tensor.dtype, run, trainer, adapter.tensor.shape)
             )
             if cast.dtype != adapter.tensor.dtype:
-                self._malloc(_bytes(cast), _ADAPTERS)
+                self._malloc(cast.size_bytes, _ADAPTERS)
                 self._free(adapter.block, _ADAPTERS)
             trained.append(cast)
         return trained
@@ -264,7 +264,7 @@ class TraceReplayer:
                     if not state.paged:
                         self._malloc(state.size_bytes, _STATES)
         temporaries = [
-            self._malloc(_bytes(tensor), _WORKSPACE) for _ in range(optimizer.step_temporaries) for tensor in trained
+            self._malloc(tensor.size_bytes, _WORKSPACE) for _ in range(optimizer.step_temporaries) for tensor in trained
         ]
         for block in temporaries:
             self._free(block, _WORKSPACE)
@@ -310,10 +310,6 @@ def _phase(segment: Segment) -> str:
     if segment.stage == "forward":
         return "loss" if segment.name == "head" else "forward"
     return {"after": "backward", "zero_grad": "optimizer"}.get(segment.stage, segment.stage)
-
-
-def _bytes(tensor: Trainable) -> int:
-    return tensor.numel * DTYPE_BYTES[tensor.dtype]
 
 
 __all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

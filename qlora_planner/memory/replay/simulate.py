@@ -7,7 +7,7 @@ import gc
 from collections.abc import Iterator, Sequence
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
+from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Component
@@ -15,8 +15,9 @@ from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, ReplayedPhase, TraceReplayer
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
-from qlora_planner.memory.weights.static import StaticMemory, embedding_names, load_dtype, static_memory
-from qlora_planner.memory.weights.trainable import Trainable, TrainingState, training_state
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.static import StaticMemory, static_memory
+from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -128,7 +129,6 @@ class _Stage:
         workspace_bytes: int,
         before: Sequence[Tape] = (),
     ) -> None:
-        self.profile = profile
         self.run: RunConfig = resolution.run
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
@@ -137,7 +137,8 @@ class _Stage:
         )
         self.workspace_bytes = workspace_bytes
         self.trainer = resolution.trainer
-        self.static = static_memory(profile, self.run)
+        self.placement = Placement(profile, self.run)
+        self.static = static_memory(self.placement)
 
     def works(self, limit_bytes: int) -> bool:
         """Whether the run gets through under this limit."""
@@ -149,16 +150,18 @@ class _Stage:
 
     def play(self, limit_bytes: int | None) -> SimulatedRun:
         """One playing from an empty device."""
-        run, profile = self.run, self.profile
+        run = self.run
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
         memory = make_allocator(run.alloc_conf, limit_bytes)
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
-        tensors, load = loading.load(memory, profile, run)
+        tensors, load = loading.load(memory, self.placement)
         non_releasable = memory.peak_non_releasable_bytes
-        prepare = loading.prepare(memory, tensors, run) if run.upcast else None
+        prepare = loading.prepare(memory, tensors) if run.upcast else None
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
-        adapters, added = self._adapters(memory, tensors)
+        added, adding = loading.add_adapters(memory, self.placement, self.workspace_bytes)
+        own = [(entry.tensor.trained, entry.blocks[0]) for entry in tensors if entry.tensor.trained]
+        adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         memory.empty_cache()
         player = TraceReplayer(memory, self.script, self._components(adapters))
@@ -168,24 +171,12 @@ class _Stage:
             state=training_state(self.static.trainable, run, self.trainer, optimizer),
             load=load,
             prepare=prepare,
-            adapters=added,
+            adapters=adding,
             training=player.phases,
             non_releasable_bytes=max(non_releasable, player.non_releasable_bytes),
             lost=player.lost,
             offloaded=player.host_peak,
         )
-
-    def _adapters(self, memory: CachingAllocator, tensors: list[loading.Loaded]) -> tuple[list[Adapter], PhasePeak]:
-        run = self.run
-        blocks, added = loading.add_adapters(memory, self.profile, run, self.workspace_bytes)
-        if run.method == "full":
-            dtype, embeddings = "float32" if run.upcast else load_dtype(run), embedding_names(self.profile)
-            trained = [entry.group for entry in tensors if not entry.group.buffer]
-            whole = [Trainable(shape=g.shape, dtype=dtype, embedding=g.name in embeddings) for g in trained]
-            blocks = [entry.blocks[0] for entry in tensors if not entry.group.buffer]
-        else:
-            whole = loading.adapter_shapes(self.profile, run)
-        return [Adapter(tensor=tensor, block=block) for tensor, block in zip(whole, blocks, strict=True)], added
 
     def _components(self, adapters: list[Adapter]) -> list[int]:
         static = self.static

@@ -10,7 +10,7 @@ import re
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
-from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.model import AdapterTensor, ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
 
@@ -61,6 +61,30 @@ def targets_of(profile: ModelProfile, wanted: str) -> Targets:
         unmatched=tuple(name for name in names if name not in matched),
         numbered=tuple(name for name in matched if _unnumbered(name) != name),
     )
+
+
+def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]:
+    """The adapter tensors that `run.target_modules` adds, those of a numbered layer on every layer.
+
+    Raises InputError listing what exists where none matches,
+    MissingError for a module that the profile holds no adapters for.
+    """
+    if run.method == "full":
+        return ()
+    wanted = run.target_modules or "all-linear"
+    if wanted in profile.adapters:
+        return profile.adapters[wanted]
+    names = targets_of(profile, wanted).on_every_layer
+    for name in names:
+        check_adaptable(profile, name)
+    chosen = {module for module in adaptable(profile) if any(matches(module, name) for name in names)}
+    unique = {
+        (tensor.module, tensor.name, tensor.layer_kind, tensor.dims): tensor
+        for tensors in profile.adapters.values()
+        for tensor in tensors
+        if tensor.target in chosen
+    }
+    return tuple(unique.values())
 
 
 def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:

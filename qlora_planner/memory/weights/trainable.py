@@ -28,6 +28,11 @@ class Trainable:
         """Elements of one tensor."""
         return prod(self.shape)
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of one tensor in its dtype."""
+        return self.numel * DTYPE_BYTES[self.dtype]
+
     def forced_32bit(self, trainer: TrainerRow) -> bool:
         """Whether the trainer has an 8-bit optimizer keep its states in 32 bits."""
         return self.embedding and trainer.embeddings_32bit

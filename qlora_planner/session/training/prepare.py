@@ -119,9 +119,9 @@ def _name(request: TrainRequest, folder: Path) -> str:
 
 
 def _quantized(profile: ModelProfile, run: RunConfig) -> int:
-    from qlora_planner.memory.weights.static import is_quantized
+    from qlora_planner.memory.weights.placement import Placement
 
-    return sum(group.count for group in profile.tensors if not group.tied_with and is_quantized(group, run))
+    return Placement(profile, run).packed_matrices
 
 
 def _planned(
