@@ -112,6 +112,10 @@ class ModelProfile:
         """Decoder layers in all."""
         return sum(kind.count for kind in self.layer_kinds)
 
+    def modules_of(self, role: str) -> tuple[str, ...]:
+        """Names of the modules that hold tensors of this role, `*` for the layer index."""
+        return tuple(dict.fromkeys(group.name.rpartition(".")[0] for group in self.tensors if group.role == role))
+
     def dim(self, name: str) -> int:
         """A whole-number dimension that must be known; raises KeyError naming it."""
         value = self.dims.get(name)

@@ -8,7 +8,7 @@ from math import prod
 
 from qlora_planner.memory.weights.placement import PlacedTensor, Placement
 from qlora_planner.record import record
-from qlora_planner.spec.model import LayerKind, ModelProfile, TensorGroup
+from qlora_planner.spec.model import LayerKind, TensorGroup
 from qlora_planner.speed import kernels as pieces
 from qlora_planner.speed.kernels import Setting
 from qlora_planner.speed.work import Pass, Work, moves, terms
@@ -50,10 +50,11 @@ def layers_of(placement: Placement, at: Setting) -> tuple[LayerWork, ...]:
     return tuple(_Layer(placement, at, kind, adapted).work() for kind in placement.profile.layer_kinds)
 
 
-def has_fused_norms(profile: ModelProfile) -> bool:
+def has_fused_norms(placement: Placement) -> bool:
     """Whether the layers' norms are torch's own, which autocast runs in float32 and hands on so."""
-    norms = [group for group in profile.tensors if group.role == "norm" and group.layer_kind is not None]
-    return bool(norms) and all(group.module_class in _FUSED_NORMS for group in norms)
+    groups = [weight.group for weight in placement.weights]
+    classes = {group.module_class for group in groups if group.role == "norm" and group.layer_kind is not None}
+    return bool(classes) and classes <= _FUSED_NORMS
 
 
 def _adapted(placement: Placement) -> Adapted:
@@ -72,6 +73,7 @@ class _Layer:
         weights = placement.layer_weights(kind)
         self.weights = [weight for weight in weights if not any(name in weight.group.name for name in _TOWERS)]
         self.groups = [weight.group for weight in self.weights]
+        self.has_rotary = any("rotary" in w.group.name or w.group.role == "rotary" for w in placement.weights)
         self.hidden = int(self.profile.dims.get("hidden_size") or 1)
 
     def work(self) -> LayerWork:
@@ -82,7 +84,7 @@ class _Layer:
             whole = rest + self._recurrence()
             return LayerWork(count=self.kind.count, plain=whole, masked=whole, unneeded=self._unneeded())
         query, key, value, heads = self._widths()
-        if self._dim("position_rows") is None and self._has_rotary():
+        if self._dim("position_rows") is None and self.has_rotary:
             rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
         # Heads that merely broadcast suit no fused kernel (aten, sdp_utils.cpp).
         kernel = "eager" if self.profile.model_type in _BROADCAST_HEADS else self.run.attention or "sdpa"
@@ -219,11 +221,6 @@ class _Layer:
             return query, query, value, heads
         query = outs.get("q_proj", heads * head)
         return query, outs.get("k_proj", keys * head), outs.get("v_proj", keys * head), heads
-
-    def _has_rotary(self) -> bool:
-        return any(group.role == "rotary" for group in self.profile.tensors) or any(
-            "rotary" in group.name for group in self.profile.tensors
-        )
 
     def _is_recurrent(self) -> bool:
         names = [group.name for group in self.groups if _in_mixer(group.name)]

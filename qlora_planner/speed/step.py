@@ -48,7 +48,7 @@ def setting_of(placement: Placement, trainer: TrainerRow) -> Setting:
     quantized = placement.packed_matrices > 0
     # Norms that autocast runs in float32 hand it on where a layer returns the dtype it was given: quantised ones do.
     # DoRA's float32 magnitudes make every result float32.
-    wide = bool(run.upcast) or (autocast and ((has_fused_norms(placement.profile) and quantized) or run.dora))
+    wide = bool(run.upcast) or (autocast and ((has_fused_norms(placement) and quantized) or run.dora))
     return Setting(
         quant=run.quant or "none",
         double_quant=run.double_quant,
@@ -72,7 +72,7 @@ def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
     beside = len(trainer.passes) - 1  # passes without gradients: a forward each
     micro = _total([_passes(layer.plain, run, layer.unneeded, beside) * layer.count for layer in layers])
     masked = tuple((layer.window, _beyond(layer, run, beside)) for layer in layers if layer.window is not None)
-    head = _head(profile, run, at, resolution.loss)
+    head = _head(placement, at, resolution.loss)
     micro += head * (1 + beside / _HEAD_PRODUCTS) if beside else head
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
@@ -114,12 +114,13 @@ def _beyond(layer: LayerWork, run: RunConfig, beside: int) -> Work:
     return more * layer.count
 
 
-def _head(profile: ModelProfile, run: RunConfig, at: Setting, loss: LossMemory) -> Work:
+def _head(placement: Placement, at: Setting, loss: LossMemory) -> Work:
     """Embedding, last norm, output head and loss, forwards and backwards."""
+    profile, run = placement.profile, placement.run
     hidden = int(profile.dims.get("hidden_size") or 1)
     vocab = int(profile.dims.get("vocab_size") or 1)
     c, weights = at.compute, float(hidden) * vocab
-    last = norm(hidden, at, fused=has_fused_norms(profile))
+    last = norm(hidden, at, fused=has_fused_norms(placement))
     total = last.forward + last.backward + moves(12, 4 * at.stream * hidden)
     total += cast(hidden, at.stream, c) + cast(hidden, c, at.stream)
     product = terms(tokens=2.0 * weights)

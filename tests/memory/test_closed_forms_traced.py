@@ -17,6 +17,7 @@ from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.activations import Activations, activations, model_shape
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_tape
@@ -78,7 +79,7 @@ def test_padding_costs_for_every_pair_of_positions_what_it_costs_the_traced_clas
 def layers_alone(model: str, run: RunConfig) -> Activations:
     profile = CATALOGUE.load(model)
     resolution = resolve(profile, run)
-    shape = model_shape(profile, resolution.run)
+    shape = model_shape(Placement(profile, resolution.run))
     return activations(shape, resolution.run, resolution.trainer, resolution.loss)
 
 

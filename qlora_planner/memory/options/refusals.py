@@ -128,7 +128,7 @@ def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:
 
 def _adapts_head(profile: ModelProfile, run: RunConfig) -> bool:
     wanted = (run.target_modules or "").split(",")
-    heads = {group.name.rpartition(".")[0] for group in profile.tensors if group.role == "output_head"}
+    heads = profile.modules_of("output_head")
     return any(head == name or head.endswith("." + name) for head in heads for name in wanted if name)
 
 

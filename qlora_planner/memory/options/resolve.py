@@ -149,7 +149,7 @@ def _named_targets(draft: _Draft) -> None:
     """Say which names match nothing: PEFT passes over them in silence as long as one matches."""
     wanted = draft.asked.target_modules
     # Facts of a class alone have no modules to look names up in; PEFT says by itself what it does not find.
-    if wanted is None or wanted in WHOLE_SETS or not draft.profile.tensors:
+    if wanted is None or wanted in WHOLE_SETS or not draft.profile.layer_kinds:
         return
     targets = targets_of(draft.profile, wanted)
     if targets.unmatched:

@@ -75,10 +75,6 @@ def _of_stack(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
         if named.package in others:
             continue
         what = f"these are the figures of {named.package} {named.instead}"
-        if named.package == "transformers" and parse_version(named.version) < (5, 0) and _has_experts(profile):
+        if named.package == "transformers" and parse_version(named.version) < (5, 0) and profile.modules_of("experts"):
             what += ", and before 5 experts are linear layers, which 4-bit loading takes too"
         yield Unmodelled(key=f"{named.package} {named.version}", what=what)
-
-
-def _has_experts(profile: ModelProfile) -> bool:
-    return any(group.role == "experts" for group in profile.tensors)
