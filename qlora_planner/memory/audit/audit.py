@@ -155,10 +155,14 @@ def _row(
     loaded = prepared = quantized = 0
     for tensor in tensors:
         count = 0 if tensor.group.tied_with else tensor.group.count
-        constants = sum(block_bytes(part) for part in tensor.constant_bytes)
-        loaded += count * (block_bytes(tensor.weight_bytes) + constants)
-        prepared += count * (block_bytes(tensor.prepared_bytes) + constants)
-        quantized += count * _quantized_bytes(tensor, run, scheme)
+        constants = _in_blocks(*tensor.constant_bytes)
+        loaded += count * (_in_blocks(tensor.weight_bytes) + constants)
+        prepared += count * (_in_blocks(tensor.prepared_bytes) + constants)
+        if tensor.scheme is None and len(tensor.shape) > 1:
+            weight, rest = packed_bytes(scheme, tensor.shape, run.double_quant)
+            quantized += count * _in_blocks(weight, *rest)
+        else:
+            quantized += count * (_in_blocks(tensor.weight_bytes) + constants)
     expected = role in _EXPECTED and len(groups[0].shape) >= 2 and reason != "tied"
     return AuditRow(
         role=role,
@@ -173,12 +177,8 @@ def _row(
     )
 
 
-def _quantized_bytes(tensor: PlacedTensor, run: RunConfig, scheme: QuantScheme) -> int:
-    """The weight and its constants, if bitsandbytes held it."""
-    if len(tensor.shape) < 2:
-        return block_bytes(tensor.weight_bytes)
-    weight, constants = packed_bytes(scheme, tensor.shape, run.double_quant)
-    return block_bytes(weight) + sum(block_bytes(part) for part in constants)
+def _in_blocks(*sizes: int) -> int:
+    return sum(block_bytes(size) for size in sizes)
 
 
 def _examples(groups: Iterable[TensorGroup]) -> list[str]:

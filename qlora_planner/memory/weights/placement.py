@@ -133,7 +133,9 @@ class Placement:
         loaded = dtype = group.dtype_float16 if load_dtype(run) == "float16" else group.dtype
         constants: tuple[int, ...] = ()
         if scheme is not None:
-            size, constants = packed_bytes(scheme, shape, run.double_quant)
+            # transformers turns a Conv1D's weight before it is packed: int8 has a scale for each of its outputs.
+            rows = shape[::-1] if group.module_class == "Conv1D" else shape
+            size, constants = packed_bytes(scheme, rows, run.double_quant)
         else:
             size = DTYPE_BYTES[loaded] * numel
             if run.upcast and loaded in _HALF and not group.buffer:
@@ -154,9 +156,8 @@ class Placement:
             birth = "float32" if base.scheme.row_statistics else run.compute_dtype or "bfloat16"
         tensor = Trainable(shape=shape, dtype=adapter.dtype, count=adapter.count)
         yield AddedTensor(tensor=tensor, birth_dtype=birth, base=base, adapter=adapter)
-        if run.dora and adapter.name in ("lora_B", "lora_embedding_A"):
-            width = shape[0 if adapter.name == "lora_B" else 1]
-            tensor = Trainable(shape=(width,), dtype="float32", count=adapter.count)
+        if run.dora and adapter.name in ("lora_B", "lora_embedding_B"):
+            tensor = Trainable(shape=shape[:1], dtype="float32", count=adapter.count)
             yield AddedTensor(tensor=tensor, birth_dtype="bfloat16", base=base, adapter=adapter, magnitude=True)
 
     def _saved(self) -> Iterator[AddedTensor]:
