@@ -52,7 +52,6 @@ _NEVER_TURNED = (
     "drop",
     "jitter",
     "noise",
-    "coef",
     "clip",
     "limit",
     "size",
