@@ -155,7 +155,7 @@ class Whole:
 
 def whole_step(counter: Counter, cut: Any) -> Whole:
     """The cut-down model's counts at the model's full depth."""
-    from qlora_planner.profiling.tracing.layers import represent
+    from qlora_planner.spec.layers import represent
 
     copies: dict[int, int] = defaultdict(int)
     for place in represent(cut.kept, cut.order):

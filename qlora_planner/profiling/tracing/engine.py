@@ -26,6 +26,7 @@ from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers import evaluate, tracer_of
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
+from qlora_planner.spec.layers import represent
 from qlora_planner.spec.trace import Tape
 from qlora_planner.train.options import checkpointing_options
 
@@ -147,7 +148,7 @@ def _plain(recorder: Recorder, cut: layers.Cut) -> Tape:
             replace(segment, start=positions[segment.start], stop=positions[segment.stop])
             for segment in recorder.segments
         ),
-        places=layers.represent(cut.kept, cut.order),
+        places=represent(cut.kept, cut.order),
         kept=cut.kept,
         workspaces=frozenset(workspaces),
         on_host=frozenset(recorder.on_host & born),

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from qlora_planner.spec.layers import MOST_KEPT, kept_positions
+
 _INDEX_NAMES = re.compile(r"(layer|block)_?(idx|id|index|number|num)$|^(idx|index)$|_layer_index$")
 _TOWERS = ("vision", "visual", "audio", "encoder.", "image")
 
@@ -96,29 +98,22 @@ def _reads_other_keys(layer: nn.Module) -> bool:
     return any("kv_shared" in key and value is not None and value is not False for key, value in settings)
 
 
-def choose(model: nn.Module, most: int = 24) -> Cut:
+def choose(model: nn.Module, most: int = MOST_KEPT) -> Cut:
     """First and last layer and one inner layer of each kind, with the layers whose keys and values others reuse."""
     name, layers = decoder_layers(model)
     order = _kinds(model, layers)
     depth = len(order)
-    if depth <= 4:
-        return Cut(list_name=name, order=order, kept=tuple(range(depth)))
-    keep = {0, depth - 1}
-    for kind in dict.fromkeys(order):
-        inner = [index for index in range(1, depth - 1) if order[index] == kind]
-        if inner:
-            keep.add(inner[0])
+    also = set()
     for layer in layers:
         for module in layer.modules():
             for key in ("kv_shared_layer_index", "kv_source_layer_idx"):
                 source = getattr(module, key, None)
                 if isinstance(source, int) and 0 <= source < depth:
-                    keep.add(source)
+                    also.add(source)
     # Backward meets the last reader of another layer's keys first: it makes their gradient, the others add to it.
     readers = {kind for kind, layer in zip(order, layers, strict=True) if _reads_other_keys(layer)}
-    keep |= {max(index for index in range(depth) if order[index] == kind) for kind in readers}
-    kept = sorted(keep)[:most]
-    return Cut(list_name=name, order=order, kept=tuple(kept))
+    also |= {max(index for index in range(depth) if order[index] == kind) for kind in readers}
+    return Cut(list_name=name, order=order, kept=kept_positions(order, sorted(also), most))
 
 
 def choose_all(model: nn.Module) -> Cut:
@@ -154,18 +149,3 @@ def apply(model: nn.Module, cut: Cut) -> None:
         worked_out = isinstance(getattr(type(holder), "num_hidden_layers", None), property)
         if getattr(holder, "num_hidden_layers", None) == depth and not per_layer_inputs and not worked_out:
             holder.num_hidden_layers = len(cut.kept)
-
-
-def represent(kept: Sequence[int], order: Sequence[str]) -> tuple[int, ...]:
-    """For each layer of the whole model, the position among the kept ones that stands for it.
-
-    A kept layer stands for itself; others are stood for by a kept layer of their kind that is neither first nor last.
-    """
-    last = len(order) - 1
-    inner: dict[str, int] = {}
-    for position, index in enumerate(kept):
-        stand_in = inner.get(order[index])
-        if stand_in is None or (0 < index < last and kept[stand_in] in (0, last)):
-            inner[order[index]] = position
-    places = {index: position for position, index in enumerate(kept)}
-    return tuple(places.get(index, inner[kind]) for index, kind in enumerate(order))
