@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test coverage profiles fields cards tapes tables calibration screenshots install faults
+.PHONY: check format lint types layers test coverage profiles fields cards tapes families tables calibration screenshots install faults
 
 check: lint types layers test
 
@@ -46,6 +46,12 @@ tapes:
 	$(PYTHON) -m tools.traces profiles single --resume
 	$(PYTHON) -m tools.traces profiles batched --resume
 	$(PYTHON) -m tools.traces profiles moments
+
+# Trace every structure of the catalogue for the recipes that people use, half a minute a piece, popular ones first; stop
+# it and call it again as you like. Pieces are kept in build/families; the second line makes what ships of them.
+families:
+	$(PYTHON) -m tools.families.make build/families
+	$(PYTHON) -m tools.families.pack build/families/pieces.jsonl profiles
 
 # Write docs/faults.md again from the tests that hold it.
 faults:

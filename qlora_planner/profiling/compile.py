@@ -61,7 +61,7 @@ def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check
     Raises NotPolynomialError when the tapes' events differ or a size is no sum of a few monomials.
     """
     tapes = [trace(point) for point in (*points, check)]
-    codes = _aligned(tapes, (*points, check))
+    codes = aligned_codes(tapes, (*points, check))
     fits: dict[tuple[int, ...], tuple[Term, ...]] = {}
     sizes: dict[tuple[tuple[Term, ...], bool], int] = {}
     events: list[int] = []
@@ -87,7 +87,7 @@ def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check
     )
 
 
-def _aligned(tapes: Sequence[Tape], points: Sequence[Point]) -> list[int]:
+def aligned_codes(tapes: Sequence[Tape], points: Sequence[Point]) -> list[int]:
     """Events as codes (0 for a birth, -n for the death of the n-th born), the same in every tape."""
     lengths = dict(sorted((seq, len(tape.events)) for (_, seq, _), tape in zip(points, tapes, strict=True)))
     counts = list(lengths.values())
@@ -125,13 +125,13 @@ def _fit(observed: tuple[int, ...], points: Sequence[Point]) -> tuple[Term, ...]
     values = {m: [b ** m[0] * s ** m[1] * r ** m[2] for b, s, r in points] for m in BASIS}
     for count in range(1, MOST_TERMS + 1):
         for chosen in combinations(BASIS, count):
-            solved = _solve([values[m] for m in chosen], observed)
+            solved = solve([values[m] for m in chosen], observed)
             if solved is not None and all(solved):
                 return tuple((c.numerator, c.denominator, m) for c, m in zip(solved, chosen, strict=True))
     raise NotPolynomialError(f"a size of {observed} bytes at {tuple(points)} is no sum of {MOST_TERMS} monomials")
 
 
-def _solve(columns: Sequence[Sequence[int]], observed: Sequence[int]) -> list[Fraction] | None:
+def solve(columns: Sequence[Sequence[int]], observed: Sequence[int] | Sequence[Fraction]) -> list[Fraction] | None:
     """Coefficients that reproduce every observation exactly, or None."""
     count = len(columns)
     rows = [[Fraction(column[i]) for column in columns] + [Fraction(observed[i])] for i in range(len(observed))]

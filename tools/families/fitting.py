@@ -1,0 +1,123 @@
+"""From tapes of several sizes of one class to one whose sizes are polynomials in the class's own dimensions too.
+
+Every tape is traced on a model of other dimensions at another batch, sequence and rank, which share no factors, so that
+a size names the product that it is: a monomial of batch, sequence and rank times a product of dimensions. A sum of two
+is solved exactly, in fractions, and proved at the tapes that are left; of longer ones the first terms are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from fractions import Fraction
+from itertools import combinations, combinations_with_replacement
+from math import prod
+
+import numpy as np
+
+from qlora_planner.errors import PlannerError
+from qlora_planner.profiling.compile import BASIS, Point, solve
+from qlora_planner.spec.trace import Monomial
+
+MOST_FACTORS = 3
+_SIMPLE = 1 << 20  # denominators and digits of a coefficient that means something
+Product = tuple[str, ...]
+SymbolTerm = tuple[Fraction, Monomial, Product]
+Sum = tuple[SymbolTerm, ...]
+
+
+class UnfittedError(PlannerError):
+    """A size that is no sum of few products of the dimensions."""
+
+
+class SizeFitter:
+    """Solves sizes at `points` (batch, sequence, rank), each on a model of the dimensions `dims` beside it."""
+
+    def __init__(
+        self, symbols: Sequence[str], dims: Sequence[Mapping[str, int]], points: Sequence[Point], begun: Sequence[Sum]
+    ) -> None:
+        self._at = list(zip(dims, points, strict=True))
+        self._single: dict[tuple[Fraction, ...], tuple[Monomial, Product, int]] = {}
+        self._columns: list[tuple[Monomial, Product, tuple[int, ...]]] = []
+        for factors in range(MOST_FACTORS + 1):
+            for product in combinations_with_replacement(symbols, factors):
+                for monomial in BASIS:
+                    values = tuple(self._value(monomial, product, *pair) for pair in self._at)
+                    ratios = tuple(Fraction(value, values[0]) for value in values)
+                    if ratios not in self._single:
+                        self._single[ratios] = (monomial, product, values[0])
+                        if factors <= 2 or monomial == (0, 0, 0):  # weights of joined projections have three
+                            self._columns.append((monomial, product, values))
+        self._begun = {self.at_points(terms): terms for terms in begun}
+        self._matrix = np.array([values for _, _, values in self._columns], dtype=float)
+
+    @staticmethod
+    def _value(monomial: Monomial, product: Product, dims: Mapping[str, int], point: Point) -> int:
+        batch, seq, rank = point
+        b, s, r = monomial
+        return int(batch**b * seq**s * rank**r) * prod(dims[name] for name in product)
+
+    def at_points(self, terms: Sum) -> tuple[Fraction, ...]:
+        """What a sum is at each of the points."""
+        return tuple(
+            sum((c * self._value(monomial, product, *pair) for c, monomial, product in terms), Fraction(0))
+            for pair in self._at
+        )
+
+    def fit(self, observed: Sequence[int]) -> Sum:
+        """The sum that is `observed` at the points. Raises UnfittedError."""
+        if len(set(observed)) == 1:
+            return ((Fraction(observed[0]), (0, 0, 0), ()),)
+        ratios = tuple(Fraction(value, observed[0]) for value in observed)
+        if ratios in self._single:
+            monomial, product, first = self._single[ratios]
+            return ((Fraction(observed[0], first), monomial, product),)
+        for values, terms in self._begun.items():
+            rest = [value - part for value, part in zip(observed, values, strict=True)]
+            ratios = tuple(value / rest[0] for value in rest) if all(rest) else ()
+            if ratios in self._single:
+                monomial, product, first = self._single[ratios]
+                return (*terms, (rest[0] / first, monomial, product))
+        found = sorted(self._pairs(observed), key=_complexity)
+        if found:
+            return found[0]
+        for terms in self._three(observed):
+            return terms
+        raise UnfittedError(f"a size of {tuple(observed)} bytes at {[p for _, p in self._at]} is no sum of products")
+
+    def _three(self, observed: Sequence[int]) -> Iterator[Sum]:
+        """One product of dimensions times a sum of three monomials, as of the tokens that are neither padded nor a
+        row's last."""
+        monomials = [(monomial, [self._value(monomial, (), *pair) for pair in self._at]) for monomial in BASIS]
+        for product in (p for p in dict.fromkeys(product for _, product, _ in self._columns)):
+            scale = [self._value((0, 0, 0), product, *pair) for pair in self._at]
+            wanted = [Fraction(value, by) for value, by in zip(observed, scale, strict=True)]
+            for chosen in combinations(monomials, 3):
+                solved = solve([values for _, values in chosen], wanted)
+                if solved is not None and all(solved):
+                    yield tuple((c, monomial, product) for c, (monomial, _) in zip(solved, chosen, strict=True))
+
+    def _pairs(self, observed: Sequence[int]) -> Iterator[Sum]:
+        """Sums of two products, looked for in floating point and proved in fractions."""
+        matrix, wanted = self._matrix, np.array(observed, dtype=float)
+        for row, (monomial, product, values) in enumerate(self._columns):
+            others = matrix[row + 1 :]
+            gap = values[0] * others[:, 1] - values[1] * others[:, 0]
+            with np.errstate(divide="ignore", invalid="ignore"):
+                x = (wanted[0] * others[:, 1] - wanted[1] * others[:, 0]) / gap
+                y = (values[0] * wanted[1] - values[1] * wanted[0]) / gap
+                off = np.abs(np.outer(x, values) + y[:, None] * others - wanted).max(axis=1)
+            for near in np.nonzero(off < 1e-6 * wanted.max())[0]:
+                other_monomial, other_product, other = self._columns[row + 1 + int(near)]
+                exact = values[0] * other[1] - values[1] * other[0]
+                if not exact:
+                    continue
+                share = Fraction(observed[0] * other[1] - observed[1] * other[0], exact)
+                rest = Fraction(values[0] * observed[1] - values[1] * observed[0], exact)
+                terms = ((share, monomial, product), (rest, other_monomial, other_product))
+                simple = all(0 < abs(c.numerator) < _SIMPLE and c.denominator < _SIMPLE for c, _, _ in terms)
+                if simple and self.at_points(terms) == tuple(observed):
+                    yield terms
+
+
+def _complexity(terms: Sum) -> tuple[int, int]:
+    return sum(len(product) + sum(m) for _, m, product in terms), sum(c.denominator for c, _, _ in terms)

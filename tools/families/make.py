@@ -1,0 +1,208 @@
+"""`make families`: trace every structure of the catalogue for every recipe.
+
+python -m tools.families.make OUT [--jobs N] [--seconds S] [--names A,B] [--recipes A,B] [--regions A,B] [--all]
+
+Each piece of work ends in a line of OUT/pieces.jsonl, errors among them; pieces that are there already are not made
+again, so that it can be stopped and called anew. `tools.families.pack` makes the shipped files of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import lru_cache
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from tools.families.recipes import RECIPES
+from tools.families.regions import Region, regions
+from tools.families.toys import NOT_ARCHITECTURE, Toys, toys_of
+
+# The classes most used come first, so that a run that is stopped has made what is asked for most.
+FIRST = (
+    "llama",
+    "qwen2",
+    "mistral",
+    "qwen3",
+    "gemma2",
+    "gemma3_text",
+    "phi3",
+    "gemma",
+    "gpt_neox",
+    "gpt2",
+    "ministral3",
+)
+Piece = tuple[str, str, str]
+
+
+def structure_of(raw: dict[str, Any]) -> tuple[str, bool]:
+    """A word for the structure of a config: its first toy; and whether it has a sliding window."""
+    toys = toys_of(raw)
+    small = {
+        key: _told_apart(key, value)
+        for key, value in toys.configs[0].items()
+        if key not in NOT_ARCHITECTURE and not key.endswith("_token_id")
+    }
+    windowed = isinstance(small.get("sliding_window"), int) and small.get("use_sliding_window") is not False
+    if windowed:
+        small["sliding_window"] = True
+    return json.dumps([small, toys.kinds], sort_keys=True, default=str), windowed
+
+
+def _told_apart(name: str, value: Any) -> Any:
+    """What of a field may make another structure: of a number with a fraction whether it is zero, of rotary positions
+    nothing (`make fields` found so). Whether that holds is proved at the end, at every model's own trace."""
+    if isinstance(value, float):
+        return value != 0
+    if name == "max_window_layers":  # read where sliding windows are used alone, whose pattern is among the kinds
+        return None
+    if name.startswith("rope_"):
+        return None
+    return value
+
+
+def structure_word(raw: dict[str, Any]) -> str:
+    """`structure_of`, or why there is none, for a pool of processes."""
+    _quieten()
+    return _structure(raw)[0]
+
+
+def _structure(raw: dict[str, Any]) -> tuple[str, bool]:
+    try:
+        return structure_of(raw)
+    except Exception as error:  # a class of which no toys can be made
+        return f"refused: {type(error).__name__}: {error}", False
+
+
+def made(piece: Piece, raw: dict[str, Any]) -> dict[str, Any]:
+    """One piece of work: its family's tape, or the reason why there is none."""
+    started = time.process_time()
+    name, recipe, region_name = piece
+    line: dict[str, Any] = {"name": name, "recipe": recipe, "region": region_name}
+    try:
+        _quieten()
+        line |= _traced(raw, recipe, region_name)
+    except Exception as error:  # the reason is what is wanted of a piece that cannot be made
+        line["error"] = f"{type(error).__name__}: {error}"[:500]
+    return line | {"seconds": round(time.process_time() - started, 1)}
+
+
+def _quieten() -> None:
+    import warnings
+
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    transformers.logging.set_verbosity(50)
+
+
+def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any]:
+    from qlora_planner.session import load_gpu
+    from tools.families.tracing import family_tape
+
+    region = _region(region_name)
+    run, before_80 = RECIPES[recipe]
+    toys = _toys(json.dumps(raw), region.windows)
+    family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
+    document = family.tape.to_dict()
+    document["sizes"] = [
+        [[c.numerator, c.denominator, *m, *(family.symbols.index(name) for name in product)] for c, m, product in terms]
+        for terms in family.sizes
+    ]
+    return {"kinds": toys.kinds, "symbols": family.symbols, "tape": document}
+
+
+@lru_cache(maxsize=8)
+def _toys(raw: str, windows: tuple[int, ...]) -> Toys:
+    return toys_of(json.loads(raw), windows)
+
+
+def _region(name: str) -> Region:
+    return next(r for windowed in (False, True) for r in regions(windowed) if r.name == name)
+
+
+def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[str, Any]]]:
+    """All that is to be made, likeliest to be asked for first."""
+    representatives: dict[str, tuple[str, dict[str, Any], bool]] = {}
+    refused: list[str] = []
+    wanted = given.names.split(",") if given.names else None
+    paths = [path for path in sorted((root / "configs").glob("*.json")) if wanted is None or path.stem in wanted]
+    configs = [json.loads(path.read_text("utf-8")) for path in paths]
+    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
+        structures = list(pool.map(_structure, configs))
+    for path, raw, (word, windowed) in zip(paths, configs, structures, strict=True):
+        if word.startswith("refused: "):
+            refused.append(f"{path.stem}: {word}"[:200])
+        else:
+            representatives.setdefault(word, (path.stem, raw, windowed))
+    print(len(representatives), "structures;", len(refused), "refused:", *refused, sep="\n  ", flush=True)
+    ordered = sorted(representatives.values(), key=lambda one: _turn(one[1]["model_type"]))
+    recipes = given.recipes.split(",") if given.recipes else list(RECIPES)
+    chosen = given.regions.split(",") if given.regions else None
+    waiting: list[tuple[int, Piece, dict[str, Any]]] = []
+    for turn, recipe in enumerate(recipes):
+        for name, raw, windowed in ordered:
+            popular = raw["model_type"] in FIRST
+            if popular or recipe == "default" or given.all:
+                for region in regions(windowed):
+                    if chosen is None or region.name.replace(" within", "").replace(" beyond", "") in chosen:
+                        late = {"middle": 0, "long": 2, "short": 4}[region.length] + (0 if popular else 6)
+                        waiting.append((turn + late, (name, recipe, region.name), raw))
+    yield from ((piece, raw) for _, piece, raw in sorted(waiting, key=lambda one: one[0]))
+
+
+def _turn(model_type: str) -> int:
+    return FIRST.index(model_type) if model_type in FIRST else len(FIRST)
+
+
+def main() -> int:
+    """The command line above."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--root", type=Path, default=Path("profiles"))
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--seconds", type=float, default=1e9)
+    parser.add_argument("--names")
+    parser.add_argument("--recipes")
+    parser.add_argument("--regions")
+    parser.add_argument("--all", action="store_true", help="all recipes for the less used classes too")
+    given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
+    kept = given.out / "pieces.jsonl"
+    done = set()
+    if kept.is_file():
+        done = {(p["name"], p["recipe"], p["region"]) for p in map(json.loads, kept.read_text("utf-8").splitlines())}
+    _quieten()
+    waiting = [(piece, raw) for piece, raw in pieces(given.root, given) if piece not in done]
+    print(len(waiting), "pieces", flush=True)
+    until, finished, failed = time.monotonic() + given.seconds, 0, 0
+    with (
+        ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool,
+        kept.open("a", encoding="utf-8") as to,
+    ):
+        futures = [pool.submit(made, piece, raw) for piece, raw in waiting]
+        try:
+            for future in as_completed(futures, timeout=max(1.0, until - time.monotonic())):
+                line = future.result()
+                to.write(json.dumps(line, separators=(",", ":")) + "\n")
+                finished += 1
+                failed += "error" in line
+        except TimeoutError:
+            pass
+        to.flush()
+        for process in list(pool._processes.values()):
+            process.kill()
+        pool.shutdown(wait=False, cancel_futures=True)
+    print(f"{finished} of {len(waiting)} made, {failed} of them refused", flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

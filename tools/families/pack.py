@@ -1,0 +1,140 @@
+"""`make families`, its end: from pieces to the files that ship, each proved at the catalogue's own traces.
+
+python -m tools.families.pack PIECES ROOT. A model is answered from a family only where the default recipe's tapes of
+the family are its own shipped tapes to the byte, in every region that both have; the others are listed.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import sys
+from collections import defaultdict
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.memory.sweep.validity import ValidityRange
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, fuses_short_rows, region_name
+from qlora_planner.sources.tapes import KINDS, StoredTape, stored_tapes
+from qlora_planner.spec.family import FamilyTape
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.trace import CompiledTape
+from tools.families.make import structure_word
+
+Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region
+
+
+def differs(own: StoredTape, family: CompiledTape) -> str | None:
+    """Where a family's tape is not a model's own, to the byte; None where it is."""
+    region = own.region
+    if [c if c < 0 else 0 for c in own.tape.events] != [c if c < 0 else 0 for c in family.events]:
+        return "other events"
+    if own.tape.segments != family.segments or own.tape.places != family.places:
+        return "other segments"
+    for batch, seq, rank in _points(region):
+        one, other = own.tape.at(batch, seq, rank), family.at(batch, seq, rank)
+        if one.events != other.events or one.workspaces != other.workspaces:
+            return f"other sizes at {batch} x {seq}"
+    return None
+
+
+def _points(region: ValidityRange) -> list[tuple[int, int, int]]:
+    """Sizes inside a region, its ends among them."""
+    if not region.batched:
+        top = min(region.high, 4 * max(region.low, 2048))
+        lengths = sorted({region.low + 1, (region.low + top) // 2, top})
+        return [(1, seq, 16) for seq in lengths if region.holds(1, seq)]
+    sizes = [(8, 512), (2, 1024), (4, 512), (3, 700), (12, 2048), (2, 5000), (9, 4100), (8, 300)]
+    return [(batch, seq, 16) for batch, seq in sizes if region.holds(batch, seq)]
+
+
+def proved(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: Path) -> list[str]:
+    """Why a model is not answered from a family: every region in which its own trace is another. Empty: it is."""
+    faults, seen = [], 0
+    for kind in KINDS:
+        for own in stored_tapes(profile, kind, [root / "tapes"]):
+            name = region_name(profile, own.region)
+            piece = pieces.get((own.tape.variant, name))
+            if piece is None or (name.startswith("single short") and fuses_short_rows(profile)):
+                continue
+            tape = FamilyTape.from_dict(piece["tape"], tuple(header["symbols"]), tuple(header["kinds"])).of_model(
+                profile
+            )
+            fault = "other layers or dimensions" if tape is None else differs(own, tape)
+            seen += 1
+            if fault is not None:
+                faults.append(f"{name} ({own.region.low} to {own.region.high}): {fault}")
+    return faults if seen else ["no trace of its own to be proved at"]
+
+
+def main(kept: Path, root: Path) -> int:
+    """Write the files and the index; print what is left out."""
+    words = _words(root, kept.parent / "words.json")
+    by_word: dict[str, Pieces] = defaultdict(dict)
+    headers: dict[str, dict[str, Any]] = {}
+    for line in kept.read_text("utf-8").splitlines():
+        piece = json.loads(line)
+        if "tape" in piece:
+            word = words[piece["name"]]
+            by_word[word].setdefault((piece["tape"]["variant"], piece["region"]), piece)
+            headers[word] = {"symbols": piece["symbols"], "kinds": piece["kinds"]}
+    catalogue = ModelCatalogue([root / "models"])
+    index: dict[str, str] = {}
+    (root / "families").mkdir(exist_ok=True)
+    for old in (root / "families").glob("*.gz"):
+        old.unlink()
+    numbers: dict[str, int] = defaultdict(int)
+    for word, pieces in sorted(by_word.items()):
+        answered = []
+        for stem in (stem for stem, other in words.items() if other == word):
+            profile = catalogue.load(stem.replace("__", "/", 1))
+            faults = proved(profile, pieces, headers[word], root)
+            if faults:
+                print(f"not {profile.id}: {'; '.join(faults)}"[:300], flush=True)
+            else:
+                answered.append(profile)
+        if not answered:
+            continue
+        model_type = answered[0].model_type
+        numbers[model_type] += 1
+        file = f"{model_type}-{numbers[model_type]}"
+        _write(root / "families" / f"{file}.jsonl.gz", pieces, headers[word], answered)
+        index |= {profile.config_sha256: file for profile in answered}
+        print(f"{file}: {len(pieces)} tapes, {len(answered)} models", flush=True)
+    document = {"schema": FAMILY_SCHEMA, "configs": dict(sorted(index.items()))}
+    (root / "families" / INDEX).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
+    return 0
+
+
+def _words(root: Path, kept: Path) -> dict[str, str]:
+    """The structure of every config of the catalogue, by file name; minutes, and so kept."""
+    if kept.is_file():
+        words: dict[str, str] = json.loads(kept.read_text("utf-8"))
+        return words
+    paths = sorted((root / "configs").glob("*.json"))
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
+        told = list(pool.map(structure_word, (json.loads(path.read_text("utf-8")) for path in paths)))
+    words = {path.stem: word for path, word in zip(paths, told, strict=True)}
+    kept.write_text(json.dumps(words, indent=0), "utf-8")
+    return words
+
+
+def _write(path: Path, pieces: Pieces, header: dict[str, Any], models: list[ModelProfile]) -> None:
+    ordered = sorted(pieces.items())
+    documents = [
+        {
+            "schema": FAMILY_SCHEMA, **header, "models": [profile.id for profile in models],
+            "versions": dict(models[0].versions),
+            "tapes": [{"variant": variant, "region": region} for (variant, region), _ in ordered],
+        },
+        *(piece["tape"] for _, piece in ordered),
+    ]  # fmt: skip
+    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))

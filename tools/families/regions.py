@@ -1,0 +1,58 @@
+"""Where families are traced: sizes between which nothing switches, as `memory.sweep.validity`, at a toy's window."""
+
+from __future__ import annotations
+
+from qlora_planner.profiling.compile import Point
+from qlora_planner.record import record
+from tools.families.toys import TOYS
+
+_RANKS = (8, 24, 56, 40, 16, 72)
+
+
+@record
+class Region:
+    """A kind of region: `length` short (to 512 tokens), middle (to 4,096) or long; of one row, or of several; where the
+    class has a sliding window, rows that lie within it or beyond."""
+
+    length: str
+    batched: bool
+    beyond: bool | None = None
+
+    @property
+    def name(self) -> str:
+        """How a family's file names it."""
+        window = {None: "", True: " beyond", False: " within"}[self.beyond]
+        return f"{'batched' if self.batched else 'single'} {self.length}{window}"
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sliding windows of the toys that put every traced row within or beyond; none for a class without."""
+        if self.beyond is None:
+            return ()
+        if not self.beyond:
+            return tuple(1 << 16 for _ in range(TOYS))
+        low, step = (65, 4) if self.batched or self.length == "short" else (515, 6)
+        return tuple(low + step * at for at in range(TOYS))
+
+    def points(self, count: int) -> list[Point]:
+        """Sizes (batch, sequence, rank) for as many traces, no two alike."""
+        ranks = _RANKS[:count]
+        if not self.batched:
+            seqs = {
+                "short": (144, 272, 432, 368, 208, 336),
+                "middle": (1088, 1984, 3392, 2624, 1472, 3776),
+                "long": (4672, 7232, 8128, 5696, 7744, 6464),  # two tiles of the head
+            }[self.length]
+            return [(1, seq, rank) for seq, rank in zip(seqs[:count], ranks, strict=False)]
+        if self.length == "middle":
+            batches, seqs = (2, 3, 5, 4, 3, 2), (768, 448, 320, 704, 1088, 1344)
+        else:  # rows enough that the tokens that are no padding fill a tile of the head
+            batches, seqs = (8, 9, 11, 10, 13, 12), (768, 1088, 640, 832, 1216, 576)
+        return list(zip(batches[:count], seqs[:count], ranks, strict=False))
+
+
+def regions(windowed: bool) -> list[Region]:
+    """Every kind of region, those that are asked for most first."""
+    sides = (False, True) if windowed else (None,)
+    order = (("middle", False), ("middle", True), ("long", True), ("long", False), ("short", False))
+    return [Region(length=length, batched=batched, beyond=side) for length, batched in order for side in sides]

@@ -1,0 +1,224 @@
+"""Small models of one class and structure whose dimensions share no factors: what a family is traced on.
+
+A toy keeps every field of a real config but its dimensions, and as many layers as are needed for the same pattern of
+kinds among the layers that a trace keeps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+from transformers import AutoConfig
+
+from qlora_planner.errors import InputError
+from qlora_planner.profiling.tracing import layers
+from qlora_planner.profiling.tracing.build import skeleton
+from qlora_planner.record import record
+
+# Fields of a config that say nothing of its tensors or of how it runs.
+NOT_ARCHITECTURE = (
+    "architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config", "_name_or_path",
+)  # fmt: skip
+# Values for each dimension, one a toy; groups of heads and head sizes where the class leaves them free.
+# Hidden sizes by head: most classes want a multiple of the number of heads, whatever the size of a head.
+_HIDDEN_BY_HEAD = (56, 72, 40, 104, 88, 24, 136, 152)
+_INTERMEDIATE = (960, 1472, 1088, 1856, 1216, 2176, 1664, 2432)
+_VOCABULARY = (1984, 2368, 2624, 1856, 3008, 2752, 3392, 4288)
+_POSITIONS = tuple(16384 + 64 * prime for prime in (7, 13, 29, 41, 53, 67, 79, 97))
+_HEADS = (4, 12, 20, 8, 28, 16, 44, 36)
+_KV_HEADS, _GROUPS = (2, 3, 5, 4, 7, 6, 2, 9), (3, 2, 2, 5, 2, 3, 11, 2)
+_HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
+TOYS = len(_HIDDEN_BY_HEAD)
+_MOST_LAYERS = 24
+_WIDEST_FREE_HEAD = (
+    128  # above, torch picks the kernel by the very size: sdp_utils.cpp, check_cudnn_d256_bprop_head_dim
+)
+
+
+@record
+class Toys:
+    """The toys of one structure: the configs, the dimensions by the names of the class's fields, the kinds kept."""
+
+    configs: tuple[Mapping[str, Any], ...]
+    dims: tuple[Mapping[str, int], ...]
+    kinds: tuple[str, ...]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The dimensions that are free in this class."""
+        return tuple(self.dims[0])
+
+
+def toys_of(raw: Mapping[str, Any], window: Sequence[int] = ()) -> Toys:
+    """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows.
+
+    Raises InputError where the class refuses to be built small.
+    """
+    config = _config(raw)
+    kept_kinds = kinds_of(config)
+    free = dict(_free_dimensions(config))
+    rows: list[dict[str, int]] = [_dimensions(free, config, at) for at in range(TOYS)]
+    if window:
+        rows = [{**row, "sliding_window": size} for row, size in zip(rows, window, strict=True)]
+    depth = _depth(config, rows[0], kept_kinds)
+    configs = tuple(_shrunk(config, row, depth) for row in rows)
+    for small in configs:
+        if kinds_of(_config(small)) != kept_kinds:
+            raise InputError("a toy of this structure keeps other layers than the model")
+    return Toys(configs=configs, dims=tuple(_named(row) for row in rows), kinds=kept_kinds)
+
+
+def _config(raw: Mapping[str, Any]) -> Any:
+    fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in NOT_ARCHITECTURE}
+    return AutoConfig.for_model(fields.pop("model_type"), **fields)
+
+
+def _model(config: Any) -> nn.Module:
+    return skeleton(_raw(config), None)
+
+
+def _raw(config: Any) -> dict[str, Any]:
+    fields = {key: value for key, value in config.to_dict().items() if key not in NOT_ARCHITECTURE}
+    return {**fields, "model_type": config.model_type}
+
+
+def kinds_of(config: Any) -> tuple[str, ...]:
+    """The kind of each layer that a trace of this model keeps, numbered as they come."""
+    cut = layers.choose(_model(config))
+    numbers: dict[str, str] = {}
+    return tuple(numbers.setdefault(kind, str(len(numbers))) for kind in cut.kinds)
+
+
+def _shapes(config: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(tensor.shape)) for name, tensor in _model(config).named_parameters()]
+
+
+def _free_dimensions(config: Any) -> Iterator[tuple[str, int]]:
+    """Each dimension that can be set by itself in this class, with the value that the config has."""
+    names = (
+        "hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim", "intermediate_size", "vocab_size",
+        "max_position_embeddings", "moe_intermediate_size", "shared_expert_intermediate_size",
+    )  # fmt: skip
+    small = copy.deepcopy(config)
+    before = None
+    for name in names:
+        value = getattr(config, name, None)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            continue
+        if name in ("hidden_size", "num_attention_heads", "vocab_size"):
+            yield name, value
+            continue
+        if before is None:
+            before = _shapes(small)
+        turned = copy.deepcopy(config)
+        try:
+            setattr(turned, name, 2 * value if name != "num_key_value_heads" else _other_divisor(config, value))
+            changed = _shapes(_config(_raw(turned))) != before
+        except Exception:  # a class may refuse what it does not leave free
+            continue
+        if changed:
+            yield name, value
+
+
+def _other_divisor(config: Any, value: int) -> int:
+    heads = int(config.num_attention_heads)
+    return next((k for k in (1, 2, 3, heads // 2, heads) if k and heads % k == 0 and k != value), value)
+
+
+def _dimensions(free: Mapping[str, int], config: Any, at: int) -> dict[str, int]:
+    """The dimensions of toy number `at`."""
+    heads, kv_heads = int(config.num_attention_heads), int(getattr(config, "num_key_value_heads", 0) or 0)
+    row = {"vocab_size": _VOCABULARY[at]}
+    if "num_key_value_heads" in free and 1 < kv_heads < heads:
+        row["num_key_value_heads"] = _KV_HEADS[at]
+        row["num_attention_heads"] = _KV_HEADS[at] * _GROUPS[at]
+    else:
+        row["num_attention_heads"] = _HEADS[at]
+        if "num_key_value_heads" in free:
+            row["num_key_value_heads"] = 1 if kv_heads == 1 < heads else _HEADS[at]
+    sizes = _head_dims(_rotated(config))
+    if "head_dim" in free:
+        row["hidden_size"] = row["num_attention_heads"] * _HIDDEN_BY_HEAD[at]
+        row["head_dim"] = sizes[at] if free["head_dim"] <= _WIDEST_FREE_HEAD else free["head_dim"]
+    else:
+        head_dim = int(config.hidden_size) // heads
+        row["hidden_size"] = row["num_attention_heads"] * (sizes[at] if head_dim <= _WIDEST_FREE_HEAD else head_dim)
+    for name, values in (("intermediate_size", _INTERMEDIATE), ("max_position_embeddings", _POSITIONS)):
+        if name in free:
+            row[name] = values[at]
+    for offset, name in enumerate(("moe_intermediate_size", "shared_expert_intermediate_size"), start=3):
+        if name in free:
+            row[name] = _INTERMEDIATE[(at + offset) % TOYS] + 64 * offset
+    return row
+
+
+def _rotated(config: Any) -> float:
+    """The part of each head that positions rotate."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    part = rope.get("partial_rotary_factor") if isinstance(rope, Mapping) else None
+    return float(part or getattr(config, "partial_rotary_factor", None) or getattr(config, "rotary_pct", None) or 1.0)
+
+
+def _head_dims(rotated: float) -> tuple[int, ...]:
+    """Head sizes of which the rotated part is whole and even."""
+    whole = [size for size in _HEAD_DIM if abs(size * rotated / 2 - round(size * rotated / 2)) < 1e-9]
+    whole = whole or [size for size in range(8, 129, 8) if abs(size * rotated / 2 - round(size * rotated / 2)) < 1e-9]
+    return tuple((whole * TOYS)[:TOYS]) if whole else _HEAD_DIM
+
+
+def _named(row: Mapping[str, int]) -> dict[str, int]:
+    """With a derived head size, without what is no symbol: key-value heads that are one or all, a wide head's size."""
+    kv_heads = row.get("num_key_value_heads")
+    alone = kv_heads is not None and (kv_heads == 1 or kv_heads == row["num_attention_heads"])
+    head_dim = row.get("head_dim", row["hidden_size"] // row["num_attention_heads"])
+    left_out = {"num_key_value_heads"} if alone else set()
+    if head_dim > _WIDEST_FREE_HEAD:
+        left_out |= {"head_dim"}
+    return {name: value for name, value in {**row, "head_dim": head_dim}.items() if name not in left_out}
+
+
+def _depth(config: Any, row: Mapping[str, int], kinds: tuple[str, ...]) -> int:
+    depth = int(config.num_hidden_layers)
+    for fewer in range(1 if depth <= 4 else 5, min(depth, _MOST_LAYERS) + 1):
+        try:
+            if kinds_of(_config(_shrunk(config, row, fewer))) == kinds:
+                return fewer
+        except Exception:  # a depth that the class refuses
+            continue
+    raise InputError(f"no depth up to {_MOST_LAYERS} has the pattern of layers of this model")
+
+
+def _shrunk(config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
+    small = copy.deepcopy(config)
+    whole = int(config.num_hidden_layers)
+    names = getattr(config, "attribute_map", {})
+    raw = _raw(small)
+    for name, value in row.items():
+        raw[names.get(name, name)] = value
+    raw[names.get("num_hidden_layers", "num_hidden_layers")] = depth
+    if "max_position_embeddings" not in row:
+        raw[names.get("max_position_embeddings", "max_position_embeddings")] = 1 << 17
+    for key, value in raw.items():
+        if isinstance(value, (list, tuple)) and len(value) == whole and depth < whole:
+            raw[key] = [*value[: depth - 1], value[-1]]
+        elif key.startswith("rope_") and isinstance(value, dict):
+            raw[key] = _resized(value, config, row)
+        elif key.endswith("_token_id") and isinstance(value, int):
+            raw[key] = min(value, 3)  # one that the smaller vocabulary has
+        elif key.endswith("_token_id") and isinstance(value, list):
+            raw[key] = [min(token, 3) for token in value]
+    return raw
+
+
+def _resized(rope: Mapping[str, Any], config: Any, row: Mapping[str, int]) -> dict[str, Any]:
+    """Parameters of rotary positions with as many factors as the toy's heads have pairs."""
+    heads, rotated = int(config.num_attention_heads), _rotated(config)
+    before = int((getattr(config, "head_dim", None) or int(config.hidden_size) // heads) * rotated) // 2
+    after = int(row.get("head_dim", row["hidden_size"] // row["num_attention_heads"]) * rotated) // 2
+    return {
+        name: ([value[0]] * after if isinstance(value, list) and len(value) == before else value)
+        for name, value in rope.items()
+    }

@@ -1,0 +1,129 @@
+"""One family's tape of one recipe and region: traced on toys of its class, solved, and proved at every one of them."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from functools import lru_cache
+from typing import Any
+
+from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.profiling.build import build_profile
+from qlora_planner.profiling.compile import Point, aligned_codes
+from qlora_planner.profiling.refusals import Prober
+from qlora_planner.profiling.tapes import trace_run
+from qlora_planner.profiling.tracing.cuda import bitsandbytes
+from qlora_planner.record import record
+from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape, Tape
+from tools.families.fitting import SizeFitter, Sum
+from tools.families.regions import Region
+from tools.families.toys import Toys
+
+CONFIGS = 6  # toys, each traced once: two tapes solve a sum of two products, the others prove it
+
+
+@record
+class Toy:
+    """A toy's config as the profiler takes it."""
+
+    config: Mapping[str, Any]
+    id: str = "toy"
+    sha256: str = "0" * 64
+
+
+@record
+class TracedFamily:
+    """A tape of the first toy and, for each of its sizes, the terms in the class's dimensions."""
+
+    tape: CompiledTape
+    sizes: tuple[Sum, ...]
+    symbols: tuple[str, ...]
+
+
+@contextlib.contextmanager
+def never_fused() -> Iterator[None]:
+    """As for weights of many millions and rows of some hundred tokens: toys are so small that bitsandbytes would
+    multiply them by its fused kernel at lengths at which no real model does. Below those lengths a family bounds from
+    above: a fused product makes no copy of the weight."""
+    own = bitsandbytes._bitsandbytes_rule
+    bitsandbytes._bitsandbytes_rule = lambda: (None, 0)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        bitsandbytes._bitsandbytes_rule = own
+
+
+def family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
+    """Trace and solve. Raises NotPolynomialError and UnfittedError where the class is not one tape in this region, and
+    what tracing raises."""
+    with never_fused():
+        return _family_tape(toys, recipe, gpu, region)
+
+
+def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
+    points = region.points(CONFIGS)
+    resolution = _resolved(toys.configs[0], recipe, gpu, region.batched)
+    variant = trace_key(resolution.run, resolution.stack, gpu)
+    tapes = [
+        _trace(config, resolution, gpu, point) for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
+    ]
+    codes = aligned_codes(tapes, points)
+    fitter = SizeFitter(toys.symbols, toys.dims[:CONFIGS], points, _begun_sums())
+    fits: dict[tuple[int, ...], Sum] = {}
+    sizes: dict[tuple[Sum, bool], int] = {}
+    events: list[int] = []
+    for at, code in enumerate(codes):
+        if code < 0:
+            events.append(code)
+            continue
+        observed = tuple(tape.events[at][1] for tape in tapes)
+        if observed not in fits:
+            fits[observed] = fitter.fit(observed)
+        workspace = tapes[0].events[at][0] in tapes[0].workspaces
+        events.append(sizes.setdefault((fits[observed], workspace), len(sizes)) + 1)
+    tape = CompiledTape(
+        variant=variant,
+        sizes=tuple(() for _ in sizes),
+        workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+        events=tuple(events),
+        segments=tapes[0].segments,
+        places=(),
+        kept=(),
+    )
+    return TracedFamily(tape=tape, sizes=tuple(terms for terms, _ in sizes), symbols=toys.symbols)
+
+
+def _begun_sums() -> list[Sum]:
+    """The first terms of sums of three: cuDNN's attention backward takes a workspace of 256 bytes, a sum in float32
+    for each row of each head, and accumulators as wide as the heads."""
+    return [((Fraction(256), (0, 0, 0), ()), (Fraction(4), (1, 1, 0), ("num_attention_heads",)))]
+
+
+class _Unasked(Prober):
+    """Does not ask what breaks: a piece of work that breaks says so."""
+
+    def refusal(self, *_given: Any, **_options: Any) -> None:
+        return None
+
+
+@lru_cache(maxsize=256)
+def _profile(config: str) -> ModelProfile:
+    return build_profile(Toy(config=json.loads(config)), prober=_Unasked())
+
+
+def _resolved(config: Mapping[str, Any], recipe: RunConfig, gpu: GpuSpec | None, batched: bool) -> Resolution:
+    # What a batch of several rows makes of options left open (padding) is resolved at such a batch.
+    return resolve(_profile(json.dumps(config, default=str)), recipe.with_(batch_size=8 if batched else 1), gpu)
+
+
+def _trace(config: Mapping[str, Any], resolution: Resolution, gpu: GpuSpec | None, point: Point) -> Tape:
+    batch, seq, rank = point
+    run = resolution.run.with_(batch_size=batch, seq_len=seq, rank=rank)
+    return trace_run(Toy(config=config), replace(resolution, run=run), gpu)
