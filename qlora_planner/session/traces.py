@@ -12,7 +12,7 @@ from qlora_planner.installing import install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
-from qlora_planner.sources.locations import cache_dir, tapes_dirs
+from qlora_planner.sources.locations import cache_dir, families_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
@@ -42,13 +42,17 @@ def tape_for(
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
     from qlora_planner.memory.weights.targets import as_traced, targeted
+    from qlora_planner.sources.families import family_tape
     from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)
     targeted(profile, resolution.run)  # modules that no adapter is known for are refused before anything is traced
     resolved = as_traced(profile, resolution.run)
     resolution, variant = replace(resolution, run=resolved), trace_key(resolved, resolution.stack, gpu)
-    stored = stored_tape(profile, tapes_dirs(profiles), resolved.batch_size, resolved.seq_len)
+    sizes = resolved.batch_size, resolved.seq_len
+    stored = stored_tape(profile, tapes_dirs(profiles), *sizes)
+    if stored is None or stored.tape.variant != variant:
+        stored = family_tape(profile, variant, families_dirs(profiles), *sizes)
     if stored is not None and stored.tape.variant == variant:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
         return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)

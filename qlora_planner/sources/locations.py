@@ -12,7 +12,7 @@ from pathlib import Path
 from qlora_planner.spec.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields")
+KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields", "families")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -51,6 +51,11 @@ def calibrations_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[P
 def tapes_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
     """Folders of compiled tapes; see `profile_roots` for the order and the errors."""
     return _inside("tapes", profiles)
+
+
+def families_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of families of traces; see `profile_roots` for the order and the errors."""
+    return _inside("families", profiles)
 
 
 def configs_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:

@@ -1,0 +1,110 @@
+"""Families of traces that ship: for each structure of a model class the recipes that people use, with the class's
+dimensions as letters. A model of the catalogue, or of the same shapes, is answered from them without any package.
+
+`families/NAME.jsonl.gz` holds a header with the models and the recipes, then one tape a line; `families/index.json`
+says which file a config is answered from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from qlora_planner.bounded import read_bytes, unpacked
+from qlora_planner.errors import InputError
+from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
+from qlora_planner.sources.tapes import StoredTape
+from qlora_planner.spec.family import FamilyTape
+from qlora_planner.spec.model import ModelProfile
+
+FAMILY_SCHEMA = "qlora-plan/family/1"
+INDEX = "index.json"
+_LARGEST_BYTES = 4 << 20
+# Weights below so many elements with less than half as many columns as rows are multiplied by bitsandbytes' fused
+# kernel at up to LEAST_TOKENS tokens on cards of compute capability 9.0 (backends/cuda/ops.py): no copy is made then.
+_SMALL_ELEMENTS = 4 << 20
+
+
+def region_name(profile: ModelProfile, region: ValidityRange) -> str:
+    """How the families name a region: `single` or `batched`, its length, and on which side of a window it lies."""
+    window = int(profile.dims.get("sliding_window") or 0)
+    if region.batched:
+        length = "middle" if region.most_tokens <= HEAD_TILE_TOKENS else "long"
+    else:
+        length = "short" if region.high <= LEAST_TOKENS else "middle" if region.high <= HEAD_TILE_TOKENS else "long"
+    last = window - (1 if profile.supports.get("sdpa") else 0)
+    side = "" if not window else " beyond" if region.low >= last else " within"
+    return f"{'batched' if region.batched else 'single'} {length}{side}"
+
+
+def family_tape(
+    profile: ModelProfile, variant: str, dirs: Sequence[Path], batch_size: int = 1, seq_len: int = 2048
+) -> StoredTape | None:
+    """The tape of this model, recipe and sizes out of its family; None where no family ships it.
+
+    `variant` is what `trace_key` says of the run. Raises InputError naming a file that cannot be read.
+    """
+    region = next((part for part in validity_ranges(profile, batch_size > 1) if part.holds(batch_size, seq_len)), None)
+    if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
+        return None
+    name = region_name(profile, region)
+    for folder in dirs:
+        path = _path_of(folder, profile.config_sha256)
+        if path is None:
+            continue
+        tape = _tape(path, profile, variant, name)
+        return None if tape is None else StoredTape(tape=tape, region=region)
+    return None
+
+
+def fuses_short_rows(profile: ModelProfile) -> bool:
+    """Whether some of a model's weights are so small that a fused kernel multiplies rows of a few hundred tokens."""
+    weights = (tensor for tensor in profile.tensors if tensor.quantized and len(tensor.shape) == 2)
+    return any(tensor.numel < _SMALL_ELEMENTS and 2 * tensor.shape[1] < tensor.shape[0] for tensor in weights)
+
+
+def _path_of(folder: Path, config_sha256: str) -> Path | None:
+    index = folder / INDEX
+    if not index.is_file():
+        return None
+    name = _index(index).get(config_sha256)
+    return None if name is None else folder / f"{name}.jsonl.gz"
+
+
+@lru_cache(maxsize=4)
+def _index(path: Path) -> dict[str, str]:
+    try:
+        document = json.loads(read_bytes(path, _LARGEST_BYTES, "index of families"))
+        names = dict(document["configs"])
+        if not all(isinstance(name, str) and name.replace("-", "_").isidentifier() for name in names.values()):
+            raise TypeError("a family is named by a word")
+        return names
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+@lru_cache(maxsize=4)
+def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
+    lines = unpacked(read_bytes(path, _LARGEST_BYTES, "family"), 16 * _LARGEST_BYTES).split(b"\n")
+    return json.loads(lines[0]), tuple(lines[1:])
+
+
+def _tape(path: Path, profile: ModelProfile, variant: str, region: str) -> Any:
+    try:
+        header, lines = _lines(path)
+        if header["schema"] != FAMILY_SCHEMA:
+            return None
+        for made, line in zip(header["tapes"], lines, strict=False):
+            if made["variant"] == variant and made["region"] == region:
+                symbols, kinds = tuple(header["symbols"]), tuple(header["kinds"])
+                return FamilyTape.from_dict(json.loads(line), symbols, kinds).of_model(profile)
+        return None
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> InputError:
+    return InputError(f"{path}: not readable families ({type(error).__name__}); `make families` makes them anew")

@@ -1,0 +1,133 @@
+"""Families answer for a model what its own trace says, to the byte; and for nothing that is not theirs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_planner.errors import InputError
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.session import packages, tape_for
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.families import INDEX, family_tape
+from qlora_planner.sources.tapes import KINDS, stored_tapes
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape
+
+ROOT = Path(__file__).parents[2] / "profiles"
+FAMILIES = [ROOT / "families"]
+CATALOGUE = ModelCatalogue([ROOT / "models"])
+CONFIGS: dict[str, str] = json.loads((ROOT / "families" / INDEX).read_text("utf-8"))["configs"]
+PROFILES = {
+    profile.id: profile for profile in map(CATALOGUE.load, CATALOGUE.names()) if profile.config_sha256 in CONFIGS
+}
+# One of each class, and of llama's structures each.
+SAMPLE = sorted({CONFIGS[profile.config_sha256]: name for name, profile in sorted(PROFILES.items())}.values())
+LLAMA = "meta-llama/Llama-3.1-8B"
+
+
+def variant_of(profile: ModelProfile, run: RunConfig) -> str:
+    resolution = resolve(profile, run)
+    return trace_key(resolution.run, resolution.stack, None)
+
+
+def same_at(one: CompiledTape, other: CompiledTape, batch_size: int, seq_len: int) -> bool:
+    return one.at(batch_size, seq_len, 16) == other.at(batch_size, seq_len, 16)
+
+
+def test_the_models_most_used_have_families() -> None:
+    usual = {LLAMA, "Qwen/Qwen2.5-7B", "mistralai/Mistral-7B-v0.3", "google/gemma-2-9b", "Qwen/Qwen3-8B"}
+    assert usual <= set(PROFILES)
+    assert len(PROFILES) >= 90
+
+
+@pytest.mark.parametrize("name", SAMPLE)
+def test_the_default_recipe_is_the_models_own_trace_to_the_byte(name: str) -> None:
+    profile, compared = PROFILES[name], 0
+    for kind in KINDS:
+        for own in stored_tapes(profile, kind, [ROOT / "tapes"]):
+            batch = 8 if own.region.batched else 1
+            seq = next(
+                (seq for seq in (384, 1500, 3001, own.region.high, 6000, 12288) if own.region.holds(batch, seq)), None
+            )
+            family = None if seq is None else family_tape(profile, own.tape.variant, FAMILIES, batch, seq)
+            if seq is None or family is None:
+                continue
+            assert same_at(own.tape, family.tape, batch, seq), (name, own.region)
+            assert family.region.holds(batch, seq)
+            compared += 1
+    assert compared
+
+
+def test_other_recipes_are_what_the_models_own_code_does() -> None:
+    """Traced here from the real class at sizes that no family was made at."""
+    from qlora_planner.profiling.tapes import trace_run
+    from qlora_planner.sources.configs import read_config
+
+    run = RunConfig(trainer="hf-trainer", seq_len=1600, rank=12)
+    profile = PROFILES["Qwen/Qwen2.5-1.5B"]
+    family = family_tape(profile, variant_of(profile, run), FAMILIES, 1, 1600)
+    assert family is not None
+    source = read_config(ROOT / "configs" / "Qwen__Qwen2.5-1.5B.json")
+    own = CompiledTape.of(trace_run(source, resolve(profile, run), None), "own")  # storages numbered as they are born
+    assert family.tape.at(1, 1600, 12) == own.at(1, 1600, 12)
+
+
+def test_a_base_install_estimates_recipes_that_no_trace_of_the_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    profile = CATALOGUE.load(LLAMA)
+    for run in (RunConfig(trainer="hf-trainer"), RunConfig(gradient_checkpointing=False)):
+        assert tape_for(profile, run, profiles=ROOT) is not None
+
+
+def test_layers_or_dimensions_of_another_structure_are_not_answered_for() -> None:
+    profile = PROFILES[LLAMA]
+    variant = variant_of(profile, RunConfig())
+    assert family_tape(profile, variant, FAMILIES) is not None
+    kind = profile.layer_kinds[0]
+    mixed = replace(
+        profile,
+        layer_kinds=(replace(kind, count=31), replace(kind, name="another", count=1)),
+        layer_order=((0, 10), (1, 1), (0, 21)),
+    )
+    assert family_tape(mixed, variant, FAMILIES) is None
+    unknown = {name: value for name, value in profile.dims.items() if name != "intermediate_size"}
+    assert family_tape(replace(profile, dims=unknown), variant, FAMILIES) is None
+    assert family_tape(profile, variant + " unheard-of", FAMILIES) is None
+    assert family_tape(replace(profile, config_sha256="0" * 64), variant, FAMILIES) is None
+
+
+def test_more_layers_take_more_at_the_same_events() -> None:
+    """A family knows no number of layers: it is the profile's."""
+    profile = PROFILES[LLAMA]
+    deeper = replace(
+        profile, layer_kinds=(replace(profile.layer_kinds[0], count=40),), layer_order=((0, 40),),
+    )  # fmt: skip
+    family = family_tape(deeper, variant_of(profile, RunConfig()), FAMILIES)
+    assert family is not None
+    assert family.tape.kept == (0, 1, 39)
+    assert len(family.tape.places) == 40
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "qlora-plan/family/1"}\n{}'])
+def test_a_damaged_family_is_named_with_what_makes_it_anew(content: bytes, tmp_path: Path) -> None:
+    profile = PROFILES[LLAMA]
+    (tmp_path / INDEX).write_text(json.dumps({"configs": {profile.config_sha256: "llama-9"}}))
+    (tmp_path / "llama-9.jsonl.gz").write_bytes(gzip.compress(content))
+    with pytest.raises(InputError, match=r"llama-9\.jsonl\.gz: not readable families .*make families"):
+        family_tape(profile, variant_of(profile, RunConfig()), [tmp_path])
+
+
+@pytest.mark.parametrize("document", ["", "[]", '{"configs": 5}', '{"configs": {"a": [1]}}', "{}"])
+def test_a_damaged_index_is_named_too(document: Any, tmp_path: Path) -> None:
+    (tmp_path / INDEX).write_text(document)
+    profile = replace(PROFILES[LLAMA], config_sha256="a")
+    with pytest.raises(InputError, match=r"index\.json: not readable families"):
+        family_tape(profile, variant_of(profile, RunConfig()), [tmp_path])
