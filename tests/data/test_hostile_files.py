@@ -171,7 +171,7 @@ def _endless(client: socket.socket, _: str) -> None:
 
 
 def _packed(client: socket.socket, _: str) -> None:
-    body = gzip.compress(b"[" + b" " * (64 << 20) + b"]")
+    body = gzip.compress(b"[" + b" " * (33 << 20) + b"]", 1)
     head = f"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: {len(body)}\r\nConnection: close\r\n\r\n"
     client.sendall(head.encode() + body)
 
