@@ -118,7 +118,9 @@ class Session:
             profile = load_model(model, profiles=self.profiles, build=build, **self._warn)
         if profile.source == "built":
             self.tell(f"{profile.id}: profiled in {time.monotonic() - begun:.1f} s and kept")
-        if profile.resolved_from is not None and profile.same_shape_as is None:
+        # The answer's head names the model in full: a tail of it is no news.
+        tail = profile.id.rpartition("/")[2].casefold()
+        if profile.same_shape_as is None and (profile.resolved_from or tail).casefold() != tail:
             self.tell(f"{plain(profile.resolved_from)}: taken as {profile.id}")
         if profile.same_shape_as is not None:
             self.tell(f"{profile.id}: same shapes as {profile.same_shape_as}, answered from its profile")
