@@ -38,10 +38,11 @@ FIRST = (
     "ministral3",
 )
 Piece = tuple[str, str, str]
+STRUCTURES = "structures.json"
 
 
-def structure_of(raw: dict[str, Any]) -> tuple[str, bool]:
-    """A word for the structure of a config: its first toy; and whether it has a sliding window."""
+def structure_of(raw: dict[str, Any]) -> str:
+    """A word for the structure of a config: its first toy, with whether it has a sliding window."""
     toys = toys_of(raw)
     small = {
         key: _told_apart(key, value)
@@ -51,7 +52,7 @@ def structure_of(raw: dict[str, Any]) -> tuple[str, bool]:
     windowed = isinstance(small.get("sliding_window"), int) and small.get("use_sliding_window") is not False
     if windowed:
         small["sliding_window"] = True
-    return json.dumps([small, toys.kinds], sort_keys=True, default=str), windowed
+    return json.dumps([small, toys.kinds], sort_keys=True, default=str)
 
 
 def _told_apart(name: str, value: Any) -> Any:
@@ -66,17 +67,25 @@ def _told_apart(name: str, value: Any) -> Any:
     return value
 
 
-def structure_word(raw: dict[str, Any]) -> str:
-    """`structure_of`, or why there is none, for a pool of processes."""
+def structures(root: Path, kept: Path, jobs: int) -> dict[str, str]:
+    """The structure of every config of the catalogue by file name, or why there is none; minutes, and so kept."""
+    paths = {path.stem: path for path in sorted((root / "configs").glob("*.json"))}
+    words: dict[str, str] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
+    missing = [stem for stem in paths if stem not in words]
+    if missing:
+        configs = [json.loads(paths[stem].read_text("utf-8")) for stem in missing]
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            words |= dict(zip(missing, pool.map(_structure, configs), strict=True))
+        kept.write_text(json.dumps(words, indent=0), "utf-8")
+    return {stem: words[stem] for stem in paths}
+
+
+def _structure(raw: dict[str, Any]) -> str:
     _quieten()
-    return _structure(raw)[0]
-
-
-def _structure(raw: dict[str, Any]) -> tuple[str, bool]:
     try:
         return structure_of(raw)
     except Exception as error:  # a class of which no toys can be made
-        return f"refused: {type(error).__name__}: {error}", False
+        return f"refused: {type(error).__name__}: {error}"[:200]
 
 
 def made(piece: Piece, raw: dict[str, Any]) -> dict[str, Any]:
@@ -131,18 +140,15 @@ def _region(name: str) -> Region:
 def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[str, Any]]]:
     """All that is to be made, likeliest to be asked for first."""
     representatives: dict[str, tuple[str, dict[str, Any], bool]] = {}
-    refused: list[str] = []
     wanted = given.names.split(",") if given.names else None
-    paths = [path for path in sorted((root / "configs").glob("*.json")) if wanted is None or path.stem in wanted]
-    configs = [json.loads(path.read_text("utf-8")) for path in paths]
-    with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-        structures = list(pool.map(_structure, configs))
-    for path, raw, (word, windowed) in zip(paths, configs, structures, strict=True):
+    words = structures(root, given.out / STRUCTURES, given.jobs)
+    for stem, word in words.items():
         if word.startswith("refused: "):
-            refused.append(f"{path.stem}: {word}"[:200])
-        else:
-            representatives.setdefault(word, (path.stem, raw, windowed))
-    print(len(representatives), "structures;", len(refused), "refused:", *refused, sep="\n  ", flush=True)
+            print(f"  {stem}: {word}", flush=True)
+        elif wanted is None or stem in wanted:
+            raw = json.loads((root / "configs" / f"{stem}.json").read_text("utf-8"))
+            representatives.setdefault(word, (stem, raw, '"sliding_window": true' in word))
+    print(len(representatives), "structures", flush=True)
     ordered = sorted(representatives.values(), key=lambda one: _turn(one[1]["model_type"]))
     recipes = given.recipes.split(",") if given.recipes else list(RECIPES)
     chosen = given.regions.split(",") if given.regions else None

@@ -10,8 +10,6 @@ import gzip
 import json
 import sys
 from collections import defaultdict
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,7 @@ from qlora_planner.sources.tapes import KINDS, StoredTape, stored_tapes
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
-from tools.families.make import structure_word
+from tools.families.make import STRUCTURES, structures
 
 Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region
 
@@ -72,7 +70,7 @@ def proved(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: 
 
 def main(kept: Path, root: Path) -> int:
     """Write the files and the index; print what is left out."""
-    words = _words(root, kept.parent / "words.json")
+    words = structures(root, kept.parent / STRUCTURES, jobs=2)
     by_word: dict[str, Pieces] = defaultdict(dict)
     headers: dict[str, dict[str, Any]] = {}
     for line in kept.read_text("utf-8").splitlines():
@@ -107,19 +105,6 @@ def main(kept: Path, root: Path) -> int:
     document = {"schema": FAMILY_SCHEMA, "configs": dict(sorted(index.items()))}
     (root / "families" / INDEX).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     return 0
-
-
-def _words(root: Path, kept: Path) -> dict[str, str]:
-    """The structure of every config of the catalogue, by file name; minutes, and so kept."""
-    if kept.is_file():
-        words: dict[str, str] = json.loads(kept.read_text("utf-8"))
-        return words
-    paths = sorted((root / "configs").glob("*.json"))
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
-        told = list(pool.map(structure_word, (json.loads(path.read_text("utf-8")) for path in paths)))
-    words = {path.stem: word for path, word in zip(paths, told, strict=True)}
-    kept.write_text(json.dumps(words, indent=0), "utf-8")
-    return words
 
 
 def _write(path: Path, pieces: Pieces, header: dict[str, Any], models: list[ModelProfile]) -> None:
