@@ -13,7 +13,7 @@ import pytest
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
-from qlora_planner.session import packages, tape_for
+from qlora_planner.session import load_gpu, packages, tape_for
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.families import INDEX, family_tape
 from qlora_planner.sources.tapes import KINDS, stored_tapes
@@ -85,6 +85,7 @@ def test_a_base_install_estimates_recipes_that_no_trace_of_the_model_has(monkeyp
     profile = CATALOGUE.load(LLAMA)
     for run in (RunConfig(trainer="hf-trainer"), RunConfig(gradient_checkpointing=False)):
         assert tape_for(profile, run, profiles=ROOT) is not None
+    assert tape_for(profile, RunConfig(), load_gpu("t4"), profiles=ROOT) is not None  # float16, under hf-trainer
 
 
 def test_layers_or_dimensions_of_another_structure_are_not_answered_for() -> None:
