@@ -158,15 +158,13 @@ def test_a_bug_is_one_line_and_its_traceback_can_be_had(invoke: Invoke, monkeypa
 
 
 def test_quiet_and_not(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    from qlora_planner.session import session
-
-    original = session.load_model
+    from qlora_planner.session.models import load_model as original
 
     def warning(*args: object, **options: object) -> object:
         options["warn"]("something odd")  # type: ignore[operator]
         return original(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(session, "load_model", warning)
+    monkeypatch.setattr("qlora_planner.session.session.load_model", warning)
     loud, quiet = invoke("estimate", MODEL, "--json"), invoke("estimate", MODEL, "--json", "--quiet")
     assert loud.stderr == "qlora-plan: something odd\n"
     assert quiet.stderr == ""
