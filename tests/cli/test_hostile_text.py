@@ -78,6 +78,7 @@ def test_hostile_files(invoke: Invoke, tmp_path: Path, name: str, verb: str) -> 
     assert is_safe(result.stdout), ascii(result.stdout)
 
 
+@pytest.mark.filterwarnings("default")  # a library's warning is shown, not raised
 @pytest.mark.fault(
     "warnings and logs of libraries that quote such names",
     does="cleaned on their way to stderr",

@@ -99,6 +99,7 @@ def test_every_start_of_a_process_is_known() -> None:
     }
     assert starts == {
         "tools/traces.py",
+        "tools/families/make.py",
         *(f"qlora_planner/{name}" for name in ("data/tokenizers.py", "measure/children.py", "diagnose/gather.py")),
     }  # fmt: skip
 
