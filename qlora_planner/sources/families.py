@@ -13,12 +13,13 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.bounded import read_bytes, unpacked
+from qlora_planner.bounded import read_bytes
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
-from qlora_planner.sources.tapes import StoredTape
+from qlora_planner.sources.tapes import StoredTape, lines_of
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.trace import CompiledTape
 
 FAMILY_SCHEMA = "qlora-plan/family/1"
 INDEX = "index.json"
@@ -88,11 +89,11 @@ def _index(path: Path) -> dict[str, str]:
 
 @lru_cache(maxsize=4)
 def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
-    lines = unpacked(read_bytes(path, _LARGEST_BYTES, "family"), 16 * _LARGEST_BYTES).split(b"\n")
+    lines = lines_of(path, "family")
     return json.loads(lines[0]), tuple(lines[1:])
 
 
-def _tape(path: Path, profile: ModelProfile, variant: str, region: str) -> Any:
+def _tape(path: Path, profile: ModelProfile, variant: str, region: str) -> CompiledTape | None:
     try:
         header, lines = _lines(path)
         if header["schema"] != FAMILY_SCHEMA:

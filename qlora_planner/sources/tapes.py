@@ -102,18 +102,25 @@ def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, PeakPolynom
         {"variant": stored.tape.variant, "region": asdict(stored.region), "moments": moments.to_dict()}
         for stored, moments in kept
     ]
-    documents = [{**header, "schema": TAPE_SCHEMA, "regions": regions}, *(stored.tape.to_dict() for stored, _ in kept)]
+    return packed(
+        [{**header, "schema": TAPE_SCHEMA, "regions": regions}, *(stored.tape.to_dict() for stored, _ in kept)]
+    )
+
+
+def lines_of(path: Path, what: str = "tape") -> list[bytes]:
+    """The lines of a packed file, within the bounds on `what` it holds."""
+    return unpacked(read_bytes(path, _LARGEST_BYTES, what), 16 * _LARGEST_BYTES).split(b"\n")
+
+
+def packed(documents: Iterable[dict[str, Any]]) -> bytes:
+    """A packed file of these documents, one a line; the same bytes for the same documents."""
     text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
     return gzip.compress(text.encode(), mtime=0)
 
 
-def _lines(path: Path) -> list[bytes]:
-    return unpacked(read_bytes(path, _LARGEST_BYTES, "tape"), 16 * _LARGEST_BYTES).split(b"\n")
-
-
 def header_of(path: Path) -> dict[str, Any]:
     """The first line of a tape file; an older schema's document as it is."""
-    header: dict[str, Any] = json.loads(_lines(path)[0])
+    header: dict[str, Any] = json.loads(lines_of(path)[0])
     return header
 
 
@@ -124,7 +131,7 @@ def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callabl
         if not path.is_file():
             continue
         try:
-            lines = _lines(path)
+            lines = lines_of(path)
             header = json.loads(lines[0])
             if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != made_from:
                 return None

@@ -6,7 +6,6 @@ the family are its own shipped tapes to the byte, in every region that both have
 
 from __future__ import annotations
 
-import gzip
 import json
 import sys
 from collections import defaultdict
@@ -16,7 +15,7 @@ from typing import Any
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, fuses_short_rows, region_name
-from qlora_planner.sources.tapes import KINDS, StoredTape, stored_tapes
+from qlora_planner.sources.tapes import KINDS, StoredTape, packed, stored_tapes
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
@@ -117,8 +116,7 @@ def _write(path: Path, pieces: Pieces, header: dict[str, Any], models: list[Mode
         },
         *(piece["tape"] for _, piece in ordered),
     ]  # fmt: skip
-    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    path.write_bytes(packed(documents))
 
 
 if __name__ == "__main__":

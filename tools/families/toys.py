@@ -17,6 +17,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.build import skeleton
 from qlora_planner.record import record
+from qlora_planner.spec.family import numbered
 
 # Fields of a config that say nothing of its tensors or of how it runs.
 NOT_ARCHITECTURE = (
@@ -87,9 +88,7 @@ def _raw(config: Any) -> dict[str, Any]:
 
 def kinds_of(config: Any) -> tuple[str, ...]:
     """The kind of each layer that a trace of this model keeps, numbered as they come."""
-    cut = layers.choose(_model(config))
-    numbers: dict[str, str] = {}
-    return tuple(numbers.setdefault(kind, str(len(numbers))) for kind in cut.kinds)
+    return numbered(layers.choose(_model(config)).kinds)
 
 
 def _shapes(config: Any) -> list[tuple[str, tuple[int, ...]]]:
