@@ -19,7 +19,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from tools.families.recipes import RECIPES
+from tools.families.recipes import RECIPES, batches_only
 from tools.families.regions import Region, regions
 from tools.families.toys import NOT_ARCHITECTURE, Toys, toys_of
 
@@ -144,7 +144,7 @@ def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[
     words = structures(root, given.out / STRUCTURES, given.jobs)
     for stem, word in words.items():
         if word.startswith("refused: "):
-            print(f"  {stem}: {word}", flush=True)
+            print(f"  {stem}: {word[:160]}", flush=True)
         elif wanted is None or stem in wanted:
             raw = json.loads((root / "configs" / f"{stem}.json").read_text("utf-8"))
             representatives.setdefault(word, (stem, raw, '"sliding_window": true' in word))
@@ -158,6 +158,8 @@ def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[
             popular = raw["model_type"] in FIRST
             if popular or recipe == "default" or given.all:
                 for region in regions(windowed):
+                    if batches_only(recipe) and not region.batched:
+                        continue
                     if chosen is None or region.name.replace(" within", "").replace(" beyond", "") in chosen:
                         late = {"middle": 0, "long": 2, "short": 4}[region.length] + (0 if popular else 6)
                         waiting.append((turn + late, (name, recipe, region.name), raw))

@@ -4,44 +4,75 @@ from __future__ import annotations
 
 from qlora_planner.spec.run import RunConfig
 
-# The default, and what others are made of.
+# The default, and what others are made of. `upcast` is what prepare_model_for_kbit_training does.
 _QLORA = RunConfig()
 _HF = RunConfig(trainer="hf-trainer")
 _LORA = RunConfig(method="lora")
+_UPCAST, _HF_UPCAST = _QLORA.with_(upcast=True), _HF.with_(upcast=True)
+_KEPT = {"gradient_checkpointing": False}
+_EVEN = {"padding": False}  # rows of one length; several rows are padded by default
 
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
 RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "default": (_QLORA, False),
     "hf": (_HF, False),
-    "kept": (_QLORA.with_(gradient_checkpointing=False), False),
-    "hf-kept": (_HF.with_(gradient_checkpointing=False), False),
+    "upcast": (_UPCAST, False),
+    "upcast-even": (_UPCAST.with_(**_EVEN), False),
+    "kept": (_QLORA.with_(**_KEPT), False),
+    "hf-kept": (_HF.with_(**_KEPT), False),
+    "hf-upcast": (_HF_UPCAST, False),
+    "hf-upcast-even": (_HF_UPCAST.with_(**_EVEN), False),
+    "upcast-kept": (_UPCAST.with_(**_KEPT), False),
+    "upcast-kept-even": (_UPCAST.with_(**_KEPT, **_EVEN), False),
+    "even": (_QLORA.with_(**_EVEN), False),
+    "hf-even": (_HF.with_(**_EVEN), False),
     "t4-hf": (_HF, True),
     "lora": (_LORA, False),
-    "lora-kept": (_LORA.with_(gradient_checkpointing=False), False),
-    "t4": (_QLORA, True),
-    "padded": (_QLORA.with_(padding=True), False),
-    "hf-padded": (_HF.with_(padding=True), False),
+    "kept-even": (_QLORA.with_(**_KEPT, **_EVEN), False),
+    "hf-upcast-kept": (_HF_UPCAST.with_(**_KEPT), False),
+    "hf-upcast-kept-even": (_HF_UPCAST.with_(**_KEPT, **_EVEN), False),
+    "hf-kept-even": (_HF.with_(**_KEPT, **_EVEN), False),
+    "lora-even": (_LORA.with_(**_EVEN), False),
+    "lora-kept": (_LORA.with_(**_KEPT), False),
+    "upcast-eager": (_UPCAST.with_(attention="eager"), False),
+    "upcast-flat": (_UPCAST.with_(double_quant=False), False),
+    "upcast-int8": (_UPCAST.with_(quant="int8"), False),
+    "hf-upcast-int8": (_HF_UPCAST.with_(quant="int8"), False),
+    "upcast-reentrant": (_UPCAST.with_(use_reentrant=True), False),
+    "upcast-dora": (_UPCAST.with_(dora=True), False),
+    "upcast-plain-kept-even": (_UPCAST.with_(lora_dropout=0.0, **_KEPT, **_EVEN), False),
     "plain": (_QLORA.with_(lora_dropout=0.0), False),
-    "plain-kept": (_QLORA.with_(lora_dropout=0.0, gradient_checkpointing=False), False),
-    "attention": (_QLORA.with_(target_modules="attention"), False),
-    "hf-attention": (_HF.with_(target_modules="attention"), False),
-    "eager": (_QLORA.with_(attention="eager"), False),
-    "eager-kept": (_QLORA.with_(attention="eager", gradient_checkpointing=False), False),
-    "not-upcast": (_QLORA.with_(upcast=False), False),
-    "hf-not-upcast": (_HF.with_(upcast=False), False),
-    "int8": (_LORA.with_(quant="int8"), False),
-    "hf-int8": (_HF.with_(method="lora", quant="int8"), False),
-    "hf-lora": (_HF.with_(method="lora"), False),
-    "t4-hf-eager": (_HF.with_(attention="eager"), True),
-    "flat": (_QLORA.with_(double_quant=False), False),
-    "fp4": (_QLORA.with_(quant="fp4"), False),
-    "packed": (_QLORA.with_(packing=True), False),
-    "reentrant": (_QLORA.with_(use_reentrant=True), False),
-    "float16": (_QLORA.with_(compute_dtype="float16"), False),
-    "hf-float16": (_HF.with_(compute_dtype="float16"), False),
-    "full": (_QLORA.with_(method="full"), False),
-    "loop": (_QLORA.with_(trainer="loop"), False),
     "loop-plain": (_QLORA.with_(trainer="loop", lora_dropout=0.0), False),
+    "loop-upcast-plain-even": (_UPCAST.with_(trainer="loop", lora_dropout=0.0, **_EVEN), False),
+    "attention": (_QLORA.with_(target_modules="attention"), False),
+    "upcast-attention": (_UPCAST.with_(target_modules="attention"), False),
+    "eager": (_QLORA.with_(attention="eager"), False),
+    "upcast-eager-even": (_UPCAST.with_(attention="eager", **_EVEN), False),
+    "upcast-eager-kept": (_UPCAST.with_(attention="eager", **_KEPT), False),
+    "full": (_QLORA.with_(method="full"), False),
+    "hf-upcast-liger": (_HF_UPCAST.with_(liger=True), False),
+    "hf-upcast-float16": (_HF_UPCAST.with_(compute_dtype="float16"), False),
+    "lora-float16": (_LORA.with_(compute_dtype="float16"), False),
     "hf-liger": (_HF.with_(liger=True), False),
     "liger": (_QLORA.with_(liger=True), False),
+    "int8": (_QLORA.with_(quant="int8"), False),
+    "hf-int8": (_HF.with_(quant="int8"), False),
+    "flat": (_QLORA.with_(double_quant=False), False),
+    "hf-attention": (_HF.with_(target_modules="attention"), False),
+    "hf-lora": (_HF.with_(method="lora"), False),
+    "packed": (_QLORA.with_(packing=True), False),
+    "plain-kept": (_QLORA.with_(lora_dropout=0.0, **_KEPT), False),
+    "dora": (_QLORA.with_(dora=True), False),
+    "reentrant": (_QLORA.with_(use_reentrant=True), False),
+    "hf-float16": (_HF.with_(compute_dtype="float16"), False),
+    "t4-hf-eager": (_HF.with_(attention="eager"), True),
+    "loop": (_QLORA.with_(trainer="loop"), False),
+    "offload": (_QLORA.with_(activation_offloading=True), False),
+    "upcast-offload": (_UPCAST.with_(activation_offloading=True), False),
+    "eager-kept": (_QLORA.with_(attention="eager", **_KEPT), False),
 }
+
+
+def batches_only(recipe: str) -> bool:
+    """Whether a recipe differs from another only where several rows are trained at once."""
+    return RECIPES[recipe][0].padding is False

@@ -16,7 +16,8 @@ from qlora_planner.spec.run import RunConfig
 LEAST_TOKENS = 512
 # trl 1.15 and later score at most so many tokens per tile of the head (kernels/chunked_logprob.py).
 HEAD_TILE_TOKENS = 4096
-
+# Two tables of 16 values: the same tensors, the same kernels, the same bytes.
+FOUR_BIT = ("nf4", "fp4")
 
 _UNBOUNDED = 1 << 24
 
@@ -61,8 +62,10 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
     trainer = trainer_named(run.trainer)
     newest, version = trainer.losses[0][0], version_of(trainer, stack)
+    four_bit = run.quant in FOUR_BIT
     words = [
-        kernel_class(gpu), run.method, run.quant or "none", "dq" if run.double_quant else "flat",
+        kernel_class(gpu), run.method, "nf4" if four_bit else run.quant or "none",
+        "dq" if four_bit and run.double_quant else "flat",
         run.compute_dtype or "bfloat16", trainer.name, run.target_modules or "all-linear",
         "dropout" if run.lora_dropout else "plain", run.attention or "sdpa",
     ]  # fmt: skip
