@@ -116,8 +116,8 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     from qlora_planner.memory.budget import context_of
     from qlora_planner.memory.distribution import distribution as spread_of
     from qlora_planner.memory.estimate import estimate
-    from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST
     from qlora_planner.sources.configs import read_config
+    from qlora_planner.spec.risk import FITS_AT_MOST, TIGHT_AT_MOST
     from qlora_planner.spec.run import RunConfig
 
     gpu, distribution = session.load_gpu("h200"), session.calibration()

@@ -201,6 +201,9 @@ def _card_options() -> list[click.Option]:
         CardOption(["--gpu"], metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local."),
         CardOption(["--reserve"], metavar="SIZE", help="Held back for a desktop or other processes, as 800MiB."),
         CardOption(["--cap"], metavar="SIZE", help="torch's per-process limit on a larger card, as 20GiB."),
+        CardOption(
+            ["--risk"], metavar="PERCENT", help="The highest chance of running out that passes (5%); 5 is 5%, 0.05 too."
+        ),
     ]
 
 
@@ -247,7 +250,7 @@ def run_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]
 
 
 def card_options() -> Callable[[_Function], _Function]:
-    """Add --gpu, --reserve and --cap."""
+    """Add --gpu, --reserve, --cap and --risk."""
     return _adds(_card_options())
 
 

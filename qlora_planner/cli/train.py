@@ -112,7 +112,7 @@ def _options(given: Mapping[str, Any], output: Output) -> TrainOptions:
         data=given["data"], output=given["output"], weights=given["model"], tokenizer=given["tokenizer"],
         bad_rows=given["bad_rows"], device=given["device"], resume=given["resume"], yes=given["yes"],
         force=given["force"], recover=not given["no_recover"], settings=settings, card=card,
-        reserve_bytes=reserve_bytes, cap_bytes=cap_bytes,
+        reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=output.risk,
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.cli.streams import patience, say, theme_for_stdout
 from qlora_planner.errors import InputError
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.spec.risk import TIGHT_AT_MOST, parse_risk
 from qlora_planner.text import quoted
 from qlora_planner.units import parse_memory
 
@@ -34,6 +35,7 @@ class Output:
     quiet: bool
     profiles: str | None
     theme: Theme
+    risk: float = TIGHT_AT_MOST
 
     def warn(self, text: str) -> None:
         """A note on stderr, unless it is to be quiet."""
@@ -45,11 +47,11 @@ class Output:
         """What every answer starts from; notes go where the output's do."""
         from qlora_planner.session import Session
 
-        return Session(self.profiles, tell=self.warn, waiting=lambda text: patience(text, self.quiet))
+        return Session(self.profiles, tell=self.warn, waiting=lambda text: patience(text, self.quiet), risk=self.risk)
 
 
 def output_from(given: Mapping[str, Any]) -> Output:
-    """Raises InputError for --json and --csv together."""
+    """Raises InputError for --json and --csv together, and for a --risk that is no chance."""
     if given.get("json") and given.get("csv"):
         raise InputError("--json and --csv: one answer has one form; leave one of them out")
     return Output(
@@ -59,6 +61,7 @@ def output_from(given: Mapping[str, Any]) -> Output:
         explain=bool(given.get("explain")),
         quiet=bool(given.get("quiet")),
         profiles=given.get("profiles"),
+        risk=TIGHT_AT_MOST if given.get("risk") is None else parse_risk(given["risk"], "--risk"),
         theme=theme_for_stdout(bool(given.get("no_color"))),
     )
 
@@ -95,9 +98,9 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Pl
     """
     text, reserve_bytes, cap_bytes = card_asked(given)
     if text is None and not required:
-        if reserve_bytes is not None or cap_bytes is not None:
-            option = "--reserve" if reserve_bytes is not None else "--cap"
-            raise InputError(f"{option} needs a card: add --gpu, as --gpu 24GB")
+        given_alone = [name for name in ("reserve", "cap", "risk") if given.get(name) is not None]
+        if given_alone:
+            raise InputError(f"--{given_alone[0]} needs a card: add --gpu, as --gpu 24GB")
         return None
     from qlora_planner.session.cards import card_typed
 

@@ -12,6 +12,7 @@ from qlora_planner.memory.distribution import Distribution, beside_a_cap, distri
 from qlora_planner.record import record
 from qlora_planner.spec.libraries import library_bytes
 from qlora_planner.spec.machine import GpuSpec, Machine
+from qlora_planner.spec.risk import FITS_AT_MOST, TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
@@ -23,8 +24,8 @@ class Budget:
     """What a process may use of the card `rank` of a machine; made by `of`. Without a machine, figures have no card.
 
     `reserve_bytes` is held back for a desktop or other processes, `cap_bytes` is torch's own per-process limit,
-    `calibration` what measurements say. From these come the CUDA context, one cuBLAS handle's workspace, and the
-    usable bytes with the reason.
+    `calibration` what measurements say, `risk` the highest chance of running out that is taken. From these come the
+    CUDA context, one cuBLAS handle's workspace, and the usable bytes with the reason.
     """
 
     machine: Machine | None
@@ -35,6 +36,7 @@ class Budget:
     context: ContextRow
     workspace_bytes: int
     usable: tuple[int, str] | None  # None without a machine
+    risk: float = TIGHT_AT_MOST
     # Largest floors by method, context and chance: each is looked for once.
     _floors: dict[tuple[str, ContextRow, float], int] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -48,6 +50,7 @@ class Budget:
         reserve_bytes: int = 0,
         cap_bytes: int | None = None,
         calibration: Calibration | None = None,
+        risk: float = TIGHT_AT_MOST,
     ) -> Budget:
         """The budget of a process that has one card to itself but for `reserve_bytes`.
 
@@ -63,11 +66,12 @@ class Budget:
             context=context,
             workspace_bytes=cublas_workspace_bytes(None if gpu is None else gpu.compute_capability),
             usable=None if gpu is None else _usable_with_reason(gpu, reserve_bytes, cap_bytes, context),
+            risk=risk,
         )
 
     def on(self, gpu: GpuSpec | None) -> Budget:
-        """The whole of another card, by the same measurements."""
-        return Budget.of(gpu, calibration=self.calibration)
+        """The whole of another card, by the same measurements and at the same risk."""
+        return Budget.of(gpu, calibration=self.calibration, risk=self.risk)
 
     def for_run(self, run: RunConfig) -> Budget:
         """The same for a run whose libraries take more or less than the usual one's."""
@@ -98,6 +102,11 @@ class Budget:
         """Device bytes that the process may reach on its card."""
         assert self.usable is not None, "without a card nothing is usable"
         return self.usable[0]
+
+    @property
+    def fits_at_most(self) -> float:
+        """The highest chance of running out that is called a fit: no more than is taken at all."""
+        return min(FITS_AT_MOST, self.risk)
 
     @property
     def capped(self) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.record import document, fields_of, record
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/estimate/1"
@@ -152,7 +153,10 @@ class Unmodelled:
 
 @record
 class Fit:
-    """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run, cannot-say."""
+    """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run, cannot-say.
+
+    `risk` is the highest chance of running out that is called tight.
+    """
 
     gpu: str
     capacity_bytes: int
@@ -161,6 +165,7 @@ class Fit:
     verdict: str
     probability_oom: float | None
     reasons: tuple[str, ...]
+    risk: float = TIGHT_AT_MOST
 
 
 @record

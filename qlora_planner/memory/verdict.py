@@ -4,14 +4,8 @@ from __future__ import annotations
 
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import Fit, Problem
+from qlora_planner.spec.risk import format_risk, verdict_of
 from qlora_planner.units import format_mib
-
-FITS_AT_MOST, TIGHT_AT_MOST = 0.01, 0.50
-
-
-def verdict_of(chance: float) -> str:
-    """fits, tight or does-not-fit."""
-    return "fits" if chance <= FITS_AT_MOST else "tight" if chance <= TIGHT_AT_MOST else "does-not-fit"
 
 
 def fit(budget: Budget, device_bytes: int, floor_bytes: int, method: str, problems: tuple[Problem, ...]) -> Fit | None:
@@ -25,10 +19,11 @@ def fit(budget: Budget, device_bytes: int, floor_bytes: int, method: str, proble
         verdict = "will-not-run"
         reasons = [f"{problem.message}; use {problem.fix}" for problem in refused]
     else:
-        verdict = verdict_of(chance)
+        verdict = verdict_of(chance, budget.risk)
+        most = "" if verdict == "fits" else f", at most {format_risk(budget.risk)} passes"
         reasons = [
             f"needs at least {format_mib(floor_bytes)} of the {format_mib(usable_bytes)} a process can use"
-            f" ({why}); chance of running out {chance:.1%}"
+            f" ({why}); chance of running out {chance:.1%}{most}"
         ]
     return Fit(
         gpu=budget.card.name,
@@ -38,4 +33,5 @@ def fit(budget: Budget, device_bytes: int, floor_bytes: int, method: str, proble
         verdict=verdict,
         probability_oom=None if refused else chance,
         reasons=tuple(reasons),
+        risk=budget.risk,
     )

@@ -23,7 +23,6 @@ from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, StaticPea
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import trace_key
-from qlora_planner.memory.verdict import FITS_AT_MOST, TIGHT_AT_MOST
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
@@ -97,12 +96,13 @@ class CandidateMemory:
         expandable = is_expandable(self.run.alloc_conf)
         return self.scale.traced * (RESERVED_OVER_ALLOCATED_EXPANDABLE if expandable else PINNED_OVER_ALLOCATED)
 
-    def largest_floors(self, chance: float = FITS_AT_MOST) -> tuple[int, int]:
+    def largest_floors(self, chance: float | None = None) -> tuple[int, int]:
         """The largest floors that fit, of runs that are traced and of the others: see `Budget.largest_floor`."""
-        traced, closed = (self.budget.largest_floor(method, self.context, chance) for method in (TRACED, self.method))
+        most = self.budget.fits_at_most if chance is None else chance
+        traced, closed = (self.budget.largest_floor(method, self.context, most) for method in (TRACED, self.method))
         return traced, closed
 
-    def fits(self, floor_bytes: int, *, traced: bool, chance: float = FITS_AT_MOST) -> bool:
+    def fits(self, floor_bytes: int, *, traced: bool, chance: float | None = None) -> bool:
         """Whether a run of these options that works from so many bytes on fits; `traced` is how that was had."""
         return floor_bytes <= self.largest_floors(chance)[0 if traced else 1]
 
@@ -110,7 +110,7 @@ class CandidateMemory:
         """fits, tight or does-not-fit."""
         if self.fits(floor_bytes, traced=traced):
             return "fits"
-        return "tight" if self.fits(floor_bytes, traced=traced, chance=TIGHT_AT_MOST) else "does-not-fit"
+        return "tight" if self.fits(floor_bytes, traced=traced, chance=self.budget.risk) else "does-not-fit"
 
     def floors(
         self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None

@@ -8,10 +8,10 @@ from typing import Any
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.verdict import verdict_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.risk import verdict_of
 from qlora_planner.speed.roofline import cost_of, speed_of
 
 
@@ -59,10 +59,10 @@ def _budget_on(answer: MemoryEstimate, here: Budget, card: GpuSpec) -> tuple[Bud
     return there, there.context.total_bytes - here.context_for(answer.run).total_bytes
 
 
-def _verdict_on(answer: MemoryEstimate, card: GpuSpec, chance: float) -> str:
+def _verdict_on(answer: MemoryEstimate, card: GpuSpec, chance: float, risk: float) -> str:
     """A card that lacks bfloat16 cannot do a bfloat16 run, however much memory it has."""
     lacks = answer.run.compute_dtype == "bfloat16" and card.bf16 is False
-    return "will-not-run" if lacks else verdict_of(chance)
+    return "will-not-run" if lacks else verdict_of(chance, risk)
 
 
 def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here: Budget) -> Standing:
@@ -75,7 +75,7 @@ def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here:
     speed = speed_of(profile, answer.run, card, here.calibration, answer.stack)
     return Standing(
         card=card,
-        verdict=_verdict_on(answer, card, chance),
+        verdict=_verdict_on(answer, card, chance, here.risk),
         device_bytes=answer.peak.device_bytes + more_bytes,
         usable_bytes=there.usable_bytes,
         probability_oom=chance,
@@ -96,7 +96,7 @@ def smallest_card(
     for card in by_size(cards):
         if card.vendor != "nvidia" or remarks(card, answer.stack):
             continue
-        if _verdict_on(answer, card, fitting_on(answer, here, card)) == "fits":
+        if _verdict_on(answer, card, fitting_on(answer, here, card), here.risk) == "fits":
             return standing(profile, answer, card, here)
     return None
 

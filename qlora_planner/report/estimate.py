@@ -24,6 +24,7 @@ from qlora_planner.report.parts.labels import (
 )
 from qlora_planner.report.parts.theme import SEGMENTS, VERDICT_WORDS, Line, Theme, columns, verdict_style
 from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.risk import format_risk
 from qlora_planner.units import format_gib, format_mib, format_size
 
 _NAMES = {
@@ -115,14 +116,16 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
     left_out = partial_sentences(estimate)
     if fit.verdict == "will-not-run":
         return [*fit.reasons, f"{_if_it_ran(estimate)}: peak {peak} of {format_gib(usable)} usable"]
-    if fit.verdict == "does-not-fit":
-        short = max(0, floor - usable)
-        return [
-            *left_out,
-            f"needs at least {format_gib(floor)}, {format_size(short)} more than the {format_gib(usable)} usable;"
-            f" chance of running out {chance(fit.probability_oom)}",
-        ]
     odds = f"chance of running out {chance(fit.probability_oom)}"
+    taken = f"at most {format_risk(fit.risk)} passes (--risk)"
+    if fit.verdict == "does-not-fit" and floor <= usable:
+        needs = f"needs about {format_gib(floor)} of the {format_gib(usable)} usable, which is not sure enough"
+        return [*left_out, f"{needs}: {odds}; {taken}"]
+    if fit.verdict == "does-not-fit":
+        short = f"{format_size(floor - usable)} more than the {format_gib(usable)} usable"
+        return [*left_out, f"needs at least {format_gib(floor)}, {short}; {odds}"]
+    if fit.verdict == "tight":
+        odds += f"; {taken}"
     if fit.headroom_bytes < 0:
         return [
             f"peak {peak} is above the {format_gib(usable)} usable, but torch gives cached blocks back"

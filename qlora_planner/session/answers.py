@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.session import packages
 from qlora_planner.session.packages import Warn
 from qlora_planner.session.session import Session
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
@@ -47,6 +48,7 @@ def estimate(
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
+    risk: str | float = TIGHT_AT_MOST,
     widths: Sequence[Sequence[int]] = (),
     unmodelled: Sequence[Unmodelled] = (),
     profiles: str | os.PathLike[str] | None = None,
@@ -55,7 +57,8 @@ def estimate(
     """The memory of one run, from its trace where that can be had: see `tape_for`.
 
     `profile` is a model's profile or what `load_model` takes, `gpu` a card or what `load_gpu` takes. Of the card,
-    `reserve_bytes` are held by others and `cap_bytes` is torch's own limit. `widths` are sequences of those of batches
+    `reserve_bytes` are held by others and `cap_bytes` is torch's own limit; a chance of
+    running out up to `risk` ("5%", 5 or 0.05) is taken. `widths` are sequences of those of batches
     that may come before the widest: see `data.batches`. `unmodelled` is what the figures leave out of the run that is
     meant: see `memory.unmodelled.qualified`.
 
@@ -66,7 +69,9 @@ def estimate(
     card that means nothing; MissingError for a run that would have to be traced where the packages for that are
     missing.
     """
-    opened = Session(profiles, tell=tell).open(profile, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    opened = Session(profiles, tell=tell, risk=risk).open(
+        profile, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes
+    )
     return opened.estimate(run, widths, unmodelled)
 
 
@@ -77,13 +82,14 @@ def plan(
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
+    risk: str | float = TIGHT_AT_MOST,
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = packages.silent,
     **request: Any,
 ) -> Plan:
     """The recommended run for a model and a card: see `qlora_planner.planner.plan.plan`.
 
-    `profile`, `gpu`, `reserve_bytes` and `cap_bytes` are as for `estimate`; `request` are the other fields of
+    `profile`, `gpu`, `reserve_bytes`, `cap_bytes` and `risk` are as for `estimate`; `request` are the other fields of
     `qlora_planner.planner.planner.Request`, such as `objective`, `fixed`, `data`.
 
     >>> plan("qwen2.5-7b", "24GB").run.method
@@ -92,5 +98,7 @@ def plan(
     Raises InputError where the stack refuses everything that was left open, and for a model or a card that means
     nothing.
     """
-    opened = Session(profiles, tell=tell).open(profile, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    opened = Session(profiles, tell=tell, risk=risk).open(
+        profile, gpu, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes
+    )
     return opened.plan(run, **request)

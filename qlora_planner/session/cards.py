@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ class PlannedCard:
     """A card that answers are for. Sizes are bytes.
 
     `asked` is the card as it can be typed again, `several` the cards that were asked for, of which this is one; `note`
-    says where a card comes from that nobody named.
+    says where a card comes from that nobody named; `risk` is the highest chance of running out on it that is taken.
     """
 
     gpu: GpuSpec
@@ -32,12 +33,16 @@ class PlannedCard:
     cap_bytes: int | None = None
     several: Several | None = None
     note: str = ""
+    risk: float = TIGHT_AT_MOST
 
     def budget(self, calibration: Calibration | None) -> Budget:
         """What a process may use of it, by what measurements say."""
         from qlora_planner.memory.budget import Budget
 
-        return Budget.of(self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration)
+        return Budget.of(
+            self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration,
+            risk=self.risk,
+        )  # fmt: skip
 
 
 def is_local(text: str) -> bool:
@@ -62,19 +67,19 @@ def card_of(
     if isinstance(card, PlannedCard):
         return card
     if not isinstance(card, str):
-        return _checked(card, card.name, reserve_bytes or 0, cap_bytes, None, prefix)
+        return _checked(card, card.name, reserve_bytes or 0, cap_bytes, None, prefix, session.risk)
     if is_local(card):
         from qlora_planner.measure.nvml import local_gpu
 
         local = local_gpu()
         held_bytes = local.reserve_bytes if reserve_bytes is None else reserve_bytes
-        return _checked(local.spec, LOCAL, held_bytes, cap_bytes, None, prefix)
+        return _checked(local.spec, LOCAL, held_bytes, cap_bytes, None, prefix, session.risk)
     from qlora_planner.catalog.gpus.several import several_of
 
     gpu, several = session.gpu(card), several_of(card)
     asked = several.each if several else card.strip()
     many = several if several is not None and several.count > 1 else None
-    return _checked(gpu, asked, reserve_bytes or 0, cap_bytes, many, prefix)
+    return _checked(gpu, asked, reserve_bytes or 0, cap_bytes, many, prefix, session.risk)
 
 
 def card_typed(
@@ -112,7 +117,13 @@ def size_bytes(size: str | int, name: str) -> int:
 
 
 def _checked(
-    gpu: GpuSpec, asked: str, reserve_bytes: int, cap_bytes: int | None, several: Several | None, prefix: str
+    gpu: GpuSpec,
+    asked: str,
+    reserve_bytes: int,
+    cap_bytes: int | None,
+    several: Several | None,
+    prefix: str,
+    risk: float,
 ) -> PlannedCard:
     """Raises InputError for a reserve or a cap that leaves nothing of the card, or is more than it has."""
     total = gpu.memory_bytes
@@ -120,4 +131,6 @@ def _checked(
         raise InputError(f"{prefix}reserve: {format_mib(reserve_bytes)} is all of the card's {format_mib(total)}")
     if cap_bytes is not None and cap_bytes > total:
         raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
-    return PlannedCard(gpu=gpu, asked=asked, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several)
+    return PlannedCard(
+        gpu=gpu, asked=asked, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several, risk=risk
+    )

@@ -113,13 +113,11 @@ class Estimates:
 
     def surely(self, estimate: MemoryEstimate) -> Callable[[int], bool]:
         """Whether a run that is known as well as `estimate` fits surely if it works from so many bytes on."""
-        from qlora_planner.memory.verdict import FITS_AT_MOST
-
         assert estimate.fit is not None
         usable_bytes, budget = estimate.fit.usable_bytes, self.opened.budget.for_run(estimate.run)
 
         def fits(floor_bytes: int) -> bool:
-            return budget.distribution(floor_bytes, estimate.method).chance_above(usable_bytes) <= FITS_AT_MOST
+            return budget.distribution(floor_bytes, estimate.method).chance_above(usable_bytes) <= budget.fits_at_most
 
         return fits
 

@@ -38,7 +38,7 @@ def cheapest_card(
         raise InputError(
             f"--objective cheapest: {profile.id} fits on no card with a known price; see `qlora-plan gpus`"
         )
-    return PlannedCard(gpu=gpu, asked=gpu.name) if card is None else card
+    return PlannedCard(gpu=gpu, asked=gpu.name, risk=session.risk) if card is None else card
 
 
 def check_batch(given: Mapping[str, Any], effective_batch: int | None) -> None:

@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from qlora_planner.session.models import Build, load_model
 from qlora_planner.session.packages import Warn
 from qlora_planner.sources.locations import calibrations_dirs, gpus_dirs
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.risk import TIGHT_AT_MOST, parse_risk
 from qlora_planner.spec.run import RUN_FIELDS
 from qlora_planner.text import plain
 
@@ -37,7 +39,8 @@ class Session:
     something takes time; without it, oddities of a model are Python warnings and waits are silent. `waiting` is entered
     with a line while a model is looked up, which is long where it has to be profiled. `build` says what becomes of a
     model without a profile: see `load_model`. With `stored_only` no run is traced and no torch imported:
-    closed forms answer where no trace ships.
+    closed forms answer where no trace ships. `risk` is the highest chance of running out of memory that is taken, as
+    "5%", 5 or 0.05: up to it a run is tight, above it it does not fit.
 
     >>> Session().on("24GB").plan("qwen2.5-7b").verdict
     'fits'
@@ -51,9 +54,11 @@ class Session:
         waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
         build: Build = "auto",
         stored_only: bool = False,
+        risk: str | float = TIGHT_AT_MOST,
     ) -> None:
         self.profiles = profiles
         self.stored_only = stored_only
+        self.risk = parse_risk(risk)
         self.tell: Warn = tell or packages.silent
         self._waiting = waiting
         self._warn = {} if tell is None else {"warn": tell}
@@ -129,12 +134,18 @@ class Session:
         return profile
 
     def on(
-        self, card: str | GpuSpec | PlannedCard, *, reserve: str | int | None = None, cap: str | int | None = None
+        self,
+        card: str | GpuSpec | PlannedCard,
+        *,
+        reserve: str | int | None = None,
+        cap: str | int | None = None,
+        risk: str | float | None = None,
     ) -> Workbench:
         """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
 
-        For `local` without a `reserve` it is what others hold now; of `2xrtx-3090` one card is planned, and said.
-        Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a card.
+        `risk` is the highest chance of running out that is taken there (the session's): "5%", 5 or 0.05. For `local`
+        without a `reserve` it is what others hold now; of `2xrtx-3090` one card is planned, and said. Raises InputError
+        for a card, a reserve, a cap or a risk that means nothing, MissingError for `local` without a card.
         """
         from qlora_planner.session.workbench import Workbench
 
@@ -146,7 +157,7 @@ class Session:
         )
         if planned.several is not None and isinstance(card, str):
             self.tell(f"{card.strip()}: {planned.several.note}")
-        return Workbench(self, planned)
+        return Workbench(self, planned if risk is None else replace(planned, risk=parse_risk(risk)))
 
     def open(
         self,
@@ -164,7 +175,9 @@ class Session:
 
         if card is not None and not isinstance(card, PlannedCard):
             gpu = self.gpu(card)
-            card = PlannedCard(gpu=gpu, asked=gpu.name, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+            card = PlannedCard(
+                gpu=gpu, asked=gpu.name, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=self.risk
+            )
         return ModelOnCard(session=self, profile=self.model(model), card=card)
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
@@ -203,10 +216,9 @@ class Session:
         card = cheapest_card(self, self.model(model), run_of(run, named), given if fixed is None else fixed, None)
         return self.on(card).plan(model, run, **{"objective": CHEAPEST, **more})
 
-    def check(
-        self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
-    ) -> CheckAnswer:
-        """Whether a plan file fits the card that it was made for: see `Workbench.check`, whose errors it raises.
+    def check(self, file: str | os.PathLike[str], *, kind: str | None = None, **more: Any) -> CheckAnswer:
+        """Whether a plan file fits the card that it was made for: see `Workbench.check`, which takes `more` and
+        whose errors it raises.
 
         A file that names no card is checked against the one in this machine.
         """
@@ -214,7 +226,7 @@ class Session:
         from qlora_planner.session.cards import LOCAL
 
         gpu = read_config(file, kind).gpu
-        return self.on(LOCAL if gpu is None else str(gpu["name"])).check(file, kind=kind, model=model)
+        return self.on(LOCAL if gpu is None else str(gpu["name"])).check(file, kind=kind, **more)
 
     def train(
         self, what: str | os.PathLike[str] | PlanAnswer, run: RunConfig | None = None, **more: Any

@@ -71,6 +71,10 @@ class Workbench:
         """What a process may use of the card, by what measurements say."""
         return self.card.budget(self.session.calibration)
 
+    def at(self, risk: str | float | None) -> Workbench:
+        """The same card where another chance of running out is taken: "5%", 5 or 0.05. None: this workbench."""
+        return self if risk is None else self.session.on(self.card, risk=risk)
+
     def open(self, model: str | ModelProfile) -> ModelOnCard:
         """The model on this card, for plain records; one that is named is opened once, with its answers kept.
 
@@ -85,8 +89,15 @@ class Workbench:
     def _open(self, profile: ModelProfile) -> ModelOnCard:
         return self.session.open(profile, self.card)
 
-    def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
-        """The memory of exactly this run: `run`, else the default one, with `options` in place.
+    def estimate(
+        self,
+        model: str | ModelProfile,
+        run: RunConfig | None = None,
+        *,
+        risk: str | float | None = None,
+        **options: Any,
+    ) -> EstimateAnswer:
+        """The memory of exactly this run: `run`, else the default one, with `options` in place. `risk`: see `at`.
 
         >>> answer = Session().on("rtx-4090").estimate("qwen2.5-7b", rank=32)
         >>> answer.peak.device_bytes == sum(answer.components.values())
@@ -97,7 +108,7 @@ class Workbench:
         """
         from qlora_planner.session.views import EstimateAnswer
 
-        answer = self.open(model).estimate(run_of(run, options))
+        answer = self.at(risk).open(model).estimate(run_of(run, options))
         return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.card.asked)
 
     def plan(
@@ -168,12 +179,17 @@ class Workbench:
         return PlanAnswer(plan=plan, asked=kept, card=self.card.asked)
 
     def check(
-        self, file: str | os.PathLike[str], *, kind: str | None = None, model: str | ModelProfile | None = None
+        self,
+        file: str | os.PathLike[str],
+        *,
+        kind: str | None = None,
+        model: str | ModelProfile | None = None,
+        risk: str | float | None = None,
     ) -> CheckAnswer:
         """Whether a plan file, or a config of axolotl, LLaMA-Factory or TRL, fits, and what would make it fit.
 
-        `kind` is one of `exchange.configs.FORMATS`, else its keys tell; `model` stands in for the file's own. Its
-        `fixes` are changes by which it fits, the least harmful first.
+        `kind` is one of `exchange.configs.FORMATS`, else its keys tell; `model` stands in for the file's own; `risk`:
+        see `at`. Its `fixes` are changes by which it fits, the least harmful first.
         Raises InputError naming the file and every fault in it, and as `open` does.
         """
         from qlora_planner.exchange.configs import read_config
@@ -181,7 +197,7 @@ class Workbench:
         from qlora_planner.session.views import CheckAnswer
 
         reading = read_config(file, kind)
-        check = check_reading(file, reading, self.open(model or reading.model_id))
+        check = check_reading(file, reading, self.at(risk).open(model or reading.model_id))
         return CheckAnswer(check=check, gpu=self.gpu)
 
     def survey(self, run: RunConfig | None = None, *, recommend: bool = True, **options: Any) -> SurveyAnswer:
@@ -283,6 +299,7 @@ class Workbench:
         weights: str | os.PathLike[str] | None = None,
         tokenizer: str | None = None,
         bad_rows: str = "refuse",
+        risk: str | float | None = None,
         **options: Any,
     ) -> TrainingAnswer:
         """Train on the card in this machine, which is held to this one's size, in a process of its own.
@@ -298,6 +315,7 @@ class Workbench:
             output: the run's own folder (runs/NAME of the model).
             device: "cuda" or "cpu" (cuda; that of the run that is gone on with).
             yes: start though it may not fit.
+            risk: the highest chance of running out that needs no `yes` ("5%"): see `at`.
             force: start anew where a run is.
             recover: try a smaller run when memory runs out.
             weights: where the weights are, if the name of the model does not lead there.
@@ -320,5 +338,6 @@ class Workbench:
         started = {
             "data": data, "output": output, "device": device, "resume": resume, "yes": yes, "force": force,
             "recover": recover, "weights": weights, "tokenizer": tokenizer, "bad_rows": bad_rows,
+            "risk": risk,
         }  # fmt: skip
         return train_with(self.session, what, run, self.card, {**started, **options})

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
@@ -59,6 +60,8 @@ def command_words(
             words += ["--reserve", f"{-(-card.reserve_bytes // MIB)}MiB"]
         if card.cap_bytes is not None:
             words += ["--cap", f"{card.cap_bytes // MIB}MiB"]
+        if card.risk != TIGHT_AT_MOST:
+            words += ["--risk", f"{100 * card.risk:g}%"]
     options = typed_options(run)
     options |= {name: getattr(run, name) for name in typed if getattr(run, name) is not None}
     for name, value in options.items():

@@ -30,7 +30,8 @@ TRL = {
 CUT = {"plugins": ["axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"]}
 # What is written, on which card -> format, verdict, exit code, and the peak in GiB from and to.
 CASES: list[tuple[dict[str, Any], str, str, str, int, float, float]] = [
-    (AXOLOTL | CUT, "8GB", "axolotl", "tight", 0, 4.7, 5.9),  # fits, where it is traced
+    (AXOLOTL | CUT, "10GB", "axolotl", "tight", 0, 4.7, 5.9),  # fits, where it is traced
+    (AXOLOTL | CUT, "8GB", "axolotl", "does-not-fit", 1, 4.7, 5.9),  # by its interval alone
     (AXOLOTL | {"rl": True, "sample_packing": False}, "rtx-a6000", "axolotl", "cannot-say", 5, 8, 25),
     (
         AXOLOTL | {"base_model": "meta-llama/Meta-Llama-3-70B", "fsdp": ["full_shard"]},

@@ -39,7 +39,7 @@ def make_estimate(
     sizes[Component.CUDA_CONTEXT] += peak - sum(sizes.values())
     fit = None
     if verdict is not None:
-        chance = {"fits": 0.00001, "tight": 0.2, "does-not-fit": 0.9999999, "will-not-run": None, "cannot-say": None}[
+        chance = {"fits": 0.00001, "tight": 0.03, "does-not-fit": 0.9999999, "will-not-run": None, "cannot-say": None}[
             verdict
         ]
         fit = Fit(

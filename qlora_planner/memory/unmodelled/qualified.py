@@ -54,7 +54,9 @@ def _changeable(estimate: MemoryEstimate, fit: Fit) -> bool:
     """Whether what is left out could make another verdict than the one at hand."""
     peak, floor = estimate.peak, estimate.floor_bytes
     if fit.verdict == "does-not-fit":
-        less = _reach(estimate.unmodelled, "down")
+        # What is not sure enough because of its interval stays so, whatever moves it by less than that.
+        near = floor <= fit.usable_bytes
+        less = _reach([thing for thing in estimate.unmodelled if not near or estimate.matters(thing)], "down")
         return less is None or (less > 0 and floor * (1 - less) <= fit.usable_bytes)
     more = _reach(estimate.unmodelled, "up")
     spread = peak.high_bytes / max(peak.device_bytes, 1) - 1 if fit.verdict == "fits" else 0.0

@@ -15,7 +15,6 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.verdict import verdict_of
 from qlora_planner.planner.candidate_memory import CandidateMemory
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.other_gpus import fitting_on
@@ -34,6 +33,7 @@ from qlora_planner.planner.survey.survey import Candidate, candidate_memory_for
 from qlora_planner.planner.sweeps import SEQ_STEP
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.risk import verdict_of
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
 
@@ -47,6 +47,8 @@ MODELS = (
 )  # fmt: skip
 CARD_SIZES_GB = (8, 10, 11, 12, 16, 24, 32, 40, 48, 64, 80, 96, 141)
 _SEVEN_B = (6.5e9, 8e9)
+# A chance of running out up to this is shown as perhaps.
+PERHAPS = 0.5
 # Bytes of a weight that a run needs at the least: itself, and in full fine-tuning its gradient and two states.
 _LEAST_BYTES = {"full": 8.0, "lora": 2.0, "qlora-8bit": 1.0, "qlora-4bit": 0.5}
 
@@ -101,7 +103,7 @@ class _Estimates:
 
     def verdict(self, answer: MemoryEstimate, card: GpuSpec) -> str:
         """How a run that was estimated without a card does on one."""
-        return verdict_of(fitting_on(answer, self.nowhere, card))
+        return verdict_of(fitting_on(answer, self.nowhere, card), self.nowhere.risk)
 
 
 def positions(profile: ModelProfile) -> int:
@@ -127,8 +129,9 @@ def make_tables(
     Raises InputError for a length that a model of `shown` has no positions for.
     """
     estimates = _Estimates(
-        run=run, tape_of=tape_of, candidate_of=candidate_of, nowhere=Budget.of(None, calibration=calibration)
-    )
+        run=run, tape_of=tape_of, candidate_of=candidate_of,
+        nowhere=Budget.of(None, calibration=calibration, risk=PERHAPS),
+    )  # fmt: skip
     for profile in shown:
         if (limit := positions(profile)) < run.seq_len:
             raise InputError(f"--seq-len {run.seq_len}: {profile.id} has positions for {limit:,} tokens")

@@ -12,6 +12,7 @@ from qlora_planner.session.training.execute import train
 from qlora_planner.session.training.onlooker import Onlooker
 from qlora_planner.session.training.request import SETTINGS, TrainOptions, request_of
 from qlora_planner.session.views import PlanAnswer, TrainingAnswer
+from qlora_planner.spec.risk import parse_risk
 
 if TYPE_CHECKING:
     from qlora_planner.session.cards import PlannedCard
@@ -35,8 +36,9 @@ def train_with(
     settings = {name: given[name] for name in SETTINGS if name in given}
     if isinstance(settings.get("report_to"), str):
         settings["report_to"] = (settings["report_to"],)
-    others = {name: value for name, value in given.items() if name not in started and name not in settings}
-    options = TrainOptions(**started, settings=settings, card=card)
+    others = {name: value for name, value in given.items() if name not in {*started, *settings, "risk"}}
+    risk = parse_risk(given["risk"]) if given.get("risk") is not None else (card or session).risk
+    options = TrainOptions(**started, settings=settings, card=card, risk=risk)
     if options.device not in (None, *DEVICES):
         raise InputError(f"device must be {' or '.join(DEVICES)}, not {options.device!r}")
     explicit = given_options(run, others)

@@ -71,7 +71,7 @@ def execute(session: Session, prepared: Prepared, onlooker: Onlooker) -> Trained
 
     request, here = prepared.request, prepared.here
     widths = measured_widths(session, prepared, onlooker)
-    predictions = Predictions(session, prepared.profile, here, widths)
+    predictions = Predictions(session, prepared.profile, here, widths, request.options.risk)
     predicted = predictions.estimate(prepared.spec.run)
     if here is not None and predicted is not None:
         _check_card(session, here, predicted, yes=request.options.yes)
@@ -288,7 +288,8 @@ def _check_card(session: Session, here: ThisCard, predicted: MemoryEstimate, *, 
         raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")
     check_room(here, predicted, session.tell)
     if predicted.verdict == "does-not-fit" and not yes:
+        reasons = "; ".join(predicted.fit.reasons) if predicted.fit else ""
         raise RefusedError(
-            f"{predicted.model.id} does not fit {here.gpu.label} so: `qlora-plan check` says what would;"
+            f"{predicted.model.id} does not fit {here.gpu.label} so: {reasons}; `qlora-plan check` says what would;"
             " --yes tries all the same"
         )

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.session.cards import PlannedCard
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
@@ -25,16 +27,25 @@ _COUNTED_BYTES = 16 << 20  # what takes some four seconds to tokenise
 class Predictions:
     """Estimates of runs, each made once: what decides whether a run starts is what is recorded of it.
 
-    None on the CPU, for which nothing is planned. `widths` are those of batches that may come before the widest.
+    None on the CPU, for which nothing is planned. `widths` are those of batches that may come before the widest,
+    `risk` the chance of running out that is taken.
     """
 
     def __init__(
-        self, session: Session, profile: ModelProfile | None, here: ThisCard | None, widths: Widths = ()
+        self,
+        session: Session,
+        profile: ModelProfile | None,
+        here: ThisCard | None,
+        widths: Widths = (),
+        risk: float = TIGHT_AT_MOST,
     ) -> None:
         self._session, self._profile, self._here, self._widths = session, profile, here, widths
         self._opened = None
         if profile is not None and here is not None:
-            self._opened = session.open(profile, here.gpu, reserve_bytes=here.others_bytes, cap_bytes=here.cap_bytes)
+            card = PlannedCard(
+                gpu=here.gpu, asked=here.gpu.name, reserve_bytes=here.others_bytes, cap_bytes=here.cap_bytes, risk=risk
+            )
+            self._opened = session.open(profile, card)
 
     def estimate(self, run: RunConfig) -> MemoryEstimate | None:
         """The memory of a run, in bytes."""

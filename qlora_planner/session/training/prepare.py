@@ -199,4 +199,5 @@ def _card_of_plan(session: Session, request: TrainRequest) -> PlannedCard:
     options = request.options
     if options.card is not None:
         return options.card
-    return card_typed(session, None, reserve_bytes=options.reserve_bytes, cap_bytes=options.cap_bytes)
+    card = card_typed(session, None, reserve_bytes=options.reserve_bytes, cap_bytes=options.cap_bytes)
+    return replace(card, risk=options.risk)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.session.data import DataSource
+from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 from qlora_planner.train.settings import Settings
@@ -31,7 +32,8 @@ class TrainOptions:
     `data` is what to train on, `output` the run's own folder, `weights` where the weights are if the model's name does
     not lead there. `settings` are fields of `train.settings.Settings`. With `yes` it starts though it may not fit, with
     `force` over what is in its folder; without `recover` no smaller run is tried when memory runs out. `card` is the
-    one to plan for and to behave like, None the one in this machine, less `reserve_bytes` and under `cap_bytes`.
+    one to plan for and to behave like, None the one in this machine, less `reserve_bytes` and under `cap_bytes`;
+    `risk` is the chance of running out that is taken there.
     """
 
     data: str | None = None
@@ -48,6 +50,7 @@ class TrainOptions:
     card: PlannedCard | None = None
     reserve_bytes: int | None = None
     cap_bytes: int | None = None
+    risk: float = TIGHT_AT_MOST
 
 
 @record
