@@ -60,13 +60,14 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
 
     Raises InputError and MissingError for a card or data options that mean nothing.
     """
+    from qlora_planner.session.data import DataSource
     from qlora_planner.tui.saved_state import read_state, state_path
-    from qlora_planner.tui.startup import DataAsked, Start
+    from qlora_planner.tui.startup import Start
 
     data = None
     if given.get("data") is not None:
         bad_rows = given.get("bad_rows") or "refuse"
-        data = DataAsked(
+        data = DataSource(
             path=given["data"], tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
             bad_rows=bad_rows,
         )  # fmt: skip

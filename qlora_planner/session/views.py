@@ -26,14 +26,16 @@ if TYPE_CHECKING:
 SURVEY_SCHEMA = "qlora-plan/survey/1"
 
 
-def _theme() -> Theme:
+def _shown(answer: Any) -> str:
     from qlora_planner.report.parts.theme import Theme
 
-    return Theme(unicode=True)
+    text: str = answer.render(Theme(unicode=True))
+    return text
 
 
-def _of_record(answer: Any, own: str, name: str) -> Any:
-    """An attribute of the record that an answer holds as `own`."""
+def _of_record(answer: Any, name: str) -> Any:
+    """An attribute of the record that an answer holds as its first field."""
+    own = next(iter(answer.__struct_fields__))
     if name == own or name.startswith("__"):  # not there yet, as while it is unpickled
         raise AttributeError(name)
     return getattr(getattr(answer, own), name)
@@ -47,11 +49,10 @@ class EstimateAnswer:
     gpu: GpuSpec | None
     card: str | None  # as it was typed
 
-    def __getattr__(self, name: str) -> Any:
-        return _of_record(self, "estimate", name)
+    __str__ = _shown
 
-    def __str__(self) -> str:
-        return self.render(_theme())
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, name)
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan estimate`."""
@@ -85,16 +86,15 @@ class PlanAnswer:
     asked: Mapping[str, Any]
     card: str
 
+    __str__ = _shown
+
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, "plan", name)
+        return _of_record(self, name)
 
     @property
     def verdict(self) -> str | None:
         """The verdict on the recommended run."""
         return self.plan.estimate.verdict
-
-    def __str__(self) -> str:
-        return self.render(_theme())
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan plan`."""
@@ -130,6 +130,8 @@ class SurveyAnswer:
     reserve_bytes: int
     cap_bytes: int | None
 
+    __str__ = _shown
+
     def __iter__(self) -> Iterator[SurveyRow]:
         return iter(self.rows)
 
@@ -138,9 +140,6 @@ class SurveyAnswer:
 
     def __getitem__(self, at: int) -> SurveyRow:
         return self.rows[at]
-
-    def __str__(self) -> str:
-        return self.render(_theme())
 
     def render(self, theme: Theme, *, every: bool = False, explain: bool = False) -> str:
         """The screen of `qlora-plan --gpu`; `every` folds no row away."""
@@ -183,11 +182,10 @@ class AuditAnswer:
 
     audit: Audit
 
-    def __getattr__(self, name: str) -> Any:
-        return _of_record(self, "audit", name)
+    __str__ = _shown
 
-    def __str__(self) -> str:
-        return self.render(_theme())
+    def __getattr__(self, name: str) -> Any:
+        return _of_record(self, name)
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan audit`."""
@@ -218,16 +216,15 @@ class CheckAnswer:
     check: Check
     gpu: GpuSpec
 
+    __str__ = _shown
+
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, "check", name)
+        return _of_record(self, name)
 
     @property
     def verdict(self) -> str | None:
         """The verdict on the file as it is."""
         return self.check.estimate.verdict
-
-    def __str__(self) -> str:
-        return self.render(_theme())
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan check`."""
@@ -253,13 +250,12 @@ class VerificationAnswer:
 
     verification: Verification
 
+    __str__ = _shown
+
     def __getattr__(self, name: str) -> Any:
         if name in ("verification", "measurement"):
-            return _of_record(self, "verification", name)
-        return getattr(_of_record(self, "verification", "measurement"), name)
-
-    def __str__(self) -> str:
-        return self.render(_theme())
+            return _of_record(self, name)
+        return getattr(_of_record(self, "measurement"), name)
 
     def render(self, theme: Theme) -> str:
         """The screen of `qlora-plan verify`."""
@@ -292,6 +288,8 @@ class TrainingAnswer:
 
     trained: Trained
 
+    __str__ = _shown
+
     @property
     def outcome(self) -> str:
         """ok, interrupted, out-of-memory, disk-full, killed or error."""
@@ -306,9 +304,6 @@ class TrainingAnswer:
     def folder(self) -> Path:
         """The run's own folder; `merge` and `generate` take it."""
         return self.trained.folder.path
-
-    def __str__(self) -> str:
-        return self.render(_theme())
 
     def render(self, theme: Theme) -> str:
         """The screen of `qlora-plan train`."""

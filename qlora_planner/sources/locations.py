@@ -7,6 +7,7 @@ QLORA_PLANNER_PROFILES, the user's own, the copy in the installed package, the r
 from __future__ import annotations
 
 import os
+from functools import partial
 from pathlib import Path
 
 from qlora_planner.spec.faults import refuse
@@ -33,39 +34,18 @@ def profile_roots(profiles: str | os.PathLike[str] | None = None) -> tuple[Path,
     return tuple(roots.values())
 
 
-def models_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of model profiles; see `profile_roots` for the order and the errors."""
-    return _inside("models", profiles)
+def _inside(kind: str, profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Every folder of a kind that exists; see `profile_roots` for the order and the errors."""
+    return tuple(root / kind for root in profile_roots(profiles) if (root / kind).is_dir())
 
 
-def gpus_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of cards; see `profile_roots` for the order and the errors."""
-    return _inside("gpus", profiles)
-
-
-def calibrations_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of calibrations; see `profile_roots` for the order and the errors."""
-    return _inside("calibrations", profiles)
-
-
-def tapes_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of compiled tapes; see `profile_roots` for the order and the errors."""
-    return _inside("tapes", profiles)
-
-
-def families_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of families of traces; see `profile_roots` for the order and the errors."""
-    return _inside("families", profiles)
-
-
-def configs_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of the catalogue's configs; see `profile_roots` for the order and the errors."""
-    return _inside("configs", profiles)
-
-
-def fields_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
-    """Folders of what shapes each class; see `profile_roots` for the order and the errors."""
-    return _inside("fields", profiles)
+models_dirs = partial(_inside, "models")  # profiles
+gpus_dirs = partial(_inside, "gpus")
+calibrations_dirs = partial(_inside, "calibrations")
+tapes_dirs = partial(_inside, "tapes")  # compiled traces
+families_dirs = partial(_inside, "families")  # traces that several models share
+configs_dirs = partial(_inside, "configs")  # the catalogue's
+fields_dirs = partial(_inside, "fields")  # what shapes each class
 
 
 def user_profiles() -> Path:
@@ -90,10 +70,6 @@ def cache_dir() -> Path:
     import platformdirs
 
     return Path(platformdirs.user_cache_dir(_APP, appauthor=False))
-
-
-def _inside(kind: str, profiles: str | os.PathLike[str] | None) -> tuple[Path, ...]:
-    return tuple(root / kind for root in profile_roots(profiles) if (root / kind).is_dir())
 
 
 def _repository() -> tuple[Path, ...]:

@@ -6,10 +6,10 @@ Every method may run in a thread of its own; results are remembered by run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.session.model_on_card import Frontier as Frontier  # the screens know the core alone
@@ -17,12 +17,9 @@ from qlora_planner.session.model_on_card import ModelOnCard
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.plan import Plan
-    from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.sources.names import Names
-    from qlora_planner.spec.model import ModelProfile
     from qlora_planner.tui.widgets.rows import ModelRow
 
 ASSUMED_CARD = "24GB"
@@ -77,14 +74,12 @@ def start_run(row: ModelRow) -> RunConfig:
     return RunConfig() if row.options is None else RunConfig(**dict(row.options))
 
 
-@dataclass(slots=True, kw_only=True)
-class Subject:
+@dataclass(kw_only=True, eq=False)
+class Subject(ModelOnCard):
     """One model on one card; `model` is what names it again."""
 
     model: str
-    profile: ModelProfile
     card: PlannedCard
-    opened: ModelOnCard
 
     @classmethod
     def of(cls, model: str, card: PlannedCard, profiles: str | None = None) -> Subject:
@@ -92,31 +87,10 @@ class Subject:
         from qlora_planner.session import Session
 
         session = Session(profiles, tell=_unheard, build="never", stored_only=True)
-        opened = session.on(card).open(model)
-        named = opened.profile.id if opened.profile.source == "catalogue" else model
-        return cls(model=named, profile=opened.profile, card=card, opened=opened)
-
-    @property
-    def model_limit(self) -> int | None:
-        """Tokens that the model was trained for."""
-        return self.opened.model_limit
-
-    def known(self, run: RunConfig) -> MemoryEstimate | None:
-        """The estimate of a run that was worked out before."""
-        return self.opened.known(run)
-
-    def estimate(self, run: RunConfig, widths: Sequence[Sequence[int]] = ()) -> MemoryEstimate:
-        """What `qlora-plan estimate` answers where nothing new is traced, or with `widths` of a dataset's batches what
-        `plan --data` does. Raises InputError as they do."""
-        return self.opened.estimate(run, widths)
-
-    def refusal(self, run: RunConfig) -> str | None:
-        """Why a run cannot work, in milliseconds: what is contradictory, and what the stack refuses. None: it can."""
-        return self.opened.refusal(run)
-
-    def plan(self, run: RunConfig | None = None, fixed: Mapping[str, Any] | None = None) -> Plan:
-        """The recommended run, as `qlora-plan MODEL --gpu` has it where nothing new is traced."""
-        return self.opened.plan(run, fixed or {})
+        profile = session.model(model)
+        return cls(
+            session=session, profile=profile, card=card, model=profile.id if profile.source == "catalogue" else model
+        )
 
     def plan_of(self, run: RunConfig) -> Plan:
         """The plan whose run is exactly this one. Raises InputError where a plan would change it, as for one that
@@ -128,14 +102,6 @@ class Subject:
         if plan.run != resolved:
             raise InputError("this run does not fit, so a plan file would hold another one; r takes a run that fits")
         return plan
-
-    def prices(self, run: RunConfig) -> list[Price]:
-        """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
-        return self.opened.prices(run)
-
-    def frontier(self, run: RunConfig) -> Frontier:
-        """The grid around a run. Raises InputError for a run that the stack refuses."""
-        return self.opened.frontier(run)
 
 
 def fault_words(error: PlannerError) -> str:

@@ -39,7 +39,7 @@ class SavedState:
     model: str | None = None
     run: Mapping[str, Any] | None = None
     pins: tuple[Pin, ...] = field(default=())
-    data: Mapping[str, Any] | None = None  # the fields of `startup.DataAsked`
+    data: Mapping[str, Any] | None = None  # the fields of `session.data.DataSource`
 
 
 def state_path() -> Path:

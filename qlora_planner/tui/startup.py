@@ -7,21 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_planner.record import record
+from qlora_planner.session.data import DataSource
 from qlora_planner.tui.saved_state import SavedState
 
 if TYPE_CHECKING:
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.tui.widgets.rows import ModelRow
-
-
-@record
-class DataAsked:
-    """A dataset and how its tokens are counted, as `--data` and the options beside it say."""
-
-    path: str
-    tokenizer: str | None = None
-    chars_per_token: float | None = None
-    bad_rows: str = "refuse"
 
 
 @record
@@ -35,7 +26,7 @@ class Start:
     saved: SavedState
     state_path: Path
     profiles: str | None = None
-    data: DataAsked | None = None
+    data: DataSource | None = None
     note: str | None = None
     plain: bool = False
     model: str | None = None

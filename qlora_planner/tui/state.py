@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.answer import Answer, Inputs, Surroundings, same_inputs
 from qlora_planner.tui.saved_state import MOST_PINS, Pin, SavedState
-from qlora_planner.tui.startup import DataAsked, Start
+from qlora_planner.tui.startup import Start
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -42,9 +43,9 @@ class ExplorerState:
         self.run = RunConfig()
         self.refusal: str | None = None  # why the run now cannot work
         self.pins: list[Pin] = list(saved.pins)
-        self.data_source: DataAsked | None = start.data
+        self.data_source: DataSource | None = start.data
         if start.data is None and saved.data is not None:
-            self.data_source = DataAsked(**dict(saved.data))
+            self.data_source = DataSource(**dict(saved.data))
         self.cut: int | None = None  # where the slider stands, in tokens; None: at the run's own length
         self._undo: list[RunConfig] = []
         self.survey: Answer[list[ModelRow]] = Answer()
@@ -194,7 +195,7 @@ class ExplorerState:
             self._undo.clear()
         self.take(run)
 
-    def use_data(self, source: DataAsked) -> None:
+    def use_data(self, source: DataSource) -> None:
         """Another dataset, or the same counted again."""
         self.data_source, self.counted, self.viewed, self.cut = source, Answer(), Answer(), None
 

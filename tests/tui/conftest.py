@@ -16,10 +16,11 @@ from textual.widgets import DataTable, Static
 
 from qlora_planner.cli.main import cli
 from qlora_planner.cli.tui_survey import documents
+from qlora_planner.session.data import DataSource
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import card_of
 from qlora_planner.tui.saved_state import read_state
-from qlora_planner.tui.startup import DataAsked, Start
+from qlora_planner.tui.startup import Start
 from qlora_planner.tui.widgets.common import Breakdown
 from qlora_planner.tui.widgets.rows import ModelRow
 
@@ -53,7 +54,7 @@ def surveyed(card: str, recommend: bool = True) -> list[ModelRow]:
 
 
 def explorer(
-    state: Path, gpu: str | None = "24GB", *, data: DataAsked | None = None, plain: bool = False,
+    state: Path, gpu: str | None = "24GB", *, data: DataSource | None = None, plain: bool = False,
     model: str | None = None,
 ) -> Explorer:  # fmt: skip
     """The app as the verb makes it, with a state file of its own."""

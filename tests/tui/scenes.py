@@ -13,10 +13,10 @@ from pathlib import Path
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from qlora_planner.session.data import DataSource
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.control.readiness import Readiness
-from qlora_planner.tui.startup import DataAsked
 from tests.tui.conftest import idle, open_model, painted
 from tests.tui.player import Recording
 
@@ -36,7 +36,7 @@ def write_data(path: Path, rows: int = 1_200) -> Path:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[DataAsked]:
+def staged(folder: Path) -> Iterator[DataSource]:
     """A folder with a dataset, and children that stand for verify and train. Nothing depends on the machine."""
     here, child, look, path = Path.cwd(), Launch.program, Readiness.of, os.environ.get("PYTHONPATH", "")
     write_data(folder / "train.jsonl")
@@ -48,7 +48,7 @@ def staged(folder: Path) -> Iterator[DataAsked]:
             lambda cls, run: cls(packages=(), card="RTX 4090", no_card="")
         )
         Input.cursor_blink.__init__(False)  # type: ignore[misc]
-        yield DataAsked(path="train.jsonl", chars_per_token=4.0)
+        yield DataSource(path="train.jsonl", chars_per_token=4.0)
     finally:
         os.chdir(here)
         os.environ["PYTHONPATH"] = path

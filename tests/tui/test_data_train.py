@@ -10,13 +10,13 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import Input
 
+from qlora_planner.session.data import DataSource
 from qlora_planner.tui import commands
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.control.readiness import Readiness
 from qlora_planner.tui.screens.dialogs import ChoiceScreen, TextScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
-from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.widgets.data import Histogram, Slider
 from qlora_planner.units import format_gib
 from tests.tui.conftest import document, explorer, idle, open_model, tell, words
@@ -58,7 +58,7 @@ def test_data_shows_what_plan_answers(tmp_path: Path) -> None:
         await idle(app, pilot)
         assert app.state.run.seq_len == 2048
 
-    tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
+    tell(explorer(tmp_path / "tui.json", data=DataSource(path=str(data), chars_per_token=4.0)), story)
 
 
 def test_the_slider_follows_the_mouse(tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_the_slider_follows_the_mouse(tmp_path: Path) -> None:
         assert app.state.cut == slider.stops[-1]
         assert "nothing is cut" in words(app, "#cut")
 
-    tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
+    tell(explorer(tmp_path / "tui.json", data=DataSource(path=str(data), chars_per_token=4.0)), story)
 
 
 def test_a_dataset_is_named_in_the_screen_and_a_bad_one_is_one_line(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from textual.screen import Screen
 from textual.widgets import Input
 
 from qlora_planner.errors import InputError
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.answer import Answer
 from qlora_planner.tui.app import Explorer
@@ -23,7 +24,6 @@ from qlora_planner.tui.saved_state import Pin
 from qlora_planner.tui.screens.dialogs import CardScreen, ChoiceScreen, CommandScreen, TextScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.launch_form import LaunchForm
-from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.widgets.outside import Clean, clean
 from qlora_planner.tui.widgets.rows import ModelRow
 from tests.tui.conftest import explorer, idle, open_model, painted, table, tell, words
@@ -97,7 +97,7 @@ def test_every_place_shows_hostile_text_as_it_is(tmp_path: Path) -> None:
         state.group = "family"
         state.pins = [Pin(model=ALL, card=ALL, run=RunConfig(target_modules=ALL).to_dict())]
         state.refusal = ALL
-        state.data_source = DataAsked(path=ALL, chars_per_token=4.0)
+        state.data_source = DataSource(path=ALL, chars_per_token=4.0)
         state.estimated = Answer(state.run_inputs(), error=InputError(ALL))
         state.surroundings = Answer(state.run_inputs(), error=InputError(ALL))
         state.counted = Answer(state.counted_inputs(), error=InputError(ALL))

@@ -11,12 +11,12 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, OptionList
 
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.core import Subject
 from qlora_planner.tui.screens.dialogs import CardScreen
 from qlora_planner.tui.screens.help import HelpScreen
-from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.widgets.common import KnobList
 from qlora_planner.tui.widgets.data import Slider
 from tests.tui.conftest import explorer, idle, open_model, painted, tell, words
@@ -144,7 +144,7 @@ def test_j_k_home_and_end_on_every_place(tmp_path: Path) -> None:
         await idle(app, pilot)
         assert slider.at == slider.stops[0]
 
-    tell(explorer(tmp_path / "tui.json", data=DataAsked(path=str(data), chars_per_token=4.0)), story)
+    tell(explorer(tmp_path / "tui.json", data=DataSource(path=str(data), chars_per_token=4.0)), story)
 
 
 def test_f1_is_the_help_of_places_and_dialogs(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from textual.pilot import Pilot
 
+from qlora_planner.session.data import DataSource
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
-from qlora_planner.tui.startup import DataAsked
 from tests.tui.conftest import explorer, idle, open_model, tell
 from tests.tui.monkey import keys
 from tests.tui.scenes import write_data
@@ -24,7 +24,7 @@ def test_no_keys_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed:
     monkeypatch.setattr(Explorer, "action_leave", lambda self: None)
     monkeypatch.setattr(Launch, "program", (sys.executable, str(Path(__file__).with_name("child.py"))))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    data = DataAsked(path=str(write_data(tmp_path / "train.jsonl", 300)), chars_per_token=4.0)
+    data = DataSource(path=str(write_data(tmp_path / "train.jsonl", 300)), chars_per_token=4.0)
 
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)

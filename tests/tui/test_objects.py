@@ -11,6 +11,7 @@ import pytest
 from textual.message import Message
 
 from qlora_planner.errors import InputError
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control import messages
@@ -18,7 +19,7 @@ from qlora_planner.tui.control.figures import Figure
 from qlora_planner.tui.control.tasks import Tasks
 from qlora_planner.tui.core import Subject, card_of
 from qlora_planner.tui.saved_state import SavedState
-from qlora_planner.tui.startup import DataAsked, Start
+from qlora_planner.tui.startup import Start
 from qlora_planner.tui.state import ExplorerState
 
 
@@ -40,7 +41,7 @@ class HeldApp:
 class Desk:
     """State and tasks, and the app that holds their threads."""
 
-    def __init__(self, data: DataAsked | None = None) -> None:
+    def __init__(self, data: DataSource | None = None) -> None:
         start = Start(
             survey=lambda card, recommend: [], card=card_of("24GB"), saved=SavedState(), state_path=Path("tui.json"),
             data=data,
@@ -157,7 +158,7 @@ def test_a_figure_that_was_given_up_can_be_wanted_again() -> None:
 
 @pytest.mark.parametrize(("tokenizer", "kept"), [("./mine", True), (None, False)])
 def test_lengths_stay_with_the_tokenizer_that_counted_them(tokenizer: str | None, kept: bool) -> None:
-    desk = Desk(DataAsked(path="a.jsonl", tokenizer=tokenizer))
+    desk = Desk(DataSource(path="a.jsonl", tokenizer=tokenizer))
     counted = Figure(attribute="counted", inputs=ExplorerState.counted_inputs, work=lambda *_: "lengths")
     desk.state.open(subject("a"), RunConfig(), keep_undo=False)
     desk.tasks.want(counted)
@@ -174,7 +175,7 @@ def test_a_dataset_that_is_named_again_is_counted_again() -> None:
     counted = Figure(attribute="counted", inputs=ExplorerState.counted_inputs, work=lambda *_: object(), restarts=True)
     desk.state.open(subject(), RunConfig(), keep_undo=False)
     for _ in range(2):
-        desk.state.use_data(DataAsked(path="a.jsonl"))
+        desk.state.use_data(DataSource(path="a.jsonl"))
         desk.tasks.want(counted)
         assert desk.state.data_progress == (0, 0, 0)
         assert desk.work() == [True]

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.gpus.remarks import remarks
 from qlora_planner.errors import InputError, PlannerError
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
 from qlora_planner.tui.control import figures, messages, requests
 from qlora_planner.tui.knobs import Knob, changed, turned
-from qlora_planner.tui.startup import DataAsked
 
 if TYPE_CHECKING:
     from qlora_planner.tui.app import Explorer
@@ -142,7 +142,7 @@ class Controller:
 
     # ------------------------------------------------------------------ dataset
 
-    def use_data(self, source: DataAsked) -> None:
+    def use_data(self, source: DataSource) -> None:
         """Count another dataset."""
         self._state.use_data(source)
         self._tasks.want(figures.DATA)
@@ -152,7 +152,7 @@ class Controller:
         """Count the dataset at a path, in the way that the one before was counted."""
         before = self._state.data_source
         if path is not None:
-            self.use_data(DataAsked(path=path) if before is None else replace(before, path=path))
+            self.use_data(DataSource(path=path) if before is None else replace(before, path=path))
 
     def ask_tokenizer(self) -> None:
         """Whose tokenizer counts the dataset."""

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
+from qlora_planner.session.data import DataSource, summary_of
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.core import Subject
-from qlora_planner.tui.startup import DataAsked
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.epochs import DataPlan
@@ -22,18 +22,13 @@ class NoTokenizerError(MissingError):
     """Nothing counts the dataset's tokens yet: another tokenizer is to be named."""
 
 
-def count(source: DataAsked, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
-    """The lengths of every row. Raises InputError and MissingError as `data.summarise` does, and NoTokenizerError where
-    that asks for options of a command line."""
-    from qlora_planner.data import summarise
+def count(source: DataSource, model: str | None, *, moved: Moved, warn: Callable[[str], None]) -> DataSummary:
+    """The lengths of every row. Raises what `session.data.summary_of` does, and NoTokenizerError where that asks for
+    options of a command line."""
     from qlora_planner.data.tokenizers import INSTEAD
-    from qlora_planner.sources.locations import cache_dir
 
     try:
-        return summarise(
-            source.path, tokenizer=source.tokenizer or model, chars_per_token=source.chars_per_token,
-            bad_rows=source.bad_rows, cache=cache_dir(), warn=warn, moved=moved,
-        )  # fmt: skip
+        return summary_of(source, model, tell=warn, moved=moved)
     except PlannerError as error:
         words = str(error)
         if words.endswith(INSTEAD) or words.startswith("--tokenizer: "):

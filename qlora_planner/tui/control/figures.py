@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import PlannerError
 from qlora_planner.record import record
 from qlora_planner.session.cards import PlannedCard
+from qlora_planner.session.data import DataSource
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui import core
 from qlora_planner.tui.answer import Inputs, Surroundings, same_inputs
 from qlora_planner.tui.core import Subject
-from qlora_planner.tui.startup import DataAsked
 from qlora_planner.tui.state import ExplorerState
 from qlora_planner.tui.widgets.rows import ModelRow
 
@@ -103,7 +103,7 @@ def _estimate_pins(work: Work, pins: tuple[Pin, ...]) -> list[MemoryEstimate | N
     return estimates
 
 
-def _count(work: Work, source: DataAsked, tokenizer: str | None) -> DataSummary:
+def _count(work: Work, source: DataSource, tokenizer: str | None) -> DataSummary:
     from qlora_planner.tui.control.datasets import count
 
     last = 0.0

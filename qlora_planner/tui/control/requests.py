@@ -58,7 +58,7 @@ def recommend(tasks: Tasks, subject: Subject, run: RunConfig, keep_length: bool)
     keep = RunConfig(seq_len=run.seq_len) if keep_length else None
     with tasks.doing("looking for the best run"):
         try:
-            plan = subject.plan() if keep is None else subject.plan(keep, {"seq_len": keep.seq_len})
+            plan = subject.plan(fixed=()) if keep is None else subject.plan(keep, {"seq_len": keep.seq_len})
         except PlannerError as error:
             tasks.tell(core.fault_words(error), "error")
             return
