@@ -45,7 +45,13 @@ def batch_prices(batch_size: int, grad_accum: int) -> dict[tuple[int, int], int]
 
 @pytest.mark.parametrize(
     ("batch_size", "grad_accum", "neighbours"),
-    [(2, 1, {(1, 2), (4, 1)}), (2, 4, {(1, 8), (4, 2)}), (3, 1, {(1, 3), (6, 1)}), (1, 8, {(2, 4)})],
+    [
+        (2, 1, {(1, 2), (4, 1)}),
+        (2, 4, {(1, 8), (4, 2)}),
+        (3, 1, {(1, 3), (6, 1)}),
+        (1, 8, {(2, 4)}),
+        (5, 1, {(2, 3), (10, 1)}),  # of two no five are made: a step of six loses no sample
+    ],
 )
 def test_a_price_of_the_batch_keeps_the_effective_batch(
     batch_size: int, grad_accum: int, neighbours: set[tuple[int, int]]
