@@ -32,6 +32,6 @@ def command(model: str, **given: Any) -> int:
     else:
         from qlora_planner.report.estimate import render_estimate
 
-        gpu, asked = (card.gpu, card.asked) if card else (None, None)
-        answer(render_estimate(estimate, gpu, output.theme, card=asked, explain=output.explain))
+        gpu, card_text = (card.gpu, card.asked) if card else (None, None)
+        answer(render_estimate(estimate, gpu, output.theme, card=card_text, explain=output.explain))
     return exit_code(estimate)

@@ -44,12 +44,12 @@ def draw(watch: Watch, theme: Theme) -> Text:
         ]
     lines = [Text.assemble(*head)]
     if watch.losses:
-        facts = watch.last
+        latest = watch.last
         lines.append(Text.assemble(
             ("loss ", "dim"), (f"{watch.losses[-1]:.4f} ", "bold"),
             (spark(watch.losses) if theme.unicode else "", "cyan"),
-            ("  lr ", "dim"), f"{facts.get('learning_rate') or 0:.2e}",
-            ("  ", ""), f"{facts.get('tokens_per_s') or 0:,.0f}", (" tokens/s", "dim"),
+            ("  lr ", "dim"), f"{latest.get('learning_rate') or 0:.2e}",
+            ("  ", ""), f"{latest.get('tokens_per_s') or 0:,.0f}", (" tokens/s", "dim"),
         ))  # fmt: skip
     memory = _memory_line(watch, theme)
     return Text("\n").join([*lines, Text.assemble(*memory)] if memory else lines)

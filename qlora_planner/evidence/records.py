@@ -116,13 +116,14 @@ class Measurement:
         }
 
     @classmethod
-    def from_dict(cls, raw: Any, where: str = "measurement") -> Measurement:
+    def from_dict(cls, raw: Any, location: str = "measurement") -> Measurement:
         """Read `to_dict` back.
 
-        Raises InputError naming `where` and all that is wrong: another schema, unknown, missing or ill-typed fields.
+        Raises InputError naming `location` and all that is wrong: another schema, unknown, missing or ill-typed
+        fields.
         """
         if type(raw) is dict and raw.get("schema") != SCHEMA:
-            raise InputError(f"{plain(where)}: schema must be {SCHEMA}, not {quoted(raw.get('schema'))}")
+            raise InputError(f"{plain(location)}: schema must be {SCHEMA}, not {quoted(raw.get('schema'))}")
         faults = faults_of(raw, MEASUREMENT, MEASUREMENT_NEEDS, "")
         if type(raw) is dict:
             faults += _inner_faults(raw)
@@ -133,7 +134,7 @@ class Measurement:
             except InputError as error:
                 faults.append(str(error))
         if faults or run is None:
-            refuse(faults, where)
+            refuse(faults, location)
         values = {key: value for key, value in raw.items() if key != "schema"}
         values |= {
             "run": run,

@@ -84,8 +84,8 @@ def _progress(line: str) -> Progress | None:
         return None
     if not isinstance(raw, dict) or "event" not in raw:
         return None
-    facts = {key: value for key, value in raw.items() if key not in ("event", "elapsed_s")}
-    return Progress(event=str(raw["event"]), elapsed_s=float(raw.get("elapsed_s") or 0.0), facts=facts)
+    fields = {key: value for key, value in raw.items() if key not in ("event", "elapsed_s")}
+    return Progress(event=str(raw["event"]), elapsed_s=float(raw.get("elapsed_s") or 0.0), facts=fields)
 
 
 def end_group(child: subprocess.Popen[str]) -> None:

@@ -69,9 +69,9 @@ class ChildSpec:
         return {name: value for name, value in asdict(self).items() if name != "run"} | {"run": self.run.to_dict()}
 
     @classmethod
-    def from_dict(cls, raw: Any, where: str = "specification") -> ChildSpec:
+    def from_dict(cls, raw: Any, location: str = "specification") -> ChildSpec:
         """Raises InputError for what is no object, unknown fields and bad values."""
-        known_fields(raw, cls, where)
+        known_fields(raw, cls, location)
         if not isinstance(raw.get("run"), dict):
-            raise InputError(f"{where}: lacks run, an object of run options")
-        return cls(**{**raw, "run": RunConfig.from_dict(raw["run"], f"{where}: run")})
+            raise InputError(f"{location}: lacks run, an object of run options")
+        return cls(**{**raw, "run": RunConfig.from_dict(raw["run"], f"{location}: run")})

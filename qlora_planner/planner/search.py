@@ -178,7 +178,9 @@ def _option_sets(
                     continue
                 run = base.with_(**options, rank=rank, batch_size=batches[0])
                 resolution = resolve(factory.profile, run, factory.gpu)
-                if blocking := [one for one in resolution.problems if one.blocking and one.code != STORED_QUANTIZED]:
+                if blocking := [
+                    problem for problem in resolution.problems if problem.blocking and problem.code != STORED_QUANTIZED
+                ]:
                     refused = refused or f"{blocking[0].message}; use {blocking[0].fix}"
                     continue
                 runs = True

@@ -60,12 +60,12 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
     Raises InputError when the config cannot be built or adapted, MissingError for an unknown model type.
     """
     prober = prober or Prober()
-    where = source.id
-    raw, whole = text_part(source.config, where)
-    model, plan_bfloat16 = build_on_meta(raw, where)
+    location = source.id
+    raw, whole = text_part(source.config, location)
+    model, plan_bfloat16 = build_on_meta(raw, location)
     params = sum(parameter.numel() for parameter in model.parameters())
     skipped = frozenset(skipped_modules(model))
-    quantized = _quantized(raw, where)
+    quantized = _quantized(raw, location)
     replaced = frozenset(
         name for name, module in quantized.named_modules() if type(module).__name__ == "Linear4bit"
     )  # fmt: skip
@@ -79,7 +79,7 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
         joined = targets if isinstance(targets, str) else ",".join(targets)
         return prober.refusal(raw, key, target_modules=joined, attention=kernel)
 
-    target, added, refusals = adapters.widest_target(lambda: _quantized(raw, where), layers, breaks)
+    target, added, refusals = adapters.widest_target(lambda: _quantized(raw, location), layers, breaks)
     for name, options in PROBES.items():
         refusal = prober.refusal(raw, key, target_modules=target, attention=kernel, **options)
         if refusal is not None:
@@ -114,8 +114,8 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
     )
 
 
-def _quantized(raw: Mapping[str, Any], where: str) -> PreTrainedModel:
-    return quantize_on_meta(build_on_meta(raw, where)[0])
+def _quantized(raw: Mapping[str, Any], location: str) -> PreTrainedModel:
+    return quantize_on_meta(build_on_meta(raw, location)[0])
 
 
 def _dimensions(model: PreTrainedModel) -> dict[str, int | float | None]:

@@ -47,7 +47,7 @@ def quiet_transformers() -> Iterator[None]:
         transformers.logging.set_verbosity(log)
 
 
-def make_config(raw: Mapping[str, Any], where: str) -> Any:
+def make_config(raw: Mapping[str, Any], location: str) -> Any:
     """transformers' config object of a `config.json` as parsed.
 
     Raises MissingError for a model type that the installed transformers does not have (remote code is never run)
@@ -58,41 +58,41 @@ def make_config(raw: Mapping[str, Any], where: str) -> Any:
     if model_type not in transformers.CONFIG_MAPPING:
         extra = " (its repository brings its own code, which is not run)" if raw.get("auto_map") else ""
         raise MissingError(
-            f"{where}: model_type {quoted(model_type)} is not in transformers {transformers.__version__}{extra};"
+            f"{location}: model_type {quoted(model_type)} is not in transformers {transformers.__version__}{extra};"
             " a newer transformers may have it"
         )
     try:
         with quiet_transformers():
             return AutoConfig.for_model(model_type, **fields)
     except Exception as error:  # config classes raise what they like on bad fields; the cause is passed on
-        raise InputError(f"{where}: {model_type} config refused: {_first_line(error)}") from error
+        raise InputError(f"{location}: {model_type} config refused: {_first_line(error)}") from error
 
 
-def causal_lm_class(raw: Mapping[str, Any], config: Any, where: str) -> type[PreTrainedModel]:
-    """The class that a trainer loads. Raises InputError naming `where` for a config that has none."""
+def causal_lm_class(raw: Mapping[str, Any], config: Any, location: str) -> type[PreTrainedModel]:
+    """The class that a trainer loads. Raises InputError naming `location` for a config that has none."""
     try:
         cls: type[PreTrainedModel] = model_class(raw, config)
         return cls
     except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        raise InputError(f"{location}: {error}") from None
 
 
 def build_on_meta(
-    raw: Mapping[str, Any], where: str, dtype: torch.dtype = torch.bfloat16
+    raw: Mapping[str, Any], location: str, dtype: torch.dtype = torch.bfloat16
 ) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
     """The model without storage, tied, and the dtype that each module name pattern is loaded in instead of `dtype`.
 
     Buffers are on the meta device too: some classes compute large ones, which would take gigabytes and minutes.
     """
-    config = make_config(raw, where)
-    wanted = causal_lm_class(raw, config, where)
+    config = make_config(raw, location)
+    wanted = causal_lm_class(raw, config, location)
     try:
         with init_empty_weights(include_buffers=True), quiet_transformers(), initialization.no_tie_weights():
             model = wanted._from_config(config, dtype=dtype)
     except PlannerError:
         raise
     except Exception as error:  # any class's constructor may fail on inconsistent sizes; the cause is passed on
-        raise InputError(f"{where}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
+        raise InputError(f"{location}: {wanted.__name__} cannot be built from it: {_first_line(error)}") from error
     remember_skipped(model, _spared(raw))
     model.tie_weights()
     return model, dict(model._get_dtype_plan(dtype))

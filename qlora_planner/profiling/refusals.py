@@ -79,9 +79,9 @@ def _probe(raw: Mapping[str, Any], **options: Any) -> str | None:
     return None
 
 
-def traced_fault(error: Exception, where: str) -> PlannerError:
+def traced_fault(error: Exception, what: str) -> PlannerError:
     """What tracing raised as RefusedError (a library's own refusal) or MissingError (tracing cannot follow)."""
     library = refused_by(error)
     if library is not None:
-        return RefusedError(f"{where} will not run: {library} fails with {words_of(error)}")
-    return MissingError(f"{where} cannot be traced for this run: {words_of(error)}")
+        return RefusedError(f"{what} will not run: {library} fails with {words_of(error)}")
+    return MissingError(f"{what} cannot be traced for this run: {words_of(error)}")

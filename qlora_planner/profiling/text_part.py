@@ -22,7 +22,7 @@ _SAME_TENSORS = {
 _TIED = "tie_word_embeddings"
 
 
-def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], str | None]:
+def text_part(raw: Mapping[str, Any], location: str) -> tuple[Mapping[str, Any], str | None]:
     """The config of the text part of a parsed config.json, and the model type that it is a part of.
 
     The config as it is and None for a model of text alone. Raises InputError for a text part that transformers has no
@@ -30,7 +30,7 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     """
     if not isinstance(raw.get("model_type"), str) or not _sees_or_hears(raw):
         return raw, None
-    config = make_config(deepcopy(dict(raw)), where)  # transformers completes nested parts of a config in place
+    config = make_config(deepcopy(dict(raw)), location)  # transformers completes nested parts of a config in place
     text, whole = config.get_text_config(decoder=True), str(raw["model_type"])
     if text is config or not _other_parts(config):
         return raw, None
@@ -40,8 +40,8 @@ def text_part(raw: Mapping[str, Any], where: str) -> tuple[Mapping[str, Any], st
     if text.model_type in _SAME_TENSORS:
         return _of(raw, config, text, _SAME_TENSORS[text.model_type], None), whole
     raise InputError(
-        f"{where}: {whole} takes images or sound too, and transformers has no causal language model for its text part"
-        f" ({text.model_type}): such a model cannot be planned yet"
+        f"{location}: {whole} takes images or sound too, and transformers has no causal language model for its text"
+        f" part ({text.model_type}): such a model cannot be planned yet"
     )
 
 

@@ -44,13 +44,13 @@ class LaunchSpec:
         return plain | {"run": self.run.to_dict(), "settings": self.settings.to_dict()}
 
     @classmethod
-    def from_dict(cls, raw: Any, where: str = "specification") -> LaunchSpec:
+    def from_dict(cls, raw: Any, location: str = "specification") -> LaunchSpec:
         """Raises InputError for what is no object, unknown or missing fields and bad values."""
-        known_fields(raw, cls, where, needed=("run", "settings", "model_id", "weights", "data", "output"))
+        known_fields(raw, cls, location, needed=("run", "settings", "model_id", "weights", "data", "output"))
         if raw.get("device", "cuda") not in ("cuda", "cpu"):
-            raise InputError(f"{where}: device must be cuda or cpu, not {quoted(raw['device'])}")
+            raise InputError(f"{location}: device must be cuda or cpu, not {quoted(raw['device'])}")
         parts = {
-            "run": RunConfig.from_dict(raw["run"], f"{where}: run"),
-            "settings": Settings.from_dict(raw["settings"], f"{where}: settings"),
+            "run": RunConfig.from_dict(raw["run"], f"{location}: run"),
+            "settings": Settings.from_dict(raw["settings"], f"{location}: settings"),
         }
         return cls(**{**raw, **parts})

@@ -85,7 +85,7 @@ def stop_signals() -> Iterator[StopAsked]:
 def supervise(
     spec: LaunchSpec,
     *,
-    asked: StopAsked,
+    stop: StopAsked,
     profile: ModelProfile | None = None,
     predict: Predict = lambda _run: None,
     recover: bool = True,
@@ -103,11 +103,11 @@ def supervise(
     folder = RunDirectory(Path(spec.output))
     predicted = predict(spec.run)
     for number in range(1, MOST_RECOVERIES + 2):
-        result, code = yield from _one(spec, folder, asked, lock)
+        result, code = yield from _one(spec, folder, stop, lock)
         newest, notes = newest_complete(folder.checkpoints)
         for note in notes:
             yield Progress(event="note", elapsed_s=0.0, facts={"message": note})
-        outcome = _outcome(result, code, asked)
+        outcome = _outcome(result, code, stop)
         attempt = Attempt(
             number=number,
             run=spec.run,
@@ -118,7 +118,7 @@ def supervise(
             checkpoint=None if newest is None else str(newest),
         )
         rung = None
-        if outcome == "out-of-memory" and recover and number <= MOST_RECOVERIES and not asked.times:
+        if outcome == "out-of-memory" and recover and number <= MOST_RECOVERIES and not stop.times:
             rung = _next_rung(spec.run, profile, str(result.get("phase")), predicted, predict)
         if rung is None:
             yield attempt
@@ -149,7 +149,7 @@ def _next_rung(
 
 
 def _one(
-    spec: LaunchSpec, folder: RunDirectory, asked: StopAsked, lock: int | None = None
+    spec: LaunchSpec, folder: RunDirectory, stop: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
     result: Mapping[str, Any] = {}
@@ -162,7 +162,7 @@ def _one(
             pass_fds=() if lock is None else (lock,),  # held until both have ended
         )  # fmt: skip
         try:
-            for event in _heard(child, asked):
+            for event in _heard(child, stop):
                 if event.event == "result":
                     result = event.facts
                 elif event.event == "refused":
@@ -176,12 +176,12 @@ def _one(
     return result, child.returncode
 
 
-def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]:
+def _heard(child: subprocess.Popen[str], stop: StopAsked) -> Iterator[Progress]:
     """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice."""
     passed_on = 0
     for event in heard(child, _TICK_S):
-        if asked.times > passed_on:
-            passed_on = asked.times
+        if stop.times > passed_on:
+            passed_on = stop.times
             if passed_on > 1:
                 return
             child.send_signal(signal.SIGTERM)
@@ -190,10 +190,10 @@ def _heard(child: subprocess.Popen[str], asked: StopAsked) -> Iterator[Progress]
         yield event or Progress(event="tick", elapsed_s=0.0)
 
 
-def _outcome(result: Mapping[str, Any], code: int | None, asked: StopAsked) -> str:
+def _outcome(result: Mapping[str, Any], code: int | None, stop: StopAsked) -> str:
     if result:
         return str(result["outcome"])
-    if asked.times:
+    if stop.times:
         return "interrupted"
     return "killed" if code is not None and code < 0 else "error"
 

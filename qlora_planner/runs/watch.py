@@ -63,37 +63,37 @@ class Watch:
         self._warned = False
         self._looked = self._said_step = 0.0
 
-    def hear(self, told: Progress) -> None:
+    def hear(self, event: Progress) -> None:
         """Take one event in."""
-        facts = told.facts
-        if told.event == "memory":
-            self._memory(facts)
-        elif told.event == "phase":
-            self._entered(str(facts.get("phase")))
-        elif told.event == "remark":
-            self.line(str(facts["message"]))
-        elif told.event == "note":
-            self.note(str(facts["message"]))
-        elif told.event == "data":
-            done = facts["done_bytes"] / facts["size_bytes"] if facts["size_bytes"] else 1.0
-            self.phase = f"{READING}: {done:.0%}, {facts['rows']:,} rows"
+        fields = event.facts
+        if event.event == "memory":
+            self._memory(fields)
+        elif event.event == "phase":
+            self._entered(str(fields.get("phase")))
+        elif event.event == "remark":
+            self.line(str(fields["message"]))
+        elif event.event == "note":
+            self.note(str(fields["message"]))
+        elif event.event == "data":
+            done = fields["done_bytes"] / fields["size_bytes"] if fields["size_bytes"] else 1.0
+            self.phase = f"{READING}: {done:.0%}, {fields['rows']:,} rows"
             self.line(self.phase)
-        elif told.event == "rehearsed":
+        elif event.event == "rehearsed":
             self.line(
-                f"the longest batch works: {facts['rows']} x {facts['longest']:,} of {facts['seq_len']:,} tokens, loss"
-                f" {facts['loss']:.3f}{self._words_of_memory(facts)}"
+                f"the longest batch works: {fields['rows']} x {fields['longest']:,} of {fields['seq_len']:,} tokens,"
+                f" loss {fields['loss']:.3f}{self._words_of_memory(fields)}"
             )
-            self._keep("rehearsed", facts)
-        elif told.event == "begin":
-            self.step, self.of = int(facts["step"]), int(facts["of"])
-        elif told.event == "step":
-            self._stepped(facts)
-        elif told.event == "evaluation":
-            self.line(f"step {facts['step']}: held-out loss {_figure(facts['eval_loss'])}")
-            self._keep("evaluation", facts)
-        elif told.event == "checkpoint":
-            self.line(f"step {facts['step']}: checkpoint kept")
-            self._keep("checkpoint", {"step": facts["step"]})
+            self._keep("rehearsed", fields)
+        elif event.event == "begin":
+            self.step, self.of = int(fields["step"]), int(fields["of"])
+        elif event.event == "step":
+            self._stepped(fields)
+        elif event.event == "evaluation":
+            self.line(f"step {fields['step']}: held-out loss {_figure(fields['eval_loss'])}")
+            self._keep("evaluation", fields)
+        elif event.event == "checkpoint":
+            self.line(f"step {fields['step']}: checkpoint kept")
+            self._keep("checkpoint", {"step": fields["step"]})
         self._look()
 
     def _entered(self, stage: str) -> None:
@@ -106,8 +106,8 @@ class Watch:
     def close_phase(self) -> None:
         """The phase is over."""
         if self._stage_peak is not None:
-            facts = {"phase": self._stage, "device_bytes": self._stage_peak, "predicted_bytes": self.planned_bytes()}
-            self._keep("phase", facts)
+            fields = {"phase": self._stage, "device_bytes": self._stage_peak, "predicted_bytes": self.planned_bytes()}
+            self._keep("phase", fields)
         self._stage_peak = None
 
     @property
@@ -139,8 +139,8 @@ class Watch:
         if attempt.rung is not None:
             # Lines, and no notes: the summary has them among its attempts.
             self.line(attempt.says)
-            where = "from the beginning" if attempt.checkpoint is None else f"from {attempt.checkpoint}"
-            self.line(f"going on {where} with {attempt.rung}")
+            start = "from the beginning" if attempt.checkpoint is None else f"from {attempt.checkpoint}"
+            self.line(f"going on {start} with {attempt.rung}")
 
     def note(self, text: str) -> None:
         """Something to know: shown, logged, and kept for the summary."""
@@ -158,9 +158,9 @@ class Watch:
         except OSError as error:
             self._cannot_keep(f"{self._folder.log} cannot be written: {error.strerror or error}")
 
-    def _keep(self, kind: str, facts: Mapping[str, Any]) -> None:
+    def _keep(self, kind: str, fields: Mapping[str, Any]) -> None:
         try:
-            self._metrics.add(kind, facts)
+            self._metrics.add(kind, fields)
         except RunError as error:
             self._cannot_keep(str(error))
 
@@ -170,23 +170,23 @@ class Watch:
             self.notes.append(text)
             self._out(text)
 
-    def _stepped(self, facts: Mapping[str, Any]) -> None:
-        self.step, self.of, self.last = int(facts["step"]), int(facts["of"]), facts
-        if facts.get("loss") is not None:
-            self.losses.append(float(facts["loss"]))
-        if facts.get("step_s") is not None:
-            self._times = [*self._times, float(facts["step_s"])][-_LATELY:]
+    def _stepped(self, fields: Mapping[str, Any]) -> None:
+        self.step, self.of, self.last = int(fields["step"]), int(fields["of"]), fields
+        if fields.get("loss") is not None:
+            self.losses.append(float(fields["loss"]))
+        if fields.get("step_s") is not None:
+            self._times = [*self._times, float(fields["step_s"])][-_LATELY:]
         memory = {"process_bytes": self.used_bytes} if self.used_bytes is not None else {}
-        self._keep("step", {**facts, **memory})
+        self._keep("step", {**fields, **memory})
         now = time.monotonic()
         # metrics.jsonl has every step; a run of short ones would bury everything else that is said.
         if self.step <= _FIRST_STEPS or self.step == self.of or now - self._said_step >= _STEP_S:
             self._said_step = now
             self.line(self.words())
 
-    def _memory(self, facts: Mapping[str, Any]) -> None:
-        used = facts.get("process_bytes")
-        self.used_bytes = facts.get("device_bytes") if used is None else used
+    def _memory(self, fields: Mapping[str, Any]) -> None:
+        used = fields.get("process_bytes")
+        self.used_bytes = fields.get("device_bytes") if used is None else used
         if self.used_bytes is None:
             return
         self.peak_bytes = max(self.peak_bytes or 0, self.used_bytes)
@@ -224,12 +224,12 @@ class Watch:
 
     def words(self) -> str:
         """The last step in one line."""
-        facts = self.last
-        parts = [f"step {self.step}/{self.of}: loss {_figure(facts.get('loss'))}"]
-        if facts.get("learning_rate") is not None:
-            parts.append(f"lr {facts['learning_rate']:.2e}")
-        if facts.get("tokens_per_s") is not None:
-            parts.append(f"{facts['tokens_per_s']:,.0f} tokens/s")
+        latest = self.last
+        parts = [f"step {self.step}/{self.of}: loss {_figure(latest.get('loss'))}"]
+        if latest.get("learning_rate") is not None:
+            parts.append(f"lr {latest['learning_rate']:.2e}")
+        if latest.get("tokens_per_s") is not None:
+            parts.append(f"{latest['tokens_per_s']:,.0f} tokens/s")
         if self.used_bytes is not None:
             parts.append(f"{format_gib(self.used_bytes)}")
         if self.temperature:
@@ -238,10 +238,10 @@ class Watch:
             parts.append(f"{duration(self.left_s)} left")
         return ", ".join(parts)
 
-    def _words_of_memory(self, facts: Mapping[str, Any]) -> str:
-        if facts.get("allocated_peak_bytes") is None:
+    def _words_of_memory(self, fields: Mapping[str, Any]) -> str:
+        if fields.get("allocated_peak_bytes") is None:
             return ""
-        return f", {format_gib(facts['allocated_peak_bytes'])} allocated at the peak"
+        return f", {format_gib(fields['allocated_peak_bytes'])} allocated at the peak"
 
 
 def _figure(value: float | None) -> str:

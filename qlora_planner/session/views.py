@@ -164,7 +164,9 @@ class SurveyAnswer:
             "cap_bytes": self.cap_bytes,
             "usable_bytes": self.rows[0].usable_bytes if self.rows else None,
             "run": self.run.to_dict(),
-            "problems": [{"code": found.code, "message": found.message, "fix": found.fix} for found in problems],
+            "problems": [
+                {"code": problem.code, "message": problem.message, "fix": problem.fix} for problem in problems
+            ],
             "played": False,  # ranked by a sweep or closed forms; `plan` plays
             "models": document(self.rows),
         }

@@ -94,11 +94,11 @@ class RunConfig:
         return {spec.name: _plain(getattr(self, spec.name)) for spec in fields(self)}
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], where: str = "run") -> RunConfig:
+    def from_dict(cls, raw: Mapping[str, Any], location: str = "run") -> RunConfig:
         """Read options back; raises InputError naming unknown options and bad values together."""
         unknown = sorted(set(raw) - set(RUN_FIELDS))
         if unknown:
-            raise InputError(f"{where}: unknown option {listed(unknown)}; known: {', '.join(RUN_FIELDS)}")
+            raise InputError(f"{location}: unknown option {listed(unknown)}; known: {', '.join(RUN_FIELDS)}")
         return cls(**raw)
 
 

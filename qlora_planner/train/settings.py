@@ -69,12 +69,12 @@ class Settings:
         return asdict(self) | {"report_to": list(self.report_to)}
 
     @classmethod
-    def from_dict(cls, raw: Any, where: str = "settings") -> Settings:
+    def from_dict(cls, raw: Any, location: str = "settings") -> Settings:
         """Raises InputError for what is no object, unknown fields and bad values."""
-        fields_given = known_fields(raw, cls, where)
+        fields_given = known_fields(raw, cls, location)
         reporters = fields_given.get("report_to") or ()
         if not isinstance(reporters, (list, tuple)):
-            raise InputError(f"{where}: report_to must be a list, not {quoted(reporters)}")
+            raise InputError(f"{location}: report_to must be a list, not {quoted(reporters)}")
         return cls(**{**fields_given, "report_to": tuple(reporters)})
 
 

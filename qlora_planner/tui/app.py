@@ -97,10 +97,10 @@ class Explorer(App[None]):
         if self.page is not None:
             self.page.repaint()
 
-    def go(self, place: str) -> None:
+    def go(self, name: str) -> None:
         """Another of the places."""
-        if self.current_mode != place and not self.under_dialog:
-            self.switch_mode(place)
+        if self.current_mode != name and not self.under_dialog:
+            self.switch_mode(name)
 
     # ------------------------------------------------------------------ what tasks tell
 
@@ -127,9 +127,9 @@ class Explorer(App[None]):
 
     # ------------------------------------------------------------------ keys
 
-    def action_go(self, place: str) -> None:
+    def action_go(self, name: str) -> None:
         """Another of the places."""
-        self.go(place)
+        self.go(name)
 
     def action_card(self) -> None:
         """Pick a card."""

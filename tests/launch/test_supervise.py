@@ -50,7 +50,7 @@ def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         spec = LaunchSpec(
             run=run, settings=SETTINGS, model_id="m", weights="w", data="d", output=str(tmp_path), device="cpu"
         )
-        return list(supervise.supervise(spec, asked=asked or StopAsked(), **more))
+        return list(supervise.supervise(spec, stop=asked or StopAsked(), **more))
 
     return run
 

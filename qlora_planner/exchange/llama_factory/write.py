@@ -105,11 +105,11 @@ KEYS = {
 
 def keys_besides(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What changes become that are more than a key for an option."""
-    found: dict[str, Any] = {}
+    keys: dict[str, Any] = {}
     if changes.get("quant") == "nf4":
-        found["quantization_bit"] = 4
+        keys["quantization_bit"] = 4
     if changes.get("gradient_checkpointing"):
-        found["disable_gradient_checkpointing"] = False
+        keys["disable_gradient_checkpointing"] = False
     if "attention" in changes:
-        found["flash_attn"] = _KERNELS[changes["attention"]]
-    return found
+        keys["flash_attn"] = _KERNELS[changes["attention"]]
+    return keys

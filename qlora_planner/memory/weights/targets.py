@@ -92,10 +92,10 @@ def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
     if run.method == "full" or run.target_modules in WHOLE_SETS:
         return run
     assert run.target_modules is not None
-    found = targets_of(profile, run.target_modules)
-    if not found.unmatched and not found.numbered:
+    targets = targets_of(profile, run.target_modules)
+    if not targets.unmatched and not targets.numbered:
         return run
-    return run.with_(target_modules=",".join(found.on_every_layer))
+    return run.with_(target_modules=",".join(targets.on_every_layer))
 
 
 def adaptable(profile: ModelProfile) -> tuple[str, ...]:

@@ -88,8 +88,8 @@ def make_callback(
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
             if logs is None or "loss" not in logs:
                 return
-            told = {name: _number(logs.get(name)) for name in ("loss", "learning_rate", "grad_norm")}
-            self.held = {**(self.held or {"step": state.global_step, "of": state.max_steps}), **told}
+            logged = {name: _number(logs.get(name)) for name in ("loss", "learning_rate", "grad_norm")}
+            self.held = {**(self.held or {"step": state.global_step, "of": state.max_steps}), **logged}
             self.flush()
             loss = float(logs["loss"])
             if not math.isfinite(loss):
@@ -130,7 +130,7 @@ def _checkpoint(args: Any, state: Any) -> Path:
 def _number(value: Any) -> float | None:
     """A JSON number; what is none (a NaN too) is null there."""
     try:
-        found = float(value)
+        number = float(value)
     except (TypeError, ValueError):
         return None
-    return found if math.isfinite(found) else None
+    return number if math.isfinite(number) else None

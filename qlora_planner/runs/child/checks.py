@@ -13,13 +13,14 @@ _PACKED = ("Params4bit", "Int8Params")
 
 def check_quantized(model: Any, run: RunConfig, expected: int | None) -> str | None:
     """A note where another number of matrices is quantised than was planned. Raises RunError where none is."""
-    found = sum(type(parameter).__name__ in _PACKED for parameter in model.parameters())
+    quantized = sum(type(parameter).__name__ in _PACKED for parameter in model.parameters())
     if run.quant in (None, "none"):
         return None
-    if not found:
+    if not quantized:
         raise RunError(f"nothing was quantised though the run says {run.quant}; `qlora-plan audit` says why not")
-    if expected is not None and found != expected:
-        return f"{found} matrices are quantised where the plan counts {expected}: its memory is that of another model"
+    if expected is not None and quantized != expected:
+        counts = f"{quantized} matrices are quantised where the plan counts {expected}"
+        return f"{counts}: its memory is that of another model"
     return None
 
 

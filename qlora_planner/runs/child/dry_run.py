@@ -142,5 +142,5 @@ def _untouched(trainer: Any) -> Iterator[None]:
 
 def _metrics(trainer: Any) -> dict[str, Any]:
     """trl averages what it keeps here into the next log line; transformers' own Trainer keeps nothing."""
-    found: dict[str, Any] = getattr(trainer, "_metrics", {})
-    return found
+    metrics: dict[str, Any] = getattr(trainer, "_metrics", {})
+    return metrics

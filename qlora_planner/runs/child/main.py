@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         from qlora_planner.runs.child.training import Training
 
         training = Training(spec, lines.tell, stop)
-        facts = attempt(training, stop)
+        result = attempt(training, stop)
     except PlannerError as error:
         print(str(error), file=sys.stderr)
         lines.tell("refused", {"message": str(error), "exit_code": error.exit_code})
@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         lines.tell("result", {"outcome": "interrupted", "phase": "start"})
         return 130
-    lines.tell("result", facts)
-    return 4 if facts["outcome"] == "error" else 0
+    lines.tell("result", result)
+    return 4 if result["outcome"] == "error" else 0
 
 
 def attempt(training: Any, stop: Stop) -> dict[str, Any]:
@@ -93,13 +93,13 @@ def attempt(training: Any, stop: Stop) -> dict[str, Any]:
 
 def is_disk_full(error: BaseException) -> bool:
     """Whether this exception, or one that led to it, says that the disk took no more."""
-    one: BaseException | None = error
-    while one is not None:
-        if isinstance(one, OSError) and one.errno in (errno.ENOSPC, errno.EDQUOT):
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return True
-        if any(sign in str(one) for sign in _FULL):
+        if any(sign in str(cause) for sign in _FULL):
             return True
-        one = one.__cause__ or one.__context__
+        cause = cause.__cause__ or cause.__context__
     return False
 
 

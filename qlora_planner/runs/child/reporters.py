@@ -62,13 +62,13 @@ def set_places(names: Iterable[str], folder: RunDirectory, environment: MutableM
         environment.setdefault("TENSORBOARD_LOGGING_DIR", str(folder.logs))
     if "wandb" in chosen:
         folder.logs.mkdir(parents=True, exist_ok=True)
-        known = folder.logs / _ID
-        if not known.exists():
-            known.write_text(uuid4().hex[:8], encoding="ascii")
+        id_file = folder.logs / _ID
+        if not id_file.exists():
+            id_file.write_text(uuid4().hex[:8], encoding="ascii")
         for name, value in {
             "WANDB_DIR": str(folder.logs),
             "WANDB_NAME": folder.path.name,
-            "WANDB_RUN_ID": known.read_text(encoding="ascii").strip(),
+            "WANDB_RUN_ID": id_file.read_text(encoding="ascii").strip(),
             "WANDB_RESUME": "allow",
         }.items():
             environment.setdefault(name, value)

@@ -49,23 +49,23 @@ def restore_states(trainer: Any, checkpoint: Path) -> None:
     for number, parameter in zip(numbers, parameters, strict=True):
         state = optimizer.state.get(parameter, {})
         for key, value in _flat(saved["state"].get(number, {})).items():
-            known = state.get(key)
-            if not isinstance(value, torch.Tensor) or not isinstance(known, torch.Tensor):
+            current = state.get(key)
+            if not isinstance(value, torch.Tensor) or not isinstance(current, torch.Tensor):
                 continue
             paged = _paged_buffer(optimizer, parameter, key, value)
             if paged is not None:
                 paged.copy_(value)
                 state[key] = paged
-            elif known.dtype != value.dtype:
-                state[key] = value.to(known.device)
+            elif current.dtype != value.dtype:
+                state[key] = value.to(current.device)
 
 
 def _flat(state: Mapping[str, Any]) -> dict[str, Any]:
     """A parameter's states by name: bitsandbytes saves its own in a mapping inside, and takes them out to load."""
-    found: dict[str, Any] = {}
+    states: dict[str, Any] = {}
     for key, value in state.items():
-        found |= value if isinstance(value, dict) else {key: value}
-    return found
+        states |= value if isinstance(value, dict) else {key: value}
+    return states
 
 
 def _paged_buffer(optimizer: Any, parameter: Any, key: str, value: Any) -> Any:

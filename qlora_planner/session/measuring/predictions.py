@@ -86,12 +86,12 @@ def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:
 
     profile, gpu = profile_of(measurement, tell), card_of(measurement)
     run = measurement.run
-    found = [] if run.eval_batch_size else [prediction_of(estimate(profile, run, gpu))]
+    predictions = [] if run.eval_batch_size else [prediction_of(estimate(profile, run, gpu))]
     tape = tape_for(profile, run, gpu, tell=tell)
     if tape is not None:
         traced = prediction_of(estimate(profile, run, gpu, tape=tape))
-        found.insert(0, replace(traced, method=TRACED))
-    return found
+        predictions.insert(0, replace(traced, method=TRACED))
+    return predictions
 
 
 def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
@@ -118,9 +118,10 @@ def timed_run(measurement: Measurement, tell: Tell) -> TimedRun | None:
 
 
 def speed_traits(
-    measurements: Iterable[Measurement], tell: Tell, known: Calibration | None = None
+    measurements: Iterable[Measurement], tell: Tell, calibration: Calibration | None = None
 ) -> dict[str, KernelEfficiency]:
-    """What timed runs say of each card, by its name; `known` is what is believed of a card before, if anything is.
+    """What timed runs say of each card, by its name; `calibration` is what is believed of a card before, if
+    anything is.
 
     Of repeats of one run the last counts. Raises MissingError and InputError as `predictions_of` does.
     """
@@ -134,4 +135,7 @@ def speed_traits(
         if gpu is not None and run is not None:
             cards[gpu.name] = gpu
             runs.setdefault(gpu.name, []).append(run)
-    return {card: fit(found, efficiency_of(cards[card], known)[0]).traits for card, found in sorted(runs.items())}
+    return {
+        card: fit(timed_runs, efficiency_of(cards[card], calibration)[0]).traits
+        for card, timed_runs in sorted(runs.items())
+    }

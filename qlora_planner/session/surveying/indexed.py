@@ -43,13 +43,13 @@ def indexed_candidates(
 def _profiles(catalogue: ModelCatalogue, names: set[str], warn: Warn) -> list[ModelProfile]:
     if names == set(catalogue.names()):
         return list(catalogue.load_all(warn))
-    found = []
+    loaded = []
     for name in sorted(names):
         try:
-            found.append(catalogue.load(name))
+            loaded.append(catalogue.load(name))
         except InputError as error:
             warn(f"{error}; left out")
-    return found
+    return loaded
 
 
 def _from_index(path: Path, names: set[str], gpu: GpuSpec, run: RunConfig, warn: Warn) -> list[Candidate]:

@@ -212,7 +212,7 @@ class _Execution:
                 watch.note(note)
             watch.began(1, step_of(spec.resume) if spec.resume else 0)
             for item in supervise(
-                spec, asked=stop, profile=self.prepared.profile, predict=predict,
+                spec, stop=stop, profile=self.prepared.profile, predict=predict,
                 recover=self.request.options.recover, lock=self.lock,
             ):  # fmt: skip
                 if isinstance(item, Attempt):

@@ -31,6 +31,6 @@ class Tabs(Pane):
 
     def on_click(self, event: events.Click) -> None:
         """To the place under the mouse."""
-        place = next((key for end, key in self._ends if event.x < end), None)
-        if place is not None:
-            self.post_message(self.Clicked(place))
+        clicked = next((key for end, key in self._ends if event.x < end), None)
+        if clicked is not None:
+            self.post_message(self.Clicked(clicked))
