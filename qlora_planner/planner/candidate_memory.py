@@ -26,6 +26,7 @@ from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
+from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.record import record
@@ -78,7 +79,7 @@ class CandidateMemory:
     run: RunConfig
     parts: MemoryTerms
     shape: activations.ModelShape
-    variant: str
+    variants: tuple[str, str]  # of the run alone, and of one that accumulates gradients
     sweep: Sweep | None
     fixed: FixedBytes
     budget: Budget
@@ -117,15 +118,12 @@ class CandidateMemory:
     ) -> tuple[Ints, NDArray[np.bool_]]:
         """Device bytes of each run's floor, and whether a trace holds for it; arrays of shape (runs,).
 
-        Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches count too; in traced runs
-        at every moment, which is at most their own bytes too much.
+        Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches count too.
         """
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
-        gradients = np.where(earlier, self.parts.state.gradients, 0)
         before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
         beside = self.context.total_bytes
-        floors, traced = self._traced(batch, seq)
-        floors = floors + gradients
+        floors, traced = self._traced(batch, seq, np.broadcast_to(earlier, batch.shape))
         if not traced.all():
             closed = self._closed(batch, seq, earlier)
             over = RESERVED_OVER_ALLOCATED_EXPANDABLE * self.scale.closed
@@ -136,22 +134,24 @@ class CandidateMemory:
             floors = np.maximum(floors, before)
         return floors + beside, traced
 
-    def _traced(self, batch: Ints, seq: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    def _traced(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.bool_]]:
         floors, traced = np.zeros(batch.shape, dtype=np.int64), np.zeros(batch.shape, dtype=bool)
-        for part in self.sweep.parts if self.sweep is not None else ():
-            if part.variant != self.variant:
+        if self.sweep is None:
+            return floors, traced
+        for accumulates, variant in enumerate(self.variants):
+            wanted = accumulated == bool(accumulates)
+            if not wanted.any():
                 continue
-            region = part.region
-            tokens = batch * seq
-            inside = (seq > region.low) & (seq <= region.high) & ((batch > 1) == region.batched)
-            inside &= (tokens > region.tokens) & (tokens <= region.most_tokens) & ~traced
-            if not inside.any():
-                continue
-            moments = part.moments.on(self.budget.workspace_bytes)
-            phases = moments.allocated_sweep(batch[inside], seq[inside], self.run.rank, {self.run.rank: self.fixed})
-            level = np.maximum.reduce(list(phases.values()))
-            floors[inside] = (level * self._over).astype(np.int64)
-            traced |= inside
+            for part in self.sweep.parts_of(variant, batch[wanted], seq[wanted]):
+                inside = part.region.inside(batch, seq) & wanted & ~traced
+                if not inside.any():
+                    continue
+                gradients = self.parts.state.gradients if accumulates else 0  # kept side by side: no slack among them
+                level = part.moments.on(self.budget.workspace_bytes).highest(
+                    batch[inside], seq[inside], self.run.rank, self.fixed, bool(accumulates), gradients
+                )
+                floors[inside] = ((level - gradients) * self._over).astype(np.int64) + gradients
+                traced |= inside
         return floors, traced
 
     def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> Ints:
@@ -192,8 +192,9 @@ class CandidateFactory:
     def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> CandidateMemory:
         """The memory of a resolved run's options. Raises InputError when target modules match nothing."""
         run = resolution.run
-        ground = self._ground(resolution)
-        return candidate_memory_of(ground, resolution, self.budget, self.sweep, fixed_of(ground, run), scale)
+        ground = self.ground(resolution)
+        traced = as_traced(self.profile, run)
+        return candidate_memory_of(ground, resolution, self.budget, self.sweep, fixed_of(ground, run), scale, traced)
 
     def pace(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
         """The speed of a resolved run's options on a card; None where the card's rates are unknown.
@@ -220,7 +221,7 @@ class CandidateFactory:
         )  # fmt: skip
         return replace(known, work=work)
 
-    def _ground(self, resolution: Resolution) -> StaticPeaks:
+    def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
         run = resolution.run
         key = _loading_options(run)
@@ -253,15 +254,18 @@ def candidate_memory_of(
     sweep: Sweep | None,
     fixed: FixedBytes,
     scale: Scale = AS_RANKED,
+    traced: RunConfig | None = None,
 ) -> CandidateMemory:
-    """From a model's static peaks."""
+    """From a model's static peaks; `traced` is the run as it is traced, where that is another (see `as_traced`)."""
     run = resolution.run
+    traced = traced or run
     context = budget.context_for(run)
+    once, again = (trace_key(traced.with_(grad_accum=steps), resolution.stack, budget.card) for steps in (1, 2))
     return CandidateMemory(
         run=run,
         parts=memory_terms(ground, resolution, context),
         shape=ground.shape,
-        variant=trace_key(run, resolution.stack, budget.card),
+        variants=(once, again),
         sweep=sweep,
         fixed=fixed,
         budget=budget,

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
-from qlora_planner.memory.sweep.validity import ValidityRange
+from qlora_planner.memory.sweep.segments import SweptTape
+from qlora_planner.memory.sweep.validity import ValidityRange, validity_ranges
 from qlora_planner.record import record
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import CompiledTape
+
+Ints = NDArray[np.int64]
+# The tape that ships for a variant, a batch and a sequence, with the sizes it holds for.
+ShippedOf = Callable[[str, int, int], tuple[CompiledTape, ValidityRange] | None]
 
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
@@ -17,20 +31,46 @@ _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
 PINNED_OVER_ALLOCATED = 1.05
 
 
+class Moments(Protocol):
+    """The moments of a step that can be the highest, for a variant and sizes."""
+
+    def on(self, workspace_bytes: int) -> Moments:
+        """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
+
+    def highest(
+        self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool, gradients: int
+    ) -> NDArray[np.int64]:
+        """The most bytes allocated in any training phase, for arrays of runs, shape (runs,)."""
+
+
+M = TypeVar("M", bound=Moments)
+
+
 @record
-class SweptRange:
-    """The traced moments of one model that can be the highest, and the variant and sizes they hold for."""
+class SweptRange(Generic[M]):
+    """Moments of one model, and the variant and sizes they hold for."""
 
     variant: str
     region: ValidityRange
-    moments: PeakPolynomials
+    moments: M
+
+
+class Sweep(Protocol):
+    """What is traced of one model."""
+
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+        """What holds for a variant, region by region, as far as runs of these sizes need it."""
 
 
 @record
-class Sweep:
-    """What is traced of one model, region by region."""
+class KeptSweep:
+    """Moments that are at hand for every region."""
 
-    parts: tuple[SweptRange, ...]
+    parts: tuple[SweptRange[PeakPolynomials], ...]
+
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+        """Those of the variant."""
+        return (part for part in self.parts if part.variant == variant)
 
     def find(self, variant: str, batch_size: int, seq_len: int) -> PeakPolynomials | None:
         """The moments for a run of this variant and these sizes; None where they lie outside every region."""
@@ -38,6 +78,42 @@ class Sweep:
             if part.variant == variant and part.region.holds(batch_size, seq_len):
                 return part.moments
         return None
+
+
+@dataclass(slots=True)
+class TapeSweep:
+    """Moments of tapes, each read and counted when a run first needs it: `tape_of` gives what ships for a variant, a
+    batch and a sequence, None where nothing does.
+    """
+
+    profile: ModelProfile
+    tape_of: ShippedOf
+    _known: dict[tuple[str, ValidityRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
+
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+        """What ships for the variant, in regions that hold some of these runs."""
+        for batched in (False, True):
+            of_kind = (batch > 1) == batched
+            if not of_kind.any():
+                continue
+            for region in validity_ranges(self.profile, batched):
+                inside = np.flatnonzero(of_kind & region.inside(batch, seq))
+                if not len(inside):
+                    continue
+                key = variant, region
+                if key not in self._known:
+                    first = int(inside[0])
+                    self._known[key] = self._swept(variant, int(batch[first]), int(seq[first]))
+                part = self._known[key]
+                if part is not None:
+                    yield part
+
+    def _swept(self, variant: str, batch_size: int, seq_len: int) -> SweptRange[SweptTape] | None:
+        shipped = self.tape_of(variant, batch_size, seq_len)
+        if shipped is None:
+            return None
+        tape, region = shipped
+        return SweptRange(variant=variant, region=region, moments=SweptTape.of(tape))
 
 
 def fixed_of(ground: StaticPeaks, run: RunConfig) -> FixedBytes:

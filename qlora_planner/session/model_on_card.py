@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.record import record
 from qlora_planner.session.models import with_targets
-from qlora_planner.session.traces import tape_for, tape_orders
+from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
@@ -60,12 +60,9 @@ class ModelOnCard:
         return None if self.card is None else self.card.gpu
 
     @cached_property
-    def sweep(self) -> Sweep | None:
+    def sweep(self) -> Sweep:
         """The traced moments that ship for this model, by which runs are ranked."""
-        from qlora_planner.sources.locations import tapes_dirs
-        from qlora_planner.sources.tapes import stored_sweep
-
-        return stored_sweep(self.profile, tapes_dirs(self.session.profiles))
+        return sweep_for(self.profile, profiles=self.session.profiles)
 
     @cached_property
     def factory(self) -> CandidateFactory:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.data import DataSource, summary_of
+from qlora_planner.session.traces import sweep_for
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
@@ -28,11 +29,9 @@ def cheapest_card(
     Raises InputError where no card with a known price holds it.
     """
     from qlora_planner.planner.cheapest_gpu import cheapest
-    from qlora_planner.sources.locations import tapes_dirs
-    from qlora_planner.sources.tapes import stored_sweep
 
     cards = session.gpus.all() if card is None else [card.gpu]
-    sweep = stored_sweep(profile, tapes_dirs(session.profiles))
+    sweep = sweep_for(profile, profiles=session.profiles)
     gpu = cheapest(profile, run, fixed, cards, sweep, session.calibration)
     if gpu is None:
         raise InputError(

@@ -16,9 +16,12 @@ from qlora_planner.sources.locations import cache_dir, families_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
+    from qlora_planner.memory.sweep.validity import ValidityRange
+    from qlora_planner.planner.sweeps import Sweep
+    from qlora_planner.sources.tapes import StoredTape
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
-    from qlora_planner.spec.trace import Tape
+    from qlora_planner.spec.trace import CompiledTape, Tape
 
 
 def tape_for(
@@ -42,18 +45,13 @@ def tape_for(
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
     from qlora_planner.memory.weights.targets import as_traced, targeted
-    from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import stored_tape
 
     resolution = resolve(profile, run, gpu)
     targeted(profile, resolution.run)  # modules that no adapter is known for are refused before anything is traced
     resolved = as_traced(profile, resolution.run)
     resolution, variant = replace(resolution, run=resolved), trace_key(resolved, resolution.stack, gpu)
-    sizes = resolved.batch_size, resolved.seq_len
-    stored = stored_tape(profile, tapes_dirs(profiles), *sizes)
-    if stored is None or stored.tape.variant != variant:
-        stored = family_tape(profile, variant, families_dirs(profiles), *sizes)
-    if stored is not None and stored.tape.variant == variant:
+    stored = shipped_tape(profile, variant, resolved.batch_size, resolved.seq_len, profiles=profiles)
+    if stored is not None:
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
         return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
     if stored_only:
@@ -87,6 +85,37 @@ def tape_for(
         return None
     cache.store(profile, resolved, variant, versions, tape)
     return tape
+
+
+def shipped_tape(
+    profile: ModelProfile,
+    variant: str,
+    batch_size: int,
+    seq_len: int,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+) -> StoredTape | None:
+    """The tape that ships for a variant (see `trace_key`) of a model at these sizes, its own or its family's; None
+    where there is none. Raises InputError naming a file that cannot be read.
+    """
+    from qlora_planner.sources.families import family_tape
+    from qlora_planner.sources.tapes import stored_tape
+
+    stored = stored_tape(profile, tapes_dirs(profiles), batch_size, seq_len)
+    if stored is not None and stored.tape.variant == variant:
+        return stored
+    return family_tape(profile, variant, families_dirs(profiles), batch_size, seq_len)
+
+
+def sweep_for(profile: ModelProfile, *, profiles: str | os.PathLike[str] | None = None) -> Sweep:
+    """What ships of a model, by which a search ranks: the very tapes that an estimate plays."""
+    from qlora_planner.planner.sweeps import TapeSweep
+
+    def tape_of(variant: str, batch_size: int, seq_len: int) -> tuple[CompiledTape, ValidityRange] | None:
+        stored = shipped_tape(profile, variant, batch_size, seq_len, profiles=profiles)
+        return None if stored is None else (stored.tape, stored.region)
+
+    return TapeSweep(profile, tape_of)
 
 
 def tape_orders(

@@ -22,7 +22,7 @@ from qlora_planner.spec.trace import CompiledTape
 
 if TYPE_CHECKING:
     from qlora_planner.memory.sweep.polynomials import PeakPolynomials
-    from qlora_planner.planner.sweeps import Sweep
+    from qlora_planner.planner.sweeps import KeptSweep
 
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
@@ -75,13 +75,13 @@ def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list
     return _first(profile, kind, dirs, pick) or []
 
 
-def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
+def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> KeptSweep | None:
     """The highest moments of a model's default recipe, for a search; None where no tape is kept."""
     # Late: an estimate plays one tape and sweeps none.
     from qlora_planner.memory.sweep.polynomials import PeakPolynomials
-    from qlora_planner.planner.sweeps import Sweep, SweptRange
+    from qlora_planner.planner.sweeps import KeptSweep, SweptRange
 
-    def pick(lines: list[bytes]) -> tuple[SweptRange, ...]:
+    def pick(lines: list[bytes]) -> tuple[SweptRange[PeakPolynomials], ...]:
         return tuple(
             SweptRange(
                 variant=raw["variant"],
@@ -92,7 +92,7 @@ def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> Sweep | None:
         )
 
     parts = [part for kind in KINDS for part in _first(profile, kind, dirs, pick) or ()]
-    return Sweep(parts=tuple(parts)) if parts else None
+    return KeptSweep(parts=tuple(parts)) if parts else None
 
 
 def encode(header: dict[str, Any], tapes: Iterable[tuple[StoredTape, PeakPolynomials]]) -> bytes:

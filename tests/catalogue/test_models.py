@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.planner.survey.index import build_index
-from qlora_planner.planner.sweeps import Sweep
+from qlora_planner.planner.sweeps import KeptSweep
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_dict
@@ -89,7 +89,7 @@ def test_the_index_is_what_the_profiles_give(part: int, shipped: dict[str, Model
         assert stored[row["id"]] == row, row["id"]
 
 
-def sweeps_of(shipped: dict[str, ModelProfile]) -> dict[str, Sweep]:
+def sweeps_of(shipped: dict[str, ModelProfile]) -> dict[str, KeptSweep]:
     found = {name: stored_sweep(profile, [ROOT / "profiles" / "tapes"]) for name, profile in shipped.items()}
     return {name: sweep for name, sweep in found.items() if sweep is not None}
 

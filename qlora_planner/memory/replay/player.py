@@ -30,12 +30,12 @@ from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import Segment
+from qlora_planner.spec.trace import Segment, Tape
 
 OUTSIDE = -1
 COMPONENTS = tuple(Component)
 _ADAPTERS = COMPONENTS.index(Component.ADAPTERS)
-_GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
+GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
 _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
 
@@ -97,15 +97,15 @@ class TraceReplayer:
         started = False
         own = self.script
         for self.script in before:
-            self._round(_walk(self.script), trained, run, trainer, optimizer, first=not started, evaluates=False)
+            self._round(walk(self.script), trained, run, trainer, optimizer, first=not started, evaluates=False)
             started = True
         self.script = own
         rounds = 2 if len(steps) == 1 else 1
         # A tape of steps without accumulation: a second micro-batch meets the first one's gradients, as any later one.
         again = run.grad_accum > 1 and not any(segment.micro_step for segment in self.script.tape.segments)
         for done in range(1, rounds + 1):
-            walk = _accumulated(self.script) if again else _walk(self.script)
-            self._round(walk, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
+            order = accumulated(self.script) if again else walk(self.script)
+            self._round(order, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
             started = True
 
     def _round(
@@ -131,7 +131,7 @@ class TraceReplayer:
                 first = False
             if segment.stage != "prepare":
                 self._segment(segment, layer)
-            self._note(_phase(segment))
+            self._note(phase_of(segment))
 
     def _begin(self) -> None:
         self.memory.reset_peaks()
@@ -187,7 +187,7 @@ class TraceReplayer:
         for kind, storage, size, component in self.script.acts[segment]:
             if kind in (BIRTH, BIRTH_STREAMED):
                 if storage in kept:
-                    if component == _GRADIENTS:  # added to the gradient that is there, and gone
+                    if component == GRADIENTS:  # added to the gradient that is there, and gone
                         free(malloc(size, kind == BIRTH_STREAMED))
                     continue
                 block = malloc(size, kind == BIRTH_STREAMED)
@@ -215,24 +215,8 @@ class TraceReplayer:
     def _elsewhere(self, storage: int, segment: Segment, layer: int) -> None:
         """Free a storage that an earlier segment left alive."""
         origin = self.script.origins[storage]
-        born = origin.segment
-        if born.name != "layer":
-            # What layers share, such as a mask, dies with the last that needs it: backward, the first of its part.
-            shared = (born.stage, born.name, segment.stage, segment.name) == (
-                "forward",
-                "embedding",
-                "backward",
-                "layer",
-            )
-            if not shared or self.script.tape.places.index(segment.layer) == layer:
-                self._drop(origin, storage, OUTSIDE)
-        elif segment.name != "layer":
-            for whole, part in enumerate(self.script.tape.places):
-                if part == born.layer:
-                    self._drop(origin, storage, whole)
-        else:
-            offset = born.layer - segment.layer
-            self._drop(origin, storage, layer + offset if abs(offset) <= 1 else self.script.tape.kept[born.layer])
+        for whole in origin_layers(self.script.tape, origin, segment, layer):
+            self._drop(origin, storage, whole)
 
     def _drop(self, origin: Origin, storage: int, layer: int) -> None:
         born = origin.segment
@@ -270,7 +254,20 @@ class TraceReplayer:
             self._free(block, _WORKSPACE)
 
 
-def _walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> Iterable[int]:
+    """Of which layers of the whole model a storage dies in `segment`, played for `layer`, that was born before it."""
+    born = origin.segment
+    if born.name != "layer":
+        # What layers share, such as a mask, dies with the last that needs it: backward, the first of its part.
+        shared = (born.stage, born.name, segment.stage, segment.name) == ("forward", "embedding", "backward", "layer")
+        return (OUTSIDE,) if not shared or tape.places.index(segment.layer) == layer else ()
+    if segment.name != "layer":
+        return [whole for whole, part in enumerate(tape.places) if part == born.layer]
+    offset = born.layer - segment.layer
+    return (layer + offset if abs(offset) <= 1 else tape.kept[born.layer],)
+
+
+def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
     """Every segment of the whole model in order, with the layer of the whole model that plays it."""
     segments, places = script.tape.segments, script.tape.places
     index = 0
@@ -293,10 +290,10 @@ def _walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
         index = stop
 
 
-def _accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+def accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
     """The same with every micro-batch twice before the optimizer's step."""
     micro_batch: list[tuple[Segment, int]] = []
-    for segment, layer in _walk(script):
+    for segment, layer in walk(script):
         if segment.stage in _MICRO_BATCH:
             micro_batch.append((segment, layer))
         elif micro_batch:
@@ -306,7 +303,8 @@ def _accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
     yield from micro_batch
 
 
-def _phase(segment: Segment) -> str:
+def phase_of(segment: Segment) -> str:
+    """The phase of an estimate that a segment belongs to."""
     if segment.stage == "forward":
         return "loss" if segment.name == "head" else "forward"
     return {"after": "backward", "zero_grad": "optimizer"}.get(segment.stage, segment.stage)

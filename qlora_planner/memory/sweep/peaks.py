@@ -44,13 +44,17 @@ def peak_polynomials_of(
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
     player.play([], run, trainer_named(run.trainer), optimizer)
-    # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same on every card.
-    handles = {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
+    handles = handles_of(tape)
     pruning = _Pruning(tape.sizes, handles, region)
     moments = {phase: pruning.leaders(player.found[phase]) for phase in PHASES if phase in player.found}
     if peaks_only:
         moments = _across(moments, pruning)
     return _packed(tape, moments, handles)
+
+
+def handles_of(tape: CompiledTape) -> set[int]:
+    """Which sizes are cuBLAS handles'; the small buffer of fused bias kernels is the same on every card."""
+    return {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
 
 
 def _packed(tape: CompiledTape, moments: dict[str, NDArray[np.int64]], handles: set[int]) -> PeakPolynomials:

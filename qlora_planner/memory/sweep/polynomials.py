@@ -179,6 +179,35 @@ class PeakPolynomials:
             for phase, counts in self._counts().items()
         }
 
+    def highest(
+        self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool, gradients: int
+    ) -> NDArray[np.int64]:
+        """The most bytes allocated in any training phase, for arrays of runs, shape (runs,).
+
+        Where a run `accumulates`, those of earlier micro-batches are taken to be there at every moment, which is at
+        most their own bytes, `gradients`, too much.
+        """
+        import numpy as np
+
+        phases = self.allocated_sweep(batch_size, seq_len, rank, {rank: fixed})
+        level: NDArray[np.int64] = np.maximum.reduce(list(phases.values())) + (gradients if accumulates else 0)
+        return level
+
+    def table(self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes) -> NDArray[np.float64]:
+        """Every size, then norms, scratch and states, in blocks of 512 bytes: shape (sizes + 3, runs).
+
+        Raises InputError for sizes beyond what 53 bits hold.
+        """
+        import numpy as np
+
+        batch, seq = np.broadcast_arrays(*(np.asarray(sizes, dtype=np.int64) for sizes in (batch_size, seq_len)))
+        self._check_exact((int(batch.max()), int(seq.max()), rank))
+        blocks = np.empty((len(self.sizes) + 3, batch.size))
+        blocks[: len(self.sizes)] = self._blocks(batch, seq, rank)
+        for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
+            blocks[column] = value // MIN_BLOCK_BYTES
+        return blocks
+
     def _check_exact(self, top: tuple[int, ...]) -> None:
         """Raise InputError where runs up to these sizes come to numbers that a float does not hold exactly."""
         if top not in self._known:

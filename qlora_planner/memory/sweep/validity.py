@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from itertools import pairwise
+from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named, version_of
 from qlora_planner.record import record
@@ -37,6 +38,12 @@ class ValidityRange:
         """Whether a run of these sizes lies in it."""
         inside = self.low < seq_len <= self.high and self.tokens < batch_size * seq_len <= self.most_tokens
         return inside and (batch_size > 1) == self.batched
+
+    def inside(self, batch_size: Any, seq_len: Any) -> Any:
+        """The same for arrays of runs."""
+        tokens = batch_size * seq_len
+        inside = (seq_len > self.low) & (seq_len <= self.high) & ((batch_size > 1) == self.batched)
+        return inside & (tokens > self.tokens) & (tokens <= self.most_tokens)
 
 
 def kernel_class(gpu: GpuSpec | None) -> str:

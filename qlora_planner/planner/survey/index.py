@@ -22,7 +22,7 @@ from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.planner.search_space import WEIGHT_STORAGES
 from qlora_planner.planner.survey.survey import Candidate
-from qlora_planner.planner.sweeps import Sweep, SweptRange, fixed_of
+from qlora_planner.planner.sweeps import KeptSweep, SweptRange, fixed_of
 from qlora_planner.record import fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -41,7 +41,7 @@ _LONGEST = 1 << 18  # tokens up to which moments compete for a place in the inde
 _STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trainable")
 
 
-def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | None = None) -> dict[str, Any]:
+def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, KeptSweep] | None = None) -> dict[str, Any]:
     """The index document of `profiles` and the traced moments of those that have them, JSON-ready.
 
     Models whose published weights no run can take, and those that are counted in part, are left out: the index holds
@@ -52,7 +52,7 @@ def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, Sweep] | 
     return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in kept]}
 
 
-def _row(profile: ModelProfile, sweep: Sweep | None) -> dict[str, Any]:
+def _row(profile: ModelProfile, sweep: KeptSweep | None) -> dict[str, Any]:
     limit = profile.dims.get("max_position_embeddings")
     row: dict[str, Any] = {
         "id": profile.id, "family": profile.model_type, "params": profile.params,
@@ -168,7 +168,7 @@ def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[Ind
             )  # fmt: skip
 
 
-def _swept(part: SweptRange, fixed: FixedBytes) -> dict[str, Any]:
+def _swept(part: SweptRange[PeakPolynomials], fixed: FixedBytes) -> dict[str, Any]:
     return {
         "variant": part.variant,
         "region": _values(part.region),
@@ -176,7 +176,7 @@ def _swept(part: SweptRange, fixed: FixedBytes) -> dict[str, Any]:
     }
 
 
-def _leading(part: SweptRange, fixed: FixedBytes) -> PeakPolynomials:
+def _leading(part: SweptRange[PeakPolynomials], fixed: FixedBytes) -> PeakPolynomials:
     """Candidates that lead at the rank that the index answers for: at batch 1 at every length, at larger batches at the
     default length and at many others, between which one that was left out could lead by little.
 
@@ -257,10 +257,10 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
     return found
 
 
-def _sweep(raw: Sequence[Mapping[str, Any]]) -> Sweep | None:
+def _sweep(raw: Sequence[Mapping[str, Any]]) -> KeptSweep | None:
     if not raw:
         return None
-    return Sweep(
+    return KeptSweep(
         parts=tuple(
             SweptRange(
                 variant=part["variant"],

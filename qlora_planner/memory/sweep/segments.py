@@ -1,0 +1,214 @@
+"""Allocated bytes of many runs at once, from a tape as it is: segment by segment, without playing the allocator.
+
+A moment inside a segment is what was alive before it and what came and went in it since. The same traced segment stands
+for many layers: its own moments are counted once, and what was alive before it once for each layer. What is highest in
+a phase is then a maximum of sums. Only the last traced step counts: whatever lives in an earlier one lives in it too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES
+from qlora_planner.memory.replay.events import (
+    BIRTH,
+    BIRTH_ON_HOST,
+    BIRTH_STREAMED,
+    DEATH,
+    DEATH_ELSEWHERE,
+    HOST,
+    PreparedTrace,
+    prepare_trace,
+)
+from qlora_planner.memory.replay.player import GRADIENTS, accumulated, origin_layers, phase_of, walk
+from qlora_planner.memory.replay.simulate import without_collection
+from qlora_planner.memory.sweep.peaks import handles_of
+from qlora_planner.memory.sweep.polynomials import NORMS, SCRATCH, STATES, FixedBytes, PeakPolynomials
+from qlora_planner.spec.trace import CompiledTape, Segment
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+Counts = NDArray[np.float64]
+
+
+@dataclass(slots=True)
+class _Part:
+    """What one traced segment does where the same of its storages are there already and the same ones die in it.
+
+    `rows`: counts by size at its own highest moments, over what was alive before it, which `before` has once for each
+    layer that it stands for.
+    """
+
+    phase: str
+    rows: Counts
+    net: Counts
+    born: Mapping[int, int]
+    before: list[Counts] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class SweptTape:
+    """The moments of one tape: `parts` of a step, and of one that accumulates gradients over micro-batches."""
+
+    sizes: PeakPolynomials
+    parts: Mapping[bool, list[tuple[str, Counts, Counts]]]
+
+    @classmethod
+    def of(cls, tape: CompiledTape) -> SweptTape:
+        """From a compiled tape, whatever the model's numbers."""
+        # Every size stands in for itself by its number.
+        numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
+        script = prepare_trace(numbered.at(1, 1, 1), gradient_checkpointing=False)
+        handles = tuple(sorted(handles_of(tape)))
+        with without_collection():
+            once, again = _Counting(script, len(tape.sizes)).play()
+        return cls(
+            sizes=PeakPolynomials(sizes=tape.sizes, rows={}, workspaces=handles), parts={False: once, True: again}
+        )
+
+    def on(self, workspace_bytes: int) -> SweptTape:
+        """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
+        return SweptTape(sizes=self.sizes.on(workspace_bytes), parts=self.parts)
+
+    def highest(
+        self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool, gradients: int
+    ) -> NDArray[np.int64]:
+        """The most bytes allocated in any training phase, for arrays of runs, shape (runs,).
+
+        `gradients`, the bytes of all of them, are not needed: a run that `accumulates` has moments of its own.
+        Raises InputError for sizes beyond what 53 bits hold.
+        """
+        phases = self.allocated_phases(batch_size, seq_len, rank, fixed, accumulates)
+        level: NDArray[np.int64] = np.maximum.reduce(list(phases.values()))
+        return level
+
+    def allocated_phases(
+        self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool
+    ) -> dict[str, NDArray[np.int64]]:
+        """The same by phase."""
+        table = self.sizes.table(batch_size, seq_len, rank, fixed)
+        found: dict[str, Counts] = {}
+        for phase, before, rows in self.parts[accumulates]:
+            level = (before @ table).max(axis=0) + (rows @ table).max(axis=0)
+            found[phase] = np.maximum(found[phase], level) if phase in found else level
+        return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in found.items()}
+
+
+class _Counting:
+    """Plays the survivors of every segment for the whole model's layers, as `memory.replay.player` does."""
+
+    def __init__(self, script: PreparedTrace, sizes: int) -> None:
+        self.script = script
+        self.width = sizes + 3
+        self.base = np.zeros(self.width)
+        self._alive: dict[tuple[str, int, int, int], dict[int, int]] = {}
+        self._parts: dict[Any, _Part] = {}
+        self._survivors: dict[int, frozenset[int]] = {}
+        self._deaths: dict[int, list[int]] = {}
+        for segment, acts in script.acts.items():
+            own = {storage for kind, storage, *_ in acts if kind == DEATH}
+            births = {s for kind, s, *_ in acts if kind in (BIRTH, BIRTH_STREAMED, BIRTH_ON_HOST)}
+            self._survivors[id(segment)] = frozenset(births - own)
+            self._deaths[id(segment)] = [storage for kind, storage, *_ in acts if kind == DEATH_ELSEWHERE]
+
+    def play(self) -> tuple[list[tuple[str, Counts, Counts]], list[tuple[str, Counts, Counts]]]:
+        """Before, and the moments, of each part of a step alone and of one that accumulates."""
+        segments = self.script.tape.segments
+        self._round(walk(self.script), evaluates=False)
+        self.base[STATES] = 1
+        if len({segment.step for segment in segments}) == 1:
+            self._forget()
+            self._round(walk(self.script), evaluates=True)
+        once = self._noted()
+        if any(segment.micro_step for segment in segments):
+            return once, once
+        self._forget()
+        self._round(accumulated(self.script), evaluates=True)
+        return once, self._noted()
+
+    def _forget(self) -> None:
+        for part in self._parts.values():
+            part.before.clear()
+
+    def _noted(self) -> list[tuple[str, Counts, Counts]]:
+        return [(part.phase, np.array(part.before), part.rows) for part in self._parts.values() if part.before]
+
+    def _round(self, steps: Iterable[tuple[Segment, int]], *, evaluates: bool) -> None:
+        for segment, layer in steps:
+            if segment.stage == "prepare" or (segment.stage == "eval" and not evaluates):
+                continue
+            if segment.stage == "optimizer":
+                self._optimizer()
+            self._segment(segment, layer)
+
+    def _optimizer(self) -> None:
+        if "optimizer" not in self._parts:
+            rows = np.zeros((2, self.width))
+            rows[0, NORMS] = rows[1, SCRATCH] = 1
+            self._parts["optimizer"] = _Part("optimizer", rows, np.zeros(self.width), {})
+        self._parts["optimizer"].before.append(self.base.copy())
+
+    def _segment(self, segment: Segment, layer: int) -> None:
+        freed = tuple(tuple(self._elsewhere(storage, segment, layer)) for storage in self._deaths[id(segment)])
+        kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
+        there = self._survivors[id(segment)].intersection(kept) if kept else frozenset()
+        key = id(segment), there, freed
+        part = self._parts.get(key)
+        if part is None:
+            part = self._parts[key] = self._part(segment, there, freed)
+        part.before.append(self.base)
+        self.base = self.base + part.net
+        kept.update(part.born)
+
+    def _part(self, segment: Segment, there: frozenset[int], freed: tuple[tuple[int, ...], ...]) -> _Part:
+        columns: list[int] = []
+        signs: list[int] = []
+        here: dict[int, int] = {}
+        dead = iter(freed)
+        for kind, storage, size, component in self.script.acts[segment]:
+            if kind in (BIRTH, BIRTH_STREAMED):
+                if storage in there:
+                    if component == GRADIENTS:  # added to the gradient that is there, and gone
+                        columns += (size - 1, size - 1)
+                        signs += (1, -1)
+                    continue
+                here[storage] = size - 1
+                columns.append(size - 1)
+                signs.append(1)
+            elif kind == DEATH:
+                column = here.pop(storage)
+                if column != HOST:
+                    columns.append(column)
+                    signs.append(-1)
+            elif kind == BIRTH_ON_HOST:
+                here[storage] = HOST
+            else:
+                for column in next(dead):
+                    columns.append(column)
+                    signs.append(-1)
+        steps = np.zeros((len(columns) + 1, self.width))
+        sign = np.array(signs, dtype=np.int64)
+        steps[np.arange(1, len(columns) + 1), columns] = sign
+        counts = steps.cumsum(axis=0)
+        # Highest where something was born and the next thing dies; nothing but what was there is a moment too.
+        top = np.flatnonzero((sign > 0) & np.append(sign[1:] < 0, True)) + 1
+        return _Part(phase_of(segment), counts[np.append(0, top)], counts[-1], here)
+
+    def _elsewhere(self, storage: int, segment: Segment, layer: int) -> Iterator[int]:
+        """The columns of what dies of a storage that earlier segments left alive."""
+        origin = self.script.origins[storage]
+        born = origin.segment
+        for whole in origin_layers(self.script.tape, origin, segment, layer):
+            living = self._alive.get((born.stage, born.step, born.micro_step, whole), {})
+            found: int | None = storage
+            if storage not in living:
+                # Another traced layer played this part: its survivor of the same size and rank is meant.
+                found = next((o for o in living if self.script.origins[o].same_part(origin)), None)
+            if found is not None and (column := living.pop(found)) != HOST:
+                yield column
