@@ -88,6 +88,16 @@ def _stored(**settings: Any) -> Change:
     return change
 
 
+def _stored_for_lora() -> None:
+    _stored(load_in_4bit=True)()
+    plan("plan.yaml", method="lora", quant="none")
+
+
+def _begun_with_another_rank() -> None:
+    begun()
+    plan("plan.yaml", rank=4)
+
+
 def _foreign() -> None:
     Path("out").mkdir()
     Path("out/thesis.txt").write_text("years of work")
@@ -175,7 +185,7 @@ FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
      "is stored by quip3, about which nothing is known here"),
     ("weights stored as int8, plan says nf4", _stored(load_in_8bit=True), RIGHT, 2, "wants nf4; --quant int8"),
     ("weights stored in 4-bit, `--method lora`",
-     lambda: (_stored(load_in_4bit=True)(), plan("plan.yaml", method="lora", quant="none"))[0],
+     _stored_for_lora,
      RIGHT, 2, "stored as fp4, and --method lora wants them whole"),
     ("a Hub dataset that is not there, network off", None, ("plan.yaml", "--data", "some/set"), 3,
      "some/set: no data files among the cached Hub files, and HF_HUB_OFFLINE forbids asking; name a file"),
@@ -206,7 +216,7 @@ FAULTS: list[tuple[str, Change | None, tuple[str, ...], int, str]] = [
     ("resumed with other data", lambda: (begun(), write_rows(Path("train.jsonl"), rows(9)), None)[2],
      ("begun", "--resume"), 2,
      "the data is not what it was"),
-    ("resumed with another plan", lambda: (begun(), plan("plan.yaml", rank=4))[1],
+    ("resumed with another plan", _begun_with_another_rank,
      (*RIGHT, "--resume", "--output", "begun", *_SAME), 2, "rank was 8 and is 4"),
     ("resumed with other settings", lambda: (begun(), None)[1], ("begun", "--resume", "--seed", "7"), 2,
      "seed was 42 and is 7"),

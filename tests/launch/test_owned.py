@@ -60,6 +60,17 @@ def test_force_removes_all_that_a_run_wrote(run: RunDirectory) -> None:
 Change = Callable[[RunDirectory], object]
 
 
+def _unsealed(run: RunDirectory) -> None:
+    folder = run.checkpoints / "checkpoint-9"
+    folder.mkdir()
+    (folder / "w.bin").write_text(WORK)
+
+
+def _folder_for_log(run: RunDirectory) -> None:
+    run.log.unlink()
+    run.log.mkdir()
+
+
 def _elsewhere(run: RunDirectory, name: str) -> None:
     """The folder `name` of the run is a link to one of the same content elsewhere."""
     (run.path / name).rename(run.path.parent / "elsewhere")
@@ -70,16 +81,13 @@ FOREIGN: dict[str, Change] = {
     "a run.json of another tool": lambda run: run.record.write_text('{"run": "theirs"}'),
     "a folder beside checkpoints": lambda run: (run.checkpoints / "mine").mkdir(),
     "a file in a checkpoint": lambda run: (run.checkpoints / "checkpoint-8" / "w.bin").write_text(WORK),
-    "a checkpoint without seal or mark": lambda run: (
-        (run.checkpoints / "checkpoint-9").mkdir(),
-        (run.checkpoints / "checkpoint-9" / "w.bin").write_text(WORK),
-    ),
+    "a checkpoint without seal or mark": _unsealed,
     "a seal that is none": lambda run: (run.checkpoints / "checkpoint-8" / "complete.json").write_text("[]"),
     "a file called as a checkpoint is": lambda run: (run.checkpoints / "checkpoint-99").write_text(WORK),
     "a changed adapter": lambda run: (run.adapter / "README.md").write_text(WORK),
     "a file beside the adapter": lambda run: (run.adapter / "eval.json").write_text(WORK),
     "logs of another tool": lambda run: (run.logs / MARK).unlink(),
-    "a folder called as a file is": lambda run: (run.log.unlink(), run.log.mkdir()),
+    "a folder called as a file is": _folder_for_log,
     "checkpoints elsewhere": lambda run: _elsewhere(run, "checkpoints"),
     "an adapter elsewhere": lambda run: _elsewhere(run, "adapter"),
     "logs elsewhere": lambda run: _elsewhere(run, "logs"),
@@ -235,6 +243,7 @@ def test_a_run_that_trains_is_left_alone_until_parent_and_child_have_ended(tmp_p
         pass
     holder.kill()
     holder.wait()
+    holder.stdout.close()
     with pytest.raises(InputError, match="is being trained in"), held(tmp_path):
         pass
     child.kill()

@@ -8,6 +8,7 @@ import json
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib import import_module, resources
 from pathlib import Path
 from typing import Any
@@ -136,8 +137,16 @@ def test_catalogues_and_measurements_are_read_once(monkeypatch: pytest.MonkeyPat
 
     reads: list[str] = []
     read, load = evidence.read_calibration, models.load_model
-    monkeypatch.setattr(evidence, "read_calibration", lambda *a: reads.append("calibration") or read(*a))
-    monkeypatch.setattr(module, "load_model", lambda *a, **b: reads.append("model") or load(*a, **b))
+
+    def counted(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any, **named: Any) -> Any:
+            reads.append(name)
+            return real(*args, **named)
+
+        return called
+
+    monkeypatch.setattr(evidence, "read_calibration", counted("calibration", read))
+    monkeypatch.setattr(module, "load_model", counted("model", load))
     session = Session()
     assert reads == []
     for card in ("16GB", "24GB"):

@@ -76,9 +76,14 @@ def figure(work: Callable[..., Any], *, restarts: bool = False) -> Figure:
 
 
 def test_a_figure_is_worked_out_once_however_often_it_is_wanted() -> None:
-    desk, called = Desk(), []
+    desk, called = Desk(), list[RunConfig]()
     desk.state.open(subject(), RunConfig(), keep_undo=False)
-    wanted = figure(lambda work, subject, run: called.append(run) or 7)
+
+    def seven(_work: Any, _subject: Subject, run: RunConfig) -> int:
+        called.append(run)
+        return 7
+
+    wanted = figure(seven)
     for _ in range(3):
         desk.tasks.want(wanted)
     assert not desk.tasks.idle

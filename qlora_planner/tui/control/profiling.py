@@ -34,6 +34,7 @@ def profile(model: str, profiles: str | None, tell: Callable[[str], None]) -> No
         code = child.wait()
     finally:
         ending.cancel()
+        child.stderr.close()
     if code:
         fault = last or f"{short(model)} cannot be profiled: exit code {code}"
         raise InputError(fault) if code == InputError.exit_code else MissingError(fault)
