@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, 
 from qlora_planner.sources.tapes import StoredTape, lines_of
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
-from qlora_planner.spec.trace import CompiledTape
+from qlora_planner.spec.tiles import TOKENS, tile_count
 
 FAMILY_SCHEMA = "qlora-plan/family/1"
 INDEX = "index.json"
@@ -56,9 +57,25 @@ def family_tape(
         path = _path_of(folder, profile.config_sha256)
         if path is None:
             continue
-        tape = _tape(path, profile, variant, name)
-        return None if tape is None else StoredTape(tape=tape, region=region)
+        family = _family(path, variant, name)
+        tape = None if family is None else family.of_model(profile, batch_size, seq_len)
+        if family is None or tape is None:
+            return None
+        return StoredTape(tape=tape, region=_of_as_many_tiles(family, region, batch_size, seq_len))
     return None
+
+
+def _of_as_many_tiles(family: FamilyTape, region: ValidityRange, batch_size: int, seq_len: int) -> ValidityRange:
+    """The part of a region in which the head takes as many tiles of tokens as for these sizes."""
+    scored = family.scored_tokens(batch_size, seq_len)
+    if scored is None:
+        return region
+    tiles = tile_count(scored, TOKENS)
+    if region.batched:  # how many tokens are scored is no function of the tokens alone
+        tokens = batch_size * seq_len
+        return replace(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
+    first, last = ((tiles + step) * HEAD_TILE_TOKENS + 1 for step in (-1, 0))  # the last token of a row is not scored
+    return replace(region, low=max(region.low, first), high=min(region.high, last))
 
 
 def fuses_short_rows(profile: ModelProfile) -> bool:
@@ -93,7 +110,7 @@ def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     return json.loads(lines[0]), tuple(lines[1:])
 
 
-def _tape(path: Path, profile: ModelProfile, variant: str, region: str) -> CompiledTape | None:
+def _family(path: Path, variant: str, region: str) -> FamilyTape | None:
     try:
         header, lines = _lines(path)
         if header["schema"] != FAMILY_SCHEMA:
@@ -101,7 +118,7 @@ def _tape(path: Path, profile: ModelProfile, variant: str, region: str) -> Compi
         for made, line in zip(header["tapes"], lines, strict=False):
             if made["variant"] == variant and made["region"] == region:
                 symbols, kinds = tuple(header["symbols"]), tuple(header["kinds"])
-                return FamilyTape.from_dict(json.loads(line), symbols, kinds).of_model(profile)
+                return FamilyTape.from_dict(json.loads(line), symbols, kinds)
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise _unreadable(path, error) from error

@@ -11,6 +11,7 @@ from typing import Any
 from qlora_planner.record import record
 from qlora_planner.spec.layers import kept_positions, represent
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, VOCABULARY, TileLoop, tile_count, unrolled
 from qlora_planner.spec.trace import CompiledTape, Monomial, Term
 
 # Numerator, denominator, powers of (batch, sequence, rank), and the dimensions that are multiplied, by their names.
@@ -24,23 +25,49 @@ class FamilyTape:
     kinds: tuple[str, ...]
     sizes: tuple[tuple[FamilyTerm, ...], ...]
     tape: CompiledTape  # its sizes are empty
+    loops: tuple[TileLoop, ...] = ()  # traced with three tiles, inner loops before outer ones
+    scored: tuple[Term, ...] = ()  # how many tokens the head scores, where it takes them in tiles
 
-    def of_model(self, profile: ModelProfile) -> CompiledTape | None:
-        """The tape of one model; None where the model's layers or dimensions are not this family's."""
+    def scored_tokens(self, batch_size: int, seq_len: int) -> int | None:
+        """How many tokens the head scores in such a batch; None where it makes nothing tile by tile."""
+        if not any(loop.over == TOKENS for loop in self.loops):
+            return None
+        return int(sum((Fraction(n, d) * batch_size**b * seq_len**s for n, d, (b, s, _) in self.scored), Fraction(0)))
+
+    def of_model(self, profile: ModelProfile, batch_size: int, seq_len: int) -> CompiledTape | None:
+        """The tape of one model for batches of about these sizes: with as many tiles of the head as they fill.
+
+        None where the model's layers or dimensions are not this family's.
+        """
         order = layer_kinds(profile)
         kept = kept_positions(order)
         if numbered(order[index] for index in kept) != self.kinds:
             return None
+        counts: dict[str, int] = {}
+        dims = dict(profile.dims)
+        if self.loops:
+            rows = int(dims.get("vocab_size") or 0)
+            counts = {VOCABULARY: tile_count(rows, VOCABULARY)}
+            dims[RESTS[VOCABULARY]] = rows - (counts[VOCABULARY] - 1) * TILE_SIZES[VOCABULARY]
+        scored = self.scored_tokens(batch_size, seq_len)
+        rest = self.scored
+        if scored is not None:
+            counts[TOKENS] = tile_count(scored, TOKENS)
+            rest = (*rest, ((1 - counts[TOKENS]) * TILE_SIZES[TOKENS], 1, (0, 0, 0)))
         sizes = []
         for terms in self.sizes:
-            filled = _filled(terms, profile.dims)
+            filled = _filled(_with_rest(terms, rest), dims)
             if filled is None:
                 return None
             sizes.append(filled)
         tape = self.tape
+        events, segments = tape.events, tape.segments
+        if self.loops:
+            events, starts = unrolled(tape.events, self.loops, counts, {index + 1 for index in tape.workspace_sizes})
+            segments = tuple(segment.at(starts[segment.start], starts[segment.stop]) for segment in tape.segments)
         return CompiledTape(
-            variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=tape.events,
-            segments=tape.segments, places=represent(kept, order), kept=kept,
+            variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=events,
+            segments=segments, places=represent(kept, order), kept=kept,
         )  # fmt: skip
 
     @classmethod
@@ -50,7 +77,11 @@ class FamilyTape:
             tuple((n, d, (b, s, r), tuple(symbols[index] for index in product)) for n, d, b, s, r, *product in terms)
             for terms in raw["sizes"]
         )
-        return cls(kinds=kinds, sizes=sizes, tape=CompiledTape.from_dict({**raw, "sizes": [[] for _ in sizes]}))
+        return cls(
+            kinds=kinds, sizes=sizes, tape=CompiledTape.from_dict({**raw, "sizes": [[] for _ in sizes]}),
+            loops=tuple(TileLoop.of(*loop) for loop in raw.get("loops", ())),
+            scored=tuple((n, d, (b, s, r)) for n, d, b, s, r in raw.get("scored", ())),
+        )  # fmt: skip
 
 
 def layer_kinds(profile: ModelProfile) -> tuple[str, ...]:
@@ -63,6 +94,21 @@ def numbered(kinds: Any) -> tuple[str, ...]:
     """Kinds of layers by number, as they come."""
     numbers: dict[str, str] = {}
     return tuple(numbers.setdefault(kind, str(len(numbers))) for kind in kinds)
+
+
+def _with_rest(terms: tuple[FamilyTerm, ...], rest: tuple[Term, ...]) -> tuple[FamilyTerm, ...]:
+    """The terms with what the last tile of tokens holds written out."""
+    name = RESTS[TOKENS]
+    if all(name not in product for _, _, _, product in terms):
+        return terms
+    written: list[FamilyTerm] = []
+    for numerator, denominator, (b, s, r), product in terms:
+        if name not in product:
+            written.append((numerator, denominator, (b, s, r), product))
+            continue
+        others = tuple(symbol for symbol in product if symbol != name)
+        written += [(numerator * n, denominator * d, (b + by, s + sy, r + ry), others) for n, d, (by, sy, ry) in rest]
+    return tuple(written)
 
 
 def _filled(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:

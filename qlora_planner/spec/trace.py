@@ -35,6 +35,13 @@ class Segment:
     start: int
     stop: int
 
+    def at(self, start: int, stop: int) -> Segment:
+        """The same stretch of a longer list of events."""
+        return Segment(
+            stage=self.stage, name=self.name, layer=self.layer, step=self.step, micro_step=self.micro_step,
+            start=start, stop=stop,
+        )  # fmt: skip
+
 
 @record
 class Tape:

@@ -14,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -116,21 +117,26 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
     from qlora_planner.session import load_gpu
     from tools.families.tracing import family_tape
 
-    region = _region(region_name)
     run, before_80 = RECIPES[recipe]
-    toys = _toys(json.dumps(raw), region.windows)
+    region = replace(_region(region_name), tiled=run.trainer in (None, "trl-sft") and not run.packing)
+    toys = _toys(json.dumps(raw), region.windows, region.tiled)
     family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
     document = family.tape.to_dict()
     document["sizes"] = [
         [[c.numerator, c.denominator, *m, *(family.symbols.index(name) for name in product)] for c, m, product in terms]
         for terms in family.sizes
     ]
+    if family.loops:
+        document |= {
+            "loops": [loop.words for loop in family.loops],
+            "scored": [(n, d, *m) for n, d, m in family.scored],
+        }
     return {"kinds": toys.kinds, "symbols": family.symbols, "tape": document}
 
 
 @lru_cache(maxsize=8)
-def _toys(raw: str, windows: tuple[int, ...]) -> Toys:
-    return toys_of(json.loads(raw), windows)
+def _toys(raw: str, windows: tuple[int, ...], tiled: bool) -> Toys:
+    return toys_of(json.loads(raw), windows, tiled)
 
 
 def _region(name: str) -> Region:

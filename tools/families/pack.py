@@ -18,21 +18,20 @@ from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, fuses_short_row
 from qlora_planner.sources.tapes import KINDS, StoredTape, packed, stored_tapes
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
-from qlora_planner.spec.trace import CompiledTape
 from tools.families.make import STRUCTURES, structures
 
 Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region
 
 
-def differs(own: StoredTape, family: CompiledTape) -> str | None:
+def differs(own: StoredTape, family: FamilyTape, profile: ModelProfile) -> str | None:
     """Where a family's tape is not a model's own, to the byte; None where it is."""
-    region = own.region
-    if [c if c < 0 else 0 for c in own.tape.events] != [c if c < 0 else 0 for c in family.events]:
-        return "other events"
-    if own.tape.segments != family.segments or own.tape.places != family.places:
-        return "other segments"
-    for batch, seq, rank in _points(region):
-        one, other = own.tape.at(batch, seq, rank), family.at(batch, seq, rank)
+    for batch, seq, rank in _points(own.region):
+        tape = family.of_model(profile, batch, seq)
+        if tape is None:
+            return "other layers or dimensions"
+        if own.tape.segments != tape.segments or own.tape.places != tape.places:
+            return "other segments"
+        one, other = own.tape.at(batch, seq, rank), tape.at(batch, seq, rank)
         if one.events != other.events or one.workspaces != other.workspaces:
             return f"other sizes at {batch} x {seq}"
     return None
@@ -57,10 +56,8 @@ def proved(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: 
             piece = pieces.get((own.tape.variant, name))
             if piece is None or (name.startswith("single short") and fuses_short_rows(profile)):
                 continue
-            tape = FamilyTape.from_dict(piece["tape"], tuple(header["symbols"]), tuple(header["kinds"])).of_model(
-                profile
-            )
-            fault = "other layers or dimensions" if tape is None else differs(own, tape)
+            family = FamilyTape.from_dict(piece["tape"], tuple(header["symbols"]), tuple(header["kinds"]))
+            fault = differs(own, family, profile)
             seen += 1
             if fault is not None:
                 faults.append(f"{name} ({own.region.low} to {own.region.high}): {fault}")
@@ -77,7 +74,9 @@ def main(kept: Path, root: Path) -> int:
         if "tape" in piece:
             word = words[piece["name"]]
             by_word[word].setdefault((piece["tape"]["variant"], piece["region"]), piece)
-            headers[word] = {"symbols": piece["symbols"], "kinds": piece["kinds"]}
+            # Tapes of heads that go tile by tile have symbols for a last tile after the class's own.
+            symbols = max(headers.get(word, piece)["symbols"], piece["symbols"], key=len)
+            headers[word] = {"symbols": symbols, "kinds": piece["kinds"]}
     catalogue = ModelCatalogue([root / "models"])
     index: dict[str, str] = {}
     (root / "families").mkdir(exist_ok=True)

@@ -17,6 +17,7 @@ class Region:
     length: str
     batched: bool
     beyond: bool | None = None
+    tiled: bool = False  # traced with three tiles of the head each way, for a trainer that scores in tiles
 
     @property
     def name(self) -> str:
@@ -41,13 +42,17 @@ class Region:
             seqs = {
                 "short": (144, 272, 432, 368, 208, 336),
                 "middle": (1088, 1984, 3392, 2624, 1472, 3776),
-                "long": (4672, 7232, 8128, 5696, 7744, 6464),  # two tiles of the head
+                "long": (4672, 7232, 8128, 5696, 7744, 6464),
             }[self.length]
+            if self.tiled and self.length == "long":
+                seqs = (8640, 11200, 12096, 9664, 11712, 10432)
             return [(1, seq, rank) for seq, rank in zip(seqs[:count], ranks, strict=False)]
         if self.length == "middle":
             batches, seqs = (2, 3, 5, 4, 3, 2), (768, 448, 320, 704, 1088, 1344)
         else:  # rows enough that the tokens that are no padding fill a tile of the head
             batches, seqs = (8, 9, 11, 10, 13, 12), (768, 1088, 640, 832, 1216, 576)
+            if self.tiled:
+                seqs = (1344, 1216, 960, 1152, 896, 832)
         return list(zip(batches[:count], seqs[:count], ranks, strict=False))
 
 

@@ -18,6 +18,7 @@ from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.build import skeleton
 from qlora_planner.record import record
 from qlora_planner.spec.family import numbered
+from qlora_planner.spec.tiles import TILE_SIZES, TRACED_TILES, VOCABULARY
 
 # Fields of a config that say nothing of its tensors or of how it runs.
 NOT_ARCHITECTURE = (
@@ -34,6 +35,8 @@ _KV_HEADS, _GROUPS = (2, 3, 5, 4, 7, 6, 2, 9), (3, 2, 2, 5, 2, 3, 11, 2)
 _HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
 TOYS = len(_HIDDEN_BY_HEAD)
 _MOST_LAYERS = 24
+# Widths that no dimension of a profile names: a toy keeps what they are of its hidden size.
+_OF_HIDDEN = ("ffn_dim", "n_inner", "ffn_hidden_size", "word_embed_proj_dim")
 _WIDEST_FREE_HEAD = (
     128  # above, torch picks the kernel by the very size: sdp_utils.cpp, check_cudnn_d256_bprop_head_dim
 )
@@ -53,8 +56,9 @@ class Toys:
         return tuple(self.dims[0])
 
 
-def toys_of(raw: Mapping[str, Any], window: Sequence[int] = ()) -> Toys:
-    """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows.
+def toys_of(raw: Mapping[str, Any], window: Sequence[int] = (), tiled: bool = False) -> Toys:
+    """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows, and
+    `tiled` ones have a vocabulary of three tiles.
 
     Raises InputError where the class refuses to be built small.
     """
@@ -62,6 +66,9 @@ def toys_of(raw: Mapping[str, Any], window: Sequence[int] = ()) -> Toys:
     kept_kinds = kinds_of(config)
     free = dict(_free_dimensions(config))
     rows: list[dict[str, int]] = [_dimensions(free, config, at) for at in range(TOYS)]
+    if tiled:
+        wider = (TRACED_TILES - 1) * TILE_SIZES[VOCABULARY]
+        rows = [{**row, "vocab_size": wider + row["vocab_size"]} for row in rows]
     if window:
         rows = [{**row, "sliding_window": size} for row, size in zip(rows, window, strict=True)]
     depth = _depth(config, rows[0], kept_kinds)
@@ -198,6 +205,10 @@ def _shrunk(config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
     for name, value in row.items():
         raw[names.get(name, name)] = value
     raw[names.get("num_hidden_layers", "num_hidden_layers")] = depth
+    for name in _OF_HIDDEN:
+        width = raw.get(name)
+        if isinstance(width, int) and width % int(config.hidden_size) == 0:
+            raw[name] = width // int(config.hidden_size) * row["hidden_size"]
     if "max_position_embeddings" not in row:
         raw[names.get("max_position_embeddings", "max_position_embeddings")] = 1 << 17
     for key, value in raw.items():

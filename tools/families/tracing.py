@@ -21,9 +21,11 @@ from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import CompiledTape, Tape
+from qlora_planner.spec.tiles import TileLoop
+from qlora_planner.spec.trace import CompiledTape, Tape, Term
 from tools.families.fitting import SizeFitter, Sum
 from tools.families.regions import Region
+from tools.families.tiles import TilesError, loops_of, rests, scored_tokens
 from tools.families.toys import Toys
 
 CONFIGS = 6  # toys, each traced once: two tapes solve a sum of two products, the others prove it
@@ -45,6 +47,8 @@ class TracedFamily:
     tape: CompiledTape
     sizes: tuple[Sum, ...]
     symbols: tuple[str, ...]
+    loops: tuple[TileLoop, ...] = ()
+    scored: tuple[Term, ...] = ()  # tokens that the head scores, where there are loops
 
 
 @contextlib.contextmanager
@@ -76,16 +80,28 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     ]
     codes = aligned_codes(tapes, points)
     fitter = SizeFitter(toys.symbols, toys.dims[:CONFIGS], points, _begun_sums())
-    fits: dict[tuple[int, ...], Sum] = {}
+    scored, symbols, of_last = scored_tokens(resolution, region.batched), toys.symbols, fitter
+    loops: tuple[TileLoop, ...] = ()
+    in_last: set[int] = set()
+    if region.tiled:
+        rest = [rests(row, scored, point) for row, point in zip(toys.dims, points, strict=False)]
+        loops = loops_of(tapes[0], toys.dims[0], rest[0])
+        if any(loops_of(*facts) != loops for facts in zip(tapes, toys.dims, rest, strict=False)):
+            raise TilesError("toys differ in where their heads go tile by tile")
+        symbols = (*toys.symbols, *rest[0])
+        dims = [{**row, **last} for row, last in zip(toys.dims, rest, strict=False)]
+        of_last = SizeFitter(symbols, dims, points, ()) if loops else fitter
+        in_last = {at for loop in loops for at in range(loop.last, loop.stop)}
+    fits: dict[tuple[tuple[int, ...], bool], Sum] = {}
     sizes: dict[tuple[Sum, bool], int] = {}
     events: list[int] = []
     for at, code in enumerate(codes):
         if code < 0:
             events.append(code)
             continue
-        observed = tuple(tape.events[at][1] for tape in tapes)
+        observed = tuple(tape.events[at][1] for tape in tapes), at in in_last
         if observed not in fits:
-            fits[observed] = fitter.fit(observed)
+            fits[observed] = (of_last if observed[1] else fitter).fit(observed[0])
         workspace = tapes[0].events[at][0] in tapes[0].workspaces
         events.append(sizes.setdefault((fits[observed], workspace), len(sizes)) + 1)
     tape = CompiledTape(
@@ -97,7 +113,10 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
         places=(),
         kept=(),
     )
-    return TracedFamily(tape=tape, sizes=tuple(terms for terms, _ in sizes), symbols=toys.symbols)
+    return TracedFamily(
+        tape=tape, sizes=tuple(terms for terms, _ in sizes), symbols=symbols, loops=loops,
+        scored=scored if loops else (),
+    )  # fmt: skip
 
 
 def _begun_sums() -> list[Sum]:
