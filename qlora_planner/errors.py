@@ -26,6 +26,12 @@ class NothingRunsError(InputError):
     exit_code = 1
 
 
+class NothingFitsError(InputError):
+    """No card that could be taken holds what the given options leave open (exit code 1: it does not fit)."""
+
+    exit_code = 1
+
+
 class MissingError(PlannerError):
     """A package, GPU, file or profile that is needed is not there (exit code 3)."""
 

@@ -266,7 +266,7 @@ def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Func
 
 def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:
     """Every spelling of a switch and of an option with a value that a model or a card alone can be asked with."""
-    flags: set[str] = {"--help"}
+    flags: set[str] = {"--help", "--adjust"}
     values: set[str] = {
         "--objective", "--effective-batch", "--compare", "--save", "--export", "--format", "--model", "--report",
         "--parquet",

@@ -44,6 +44,9 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
     metavar="N",
     help="Sequences per optimizer step, whatever the micro-batch (16).",
 )
+@click.option(
+    "--adjust", cls=SectionOption, is_flag=True, help="Change what was typed where nothing fits so; what is said."
+)
 @click.option("--compare", cls=SectionOption, multiple=True, metavar="GPU,..", help="The same run on these cards too.")
 @click.option("--save", cls=SectionOption, metavar="FILE", help="Write the plan as YAML for verify, check and train.")
 @click.option("--force", cls=SectionOption, is_flag=True, help="Write over files that are there.")
@@ -67,6 +70,7 @@ def command(
     model: str,
     objective: str,
     effective_batch: int | None,
+    adjust: bool,
     compare: tuple[str, ...],
     save: str | None,
     force: bool,
@@ -78,7 +82,8 @@ def command(
 ) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
 
-    Run options that are given are kept as far as they fit; everything else is searched. Exits with 1 when nothing fits.
+    Run options that are given stay, everything else is searched. Exits with 1 when nothing fits so, and names the
+    nearest run that does, which --adjust takes.
     """
     load_numpy()
     output = output_from(given)
@@ -97,7 +102,7 @@ def command(
     bench = session.on(card)
     planned = bench.plan(
         model, run, fixed=explicit, objective=objective, effective_batch=effective_batch,
-        data=summary_from(given, tokenizer_of(model, profile), output), compare=others,
+        data=summary_from(given, tokenizer_of(model, profile), output), compare=others, adjust=adjust,
     )  # fmt: skip
     printed = write_files(planned.plan, wanted, bench.open(model), given["data"])
     write_shared(planned.plan, shared, explicit, card, output, force=force)

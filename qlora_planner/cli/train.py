@@ -41,6 +41,7 @@ def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Ca
 @_option("output", str, "The run's own folder (runs/NAME of the model).", "DIR")
 @click.option("--resume", cls=SectionOption, is_flag=True, help="Go on with the run in --output.")
 @click.option("--yes", cls=SectionOption, is_flag=True, help="Start without asking, though it may not fit.")
+@click.option("--adjust", cls=SectionOption, is_flag=True, help="Change what was typed where nothing fits so.")
 @click.option("--force", cls=SectionOption, is_flag=True, help="Start anew where a run, or something else, is.")
 @click.option("--no-recover", cls=SectionOption, is_flag=True, help="Do not try a smaller run when memory runs out.")
 @click.option("--device", cls=SectionOption, type=click.Choice(("cuda", "cpu")), default=None, help="Where (cuda).")
@@ -112,7 +113,7 @@ def _options(given: Mapping[str, Any], output: Output) -> TrainOptions:
         data=given["data"], output=given["output"], weights=given["model"], tokenizer=given["tokenizer"],
         bad_rows=given["bad_rows"], device=given["device"], resume=given["resume"], yes=given["yes"],
         force=given["force"], recover=not given["no_recover"], settings=settings, card=card,
-        reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=output.risk,
+        reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=output.risk, adjust=given["adjust"],
     )  # fmt: skip
 
 

@@ -37,6 +37,11 @@ SECTIONS: Mapping[str, str] = {
     "compared": "The best run of the model on other cards, ranked.",
     "cost": "Dollars, by the catalogue's price of the card; null where it has none.",
     "search": "How many candidates were looked at, and the rules that left others out.",
+    "adjusted": "Options that were asked for and became others, so that it fits, as they were asked for.",
+    "shortened_from": "The length that nobody asked for and that does not fit; null: it does.",
+    "nearest": "The run that fits nearest to the one asked for, which does not; null: nothing was asked that does not.",
+    "nearest_change": "What that run has otherwise.",
+    "nearest_estimate": "Its memory.",
     plan_figures.KEY: "Estimate, prices, frontier and the rest, beside this file; worked out again without it.",
 }
 KNOWN_KEYS = frozenset({"schema", *SECTIONS})

@@ -18,6 +18,11 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import Rates
 
 
+def priced(card: GpuSpec) -> bool:
+    """Whether a token on the card has a price: that of the card and its rates are known."""
+    return card.rent_usd_per_hour is not None and card.vendor == "nvidia" and Rates.of(card, "bfloat16") is not None
+
+
 def cheapest(
     profile: ModelProfile,
     run: RunConfig,
@@ -33,7 +38,7 @@ def cheapest(
     prices: list[tuple[float, str, GpuSpec]] = []
     named = fixed_options(run, fixed)
     for card in cards:
-        if card.rent_usd_per_hour is None or card.vendor != "nvidia" or Rates.of(card, "bfloat16") is None:
+        if card.rent_usd_per_hour is None or not priced(card):
             continue
         space = search_space(profile, run, named, whole=False)
         factory = CandidateFactory.of(profile, Budget.of(card, calibration=calibration), sweep)

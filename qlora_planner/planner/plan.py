@@ -13,6 +13,7 @@ from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
+from qlora_planner.planner.nearest import nearest
 from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, pace_ratio, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
@@ -22,6 +23,7 @@ from qlora_planner.planner.records import (
     Alternative,
     Fallback,
     FrontierPoint,
+    Nearest,
     OtherGpu,
     PlanCost,
     Price,
@@ -66,12 +68,20 @@ class Plan:
     compared: tuple[OtherGpu, ...] = ()
     cost: PlanCost | None = None
     search: SearchSummary | None = None
+    adjusted: Mapping[str, Any] = field(default_factory=dict)  # fixed options that became others, as they were asked
+    shortened_from: int | None = None  # the length that nobody asked for and that does not fit
+    nearest: Nearest | None = None  # where nothing fits as it was asked for
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready, with the keys of the stable surface."""
+        near = self.nearest
+        beside = {
+            "nearest": near and near.run, "nearest_change": near and near.change,
+            "nearest_estimate": near and near.estimate,
+        }  # fmt: skip
         gpu = {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes}
         own = {"gpu": gpu, "cost": self.cost or {}, "search": self.search or {}}
-        return {"schema": SCHEMA, **document({**fields_of(self), **own})}
+        return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 
 
 def _no_tape(_run: RunConfig) -> Tape | None:
@@ -89,13 +99,16 @@ def plan(
     """The best run that fits, by the objective, over everything that is not fixed.
 
     `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
-    may take a while, and `orders_of` those of batches of a dataset that may come before its widest. Where nothing
-    fits at the length asked for, the longest that does is recommended; where nothing fits at all, the run that needs
-    least.
+    may take a while, and `orders_of` those of batches of a dataset that may come before its widest. What is fixed
+    stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what was asked for
+    and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not fixed becomes
+    the longest that fits; where nothing fits at all, the run that needs least is answered.
     Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
     """
     objective = find_objective(request.objective)
     run, fixed = request.run, fixed_options(request.run, request.fixed)
+    if objective.lengths and "seq_len" in fixed:  # nothing is left to look for: the length stays
+        objective = OBJECTIVES["throughput"]
     if request.data is not None and "seq_len" not in fixed:
         from qlora_planner.data.batches.summary import seq_len_for
 
@@ -106,22 +119,46 @@ def plan(
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
     planner = Planner.of(profile, request, run, sweep, tape_of, orders_of)
     ranking = planner.rank(run, fixed, objective)
-    bold = objective.name in ("throughput", "cheapest")
-    settled = planner.settle(ranking, bold=bold)
-    if settled is None and "batch_size" in fixed and run.batch_size > 1:
-        # The same effective batch in smaller micro-batches learns the same.
-        effective = run.batch_size * run.grad_accum
-        ranking = planner.rank(run, fixed - {"batch_size", "grad_accum"}, objective, effective_batch=effective)
-        settled = planner.settle(ranking, bold=bold)
-    if settled is None and not objective.lengths:
-        shorter = planner.rank(run, fixed - {"batch_size"}, OBJECTIVES["context"], longest=run.seq_len - 1)
+    settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
+    if settled is None and "seq_len" not in fixed and not objective.lengths:
+        shorter = planner.rank(run, fixed, OBJECTIVES["context"], longest=run.seq_len - 1)
         settled = planner.settle(shorter)
+        if settled is not None:
+            return replace(_around(planner, shorter, *settled), shortened_from=run.seq_len)
     if settled is None:
-        choice = next(ranking.best())
-        settled = choice, planner.answer(choice.run)
+        return _not_sure(planner, ranking, run, fixed, objective)
     if any(problem.blocking for problem in settled[1].problems):
         return _alone(planner, settled[1])  # what lies around a run that cannot be is nothing to choose from
     return _around(planner, ranking, *settled)
+
+
+def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozenset[str], objective: Objective) -> Plan:
+    """The plan where nothing fits surely: of what was asked for, with the nearest that does beside it or instead."""
+    least = ranking.least()
+    answer = planner.answer(least.run)
+    if any(problem.blocking for problem in answer.problems):
+        return _alone(planner, answer)
+    near = None if answer.verdict in ("fits", "tight") else nearest(planner, run, fixed, objective)
+    if near is None:
+        return _around(planner, ranking, least, answer)
+    around, choice, there = near
+    named = fixed | {"grad_accum"} if "batch_size" in fixed else fixed
+    changed = [name for name, value in choice.run.to_dict().items() if name in named and value != getattr(run, name)]
+    if planner.request.adjust:
+        adjusted = {name: getattr(run, name) for name in changed if name in fixed}
+        return replace(_around(planner, around, choice, there), adjusted=adjusted)
+    change = {name: getattr(there.run, name) for name in changed}
+    return replace(
+        _around(planner, ranking, least, answer),
+        nearest=Nearest(
+            run=there.run, change=change, estimate=_qualified(planner, there), options=_options(planner, choice)
+        ),
+    )
+
+
+def _qualified(planner: Planner, answer: MemoryEstimate) -> MemoryEstimate:
+    """The answer with all that its figures leave out of the model and the data."""
+    return qualified(whole(planner.profile, answer), _of_data(planner.request))
 
 
 def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
@@ -141,7 +178,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         model=answer.model,
         gpu=request.gpu,
         run=answer.run,
-        estimate=qualified(whole(planner.profile, answer), _of_data(request)),
+        estimate=_qualified(planner, answer),
         alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=tuple(prices(factory, answer.run, planner.pace_on, scale)),
         frontier=frontier(factory, answer.run, planner.model_limit, scale),

@@ -45,7 +45,7 @@ class Request:
 
     `fixed` names the options of `run` that must stay; None: those that differ from their defaults. `effective_batch`
     is the sequences per optimizer step. `pace_on` is a card with rates to rank speeds by, where the `budget`'s own
-    card is but a size.
+    card is but a size. With `adjust` what is fixed may be changed where nothing fits so.
     """
 
     budget: Budget
@@ -57,6 +57,7 @@ class Request:
     data: DataSummary | None = None
     cards: Sequence[GpuSpec] = ()  # from which the smallest that would do is named
     compare: Sequence[GpuSpec] = ()
+    adjust: bool = False
 
     @property
     def gpu(self) -> GpuSpec:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.planner.search_space import Rule
 from qlora_planner.record import record
+from qlora_planner.spec.run import RunConfig
 
 Change = Mapping[str, Any]  # run options by name, with the value that each would have
 
@@ -53,6 +55,17 @@ class Alternative:
     buys: str
     bytes: int
     speed: float | None
+
+
+@record
+class Nearest:
+    """The run that fits nearest to the one asked for, which does not: `change` is what it has otherwise, `options` what
+    to type for it."""
+
+    run: RunConfig
+    change: Mapping[str, Any]
+    estimate: MemoryEstimate
+    options: Mapping[str, Any]
 
 
 @record

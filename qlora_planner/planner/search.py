@@ -83,6 +83,10 @@ class Ranking:
         for at in self.order.tolist():
             yield self.choice(at)
 
+    def least(self) -> Choice:
+        """The candidate that needs least."""
+        return self.choice(int(self.columns.floor.argmin()))
+
     def nearly(self, usable_bytes: int) -> Iterator[Choice]:
         """The traced runs nearest above what fits that are faster than all that do, a few, the smallest first."""
         columns = self.columns

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
 from qlora_planner.report.parts.labels import card_line, change, mib, option, recipe, speed_line, value
-from qlora_planner.report.parts.plan_parts import advised, compared, given_up, percent, searched
+from qlora_planner.report.parts.plan_parts import advised, compared, given_up, nearest, percent, searched
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_mib, format_size
 
@@ -18,8 +18,10 @@ _PRICES = (44, 10, 8, 6)
 
 def render_plan(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme, *, explain: bool = False) -> str:
     """The whole screen. `typed` are the run options that were typed, `card` the card as it was."""
-    lines = [*headline(plan.estimate, plan.gpu, theme), [], *_about(plan, theme)]
-    lines += _changed(plan, typed, theme)
+    lines = [*headline(plan.estimate, plan.gpu, theme), []]
+    if near := list(nearest(plan, typed, theme)):
+        lines += [*near, []]
+    lines += [*_about(plan, theme), *_changed(plan, typed, theme)]
     sections = [_frontier(plan, theme), _alternatives(plan, theme), _prices(plan, theme), compared(plan, theme)]
     if explain or plan.estimate.verdict != "fits":
         sections.append(given_up(plan, theme))
@@ -70,6 +72,9 @@ def _changed(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Lin
         if name != "stack" and run.get(name) != wanted:
             text = f"{option(name)} {value(run.get(name))} instead of the {value(wanted)} asked for, to fit"
             yield from theme.wrap(text, 9, "changed", first_style="bold yellow")
+    if plan.shortened_from is not None:
+        text = f"{plan.shortened_from:,} tokens do not fit so: --seq-len {plan.run.seq_len} is the longest that does"
+        yield from theme.wrap(text, 9, "shorter", first_style="bold yellow")
 
 
 def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
@@ -127,6 +132,11 @@ def _of_data(plan: Plan) -> str:
 def _next(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme) -> Iterator[Line]:
     """How to keep the plan; where nothing fits, the models that do; nothing for a run that will not work."""
     if plan.estimate.verdict == "will-not-run":
+        return
+    if plan.nearest is not None:
+        words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(typed), "--adjust")))
+        yield from next_command(f"qlora-plan {{}} {words}", plan.model.id, theme, plan.model.path)
+        yield from theme.wrap("(takes the nearest run that fits)", 6, style="dim")
         return
     if plan.estimate.verdict == "does-not-fit":
         yield [("next: ", "bold"), (f"qlora-plan --gpu {shlex.quote(card)}", "cyan")]

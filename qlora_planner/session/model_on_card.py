@@ -226,7 +226,10 @@ class ModelOnCard:
             tape_of=traced,
             orders_of=orders,
         )
-        return replace(answer, estimate=self.of_several(answer.estimate))
+        near = answer.nearest
+        if near is not None:
+            near = replace(near, estimate=self.of_several(near.estimate))
+        return replace(answer, estimate=self.of_several(answer.estimate), nearest=near)
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, NothingFitsError
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.data import DataSource, summary_of
 from qlora_planner.session.traces import sweep_for
@@ -26,18 +26,24 @@ def cheapest_card(
 ) -> PlannedCard:
     """The card with a price on which a token of the best run costs least: `card`, or for None of the whole catalogue.
 
-    Raises InputError where no card with a known price holds it.
+    Raises InputError for a card without a price, NothingFitsError where no card with a known price holds it.
     """
-    from qlora_planner.planner.cheapest_gpu import cheapest
+    from qlora_planner.planner.cheapest_gpu import cheapest, priced
 
-    cards = session.gpus.all() if card is None else [card.gpu]
+    if card is not None:
+        if not priced(card.gpu):
+            raise InputError(
+                f"--objective cheapest: {card.asked} is no card with a known price and speed; see `qlora-plan gpus`"
+            )
+        return card
     sweep = sweep_for(profile, profiles=session.profiles)
-    gpu = cheapest(profile, run, fixed, cards, sweep, session.calibration)
+    gpu = cheapest(profile, run, fixed, session.gpus.all(), sweep, session.calibration)
     if gpu is None:
-        raise InputError(
-            f"--objective cheapest: {profile.id} fits on no card with a known price; see `qlora-plan gpus`"
+        as_typed = " as asked" if fixed else ""
+        raise NothingFitsError(
+            f"--objective cheapest: {profile.id} fits{as_typed} on no card with a known price; see `qlora-plan gpus`"
         )
-    return PlannedCard(gpu=gpu, asked=gpu.name, risk=session.risk) if card is None else card
+    return PlannedCard(gpu=gpu, asked=gpu.name, risk=session.risk)
 
 
 def check_batch(given: Mapping[str, Any], effective_batch: int | None) -> None:

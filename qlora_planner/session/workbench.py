@@ -124,9 +124,13 @@ class Workbench:
         chars_per_token: float | None = None,
         bad_rows: str = "refuse",
         compare: str | Iterable[str | GpuSpec] = (),
+        adjust: bool = False,
+        risk: str | float | None = None,
         **options: Any,
     ) -> PlanAnswer:
-        """The recommended run: what is given stays as far as it fits, everything else is searched.
+        """The recommended run: what is given stays, everything else is searched.
+
+        Where nothing fits so, the answer is what was asked for, and its `nearest` the run that fits.
 
         Args:
             model: what `Session.model` takes.
@@ -139,6 +143,8 @@ class Workbench:
             chars_per_token: guesses the tokens from characters instead.
             bad_rows: "refuse" or "skip" rows of `data` that cannot be used.
             compare: other cards for the same run, as a list or as "t4,a100-80gb".
+            adjust: take the nearest run where nothing fits as it was given; `adjusted` says what was changed.
+            risk: the highest chance of running out that is taken: see `at`.
             options: those of a run, which stay.
 
         Sizes in the answer are bytes, times seconds. Raises InputError where the stack refuses everything that was left
@@ -161,7 +167,8 @@ class Workbench:
             from qlora_planner.planner.search_space import fixed_options
 
             fixed = fixed_options(typed, None) | options.keys()
-        opened = self.open(model)
+        bench = self.at(risk)
+        opened = bench.open(model)
         if objective == planning.CHEAPEST:
             planning.cheapest_card(self.session, opened.profile, typed, fixed, self.card)
         counted = planning.data_of(
@@ -171,7 +178,7 @@ class Workbench:
         cards = [name.strip() for name in compare.split(",")] if isinstance(compare, str) and compare else compare
         plan = opened.plan(
             typed, fixed, objective=objective, effective_batch=effective_batch, data=counted,
-            compare=[self.session.gpu(card) for card in cards],
+            compare=[self.session.gpu(card) for card in cards], adjust=adjust,
         )  # fmt: skip
         if isinstance(model, str):
             plan = with_folder(plan, model)
@@ -299,7 +306,6 @@ class Workbench:
         weights: str | os.PathLike[str] | None = None,
         tokenizer: str | None = None,
         bad_rows: str = "refuse",
-        risk: str | float | None = None,
         **options: Any,
     ) -> TrainingAnswer:
         """Train on the card in this machine, which is held to this one's size, in a process of its own.
@@ -315,7 +321,6 @@ class Workbench:
             output: the run's own folder (runs/NAME of the model).
             device: "cuda" or "cpu" (cuda; that of the run that is gone on with).
             yes: start though it may not fit.
-            risk: the highest chance of running out that needs no `yes` ("5%"): see `at`.
             force: start anew where a run is.
             recover: try a smaller run when memory runs out.
             weights: where the weights are, if the name of the model does not lead there.
@@ -323,7 +328,7 @@ class Workbench:
             bad_rows: "refuse" or "skip" rows that cannot be used.
             options: those of a run, and of `qlora_planner.train.settings.Settings`: `epochs`, `max_steps`,
                 `learning_rate`, `warmup`, `scheduler`, `save_steps`, `logging_steps`, `seed`, `eval_split`,
-                `assistant_only_loss`, `pad_token`, `report_to`.
+                `assistant_only_loss`, `pad_token`, `report_to`; `adjust` and `risk` as `plan` has them.
 
         The answer is summary.json; of a run that had finished before, what it says. An end without an adapter is its
         `outcome`: "out-of-memory", "interrupted", "disk-full", "killed" or "error". Raises InputError for what cannot
@@ -338,6 +343,5 @@ class Workbench:
         started = {
             "data": data, "output": output, "device": device, "resume": resume, "yes": yes, "force": force,
             "recover": recover, "weights": weights, "tokenizer": tokenizer, "bad_rows": bad_rows,
-            "risk": risk,
         }  # fmt: skip
         return train_with(self.session, what, run, self.card, {**started, **options})

@@ -93,14 +93,12 @@ class Subject(ModelOnCard):
         )
 
     def plan_of(self, run: RunConfig) -> Plan:
-        """The plan whose run is exactly this one. Raises InputError where a plan would change it, as for one that
-        does not fit."""
+        """The plan whose run is exactly this one. Raises InputError for one that does not fit."""
         from qlora_planner.spec.run import RUN_FIELDS
 
-        resolved = self.estimate(run).run
         plan = self.plan(run, dict.fromkeys(RUN_FIELDS))
-        if plan.run != resolved:
-            raise InputError("this run does not fit, so a plan file would hold another one; r takes a run that fits")
+        if plan.estimate.verdict == "does-not-fit":
+            raise InputError("this run does not fit: r takes one that does")
         return plan
 
 

@@ -128,7 +128,7 @@ def test_explain_adds_up_by_hand(invoke: Invoke) -> None:
 
 
 def test_a_shrunk_plan_says_so(invoke: Invoke) -> None:
-    text = " ".join(invoke(MODEL, "--gpu", "24GB", "--seq-len", "120000").stdout.split())
+    text = " ".join(invoke(MODEL, "--gpu", "24GB", "--seq-len", "120000", "--adjust").stdout.split())
     assert "instead of the 120000 asked for" in text
 
 

@@ -80,16 +80,57 @@ def test_what_is_typed_stays_and_the_rest_is_searched() -> None:
 
 
 def test_a_batch_that_does_not_fit_becomes_smaller_micro_batches_before_shorter_sequences() -> None:
-    run = planned(run=RunConfig(batch_size=32, seq_len=4096), fixed=("batch_size", "seq_len")).run
+    run = planned(run=RunConfig(batch_size=32, seq_len=4096), fixed=("batch_size", "seq_len"), adjust=True).run
     assert run.seq_len == 4096
     assert run.batch_size < 32
     assert run.batch_size * run.grad_accum == 32
 
 
 def test_a_length_that_does_not_fit_becomes_the_longest_that_does() -> None:
-    found = planned(run=RunConfig(seq_len=100_000), fixed=("seq_len",))
+    found = planned(run=RunConfig(seq_len=100_000), fixed=("seq_len",), adjust=True)
     assert found.estimate.verdict == "fits"
     assert 20_000 < found.run.seq_len < 100_000
+    assert found.adjusted == {"seq_len": 100_000}
+    assert found.nearest is None
+
+
+def test_what_was_asked_stays_and_the_nearest_run_is_named() -> None:
+    found = planned(run=RunConfig(seq_len=100_000), fixed=("seq_len",))
+    assert (found.run.seq_len, found.estimate.verdict) == (100_000, "does-not-fit")
+    assert found.nearest is not None and found.nearest.change.keys() == {"seq_len"}
+    assert found.nearest.run == planned(run=RunConfig(seq_len=100_000), fixed=("seq_len",), adjust=True).run
+    assert answer(RunConfig(**found.nearest.options)).peak == found.nearest.estimate.peak
+
+
+@pytest.mark.parametrize(
+    ("asked", "gives_up"),
+    [
+        ({"batch_size": 32, "seq_len": 4096}, {"batch_size", "grad_accum"}),
+        ({"gradient_checkpointing": False, "seq_len": 4096, "rank": 32}, {"gradient_checkpointing"}),
+        ({"attention": "eager", "seq_len": 16384}, {"attention"}),
+        ({"method": "full"}, {"method"}),
+        ({"batch_size": 8, "seq_len": 100_000}, {"batch_size", "grad_accum", "seq_len"}),
+    ],
+)
+def test_the_nearest_run_gives_up_what_changes_least(asked: dict[str, object], gives_up: set[str]) -> None:
+    run = RunConfig(**asked)  # type: ignore[arg-type]
+    found = planned(run=run, fixed=tuple(asked))
+    assert found.nearest is not None and found.nearest.change.keys() == gives_up
+    assert found.nearest.estimate.verdict == "fits"
+    near = found.nearest.run
+    assert near.batch_size * near.grad_accum == max(run.batch_size, 16 if "batch_size" not in asked else 1)
+    assert {getattr(found.run, name) == value for name, value in asked.items()} == {True}
+
+
+def test_a_length_that_nobody_asked_for_is_shortened_and_said() -> None:
+    found = planned(run=RunConfig(gradient_checkpointing=False, rank=64), fixed=("gradient_checkpointing", "rank"))
+    assert found.estimate.verdict == "fits" and not found.adjusted and found.nearest is None
+    assert found.shortened_from in (None, 2048)
+    assert (found.shortened_from is None) == (found.run.seq_len == 2048)
+
+
+def test_a_length_that_is_asked_for_stays_when_the_longest_is_looked_for() -> None:
+    assert planned(run=RunConfig(seq_len=1024), fixed=("seq_len",), objective="context").run.seq_len == 1024
 
 
 def test_every_objective_is_best_at_what_it_names() -> None:

@@ -136,7 +136,7 @@ def survey(
         try:
             model = candidate(profile, wanted, budget.card, sweep_of(profile))
             row = judge(replace(model, bases=storages_of(profile)), budget, recommend)
-            rows.append(_qualified(row, left_out(profile, model.resolution.run)))
+            rows.append(_qualified(_noted(row, wanted), left_out(profile, model.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
             rows.append(_refused(profile, wanted, budget.usable_bytes, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
@@ -160,7 +160,7 @@ def judge(
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
     floor = int(floors[0])
     verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
-    return SurveyRow(
+    row = SurveyRow(
         model_id=model.model_id,
         family=model.family,
         params=model.params,
@@ -177,6 +177,7 @@ def judge(
         traced=bool(traced[0]),
         recommended=None if refused else recommend(model),
     )
+    return _noted(row, model.resolution.run)
 
 
 def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:
@@ -192,6 +193,13 @@ def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:
 def _said(resolution: Resolution) -> str | None:
     """What of a run that works is not as it was asked for."""
     return next((problem.message for problem in resolution.problems if problem.code == "targets-unmatched"), None)
+
+
+def _noted(row: SurveyRow, wanted: RunConfig) -> SurveyRow:
+    """The row with a word where a model was not made for the length asked for; nobody asks for the usual one."""
+    if row.note is not None or row.run.seq_len >= wanted.seq_len or wanted.seq_len == RunConfig().seq_len:
+        return row
+    return replace(row, note=f"judged at {row.run.seq_len:,} tokens, all that it was made for")
 
 
 def candidate_memory_for(model: Candidate, run: RunConfig, budget: Budget, *, padded: bool) -> CandidateMemory:

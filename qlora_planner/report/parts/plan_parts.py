@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
-from qlora_planner.report.parts.labels import change, gib
+from qlora_planner.report.parts.labels import change, gib, option, value
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import MIB, format_size
 
@@ -55,6 +55,32 @@ def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
             ("yes" if row.fits else "no", "" if row.fits else "dim"),
         ]
         yield columns(cells, _LADDER, frozenset({0}))
+
+
+def nearest_words(plan: Plan, typed: Mapping[str, Any]) -> str | None:
+    """What a run that does not fit as it was asked for becomes by the least change; None where it fits, or nothing was
+    asked for."""
+    near = plan.nearest
+    if near is None:
+        if not typed or plan.estimate.verdict != "does-not-fit":
+            return None
+        return "does not fit as asked, and nothing near it does"
+    was = [f"{option(name)} {value(typed[name])}" for name in near.change if name in typed]
+    instead = f" (asked: {', '.join(was)})" if was else ""
+    return f"does not fit as asked; the nearest that does: {change(near.change)}{instead}"
+
+
+def nearest(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
+    """The nearest run that fits, and what it takes."""
+    words = nearest_words(plan, typed)
+    if words is None:
+        return
+    yield from theme.wrap(words, style="bold")
+    if plan.nearest is not None and plan.nearest.estimate.fit is not None:
+        from qlora_planner.report.estimate import verdict_sentences
+
+        for sentence in verdict_sentences(plan.nearest.estimate, plan.nearest.estimate.fit):
+            yield from theme.wrap(sentence, 2)
 
 
 def advised(plan: Plan, theme: Theme) -> Iterator[Line]:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 DEVICES = ("cuda", "cpu")
 _STARTED = (
-    "data", "output", "weights", "tokenizer", "bad_rows", "device", "resume", "yes", "force", "recover",
+    "data", "output", "weights", "tokenizer", "bad_rows", "device", "resume", "yes", "force", "recover", "adjust",
 )  # fmt: skip
 
 

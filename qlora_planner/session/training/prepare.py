@@ -17,6 +17,7 @@ from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.planner.plan import Plan
     from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.session import Session
@@ -177,19 +178,33 @@ def _plan(
 
     card = _card_of_plan(session, request)
     limited = card if here is None else replace(card, cap_bytes=here.cap_bytes)
-    plan = session.open(profile, limited).plan(request.run, request.explicit, data=counted(session, request, onlooker))
+    plan = session.open(profile, limited).plan(
+        request.run, request.explicit, data=counted(session, request, onlooker), adjust=request.options.adjust
+    )
     plan = with_folder(plan, request.model)
     reasons = plan.estimate.fit.reasons if plan.estimate.fit else ()
-    if plan.estimate.verdict in ("does-not-fit", "will-not-run"):
-        raise RefusedError(
-            f"{profile.id} {plan.estimate.verdict} on {card.gpu.label}: {'; '.join(reasons) or 'too large'}"
-        )
-    if plan.estimate.verdict == "cannot-say" and not request.options.yes:
+    verdict, yes = plan.estimate.verdict, request.options.yes
+    if verdict == "will-not-run" or (verdict == "does-not-fit" and not yes):
+        raise RefusedError(_refused(plan, request, card.gpu.label))
+    if verdict == "cannot-say" and not yes:
         raise UnsureError(
             f"cannot say whether {profile.id} fits {card.gpu.label}: {'; '.join(reasons)}; --yes tries it"
         )
     onlooker.confirm(PlanAnswer(plan=plan, asked=request.explicit, card=card.asked))
     return plan.run, plan.to_dict()
+
+
+def _refused(plan: Plan, request: TrainRequest, card: str) -> str:
+    """Why it is not begun, and what would be."""
+    from qlora_planner.report.parts.plan_parts import nearest_words
+
+    reasons = "; ".join(plan.estimate.fit.reasons) if plan.estimate.fit else ""
+    words = f"{plan.model.id} {str(plan.estimate.verdict).replace('-', ' ')} on {card}: {reasons or 'too large'}"
+    if plan.estimate.verdict == "will-not-run":
+        return words
+    near = nearest_words(plan, request.explicit)
+    takes = "; --adjust takes it" if plan.nearest is not None else ""
+    return f"{words}{f'; {near}' if near else ''}{takes}; --yes tries all the same"
 
 
 def _card_of_plan(session: Session, request: TrainRequest) -> PlannedCard:

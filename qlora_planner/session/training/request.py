@@ -33,7 +33,8 @@ class TrainOptions:
     not lead there. `settings` are fields of `train.settings.Settings`. With `yes` it starts though it may not fit, with
     `force` over what is in its folder; without `recover` no smaller run is tried when memory runs out. `card` is the
     one to plan for and to behave like, None the one in this machine, less `reserve_bytes` and under `cap_bytes`;
-    `risk` is the chance of running out that is taken there.
+    `risk` is the chance of running out that is taken there, and with `adjust` options that were given may be changed
+    where nothing fits so.
     """
 
     data: str | None = None
@@ -51,6 +52,7 @@ class TrainOptions:
     reserve_bytes: int | None = None
     cap_bytes: int | None = None
     risk: float = TIGHT_AT_MOST
+    adjust: bool = False
 
 
 @record

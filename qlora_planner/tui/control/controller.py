@@ -230,9 +230,13 @@ class Controller:
         if message.asked != state.run:
             notify("the run was changed meanwhile: it stays, and the best run that was looked for is not taken")
             return
-        self.set_run(RunConfig(**dict(message.plan.options)))
-        if message.plan.estimate.verdict in ("does-not-fit", "will-not-run"):
-            notify("no run of this model was found that fits so; the nearest is shown", severity="warning")
-        elif message.seq_len is not None and state.run.seq_len < message.seq_len:
-            shorter = f"{message.seq_len:,} tokens fit in no way that was tried: {state.run.seq_len:,} do"
-            notify(shorter, severity="warning")
+        from qlora_planner.report.parts.plan_parts import nearest_words
+
+        plan = message.plan
+        words = nearest_words(plan, {} if message.seq_len is None else {"seq_len": message.seq_len})
+        if words is not None:
+            notify(f"{words}; r takes the best run of any length", severity="warning")
+            return
+        self.set_run(RunConfig(**dict(plan.options)))
+        if plan.estimate.verdict in ("does-not-fit", "will-not-run"):
+            notify("no run of this model fits; the one that needs least is shown", severity="warning")
