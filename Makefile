@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test coverage profiles fields cards tapes families tables calibration screenshots install faults
+.PHONY: check format lint types layers test coverage profiles fields laws cards tapes families tables calibration screenshots install faults
 
 check: lint types layers test
 
@@ -36,6 +36,10 @@ profiles:
 # Turn every field of the configs of each class and write down which of them shape it: a minute or two a class.
 fields:
 	$(PYTHON) -m tools.config_fields profiles --resume
+
+# Solve what each tensor of a class is made of, and prove it at every catalogue model: half a minute a structure.
+laws:
+	$(PYTHON) -m tools.laws.make profiles --resume
 
 # Write the index of the cards again after a change in profiles/gpus.
 cards:

@@ -15,7 +15,7 @@ from qlora_planner.installing import install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.packages import Warn
 from qlora_planner.sources.catalogue import ModelCatalogue, file_name
-from qlora_planner.sources.locations import cache_dir, configs_dirs, fields_dirs, models_dirs
+from qlora_planner.sources.locations import cache_dir, configs_dirs, families_dirs, fields_dirs, laws_dirs, models_dirs
 from qlora_planner.sources.names import Named, Names
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain, quoted
@@ -137,16 +137,18 @@ def _profile_of(
 
     ConfigCache(cache_dir() / "configs").store(raw.sha256, raw.config)
     cache = ProfileCache(cache_dir() / "profiles", warn)
-    missing = packages.missing_packages()
+    missing, why = packages.missing_packages(), None
     if build != "always":
         known = catalogue.with_config(raw.sha256) or with_shape(raw, catalogue, profiles)
+        if known is None:
+            known, why = by_law(raw, profiles)
         if known is None:
             key = cache_key(raw.sha256, installed_versions())
             known = cache.newest(raw.sha256) if missing else cache.load(key)
         if known is not None:
             return known if known.source == "catalogue" else replace(known, id=raw.id)
     if build == "never" or missing:
-        raise UnprofiledError(_not_profiled(text, missing))
+        raise UnprofiledError(_not_profiled(text, missing, why))
     profile = _build(raw)
     cache.store(profile)
     return profile
@@ -211,13 +213,35 @@ def _spares_the_usual(raw: RawConfig, known: ModelProfile) -> bool:
     return not spared or (spared == ["lm_head"] and all(one.reason != "protected" for one in known.tensors))
 
 
-def _not_profiled(text: str, missing: Sequence[str]) -> str:
+def by_law(
+    raw: RawConfig, profiles: str | os.PathLike[str] | None = None
+) -> tuple[ModelProfile, None] | tuple[None, str | None]:
+    """The profile that the law of its class gives `raw`; else why not, None for a class of which no law is known."""
+    from qlora_planner.sources.families import known_configs
+    from qlora_planner.sources.laws.lookup import Refused, profile_by_law
+
+    laws, fields = laws_dirs(profiles), fields_dirs(profiles)
+    profile = profile_by_law(raw, laws, fields, known_configs(families_dirs(profiles)))
+    if profile is None or isinstance(profile, Refused):
+        return None, None if profile is None else profile.reason
+    if not _spares_the_usual(raw, profile):
+        return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
+    if raw.path is not None and raw.path.name == "config.json":
+        from qlora_planner.sources.laws.stored import disagreement
+
+        if (other := disagreement(profile, raw.path.parent)) is not None:
+            return None, other
+    return profile, None
+
+
+def _not_profiled(text: str, missing: Sequence[str], why: str | None = None) -> str:
     import shlex
 
     shown = plain(text)
     where = f" after `{install_packages(missing)}`" if missing else ""
     lacking = f" (missing here: {', '.join(missing)})" if missing else ""
-    return f"{shown} is not profiled; run `qlora-plan profile {shlex.quote(shown)}`{where}{lacking}"
+    unlike = f": {plain(why)}" if why else ""
+    return f"{shown} is not profiled{unlike}; run `qlora-plan profile {shlex.quote(shown)}`{where}{lacking}"
 
 
 def _build(raw: RawConfig) -> ModelProfile:

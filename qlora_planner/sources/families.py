@@ -25,6 +25,8 @@ from qlora_planner.spec.tiles import TOKENS, tile_count
 FAMILY_SCHEMA = "qlora-plan/family/1"
 INDEX = "index.json"
 _LARGEST_BYTES = 4 << 20
+# Elements that bitsandbytes quantises as one: a last block that is not full is no fraction of a size.
+_BLOCK = 64
 # Weights below so many elements with less than half as many columns as rows are multiplied by bitsandbytes' fused
 # kernel at up to LEAST_TOKENS tokens on cards of compute capability 9.0 (backends/cuda/ops.py): no copy is made then.
 _SMALL_ELEMENTS = 4 << 20
@@ -52,12 +54,15 @@ def family_tape(
     region = next((part for part in validity_ranges(profile, batch_size > 1) if part.holds(batch_size, seq_len)), None)
     if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
         return None
+    if any(tensor.quantized and tensor.numel % _BLOCK for tensor in profile.tensors):
+        return None
     name = region_name(profile, region)
+    made_from = profile.family_sha256 or profile.same_shape_sha256 or profile.config_sha256
     for folder in dirs:
-        path = _path_of(folder, profile.config_sha256)
+        path = _path_of(folder, made_from)
         if path is None:
             continue
-        family = _family(path, variant, name)
+        family = _family(path, variant, name, profile.drawn_dims)
         tape = None if family is None else family.of_model(profile, batch_size, seq_len)
         if family is None or tape is None:
             return None
@@ -76,6 +81,11 @@ def _of_as_many_tiles(family: FamilyTape, region: ValidityRange, batch_size: int
         return replace(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
     first, last = ((tiles + step) * HEAD_TILE_TOKENS + 1 for step in (-1, 0))  # the last token of a row is not scored
     return replace(region, low=max(region.low, first), high=min(region.high, last))
+
+
+def known_configs(dirs: Sequence[Path]) -> frozenset[str]:
+    """The hashes of the configs that some family answers. Raises InputError naming an index that cannot be read."""
+    return frozenset(name for folder in dirs if (folder / INDEX).is_file() for name in _index(folder / INDEX))
 
 
 def fuses_short_rows(profile: ModelProfile) -> bool:
@@ -110,10 +120,11 @@ def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     return json.loads(lines[0]), tuple(lines[1:])
 
 
-def _family(path: Path, variant: str, region: str) -> FamilyTape | None:
+def _family(path: Path, variant: str, region: str, letters: Sequence[str]) -> FamilyTape | None:
+    """The tape in a file, None where it has none for this, or holds one of the dimensions `letters` as a number."""
     try:
         header, lines = _lines(path)
-        if header["schema"] != FAMILY_SCHEMA:
+        if header["schema"] != FAMILY_SCHEMA or not set(letters) <= set(header["symbols"]):
             return None
         for made, line in zip(header["tapes"], lines, strict=False):
             if made["variant"] == variant and made["region"] == region:

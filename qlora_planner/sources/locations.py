@@ -13,7 +13,7 @@ from pathlib import Path
 from qlora_planner.spec.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields", "families")
+KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields", "laws", "families")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -46,6 +46,11 @@ tapes_dirs = partial(_inside, "tapes")  # compiled traces
 families_dirs = partial(_inside, "families")  # traces that several models share
 configs_dirs = partial(_inside, "configs")  # the catalogue's
 fields_dirs = partial(_inside, "fields")  # what shapes each class
+
+
+def laws_dirs(profiles: str | os.PathLike[str] | None = None) -> tuple[Path, ...]:
+    """Folders of the laws of classes; see `profile_roots` for the order and the errors."""
+    return _inside("laws", profiles)
 
 
 def user_profiles() -> Path:

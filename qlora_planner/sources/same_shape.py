@@ -75,33 +75,34 @@ def same_shape(raw: Mapping[str, Any], dirs: Sequence[Path]) -> Iterator[SameSha
 
 
 def _of_structure(raw: Mapping[str, Any], structure: Mapping[str, Any]) -> Iterator[SameShape]:
-    given = _own_names(raw, structure["aliases"])
+    given = own_names(raw, structure["aliases"])
     if given is None:
         return
     inert = structure["inert"]
     shaping = {name: value for name, value in given.items() if name not in inert}
-    if not all(_is_inert(name, value, given, inert) for name, value in given.items() if name in inert):
+    if not all(is_inert(name, value, given, inert) for name, value in given.items() if name in inert):
         return
     for model_id, model in structure["models"].items():
-        if _fields_agree(shaping, model) and _ropes_agree(raw, structure["rope"], model):
+        if _fields_agree(shaping, model) and ropes_agree(raw, structure["rope"], model):
             positions = next((given[name] for name in POSITIONS if name in inert and name in given), None)
             yield SameShape(model_id=model_id, max_position_embeddings=positions)
 
 
-def _own_names(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any] | None:
+def own_names(raw: Mapping[str, Any], aliases: Mapping[str, str]) -> dict[str, Any] | None:
     """The config's fields under their class's own names; None where two names of one field disagree."""
     fields: dict[str, Any] = {}
     for key, value in raw.items():
         if key in NOT_OF_THE_SHAPE or key in ROPE_TABLES or key == "model_type":
             continue
         name = aliases.get(key, key)
-        if name in fields and not _equal(fields[name], value):
+        if name in fields and not equal(fields[name], value):
             return None
         fields[name] = value
     return fields
 
 
-def _is_inert(name: str, value: Any, given: Mapping[str, Any], inert: Mapping[str, Any]) -> bool:
+def is_inert(name: str, value: Any, given: Mapping[str, Any], inert: Mapping[str, Any]) -> bool:
+    """Whether a field that changes nothing has a value of a type, and of a size, that the class takes."""
     law = inert[name]
     if law["types"] != "any" and json_type(value) not in law["types"]:
         return False
@@ -120,13 +121,13 @@ def _fields_agree(given: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
             return False
         if name in free and json_type(value) in free[name]:
             continue
-        if not (_equal(value, fields[name]) or (value is None and name in model["null"])):
+        if not (equal(value, fields[name]) or (value is None and name in model["null"])):
             return False
     absent = set(model["absent"])
     return all(name in given or name in absent for name in fields)
 
 
-def _ropes_agree(raw: Mapping[str, Any], law: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
+def ropes_agree(raw: Mapping[str, Any], law: Mapping[str, Any], model: Mapping[str, Any]) -> bool:
     """Whether the tables of rope parameters shape the model alike.
 
     Tables of a proved type agree when nothing is left of them. Others have to hold what the model's holds, but for what
@@ -143,12 +144,12 @@ def _ropes_agree(raw: Mapping[str, Any], law: Mapping[str, Any], model: Mapping[
         filled = set(wanted) - set(left)
         if not filled <= {"partial_rotary_factor", "rope_theta", "original_max_position_embeddings"}:
             return False
-        if any(not _equal(value, wanted.get(name)) for name, value in left.items()):
+        if any(not equal(value, wanted.get(name)) for name, value in left.items()):
             return False
     return True
 
 
-def _equal(first: Any, second: Any) -> bool:
+def equal(first: Any, second: Any) -> bool:
     """Equality in which true is not 1."""
     if isinstance(first, bool) or isinstance(second, bool):
         return first is second

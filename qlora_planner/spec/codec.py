@@ -31,7 +31,7 @@ from qlora_planner.text import quoted
 PROFILE_SCHEMA = "qlora-plan/profile/1"
 
 
-def _usual_float16(dtype: Any) -> Any:
+def usual_float16(dtype: Any) -> Any:
     """What loading in float16 makes of a tensor that loading in bfloat16 leaves in `dtype`."""
     return "float16" if dtype == "bfloat16" else dtype
 
@@ -47,10 +47,10 @@ def profile_to_dict(profile: ModelProfile) -> dict[str, Any]:
     for name in ("checkpoint_quantization", "note", "text_part_of"):
         if getattr(profile, name) is not None:
             raw[name] = getattr(profile, name)
-    raw["layer_kinds"] = [_written(kind) for kind in profile.layer_kinds]
+    raw["layer_kinds"] = [written(kind) for kind in profile.layer_kinds]
     raw["layer_order"] = [list(run) for run in profile.layer_order]
-    raw["tensors"] = [_written(tensor) for tensor in profile.tensors]
-    raw["adapters"] = {target: [_written(tensor) for tensor in added] for target, added in profile.adapters.items()}
+    raw["tensors"] = [written(tensor) for tensor in profile.tensors]
+    raw["adapters"] = {target: [written(tensor) for tensor in added] for target, added in profile.adapters.items()}
     return raw
 
 
@@ -76,9 +76,10 @@ def _line_per_item(items: list[Any], indent: str) -> str:
     return "[\n" + ",\n".join(f"{indent} {text}" for text in compact) + f"\n{indent}]"
 
 
-def _written(record: LayerKind | TensorGroup | AdapterTensor) -> dict[str, Any]:
+def written(record: LayerKind | TensorGroup | AdapterTensor) -> dict[str, Any]:
+    """One of a profile's parts as JSON-ready data."""
     raw = fields_of(record)
-    if isinstance(record, TensorGroup) and record.dtype_float16 == _usual_float16(record.dtype):
+    if isinstance(record, TensorGroup) and record.dtype_float16 == usual_float16(record.dtype):
         del raw["dtype_float16"]
     if not isinstance(record, LayerKind) and raw["count"] == 1:
         del raw["count"]
@@ -151,7 +152,7 @@ def _read_tensors(items: list[Any], kind_names: Set[str | None], faults: list[st
             faults.append(f"tensors[{index}].layer_kind names no layer kind: {quoted(given['layer_kind'])}")
         given["shape"] = tuple(given["shape"])
         if "dtype_float16" not in given:
-            given["dtype_float16"] = _usual_float16(given["dtype"])
+            given["dtype_float16"] = usual_float16(given["dtype"])
         tensors.append(TensorGroup(**given))
     return tensors
 

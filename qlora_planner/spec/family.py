@@ -37,7 +37,8 @@ class FamilyTape:
     def of_model(self, profile: ModelProfile, batch_size: int, seq_len: int) -> CompiledTape | None:
         """The tape of one model for batches of about these sizes: with as many tiles of the head as they fill.
 
-        None where the model's layers or dimensions are not this family's.
+        None where the model's layers or dimensions are not this family's, or make sizes that are no whole numbers of
+        bytes.
         """
         order = layer_kinds(profile)
         kept = kept_positions(order)
@@ -112,12 +113,18 @@ def _with_rest(terms: tuple[FamilyTerm, ...], rest: tuple[Term, ...]) -> tuple[F
 
 
 def _filled(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:
-    """The terms with numbers for dimensions, those of one monomial added up; None where a dimension is not known."""
+    """The terms with numbers for dimensions, those of one monomial added up; None where a dimension is not known, and
+    where weights are no whole number of bytes: what the model's own code takes is then rounded somehow."""
     sums: dict[Monomial, Fraction] = {}
+    of_weights: dict[Monomial, Fraction] = {}
     for numerator, denominator, monomial, product in terms:
         values = [dims.get(name) for name in product]
         if any(value is None for value in values):
             return None
         share = Fraction(numerator * prod(int(value or 0) for value in values), denominator)
         sums[monomial] = sums.get(monomial, Fraction(0)) + share
+        if product and not any(monomial[:2]):
+            of_weights[monomial] = of_weights.get(monomial, Fraction(0)) + share
+    if any(value.denominator != 1 for value in of_weights.values()):
+        return None
     return tuple((value.numerator, value.denominator, monomial) for monomial, value in sums.items() if value)

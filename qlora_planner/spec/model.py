@@ -102,9 +102,13 @@ class ModelProfile:
     checkpoint_quantization: str | None = None  # how the published weights are already quantised, e.g. mxfp4, fp8
     note: str | None = None  # e.g. that the row is the text model of a multimodal repository
     text_part_of: str | None = None  # the model type of a config with towers for images or sound, not counted here
-    source: str = "built"  # catalogue, cache or built: where this copy came from
+    source: str = "built"  # catalogue, cache, family or built: where this copy came from
     same_shape_as: str | None = None  # the catalogue model whose facts and traces these are, where it is another one
     same_shape_sha256: str | None = None  # the hash of that model's config, which its traces carry
+    family_sha256: str | None = (
+        None  # the hash of a catalogue model's config whose family of traces is this model's too
+    )
+    drawn_dims: tuple[str, ...] = ()  # the dimensions in which the two differ: a family has to have them as letters
     resolved_from: str | None = None  # what was typed, where that is not the id
 
     @property

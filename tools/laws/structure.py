@@ -1,0 +1,286 @@
+"""The law of one structure: its fields, layers and tensors, solved at toys whose dimensions share no factors."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+from qlora_planner.errors import PlannerError
+from qlora_planner.profiling.build import OTHER_NAMES, build_profile
+from qlora_planner.profiling.refusals import Prober
+from qlora_planner.sources.laws.sizes import Size
+from qlora_planner.sources.same_shape import NOT_OF_THE_SHAPE, ROPE_TABLES
+from tools.families.toys import TOYS, Toys, toys_of
+from tools.families.tracing import Toy
+from tools.field_turning import finished
+from tools.laws.extra import extra_dimensions
+from tools.laws.sizes import Sizes
+from tools.laws.tensors import NoLawError, facts_of, solved, solved_tensors
+
+DEPTH, POSITION = "num_hidden_layers", "max_position_embeddings"
+_DEEPEST = 130
+_CONFIGS = 6  # toys: two solve a sum of two products, the others prove it
+_WINDOWS = tuple(515 + 6 * at for at in range(TOYS))
+
+
+class Structure:
+    """One structure of a class: a model that has it, the class's table of fields, and toys of it."""
+
+    def __init__(self, raw: Mapping[str, Any], name: str, shape: Mapping[str, Any], prober: Prober) -> None:
+        self.raw = {key: value for key, value in raw.items() if key not in NOT_OF_THE_SHAPE}
+        self.name, self.shape = name, shape
+        self.aliases: Mapping[str, str] = shape["aliases"]
+        whole = finished(self.raw, None)
+        if isinstance(whole, str):
+            raise NoLawError(whole)
+        self.whole: dict[str, Any] = {self.aliases.get(key, key): value for key, value in self.raw.items()} | whole
+        windowed = isinstance(whole.get("sliding_window"), int) and whole.get("use_sliding_window") is not False
+        self.toys: Toys = toys_of(raw, _WINDOWS if windowed else ())
+        self.toy_configs = [dict(config) for config in self.toys.configs[:_CONFIGS]]
+        self.extra = extra_dimensions(self.whole, [*self.shape["inert"], *self.aliases], self.toy_configs)
+        self.rows = [
+            {**row, **{name: config[name] for name in self.extra}}
+            for row, config in zip(self.toys.dims[:_CONFIGS], self.toy_configs, strict=True)
+        ]
+        self.symbols = (*self.toys.symbols, *self.extra)
+        self.profiles = [build_profile(Toy(config=config), prober=prober) for config in self.toy_configs]
+        self.windowless = windowed and self._is_same_without_window(prober)
+        self.sizes = Sizes(self.symbols, self.rows)
+        self.own = {symbol: self._own_name(symbol) for symbol in (*self.symbols, DEPTH, POSITION)}
+
+        self.rules: dict[str, dict[str, Any]] = {}
+        self.derived: dict[str, Size] = {}
+        self.layer_fields: list[str] = []
+        self.usual_layers: dict[str, list[Any]] = {}
+
+    def _own_name(self, symbol: str) -> str | None:
+        """The field that holds a dimension, as the class itself calls it; None where the class works it out."""
+        for name in (symbol, self.aliases.get(symbol), OTHER_NAMES.get(symbol)):
+            if name is not None and name in self.whole:
+                return name
+        return None
+
+    @property
+    def lists_factors(self) -> bool:
+        """Whether positions are told by lists as long as the heads are wide."""
+        return any(
+            isinstance(value, list) for name in ROPE_TABLES for value in (self.toy_configs[0].get(name) or {}).values()
+        )
+
+    def document(self) -> dict[str, Any]:
+        """The law, ready for JSON. Raises NoLawError."""
+        first = self.profiles[0]
+        for other in self.profiles[1:]:
+            if (other.class_name, dict(other.supports), other.layer_order) != (
+                first.class_name, dict(first.supports), first.layer_order,
+            ) or other.layer_kinds != first.layer_kinds:  # fmt: skip
+                raise NoLawError("toys of one structure differ in their layers")
+        self.rules, self.derived, layers = self._fields(), self._derived(), self._layers()
+        self.layer_fields, self.usual_layers = layers["fields"], layers.get("absent", {})
+        found = {
+            "class_name": first.class_name,
+            "supports": dict(first.supports),
+            "symbols": list(self.symbols),
+            "letters": list(self.toys.symbols),  # what families of traces may differ in
+            "fields": self.rules,
+            "derived": self.derived,
+            "layers": layers,
+            "dims": self._dims(),
+            "kinds": [[kind.name, kind.class_name] for kind in first.layer_kinds],
+            "tensors": solved_tensors(self.profiles, [profile.tensors for profile in self.profiles], self.sizes),
+            "adapters": {
+                target: solved_tensors(
+                    self.profiles, [profile.adapters[target] for profile in self.profiles], self.sizes
+                )
+                for target in first.adapters
+            },
+        }
+        padding = finished({k: v for k, v in self.raw.items() if k != "pad_token_id"}, None)
+        if isinstance(padding, dict) and isinstance(padding.get("pad_token_id"), int):
+            found["pad_token_id"] = padding["pad_token_id"]
+        return found
+
+    # Fields
+
+    def _fields(self) -> dict[str, dict[str, Any]]:
+        taken = {own: symbol for symbol, own in self.own.items() if own is not None}
+        names = [
+            name for name in self.whole
+            if (name in taken or name not in self.shape["inert"]) and name not in ROPE_TABLES and name != "model_type"
+        ]  # fmt: skip
+        completed = [finished(config, None) for config in self.toy_configs]
+        rules: dict[str, dict[str, Any]] = {}
+        for name in names:
+            if name in taken:
+                rules[name] = {"symbol": taken[name]} | self._left_out(name, completed)
+                if name == "sliding_window" and self.windowless:
+                    rules[name]["none"] = self._none(name)
+            elif self._by_layer(name):
+                rules[name] = {"layers": True}
+            elif name not in completed[0]:
+                rules[name] = self._own_rule(name)
+            else:
+                rules[name] = self._other_rule(name, completed)
+        return rules
+
+    def _own_rule(self, name: str) -> dict[str, Any]:
+        """A field that the class takes apart while it reads its config."""
+        model = self.shape["models"][self.name]
+        ways = {way: True for way in ("absent", "null") if name in model[way]}
+        return {"value": self.whole[name], **ways}
+
+    def _other_rule(self, name: str, completed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        values = [config[name] for config in completed]
+        numbers = all(type(value) is int for value in values)
+        size = self.sizes.fit(values) if numbers else None
+        if size is not None and not isinstance(size, int):
+            return {"size": size, **self._left_out(name, completed)}
+        if any(value != values[0] for value in values):
+            raise NoLawError(f"{name} differs from toy to toy: {values[:3]}")
+        value = self.whole[name]
+        if value != values[0] and not numbers:
+            raise NoLawError(f"{name} is {value!r} in the model and {values[0]!r} in its toys")
+        rule: dict[str, Any] = {"value": value}
+        for way, change in (("absent", _without), ("null", _nulled)):
+            changed = [finished(change(config, name), None) for config in self.toy_configs]
+            if all(isinstance(one, dict) and one == usual for one, usual in zip(changed, completed, strict=True)):
+                rule[way] = True
+        model = self.shape["models"].get(self.name, {})
+        if name in model.get("free", {}):
+            rule["any"] = model["free"][name]
+        elif isinstance(value, float) and name.startswith("init"):  # how weights are drawn, which never are here
+            rule["any"] = ["float"]
+        return rule
+
+    def _left_out(self, name: str, completed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the class works out for a number that is left out or null, where that can be written down."""
+        ways: dict[str, Any] = {}
+        for way, change in (("absent", _without), ("null", _nulled)):
+            changed = [finished(change(config, name), None) for config in self.toy_configs]
+            if not all(isinstance(one, dict) and type(one.get(name)) is int for one in changed):
+                continue
+            rest = all(
+                {**one, name: None} == {**usual, name: None} for one, usual in zip(changed, completed, strict=True)
+            )
+            size = self.sizes.fit([one[name] for one in changed])
+            if rest and size is not None:
+                ways[way] = size
+        return ways
+
+    def _none(self, name: str) -> list[str]:
+        """In which ways a field may be left out so that the class has nothing there."""
+        ways = (("absent", _without), ("null", _nulled))
+        changed = {way: finished(change(self.toy_configs[0], name), None) for way, change in ways}
+        return [way for way, one in changed.items() if isinstance(one, dict) and one.get(name) is None]
+
+    def _is_same_without_window(self, prober: Prober) -> bool:
+        """Whether a toy without a sliding window is the same but for the window."""
+        try:
+            wide = facts_of(build_profile(Toy(config=_nulled(self.toy_configs[0], "sliding_window")), prober=prober))
+        except PlannerError:
+            return False
+        usual = facts_of(self.profiles[0])
+        usual["dims"].pop("sliding_window", None)
+        return wide == usual
+
+    def _derived(self) -> dict[str, Size]:
+        """Dimensions that are no field: they have to be worked out of the others."""
+        found: dict[str, Size] = {}
+        for symbol in self.symbols:
+            if self.own[symbol] is None:
+                others = [other for other in self.symbols if other != symbol]
+                size = Sizes(others, self.rows).fit([row[symbol] for row in self.rows])
+                if size is None:
+                    raise NoLawError(f"{symbol} is no field and no product of the others")
+                found[symbol] = size
+        return found
+
+    # Layers
+
+    def _by_layer(self, name: str) -> bool:
+        value = self.whole[name]
+        depth = self.whole[self.own[DEPTH] or DEPTH]
+        return isinstance(value, list) and len(value) == depth and depth > 1
+
+    def _layers(self) -> dict[str, Any]:
+        names = [
+            name for name in self.whole
+            if name not in self.shape["inert"] and name not in ROPE_TABLES and self._by_layer(name)
+        ]  # fmt: skip
+        if not names:
+            return {"fields": [], "runs": [list(run) for run in self.profiles[0].layer_order]}
+        kinds: dict[str, int] = {}
+        for config, profile in zip(self.toy_configs, self.profiles, strict=True):
+            order = [kind for kind, length in profile.layer_order for _ in range(length)]
+            columns = [finished(config, None)[name] for name in names]
+            for entries, kind in zip(zip(*columns, strict=True), order, strict=True):
+                if kinds.setdefault(json.dumps(entries), kind) != kind:
+                    raise NoLawError(f"layers alike in {' and '.join(names)} are of two kinds")
+        absent = self._usual_layers(names)
+        return {
+            "fields": names, "kinds": kinds, "absent": absent,
+            "touched_by": self._touching(names) if absent else {},
+        }  # fmt: skip
+
+    def _bare(self, names: Sequence[str], **changes: Any) -> dict[str, Any]:
+        bare = {key: value for key, value in self.toy_configs[0].items() if key not in names}
+        # What the class made of the layers when it completed the config may not come back in by another name.
+        return {**bare, **changes}
+
+    def _usual_layers(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """What the class fills in at every depth, where that is one list cut short."""
+        own = self.own[DEPTH] or DEPTH
+        longest = finished(self._bare(names, **{own: _DEEPEST}), None)
+        if isinstance(longest, str):
+            return {}
+        usual = {name: longest[name] for name in names if isinstance(longest.get(name), list)}
+        for depth in range(1, _DEEPEST):
+            shorter = finished(self._bare(names, **{own: depth}), None)
+            if isinstance(shorter, str):
+                continue
+            for name in list(usual):
+                if shorter.get(name) != usual[name][:depth]:
+                    del usual[name]
+        return usual
+
+    def _touching(self, names: Sequence[str]) -> dict[str, list[Any]]:
+        """Fields that change nothing beside lists of layers, but without them; and what they may say there."""
+        usual = finished(self._bare(names), None)
+        found: dict[str, list[Any]] = {}
+        for name, law in self.shape["inert"].items():
+            own = self.whole.get(name, self.raw.get(name))
+            tried = [3, 1, 0, None, True, "x", *([own] if own is not None else [])]
+            if law["types"] != "any":
+                tried = [value for value in tried if value is None or type(value).__name__ in law["types"]]
+            made = [(value, finished(self._bare(names, **{name: value}), None)) for value in tried]
+            taken = [(value, all(one[n] == usual[n] for n in names)) for value, one in made if isinstance(one, dict)]
+            if not all(same for _, same in taken):
+                found[name] = [value for value, same in taken if same]
+        return found
+
+    # What is made of it
+
+    def _dims(self) -> dict[str, Size]:
+        found: dict[str, Size] = {}
+        for name in self.profiles[0].dims:
+            values = [profile.dims.get(name) for profile in self.profiles]
+            symbol: Size = [[1, 1, name]]
+            if name in (DEPTH, POSITION) or name in self.symbols:
+                found[name] = symbol
+            elif not all(type(value) is int for value in values):
+                raise NoLawError(f"the dimension {name} is no whole number")
+            elif name == "position_rows":
+                found[name] = [[1, 1, POSITION]]
+            else:
+                found[name] = solved([int(value or 0) for value in values], f"the dimension {name}", self.sizes)
+        return found
+
+
+def _without(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: deepcopy(value) for key, value in config.items() if key != name}
+
+
+def _nulled(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {**deepcopy(dict(config)), name: None}
