@@ -163,8 +163,8 @@ class CandidateMemory:
             activations.most(*map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values()))
             for steps in (1, 2)
         )
-        found: Ints = np.where(accumulated, again, once).astype(np.int64)
-        return np.broadcast_to(found, batch.shape)
+        levels: Ints = np.where(accumulated, again, once).astype(np.int64)
+        return np.broadcast_to(levels, batch.shape)
 
 
 @dataclass(slots=True)
@@ -206,8 +206,8 @@ class CandidateFactory:
         key = _layer_options(run), on.name
         if key not in self._paces:
             self._paces[key] = speed_model(self.profile, resolution, on, self.budget.calibration)
-        known = self._paces[key]
-        if known is None:
+        model = self._paces[key]
+        if model is None:
             return None
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
@@ -216,10 +216,10 @@ class CandidateFactory:
             self._steps[cased] = optimizer_work(self.profile, run, resolution.trainer, optimizer)
         fixed, per_rank, tensors = self._steps[cased]
         work = replace(
-            known.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
+            model.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
             tensor_steps=tensors,
         )  # fmt: skip
-        return replace(known, work=work)
+        return replace(model, work=work)
 
     def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
@@ -234,17 +234,17 @@ class CandidateFactory:
         run = resolution.run
         if key not in self._loaded:
             self._loaded[key] = run.rank, static_peaks_of(self.profile, resolution, self.budget.workspace_bytes)
-        rank, known = self._loaded[key]
+        rank, peaks = self._loaded[key]
         if rank != run.rank:
             placement = Placement(self.profile, run)
             static = static_memory(placement)
-            more = static.adapters - known.static.adapters
-            at = known.adapters
+            more = static.adapters - peaks.static.adapters
+            at = peaks.adapters
             adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
-            known = replace(known, static=static, adapters=adapters, shape=activations.model_shape(placement))
+            peaks = replace(peaks, static=static, adapters=adapters, shape=activations.model_shape(placement))
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        return replace(known, state=training_state(known.static.trainable, run, resolution.trainer, optimizer))
+        return replace(peaks, state=training_state(peaks.static.trainable, run, resolution.trainer, optimizer))
 
 
 def candidate_memory_of(

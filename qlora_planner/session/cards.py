@@ -77,9 +77,9 @@ def card_of(
     from qlora_planner.catalog.gpus.several import several_of
 
     gpu, several = session.gpu(card), several_of(card)
-    asked = several.each if several else card.strip()
+    typed = several.each if several else card.strip()
     many = several if several is not None and several.count > 1 else None
-    return _checked(gpu, asked, reserve_bytes or 0, cap_bytes, many, prefix, session.risk)
+    return _checked(gpu, typed, reserve_bytes or 0, cap_bytes, many, prefix, session.risk)
 
 
 def card_typed(
@@ -118,7 +118,7 @@ def size_bytes(size: str | int, name: str) -> int:
 
 def _checked(
     gpu: GpuSpec,
-    asked: str,
+    typed: str,
     reserve_bytes: int,
     cap_bytes: int | None,
     several: Several | None,
@@ -132,5 +132,5 @@ def _checked(
     if cap_bytes is not None and cap_bytes > total:
         raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
     return PlannedCard(
-        gpu=gpu, asked=asked, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several, risk=risk
+        gpu=gpu, asked=typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several, risk=risk
     )

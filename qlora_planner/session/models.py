@@ -179,38 +179,38 @@ def with_shape(
         return sum(1 for name, value in own.items() if name in raw.config and raw.config[name] == value)
 
     names = set(catalogue.names())
-    equal = [one for one in same_shape(raw.config, fields_dirs(profiles)) if one.model_id in names]
+    equal = [match for match in same_shape(raw.config, fields_dirs(profiles)) if match.model_id in names]
     if not equal:
         return None
-    chosen = max(equal, key=lambda one: agreeing(one.model_id)) if len(equal) > 1 else equal[0]
-    known = catalogue.load(chosen.model_id)
-    if not (_names_class(raw, known) and _spares_the_usual(raw, known)):
+    chosen = max(equal, key=lambda match: agreeing(match.model_id)) if len(equal) > 1 else equal[0]
+    base = catalogue.load(chosen.model_id)
+    if not (_names_class(raw, base) and _spares_the_usual(raw, base)):
         return None
-    dims = dict(known.dims)
+    dims = dict(base.dims)
     if chosen.max_position_embeddings is not None:
         dims["max_position_embeddings"] = chosen.max_position_embeddings
     return replace(
-        known,
+        base,
         id=raw.id,
         config_sha256=raw.sha256,
         dims=dims,
         checkpoint_quantization=stored_quantization(raw.config),
-        same_shape_as=known.id,
-        same_shape_sha256=known.config_sha256,
+        same_shape_as=base.id,
+        same_shape_sha256=base.config_sha256,
     )
 
 
-def _names_class(raw: RawConfig, known: ModelProfile) -> bool:
-    """Whether the config asks for the class of `known`, by name or by leaving it to its model type."""
+def _names_class(raw: RawConfig, base: ModelProfile) -> bool:
+    """Whether the config asks for the class of `base`, by name or by leaving it to its model type."""
     named = raw.config.get("architectures")
-    return not named or named[0] == known.class_name
+    return not named or named[0] == base.class_name
 
 
-def _spares_the_usual(raw: RawConfig, known: ModelProfile) -> bool:
+def _spares_the_usual(raw: RawConfig, base: ModelProfile) -> bool:
     """Whether a checkpoint that bitsandbytes stored left the same modules alone as loading does by itself."""
     stored = raw.config.get("quantization_config")
     spared = stored.get("llm_int8_skip_modules") if isinstance(stored, dict) else None
-    return not spared or (spared == ["lm_head"] and all(one.reason != "protected" for one in known.tensors))
+    return not spared or (spared == ["lm_head"] and all(tensor.reason != "protected" for tensor in base.tensors))
 
 
 def by_law(
@@ -238,10 +238,10 @@ def _not_profiled(text: str, missing: Sequence[str], why: str | None = None) -> 
     import shlex
 
     shown = plain(text)
-    where = f" after `{install_packages(missing)}`" if missing else ""
+    after = f" after `{install_packages(missing)}`" if missing else ""
     lacking = f" (missing here: {', '.join(missing)})" if missing else ""
     unlike = f": {plain(why)}" if why else ""
-    return f"{shown} is not profiled{unlike}; run `qlora-plan profile {shlex.quote(shown)}`{where}{lacking}"
+    return f"{shown} is not profiled{unlike}; run `qlora-plan profile {shlex.quote(shown)}`{after}{lacking}"
 
 
 def _build(raw: RawConfig) -> ModelProfile:
@@ -266,9 +266,9 @@ def with_targets(
     from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 
     wanted = run.target_modules
-    known = wanted in WHOLE_SETS or wanted in profile.adapters
+    is_profiled = wanted in WHOLE_SETS or wanted in profile.adapters
     if (
-        known
+        is_profiled
         or run.method == "full"
         or packages.missing_packages()
         or os.environ.get(packages.TRACE_VARIABLE) == "never"
@@ -286,10 +286,10 @@ def with_targets(
 
 def config_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None = None) -> RawConfig:
     """The config that a profile was built from; raises MissingError where it is not at hand."""
-    found = source_of(profile, profiles)
-    if found is None:
+    config = source_of(profile, profiles)
+    if config is None:
         raise MissingError(f"{profile.id}: the config that it was profiled from is not at hand; name its config.json")
-    return found
+    return config
 
 
 def source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> RawConfig | None:
@@ -300,9 +300,9 @@ def source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) ->
     for folder in configs_dirs(profiles):
         path = folder / file_name(profile.same_shape_as or profile.id)
         if path.is_file():
-            found = read_config(path)
-            if found.sha256 == profile.config_sha256:
-                return replace(found, id=profile.id)
+            config = read_config(path)
+            if config.sha256 == profile.config_sha256:
+                return replace(config, id=profile.id)
     kept = ConfigCache(cache_dir() / "configs").load(profile.config_sha256)
     if kept is None:
         return None

@@ -153,9 +153,9 @@ def tape_orders(
     wanted = near if kept else {max(near)} if near else set()
     tapes: dict[int, Tape] = {}
     for width in wanted:
-        found = tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
-        if found is not None and found.alike(own):
-            tapes[width] = found
+        tape = tape_for(profile, run.with_(seq_len=width), gpu, profiles=profiles, tell=tell, stored_only=kept)
+        if tape is not None and tape.alike(own):
+            tapes[width] = tape
     orders = dict.fromkeys(tuple(width for width in order if width in tapes) for order in widths)
     return tuple(tuple(tapes[width] for width in order) for order in orders if order)
 

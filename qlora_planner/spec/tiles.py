@@ -30,7 +30,7 @@ class TileLoop:
 
     def moved(self, at: int, by: int) -> TileLoop:
         """The same loop after `by` events were put in that end at `at`."""
-        places = (place + by if place >= at else place for place in (self.start, self.second, self.last, self.stop))
+        places = (edge + by if edge >= at else edge for edge in (self.start, self.second, self.last, self.stop))
         return TileLoop.of(self.over, *places)
 
     @classmethod
@@ -68,7 +68,7 @@ def unrolled(
         grown = len(body) - (loop.stop - loop.start)
         events[loop.start : loop.stop] = body
         waiting = [other.moved(loop.stop, grown) for other in waiting]
-        places = [place + grown if place >= loop.stop else place for place in places]
+        places = [event + grown if event >= loop.stop else event for event in places]
     return _codes(events), tuple(places)
 
 

@@ -93,11 +93,11 @@ class SweptTape:
     ) -> dict[str, NDArray[np.int64]]:
         """The same by phase."""
         table = self.sizes.table(batch_size, seq_len, rank, fixed)
-        found: dict[str, Counts] = {}
+        levels: dict[str, Counts] = {}
         for phase, before, rows in self.parts[accumulates]:
             level = (before @ table).max(axis=0) + (rows @ table).max(axis=0)
-            found[phase] = np.maximum(found[phase], level) if phase in found else level
-        return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in found.items()}
+            levels[phase] = np.maximum(levels[phase], level) if phase in levels else level
+        return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in levels.items()}
 
 
 class _Counting:
@@ -206,9 +206,9 @@ class _Counting:
         born = origin.segment
         for whole in origin_layers(self.script.tape, origin, segment, layer):
             living = self._alive.get((born.stage, born.step, born.micro_step, whole), {})
-            found: int | None = storage
+            survivor: int | None = storage
             if storage not in living:
                 # Another traced layer played this part: its survivor of the same size and rank is meant.
-                found = next((o for o in living if self.script.origins[o].same_part(origin)), None)
-            if found is not None and (column := living.pop(found)) != HOST:
+                survivor = next((o for o in living if self.script.origins[o].same_part(origin)), None)
+            if survivor is not None and (column := living.pop(survivor)) != HOST:
                 yield column

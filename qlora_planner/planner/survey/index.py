@@ -81,8 +81,8 @@ def _row(profile: ModelProfile, sweep: KeptSweep | None) -> dict[str, Any]:
 
 def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> dict[str, Any]:
     """One way to store the weights: its static peaks, and a step's work with and without checkpoints and padding."""
-    asked = RunConfig(**options)
-    resolution = resolve(profile, asked, card)
+    typed = RunConfig(**options)
+    resolution = resolve(profile, typed, card)
     run = resolution.run
     ground = static_peaks_of(profile, resolution, cublas_workspace_bytes(None))
     works = []
@@ -92,7 +92,7 @@ def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> d
             works.append(_encode_work(step_work(profile, replace(resolution, run=turned))))
     return {
         "options": dict(options),
-        "run": {name: value for name, value in run.to_dict().items() if value != getattr(asked, name)},
+        "run": {name: value for name, value in run.to_dict().items() if value != getattr(typed, name)},
         "ground": _encode(ground),
         "fixed": _values(fixed_of(ground, run)),
         "works": works,
@@ -240,11 +240,11 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
     """Every model of the index for a survey on `gpu`, when `run` is the default but for batch and sequence."""
     workspace = cublas_workspace_bytes(gpu.compute_capability)
     name = "float16" if gpu.bf16 is False else "bfloat16"
-    found = []
+    models = []
     for row in index["models"]:
         on = row["on"][name]
         resolved = run.with_(**on["run"])
-        found.append(
+        models.append(
             Candidate(
                 model_id=row["id"], family=row["family"], params=row["params"], max_seq_len=row["max_seq_len"],
                 resolution=Resolution.resolved(resolved, row["versions"], why=dict.fromkeys(on["run"], "")),
@@ -254,7 +254,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                 bases=tuple(_bases_of(row, name, workspace)),
             )
         )  # fmt: skip
-    return found
+    return models
 
 
 def _sweep(raw: Sequence[Mapping[str, Any]]) -> KeptSweep | None:

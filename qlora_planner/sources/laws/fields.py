@@ -38,7 +38,7 @@ def matched(raw: Mapping[str, Any], structure: Mapping[str, Any], shape: Mapping
     given = own_names(raw, shape["aliases"])
     if given is None:
         raise Unlike("two names of one field disagree", faults=9)
-    rules, known = structure["fields"], f"the {class_name} models that are known"
+    rules, peers = structure["fields"], f"the {class_name} models that are known"
     faults: list[str] = []
     dims, unsettled = _dimensions(given, rules, faults)
     dims |= _worked_out({**unsettled, **structure["derived"]}, dims, faults)
@@ -48,23 +48,23 @@ def matched(raw: Mapping[str, Any], structure: Mapping[str, Any], shape: Mapping
         if name in rules:
             continue
         if name not in shape["inert"]:
-            faults.append(f"{known} have no field {quoted(name)}")
+            faults.append(f"{peers} have no field {quoted(name)}")
         elif not is_inert(name, value, {**given, "vocab_size": dims["vocab_size"]}, shape["inert"]):
             faults.append(f"{name} is {quoted(value)}, which {class_name} does not take or which matters there")
     for name, rule in rules.items():
         fault = _fault(name, rule, given, dims)
         if fault is not None:
-            faults.append(fault.format(known=known))
+            faults.append(fault.format(known=peers))
     faults += [fault for need in structure["needs"] if (fault := _unmet(need, dims)) is not None]
     padding = structure.get("pad_token_id")
     if padding is not None and given.get("pad_token_id", padding) == padding and padding >= dims["vocab_size"]:
         faults.append(f"pad_token_id is {padding} unless the config says otherwise, beyond vocab_size")
     named = raw.get("architectures")
     if named and named[0] != structure["class_name"]:
-        faults.append(f"architectures names {quoted(named[0])} where {known} have {structure['class_name']}")
+        faults.append(f"architectures names {quoted(named[0])} where {peers} have {structure['class_name']}")
     if faults:
         raise Unlike(faults[0], len(faults))
-    kinds = _kinds(given, structure["layers"], dims[DEPTH], known)
+    kinds = _kinds(given, structure["layers"], dims[DEPTH], peers)
     missing = sorted(set(range(len(structure["kinds"]))) - set(kinds))
     if missing:  # what is made for a kind of layer is not there without one
         raise Unlike(f"its {dims[DEPTH]} layers are without {structure['kinds'][missing[0]][0]}", faults=1)
@@ -96,19 +96,19 @@ def _dimensions(
 
 
 def _worked_out(unsettled: Mapping[str, Size], dims: Mapping[str, int], faults: list[str]) -> dict[str, int]:
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     waiting = dict(unsettled)
     for _ in range(len(unsettled)):
         for symbol, size in list(waiting.items()):
             try:
-                found[symbol] = size_at(size, {**dims, **found})
+                sizes[symbol] = size_at(size, {**dims, **sizes})
             except KeyError:  # of another dimension that is not known yet
                 continue
             except NotWholeError:
                 faults.append(f"{symbol} is {described(size)}, which is no whole number here")
             del waiting[symbol]
     faults += [f"{symbol} cannot be worked out" for symbol in waiting]
-    return found
+    return sizes
 
 
 def _fault(name: str, rule: Mapping[str, Any], given: Mapping[str, Any], dims: Mapping[str, int]) -> str | None:
@@ -152,13 +152,13 @@ def _unmet(need: Sequence[Any], dims: Mapping[str, int]) -> str | None:
     how, first, second = need
     if first not in dims:
         return None
-    one, other = dims[first], second if isinstance(second, int) else dims[second]
-    if how == "divisible" and one % other:
-        return f"{first} {one} is no multiple of {second}" + ("" if isinstance(second, int) else f" {other}")
-    if how == "below" and one >= other:
-        return f"{first} {one} is not below {second}" + ("" if isinstance(second, int) else f" {other}")
-    if how == "above" and one <= other:
-        return f"{first} {one} is not above {second}" + ("" if isinstance(second, int) else f" {other}")
+    size, other = dims[first], second if isinstance(second, int) else dims[second]
+    if how == "divisible" and size % other:
+        return f"{first} {size} is no multiple of {second}" + ("" if isinstance(second, int) else f" {other}")
+    if how == "below" and size >= other:
+        return f"{first} {size} is not below {second}" + ("" if isinstance(second, int) else f" {other}")
+    if how == "above" and size <= other:
+        return f"{first} {size} is not above {second}" + ("" if isinstance(second, int) else f" {other}")
     return None
 
 
@@ -166,11 +166,11 @@ def has_a_known_rope(
     raw: Mapping[str, Any], structure: Mapping[str, Any], shape: Mapping[str, Any], dims: Mapping[str, int]
 ) -> bool:
     """Whether positions are told as in one of the structure's models. Factors are listed for heads of one size."""
-    for name, known in structure["models"].items():
+    for name, peer in structure["models"].items():
         model = shape["models"].get(name)
         if model is None or not ropes_agree(raw, shape["rope"], model):
             continue
-        if not _lists(model.get("rope") or {}) or dims.get("head_dim") == known["dims"].get("head_dim"):
+        if not _lists(model.get("rope") or {}) or dims.get("head_dim") == peer["dims"].get("head_dim"):
             return True
     return False
 
@@ -179,18 +179,18 @@ def _lists(rope: Mapping[str, Any]) -> bool:
     return any(isinstance(v, list) or (isinstance(v, Mapping) and _lists(v)) for v in rope.values())
 
 
-def _kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int, known: str) -> tuple[int, ...]:
+def _kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int, peers: str) -> tuple[int, ...]:
     """The number of the kind of each layer. Raises Unlike."""
     names = layers["fields"]
     if not names:
-        return _in_runs(layers["runs"], depth, known)
+        return _in_runs(layers["runs"], depth, peers)
     columns: list[Sequence[Any]] = []
     for name in names:
         usual = layers["absent"].get(name)
         value = given.get(name)
         if value is None:
             if usual is None or len(usual) < depth:
-                raise Unlike(f"{name} is left out, and {known} give it", faults=1)
+                raise Unlike(f"{name} is left out, and {peers} give it", faults=1)
             value = usual[:depth]
             for other in (other for other in names if given.get(other) is not None):
                 if not equal(given[other], layers["absent"].get(other, [])[:depth]):
@@ -201,18 +201,18 @@ def _kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int, know
         if not isinstance(value, list) or len(value) != depth:
             raise Unlike(f"{name} must be a list of {depth}, one a layer", faults=1)
         columns.append(value)
-    found = []
+    kinds = []
     for entries in zip(*columns, strict=True):
         kind = layers["kinds"].get(json.dumps(entries))
         if kind is None:
-            raise Unlike(f"{' and '.join(names)} has {quoted(entries[0])}, which {known} have not so", faults=1)
-        found.append(kind)
-    return tuple(found)
+            raise Unlike(f"{' and '.join(names)} has {quoted(entries[0])}, which {peers} have not so", faults=1)
+        kinds.append(kind)
+    return tuple(kinds)
 
 
-def _in_runs(runs: Sequence[Sequence[int]], depth: int, known: str) -> tuple[int, ...]:
+def _in_runs(runs: Sequence[Sequence[int]], depth: int, peers: str) -> tuple[int, ...]:
     """Runs of one kind, the last of them as long as the model is deep."""
     first = [kind for kind, length in runs[:-1] for _ in range(length)]
     if len(first) >= depth:
-        raise Unlike(f"{DEPTH} is {depth}, fewer than {known} have", faults=1)
+        raise Unlike(f"{DEPTH} is {depth}, fewer than {peers} have", faults=1)
     return (*first, *[runs[-1][0]] * (depth - len(first)))

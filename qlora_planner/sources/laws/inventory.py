@@ -52,10 +52,10 @@ def law_profile(
 def _as_met(items: Iterable[Mapping[str, Any]], order: Sequence[int]) -> Iterator[Mapping[str, Any]]:
     """The items as a walk through the model meets them: kinds of layers in the order of their first layers."""
     for inside, stretch in groupby(items, key=lambda item: item.get("kind") is not None):
-        found = list(stretch)
+        members = list(stretch)
         if inside:
-            found = [item for kind in order for item in found if item["kind"] == kind]
-        yield from found
+            members = [item for kind in order for item in members if item["kind"] == kind]
+        yield from members
 
 
 def _tensor(item: Mapping[str, Any], dims: Dims, counts: Mapping[int, int], names: Sequence[str]) -> TensorGroup:

@@ -54,16 +54,16 @@ def profile_by_law(
     if law is None or table is None:
         return None
     refused: list[Unlike] = []
-    found: list[ModelProfile] = []
+    fitting: list[ModelProfile] = []
     for structure in law["structures"]:
         try:
             profile, match = by_structure(raw, structure, table, law)
             check_rope(raw, structure, table, match)
-            found.append(_with_family(profile, structure, match.dims, families))
+            fitting.append(_with_family(profile, structure, match.dims, families))
         except Unlike as unlike:
             refused.append(unlike)
-    if found:
-        return next((profile for profile in found if profile.family_sha256), found[0])
+    if fitting:
+        return next((profile for profile in fitting if profile.family_sha256), fitting[0])
     nearest = min(refused, key=lambda unlike: unlike.faults, default=None)
     return None if nearest is None else Refused(reason=nearest.reason)
 
@@ -112,7 +112,7 @@ def check_rope(raw: RawConfig, structure: Mapping[str, Any], table: Mapping[str,
 
 def _shapes_of(structure: Mapping[str, Any], table: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     """The parts of a table of fields that hold models of this structure."""
-    return [one for one in table["structures"] if not structure["models"].keys().isdisjoint(one["models"])]
+    return [shape for shape in table["structures"] if not structure["models"].keys().isdisjoint(shape["models"])]
 
 
 def _with_family(
@@ -121,15 +121,15 @@ def _with_family(
     """The profile with the nearest known model whose family of traces is its own too."""
     from dataclasses import replace
 
-    known = [
+    candidates = [
         (drawn, model["sha256"])
         for model in structure["models"].values()
         if model["sha256"] in families and (drawn := _drawn(model["dims"], dims)) is not None
     ]
-    if not known:
+    if not candidates:
         return profile
     letters = set(structure["letters"])
-    drawn, sha256 = min(known, key=lambda one: (len(set(one[0]) - letters), len(one[0])))
+    drawn, sha256 = min(candidates, key=lambda candidate: (len(set(candidate[0]) - letters), len(candidate[0])))
     return replace(profile, family_sha256=sha256, drawn_dims=drawn)
 
 

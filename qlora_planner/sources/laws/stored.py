@@ -41,18 +41,18 @@ def disagreement(profile: ModelProfile, folder: Path) -> str | None:
     totals: dict[str, int] = {}
     for tensor in profile.tensors:
         totals[tensor.name] = totals.get(tensor.name, 0) + tensor.count
-    known = {name: total for name, total in totals.items() if name in counts}
+    shared = {name: total for name, total in totals.items() if name in counts}
     for name, (shape, dtype) in stored.items():
         pattern = _NUMBER.sub("*", name)
-        if pattern in known and shape is not None and (pattern, shape) not in shapes:
+        if pattern in shared and shape is not None and (pattern, shape) not in shapes:
             wanted = next(list(tensor.shape) for tensor in profile.tensors if tensor.name == pattern)
             return f"its weights hold {quoted(name)} of {list(shape)} where the config makes it {wanted}"
-        if pattern in known and dtype is not None and dtype not in _FLOATS:
+        if pattern in shared and dtype is not None and dtype not in _FLOATS:
             return f"its weights hold {quoted(name)} as {quoted(dtype)}, and the config names no quantization"
         module, _, leaf = pattern.rpartition(".")
-        if leaf == "bias" and pattern not in totals and f"{module}.weight" in known:
+        if leaf == "bias" and pattern not in totals and f"{module}.weight" in shared:
             return f"its weights hold {quoted(name)}, which the config gives no model"
-    for name, total in known.items():
+    for name, total in shared.items():
         if counts[name] != total:
             return f"its weights hold {counts[name]} of {quoted(name)} where the config makes it {total}"
     return None
