@@ -17,7 +17,7 @@ from qlora_planner.text import listed
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
-    return (*_of_model(profile), *_of_targets(profile, run), *_of_stack(profile, run))
+    return (*of_text_part(profile.text_part_of), *_of_targets(profile, run), *_of_stack(profile, run))
 
 
 def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
@@ -40,14 +40,15 @@ def _of_forms(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     )
 
 
-def _of_model(profile: ModelProfile) -> Iterator[Unmodelled]:
-    if profile.text_part_of is None:
+def of_text_part(whole_model: str | None) -> Iterator[Unmodelled]:
+    """What the figures of a text part do not count of the model of this type; nothing for None, a model of text."""
+    if whole_model is None:
         return
-    heard = any(word in profile.text_part_of for word in ("audio", "voxtral", "asr"))
+    heard = any(word in whole_model for word in ("audio", "voxtral", "asr"))
     kind, inputs = ("model for sound and text", "sounds") if heard else ("vision-language model", "images")
     yield Unmodelled(
         key=f"{inputs} and the tower that reads them",
-        what=f"a {kind} ({profile.text_part_of}): its text part alone is planned, {inputs} are not counted",
+        what=f"a {kind} ({whole_model}): its text part alone is planned, {inputs} are not counted",
         direction="up",
     )
 

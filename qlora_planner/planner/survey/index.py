@@ -44,12 +44,17 @@ _STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trai
 def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, KeptSweep] | None = None) -> dict[str, Any]:
     """The index document of `profiles` and the traced moments of those that have them, JSON-ready.
 
-    Models whose published weights no run can take, and those that are counted in part, are left out: the index holds
-    figures of what works.
+    Models whose published weights no run can take are left out, and those of which this stack leaves something out: the
+    index holds figures of what works. Text parts of models with towers are there, and name the whole.
     """
     usual = RunConfig()
-    kept = [one for one in profiles if stored_problem(one, usual) is None and not left_out(one, usual)]
+    kept = [one for one in profiles if stored_problem(one, usual) is None and not _else_left_out(one, usual)]
     return {"schema": SCHEMA, "models": [_row(profile, (sweeps or {}).get(profile.id)) for profile in kept]}
+
+
+def _else_left_out(profile: ModelProfile, run: RunConfig) -> bool:
+    """Whether something beside a model's towers is not counted."""
+    return bool(left_out(replace(profile, text_part_of=None), run))
 
 
 def _row(profile: ModelProfile, sweep: KeptSweep | None) -> dict[str, Any]:
@@ -58,6 +63,8 @@ def _row(profile: ModelProfile, sweep: KeptSweep | None) -> dict[str, Any]:
         "id": profile.id, "family": profile.model_type, "params": profile.params,
         "max_seq_len": int(limit) if limit else None, "versions": dict(profile.versions), "on": {},
     }  # fmt: skip
+    if profile.text_part_of is not None:
+        row["part_of"] = profile.text_part_of
     default = RunConfig()
     for name, card in _CARDS.items():
         resolution = resolve(profile, default, card)
@@ -252,6 +259,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                 fixed=_record(FixedBytes, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
                 bases=tuple(_bases_of(row, name, workspace)),
+                text_part_of=row.get("part_of"),
             )
         )  # fmt: skip
     return models

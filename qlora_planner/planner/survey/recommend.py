@@ -51,10 +51,17 @@ class Recommender:
 
     def _option_sets(self, model: Candidate, open_run: RunConfig) -> Iterator[tuple[OptionSet, list[int]]]:
         for base in model.bases:
+            if not self._loads(base):
+                continue
             for checkpointing in (True, False):
                 for sizes in _KINDS:
                     run = open_run.with_(**base.options, gradient_checkpointing=checkpointing)
                     yield self._option_set(model, base, run, padded=sizes[0] > 1), list(sizes)
+
+    def _loads(self, base: IndexedStorage) -> bool:
+        """Whether the weights alone are no more than the card takes: else no run of theirs fits."""
+        held = max(base.ground.load.allocated, base.ground.adapters.allocated)
+        return held + self.budget.context.total_bytes <= self.budget.usable_bytes
 
     def _option_set(self, model: Candidate, base: IndexedStorage, open_run: RunConfig, *, padded: bool) -> OptionSet:
         resolved = open_run.with_(**{**base.settled, "padding": padded})

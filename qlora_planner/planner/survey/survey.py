@@ -21,7 +21,7 @@ from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_te
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
-from qlora_planner.memory.unmodelled.left_out import left_out
+from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
 from qlora_planner.planner.candidate_memory import CandidateMemory, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
 from qlora_planner.planner.sweeps import Sweep, fixed_of
@@ -81,6 +81,7 @@ class Candidate:
     sweep: Sweep | None = None
     fixed: FixedBytes | None = None
     bases: tuple[IndexedStorage, ...] = ()  # of a model of the index: every way to store its weights
+    text_part_of: str | None = None  # of a model of the index: the type of model that this is the text part of
 
 
 SweepOf = Callable[[ModelProfile], Sweep | None]
@@ -177,7 +178,7 @@ def judge(
         traced=bool(traced[0]),
         recommended=None if refused else recommend(model),
     )
-    return _noted(row, model.resolution.run)
+    return _qualified(_noted(row, model.resolution.run), tuple(of_text_part(model.text_part_of)))
 
 
 def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:
