@@ -9,12 +9,14 @@ import pytest
 
 from qlora_planner.planner.survey.index import build_index
 from qlora_planner.planner.sweeps import KeptSweep
+from qlora_planner.session import Session
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_dict
 from qlora_planner.spec.model import ModelProfile
 
 ROOT = Path(__file__).parents[2]
+NAMES = json.loads((ROOT / "profiles" / "names.json").read_text(encoding="utf-8"))
 COUNTS = json.loads((ROOT / "tests" / "data" / "COUNTS.json").read_text(encoding="utf-8"))
 # Their repositories bring their own model code, which is not run; transformers has no such class.
 REMOTE_CODE = {
@@ -75,6 +77,26 @@ def test_text_models_of_wrappers_say_so(shipped: dict[str, ModelProfile]) -> Non
     for name in ("google/gemma-3-4b", "Qwen/Qwen3.5-4B", "meta-llama/Llama-4-Scout-17B-16E"):
         assert shipped[name].note is not None
     assert shipped["meta-llama/Llama-3.1-8B"].note is None
+
+
+def test_the_index_names_the_whole_of_a_text_part(shipped: dict[str, ModelProfile]) -> None:
+    rows = json.loads((ROOT / "profiles" / "models.index.json").read_text(encoding="utf-8"))["models"]
+    named = {row["id"]: row["part_of"] for row in rows if "part_of" in row}
+    assert named == {name: p.text_part_of for name, p in shipped.items() if p.text_part_of is not None}
+    assert named["Qwen/Qwen3-VL-8B-Instruct"] == "qwen3_vl"
+
+
+def test_a_survey_cannot_say_whether_a_model_with_a_tower_fits() -> None:
+    rows = {row.model_id: row for row in Session().on("24GB").survey(recommend=False).rows}
+    assert rows["Qwen/Qwen3-VL-8B-Instruct"].verdict == "cannot-say"
+    assert "images are not counted" in str(rows["Qwen/Qwen3-VL-8B-Instruct"].note)
+    assert rows["Qwen/Qwen3-8B"].verdict == "fits"
+
+
+def test_the_catalogue_holds_250_models_of_which_no_two_are_one(shipped: dict[str, ModelProfile]) -> None:
+    assert len(shipped) >= 250
+    derived = {name for group in NAMES["derived"] for name in group["ids"]}
+    assert not derived & set(shipped)
 
 
 @pytest.mark.parametrize("part", range(PARTS))
