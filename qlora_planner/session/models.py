@@ -17,6 +17,7 @@ from qlora_planner.session.packages import Warn
 from qlora_planner.sources.catalogue import ModelCatalogue, file_name
 from qlora_planner.sources.locations import cache_dir, configs_dirs, families_dirs, fields_dirs, laws_dirs, models_dirs
 from qlora_planner.sources.names import Named, Names
+from qlora_planner.sources.words import name_in
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import plain, quoted
 
@@ -94,6 +95,9 @@ def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> Named | RawConfig
         return Named(id=model_id, base=model_id)
     if exists:
         return configs.read_config(text)
+    text = name_in(text)
+    if (model_id := catalogue.resolve(text)) is not None:
+        return Named(id=model_id, base=model_id)
     if (named := Names(catalogue).find(text)) is not None:
         return named
     if not configs.is_hub_id(text):

@@ -139,6 +139,9 @@ class ModelCatalogue:
             from qlora_planner.sources.words import words_of
 
             if by_words:
+                typed = (words_of(text), words_of(fold(text)))
+                if len(same := [name for name in matching if words_of(name) in typed]) == 1:
+                    return same[0]
                 wanted = set(words_of(text))
                 matching += [name for name in self.names() if name not in matching and wanted <= set(words_of(name))]
             raise InputError(f"{quoted(text)} {candidates_line(Names(self).sorted_by_fame(text, matching))}")

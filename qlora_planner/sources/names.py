@@ -16,16 +16,27 @@ from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.record import record
 from qlora_planner.sources.catalogue import ModelCatalogue, candidates_line, fold
-from qlora_planner.sources.words import rank, size_distance, squashed, words_of
+from qlora_planner.sources.words import (
+    billions,
+    is_size,
+    rank,
+    size_distance,
+    squashed,
+    words_of,
+    words_tuned_alike,
+)
 from qlora_planner.text import plain, quoted
 
 NAMES_SCHEMA = "qlora-plan/names/1"
 NAMES_FILE = "names.json"
 # Repositories whose name says that another program packed their weights into a format that no adapter trains on here.
-_PACKED = re.compile(r"[-_.](gptq|awq|gguf|ggml|exl2|exl3|mlx|hqq|aqlm)(?![a-z])|^mlx-community/", re.IGNORECASE)
+_FORMATS = r"gptq|awq|gguf|ggml|exl2|exl3|mlx|hqq|aqlm|fp8|nvfp4|mxfp4|w\d+a\d+|int4|int8"
+_PACKED = re.compile(rf"[-_.]({_FORMATS})(?![a-z\d])|^mlx-community/", re.IGNORECASE)
 _AFTER_PACKED = re.compile(
-    r"[-_.](?:gptq|awq|gguf|ggml|exl2|exl3|mlx|hqq|aqlm|int4|int8|4bit|8bit|q\d\w*|\d+bpw)(?![a-z]).*$", re.IGNORECASE
+    rf"[-_.](?:quantized[-_.])?(?:{_FORMATS}|4bit|8bit|q\d\w*|\d+bpw)(?![a-z]).*$", re.IGNORECASE
 )
+# A size as people say it and the exact count: phi4:14b has 14.66 billion parameters.
+_SAID_SIZE = 0.06
 
 
 @record
@@ -80,8 +91,15 @@ class Names:
         ]  # fmt: skip
         if same and wanted not in self._ambiguous:
             return self._one(text, same, same)
+        if (nickname := self._nicknames.get(wanted)) is not None:
+            return Named(id=nickname, base=nickname)
         self._refuse_packed(text)
-        return None if whole else self._by_words(text)
+        if whole:
+            return None
+        named = self._by_words(text)
+        if named is None:
+            self._refuse_unplanned(text)
+        return named
 
     def searched(self, text: str) -> Callable[[str], bool]:
         """Whether a catalogue model, or one derived from it, has every word of `text` in its name."""
@@ -101,6 +119,12 @@ class Names:
         return tuple(self._table.get("ambiguous", ()))
 
     @cached_property
+    def _nicknames(self) -> dict[str, str]:
+        """What people call one model of the catalogue though other names hold the word too."""
+        known = set(self._catalogue.names())
+        return {word: model_id for word, model_id in self._table.get("nicknames", {}).items() if model_id in known}
+
+    @cached_property
     def _table(self) -> dict[str, Any]:
         for folder in self._catalogue.dirs:
             path: Path = folder.parent / NAMES_FILE
@@ -115,16 +139,34 @@ class Names:
         if not wanted:
             return None
         pool = [*(Named(id=name, base=name) for name in self._catalogue.names()), *self.derived.values()]
-        hits = [named for named in pool if set(wanted) <= set(words_of(named.id))]
+        words, hits = words_of, [named for named in pool if set(wanted) <= set(words_of(named.id))]
+        if not hits:
+            words, wanted = words_tuned_alike, words_tuned_alike(text)
+            hits = [named for named in pool if set(wanted) <= set(words(named.id))]
         if not hits and len(squashed(text)) > 2:
             hits = [named for named in pool if squashed(named.id).startswith(squashed(text))]
+        if not hits:
+            hits = self._of_said_size(wanted, pool)
         best = hits
         if fold(text) not in self._ambiguous:
-            best = [named for named in hits if words_of(named.id) == wanted and not self._mirrored(named.id)] or hits
+            best = [named for named in hits if words(named.id) == wanted and not self._mirrored(named.id)] or hits
         best = [named for named in best if words_of(named.id)[0] == wanted[0]] or best
+        best = [named for named in best if not self._mirrored(named.id)] or best
         # The model's makers before others who named theirs after it.
         best = [named for named in best if wanted[0] in named.id.partition("/")[0].lower()] or best
         return self._one(text, best, hits) if best else None
+
+    def _of_said_size(self, wanted: tuple[str, ...], pool: list[Named]) -> list[Named]:
+        """Models whose names state no size and have the other words of `wanted`, of the size that it states."""
+        size, rest = billions(wanted), {word for word in wanted if not is_size(word)}
+        if not size or not rest:
+            return []
+        named_so = [
+            named for named in pool
+            if rest <= set(words_tuned_alike(named.id)) and billions(words_of(named.id)) is None
+        ]  # fmt: skip
+        counts = {base: self._catalogue.load(base).params / 1e9 for base in {named.base for named in named_so}}
+        return [named for named in named_so if abs(counts[named.base] / size - 1) <= _SAID_SIZE]
 
     def _one(self, text: str, best: list[Named], hits: list[Named]) -> Named:
         """The only model that `best` names, as the catalogue has it where that is among `hits`."""
@@ -138,12 +180,14 @@ class Names:
         raise InputError(f"{quoted(text)} {candidates_line(shown)}")
 
     def sorted_by_fame(self, text: str, names: Iterable[str]) -> list[str]:
-        """Names nearest in size to what `text` states, the best known first."""
+        """Names nearest in size to what `text` states, the best known first; then models of the catalogue's own."""
         wanted = words_of(text)
 
-        def key(name: str) -> tuple[float, int, str]:
-            base = self.derived[name].base if name in self.derived else name
-            return size_distance(wanted, words_of(name)), min(rank(name, self.fame), rank(base, self.fame)), name
+        def key(name: str) -> tuple[float, int, bool, int, str]:
+            named = self.derived.get(name)
+            base = named.base if named else name
+            distance = size_distance(wanted, words_of(name))
+            return distance, rank(name, self.fame), named is not None, rank(base, self.fame), name
 
         return sorted(names, key=key)
 
@@ -164,6 +208,13 @@ class Names:
             f"{plain(text)} will not run: its weights are packed as {format_name}, and a fine-tune starts from"
             f" ordinary weights, which bitsandbytes packs as it loads them; {instead}"
         )
+
+    def _refuse_unplanned(self, text: str) -> None:
+        """Raises RefusedError for a name of models that cannot be planned, with the reason."""
+        words = set(words_of(text))
+        for group in self._table.get("unplanned", ()):
+            if words & set(group["words"]):
+                raise RefusedError(f"{plain(text)}: {group['why']}")
 
 
 def _tail(name: str) -> str:

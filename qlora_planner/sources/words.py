@@ -13,16 +13,38 @@ _WORD = re.compile(
 )
 _SIZE = re.compile(r"(?:(\d+)x)?(\d+(?:\.\d+)?)([bm])")
 _LONGEST = 120  # a Hub id has at most 96 characters; nothing longer is worth comparing
+_LIKE = 0.75  # one letter of four
 # Endings that say how a checkpoint was converted, not which model it is.
 _CONVERTED = ("hf",)
+# What ollama adds for the packing of its own file: `llama3.1:8b-instruct-q4_K_M`, `phi4:latest`.
+_TAG = re.compile(r"[-:](?:latest|i?q\d\w*|fp16|bf16)$", re.IGNORECASE)
+_ADDRESS = re.compile(r"^(?:https?://)?(?:huggingface\.co|hf\.co)/", re.IGNORECASE)
+# Makers call a model that was taught to follow instructions by one of these.
+_TUNED = frozenset(("instruct", "it", "chat"))
 
 
 def words_of(name: str) -> tuple[str, ...]:
     """The words of a name, without the organisation before a slash."""
     tail = name[:_LONGEST].rpartition("/")[2].lower()
-    matches = _WORD.findall(re.sub(r"(?<=\d)_(?=\d)", ".", tail))
+    matches = _WORD.findall(re.sub(r"(?<![\d.])(\d+)_(?=\d)", r"\1.", tail))
     words = tuple(word for word in matches if word not in _CONVERTED)
     return words[1:] if words[:2] == ("meta", "llama") else words
+
+
+def name_in(text: str) -> str:
+    """The name in what was typed: without the Hub's address, and without ollama's tag for a packing."""
+    name = _ADDRESS.sub("", text.strip()).rstrip("/")
+    return name if "/" in name else _TAG.sub("", name)
+
+
+def words_tuned_alike(name: str) -> tuple[str, ...]:
+    """The words of a name, with one word for `instruct`, `it` and `chat`."""
+    return tuple("instruct" if word in _TUNED else word for word in words_of(name))
+
+
+def is_size(word: str) -> bool:
+    """Whether a word states a size: `7b`, `8x7b`, `135m`."""
+    return _SIZE.fullmatch(word) is not None
 
 
 def billions(words: Iterable[str]) -> float | None:
@@ -68,8 +90,8 @@ def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: in
             likeness = 1.0
         elif words:
             matcher.set_seq1(words[0])
-            likeness = matcher.ratio() if matcher.quick_ratio() >= 0.8 else 0.0
-        if likeness >= 0.8:
+            likeness = matcher.ratio() if matcher.quick_ratio() >= _LIKE else 0.0
+        if likeness >= _LIKE:
             shared = sum(1 for word in set(words[1:]) & set(wanted[1:]) if not _SIZE.fullmatch(word))
             ranked.append((-likeness, -shared, size_distance(wanted, words), rank(name, fame), index))
     return tuple(candidates[int(index)] for *_, index in sorted(ranked)[:most])
