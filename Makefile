@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test coverage profiles fields laws cards tapes families tables calibration screenshots install faults
+.PHONY: check format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults
 
 check: lint types layers test
 
@@ -55,7 +55,12 @@ tapes:
 # it and call it again as you like. Pieces are kept in build/families; the second line makes what ships of them.
 families:
 	$(PYTHON) -m tools.families.make build/families
-	$(PYTHON) -m tools.families.pack build/families/pieces.jsonl profiles
+	$(PYTHON) -m tools.families.pack build/families/pieces.jsonl $(wildcard build/families-*/pieces.jsonl) profiles
+
+# Families for other libraries: STACK is the python of an environment with them. What the pieces above hold for there is
+# proved, the rest made, in build/families-stack; call `make families` again afterwards.
+families-stack:
+	$(STACK) -m tools.families.stacks build/families/pieces.jsonl build/families-stack
 
 # Write docs/faults.md again from the tests that hold it.
 faults:

@@ -21,6 +21,9 @@ MODELLED: Mapping[str, tuple[_Version, _Version]] = {
     "accelerate": ((1, 15), (1, 15)),
     "liger-kernel": ((0, 8), (0, 8)),
 }
+# The first releases whose models allocate otherwise than those before: from transformers 5.19 on rotary angles are
+# multiplied without cuBLAS (modeling_llama.py of wheels 5.18.0 and 5.19.0). Up to the next one trace stands for all.
+CODE_SINCE: Mapping[str, tuple[_Version, ...]] = {"transformers": ((5, 19),)}
 
 
 @record
@@ -70,8 +73,23 @@ def _instead(package: str, version: str, counted: str | None) -> str | None:
     return ".".join(map(str, last)) if newest else counted
 
 
+def same_code(versions: Mapping[str, str], others: Mapping[str, str]) -> bool:
+    """Whether models run the same code with both, as far as traces go; a package that either leaves out is passed."""
+    return all(
+        _generation(package, versions[package]) == _generation(package, others[package])
+        for package in CODE_SINCE
+        if package in versions and package in others
+    )
+
+
+def _generation(package: str, version: str) -> int:
+    return sum(1 for first in CODE_SINCE[package] if parse_version(version) >= first)
+
+
 def changes(package: str, version: str, counted: str | None, trainer: str) -> str | None:
     """How a modelled version moves figures against the one that the profile was counted with; None: in no way."""
+    if counted is not None and not same_code({package: version}, {package: counted}):
+        return "rotary angles take no matrix product from 5.19 on, which moves what is reserved by some MiB"
     if trainer_named(trainer).versioned_by != package:
         return None
     (row, loss), (usual, other) = (trainer_row(trainer, {package: release}) for release in (version, counted or "999"))

@@ -201,6 +201,8 @@ class ModelOnCard:
         from qlora_planner.planner.planner import Request
         from qlora_planner.spec.run import RunConfig as Run
 
+        named = {} if run is None else run.stack
+        sweep = sweep_for(self.profile, profiles=self.session.profiles, named=named) if named else self.sweep
         told: set[str] = set()
 
         def traced(chosen: RunConfig) -> Tape | None:
@@ -222,7 +224,7 @@ class ModelOnCard:
         answer = plan(
             self.profile,
             Request(budget=self._on_a_card(), run=run or Run(), fixed=fixed, pace_on=self.pace_on, **request),
-            sweep=self.sweep,
+            sweep=sweep,
             tape_of=traced,
             orders_of=orders,
         )

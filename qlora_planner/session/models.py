@@ -54,7 +54,7 @@ def load_model(
     found = _find(text, catalogue, warn)
     if isinstance(found, Named):
         if build != "always":
-            return _named(found, text, catalogue)
+            return as_installed(_named(found, text, catalogue))
         found = _from_hub(found.id, catalogue)
     return _profile_of(found, text, catalogue, build, warn, profiles)
 
@@ -79,6 +79,17 @@ def _named(found: Named, text: str, catalogue: ModelCatalogue) -> ModelProfile:
         same_shape_sha256=known.config_sha256,
         resolved_from=text,
     )
+
+
+def as_installed(profile: ModelProfile) -> ModelProfile:
+    """A shipped profile for the libraries that are installed here, where training could run with them and somebody
+    looked at their versions; without the packages it is left at its own versions."""
+    if packages.missing_packages():
+        return profile
+    from qlora_planner.catalog.stack import stack_of
+    from qlora_planner.sources.profile_cache import installed_versions
+
+    return replace(profile, installed=stack_of(profile.versions, installed_versions()).versions)
 
 
 def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> Named | RawConfig:
@@ -150,7 +161,9 @@ def _profile_of(
             key = cache_key(raw.sha256, installed_versions())
             known = cache.newest(raw.sha256) if missing else cache.load(key)
         if known is not None:
-            return known if known.source == "catalogue" else replace(known, id=raw.id)
+            if known.source == "cache":  # whose facts are of the libraries here
+                return replace(known, id=raw.id)
+            return as_installed(known if known.source == "catalogue" else replace(known, id=raw.id))
     if build == "never" or missing:
         raise UnprofiledError(_not_profiled(text, missing, why))
     profile = _build(raw)

@@ -36,7 +36,7 @@ def cheapest_card(
                 f"--objective cheapest: {card.asked} is no card with a known price and speed; see `qlora-plan gpus`"
             )
         return card
-    sweep = sweep_for(profile, profiles=session.profiles)
+    sweep = sweep_for(profile, profiles=session.profiles, named=run.stack)
     gpu = cheapest(profile, run, fixed, session.gpus.all(), sweep, session.calibration)
     if gpu is None:
         as_typed = " as asked" if fixed else ""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qlora_planner.catalog.stack import CODE_SINCE, same_code, stack_of
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_packages
 from qlora_planner.session import packages
@@ -14,6 +15,7 @@ from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
 from qlora_planner.sources.locations import cache_dir, families_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.text import listed
 
 if TYPE_CHECKING:
     from qlora_planner.memory.sweep.validity import ValidityRange
@@ -50,8 +52,12 @@ def tape_for(
     targeted(profile, resolution.run)  # modules that no adapter is known for are refused before anything is traced
     resolved = as_traced(profile, resolution.run)
     resolution, variant = replace(resolution, run=resolved), trace_key(resolved, resolution.stack, gpu)
-    stored = shipped_tape(profile, variant, resolved.batch_size, resolved.seq_len, profiles=profiles)
-    if stored is not None:
+    sizes = resolved.batch_size, resolved.seq_len
+    stored = shipped_tape(profile, variant, *sizes, profiles=profiles, stack=resolution.stack)
+    exact = stored is not None and same_code(stored.versions, resolution.stack)
+    if stored is not None and (exact or stored_only or not _code_at_hand(resolution.stack)):
+        if not (exact or stored_only):
+            tell(_stands_in(profile, stored.versions, resolution.stack))
         workspace = cublas_workspace_bytes(gpu.compute_capability if gpu else None)
         return stored.tape.at(resolved.batch_size, resolved.seq_len, resolved.rank, workspace)
     if stored_only:
@@ -94,28 +100,58 @@ def shipped_tape(
     seq_len: int,
     *,
     profiles: str | os.PathLike[str] | None = None,
+    stack: Mapping[str, str] | None = None,
 ) -> StoredTape | None:
     """The tape that ships for a variant (see `trace_key`) of a model at these sizes, its own or its family's; None
-    where there is none. Raises InputError naming a file that cannot be read.
+    where there is none. One that holds for the versions of `stack`, else one that the profile's versions were traced
+    with. Raises InputError naming a file that cannot be read.
     """
     from qlora_planner.sources.families import family_tape
     from qlora_planner.sources.tapes import stored_tape
 
-    stored = stored_tape(profile, tapes_dirs(profiles), batch_size, seq_len)
-    if stored is not None and stored.tape.variant == variant:
-        return stored
-    return family_tape(profile, variant, families_dirs(profiles), batch_size, seq_len)
+    wanted = profile.counted if stack is None else stack
+    own = stored_tape(profile, tapes_dirs(profiles), batch_size, seq_len)
+    if own is not None and own.tape.variant != variant:
+        own = None
+    if own is not None and same_code(own.versions, wanted):
+        return own
+    folders = families_dirs(profiles)
+    family = family_tape(profile, variant, folders, batch_size, seq_len, wanted)
+    return family or own or family_tape(profile, variant, folders, batch_size, seq_len)
 
 
-def sweep_for(profile: ModelProfile, *, profiles: str | os.PathLike[str] | None = None) -> Sweep:
-    """What ships of a model, by which a search ranks: the very tapes that an estimate plays."""
+def sweep_for(
+    profile: ModelProfile,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    named: Mapping[str, str] | None = None,
+) -> Sweep:
+    """What ships of a model, by which a search ranks: the very tapes that an estimate plays, of runs with the versions
+    in `named`."""
     from qlora_planner.planner.sweeps import TapeSweep
 
+    stack = stack_of(profile.counted, named or {}).versions
+
     def tape_of(variant: str, batch_size: int, seq_len: int) -> tuple[CompiledTape, ValidityRange] | None:
-        stored = shipped_tape(profile, variant, batch_size, seq_len, profiles=profiles)
+        stored = shipped_tape(profile, variant, batch_size, seq_len, profiles=profiles, stack=stack)
         return None if stored is None else (stored.tape, stored.region)
 
     return TapeSweep(profile, tape_of)
+
+
+def _code_at_hand(stack: Mapping[str, str]) -> bool:
+    """Whether the packages that are installed here would trace just what a run with these versions does."""
+    if os.environ.get(packages.TRACE_VARIABLE) == "never" or packages.missing_packages():
+        return False
+    from qlora_planner.sources.profile_cache import installed_versions
+
+    return same_code(installed_versions(), stack)
+
+
+def _stands_in(profile: ModelProfile, versions: Mapping[str, str], stack: Mapping[str, str]) -> str:
+    others = [f"{name} {versions[name]}" for name in CODE_SINCE if name in versions]
+    wanted = [f"{name} {stack[name]}" for name in CODE_SINCE if name in stack]
+    return f"{profile.id}: no trace with {listed(wanted)} ships for this run; its trace with {listed(others)} answers"
 
 
 def tape_orders(

@@ -1,20 +1,21 @@
 """Families of traces that ship: for each structure of a model class the recipes that people use, with the class's
 dimensions as letters. A model of the catalogue, or of the same shapes, is answered from them without any package.
 
-`families/NAME.jsonl.gz` holds a header with the models and the recipes, then one tape a line; `families/index.json`
-says which file a config is answered from.
+`families/NAME.jsonl.gz` holds a header with the models, the recipes and, for each, the versions of libraries that it
+was made with or proved at, then one tape a line; `families/index.json` says which file a config is answered from.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import read_bytes
+from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
 from qlora_planner.sources.tapes import StoredTape, lines_of
@@ -45,11 +46,17 @@ def region_name(profile: ModelProfile, region: ValidityRange) -> str:
 
 
 def family_tape(
-    profile: ModelProfile, variant: str, dirs: Sequence[Path], batch_size: int = 1, seq_len: int = 2048
+    profile: ModelProfile,
+    variant: str,
+    dirs: Sequence[Path],
+    batch_size: int = 1,
+    seq_len: int = 2048,
+    stack: Mapping[str, str] | None = None,
 ) -> StoredTape | None:
     """The tape of this model, recipe and sizes out of its family; None where no family ships it.
 
-    `variant` is what `trace_key` says of the run. Raises InputError naming a file that cannot be read.
+    `variant` is what `trace_key` says of the run, `stack` the versions that it must hold for, by default the profile's.
+    Raises InputError naming a file that cannot be read.
     """
     region = next((part for part in validity_ranges(profile, batch_size > 1) if part.holds(batch_size, seq_len)), None)
     if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
@@ -62,11 +69,13 @@ def family_tape(
         path = _path_of(folder, made_from)
         if path is None:
             continue
-        family = _family(path, variant, name, profile.drawn_dims)
+        held = _family(path, variant, name, profile.drawn_dims, profile.versions if stack is None else stack)
+        family, versions = held or (None, {})
         tape = None if family is None else family.of_model(profile, batch_size, seq_len)
         if family is None or tape is None:
             return None
-        return StoredTape(tape=tape, region=_of_as_many_tiles(family, region, batch_size, seq_len))
+        tiled = _of_as_many_tiles(family, region, batch_size, seq_len)
+        return StoredTape(tape=tape, region=tiled, versions=versions)
     return None
 
 
@@ -120,19 +129,30 @@ def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     return json.loads(lines[0]), tuple(lines[1:])
 
 
-def _family(path: Path, variant: str, region: str, letters: Sequence[str]) -> FamilyTape | None:
-    """The tape in a file, None where it has none for this, or holds one of the dimensions `letters` as a number."""
+def _family(
+    path: Path, variant: str, region: str, letters: Sequence[str], stack: Mapping[str, str]
+) -> tuple[FamilyTape, Mapping[str, str]] | None:
+    """The tape in a file that holds for a stack, and the versions it was made with; None where it has none for this, or
+    holds one of the dimensions `letters` as a number."""
     try:
         header, lines = _lines(path)
         if header["schema"] != FAMILY_SCHEMA or not set(letters) <= set(header["symbols"]):
             return None
         for made, line in zip(header["tapes"], lines, strict=False):
-            if made["variant"] == variant and made["region"] == region:
+            held = next((versions for versions in stacks_of(header, made) if same_code(versions, stack)), None)
+            if held is not None and made["variant"] == variant and made["region"] == region:
                 symbols, kinds = tuple(header["symbols"]), tuple(header["kinds"])
-                return FamilyTape.from_dict(json.loads(line), symbols, kinds)
+                return FamilyTape.from_dict(json.loads(line), symbols, kinds), held
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise _unreadable(path, error) from error
+
+
+def stacks_of(header: Mapping[str, Any], made: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The stacks that a tape of a file holds for: `made` numbers them among the header's, without a word the first."""
+    known = header["versions"]
+    stacks = [known] if isinstance(known, dict) else list(known)
+    return [stacks[number] for number in made.get("stacks", (0,))]
 
 
 def _unreadable(path: Path, error: Exception) -> InputError:

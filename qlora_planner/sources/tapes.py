@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -37,6 +37,7 @@ class StoredTape:
 
     tape: CompiledTape
     region: ValidityRange
+    versions: Mapping[str, str] = field(default_factory=dict)  # of the libraries it was traced with
 
 
 def tape_path(folder: Path, kind: str, model_id: str) -> Path:
@@ -54,10 +55,12 @@ def stored_tape(
     """
 
     def pick(lines: list[bytes]) -> StoredTape | None:
-        for number, raw in enumerate(json.loads(lines[0])["regions"], start=1):
+        header = json.loads(lines[0])
+        for number, raw in enumerate(header["regions"], start=1):
             region = ValidityRange(**raw["region"])
             if region.holds(batch_size, seq_len):
-                return StoredTape(tape=CompiledTape.from_dict(json.loads(lines[number])), region=region)
+                tape = CompiledTape.from_dict(json.loads(lines[number]))
+                return StoredTape(tape=tape, region=region, versions=header.get("versions", {}))
         return None
 
     return _first(profile, "batched" if batch_size > 1 else "single", dirs, pick)

@@ -57,7 +57,7 @@ class FamilyTape:
             rest = (*rest, ((1 - counts[TOKENS]) * TILE_SIZES[TOKENS], 1, (0, 0, 0)))
         sizes = []
         for terms in self.sizes:
-            filled = _filled(_with_rest(terms, rest), dims)
+            filled = with_dims(_with_rest(terms, rest), dims)
             if filled is None:
                 return None
             sizes.append(filled)
@@ -112,7 +112,7 @@ def _with_rest(terms: tuple[FamilyTerm, ...], rest: tuple[Term, ...]) -> tuple[F
     return tuple(written)
 
 
-def _filled(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:
+def with_dims(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:
     """The terms with numbers for dimensions, those of one monomial added up; None where a dimension is not known, and
     where weights are no whole number of bytes: what the model's own code takes is then rounded somehow."""
     sums: dict[Monomial, Fraction] = {}

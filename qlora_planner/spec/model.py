@@ -110,6 +110,12 @@ class ModelProfile:
     )
     drawn_dims: tuple[str, ...] = ()  # the dimensions in which the two differ: a family has to have them as letters
     resolved_from: str | None = None  # what was typed, where that is not the id
+    installed: Mapping[str, str] = field(default_factory=dict)  # versions here, which count instead of the profile's
+
+    @property
+    def counted(self) -> dict[str, str]:
+        """The versions that figures hold for where none is named: those installed here, else the profile's."""
+        return {**self.versions, **self.installed}
 
     @property
     def layers(self) -> int:

@@ -142,7 +142,7 @@ def speed_of(
     stack: Mapping[str, str] | None = None,
 ) -> Speed:
     """Tokens per second and seconds per step of a resolved run; all None without a card whose rates are known."""
-    resolution = Resolution.resolved(run, dict(stack or {**profile.versions, **run.stack}))
+    resolution = Resolution.resolved(run, dict(stack or {**profile.counted, **run.stack}))
     model = None if gpu is None else speed_model(profile, resolution, gpu, calibration)
     if model is None:
         return Speed()

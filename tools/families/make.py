@@ -82,7 +82,7 @@ def structures(root: Path, kept: Path, jobs: int) -> dict[str, str]:
 
 
 def _structure(raw: dict[str, Any]) -> str:
-    _quieten()
+    quieten()
     try:
         return structure_of(raw)
     except Exception as error:  # a class of which no toys can be made
@@ -91,18 +91,21 @@ def _structure(raw: dict[str, Any]) -> str:
 
 def made(piece: Piece, raw: dict[str, Any]) -> dict[str, Any]:
     """One piece of work: its family's tape, or the reason why there is none."""
+    from qlora_planner.sources.profile_cache import installed_versions
+
     started = time.process_time()
     name, recipe, region_name = piece
     line: dict[str, Any] = {"name": name, "recipe": recipe, "region": region_name}
     try:
-        _quieten()
+        quieten()
         line |= _traced(raw, recipe, region_name)
     except Exception as error:  # the reason is what is wanted of a piece that cannot be made
         line["error"] = f"{type(error).__name__}: {error}"[:500]
-    return line | {"seconds": round(time.process_time() - started, 1)}
+    return line | {"versions": installed_versions(), "seconds": round(time.process_time() - started, 1)}
 
 
-def _quieten() -> None:
+def quieten() -> None:
+    """One thread and no chatter of the libraries."""
     import warnings
 
     import torch
@@ -118,8 +121,8 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
     from tools.families.tracing import family_tape
 
     run, before_80 = RECIPES[recipe]
-    region = replace(_region(region_name), tiled=run.trainer in (None, "trl-sft") and not run.packing)
-    toys = _toys(json.dumps(raw), region.windows, region.tiled)
+    region = region_for(recipe, region_name)
+    toys = toys_for(json.dumps(raw), region.windows, region.tiled)
     family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
     document = family.tape.to_dict()
     document["sizes"] = [
@@ -135,12 +138,16 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
 
 
 @lru_cache(maxsize=8)
-def _toys(raw: str, windows: tuple[int, ...], tiled: bool) -> Toys:
+def toys_for(raw: str, windows: tuple[int, ...], tiled: bool) -> Toys:
+    """The toys of a config, given as text, with these sliding windows, and with a vocabulary of three tiles or not."""
     return toys_of(json.loads(raw), windows, tiled)
 
 
-def _region(name: str) -> Region:
-    return next(r for windowed in (False, True) for r in regions(windowed) if r.name == name)
+def region_for(recipe: str, name: str) -> Region:
+    """The region that a piece of this recipe names."""
+    run, _ = RECIPES[recipe]
+    region = next(r for windowed in (False, True) for r in regions(windowed) if r.name == name)
+    return replace(region, tiled=run.trainer in (None, "trl-sft") and not run.packing and not run.stack)
 
 
 def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[str, Any]]]:
@@ -193,7 +200,7 @@ def main() -> int:
     done = set()
     if kept.is_file():
         done = {(p["name"], p["recipe"], p["region"]) for p in map(json.loads, kept.read_text("utf-8").splitlines())}
-    _quieten()
+    quieten()
     waiting = [(piece, raw) for piece, raw in pieces(given.root, given) if piece not in done]
     print(len(waiting), "pieces", flush=True)
     until, finished, failed = time.monotonic() + given.seconds, 0, 0

@@ -1,7 +1,8 @@
 """`make families`, its end: from pieces to the files that ship, each proved at the catalogue's own traces.
 
-python -m tools.families.pack PIECES ROOT. A model is answered from a family only where the default recipe's tapes of
-the family are its own shipped tapes to the byte, in every region that both have; the others are listed.
+python -m tools.families.pack PIECES [PIECES ...] ROOT. A model is answered from a family only where the default
+recipe's tapes of the family are its own shipped tapes to the byte, in every region that both have; the others are
+listed. Pieces for other libraries make further stacks, and what `tools.families.stacks` wrote beside them is believed.
 """
 
 from __future__ import annotations
@@ -9,9 +10,11 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.stack import same_code
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, fuses_short_rows, region_name
@@ -19,8 +22,9 @@ from qlora_planner.sources.tapes import KINDS, StoredTape, packed, stored_tapes
 from qlora_planner.spec.family import FamilyTape
 from qlora_planner.spec.model import ModelProfile
 from tools.families.make import STRUCTURES, structures
+from tools.families.stacks import HOLDS, digest
 
-Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region
+Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region, all of one stack
 
 
 def differs(own: StoredTape, family: FamilyTape, profile: ModelProfile) -> str | None:
@@ -64,20 +68,55 @@ def proved(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: 
     return faults if seen else ["no trace of its own to be proved at"]
 
 
-def main(kept: Path, root: Path) -> int:
+class Stacks:
+    """Versions of libraries, numbered as they come; the first are the catalogue's, which pieces without any are of."""
+
+    def __init__(self, versions: Mapping[str, str]) -> None:
+        self.known = [dict(versions)]
+        self._proved: dict[str, set[int]] = defaultdict(set)
+
+    def number(self, versions: Mapping[str, str] | None) -> int:
+        """The number of these versions: of those whose models run the same code where there are such."""
+        if versions is None:
+            return 0
+        for number, known in enumerate(self.known):
+            if same_code(known, versions):
+                return number
+        self.known.append(dict(versions))
+        return len(self.known) - 1
+
+    def read(self, holds: Path) -> None:
+        """What was proved of pieces at other versions."""
+        for line in map(json.loads, holds.read_text("utf-8").splitlines() if holds.is_file() else ()):
+            if line["same"]:
+                self._proved[line["digest"]].add(self.number(line["versions"]))
+
+    def of(self, piece: Mapping[str, Any]) -> list[int]:
+        """The stacks that a piece holds for."""
+        return sorted({self.number(piece.get("versions")), *self._proved[digest(piece)]})
+
+
+def main(kept: Sequence[Path], root: Path) -> int:
     """Write the files and the index; print what is left out."""
-    words = structures(root, kept.parent / STRUCTURES, jobs=2)
+    words = structures(root, kept[0].parent / STRUCTURES, jobs=2)
+    catalogue = ModelCatalogue([root / "models"])
+    stacks = Stacks(catalogue.load(catalogue.names()[0]).versions)
     by_word: dict[str, Pieces] = defaultdict(dict)
+    others: dict[str, list[dict[str, Any]]] = defaultdict(list)
     headers: dict[str, dict[str, Any]] = {}
-    for line in kept.read_text("utf-8").splitlines():
-        piece = json.loads(line)
-        if "tape" in piece:
+    for path in kept:
+        stacks.read(path.parent / HOLDS)
+        for piece in map(json.loads, path.read_text("utf-8").splitlines()):
+            if "tape" not in piece:
+                continue
             word = words[piece["name"]]
+            if stacks.number(piece.get("versions")):
+                others[word].append(piece)
+                continue
             by_word[word].setdefault((piece["tape"]["variant"], piece["region"]), piece)
             # Tapes of heads that go tile by tile have symbols for a last tile after the class's own.
             symbols = max(headers.get(word, piece)["symbols"], piece["symbols"], key=len)
             headers[word] = {"symbols": symbols, "kinds": piece["kinds"]}
-    catalogue = ModelCatalogue([root / "models"])
     index: dict[str, str] = {}
     (root / "families").mkdir(exist_ok=True)
     for old in (root / "families").glob("*.gz"):
@@ -97,26 +136,39 @@ def main(kept: Path, root: Path) -> int:
         model_type = answered[0].model_type
         numbers[model_type] += 1
         file = f"{model_type}-{numbers[model_type]}"
-        _write(root / "families" / f"{file}.jsonl.gz", pieces, headers[word], answered)
+        header = headers[word]
+        more = [
+            piece
+            for piece in others[word]
+            if piece["kinds"] == header["kinds"] and piece["symbols"] == header["symbols"][: len(piece["symbols"])]
+        ]
+        _write(root / "families" / f"{file}.jsonl.gz", [*pieces.values(), *more], stacks, header, answered)
         index |= {profile.config_sha256: file for profile in answered}
-        print(f"{file}: {len(pieces)} tapes, {len(answered)} models", flush=True)
+        print(f"{file}: {len(pieces)} tapes and {len(more)} of other stacks, {len(answered)} models", flush=True)
     document = {"schema": FAMILY_SCHEMA, "configs": dict(sorted(index.items()))}
     (root / "families" / INDEX).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
     return 0
 
 
-def _write(path: Path, pieces: Pieces, header: dict[str, Any], models: list[ModelProfile]) -> None:
-    ordered = sorted(pieces.items())
+def _write(
+    path: Path, pieces: list[dict[str, Any]], stacks: Stacks, header: dict[str, Any], models: list[ModelProfile]
+) -> None:
+    """Once for each variant, region and stack."""
+    kept = {(p["tape"]["variant"], p["region"], tuple(stacks.of(p))): p["tape"] for p in reversed(pieces)}
+    ordered = sorted(kept.items())
     documents = [
         {
             "schema": FAMILY_SCHEMA, **header, "models": [profile.id for profile in models],
-            "versions": dict(models[0].versions),
-            "tapes": [{"variant": variant, "region": region} for (variant, region), _ in ordered],
+            "versions": stacks.known,
+            "tapes": [
+                {"variant": variant, "region": region, "stacks": numbers} for (variant, region, numbers), _ in ordered
+            ],
         },
-        *(piece["tape"] for _, piece in ordered),
+        *(tape for _, tape in ordered),
     ]  # fmt: skip
     path.write_bytes(packed(documents))
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), Path(sys.argv[2])))
+    *given, to = map(Path, sys.argv[1:])
+    sys.exit(main(given, to))

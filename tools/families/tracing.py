@@ -9,6 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
+from unittest import mock
 
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.validity import trace_key
@@ -17,6 +18,7 @@ from qlora_planner.profiling.compile import Point, aligned_codes
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
+from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -51,6 +53,17 @@ class TracedFamily:
     scored: tuple[Term, ...] = ()  # tokens that the head scores, where there are loops
 
 
+@record
+class TracedToy:
+    """One toy's tape and sizes; `dims` are its dimensions and what the last tiles of its head hold."""
+
+    tape: Tape
+    variant: str
+    point: Point
+    dims: Mapping[str, int]
+    loops: tuple[TileLoop, ...]
+
+
 @contextlib.contextmanager
 def never_fused() -> Iterator[None]:
     """As for weights of many millions and rows of some hundred tokens: toys are so small that bitsandbytes would
@@ -64,17 +77,45 @@ def never_fused() -> Iterator[None]:
         bitsandbytes._bitsandbytes_rule = own
 
 
+@contextlib.contextmanager
+def few_chunks() -> Iterator[None]:
+    """Of the chunks in which trl 1.7 to 1.14 score tokens the first two and the last whole one: as many events at every
+    length. What each chunk leaves behind are scalars; the peak was the same to the byte with all of them."""
+
+    def whole(start: int, stop: int, step: int) -> list[int]:
+        starts = [at for at in range(start, stop, step) if at + step <= stop]
+        return [*starts[:2], *starts[-1:]] if len(starts) > 3 else list(range(start, stop, step))
+
+    with mock.patch.object(sft_before_1_15, "range", whole, create=True):
+        yield
+
+
 def family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
     """Trace and solve. Raises NotPolynomialError and UnfittedError where the class is not one tape in this region, and
     what tracing raises."""
-    with never_fused():
+    with never_fused(), few_chunks():
         return _family_tape(toys, recipe, gpu, region)
+
+
+def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region, at: int) -> TracedToy:
+    """Toy number `at`, traced as a family is made of it."""
+    with never_fused(), few_chunks():
+        resolution, variant = _resolution(toys, recipe, gpu, region)
+        point, dims = region.points(CONFIGS)[at], toys.dims[at]
+        tape = _trace(toys.configs[at], resolution, gpu, point)
+    rest = rests(dims, scored_tokens(resolution, region.batched), point) if region.tiled else {}
+    loops = loops_of(tape, dims, rest) if region.tiled else ()
+    return TracedToy(tape=tape, variant=variant, point=point, dims={**dims, **rest}, loops=loops)
+
+
+def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
+    resolution = _resolved(toys.configs[0], recipe, gpu, region.batched)
+    return resolution, trace_key(resolution.run, resolution.stack, gpu)
 
 
 def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
     points = region.points(CONFIGS)
-    resolution = _resolved(toys.configs[0], recipe, gpu, region.batched)
-    variant = trace_key(resolution.run, resolution.stack, gpu)
+    resolution, variant = _resolution(toys, recipe, gpu, region)
     tapes = [
         _trace(config, resolution, gpu, point) for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
     ]

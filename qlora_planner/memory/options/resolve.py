@@ -64,7 +64,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     target modules of which none is there, and for a quantisation that contradicts the method.
     """
     draft = _Draft(profile, run, gpu)
-    held = stack_of(profile.versions, run.stack)
+    held = stack_of(profile.counted, run.stack)
     stack = dict(held.versions)
     _quantization(draft)
     _compute_dtype(draft)
@@ -232,7 +232,7 @@ def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, s
         return
     said = []
     for named in held.modelled:
-        how = changes(named.package, named.version, draft.profile.versions.get(named.package), trainer)
+        how = changes(named.package, named.version, draft.profile.counted.get(named.package), trainer)
         if named.package == "transformers" and how is None:
             changed = sdpa_changed(draft.profile.model_type, stack)
             how = None if changed is None else changed[1]

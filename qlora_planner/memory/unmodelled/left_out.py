@@ -70,7 +70,7 @@ def _of_targets(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
 def _of_stack(profile: ModelProfile, run: RunConfig) -> Iterator[Unmodelled]:
     own = trainer_named(run.trainer).versioned_by
     others = {row.versioned_by for row in TRAINER_ROWS.values()} - {own}
-    for named in stack_of(profile.versions, run.stack).unmodelled:
+    for named in stack_of(profile.counted, run.stack).unmodelled:
         if (named.package, run.liger) == ("liger-kernel", False):
             continue
         if named.package in others:
