@@ -15,7 +15,7 @@ from qlora_planner.speed.work import NOTHING, Pass, Work, moves, multiplies, ter
 # A weight is read through dequantising: constants by `dequantize_blockwise` and `add`, then the matrix, then a product.
 _QUANTIZED_KERNELS = 4
 # A Triton kernel inside an autograd function written in Python passes through as much Python as several operators.
-_TRITON_LAUNCHES = 3
+TRITON_LAUNCHES = 3
 
 
 @record
@@ -147,8 +147,8 @@ def norm(width: float, at: Setting, *, fused: bool) -> Pass:
     s, residual = at.stream, moves(1, 3 * at.stream * width, engine=True)
     if at.liger:  # one Triton kernel each way (liger_kernel, ops/rms_norm.py), and a sum over blocks
         return Pass(
-            forward=moves(_TRITON_LAUNCHES, 2 * s * width),
-            backward=moves(_TRITON_LAUNCHES, 3 * s * width) + moves(1, engine=True) + residual,
+            forward=moves(TRITON_LAUNCHES, 2 * s * width),
+            backward=moves(TRITON_LAUNCHES, 3 * s * width) + moves(1, engine=True) + residual,
         )
     if fused:
         casts = moves(2) if at.autocast and s == 4 else NOTHING
@@ -162,7 +162,7 @@ def rotary(width: float, at: Setting) -> Pass:
     """Rotating `width` elements a token: x * cos + cat(-x2, x1) * sin, for queries and keys apart."""
     s = at.stream
     if at.liger:  # one kernel, after copies that make queries and keys dense (ops/rope.py); half of it for either
-        each = _TRITON_LAUNCHES / 2 + 1
+        each = TRITON_LAUNCHES / 2 + 1
         return Pass(forward=moves(each, 4 * s * width), backward=moves(each, 4 * s * width))
     return Pass(forward=moves(5, 10 * s * width), backward=moves(7, 14 * s * width, engine=True))
 
@@ -173,7 +173,7 @@ def activation(width: float, at: Setting, *, gated: bool, written_out: bool) -> 
     if written_out:
         return Pass(forward=moves(8, 18 * s * width), backward=moves(14, 34 * s * width, engine=True))
     if gated and at.liger:  # ops/swiglu.py, ops/geglu.py
-        return Pass(forward=moves(_TRITON_LAUNCHES, 3 * s * width), backward=moves(_TRITON_LAUNCHES, 5 * s * width))
+        return Pass(forward=moves(TRITON_LAUNCHES, 3 * s * width), backward=moves(TRITON_LAUNCHES, 5 * s * width))
     if gated:
         return Pass(forward=moves(2, 5 * s * width), backward=moves(3, 9 * s * width, engine=True))
     return Pass(forward=moves(1, 2 * s * width), backward=moves(1, 3 * s * width, engine=True))
@@ -196,7 +196,8 @@ def attention(query: int, key: int, value: int, heads: int, at: Setting, kernel:
     mask, and takes keys and values repeated to the queries' heads. `eager` writes every score out, several times.
     """
     c = at.compute if at.autocast else at.stream
-    whole = 2.0 * (query + max(query, value))  # multiply-adds twice, both products, per token and position
+    # Multiply-adds twice, both products, per token and position; values are multiplied by the scores of every head.
+    whole = 2.0 * (query + value * query / key)
     q, k = cast(query, at.stream, c), cast(key + value, at.stream, c)
     forward, backward = q + k, NOTHING
     if at.stream != c:
@@ -230,13 +231,13 @@ def attention(query: int, key: int, value: int, heads: int, at: Setting, kernel:
 
 def experts(
     count: int, per_token: int, hidden: int, inner: int, outer: int, at: Setting, *, biased: bool, adapted: bool,
-    rank_factor: float,
+    rank_factor: float, whole_flops: float,
 ) -> Pass:  # fmt: skip
     """Experts held as stacks of matrices: tokens sorted by expert, two grouped products, weighted sum.
 
     `outer` is the width of the first stack's output (both halves of a gate), `inner` the second's input. An adapter on
     a stack makes W + scaling * BA whole in each pass, and its gradient too (PEFT, ParamWrapper); `rank_factor` is the
-    adapters' elements per rank of one layer.
+    adapters' elements per rank of one layer, `whole_flops` what making BA takes per rank.
     """
     c, k = at.compute, per_token
     stack = float(count) * hidden * (outer + inner)
@@ -253,7 +254,7 @@ def experts(
         forward += moves(7, c * k * (2 * outer + 2 * hidden + 11 * inner))
         backward += moves(10, c * k * (3 * outer + 3 * hidden + 20 * inner), engine=True)
     if adapted:
-        products = multiplies("half", terms(rank=2.0 * count * hidden * (outer + inner)))
+        products = multiplies("half", terms(rank=whole_flops))
         # Whole twice in a pass: once as the parametrisation is registered, once as it is read.
         forward += moves(4, 0.0, one=4 * c * stack, rank=2 * c * rank_factor) + products * 2
         # The stacks' dense gradients (a product of their own), and from them those of A and B.

@@ -16,6 +16,7 @@ from qlora_planner.speed.work import Pass, Work, moves, terms
 _ATTENTION = re.compile(r"attn|attention")
 # Mixers that are no softmax attention: gated delta nets, state spaces, short convolutions, recurrences.
 _RECURRENT = re.compile(r"linear_attn|mamba|mixer|ssm|recurrent|temporal_block|short_conv|\bconv\b|lightning")
+_ANY_MIXER, _STATE = re.compile(r"\.mixer\."), re.compile(r"conv1d|A_log")
 _FUSED_NORMS = frozenset({"LayerNorm", "FusedLayerNorm"})
 # Classes whose usual activation is gelu_new, written out in Python (transformers, activations.py, NewGELUActivation;
 # modeling_bloom.py has its own of as many operators).
@@ -24,7 +25,16 @@ _BROADCAST_HEADS = frozenset({"falcon"})
 _TOWERS = ("vision", "visual", "audio")
 _DELTA = re.compile(r"linear_attn\.")
 
-Adapted = Mapping[tuple[str, str | None], float]
+
+@record
+class Grown:
+    """What adapters add to the modules of one group per rank: elements, and operations to make B times A whole."""
+
+    elements: float = 0.0
+    whole_flops: float = 0.0
+
+
+Adapted = Mapping[tuple[str, str | None], Grown]
 
 
 @record
@@ -58,12 +68,20 @@ def has_fused_norms(placement: Placement) -> bool:
 
 
 def _adapted(placement: Placement) -> Adapted:
-    """Elements per rank that adapters add to the modules of one group, by target and layer kind."""
-    elements: dict[tuple[str, str | None], float] = {}
+    """What adapters add, by target and layer kind; of each pair A comes before B."""
+    grown: dict[tuple[str, str | None], Grown] = {}
+    rows, inner = 0, 0
     for adapter in placement.adapters:
+        at_1, at_2 = adapter.shape(1), adapter.shape(2)
+        flops = 0.0
+        if len(at_1) == 2 and at_2[0] > at_1[0]:
+            rows, inner = at_2[0] - at_1[0], at_1[1]
+        elif len(at_1) == 2 and at_2[1] > at_1[1]:
+            flops = 2.0 * rows * inner * at_1[0]
         key = (adapter.target, adapter.layer_kind)
-        elements[key] = elements.get(key, 0.0) + prod(adapter.shape(2)) - prod(adapter.shape(1))
-    return elements
+        before = grown.get(key, Grown())
+        grown[key] = Grown(elements=before.elements + prod(at_2) - prod(at_1), whole_flops=before.whole_flops + flops)
+    return grown
 
 
 class _Layer:
@@ -83,6 +101,8 @@ class _Layer:
         if self._is_recurrent():
             whole = rest + self._recurrence()
             return LayerWork(count=self.kind.count, plain=whole, masked=whole, unneeded=self._unneeded())
+        if not self._linears(mixer=True):
+            return LayerWork(count=self.kind.count, plain=rest, masked=rest, unneeded=self._unneeded())
         query, key, value, heads = self._widths()
         if self._dim("position_rows") is None and self.has_rotary:
             rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
@@ -171,18 +191,14 @@ class _Layer:
         widths = sorted(max(side) for side in sides)
         inner = widths[0]
         outer = sum(widths) - inner
-        grown = sum(
-            size for (module, kind), size in self.adapted.items()
-            if kind == self.kind.name and any(_same(group.name, module) for group in stacks)
-        )  # fmt: skip
-        grown = grown or sum(
-            size
-            for (module, kind), size in self.adapted.items()
-            if kind == self.kind.name and module.endswith("experts")
-        )
+        here = {module: grown for (module, kind), grown in self.adapted.items() if kind == self.kind.name}
+        on_stacks = [grown for module, grown in here.items() if any(_same(group.name, module) for group in stacks)]
+        on_stacks = on_stacks or [grown for module, grown in here.items() if module.endswith("experts")]
         per_token = self._dim("num_experts_per_tok") or 1
         total = pieces.experts(
-            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=grown > 0, rank_factor=grown,
+            count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=bool(on_stacks),
+            rank_factor=sum(grown.elements for grown in on_stacks),
+            whole_flops=sum(grown.whole_flops for grown in on_stacks),
             biased=any("experts" in group.name and group.name.endswith("bias") for group in self.groups),
         )  # fmt: skip
         for group in routers[:1]:
@@ -198,7 +214,8 @@ class _Layer:
             if group.role != "norm" or not group.name.endswith("weight") or len(group.shape) != 1:
                 continue
             width = group.shape[0]
-            if width == head or (width != self.hidden and width in (query, key)):
+            alone = self._each(group) <= 2  # not one norm for each head, as in a list of them
+            if alone and (width == head or (width != self.hidden and width in (query, key))):
                 width = key if "k_" in group.name or "key" in group.name else query
             fused = group.module_class in _FUSED_NORMS
             total += pieces.norm(width, self.at, fused=fused) * self._each(group)
@@ -209,10 +226,9 @@ class _Layer:
         heads = self._dim("num_attention_heads") or max(1, self.hidden // 64)
         head = self._dim("head_dim") or self.hidden // heads
         keys = self._dim("num_key_value_heads") or heads
-        outs = {
-            weight.group.name.removesuffix(".weight").rpartition(".")[2]: outer
-            for weight, _, outer in self._linears(mixer=True)
-        }
+        linears = self._linears(mixer=True)
+        outs = {weight.group.name.removesuffix(".weight").rpartition(".")[2]: outer for weight, _, outer in linears}
+        into_last = next((inner for weight, inner, _ in linears if "o_proj" in weight.group.name), 0)
         if "kv_b_proj" in outs:  # latent attention: keys and values of every head are made from a low-rank vector
             both = outs["kv_b_proj"]
             rotary = self._dim("qk_rope_head_dim") or 64
@@ -220,11 +236,16 @@ class _Layer:
             value = max(1, both - (query - heads * rotary))
             return query, query, value, heads
         query = outs.get("q_proj", heads * head)
-        return query, outs.get("k_proj", keys * head), outs.get("v_proj", keys * head), heads
+        if query == 2 * into_last:  # half of it gates what attention gives (qwen3_next, qwen3_5)
+            query = into_last
+        key = outs.get("k_proj", keys * head)
+        return query, key, outs.get("v_proj", key), heads
 
     def _is_recurrent(self) -> bool:
         names = [group.name for group in self.groups if _in_mixer(group.name)]
-        return bool(names) and any(_RECURRENT.search(name) for name in names)
+        if not any(_STATE.search(name) for name in names):  # what is called a mixer may be attention (nemotron_h)
+            names = [name for name in names if not _ANY_MIXER.search(name)]
+        return any(_RECURRENT.search(name) for name in names)
 
     def _recurrence(self) -> Pass:
         """What lies between the products of a recurrent mixer: convolution, gates, and the scan."""
@@ -271,7 +292,8 @@ def _state_space(heads: int, state: int) -> Pass:
 
 def _in_mixer(name: str) -> bool:
     inside = name.partition(".*.")[2] or name
-    return bool(_ATTENTION.search(inside) or _RECURRENT.search(inside)) and "mlp" not in inside and "norm" not in inside
+    mixes = bool(_ATTENTION.search(inside) or _RECURRENT.search(inside))
+    return mixes and not any(word in inside for word in ("mlp", "norm", "expert"))
 
 
 def _same(name: str, module: str) -> bool:
