@@ -71,11 +71,15 @@ def estimate_within(
     orders: Sequence[Sequence[Tape]] = (),
     broken: tuple[Problem, ...] = (),
     complete: bool = True,
+    refines: bool = True,
 ) -> MemoryEstimate:
-    """The memory of `run` on `profile` within the budget of a card, or of none: see `estimate`."""
+    """The memory of `run` on `profile` within the budget of a card, or of none: see `estimate`.
+
+    Without `refines` a traced run's floor is not worked out more finely near what is usable: one that fits fits.
+    """
     resolution = resolve(profile, run, budget.gpu)
     budget = budget.for_run(resolution.run)
-    breakdown = _breakdown(profile, resolution, tape, orders, budget)
+    breakdown = _breakdown(profile, resolution, tape, orders, budget, refines)
     about_card = (
         Problem(code=remark.code, message=remark.message, fix=remark.fix)
         for remark in remarks(budget.gpu, {**resolution.stack, **run.stack})
@@ -126,6 +130,7 @@ def _breakdown(
     tape: Tape | None,
     orders: Sequence[Sequence[Tape]],
     budget: Budget,
+    refines: bool,
 ) -> Breakdown:
     """Each way is imported when it is taken: together they are a tenth of a second."""
     if tape is None:
@@ -134,4 +139,4 @@ def _breakdown(
         return closed_form_breakdown(profile, resolution, budget)
     from qlora_planner.memory.replay.estimate import traced_breakdown
 
-    return traced_breakdown(profile, resolution, tape, budget, orders)
+    return traced_breakdown(profile, resolution, tape, budget, orders, refines)

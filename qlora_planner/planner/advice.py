@@ -18,18 +18,24 @@ _WORTH_SAYING = 256 << 20
 _SLACK_PART = 10
 
 
-def advice(profile: ModelProfile, answer: MemoryEstimate, expandable_bytes: int | None = None) -> Iterator[Advice]:
+def advice(
+    profile: ModelProfile,
+    answer: MemoryEstimate,
+    expandable_bytes: int | None = None,
+    upcast_bytes: int | None = None,
+) -> Iterator[Advice]:
     """Lines with a code, the words and the bytes: what to know before following common advice.
 
     `answer` is the estimate of the run that is recommended, `expandable_bytes` what torch would reserve for it with
-    expandable segments, where that was played.
+    expandable segments, where that was played, and `upcast_bytes` what an upcast would add to its floor, where that is
+    known: elsewhere it is what its weights would.
     """
     run = answer.run
     placement = Placement(profile, run)
     static = static_memory(placement)
     if run.method == "qlora" and not run.upcast:
         cast = static_memory(Placement(profile, run.with_(upcast=True)))
-        more = cast.unquantized_prepared - static.unquantized_loaded
+        more = cast.unquantized_prepared - static.unquantized_loaded if upcast_bytes is None else upcast_bytes
         if more > 0:
             yield Advice(
                 code="prepare",

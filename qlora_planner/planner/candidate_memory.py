@@ -134,6 +134,15 @@ class CandidateMemory:
             floors = np.maximum(floors, before)
         return floors + beside, traced
 
+    def at(self, batch_size: int, seq_len: int) -> int:
+        """The floor of one run."""
+        floors, _ = self.floors(np.array([batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
+        return int(floors[0])
+
+    def traced_at(self, batch_size: int, seq_len: int) -> bool:
+        """Whether a trace says what one run takes."""
+        return bool(self.floors(np.array([batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))[1][0])
+
     def _traced(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.bool_]]:
         floors, traced = np.zeros(batch.shape, dtype=np.int64), np.zeros(batch.shape, dtype=bool)
         if self.sweep is None:

@@ -30,10 +30,13 @@ def cheapest(
     cards: Iterable[GpuSpec],
     sweep: Sweep | None,
     calibration: Calibration | None,
+    *,
+    untraced: bool = True,
 ) -> GpuSpec | None:
     """The card with a price on which the fastest run that fits costs least a token, by rank; None where none holds it.
 
-    Cards without a known price or known rates cannot be compared and are left out.
+    With `untraced` off closed forms say what fits only where nothing traced does. Cards without a known price or known
+    rates cannot be compared and are left out.
     """
     prices: list[tuple[float, str, GpuSpec]] = []
     named = fixed_options(run, fixed)
@@ -43,7 +46,7 @@ def cheapest(
         space = search_space(profile, run, named, whole=False)
         factory = CandidateFactory.of(profile, Budget.of(card, calibration=calibration), sweep)
         try:
-            ranking = search(factory, run, space, OBJECTIVES["throughput"], pace_on=card)
+            ranking = search(factory, run, space, OBJECTIVES["throughput"], pace_on=card, untraced=untraced)
         except InputError:  # this card's stack refuses all that is left open
             continue
         best = next(ranking.best())

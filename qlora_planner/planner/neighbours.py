@@ -1,7 +1,7 @@
-"""What lies around one run: a price for each knob, the longest sequence of each batch, and lengths at one batch.
+"""What lies around one run: a price for each knob, what to give up in order, and the longest sequence of each batch.
 
-All of it is ranked, not played: differences between two figures of the same making. Where a trace holds for one of two
-runs alone, both are worked out by closed forms.
+Where a run's trace ships, its neighbours are estimated as it is: the figures are those of `estimate`. Runs of which no
+trace ships at all are compared by closed forms.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
-from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.planner.candidate_memory import (
     AS_RANKED,
     CandidateFactory,
@@ -24,6 +24,7 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
+from qlora_planner.planner.knobs import KNOBS
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
@@ -31,86 +32,20 @@ from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
+# Lengths of one batch that are played before it is taken to hold none.
+_MOST_PLAYS = 6
 # Lengths tried first: four to an octave; then every 64 tokens inside the last gap.
 _OCTAVE = 4
 
 
-@record
-class Knob:
-    """A knob, and what turning it would make of a run; None where it is there already."""
-
-    name: str
-    turn: Callable[[RunConfig], dict[str, Any] | None]
-    note: str = ""
+# The estimate of a run by a trace that ships; None where none does.
+PlayedOf = Callable[[RunConfig], MemoryEstimate | None]
+NO_TRACE = "no trace of it ships: `estimate` says what it takes"
 
 
-def _halved(run: RunConfig) -> dict[str, Any] | None:
-    if run.batch_size == 1:
-        return None
-    return {
-        "batch_size": run.batch_size // 2,
-        "grad_accum": -(-run.batch_size * run.grad_accum // (run.batch_size // 2)),
-    }
-
-
-def _doubled(run: RunConfig) -> dict[str, Any] | None:
-    return {"batch_size": 2 * run.batch_size, "grad_accum": max(1, run.grad_accum // 2)}
-
-
-def _set(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
-    def turn(run: RunConfig) -> dict[str, Any] | None:
-        changed = {name: value for name, value in options.items() if getattr(run, name) != value}
-        return changed or None
-
-    return turn
-
-
-def _base(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
-    plain = _set(**options)
-
-    def turn(run: RunConfig) -> dict[str, Any] | None:
-        return None if run.method == "full" or run.quant == options["quant"] else plain(run)
-
-    return turn
-
-
-KNOBS = (
-    Knob(name="batch_size", turn=_halved, note="the same effective batch"),
-    Knob(name="batch_size", turn=_doubled, note="the same effective batch while there is accumulation to halve"),
-    Knob(name="seq_len", turn=lambda run: {"seq_len": 2 * run.seq_len}),
-    Knob(name="seq_len", turn=lambda run: {"seq_len": max(1, run.seq_len // 2)} if run.seq_len > 1 else None),
-    Knob(name="rank", turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None}),
-    Knob(
-        name="target_modules",
-        turn=lambda run: None if run.method == "full" else _set(target_modules="attention")(run),
-    ),
-    Knob(name="quant", turn=_base(method="qlora", quant="nf4", double_quant=True)),
-    Knob(name="quant", turn=_base(method="qlora", quant="int8"), note="outliers of real activations cost more"),
-    Knob(name="quant", turn=_base(method="lora", quant="none")),
-    Knob(
-        name="double_quant",
-        turn=lambda run: {"double_quant": not run.double_quant} if run.quant in ("nf4", "fp4") else None,
-    ),
-    Knob(name="gradient_checkpointing", turn=lambda run: {"gradient_checkpointing": not run.gradient_checkpointing}),
-    Knob(name="attention", turn=_set(attention="eager")),
-    Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
-    Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),
-    *(
-        Knob(name="trainer", turn=_set(trainer=row.name, **row.without_others()))
-        for row in sorted(TRAINER_ROWS.values(), key=lambda row: len(row.own_options))
-        if row.launches
-    ),
-    Knob(name="upcast", turn=lambda run: {"upcast": not run.upcast}, note="prepare_model_for_kbit_training"),
-    Knob(
-        name="activation_offloading",
-        turn=_set(activation_offloading=True),
-        note="needs host RAM; its speed is not modelled",
-    ),
-    Knob(
-        name="alloc_conf", turn=_set(alloc_conf="expandable_segments:True"),
-        note="less slack between what is reserved and what is used",
-    ),
-)  # fmt: skip
+def not_played(_run: RunConfig) -> MemoryEstimate | None:
+    """For runs that are ranked alone."""
+    return None
 
 
 def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base: RunConfig) -> float | None:
@@ -123,52 +58,83 @@ def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base
     return pace / base_pace
 
 
-def prices(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, scale: Scale = AS_RANKED) -> Iterator[Price]:
+def prices(
+    factory: CandidateFactory,
+    run: RunConfig,
+    pace_on: GpuSpec,
+    scale: Scale = AS_RANKED,
+    played_of: PlayedOf = not_played,
+) -> Iterator[Price]:
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
-    `run` is resolved, and `scale` what playing it took over its rank. What the stack refuses has its reason and no
-    figures; a knob that changes nothing is left out.
+    `run` is resolved. Where its trace ships (see `played_of`), a row is the difference of two estimates, without
+    figures for a neighbour whose trace does not; elsewhere of two ranks, and `scale` is what the run took over its own.
+    What the stack refuses has its reason and no figures; a knob that changes nothing is left out.
     """
-    base = _Point.of(factory, run, pace_on)
-    played = base.floor(scale)
-    fits = base.memory.fits(played, traced=base.traced is not None)
+    here = played_of(run)
+    base = _Pace.of(factory, run, pace_on)
+    ranked = None if here is not None else _Point.of(factory, run)
     for knob in KNOBS:
         change = knob.turn(run)
         if not change:
             continue
         price = Price(knob=knob.name, change={k: v for k, v in change.items() if v is not None}, note=knob.note or None)
         try:
-            other = _Point.of(factory, _open(run, change), pace_on)
+            turned = _open(run, change)
+            pace = _Pace.of(factory, turned, pace_on)
+            price = replace(price, speed=pace.over(base))
+            if here is not None:
+                yield _played_price(price, here, played_of(turned))
+            elif ranked is not None:
+                yield _ranked_price(price, ranked, _Point.of(factory, turned), scale)
         except InputError as error:
-            yield replace(price, refused=str(error))
-            continue
-        now, then, traced = _alike(base, other)
-        # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
-        good = fits if then <= now else other.memory.fits(played + then - now, traced=traced)
-        yield replace(price, bytes=then - now, speed=other.pace_over(base), fits=good)
+            yield replace(price, speed=None, refused=str(error))
 
 
-def ladder(factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> Iterator[Fallback]:
-    """What to give up, in order, if memory runs out: each rung keeps what those above it changed, and is ranked.
+def _played_price(price: Price, here: MemoryEstimate, there: MemoryEstimate | None) -> Price:
+    if there is None:
+        return replace(price, note="; ".join(filter(None, (price.note, NO_TRACE))))
+    return replace(price, bytes=there.floor_bytes - here.floor_bytes, fits=there.verdict == "fits")
 
-    `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out.
+
+def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Price:
+    played = base.floor(scale)
+    now, then, traced = _alike(base, other)
+    # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
+    fits = base.memory.fits(played, traced=base.traced is not None)
+    good = fits if then <= now else other.memory.fits(played + then - now, traced=traced)
+    return replace(price, bytes=then - now, fits=good)
+
+
+def ladder(
+    factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec, played_of: PlayedOf = not_played
+) -> Iterator[Fallback]:
+    """What to give up, in order, if memory runs out: each rung keeps what those above it changed.
+
+    `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out. One whose trace
+    does not ship frees what closed forms say that it does over the rung above.
     """
-    base = above = _Point.of(factory, run, pace_on)
-    before, freed = run, 0
+    here = played_of(run)
+    above, before, freed = run, run, 0
+    base = _Pace.of(factory, run, pace_on)
     for lower, says in fallbacks(run, factory.profile):
         changed = {name: value for name, value in lower.to_dict().items() if value != getattr(before, name)}
         try:
-            other = _Point.of(factory, lower, pace_on)
+            pace = _Pace.of(factory, lower, pace_on)
+            there = None if here is None else played_of(lower)
+            if there is not None and here is not None:
+                freed, fits = there.floor_bytes - here.floor_bytes, there.verdict == "fits"
+            else:
+                # Rung by rung: two that stand beside each other are most likely of the same making.
+                first, second = _Point.of(factory, above), _Point.of(factory, lower)
+                now, then, traced = _alike(first, second)
+                freed += then - now
+                taken = then if here is None else here.floor_bytes + freed
+                fits = second.memory.fits(taken, traced=traced or here is not None)
         except InputError:
             continue
-        # Rung by rung: two that stand beside each other are most likely of the same making.
-        now, then, traced = _alike(above, other)
-        freed += then - now
-        before, above = lower, other
-        yield Fallback(
-            change=changed, says=says, bytes=freed, fits=other.memory.fits(then, traced=traced),
-            speed=other.pace_over(base),
-        )  # fmt: skip
+        before = above = lower
+        yield Fallback(change=changed, says=says, bytes=freed, fits=fits, speed=pace.over(base))
 
 
 def _alike(base: _Point, other: _Point) -> tuple[int, int, bool]:
@@ -188,58 +154,108 @@ def _open(run: RunConfig, change: Mapping[str, Any]) -> RunConfig:
     return run.with_(**{**opened, **change})
 
 
+def _accepted(factory: CandidateFactory, run: RunConfig) -> Resolution:
+    """Raises InputError with the first reason why the stack refuses a run."""
+    resolution = resolve(factory.profile, run, factory.gpu)
+    refused = [problem.message for problem in resolution.problems if problem.blocking]
+    if refused:
+        raise InputError(refused[0])
+    return resolution
+
+
+@record
+class _Pace:
+    """How fast a run is; None where that is not known."""
+
+    run: RunConfig
+    tokens_per_s: float | None
+
+    def over(self, base: _Pace) -> float | None:
+        """How many times as fast: see `pace_ratio`."""
+        return pace_ratio(self.tokens_per_s, self.run, base.tokens_per_s, base.run)
+
+    @classmethod
+    def of(cls, factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> _Pace:
+        resolution = _accepted(factory, run)
+        model, resolved = factory.pace(resolution, pace_on), resolution.run
+        if model is None:
+            return cls(run=resolved, tokens_per_s=None)
+        pace = model.tokens_per_s(resolved.batch_size, resolved.seq_len, resolved.rank)
+        return cls(run=resolved, tokens_per_s=float(pace))
+
+
 @record
 class _Point:
+    """A run as it is ranked, by its trace and by closed forms."""
+
     memory: CandidateMemory
-    method: str
     traced: int | None
     closed: int
-    pace: float | None
 
     def floor(self, scale: Scale) -> int:
         """The floor, scaled in the way in which it was ranked."""
         ranked = self.closed if self.traced is None else self.traced
         return scale.on(ranked, self.traced is not None)
 
-    def pace_over(self, base: _Point) -> float | None:
-        """How many times as fast: see `pace_ratio`."""
-        return pace_ratio(self.pace, self.memory.run, base.pace, base.memory.run)
-
     @classmethod
-    def of(cls, factory: CandidateFactory, run: RunConfig, pace_on: GpuSpec) -> _Point:
-        resolution = resolve(factory.profile, run, factory.gpu)
-        refused = [problem.message for problem in resolution.problems if problem.blocking]
-        if refused:
-            raise InputError(refused[0])
+    def of(cls, factory: CandidateFactory, run: RunConfig) -> _Point:
+        resolution = _accepted(factory, run)
         memory, resolved = factory.make(resolution), resolution.run
         batch, seq = (np.array([size], dtype=np.int64) for size in (resolved.batch_size, resolved.seq_len))
         floor, traced = memory.floors(batch, seq)
         closed, _ = replace(memory, sweep=None).floors(batch, seq)
-        model = factory.pace(resolution, pace_on)
-        pace = (
-            None if model is None else float(model.tokens_per_s(resolved.batch_size, resolved.seq_len, resolved.rank))
-        )
-        return cls(
-            memory=memory, method=memory.method, traced=int(floor[0]) if traced[0] else None,
-            closed=int(closed[0]), pace=pace,
-        )  # fmt: skip
+        return cls(memory=memory, traced=int(floor[0]) if traced[0] else None, closed=int(closed[0]))
 
 
 def frontier(
-    factory: CandidateFactory, run: RunConfig, model_limit: int | None, scale: Scale = AS_RANKED
+    factory: CandidateFactory,
+    run: RunConfig,
+    model_limit: int | None,
+    scale: Scale = AS_RANKED,
+    played_of: PlayedOf = not_played,
 ) -> tuple[FrontierPoint, ...]:
     """The longest sequence for each batch, with everything else as in `run`; None where not even 64 tokens fit.
 
-    `scale` is what playing the chosen run took over its rank.
+    `scale` is what playing the chosen run took over its rank. Where its trace ships, each point is a run that fits by
+    its own estimate (`played_of` may give one whose floor is too large rather than too small); elsewhere it is ranked.
     """
     points = []
+    here = played_of(run)
+    if here is not None:
+        scale = AS_RANKED  # the last batch's own takes its place
     for batch in FRONTIER_BATCHES:
         try:
             memory = candidate_memory_at(factory, run, batch, scale)
         except InputError:  # this batch is refused
             continue
-        points.append(FrontierPoint(batch_size=batch, seq_len=longest(memory, batch, model_limit)))
+        ranked = longest(memory, batch, model_limit)
+        played = here is not None and memory.traced_at(batch, ranked or SEQ_STEP)
+        if played:
+            ranked, scale = longest_played(memory, batch, model_limit, played_of)
+        points.append(FrontierPoint(batch_size=batch, seq_len=ranked, played=played))
     return tuple(points)
+
+
+def longest_played(
+    memory: CandidateMemory, batch: int, model_limit: int | None, played_of: PlayedOf
+) -> tuple[int | None, Scale]:
+    """The longest sequence near the longest by rank that fits by its own estimate, and what playing it took over its
+    rank, by which it is ranked anew where it does not fit.
+    """
+    scale, tried = memory.scale, 1 << 62
+    for _ in range(_MOST_PLAYS):
+        ranked = longest(replace(memory, scale=scale), batch, model_limit, traced_alone=True) or SEQ_STEP
+        tried = min(ranked, tried - SEQ_STEP)
+        if tried < SEQ_STEP:
+            break
+        answer = played_of(memory.run.with_(seq_len=tried))
+        if answer is None:
+            break
+        if answer.verdict == "fits":
+            return tried, scale
+        as_ranked = replace(memory, scale=AS_RANKED)
+        scale = Scale.of(as_ranked.at(batch, tried), True, answer.floor_bytes)
+    return None, scale
 
 
 def candidate_memory_at(
@@ -251,15 +267,24 @@ def candidate_memory_at(
 
 
 def longest(
-    memory: CandidateMemory, batch: int, model_limit: int | None, accumulated: bool | None = None
+    memory: CandidateMemory,
+    batch: int,
+    model_limit: int | None,
+    accumulated: bool | None = None,
+    *,
+    traced_alone: bool = False,
 ) -> int | None:
-    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit."""
+    """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit.
+
+    With `traced_alone`, of lengths for which a trace ships.
+    """
     limits = memory.largest_floors()
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
 
     def fitting(steps: Ints) -> NDArray[np.bool_]:
         floors, traced = memory.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
-        return floors <= np.where(traced, *limits)
+        good: NDArray[np.bool_] = floors <= np.where(traced, *limits)
+        return good & traced if traced_alone else good
 
     steps_that_fit = _largest(fitting, top)
     return None if steps_that_fit is None else steps_that_fit * SEQ_STEP

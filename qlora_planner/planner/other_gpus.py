@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.gpus import remarks
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.risk import verdict_of
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import cost_of, speed_of
+
+# The estimate of a run on all of a card; None where no trace of it ships.
+PlayedOn = Callable[[RunConfig, GpuSpec], MemoryEstimate | None]
+
+
+def _not_played(_run: RunConfig, _card: GpuSpec) -> MemoryEstimate | None:
+    return None
 
 
 @record
@@ -87,17 +97,44 @@ def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here:
 
 
 def smallest_card(
-    profile: ModelProfile, answer: MemoryEstimate, cards: Iterable[GpuSpec], here: Budget
+    profile: ModelProfile,
+    answer: MemoryEstimate,
+    cards: Iterable[GpuSpec],
+    here: Budget,
+    played_on: PlayedOn = _not_played,
 ) -> Standing | None:
-    """The card with the least memory on which the run fits; None where none of `cards` does.
+    """The card with the least memory on which the run fits; None where none of `cards` does, or none that is no larger
+    than the one on which it is known to fit.
 
-    One that needs another torch than pip installs, or whose memory is the host's too, is passed over.
+    One that needs another torch than pip installs, or whose memory is the host's too, is passed over. A floor is worked
+    out finely for the card that it is asked for alone, so that where memory is just enough the run is estimated on that
+    card by `played_on`.
     """
+    fits_here = answer.verdict == "fits"
+    least = answer.peak.allocated_bytes or 0  # that torch was seen to need at the least, on any card
     for card in by_size(cards):
         if card.vendor != "nvidia" or remarks(card, answer.stack):
             continue
-        if _verdict_on(answer, card, fitting_on(answer, here, card), here.risk) == "fits":
+        budget, _ = _budget_on(answer, here, card)
+        if fits_here and budget.usable_bytes > here.usable_bytes and card.name != here.card.name:
+            return None
+        verdict = _verdict_on(answer, card, fitting_on(answer, here, card), here.risk)
+        if verdict == "fits":
             return standing(profile, answer, card, here)
+        if verdict == "will-not-run":
+            continue
+        at_least = budget.probability_oom(least + budget.context.total_bytes, answer.method)
+        if answer.method != TRACED or verdict_of(at_least, here.risk) != "fits":
+            continue
+        again = answer if card.name == here.card.name and fits_here else played_on(answer.run, card)
+        if again is not None and again.verdict == "fits":
+            chance = budget.probability_oom(again.floor_bytes, again.method)
+            return replace(
+                standing(profile, answer, card, here),
+                verdict="fits", device_bytes=again.peak.device_bytes, probability_oom=chance,
+            )  # fmt: skip
+        if again is not None:
+            least = max(least, again.floor_bytes - budget.context.total_bytes)
     return None
 
 

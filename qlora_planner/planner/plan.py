@@ -6,18 +6,28 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
 from qlora_planner.memory.unmodelled.left_out import whole
-from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY, qualified
+from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.nearest import nearest
-from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, pace_ratio, prices
+from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
-from qlora_planner.planner.planner import OrdersOf, Planner, Request, TapeOf, no_orders, rows_of
+from qlora_planner.planner.other_runs import alternatives, elsewhere
+from qlora_planner.planner.planner import (
+    OrdersOf,
+    Planner,
+    Request,
+    ShippedOf,
+    TapeOf,
+    no_orders,
+    no_tape,
+    none_shipped,
+    rows_of,
+)
 from qlora_planner.planner.records import (
     Advice,
     Alternative,
@@ -36,15 +46,13 @@ from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import Tape
-from qlora_planner.speed.roofline import Rates, cost_of, speed_of
+from qlora_planner.speed.roofline import cost_of
 
 if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.data.batches.epochs import DataPlan
 
 SCHEMA = "qlora-plan/plan/1"
 _DEFAULT = RunConfig()
-_STORED = ("method", "quant", "double_quant")
 
 
 @record
@@ -84,25 +92,27 @@ class Plan:
         return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 
 
-def _no_tape(_run: RunConfig) -> Tape | None:
-    return None
-
-
 def plan(
     profile: ModelProfile,
     request: Request,
     *,
     sweep: Sweep | None = None,
-    tape_of: TapeOf = _no_tape,
+    tape_of: TapeOf = no_tape,
     orders_of: OrdersOf = no_orders,
+    shipped_of: ShippedOf = none_shipped,
+    traces: bool = True,
+    answers: dict[str, MemoryEstimate] | None = None,
 ) -> Plan:
     """The best run that fits, by the objective, over everything that is not fixed.
 
     `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
-    may take a while, and `orders_of` those of batches of a dataset that may come before its widest. What is fixed
-    stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what was asked for
-    and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not fixed becomes
-    the longest that fits; where nothing fits at all, the run that needs least is answered.
+    may take a while, and `orders_of` those of batches of a dataset that may come before its widest. `shipped_of` gives
+    those that ship, by which what lies around the run is estimated. Without `traces` no run is recommended by closed
+    forms while a traced one fits. `answers` are kept between plans of one model within one budget, none of which is for
+    a dataset.
+    What is fixed stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what
+    was asked for and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not
+    fixed becomes the longest that fits; where nothing fits at all, the run that needs least is answered.
     Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
     """
     objective = find_objective(request.objective)
@@ -117,7 +127,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of)
+    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers)
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
@@ -174,24 +184,26 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
     cost = cost_of(answer.speed, request.gpu)
+    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, planner.played))
+    upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
         gpu=request.gpu,
         run=answer.run,
         estimate=_qualified(planner, answer),
-        alternatives=tuple(_alternatives(planner, choice, answer.floor_bytes, scale)),
-        prices=tuple(prices(factory, answer.run, planner.pace_on, scale)),
-        frontier=frontier(factory, answer.run, planner.model_limit, scale),
+        alternatives=tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
+        prices=priced,
+        frontier=frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
         objective=request.objective,
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on)),
-        advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer))),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
+        advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
         if _of_data(request)
-        else smallest_card(planner.profile, answer, request.cards, request.budget),
-        compared=tuple(_elsewhere(planner, choice, card) for card in request.compare),
+        else smallest_card(planner.profile, answer, request.cards, request.budget, planner.played_on),
+        compared=tuple(elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(
             usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=request.gpu.rent_usd_per_hour,
         ),
@@ -214,36 +226,6 @@ def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) 
     return planner.reserved(choice.run.with_(alloc_conf="expandable_segments:True"))
 
 
-def _elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
-    """The best run of the same model and objective on another card, by rank: figures None where nothing fits there."""
-    request = planner.request
-    there = replace(request, budget=request.budget.on(card), pace_on=card if Rates.of(card, None) else request.pace_on)
-    other = Planner.of(planner.profile, there, planner.run, planner.factory.sweep, planner.tape_of)
-    objective, fixed = find_objective(request.objective), fixed_options(request.run, request.fixed)
-    refused = OtherGpu(
-        gpu=card.name, label=card.label, usable_bytes=other.budget.usable_bytes, usd_per_hour=card.rent_usd_per_hour
-    )
-    try:
-        best = next(other.rank(planner.run, fixed, objective, whole=False).best())
-    except InputError:  # the stack refuses everything left open on that card
-        return refused
-    shown = here.run.to_dict()
-    resolved = resolve(planner.profile, best.run, card).run
-    fits = CANNOT_SAY if _of_data(request) else "fits"
-    row = replace(
-        refused,
-        verdict=fits if best.fits else "does-not-fit", floor_bytes=best.floor_bytes, run=resolved.to_dict(),
-        change={name: value for name, value in best.run.to_dict().items() if value != shown[name]},
-    )  # fmt: skip
-    speed = speed_of(planner.profile, resolved, card, request.budget.calibration)
-    if not best.fits or speed.tokens_per_s is None:
-        return row
-    return replace(
-        row, tokens_per_s=speed.tokens_per_s, step_s=speed.step_s, speed_basis=str(speed.basis),
-        usd_per_million_tokens=cost_of(speed, card).usd_per_million_tokens,
-    )  # fmt: skip
-
-
 def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
     """What of the chosen run is neither a default nor what a default becomes here."""
     usual = resolve(planner.profile, _DEFAULT, planner.request.gpu).run
@@ -252,44 +234,6 @@ def _options(planner: Planner, choice: Choice) -> Mapping[str, Any]:
         for name, value in choice.run.to_dict().items()
         if value not in (getattr(_DEFAULT, name), getattr(usual, name))
     }
-
-
-def _alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scale) -> list[Alternative]:
-    """The best run of each other objective, by rank, where it differs; `floor_bytes` is what the chosen one took."""
-    rows: list[Alternative] = []
-    fixed = fixed_options(planner.request.run, planner.request.fixed)
-    shown = chosen.run.to_dict()
-    for objective in OBJECTIVES.values():
-        if objective.name == planner.request.objective or objective.cards:
-            continue
-        # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
-        kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
-        around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)
-        other = next(around.best(), None)
-        if other is None or not other.fits:
-            continue
-        change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
-        if not change or not _gains(objective, other, chosen):
-            continue
-        rows.append(
-            Alternative(
-                objective=objective.name,
-                change=change,
-                buys=objective.says,
-                bytes=scale.on(other.floor_bytes, other.traced) - floor_bytes,
-                speed=pace_ratio(other.pace, other.run, chosen.pace, chosen.run),
-            )
-        )
-    return rows
-
-
-def _gains(objective: Objective, other: Choice, chosen: Choice) -> bool:
-    """Whether a run that is best by another objective is better by it than the one recommended."""
-    if objective.lengths:
-        return other.run.seq_len > chosen.run.seq_len
-    if objective.name == "quality":
-        return (other.quality, other.run.rank) > (chosen.quality, chosen.run.rank)
-    return other.run.rank > chosen.run.rank if objective.ranks else other.pace > chosen.pace
 
 
 def _pace_on_rows(planner: Planner, answer: MemoryEstimate) -> float | None:

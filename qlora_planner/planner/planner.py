@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.options.resolve import resolve
@@ -13,6 +14,7 @@ from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.planner.candidate_memory import CandidateFactory
+from qlora_planner.planner.neighbours import longest_played
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.search_space import search_space
@@ -28,10 +30,22 @@ if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.data.batches.summary import DataSummary
 
 TapeOf = Callable[[RunConfig], Tape | None]
+# The trace of a run on a card, of those that ship.
+ShippedOf = Callable[[RunConfig, GpuSpec], Tape | None]
 # Sequences of traces of a run at other widths, as far as they are at hand and made of the same pieces.
 OrdersOf = Callable[[RunConfig, Sequence[Sequence[int]]], Sequence[Sequence[Tape]]]
 # Finalists that are estimated on their own before the search is content with fewer tokens.
 MOST_TRIES = 6
+
+
+def no_tape(_run: RunConfig) -> Tape | None:
+    """For runs of which no trace is at hand."""
+    return None
+
+
+def none_shipped(_run: RunConfig, _gpu: GpuSpec) -> Tape | None:
+    """For a model of which no trace ships."""
+    return None
 
 
 def no_orders(_run: RunConfig, _widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:
@@ -67,7 +81,10 @@ class Request:
 
 @dataclass(slots=True, kw_only=True)
 class Planner:
-    """One model within one budget for one request; `looked_at` counts candidates."""
+    """One model within one budget for one request; `looked_at` counts candidates.
+
+    `tape_of` may trace a run, where `traces` is on; `shipped_of` knows what ships alone.
+    """
 
     profile: ModelProfile
     request: Request
@@ -75,7 +92,11 @@ class Planner:
     factory: CandidateFactory
     tape_of: TapeOf
     orders_of: OrdersOf = no_orders
+    shipped_of: ShippedOf = none_shipped
+    traces: bool = True
     looked_at: int = 0
+    _answers: dict[str, MemoryEstimate] = field(default_factory=dict)
+    _rough: dict[str, MemoryEstimate] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,10 +107,15 @@ class Planner:
         sweep: Sweep | None,
         tape_of: TapeOf,
         orders_of: OrdersOf = no_orders,
+        shipped_of: ShippedOf = none_shipped,
+        traces: bool = True,
+        answers: dict[str, MemoryEstimate] | None = None,
     ) -> Planner:
+        """`answers` holds what was estimated before of this model within this budget, and gets what is now."""
         return cls(
             profile=profile, request=request, run=run, factory=CandidateFactory.of(profile, request.budget, sweep),
-            tape_of=tape_of, orders_of=orders_of,
+            tape_of=tape_of, orders_of=orders_of, shipped_of=shipped_of, traces=traces,
+            _answers={} if answers is None else answers,
         )  # fmt: skip
 
     @property
@@ -127,6 +153,7 @@ class Planner:
         ranking = search(
             self.factory, run, space, objective, pace_on=self.pace_on,
             model_limit=min(limits, default=None), rows=None if data is None else rows_of(data),
+            untraced=self.traces,
         )  # fmt: skip
         self.looked_at += ranking.count
         return ranking
@@ -145,25 +172,57 @@ class Planner:
             answer = self.answer(choice.run)
             if answer.verdict == "fits":
                 return choice, answer
+        return self.first_that_fits(ranking, self.answer)
+
+    def first_that_fits(
+        self, ranking: Ranking, answer_of: Callable[[RunConfig], MemoryEstimate | None]
+    ) -> tuple[Choice, MemoryEstimate] | None:
+        """The best choice that fits by `answer_of`, which is None for what it cannot say; None where none tried does.
+
+        Where lengths are ranked, shorter ones of a choice come before the next.
+        """
         off = 1.0  # how much more a choice took than it was ranked at, at the most
         tries = 0
         for choice in ranking.best():
             if not choice.fits or tries >= MOST_TRIES:
                 return None
+            if ranking.lengths and choice.traced and self.shipped_of is not none_shipped:
+                tries += 1
+                if (longest := self._longest(choice, answer_of)) is not None:
+                    return longest
+                continue
             if choice.floor_bytes * off > self.budget.usable_bytes:
                 continue
-            answer = self.answer(choice.run)
+            answer = answer_of(choice.run)
+            if answer is None:
+                continue
             tries += 1
             if answer.verdict == "fits":
                 return choice, answer
             off = max(off, answer.floor_bytes / choice.floor_bytes)
         return None
 
+    def _longest(
+        self, choice: Choice, answer_of: Callable[[RunConfig], MemoryEstimate | None]
+    ) -> tuple[Choice, MemoryEstimate] | None:
+        """The same options at the longest sequence that fits, as the frontier has it."""
+        run = choice.run
+        memory = self.factory.make(resolve(self.profile, run, self.request.gpu))
+        seq_len, _ = longest_played(memory, run.batch_size, run.seq_len, self.roughly)
+        if seq_len is None:
+            return None
+        run = run.with_(seq_len=seq_len)
+        answer = answer_of(run)
+        if answer is None or answer.verdict != "fits":
+            return None
+        return replace(choice, run=run, floor_bytes=memory.at(run.batch_size, run.seq_len)), answer
+
     def reserved(self, run: RunConfig) -> int | None:
         """The most that torch reserves for a run, played as `answer` does; None where it is not traced."""
-        tape, orders = self._traces(run)
+        tape = self.tape_of(run)
         if tape is None:
             return None
+        orders = self._orders(run, tape)
         resolution = resolve(self.profile, run, self.request.gpu)
         workspace_bytes = self.budget.workspace_bytes
         return max(
@@ -176,20 +235,66 @@ class Planner:
 
         What its figures leave out is for the end: a search would find nothing that fits.
         """
+        key = self._key(run)
+        if key not in self._answers:
+            tape = self.tape_of(run)
+            self._answers[key] = self._estimated(run, tape, self._orders(run, tape))
+        return self._answers[key]
+
+    def played(self, run: RunConfig) -> MemoryEstimate | None:
+        """The estimate of a run alone where its trace ships, whatever the data; None elsewhere.
+
+        Raises InputError for modules that are not there.
+        """
+        return self._alone(run, refines=True)
+
+    def roughly(self, run: RunConfig) -> MemoryEstimate | None:
+        """The same from one playing, with a floor that is never less: what fits by it fits."""
+        return self._alone(run, refines=False)
+
+    def _alone(self, run: RunConfig, *, refines: bool) -> MemoryEstimate | None:
+        if self.shipped_of is none_shipped:
+            return None
+        key = self._key(run) if self.request.data is None else f"alone {self._key(run)}"
+        known = self._answers.get(key)
+        if known is not None and known.method == TRACED:
+            return known
+        if not refines and key in self._rough:
+            return self._rough[key]
+        tape = self.shipped_of(run, self.request.gpu)
+        if tape is None:
+            return None
+        kept = self._answers if refines else self._rough
+        kept[key] = self._estimated(run, tape, (), refines=refines)
+        return kept[key]
+
+    def played_on(self, run: RunConfig, card: GpuSpec) -> MemoryEstimate | None:
+        """The estimate of a run on all of another card; None where no trace of it ships."""
+        tape = self.shipped_of(run, card)
+        if tape is None:
+            return None
+        return estimate_within(self.budget.on(card), self.profile, run, tape=tape, complete=False)
+
+    def _key(self, run: RunConfig) -> str:
+        """The same for a run as it is typed and as it is resolved."""
+        return repr(resolve(self.profile, run, self.request.gpu).run)
+
+    def _estimated(
+        self, run: RunConfig, tape: Tape | None, orders: Sequence[Sequence[Tape]], *, refines: bool = True
+    ) -> MemoryEstimate:
         budget = self.budget
-        tape, orders = self._traces(run)
-        answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False)
+        answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False, refines=refines)
         speed = speed_of(self.profile, answer.run, budget.gpu, budget.calibration, answer.stack)
         return replace(answer, speed=speed)
 
-    def _traces(self, run: RunConfig) -> tuple[Tape | None, Sequence[Sequence[Tape]]]:
-        """The run's trace and, with a dataset, those of batches that may come before its widest."""
-        tape, data = self.tape_of(run), self.request.data
+    def _orders(self, run: RunConfig, tape: Tape | None) -> Sequence[Sequence[Tape]]:
+        """With a dataset, traces of batches that may come before the widest of a run that has a `tape`."""
+        data = self.request.data
         if data is None or tape is None:
-            return tape, ()
+            return ()
         from qlora_planner.data.batches.widths import widths_before
 
-        return tape, self.orders_of(run, widths_before(data, run.batch_size, run.seq_len, run.packing))
+        return self.orders_of(run, widths_before(data, run.batch_size, run.seq_len, run.packing))
 
 
 def rows_of(data: DataSummary) -> Rows:

@@ -15,7 +15,10 @@ Change = Mapping[str, Any]  # run options by name, with the value that each woul
 
 @record
 class Price:
-    """What turning one knob adds to the floor, and the ratio of speeds; no figures where the stack refuses it."""
+    """What turning one knob adds to the floor, and the ratio of speeds.
+
+    No figures where the stack refuses it; no bytes, and `fits` None, where no trace of it ships beside the run's own.
+    """
 
     knob: str
     change: Change
@@ -28,7 +31,7 @@ class Price:
 
 @record
 class FrontierPoint:
-    """The longest sequence of one batch; None where not even 64 tokens fit."""
+    """The longest sequence of one batch, by its own estimate where `played`; None where not even 64 tokens fit."""
 
     batch_size: int
     seq_len: int | None
@@ -79,7 +82,10 @@ class Advice:
 
 @record
 class OtherGpu:
-    """The best run of the same model and objective on another card, ranked; no figures where nothing can run there."""
+    """The best run of the same model and objective on another card, by its own estimate where it was `played`.
+
+    No figures where nothing can run there.
+    """
 
     gpu: str
     label: str

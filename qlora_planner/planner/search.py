@@ -72,6 +72,7 @@ class Ranking:
     traced: NDArray[np.bool_]
     step_s: NDArray[np.float64]
     order: NDArray[np.int64]
+    lengths: bool = False  # whether every option set is ranked at the longest sequence that fits
 
     @property
     def count(self) -> int:
@@ -117,15 +118,16 @@ def search(
     pace_on: GpuSpec,
     model_limit: int | None = None,
     rows: Rows | None = None,
+    untraced: bool = True,
 ) -> Ranking:
-    """Rank every candidate of `space` around `run` on the card of `factory`.
+    """Rank every candidate of `space` around `run` on the card of `factory`; see `rank`.
 
     `pace_on` is the card whose rates rank speeds: the card itself, or one that stands in where it is but a size.
     Raises InputError when target modules match nothing, NothingRunsError with the first reason when the stack refuses
     every candidate.
     """
     prepared = _option_sets(factory, run, space, objective, pace_on)
-    return rank(prepared, run, space, objective, model_limit=model_limit, rows=rows)
+    return rank(prepared, run, space, objective, model_limit=model_limit, rows=rows, untraced=untraced)
 
 
 def rank(
@@ -136,13 +138,17 @@ def rank(
     *,
     model_limit: int | None = None,
     rows: Rows | None = None,
+    untraced: bool = True,
 ) -> Ranking:
-    """Rank option sets, each with the batches that it holds for. Raises InputError when there is none."""
+    """Rank option sets, each with the batches that it holds for. Raises InputError when there is none.
+
+    With `untraced` off, closed forms say what fits only where they must: where of all that is traced nothing does.
+    """
     sets: list[OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
     for options, batches in prepared:
         accumulated = space.accumulation(batches[0], options.run) > 1
-        lengths = _lengths(options, run, objective, batches[0], accumulated, model_limit)
+        lengths = _lengths(options, run, objective, batches[0], accumulated, model_limit, untraced=untraced)
         batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
         parts.append(_evaluate(len(sets), options, space, batch, seq, rows))
         sets.append(options)
@@ -151,6 +157,8 @@ def rank(
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
+    if not untraced and (fits & traced).any():
+        fits = fits & traced
     plain = np.array([options.plain for options in sets], dtype=np.int64)[which]
     columns = Columns(
         pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced
@@ -161,7 +169,9 @@ def rank(
     good = order[fits[order]]
     rest = order[~fits[order]]
     rest = rest[np.argsort(floor[rest], kind="stable")]
-    return Ranking(sets, which, accumulation, columns, fits, traced, step_s, np.concatenate([good, rest]))
+    return Ranking(
+        sets, which, accumulation, columns, fits, traced, step_s, np.concatenate([good, rest]), objective.lengths
+    )
 
 
 def _option_sets(
@@ -212,12 +222,25 @@ def option_set(typed: RunConfig, memory: CandidateMemory, speed: SpeedModel) -> 
 
 
 def _lengths(
-    options: OptionSet, run: RunConfig, objective: Objective, batch: int, accumulated: bool, model_limit: int | None
+    options: OptionSet,
+    run: RunConfig,
+    objective: Objective,
+    batch: int,
+    accumulated: bool,
+    model_limit: int | None,
+    *,
+    untraced: bool,
 ) -> NDArray[np.int64]:
-    """The run's own length; where every length may be chosen, the longest that fits."""
+    """The run's own length; where every length may be chosen, the longest that fits, of those that are traced where
+    `untraced` ones are not wanted and there are any.
+    """
     if not objective.lengths:
         return np.array([run.seq_len], dtype=np.int64)
-    tokens = longest(options.memory, batch, model_limit, accumulated)
+    tokens = None
+    if not untraced:
+        tokens = longest(options.memory, batch, model_limit, accumulated, traced_alone=True)
+    if tokens is None:
+        tokens = longest(options.memory, batch, model_limit, accumulated)
     return np.array([tokens or SEQ_STEP], dtype=np.int64)
 
 

@@ -104,20 +104,24 @@ def _alternatives(plan: Plan, theme: Theme) -> Iterator[Line]:
 
 def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
     """One row a knob; what the stack refuses is left to `--json`."""
-    rows = [(row, row.bytes) for row in plan.prices if row.bytes is not None]
+    rows = [row for row in plan.prices if row.refused is None]
     if not rows:
         return
     yield columns(
         [("what a knob changes", "dim"), ("MiB", "dim"), ("speed", "dim"), ("fits", "dim")], _PRICES, frozenset({0})
     )
-    for row, size in rows:
+    for row in rows:
+        size = "-" if row.bytes is None else ("+" if row.bytes > 0 else "") + mib(row.bytes)
+        fits = "?" if row.fits is None else "yes" if row.fits else "no"
         cells = [
             (theme.cut(change(row.change), _PRICES[0]), ""),
-            (("+" if size > 0 else "") + mib(size), ""),
+            (size, ""),
             (percent(row.speed), ""),
-            ("yes" if row.fits else "no", "" if row.fits else "dim"),
+            (fits, "" if row.fits else "dim"),
         ]
         yield columns(cells, _PRICES, frozenset({0}))
+    if any(row.bytes is None for row in rows):
+        yield from theme.wrap("- no trace of it ships: `estimate` with its options says what it takes", 2, style="dim")
 
 
 def _of_data(plan: Plan) -> str:

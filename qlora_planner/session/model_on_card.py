@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.record import record
+from qlora_planner.session import packages
 from qlora_planner.session.models import with_targets
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from qlora_planner.memory.budget import Budget
     from qlora_planner.planner.candidate_memory import CandidateFactory, Scale
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.planner.planner import Planner
     from qlora_planner.planner.records import Price
     from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.session.cards import PlannedCard
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
 _KEPT = 512  # estimates of one model and card
 NO_CARD = "no card is given: name one, as Session().on('24GB')"
+# A rank is at most so far from what playing takes: cells of the grid that are nearer to the limit are played.
+NEAR_BY = 1.1
 # Lengths of the frontier's grid.
 GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -36,7 +40,7 @@ GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
 class Frontier:
     """Sequence by batch around a run: the longest length of each batch, and a verdict and a floor in bytes per cell.
 
-    `cells` is keyed by (batch, length). All ranked, not played.
+    `cells` is keyed by (batch, length). Those near the limit are played where their trace ships, others are ranked.
     """
 
     longest: Mapping[int, int | None]
@@ -53,6 +57,7 @@ class ModelOnCard:
     profile: ModelProfile
     card: PlannedCard | None
     _known: dict[str, MemoryEstimate] = field(default_factory=dict)
+    _played: dict[str, MemoryEstimate] = field(default_factory=dict)  # what lay around runs before
 
     @property
     def gpu(self) -> GpuSpec | None:
@@ -185,6 +190,25 @@ class ModelOnCard:
             stored_only=session.stored_only,
         )  # fmt: skip
 
+    def _shipped(self, run: RunConfig, gpu: GpuSpec | None) -> Tape | None:
+        """The trace of a run on a card where it ships."""
+        return tape_for(self.profile, run, gpu, profiles=self.session.profiles, stored_only=True)
+
+    @cached_property
+    def _planner(self) -> Planner:
+        """Estimates what lies around runs whose traces ship."""
+        from qlora_planner.planner.planner import Planner, Request
+        from qlora_planner.spec.run import RunConfig as Run
+
+        return Planner.of(
+            self.profile, Request(budget=self._on_a_card(), pace_on=self.pace_on), Run(), self.sweep, self.tape,
+            shipped_of=self._shipped, answers=self._played,
+        )  # fmt: skip
+
+    def played(self, run: RunConfig) -> MemoryEstimate | None:
+        """The estimate of a run whose trace ships, as a search has it; None elsewhere."""
+        return self._planner.played(run)
+
     def refusal(self, run: RunConfig) -> str | None:
         """Why a run cannot work, in milliseconds: what is contradictory, and what the stack refuses. None: it can."""
         from qlora_planner.memory.options.resolve import resolve
@@ -221,12 +245,17 @@ class ModelOnCard:
                 return ()
 
         request.setdefault("cards", self.session.gpus.all())
+        if len(self._played) > _KEPT:
+            self._played.clear()
         answer = plan(
             self.profile,
             Request(budget=self._on_a_card(), run=run or Run(), fixed=fixed, pace_on=self.pace_on, **request),
             sweep=sweep,
             tape_of=traced,
             orders_of=orders,
+            shipped_of=self._shipped,
+            traces=not self.session.stored_only and packages.can_trace(),
+            answers=None if request.get("data") is not None else self._played,
         )
         near = answer.nearest
         if near is not None:
@@ -237,7 +266,7 @@ class ModelOnCard:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run)))
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.played))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
@@ -246,7 +275,7 @@ class ModelOnCard:
         from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
         resolved, scale = self._accepted(run), self._scale(run)
-        points = frontier(self.factory, resolved, self.model_limit, scale)
+        points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
@@ -256,8 +285,16 @@ class ModelOnCard:
                 continue
             seq = np.array(lengths, dtype=np.int64)
             floors, traced = memory.floors(np.full_like(seq, batch), seq)
-            for length, floor, by_trace in zip(lengths, floors, traced, strict=True):
-                cells[batch, length] = memory.verdict(int(floor), traced=bool(by_trace)), int(floor)
+            most, _ = memory.largest_floors()
+            for length, floor, by_trace in zip(lengths, floors.tolist(), traced.tolist(), strict=True):
+                cells[batch, length] = memory.verdict(floor, traced=by_trace), floor
+                if by_trace and most / NEAR_BY <= floor <= most * NEAR_BY:
+                    there = memory.run.with_(seq_len=length)
+                    played = self._planner.roughly(there)
+                    if played is not None and played.verdict != "fits":
+                        played = self._planner.played(there)
+                    if played is not None and played.verdict is not None:
+                        cells[batch, length] = played.verdict, played.floor_bytes
         longest = {point.batch_size: point.seq_len for point in points}
         return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=self.budget.usable_bytes)
 

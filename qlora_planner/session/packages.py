@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,6 +39,11 @@ def missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:
     from importlib.util import find_spec
 
     return [package for package in needed if find_spec(package) is None]
+
+
+def can_trace() -> bool:
+    """Whether a run whose trace does not ship can be traced here."""
+    return os.environ.get(TRACE_VARIABLE) != "never" and not missing_packages()
 
 
 def check_installed(needed: Sequence[str]) -> None:

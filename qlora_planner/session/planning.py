@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, NothingFitsError
+from qlora_planner.session import packages
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.data import DataSource, summary_of
 from qlora_planner.session.traces import sweep_for
@@ -37,7 +38,8 @@ def cheapest_card(
             )
         return card
     sweep = sweep_for(profile, profiles=session.profiles, named=run.stack)
-    gpu = cheapest(profile, run, fixed, session.gpus.all(), sweep, session.calibration)
+    untraced = not session.stored_only and packages.can_trace()
+    gpu = cheapest(profile, run, fixed, session.gpus.all(), sweep, session.calibration, untraced=untraced)
     if gpu is None:
         as_typed = " as asked" if fixed else ""
         raise NothingFitsError(

@@ -236,7 +236,7 @@ class Workbench:
         Raises InputError for a run that the stack refuses, and as `estimate` does.
 
         >>> rows = Session().on("24GB").prices("qwen2.5-7b")
-        >>> all(price.refused or price.bytes is not None for price in rows)
+        >>> any(price.fits for price in rows)
         True
         """
         return self.open(model).prices(run_of(run, options))

@@ -35,12 +35,14 @@ def traced_breakdown(
     tape: Tape,
     budget: Budget,
     orders: Sequence[Sequence[Tape]] = (),
+    refines: bool = True,
 ) -> Breakdown:
     """Everything an estimate shows, from the tape of this run played through the allocator.
 
     Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
 
-    Near what is usable within the `budget`, which is the run's own, the floor is worked out more finely. Under torch's
+    Near what is usable within the `budget`, which is the run's own, the floor is worked out more finely where that
+    `refines`; without, it is what one playing says, which is never less. Under torch's
     own limit a run that gets through gives back what it has cached; of one that does not, all is shown.
     """
     run, context, workspace_bytes, limit_bytes = (
@@ -66,16 +68,20 @@ def traced_breakdown(
         lines=_lines(run, shown, peak, context),
         # Loading is over before the libraries' kernels join the context: what works at the peak bounds the floor.
         floor_bytes=min(
-            floor_bytes(
-                profile,
-                resolution,
-                tape,
-                workspace_bytes,
-                played,
-                None if budget.usable is None else budget.usable_bytes - full,
-                before,
-            )
-            + full,
+            full
+            + (
+                floor_bytes(
+                    profile,
+                    resolution,
+                    tape,
+                    workspace_bytes,
+                    played,
+                    None if budget.usable is None else budget.usable_bytes - full,
+                    before,
+                )
+                if refines
+                else max(played.non_releasable_bytes, played.allocated)
+            ),
             peak.device_bytes or 0,
         ),
         trainable_params=played.state.count,

@@ -66,7 +66,7 @@ class Recommender:
     def _option_set(self, model: Candidate, base: IndexedStorage, open_run: RunConfig, *, padded: bool) -> OptionSet:
         resolved = open_run.with_(**{**base.settled, "padding": padded})
         resolution = Resolution.resolved(resolved, model.resolution.stack)
-        memory = candidate_memory_of(base.ground, resolution, self.budget, model.sweep, base.fixed)
+        memory = candidate_memory_of(base.ground, resolution, self.budget, model.sweep, base.fixed, model.scale)
         rates = Rates.of(self.pace_on, resolved.compute_dtype)
         assert rates is not None, "the ranking card has rates"
         traits, basis = efficiency_of(self.pace_on, self.budget.calibration)

@@ -1,7 +1,7 @@
 """survey: what fits on one card, over many models, each with its recommended recipe.
 
-Its figures rank models: allocated bytes of a sweep times what segments usually take more, or closed forms. `plan`
-plays the runs that it answers with.
+Its figures rank models: allocated bytes of a sweep times what segments usually take more, or closed forms. Where that
+is near the limit the run is played, as `plan` plays the runs that it answers with.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from qlora_planner.memory.closed_form.components import component_lines
 from qlora_planner.memory.closed_form.estimate import phases_of
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution, resolve
-from qlora_planner.memory.records import Unmodelled
+from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
-from qlora_planner.planner.candidate_memory import CandidateMemory, candidate_memory_of
+from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
-from qlora_planner.planner.sweeps import Sweep, fixed_of
+from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -80,8 +80,19 @@ class Candidate:
     ground: StaticPeaks
     sweep: Sweep | None = None
     fixed: FixedBytes | None = None
+    scale: Scale = AS_RANKED  # what playing its run took over its rank, where that was done
     bases: tuple[IndexedStorage, ...] = ()  # of a model of the index: every way to store its weights
     text_part_of: str | None = None  # of a model of the index: the type of model that this is the text part of
+
+
+# The estimate of a run of a model, by its name, where its trace ships; None elsewhere.
+PlayedIn = Callable[[str, RunConfig], MemoryEstimate | None]
+# Of runs that are ranked so far below what fits, none was seen to take more than that when it was played.
+SURELY_WITHIN = 1.03
+
+
+def _not_played(_model_id: str, _run: RunConfig) -> MemoryEstimate | None:
+    return None
 
 
 SweepOf = Callable[[ModelProfile], Sweep | None]
@@ -124,6 +135,7 @@ def survey(
     sweep_of: SweepOf = _no_sweep,
     storages_of: BasesOf = _no_bases,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
+    played_of: PlayedIn = _not_played,
 ) -> list[SurveyRow]:
     """A row per model, largest first; a model that cannot take `run` at all has its reason as a note.
 
@@ -136,7 +148,7 @@ def survey(
     for profile in profiles:
         try:
             model = candidate(profile, wanted, budget.card, sweep_of(profile))
-            row = judge(replace(model, bases=storages_of(profile)), budget, recommend)
+            row = judge(replace(model, bases=storages_of(profile)), budget, recommend, played_of)
             rows.append(_qualified(_noted(row, wanted), left_out(profile, model.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
             rows.append(_refused(profile, wanted, budget.usable_bytes, str(error)))
@@ -147,8 +159,12 @@ def judge(
     model: Candidate,
     budget: Budget,
     recommend: Callable[[Candidate], Recommended | None] = lambda _: None,
+    played_of: PlayedIn = _not_played,
 ) -> SurveyRow:
-    """The row of one model within a budget; `recommend` searches for its best run."""
+    """The row of one model within a budget; `recommend` searches for its best run.
+
+    A rank that is near the limit may be on its wrong side: there the run is estimated by `played_of`.
+    """
     run, usable = model.resolution.run, budget.usable_bytes
     seq_len = min(run.seq_len, model.max_seq_len or run.seq_len)
     run = run.with_(seq_len=seq_len)
@@ -161,6 +177,13 @@ def judge(
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
     floor = int(floors[0])
     verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
+    limit, _ = own.largest_floors()
+    if not refused and traced[0] and limit / SURELY_WITHIN < floor < limit * PINNED_OVER_ALLOCATED:
+        played = played_of(model.model_id, run)
+        if played is not None and played.verdict is not None:
+            model = replace(model, scale=Scale.of(floor, True, played.floor_bytes))
+            verdict, floor = played.verdict, played.floor_bytes
+            single, several = (candidate_memory_for(model, run, budget, padded=padded) for padded in (False, True))
     row = SurveyRow(
         model_id=model.model_id,
         family=model.family,
@@ -209,7 +232,7 @@ def candidate_memory_for(model: Candidate, run: RunConfig, budget: Budget, *, pa
         run = run.with_(padding=padded and not run.packing)
     resolution = Resolution.resolved(run, model.resolution.stack)
     assert model.fixed is not None
-    return candidate_memory_of(model.ground, resolution, budget, model.sweep, model.fixed)
+    return candidate_memory_of(model.ground, resolution, budget, model.sweep, model.fixed, model.scale)
 
 
 def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:

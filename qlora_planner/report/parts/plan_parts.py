@@ -22,7 +22,7 @@ def percent(ratio: float | None) -> str:
 
 
 def compared(plan: Plan, theme: Theme) -> Iterator[Line]:
-    """The best run of the model on each other card; ranked, not played."""
+    """The best run of the model on each other card."""
     if not plan.compared:
         return
     heads = ("the best run on", "", "needs GiB", "tokens/s", "$ per Mtok")

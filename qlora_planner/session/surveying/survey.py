@@ -9,6 +9,7 @@ from qlora_planner.errors import MissingError
 from qlora_planner.sources.locations import models_dirs, tapes_dirs
 
 if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.run import RunConfig
@@ -27,6 +28,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
     from qlora_planner.session.surveying.indexed import indexed_candidates
+    from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.tapes import stored_sweep
 
     session, gpu = bench.session, bench.gpu
@@ -37,8 +39,14 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     recommender = Recommender(budget=budget, pace_on=session.ranking_card(gpu))
     usable = budget.usable_bytes
     best = recommender.best if recommend else lambda _: None
+    whole = {profile.id: profile for profile in profiles}
+
+    def played(model_id: str, chosen: RunConfig) -> MemoryEstimate | None:
+        profile = whole.get(model_id) or ModelCatalogue(models_dirs(session.profiles)).load(model_id)
+        return session.open(profile, bench.card).played(chosen)
+
     for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
-        yield judge(candidate, budget, best)
+        yield judge(candidate, budget, best, played)
     folders = tapes_dirs(session.profiles)
     yield from survey(
         profiles,
@@ -48,4 +56,5 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
         # With options of the user's nothing is searched: the run is theirs.
         storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
         recommend=best,
+        played_of=played,
     )

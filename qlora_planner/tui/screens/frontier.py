@@ -45,8 +45,8 @@ class FrontierScreen(Page):
             note.update(self.state.around_words())
             return
         note.update(
-            "GiB needed by batch and sequence (ranked, not played), and the longest sequence of each batch that fits."
-            " Enter takes a cell."
+            "GiB needed by batch and sequence (far from the limit ranked, not played), and the longest sequence of each"
+            " batch that fits. Enter takes a cell."
         )
         if grid is self._painted:
             return

@@ -17,11 +17,14 @@ from qlora_planner.units import format_size
 
 def price_cells(price: Price) -> tuple[str, str, str, str]:
     """One price as text: the change, its bytes, its speed, whether it fits or why it is refused."""
-    if price.bytes is None:
+    if price.refused is not None:
         return change(price.change), "-", "-", f"will not run: {price.refused}"
+    speed = "-" if price.speed is None else f"x {price.speed:.2f}"
+    if price.bytes is None:
+        return change(price.change), "-", speed, "not traced: Enter says"
     return (
         change(price.change), f"{'+' if price.bytes > 0 else ''}{format_size(price.bytes)}",
-        "-" if price.speed is None else f"x {price.speed:.2f}", "fits" if price.fits else "does not fit",
+        speed, "fits" if price.fits else "does not fit",
     )  # fmt: skip
 
 
@@ -51,14 +54,14 @@ class PricesScreen(Page):
         if self.state.prices is None:
             note.update(self.state.around_words())
             return
-        note.update("One knob at a time, against the run now (ranked, not played). Enter applies a change.")
+        note.update("One knob at a time, against the run now. Enter applies a change.")
         if self.state.prices is self._painted:
             return
         self._painted = self._rows = self.state.prices
         theme, rows = self.theme_at(80), []
         for price in self._rows:
             words, size, speed, then = price_cells(price)
-            style = "magenta" if price.refused else "green" if price.fits else "red"
+            style = "magenta" if price.refused else "dim" if price.bytes is None else "green" if price.fits else "red"
             rows.append([
                 Text(theme.cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
                 Text(theme.cut(then, 40), style=style),
