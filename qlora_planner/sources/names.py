@@ -19,6 +19,7 @@ from qlora_planner.sources.catalogue import ModelCatalogue, candidates_line, fol
 from qlora_planner.sources.words import (
     billions,
     is_size,
+    name_in,
     rank,
     size_distance,
     squashed,
@@ -103,11 +104,11 @@ class Names:
 
     def searched(self, text: str) -> Callable[[str], bool]:
         """Whether a catalogue model, or one derived from it, has every word of `text` in its name."""
-        wanted = set(words_of(text))
+        wanted = set(words_tuned_alike(name_in(text)))
         if not wanted:
             return lambda _name: False
-        bases = {named.base for name, named in self.derived.items() if wanted <= set(words_of(name))}
-        return lambda name: name in bases or wanted <= set(words_of(name))
+        bases = {named.base for name, named in self.derived.items() if wanted <= set(words_tuned_alike(name))}
+        return lambda name: name in bases or wanted <= set(words_tuned_alike(name))
 
     def _mirrored(self, name: str) -> bool:
         """Whether an id is another organisation's copy, which is meant only where its owner is named."""

@@ -150,6 +150,7 @@ def test_a_search_finds_the_base_of_a_derived_name() -> None:
     found = NAMES.searched("deepseek-r1 qwen")
     assert found("Qwen/Qwen2.5-7B") and not found("meta-llama/Llama-3.1-8B")
     assert NAMES.searched("gemma3 27b")("google/gemma-3-27b")
+    assert NAMES.searched("gemma2:9b-instruct-q4_0")("google/gemma-2-9b")
     assert not NAMES.searched("")("google/gemma-3-27b")
 
 
