@@ -34,10 +34,12 @@ from qlora_planner.spec.tiles import TileLoop
 from qlora_planner.spec.trace import CompiledTape, Tape
 from tools.families.make import FIRST, made, quieten, region_for, toys_for
 from tools.families.recipes import RECIPES
-from tools.families.tracing import CONFIGS, TracedToy, traced_toy
+from tools.families.tracing import CONFIGS, TracedToy, toy_dims, traced_toy
 
 HOLDS = "holds.jsonl"
 KEY = ("name", "recipe", "region")
+# A piece's sizes, counted from 1: by what each is on two toys, whether a library keeps it, whether a last tile holds it.
+Known = dict[tuple[tuple[int, ...], bool, bool], int]
 
 
 def digest(piece: Mapping[str, Any]) -> str:
@@ -77,6 +79,8 @@ class Here:
         # Others for each piece, so that over the pieces of a class all toys have their turn.
         self._first = zlib.crc32(" ".join(str(piece[name]) for name in KEY).encode()) % CONFIGS
         self._traced: dict[int, TracedToy] = {}
+        self._run, before_80 = RECIPES[piece["recipe"]]
+        self._gpu = load_gpu("t4") if before_80 else None
 
     def difference(self) -> dict[str, Any]:
         """Whether a toy's tape is the piece's, else where they part and whether the peaks are alike."""
@@ -86,7 +90,7 @@ class Here:
         if list(toys.symbols) != piece["symbols"][: len(toys.symbols)]:
             return {"same": False, "where": f"dimensions: {piece['symbols']}, here {list(toys.symbols)}"}
         toy = self._toy(self._first)
-        expected = self._at(toy).at(*toy.point)
+        expected = self._at(self._first).at(*toy.point)
         where = first_difference(expected, toy.tape)
         if where is None:
             return {"same": True}
@@ -98,15 +102,11 @@ class Here:
     def derived(self) -> dict[str, Any] | None:
         """The piece for these libraries, where two toys agree on the events and each size is one of the piece's own."""
         own = self.piece["tape"]
-        toys = [self._toy((self._first + step) % CONFIGS) for step in range(2)]
-        values = list(zip(*(_values(self._at(toy), toy.point) for toy in toys), strict=True))
-        # A size is told by what it is on both toys, whether a library keeps it, and whether a last tile holds it.
-        known: dict[tuple[tuple[int, ...], bool, bool], int] = {}
-        workspaces, last = set(own["workspace_sizes"]), _in_last(TileLoop.of(*loop) for loop in own.get("loops", ()))
-        for at, code in enumerate(own["events"]):
-            key = values[max(code - 1, 0)], code - 1 in workspaces, at in last
-            if code > 0 and known.setdefault(key, code) != code:
-                return None  # two sizes that these toys do not tell apart
+        pairs = ((self._first, (self._first + step) % CONFIGS) for step in range(1, CONFIGS))
+        pair, known = next(((pair, known) for pair in pairs if (known := self._told_apart(pair))), (None, None))
+        if pair is None or known is None:
+            return None
+        toys = [self._toy(at) for at in pair]
         if toys[0].loops != toys[1].loops:
             return None
         try:
@@ -128,22 +128,34 @@ class Here:
             tape["loops"] = [loop.words for loop in toys[0].loops]
         return {**self.piece, "tape": tape}
 
+    def _told_apart(self, pair: tuple[int, int]) -> Known | None:
+        """The piece's sizes by what they are on two toys; None where those do not tell them apart."""
+        own, points = self.piece["tape"], self.region.points(CONFIGS)
+        values = list(zip(*(_values(self._at(at), points[at]) for at in pair), strict=True))
+        known: Known = {}
+        workspaces, last = set(own["workspace_sizes"]), _in_last(TileLoop.of(*loop) for loop in own.get("loops", ()))
+        for at, code in enumerate(own["events"]):
+            if code > 0:
+                key = values[code - 1], code - 1 in workspaces, at in last
+                if known.setdefault(key, code) != code:
+                    return None
+        return known
+
     def _toy(self, at: int) -> TracedToy:
         if at not in self._traced:
-            run, before_80 = RECIPES[self.piece["recipe"]]
-            toy = traced_toy(self.toys, run, load_gpu("t4") if before_80 else None, self.region, at)
+            toy = traced_toy(self.toys, self._run, self._gpu, self.region, at)
             if toy.variant != self.piece["tape"]["variant"]:
                 raise InputError(f"variant: {self.piece['tape']['variant']}, here {toy.variant}")
             self._traced[at] = toy
         return self._traced[at]
 
-    def _at(self, toy: TracedToy) -> CompiledTape:
+    def _at(self, at: int) -> CompiledTape:
         """The piece's tape with a toy's dimensions for letters."""
-        piece = self.piece
+        piece, dims = self.piece, toy_dims(self.toys, self._run, self._gpu, self.region, at)
         family = FamilyTape.from_dict(piece["tape"], tuple(piece["symbols"]), tuple(piece["kinds"]))
-        sizes = [with_dims(terms, toy.dims) for terms in family.sizes]
+        sizes = [with_dims(terms, dims) for terms in family.sizes]
         if None in sizes:
-            raise InputError(f"dimensions: {piece['symbols']}, here {list(toy.dims)}")
+            raise InputError(f"dimensions: {piece['symbols']}, here {list(dims)}")
         return replace(family.tape, sizes=tuple(terms or () for terms in sizes))
 
 

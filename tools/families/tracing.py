@@ -101,11 +101,20 @@ def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regio
     """Toy number `at`, traced as a family is made of it."""
     with never_fused(), few_chunks():
         resolution, variant = _resolution(toys, recipe, gpu, region)
-        point, dims = region.points(CONFIGS)[at], toys.dims[at]
+        point = region.points(CONFIGS)[at]
         tape = _trace(toys.configs[at], resolution, gpu, point)
-    rest = rests(dims, scored_tokens(resolution, region.batched), point) if region.tiled else {}
-    loops = loops_of(tape, dims, rest) if region.tiled else ()
-    return TracedToy(tape=tape, variant=variant, point=point, dims={**dims, **rest}, loops=loops)
+    dims = toy_dims(toys, recipe, gpu, region, at)
+    loops = loops_of(tape, toys.dims[at], dims) if region.tiled else ()
+    return TracedToy(tape=tape, variant=variant, point=point, dims=dims, loops=loops)
+
+
+def toy_dims(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region, at: int) -> dict[str, int]:
+    """The dimensions of toy number `at`, and what the last tiles of its head hold."""
+    dims = dict(toys.dims[at])
+    if not region.tiled:
+        return dims
+    resolution, _ = _resolution(toys, recipe, gpu, region)
+    return {**dims, **rests(dims, scored_tokens(resolution, region.batched), region.points(CONFIGS)[at])}
 
 
 def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
