@@ -183,3 +183,13 @@ def test_a_damaged_number_of_a_stack_is_named(llama: ModelProfile, tmp_path: Pat
     folders = with_stacks(llama, tmp_path, [[7]])
     with pytest.raises(InputError, match=r"llama-9\.jsonl\.gz: not readable families"):
         family_tape(llama, variant_of(llama, KEPT), folders)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"), [("1.7", "1.13", True), ("1.13", "1.14", False), ("1.3", "1.4", False)]
+)
+def test_releases_of_trl_with_one_loss_share_their_tapes(
+    one: str, other: str, alike: bool, llama: ModelProfile
+) -> None:
+    variants = {variant_of(llama, RunConfig(stack={"trl": version})) for version in (one, other)}
+    assert (len(variants) == 1) == alike

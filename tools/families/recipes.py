@@ -10,6 +10,7 @@ _HF = RunConfig(trainer="hf-trainer")
 _LORA = RunConfig(method="lora")
 _UPCAST, _HF_UPCAST = _QLORA.with_(upcast=True), _HF.with_(upcast=True)
 _KEPT = {"gradient_checkpointing": False}
+_TRL_1_7 = {"trl": "1.10.0"}  # whose loss trl has from 1.7 to 1.13
 _EVEN = {"padding": False}  # rows of one length; several rows are padded by default
 
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
@@ -69,6 +70,8 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "loop": (_QLORA.with_(trainer="loop"), False),
     "offload": (_QLORA.with_(activation_offloading=True), False),
     "upcast-offload": (_UPCAST.with_(activation_offloading=True), False),
+    "trl-1.7": (_QLORA.with_(stack=_TRL_1_7), False),
+    "trl-1.7-upcast": (_UPCAST.with_(stack=_TRL_1_7), False),
     "eager-kept": (_QLORA.with_(attention="eager", **_KEPT), False),
 }
 

@@ -38,7 +38,7 @@ from tools.families.tracing import CONFIGS, TracedToy, toy_dims, traced_toy
 
 HOLDS = "holds.jsonl"
 KEY = ("name", "recipe", "region")
-# A piece's sizes, counted from 1: by what each is on two toys, whether a library keeps it, whether a last tile holds it.
+# Sizes of a piece, counted from 1, by what each is on two toys, whether a library keeps it and a last tile holds it.
 Known = dict[tuple[tuple[int, ...], bool, bool], int]
 
 

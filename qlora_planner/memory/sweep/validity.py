@@ -69,6 +69,8 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
     """One word per option that changes the graph; runs with equal keys differ in sizes alone."""
     trainer = trainer_named(run.trainer)
     newest, version = trainer.losses[0][0], version_of(trainer, stack)
+    # Releases of one loss share its tapes; those before the first that is dated differ among each other too.
+    since = next((first for first, _ in trainer.losses if version >= first and any(first)), version)
     four_bit = run.quant in FOUR_BIT
     words = [
         kernel_class(gpu), run.method, "nf4" if four_bit else run.quant or "none",
@@ -82,7 +84,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
-        f"{trainer.versioned_by}{version}": version < newest,
+        f"{trainer.versioned_by}{since}": version < newest,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 
