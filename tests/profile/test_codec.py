@@ -272,7 +272,9 @@ def test_a_dtype_that_is_read_has_a_size() -> None:
 
 
 # What is known of a profile once it is looked up; no file holds it.
-FOUND_OUT = {"source", "same_shape_as", "same_shape_sha256", "resolved_from", "installed"}
+FOUND_OUT = {
+    "source", "same_shape_as", "same_shape_sha256", "family_sha256", "drawn_dims", "resolved_from", "installed",
+}  # fmt: skip
 
 
 def test_the_checks_cover_every_field() -> None:
