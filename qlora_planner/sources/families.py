@@ -64,12 +64,15 @@ def family_tape(
     if any(tensor.quantized and tensor.numel % _BLOCK for tensor in profile.tensors):
         return None
     name = region_name(profile, region)
+    names = [name]
+    if not profile.dims.get("sliding_window") and _masks_nothing(variant):  # every row lies within no window
+        names.append(f"{name} within")
     made_from = profile.family_sha256 or profile.same_shape_sha256 or profile.config_sha256
     for folder in dirs:
         path = _path_of(folder, made_from)
         if path is None:
             continue
-        held = _family(path, variant, name, profile.drawn_dims, profile.versions if stack is None else stack)
+        held = _family(path, variant, names, profile.drawn_dims, profile.versions if stack is None else stack)
         family, versions = held or (None, {})
         tape = None if family is None else family.of_model(profile, batch_size, seq_len)
         if family is None or tape is None:
@@ -77,6 +80,12 @@ def family_tape(
         tiled = _of_as_many_tiles(family, region, batch_size, seq_len)
         return StoredTape(tape=tape, region=tiled, versions=versions)
     return None
+
+
+def _masks_nothing(variant: str) -> bool:
+    """Whether no mask is made for rows within a window, as for rows without one."""
+    words = variant.split()
+    return "sdpa" in words and not {"padding", "packing"} & set(words)
 
 
 def _of_as_many_tiles(family: FamilyTape, region: ValidityRange, batch_size: int, seq_len: int) -> ValidityRange:
@@ -130,7 +139,7 @@ def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
 
 
 def _family(
-    path: Path, variant: str, region: str, letters: Sequence[str], stack: Mapping[str, str]
+    path: Path, variant: str, regions: Sequence[str], letters: Sequence[str], stack: Mapping[str, str]
 ) -> tuple[FamilyTape, Mapping[str, str]] | None:
     """The tape in a file that holds for a stack, and the versions it was made with; None where it has none for this, or
     holds one of the dimensions `letters` as a number."""
@@ -140,7 +149,7 @@ def _family(
             return None
         for made, line in zip(header["tapes"], lines, strict=False):
             held = next((versions for versions in stacks_of(header, made) if same_code(versions, stack)), None)
-            if held is not None and made["variant"] == variant and made["region"] == region:
+            if held is not None and made["variant"] == variant and made["region"] in regions:
                 symbols, kinds = tuple(header["symbols"]), tuple(header["kinds"])
                 return FamilyTape.from_dict(json.loads(line), symbols, kinds), held
         return None

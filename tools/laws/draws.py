@@ -38,7 +38,9 @@ def needs_of(made: Structure, by_law: ByLaw, prober: Prober) -> list[list[Any]]:
     free_head = "head_dim" in symbols and "head_dim" not in made.derived
     if free_head and not _right(_config(made, {**row, "hidden_size": row["hidden_size"] + 2}), by_law, prober):
         needs.append(["divisible", "hidden_size", "num_attention_heads"])
-    others = [name for name in symbols if name not in _RELATED]
+    alike = {name for name in symbols if len({other[name] for other in made.rows}) == 1}
+    needs += [["equal", name, row[name]] for name in symbols if name in alike]
+    others = [name for name in symbols if name not in _RELATED and name not in alike]
     usual = [name for name in others if name != "head_dim"]
     if _right(_config(made, {**row, **{name: row[name] + 1 for name in usual}}), by_law, prober):
         others = [name for name in others if name not in usual]
@@ -89,7 +91,8 @@ def _row(made: Structure, drawn: random.Random) -> dict[str, int]:
         heads = row[kv_heads] * drawn.choice([2, 3, 4])
     else:
         heads = drawn.choice([2, 3, 4, 6, 8, 10])
-    width = drawn.choice([16, 24, 32, 48, 64, 96, 128, 20, 36, 100])
+    same_head = len({other.get("head_dim") for other in made.rows}) == 1
+    width = row.get("head_dim", 0) if same_head else drawn.choice([16, 24, 32, 48, 64, 96, 128, 20, 36, 100])
     hidden, head = row["hidden_size"] // row["num_attention_heads"], row.get("head_dim")
     if head is None:  # a wide head of one size
         hidden_by_head = hidden if made.own.get("head_dim") is None else drawn.choice([64, 100, 256])
@@ -97,7 +100,7 @@ def _row(made: Structure, drawn: random.Random) -> dict[str, int]:
         row["head_dim"], hidden_by_head = width, width
     else:
         row["head_dim"], hidden_by_head = width, drawn.choice([width, 30, 64, 144])
-    if made.lists_factors:  # for heads as wide as the first toy's
+    if made.lists_factors and head is not None:  # for heads as wide as the first toy's
         first = made.rows[0]
         row["head_dim"], hidden_by_head = first["head_dim"], first["hidden_size"] // first["num_attention_heads"]
     row["num_attention_heads"], row["hidden_size"] = heads, heads * hidden_by_head

@@ -58,7 +58,7 @@ class Structure:
     def _own_name(self, symbol: str) -> str | None:
         """The field that holds a dimension, as the class itself calls it; None where the class works it out."""
         for name in (symbol, self.aliases.get(symbol), OTHER_NAMES.get(symbol)):
-            if name is not None and name in self.whole:
+            if name is not None and self.whole.get(name) is not None:
                 return name
         return None
 
@@ -119,6 +119,9 @@ class Structure:
                     rules[name]["none"] = self._none(name)
             elif self._by_layer(name):
                 rules[name] = {"layers": True}
+            elif name in self.toys.symbols and self.whole[name] is None:  # worked out, unless it is given
+                size = self._worked_out(name)
+                rules[name] = {"size": size, "absent": size, "null": size}
             elif name not in completed[0]:
                 rules[name] = self._own_rule(name)
             else:
@@ -187,15 +190,20 @@ class Structure:
 
     def _derived(self) -> dict[str, Size]:
         """Dimensions that are no field: they have to be worked out of the others."""
-        found: dict[str, Size] = {}
-        for symbol in self.symbols:
-            if self.own[symbol] is None:
-                others = [other for other in self.symbols if other != symbol]
-                size = Sizes(others, self.rows).fit([row[symbol] for row in self.rows])
-                if size is None:
-                    raise NoLawError(f"{symbol} is no field and no product of the others")
-                found[symbol] = size
-        return found
+        return {symbol: self._worked_out(symbol) for symbol in self.symbols if self.own[symbol] is None}
+
+    def _worked_out(self, symbol: str) -> Size:
+        others = [other for other in self.symbols if other != symbol]
+        values = [row[symbol] for row in self.rows]
+        size = Sizes(others, self.rows).fit(values)
+        heads = "num_attention_heads"
+        if symbol == "head_dim" and all(
+            row["hidden_size"] == value * row[heads] for row, value in zip(self.rows, values, strict=True)
+        ):
+            size = [[1, 1, "hidden_size", f"/{heads}"]]  # of toys whose heads are of one size too
+        if size is None:
+            raise NoLawError(f"{symbol} is no field and no product of the others")
+        return size
 
     # Layers
 

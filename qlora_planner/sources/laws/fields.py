@@ -157,6 +157,8 @@ def _unmet(need: Sequence[Any], dims: Mapping[str, int]) -> str | None:
         return f"{first} {size} is no multiple of {second}" + ("" if isinstance(second, int) else f" {other}")
     if how == "below" and size >= other:
         return f"{first} {size} is not below {second}" + ("" if isinstance(second, int) else f" {other}")
+    if how == "equal" and size != other:
+        return f"{first} is {size} where the known models have {other}"
     if how == "above" and size <= other:
         return f"{first} {size} is not above {second}" + ("" if isinstance(second, int) else f" {other}")
     return None
