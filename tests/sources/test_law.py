@@ -157,6 +157,14 @@ def test_its_runs_are_answered_by_the_family_of_the_nearest_known_model() -> Non
     assert family_tape(replace(made, drawn_dims=("no_such_letter",)), variant, FAMILIES) is None
 
 
+@pytest.mark.parametrize("width", [64, 80, 96, 128])
+def test_a_family_with_heads_of_one_size_is_passed_over_for_another(width: int) -> None:
+    """Falcon3's heads are 256 wide: its family holds that as a number, and fewer sizes may differ from it."""
+    made = profile_of({**LLAMA, "head_dim": width, "num_key_value_heads": 4, "num_attention_heads": 8})
+    resolution = resolve(made, RunConfig())
+    assert family_tape(made, trace_key(resolution.run, resolution.stack, None), FAMILIES) is not None
+
+
 @pytest.mark.parametrize("changes", [{"head_dim": 160}, {"head_dim": 100}, {"hidden_size": 3232, "head_dim": 8}])
 def test_heads_that_take_other_kernels_and_blocks_that_do_not_fill_up_are_no_familys(changes: dict[str, Any]) -> None:
     made = profile_of({**LLAMA, **changes, "intermediate_size": 8641})

@@ -76,7 +76,8 @@ def _resized(
     aliases = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
     for symbol, name in rules.items():
         raw.pop(next((alias for alias, own_name in aliases.items() if own_name == name), ""), None)
-        raw[name] = dims[symbol]
+        if symbol in dims:
+            raw[name] = dims[symbol]
     for name in structure["layers"]["fields"]:
         raw.pop(name, None)
     return raw

@@ -14,13 +14,14 @@ from qlora_planner.sources.laws.sizes import Size
 from qlora_planner.sources.same_shape import NOT_OF_THE_SHAPE, ROPE_TABLES
 from tools.families.toys import TOYS, Toys, toys_of
 from tools.families.tracing import Toy
-from tools.field_turning import finished
+from tools.field_turning import _Bench, finished
 from tools.laws.extra import extra_dimensions
 from tools.laws.sizes import Sizes
 from tools.laws.tensors import NoLawError, facts_of, solved, solved_tensors
 
 DEPTH, POSITION = "num_hidden_layers", "max_position_embeddings"
 _DEEPEST = 130
+_ONE_KERNEL = ("gelu", "gelu_pytorch_tanh")  # activations that are one call of torch
 _CONFIGS = 6  # toys: two solve a sum of two products, the others prove it
 _WINDOWS = tuple(515 + 6 * at for at in range(TOYS))
 
@@ -50,6 +51,7 @@ class Structure:
         self.sizes = Sizes(self.symbols, self.rows)
         self.own = {symbol: self._own_name(symbol) for symbol in (*self.symbols, DEPTH, POSITION)}
 
+        self._bench: tuple[_Bench, Any] | None = None
         self.rules: dict[str, dict[str, Any]] = {}
         self.derived: dict[str, Size] = {}
         self.layer_fields: list[str] = []
@@ -148,14 +150,39 @@ class Structure:
         rule: dict[str, Any] = {"value": value}
         for way, change in (("absent", _without), ("null", _nulled)):
             changed = [finished(change(config, name), None) for config in self.toy_configs]
-            if all(isinstance(one, dict) and one == usual for one, usual in zip(changed, completed, strict=True)):
+            pairs = zip(changed, completed, strict=True)
+            if all(isinstance(one, dict) and (one == usual or _carried(name, one, usual)) for one, usual in pairs):
                 rule[way] = True
+        if "absent" in rule and self._shapes_layers(name):
+            del rule["absent"]
+        if value in _ONE_KERNEL:
+            others = [other for other in _ONE_KERNEL if self._traces_alike({name: other})]
+            rule["any_of"] = [value, *(other for other in others if other != value)]
+            changed = [finished(_without(config, name), None) for config in self.toy_configs]
+            if all(isinstance(one, dict) and one.get(name) in rule["any_of"] for one in changed):
+                rule["absent"] = True
         model = self.shape["models"].get(self.name, {})
         if name in model.get("free", {}):
             rule["any"] = model["free"][name]
         elif isinstance(value, float) and name.startswith("init"):  # how weights are drawn, which never are here
             rule["any"] = ["float"]
         return rule
+
+    def _shapes_layers(self, name: str) -> bool:
+        """Whether layers that are left out too become others without this field."""
+        lists = [one for one in self.whole if self._by_layer(one)]
+        usual, without = (finished(self._bare([*lists, *more]), None) for more in ([], [name]))
+        if not lists or not isinstance(usual, dict) or not isinstance(without, dict):
+            return bool(lists)
+        return any(usual.get(one) != without.get(one) for one in lists)
+
+    def _traces_alike(self, changes: Mapping[str, Any]) -> bool:
+        """Whether a toy with other values is built and, by the recipes that ship, traced as it is without them."""
+        if self._bench is None:
+            bench = _Bench(self.name)
+            self._bench = bench, bench.outcome(self.toy_configs[0])
+        bench, usual = self._bench
+        return bench.same(self.toy_configs[0] | dict(changes), usual)
 
     def _left_out(self, name: str, completed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the class works out for a number that is left out or null, where that can be written down."""
@@ -284,6 +311,11 @@ class Structure:
             else:
                 found[name] = solved([int(value or 0) for value in values], f"the dimension {name}", self.sizes)
         return found
+
+
+def _carried(name: str, one: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
+    """Whether two finished configs differ in nothing but a field that the class merely keeps."""
+    return name not in one and dict(one) == {key: value for key, value in usual.items() if key != name}
 
 
 def _without(config: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -118,7 +118,8 @@ def _fault(name: str, rule: Mapping[str, Any], given: Mapping[str, Any], dims: M
     present = given.get(name) is not None
     way = "null" if name in given else "absent"
     if "value" in rule:
-        right = equal(given[name], rule["value"]) if name in given else way in rule
+        usual = rule.get("any_of", [rule["value"]])
+        right = any(equal(given[name], value) for value in usual) if name in given else way in rule
         if right or (name in given and given[name] is None and "null" in rule) or _is_free(rule, given.get(name)):
             return None
         said = f"is {quoted(given[name])}" if name in given else "is left out"

@@ -20,7 +20,7 @@ from qlora_planner.record import record
 from qlora_planner.sources.configs import RawConfig
 from qlora_planner.sources.laws.fields import Match, Unlike, has_a_known_rope, matched
 from qlora_planner.sources.laws.inventory import law_profile
-from qlora_planner.sources.laws.sizes import NotWholeError
+from qlora_planner.sources.laws.sizes import NotWholeError, size_at
 from qlora_planner.sources.same_shape import FIELDS_SCHEMA, ROPE_TABLES
 from qlora_planner.spec.model import ModelProfile
 
@@ -29,6 +29,7 @@ _LARGEST_BYTES = 1 << 20
 # Dimensions that change how often a layer's events come, and how long a sequence may be, but no size of a trace.
 _BESIDE_TRACES = ("num_hidden_layers", "max_position_embeddings")
 # Attention on heads that are wider, or no multiple of eight, takes other kernels (tools/families/toys.py).
+_OF_HEADS = ("num_key_value_heads", "head_dim")
 _WIDEST_USUAL_HEAD, _HEAD_STEP = 128, 8
 
 
@@ -124,7 +125,7 @@ def _with_family(
     candidates = [
         (drawn, model["sha256"])
         for model in structure["models"].values()
-        if model["sha256"] in families and (drawn := _drawn(model["dims"], dims)) is not None
+        if model["sha256"] in families and (drawn := _drawn(model["dims"], dims, structure)) is not None
     ]
     if not candidates:
         return profile
@@ -133,12 +134,22 @@ def _with_family(
     return replace(profile, family_sha256=sha256, drawn_dims=drawn)
 
 
-def _drawn(of_model: Mapping[str, int], dims: Mapping[str, int]) -> tuple[str, ...] | None:
-    """The dimensions in which a config differs from a known model; None where other kernels run on it."""
-    head = dims.get("head_dim")
-    if head != of_model.get("head_dim") and (head is None or head > _WIDEST_USUAL_HEAD or head % _HEAD_STEP):
+def _drawn(
+    of_model: Mapping[str, int], dims: Mapping[str, int], structure: Mapping[str, Any]
+) -> tuple[str, ...] | None:
+    """The dimensions in which a config differs from a known model; None where other kernels run on it.
+
+    Widths that hang on others are among them: families are traced on toys that keep the known model's.
+    """
+    heads = (dims.get("head_dim"), of_model.get("head_dim"))
+    if heads[0] != heads[1] and any(head is None or head > _WIDEST_USUAL_HEAD or head % _HEAD_STEP for head in heads):
         return None
-    return tuple(name for name, value in dims.items() if value != of_model.get(name) and name not in _BESIDE_TRACES)
+    drawn = [name for name, value in dims.items() if value != of_model.get(name) and name not in _BESIDE_TRACES]
+    for name, rule in structure["fields"].items():
+        size = rule.get("size")
+        if size is not None and name not in _OF_HEADS and size_at(size, dims) != size_at(size, of_model):
+            drawn.append(name)
+    return tuple(drawn)
 
 
 def _law(dirs: Sequence[Path], kind: str) -> dict[str, Any] | None:
