@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.cli.values import Output
 from qlora_planner.errors import InputError
-from qlora_planner.session.plan_files import check_target
+from qlora_planner.session.plan_files import REPORTS, check_target
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.session.cards import PlannedCard
-
-REPORTS = (".md", ".html")
 
 
 def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:

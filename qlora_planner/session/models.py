@@ -232,15 +232,17 @@ def _spares_the_usual(raw: RawConfig, base: ModelProfile) -> bool:
 
 def by_law(
     raw: RawConfig, profiles: str | os.PathLike[str] | None = None
-) -> tuple[ModelProfile, None] | tuple[None, str | None]:
-    """The profile that the law of its class gives `raw`; else why not, None for a class of which no law is known."""
+) -> tuple[ModelProfile, None] | tuple[None, str]:
+    """The profile that the law of its class gives `raw`, else why not."""
     from qlora_planner.sources.families import known_configs
     from qlora_planner.sources.laws.lookup import Refused, profile_by_law
 
     laws, fields = laws_dirs(profiles), fields_dirs(profiles)
     profile = profile_by_law(raw, laws, fields, known_configs(families_dirs(profiles)))
-    if profile is None or isinstance(profile, Refused):
-        return None, None if profile is None else profile.reason
+    if profile is None:
+        return None, f"model_type {quoted(raw.config.get('model_type'))} is no class that is known without torch"
+    if isinstance(profile, Refused):
+        return None, profile.reason
     if not _spares_the_usual(raw, profile):
         return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
     if raw.path is not None and raw.path.name == "config.json":

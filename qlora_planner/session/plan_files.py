@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
 _PLAN = "plan"
+REPORTS = (".md", ".html")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,34 @@ def _seen_from(plan: str, document: dict[str, Any]) -> dict[str, Any]:
         return document
     path = os.path.relpath(folder, Path(plan).parent)
     return {**document, "model": {**document["model"], "path": path}}
+
+
+def save_plan(plan: Plan, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+    """The plan as a plan file at `path`, and its figures beside it. Raises InputError as `wanted_files` does."""
+    from qlora_planner.exchange.plan_figures import figures_path
+    from qlora_planner.exchange.plan_file import write_plan
+
+    target = os.fspath(path)
+    for file in (target, str(figures_path(Path(target)))):
+        check_target("save", file, force)
+    return write_plan(_seen_from(target, plan.to_dict()), target, force=force)[0]
+
+
+def write_report(
+    plan: Plan, typed: Mapping[str, Any], card: str, path: str | os.PathLike[str], *, force: bool = False
+) -> Path:
+    """The plan's report at `path`, in the form that its name ends in. Raises InputError for another form than .md and
+    .html, a file that is there already, and one that cannot be written."""
+    from qlora_planner.exchange.files import write_bytes
+    from qlora_planner.report.pages.plan_report import render_share
+
+    target = Path(path)
+    form = target.suffix.lower()
+    if form not in REPORTS:
+        raise InputError(f"report: {plain(str(target))} must end in .md or .html, which says what is written")
+    check_target("report", str(target), force)
+    write_bytes(str(target), render_share(plan, typed, card, html=form == ".html").encode(), force=force)
+    return target
 
 
 def check_target(option: str, path: str, force: bool) -> None:

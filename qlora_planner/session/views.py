@@ -5,6 +5,7 @@ An answer gives way to its record: `answer.verdict` is the estimate's. Rendering
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -110,6 +111,21 @@ class PlanAnswer:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/plan/1`."""
         return self.plan.to_dict()
+
+    def save(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write it as commented YAML for `verify`, `check` and `train`, its figures beside it; returns its path.
+
+        Raises InputError for a file that is there already, unless `force`, and for one that cannot be written.
+        """
+        from qlora_planner.session.plan_files import save_plan
+
+        return save_plan(self.plan, path, force=force)
+
+    def report(self, path: str | os.PathLike[str], *, force: bool = False) -> Path:
+        """Write a report to hand on, .md or .html by the end of its name; returns its path. Raises as `save` does."""
+        from qlora_planner.session.plan_files import write_report
+
+        return write_report(self.plan, self.asked, self.card, path, force=force)
 
     def to_frame(self) -> Any:
         """A pandas frame of the plan, the cards it was compared with and a row per price: the `table` column says

@@ -41,14 +41,33 @@ SIZES: dict[str, tuple[int, int]] = {
     **_sized("num_global_key_value_heads linear_num_key_heads linear_num_value_heads mamba_num_heads", 0, _HEADS),
     **_sized("num_experts num_local_experts n_routed_experts moe_num_experts num_experts_per_tok", 0, _HEADS),
     **_sized("max_position_embeddings n_positions", 1, _POSITIONS),
+    **_sized("max_window_layers", 0, _WIDTH),
 }
+# Of these no class has one for each layer.
+_ONE_SIZE = frozenset({"head_dim", "max_position_embeddings", "n_positions", "max_window_layers"})
 
-# Numbers that may be fractions; a text in their place is a mistake.
-NUMBERS = frozenset({
-    "rope_theta", "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "initializer_range",
-    "attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "logits_scaling", "attention_multiplier",
-    "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar", "sliding_window",
+# Numbers that may be fractions, with the least that is no mistake: None for any, 0 for none below it.
+NUMBERS: dict[str, float | None] = {
+    **dict.fromkeys((
+        "rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon", "norm_eps", "layernorm_epsilon", "initializer_range",
+        "attention_dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "hidden_dropout", "rotary_pct",
+        "partial_rotary_factor",
+    ), 0.0),
+    **dict.fromkeys((
+        "logits_scaling", "attention_multiplier", "embedding_multiplier", "residual_multiplier",
+        "final_logit_softcapping", "attn_logit_softcapping", "query_pre_attn_scalar",
+    )),
+}  # fmt: skip
+# The base of an angle: nothing turns by none, or by less.
+_BASES = frozenset({"rope_theta", "rotary_emb_base", "rope_local_base_freq"})
+# What is on or off; null is left to the class.
+FLAGS = frozenset({
+    "tie_word_embeddings", "attention_bias", "mlp_bias", "use_bias", "qkv_bias", "use_cache", "use_sliding_window",
+    "use_parallel_residual", "parallel_attn", "new_decoder_architecture", "multi_query", "alibi", "norm_topk_prob",
+    "use_qk_norm", "qk_layernorm",
 })  # fmt: skip
+TEXTS = frozenset({"hidden_act", "hidden_activation", "activation_function"})
+OBJECTS = frozenset({"rope_scaling", "rope_parameters"})
 
 # Without one name of each row, transformers would fill in some default model instead of the one that was meant.
 _NEEDED = {
@@ -139,15 +158,36 @@ def _part_faults(raw: Mapping[str, Any], prefix: str, depth: int) -> list[str]:
             if value is None and not (name in _ESSENTIAL and not prefix):
                 continue  # null: the class works it out
             # Some classes have a size per layer, as a list.
-            for item in value if type(value) is list and value else [value]:
+            single = name in _ONE_SIZE or (name in _ESSENTIAL and not prefix)
+            for item in value if type(value) is list and value and not single else [value]:
                 if fault := _size_fault(item, *SIZES[name]):
                     faults.append(f"{prefix}{name} {fault}")
                     break
-        elif name in NUMBERS and type(value) is str:
-            faults.append(f"{prefix}{name} must be a number, not {quoted(value)}")
+        elif value is not None and (fault := _value_fault(name, value)):
+            faults.append(f"{prefix}{name} must be {fault}, not {quoted(value)}")
         elif _is_part(name) and type(value) is dict and depth < 3:
             faults.extend(_part_faults(value, f"{prefix}{name}.", depth + 1))
     return faults
+
+
+def _value_fault(name: str, value: Any) -> str | None:
+    """What a field has to be that is no size, where it is something else."""
+    if name in FLAGS:
+        return None if type(value) is bool else "true or false"
+    if name in TEXTS:
+        return None if type(value) is str else "a text"
+    if name in OBJECTS:
+        return None if type(value) is dict else "an object"
+    if name == "sliding_window":  # false in some, and a list in others
+        return "a number" if type(value) is str else None
+    if name not in NUMBERS and name not in _BASES:
+        return None
+    if type(value) not in (int, float):
+        return "a number"
+    if name in _BASES:
+        return None if value > 0 else "more than 0"
+    least = NUMBERS[name]
+    return None if least is None or value >= least else f"{least:g} or more"
 
 
 def _size_fault(value: Any, least: int, most: int) -> str | None:

@@ -49,7 +49,9 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.runs.weights import check_stored, weights_folder
 
-    if request.device == "cpu" and request.options.cap_bytes is not None:
+    card = request.options.card
+    capped = request.options.cap_bytes is not None or (card is not None and card.cap_bytes is not None)
+    if request.device == "cpu" and capped:
         raise InputError("--device cpu: --cap needs a card; leave it out")
     check_packages(request.run)
     check_reporters(request.settings.report_to)
