@@ -28,6 +28,8 @@ INDEX = "index.json"
 _LARGEST_BYTES = 4 << 20
 # Elements that bitsandbytes quantises as one: a last block that is not full is no fraction of a size.
 _BLOCK = 64
+# Before compute capability 8.0 efficient attention rounds rows and heads up to it (kernel_backward.h, kBlockSizeI).
+_ALIGNED = 64
 # Weights below so many elements with less than half as many columns as rows are multiplied by bitsandbytes' fused
 # kernel at up to LEAST_TOKENS tokens on cards of compute capability 9.0 (backends/cuda/ops.py): no copy is made then.
 _SMALL_ELEMENTS = 4 << 20
@@ -62,6 +64,8 @@ def family_tape(
     if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
         return None
     if any(tensor.quantized and tensor.numel % _BLOCK for tensor in profile.tensors):
+        return None
+    if variant.startswith("sm70") and (seq_len % _ALIGNED or int(profile.dims.get("head_dim") or 1) % _ALIGNED):
         return None
     name = region_name(profile, region)
     names = [name]

@@ -122,7 +122,7 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
 
     run, before_80 = RECIPES[recipe]
     region = region_for(recipe, region_name)
-    toys = toys_for(json.dumps(raw), region.windows, region.tiled)
+    toys = toys_for(json.dumps(raw), region.windows, region.tiled, before_80)
     family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
     document = family.tape.to_dict()
     document["sizes"] = [
@@ -138,9 +138,9 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
 
 
 @lru_cache(maxsize=8)
-def toys_for(raw: str, windows: tuple[int, ...], tiled: bool) -> Toys:
-    """The toys of a config, given as text, with these sliding windows, and with a vocabulary of three tiles or not."""
-    return toys_of(json.loads(raw), windows, tiled)
+def toys_for(raw: str, windows: tuple[int, ...], tiled: bool, aligned: bool = False) -> Toys:
+    """The toys of a config, given as text: see `toys_of`."""
+    return toys_of(json.loads(raw), windows, tiled, aligned)
 
 
 def region_for(recipe: str, name: str) -> Region:

@@ -33,6 +33,7 @@ _POSITIONS = tuple(16384 + 64 * prime for prime in (7, 13, 29, 41, 53, 67, 79, 9
 _HEADS = (4, 12, 20, 8, 28, 16, 44, 36)
 _KV_HEADS, _GROUPS = (2, 3, 5, 4, 7, 6, 2, 9), (3, 2, 2, 5, 2, 3, 11, 2)
 _HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
+_ALIGNED = (64, 128) * 4
 TOYS = len(_HIDDEN_BY_HEAD)
 _MOST_LAYERS = 24
 # Widths that no dimension of a profile names: a toy keeps what they are of its hidden size.
@@ -56,16 +57,18 @@ class Toys:
         return tuple(self.dims[0])
 
 
-def toys_of(raw: Mapping[str, Any], window: Sequence[int] = (), tiled: bool = False) -> Toys:
-    """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows, and
-    `tiled` ones have a vocabulary of three tiles.
+def toys_of(raw: Mapping[str, Any], window: Sequence[int] = (), tiled: bool = False, aligned: bool = False) -> Toys:
+    """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows,
+    `tiled` ones have a vocabulary of three tiles, and `aligned` ones heads that efficient attention does not round up.
 
     Raises InputError where the class refuses to be built small.
     """
     config = _config(raw)
     kept_kinds = kinds_of(config)
     free = dict(_free_dimensions(config))
-    rows: list[dict[str, int]] = [_dimensions(free, config, at) for at in range(TOYS)]
+    rows: list[dict[str, int]] = [
+        _dimensions(free, config, at, _ALIGNED if aligned else _HEAD_DIM) for at in range(TOYS)
+    ]
     if tiled:
         wider = (TRACED_TILES - 1) * TILE_SIZES[VOCABULARY]
         rows = [{**row, "vocab_size": wider + row["vocab_size"]} for row in rows]
@@ -134,7 +137,7 @@ def _other_divisor(config: Any, value: int) -> int:
     return next((k for k in (1, 2, 3, heads // 2, heads) if k and heads % k == 0 and k != value), value)
 
 
-def _dimensions(free: Mapping[str, int], config: Any, at: int) -> dict[str, int]:
+def _dimensions(free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...]) -> dict[str, int]:
     """The dimensions of toy number `at`."""
     heads, kv_heads = int(config.num_attention_heads), int(getattr(config, "num_key_value_heads", 0) or 0)
     row = {"vocab_size": _VOCABULARY[at]}
@@ -145,7 +148,7 @@ def _dimensions(free: Mapping[str, int], config: Any, at: int) -> dict[str, int]
         row["num_attention_heads"] = _HEADS[at]
         if "num_key_value_heads" in free:
             row["num_key_value_heads"] = 1 if kv_heads == 1 < heads else _HEADS[at]
-    sizes = _head_dims(_rotated(config))
+    sizes = _head_dims(_rotated(config), head_dims)
     if "head_dim" in free:
         row["hidden_size"] = row["num_attention_heads"] * _HIDDEN_BY_HEAD[at]
         row["head_dim"] = sizes[at] if free["head_dim"] <= _WIDEST_FREE_HEAD else free["head_dim"]
@@ -168,11 +171,11 @@ def _rotated(config: Any) -> float:
     return float(part or getattr(config, "partial_rotary_factor", None) or getattr(config, "rotary_pct", None) or 1.0)
 
 
-def _head_dims(rotated: float) -> tuple[int, ...]:
+def _head_dims(rotated: float, head_dims: tuple[int, ...]) -> tuple[int, ...]:
     """Head sizes of which the rotated part is whole and even."""
-    whole = [size for size in _HEAD_DIM if abs(size * rotated / 2 - round(size * rotated / 2)) < 1e-9]
+    whole = [size for size in head_dims if abs(size * rotated / 2 - round(size * rotated / 2)) < 1e-9]
     whole = whole or [size for size in range(8, 129, 8) if abs(size * rotated / 2 - round(size * rotated / 2)) < 1e-9]
-    return tuple((whole * TOYS)[:TOYS]) if whole else _HEAD_DIM
+    return tuple((whole * TOYS)[:TOYS]) if whole else head_dims
 
 
 def _named(row: Mapping[str, int]) -> dict[str, int]:
