@@ -128,7 +128,7 @@ def kernel_of(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result:
     outputs = list(tensors_in(result))
     written = sum(map(bytes_of, outputs))
     if name in _PRODUCTS:
-        first, second = (args[place] for place in _PRODUCTS[name])
+        first, second = (args[index] for index in _PRODUCTS[name])
         inner = int(first.shape[-1])
         weights = [one for one in (first, second) if is_weight(one)]
         out = outputs[0] if outputs else kwargs["out"]
