@@ -70,7 +70,7 @@ def squashed(text: str) -> str:
 
 
 def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: int = 3) -> tuple[str, ...]:
-    """Names that `text` may have meant, nearest first: of the same model, then by words, size and fame.
+    """Names that `text` may have meant, nearest first: of the same model, then by words, size, owner and fame.
 
     A name whose first word is another model's is none of them, unless it is that word misspelt.
     """
@@ -93,8 +93,13 @@ def nearest_names(text: str, names: Iterable[str], fame: Sequence[str], most: in
             likeness = matcher.ratio() if matcher.quick_ratio() >= _LIKE else 0.0
         if likeness >= _LIKE:
             shared = sum(1 for word in set(words[1:]) & set(wanted[1:]) if not _SIZE.fullmatch(word))
-            ranked.append((-likeness, -shared, size_distance(wanted, words), rank(name, fame), index))
+            owned = "/" in text and SequenceMatcher(None, _owner(text), _owner(name)).ratio() >= _LIKE
+            ranked.append((-likeness, -shared, size_distance(wanted, words), -owned, rank(name, fame), index))
     return tuple(candidates[int(index)] for *_, index in sorted(ranked)[:most])
+
+
+def _owner(name: str) -> str:
+    return name.partition("/")[0].lower()
 
 
 def rank(name: str, fame: Sequence[str]) -> int:
