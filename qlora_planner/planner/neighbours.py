@@ -34,6 +34,8 @@ from qlora_planner.spec.run import RunConfig
 FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
 # Lengths of one batch that are played before it is taken to hold none.
 _MOST_PLAYS = 6
+# How much more than its rank a traced run may take: unsplit remainders, at most 3.5 % of the tapes shipped.
+_RANKS_DECIDE = 1.035
 # Lengths tried first: four to an octave; then every 64 tokens inside the last gap.
 _OCTAVE = 4
 
@@ -68,7 +70,9 @@ def prices(
     """A row per knob: what turning it costs (or, below zero, frees) in bytes of the floor, and the ratio of speeds.
 
     `run` is resolved. Where its trace ships (see `played_of`), a row is the difference of two estimates, without
-    figures for a neighbour whose trace does not; elsewhere of two ranks, and `scale` is what the run took over its own.
+    figures for a neighbour whose trace does not; elsewhere of two ranks by traces, and `scale` is what the run
+    took over its own. Whether a run fits is left open where its rank is within 3.5 % of the limit. Only of a run that
+    is not traced itself are neighbours ranked by closed forms.
     What the stack refuses has its reason and no figures; a knob that changes nothing is left out.
     """
     here = played_of(run)
@@ -86,15 +90,23 @@ def prices(
             if here is not None:
                 yield _played_price(price, here, played_of(turned))
             elif ranked is not None:
-                yield _ranked_price(price, ranked, _Point.of(factory, turned), scale)
+                point = _Point.of(factory, turned)
+                if ranked.traced is not None and point.traced is None:
+                    yield _without_trace(price)
+                else:
+                    yield _ranked_price(price, ranked, point, scale)
         except InputError as error:
             yield replace(price, speed=None, refused=str(error))
 
 
 def _played_price(price: Price, here: MemoryEstimate, there: MemoryEstimate | None) -> Price:
     if there is None:
-        return replace(price, note="; ".join(filter(None, (price.note, NO_TRACE))))
+        return _without_trace(price)
     return replace(price, bytes=there.floor_bytes - here.floor_bytes, fits=there.verdict == "fits")
+
+
+def _without_trace(price: Price) -> Price:
+    return replace(price, note="; ".join(filter(None, (price.note, NO_TRACE))))
 
 
 def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Price:
@@ -102,8 +114,13 @@ def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Pr
     now, then, traced = _alike(base, other)
     # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
     fits = base.memory.fits(played, traced=base.traced is not None)
-    good = fits if then <= now else other.memory.fits(played + then - now, traced=traced)
-    return replace(price, bytes=then - now, fits=good)
+    more = int(base.memory.allocated_of(then - now)) if traced else then - now
+    good: bool | None = fits if more <= 0 else other.memory.fits(played + more, traced=traced)
+    if traced and more > 0 and other.memory.fits(int((played + more) / _RANKS_DECIDE), traced=True) != good:
+        good = None  # so near the limit that playing decides
+    elif traced and more > 0 and other.memory.fits(int((played + more) * _RANKS_DECIDE), traced=True) != good:
+        good = None
+    return replace(price, bytes=more, fits=good)
 
 
 def ladder(

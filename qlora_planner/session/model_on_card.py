@@ -222,7 +222,7 @@ class ModelOnCard:
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
         from qlora_planner.planner.plan import plan
-        from qlora_planner.planner.planner import Request
+        from qlora_planner.planner.planner import Request, none_shipped
         from qlora_planner.spec.run import RunConfig as Run
 
         named = {} if run is None else run.stack
@@ -253,7 +253,7 @@ class ModelOnCard:
             sweep=sweep,
             tape_of=traced,
             orders_of=orders,
-            shipped_of=self._shipped,
+            shipped_of=self._shipped if self.session.exact else none_shipped,
             traces=not self.session.stored_only and packages.can_trace(),
             answers=None if request.get("data") is not None else self._played,
         )
@@ -264,18 +264,20 @@ class ModelOnCard:
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
-        from qlora_planner.planner.neighbours import prices
+        from qlora_planner.planner.neighbours import not_played, prices
 
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.played))
+        played_of = self._planner.played if self.session.exact else not_played
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), played_of))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
         import numpy as np
 
-        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
+        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier, not_played
 
         resolved, scale = self._accepted(run), self._scale(run)
-        points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
+        played_of = self._planner.roughly if self.session.exact else not_played
+        points = frontier(self.factory, resolved, self.model_limit, scale, played_of)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:

@@ -85,13 +85,14 @@ def test_a_neighbour_fits_by_what_playing_said_of_the_run_itself() -> None:
     assert by_play["seq_len", 32768].fits is False
 
 
-def test_runs_that_no_trace_holds_for_are_compared_with_closed_forms_of_both() -> None:
+def test_a_run_that_no_trace_holds_for_has_no_figure_beside_one_that_is_traced() -> None:
     traced, closed = (
         {tuple(price.change.items()): price.bytes for price in answered(factory, RunConfig())}
         for factory in (CandidateFactory.of(LLAMA, Budget.of(CARD), sweep) for sweep in (SWEEP, None))
     )
     assert traced.keys() == closed.keys()
-    assert traced[("attention", "eager"),] == closed[("attention", "eager"),]
+    assert closed[("attention", "eager"),] is not None
+    assert traced[("attention", "eager"),] is None  # no closed form beside a run that is traced
     assert traced[("seq_len", 2 * RunConfig().seq_len),] != closed[("seq_len", 2 * RunConfig().seq_len),]
 
 
