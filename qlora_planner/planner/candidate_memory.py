@@ -134,10 +134,6 @@ class CandidateMemory:
             floors = np.maximum(floors, before)
         return floors + beside, traced
 
-    def allocated_of(self, floor_bytes: int) -> float:
-        """How much of a traced run's floor is allocated rather than what is beside it in segments."""
-        return floor_bytes / self._over
-
     def at(self, batch_size: int, seq_len: int) -> int:
         """The floor of one run."""
         floors, _ = self.floors(np.array([batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))

@@ -114,7 +114,7 @@ def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Pr
     now, then, traced = _alike(base, other)
     # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
     fits = base.memory.fits(played, traced=base.traced is not None)
-    more = int(base.memory.allocated_of(then - now)) if traced else then - now
+    more = then - now
     good: bool | None = fits if more <= 0 else other.memory.fits(played + more, traced=traced)
     if traced and more > 0 and other.memory.fits(int((played + more) / _RANKS_DECIDE), traced=True) != good:
         good = None  # so near the limit that playing decides

@@ -13,7 +13,7 @@ from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.nearest import nearest
-from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
+from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, not_played, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
 from qlora_planner.planner.other_runs import alternatives, elsewhere
@@ -102,13 +102,15 @@ def plan(
     shipped_of: ShippedOf = none_shipped,
     traces: bool = True,
     answers: dict[str, MemoryEstimate] | None = None,
+    exact: bool = True,
 ) -> Plan:
     """The best run that fits, by the objective, over everything that is not fixed.
 
     `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
     may take a while, and `orders_of` those of batches of a dataset that may come before its widest. `shipped_of` gives
-    those that ship, by which what lies around the run is estimated. Without `traces` no run is recommended by closed
-    forms while a traced one fits. `answers` are kept between plans of one model within one budget, none of which is for
+    those that ship, by which what lies around the run is estimated; unless it is to be `exact`, prices and rungs are
+    ranked by the same traces instead. Without `traces` no run is recommended by closed forms while a traced one fits.
+    `answers` are kept between plans of one model within one budget, none of which is for
     a dataset.
     What is fixed stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what
     was asked for and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not
@@ -128,6 +130,7 @@ def plan(
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
     planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers)
+    planner.exact = exact
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
@@ -184,7 +187,8 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
     cost = cost_of(answer.speed, request.gpu)
-    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, planner.played))
+    played_of = planner.played if planner.exact else not_played
+    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, played_of))
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
@@ -198,7 +202,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on, played_of)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
         if _of_data(request)

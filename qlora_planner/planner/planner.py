@@ -95,6 +95,7 @@ class Planner:
     shipped_of: ShippedOf = none_shipped
     traces: bool = True
     looked_at: int = 0
+    exact: bool = True  # what lies around the run is played, not ranked
     _answers: dict[str, MemoryEstimate] = field(default_factory=dict)
     _rough: dict[str, MemoryEstimate] = field(default_factory=dict)
 

@@ -222,7 +222,7 @@ class ModelOnCard:
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
         from qlora_planner.planner.plan import plan
-        from qlora_planner.planner.planner import Request, none_shipped
+        from qlora_planner.planner.planner import Request
         from qlora_planner.spec.run import RunConfig as Run
 
         named = {} if run is None else run.stack
@@ -253,7 +253,8 @@ class ModelOnCard:
             sweep=sweep,
             tape_of=traced,
             orders_of=orders,
-            shipped_of=self._shipped if self.session.exact else none_shipped,
+            shipped_of=self._shipped,
+            exact=self.session.exact,
             traces=not self.session.stored_only and packages.can_trace(),
             answers=None if request.get("data") is not None else self._played,
         )
@@ -273,11 +274,10 @@ class ModelOnCard:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
         import numpy as np
 
-        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier, not_played
+        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
         resolved, scale = self._accepted(run), self._scale(run)
-        played_of = self._planner.roughly if self.session.exact else not_played
-        points = frontier(self.factory, resolved, self.model_limit, scale, played_of)
+        points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:

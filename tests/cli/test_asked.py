@@ -146,6 +146,8 @@ def test_train_refuses_what_does_not_fit_as_asked(
 
 def test_a_survey_says_where_a_model_is_too_short_for_what_was_typed(invoke: Invoke) -> None:
     rows = document(invoke, "--gpu", "80GB", "--seq-len", "8192", code=0)["models"]
-    short = [row for row in rows if row["run"]["seq_len"] < 8192 and row["verdict"] != "will-not-run"]
+    short = [
+        row for row in rows if row["run"]["seq_len"] < 8192 and row["verdict"] not in ("will-not-run", "cannot-say")
+    ]
     assert short
     assert all("all that it was made for" in row["note"] for row in short)

@@ -33,7 +33,7 @@ def test_figures_are_those_of_estimate(invoke: Invoke) -> None:
     }  # fmt: skip
     formed = session.estimate(profile, RunConfig(method="lora", quant="none"))
     assert row["figures"]["lora"]["device_bytes"] == formed.peak.device_bytes
-    assert row["figures"]["lora"]["basis"] == "closed-form"
+    assert row["figures"]["lora"]["basis"] == "traced"
     # Fused experts stay as they are: nearly nothing is saved, and an upcast would double them.
     assert experts["weights_16bit_bytes"] < 1.1 * experts["weights_4bit_bytes"]
     assert experts["upcast_weights_bytes"] > 0.9 * experts["weights_4bit_bytes"]

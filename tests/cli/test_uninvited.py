@@ -98,6 +98,7 @@ def test_every_start_of_a_process_is_known() -> None:
         if any(word in path.read_text() for word in STARTS)
     }
     assert starts == {
+        "tools/families/stacks.py",
         "tools/traces.py",
         "tools/families/make.py",
         *(f"qlora_planner/{name}" for name in ("data/tokenizers.py", "measure/children.py", "diagnose/gather.py")),

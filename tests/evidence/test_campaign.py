@@ -19,7 +19,10 @@ CASES = [json.loads(line) for line in (ROOT / "benchmarks/campaign-cases.jsonl")
 
 
 # Types that came into the catalogue after the campaign ran.
-NOT_MEASURED = {"glm_moe_dsa", "lfm2_moe"}
+NOT_MEASURED = {
+    "glm_moe_dsa", "lfm2_moe", "apertus", "arcee", "cohere2", "gpt_bigcode", "gpt_neo", "granitemoe",
+    "granitemoehybrid", "jamba", "olmo_hybrid", "olmoe", "recurrent_gemma",
+}  # fmt: skip
 
 
 def test_the_list_covers_what_it_must() -> None:
