@@ -1,7 +1,7 @@
 """What lies around one run: a price for each knob, what to give up in order, and the longest sequence of each batch.
 
-Where a run's trace ships, its neighbours are estimated as it is: the figures are those of `estimate`. Runs of which no
-trace ships at all are compared by closed forms.
+Where a run's trace ships, its neighbours are those whose traces ship too: estimated as it is, with the figures of
+`estimate`, or ranked by their traces. Runs of which no trace ships at all are compared by closed forms.
 """
 
 from __future__ import annotations
@@ -113,14 +113,13 @@ def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Pr
     played = base.floor(scale)
     now, then, traced = _alike(base, other)
     # What needs no more than a run that fits does too; what needs more may be off by as much as its own figure.
-    fits = base.memory.fits(played, traced=base.traced is not None)
+    fits: bool | None = base.memory.fits(played, traced=base.traced is not None)
     more = then - now
-    good: bool | None = fits if more <= 0 else other.memory.fits(played + more, traced=traced)
-    if traced and more > 0 and other.memory.fits(int((played + more) / _RANKS_DECIDE), traced=True) != good:
-        good = None  # so near the limit that playing decides
-    elif traced and more > 0 and other.memory.fits(int((played + more) * _RANKS_DECIDE), traced=True) != good:
-        good = None
-    return replace(price, bytes=more, fits=good)
+    if more > 0:
+        off = _RANKS_DECIDE if traced else 1.0
+        least, most = (other.memory.fits(int((played + more) * by), traced=traced) for by in (1 / off, off))
+        fits = least if least == most else None  # None: so near the limit that playing decides
+    return replace(price, bytes=more, fits=fits)
 
 
 def ladder(

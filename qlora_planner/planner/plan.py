@@ -13,7 +13,7 @@ from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.nearest import nearest
-from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, not_played, prices
+from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_gpus import Standing, smallest_card
 from qlora_planner.planner.other_runs import alternatives, elsewhere
@@ -129,8 +129,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers)
-    planner.exact = exact
+    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers, exact)
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
@@ -187,8 +186,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
     cost = cost_of(answer.speed, request.gpu)
-    played_of = planner.played if planner.exact else not_played
-    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, played_of))
+    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, planner.beside))
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
@@ -202,7 +200,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on, played_of)),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.beside)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
         if _of_data(request)

@@ -202,7 +202,7 @@ class ModelOnCard:
 
         return Planner.of(
             self.profile, Request(budget=self._on_a_card(), pace_on=self.pace_on), Run(), self.sweep, self.tape,
-            shipped_of=self._shipped, answers=self._played,
+            shipped_of=self._shipped, answers=self._played, exact=self.session.exact,
         )  # fmt: skip
 
     def played(self, run: RunConfig) -> MemoryEstimate | None:
@@ -265,10 +265,9 @@ class ModelOnCard:
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
-        from qlora_planner.planner.neighbours import not_played, prices
+        from qlora_planner.planner.neighbours import prices
 
-        played_of = self._planner.played if self.session.exact else not_played
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), played_of))
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.beside))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
