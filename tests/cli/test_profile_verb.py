@@ -17,10 +17,12 @@ CONFIG = json.dumps({
     "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 1024,
     "intermediate_size": 256, "num_key_value_heads": 2, "max_position_embeddings": 512,
 })  # fmt: skip
+# Which no law knows, so that it is profiled.
+UNKNOWN = json.dumps({**json.loads(CONFIG), "hidden_act": "relu"})
 
 
 def test_profile_then_estimate(invoke: Invoke, bad_config: Callable[[str], str]) -> None:
-    path = bad_config(CONFIG)
+    path = bad_config(UNKNOWN)
     built = invoke("profile", path)
     assert built.exit_code == 0, built.stderr
     assert "LlamaForCausalLM" in built.stdout
@@ -31,14 +33,12 @@ def test_profile_then_estimate(invoke: Invoke, bad_config: Callable[[str], str])
     kept = invoke("estimate", path, "--gpu", "6GB", "--seq-len", "9999", "--json")
     assert kept.exit_code == 0, kept.stderr
     document = json.loads(kept.stdout)
-    assert (
-        document["model"]["profile"]["source"] == "family"
-    )  # worked out from the config, as it would be without the packages
+    assert document["model"]["profile"]["source"] == "cache"
     assert any("512 positions" in problem["message"] for problem in document["problems"])
 
 
 def test_a_damaged_cache_is_rebuilt_and_said_once(invoke: Invoke, bad_config: Callable[[str], str]) -> None:
-    path = bad_config(json.dumps({**json.loads(CONFIG), "hidden_act": "relu"}))  # which no law knows
+    path = bad_config(UNKNOWN)
     first = invoke("estimate", path, "--json")
     assert json.loads(first.stdout)["model"]["profile"]["source"] == "built"
     assert "profiled in" in first.stderr
