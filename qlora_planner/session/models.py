@@ -99,7 +99,8 @@ def _find(text: str, catalogue: ModelCatalogue, warn: Warn) -> Named | RawConfig
     if configs.written_as_path(text):
         return configs.read_config(text)
     exists = _exists(text)
-    model_id = catalogue.resolve(text)
+    # A word that a catalogue name only ends in (`tiny`) means the folder that is called so.
+    model_id = catalogue.whole_name(text) if exists else catalogue.resolve(text)
     if model_id is not None:
         if exists:
             warn(f"{plain(text)}: taken as the catalogue's {model_id}; write ./{plain(text)} for the file or folder")

@@ -54,6 +54,13 @@ class ModelCatalogue:
             or self._only(text, (name for name, tail in tails.items() if tail == wanted + "-hf"))
         )
 
+    def whole_name(self, text: str) -> str | None:
+        """The id that `text` spells from its first letter to its last, with or without the organisation, in any
+        case; None where it is a part of a name, or that of several."""
+        wanted = fold(text.strip())
+        names = [name for name in self.names() if wanted in (fold(name), fold(name.partition("/")[2]))]
+        return names[0] if len(names) == 1 else None
+
     def nearest(self, text: str, most: int = 3) -> tuple[str, ...]:
         """Ids that `text` may have meant, the likeliest first; none when nothing is like it."""
         from qlora_planner.sources.names import Names

@@ -201,7 +201,7 @@ def test_interrupted_killed_while_saving_and_resumed_is_as_if_nothing_had_been(
     wait_for(process, folder / "metrics.jsonl", reached["steps"] + 1)
     (child,) = psutil.Process(process.pid).children()
     process.kill()
-    process.wait()
+    process.communicate(timeout=5)  # both ends of the pipes are closed as well
     child.wait(timeout=5)  # the kernel ends it with its parent: nothing goes on on the card
 
     code, out, err = finished(start("broken", "--resume", hook=KILLED_WHILE_SAVING))

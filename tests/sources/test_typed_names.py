@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError
 from qlora_planner.session import load_model
+from qlora_planner.sources.locations import configs_dirs
 from qlora_planner.sources.words import name_in, nearest_names, words_tuned_alike
 
 
@@ -165,3 +168,21 @@ def test_an_unknown_repository_at_an_address_is_named_without_it() -> None:
     with pytest.raises(PlannerError) as caught:
         load_model("https://huggingface.co/nobody/Some-Model", build="never")
     assert str(caught.value).startswith("nobody/Some-Model: ")
+
+
+def test_a_folder_is_meant_before_a_catalogue_name_that_only_ends_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder called `tiny` is no granite-4.0-h-tiny; a whole catalogue name goes before a folder, and says so."""
+    config = (configs_dirs()[0] / "meta-llama__Llama-3.1-8B.json").read_text()
+    monkeypatch.chdir(tmp_path)
+    for name in ("tiny", "llama-2-7b-hf"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+    said: list[str] = []
+    assert load_model("tiny", warn=said.append).id == "meta-llama/Llama-3.1-8B"
+    assert said == []
+    assert load_model("llama-2-7b-hf", warn=said.append).id == "meta-llama/Llama-2-7b-hf"
+    assert said == [
+        "llama-2-7b: taken as the catalogue's meta-llama/Llama-2-7b-hf; write ./llama-2-7b for the file or folder"
+    ]

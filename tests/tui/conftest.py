@@ -26,6 +26,9 @@ from qlora_planner.tui.widgets.rows import ModelRow
 
 Story = Callable[["Explorer", Pilot[None]], Awaitable[None]]
 
+# What stands in a row for each verdict.
+SIGNS = {"fits": "✓", "tight": "≈", "cannot-say": "?", "does-not-fit": "✗", "will-not-run": "⊘"}
+
 
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:

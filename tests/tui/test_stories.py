@@ -20,7 +20,7 @@ from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.help import HelpScreen
 from qlora_planner.tui.screens.prices import price_cells
 from qlora_planner.tui.widgets.common import KnobList
-from tests.tui.conftest import breakdown, document, explorer, idle, open_model, painted, table, tell, words
+from tests.tui.conftest import SIGNS, breakdown, document, explorer, idle, open_model, painted, table, tell, words
 
 MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -47,7 +47,7 @@ def shown_equals_json(app: Explorer) -> None:
 
 def test_fit(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
-        order = ("fits", "tight", "does-not-fit", "will-not-run")
+        order = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
         models = sorted(document("--gpu", "24GB")["models"], key=lambda row: order.index(row["verdict"]))
         told = {row["model_id"]: row for row in models}
         shown = table(app, "#models")
@@ -55,7 +55,7 @@ def test_fit(tmp_path: Path) -> None:
         for row, fact in zip(shown, told.values(), strict=True):
             assert row[3].removeprefix("~") == gib(fact["peak_bytes"], 1)
             assert row[5] == ("-" if fact["longest_seq_len"] is None else f"{fact['longest_seq_len']:,}")
-            assert row[0] == {"fits": "✓", "tight": "≈", "does-not-fit": "✗", "will-not-run": "⊘"}[fact["verdict"]]
+            assert row[0] == SIGNS[fact["verdict"]]
         fits = sum(row["verdict"] == "fits" for row in told.values())
         assert f"✓ {fits} fits" in words(app, "#tally")
         await pilot.press("slash", *"qwen2.5 fits")
@@ -104,7 +104,7 @@ def test_speeds_on_a_named_card(tmp_path: Path) -> None:
         told = {row["model_id"]: row for row in document("--gpu", "rtx-4090")["models"]}
         await pilot.press("slash", *"llama-3.1-8b", "enter")
         await pilot.pause()
-        (row,) = table(app, "#models")
+        row = next(row for row in table(app, "#models") if row[1] == MODEL)
         assert row[7] == f"{told[MODEL]['recommended']['tokens_per_s']:,.0f}"
 
     tell(explorer(tmp_path / "tui.json", "rtx-4090"), story)
