@@ -184,5 +184,5 @@ def test_a_folder_is_meant_before_a_catalogue_name_that_only_ends_so(
     assert said == []
     assert load_model("llama-2-7b-hf", warn=said.append).id == "meta-llama/Llama-2-7b-hf"
     assert said == [
-        "llama-2-7b: taken as the catalogue's meta-llama/Llama-2-7b-hf; write ./llama-2-7b for the file or folder"
+        "llama-2-7b-hf: taken as the catalogue's meta-llama/Llama-2-7b-hf; write ./llama-2-7b-hf for the file or folder"
     ]
