@@ -6,16 +6,14 @@ import re
 import sys
 from pathlib import Path
 
-from qlora_planner.cli.table import tables_for
-from qlora_planner.cli.values import output_from
 from qlora_planner.errors import InputError
 from qlora_planner.report.parts.table import markdown_advice, markdown_cards, markdown_memory
-from qlora_planner.spec.run import RunConfig
+from qlora_planner.session import Session
 
 
 def sections() -> dict[str, str]:
     """Marker -> what stands between it and its end, by the code and the profiles of now."""
-    tables = tables_for(None, RunConfig(), output_from({"quiet": True}))
+    tables = Session().table().tables
     return {
         "memory": f"{markdown_memory(tables)}\n\n{markdown_advice(tables)}",
         "cards": markdown_cards(tables),

@@ -10,6 +10,7 @@ from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
+    from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory.budget import Budget
@@ -134,3 +135,23 @@ def _checked(
     return PlannedCard(
         gpu=gpu, asked=typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several, risk=risk
     )
+
+
+def standing_card(gpu: GpuSpec, catalogue: GpuCatalogue) -> GpuSpec:
+    """See `Session.ranking_card`."""
+    from qlora_planner.catalog.gpus.sizes import MARKETED_SIZES, marketed_size
+
+    if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
+        return gpu
+    if gpu.form == "size" and gpu.marketed_gb:
+        named = catalogue.get(marketed_size(gpu.marketed_gb).card)
+        if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):
+            return named
+    rated = [card for card in catalogue.all() if card.bandwidth_bytes_per_s and card.bf16_flops]
+    # Of cards with the same memory the one that stands for its size: the others are rarer, and some far slower.
+    standard = {row.card for row in MARKETED_SIZES}
+
+    def order(card: GpuSpec) -> tuple[bool, int, bool, str]:
+        return card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name not in standard, card.name
+
+    return min(rated, key=order)

@@ -115,40 +115,63 @@ def check_target(option: str, path: str, force: bool) -> None:
         raise InputError(f"{option}: there is no folder {plain(os.path.dirname(path))}")
 
 
-def write_files(plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str | None) -> str | None:
-    """Write every file, all rendered before the first is written; the text to print in place of the plan, if any.
+def exported(
+    plan: Plan, kind: str, opened: ModelOnCard, data: str | None = None
+) -> tuple[str, tuple[MemoryEstimate, ...]]:
+    """The plan as `kind`, one of EXPORTS, and the memory of the run that a config of another tool is there.
 
-    A config of another tool states the memory of the run that it is there, as `check` of it does.
+    Such a config states that memory, as `check` of it does. `data` is the path of the samples (the plan's own).
+    Raises InputError for an unknown kind and for what it cannot express.
     """
-    if not wanted.files and wanted.printed is None:
-        return None
-    from qlora_planner.exchange.export import READ_BACK, export
-    from qlora_planner.exchange.files import write_text
-    from qlora_planner.exchange.plan_file import write_plan
+    from qlora_planner.exchange.export import export
     from qlora_planner.memory.unmodelled.qualified import qualified
     from qlora_planner.session.check import Estimates, judged
+
+    attention = opened.profile.adapters.get("attention", ())
+    names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in attention))
+    estimates = Estimates(opened)
+    elsewhere: list[MemoryEstimate] = []
+
+    def judge(reading: Reading) -> MemoryEstimate:
+        elsewhere.append(qualified(judged(reading, estimates)[1], plan.estimate.unmodelled))
+        return elsewhere[-1]
+
+    text = export(kind, plan.to_dict(), data, attention_modules=names, judge=judge)
+    return text, tuple(elsewhere)
+
+
+def write_export(text: str, path: str | os.PathLike[str], *, force: bool = False) -> str:
+    """`text` at `path`, and again as the answer. Raises InputError as `save_plan` does."""
+    from qlora_planner.exchange.files import write_text
+
+    target = os.fspath(path)
+    check_target("export", target, force)
+    write_text(target, text, force=force)
+    return text
+
+
+def write_files(plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str | None) -> str | None:
+    """Write every file, all rendered before the first is written; the text to print in place of the plan, if any."""
+    if not wanted.files and wanted.printed is None:
+        return None
+    from qlora_planner.exchange.export import READ_BACK
+    from qlora_planner.exchange.files import write_text
+    from qlora_planner.exchange.plan_file import write_plan
     from qlora_planner.units import format_gib
 
-    document = plan.to_dict()
-    names = tuple(
-        dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in opened.profile.adapters.get("attention", ()))
-    )
-
-    estimates, tell = Estimates(opened), opened.session.tell
+    tell = opened.session.tell
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:
-        def judge(reading: Reading) -> MemoryEstimate:
-            others[kind] = qualified(judged(reading, estimates)[1], plan.estimate.unmodelled)
-            return others[kind]
-
-        return export(kind, document, data, attention_modules=names, judge=judge)
+        text, elsewhere = exported(plan, kind, opened, data)
+        others.update((kind, estimate) for estimate in elsewhere)
+        return text
 
     printed = None if wanted.printed is None else rendered(wanted.printed)
     texts = [(path, None if kind == _PLAN else rendered(kind)) for kind, path in wanted.files]
     for path, text in texts:
         if text is None:
-            beside = write_plan(_seen_from(path, document), path, force=wanted.force)[1:]
+            beside = write_plan(_seen_from(path, plan.to_dict()), path, force=wanted.force)[1:]
             figures = f", and its figures {plain(beside[0].name)} beside it" if beside else ""
             tell(f"wrote {plain(path)}{figures}")
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.session.after.generate import Generation
     from qlora_planner.session.after.merge import MergedRun
+    from qlora_planner.session.after.post_mortem import OomAnswer
+    from qlora_planner.session.measuring.calibrate import CalibrationAnswer
     from qlora_planner.session.model_on_card import ModelOnCard
-    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, TrainingAnswer
+    from qlora_planner.session.run_views import TrainingAnswer
+    from qlora_planner.session.surveying.tables import TablesAnswer
+    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer
     from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
@@ -63,7 +67,7 @@ class Session:
         self.exact = exact
         self.risk = parse_risk(risk)
         self.tell: Warn = tell or packages.silent
-        self._waiting = waiting
+        self.waiting = waiting
         self._warn = {} if tell is None else {"warn": tell}
         self._build: Build = build
         self._models: dict[str, ModelProfile] = {}
@@ -122,7 +126,7 @@ class Session:
 
     def _read_model(self, model: str, build: Build) -> ModelProfile:
         begun = time.monotonic()
-        with self._waiting(f"{plain(model)} is new here: looking it up and profiling it"):
+        with self.waiting(f"{plain(model)} is new here: looking it up and profiling it"):
             profile = load_model(model, profiles=self.profiles, build=build, **self._warn)
         if profile.source == "built":
             self.tell(f"{profile.id}: profiled in {time.monotonic() - begun:.1f} s and kept")
@@ -270,28 +274,51 @@ class Session:
 
         return generate_on(self, run, prompt, **more)
 
+    def explain_oom(self, log: str | os.PathLike[str], *, plan: str | os.PathLike[str] | None = None) -> OomAnswer:
+        """What ran out of memory, by a log, a pasted traceback or a memory snapshot of torch (- for standard input).
+
+        With `plan`, the plan of the run that failed, what was more than planned and the smallest change that fits.
+        Needs no torch. Raises InputError for what cannot be read and for a log in which nothing ran out.
+
+        >>> Session().explain_oom("train.log").kind  # doctest: +SKIP
+        'cuda'
+        """
+        from qlora_planner.session.after.post_mortem import explain_oom
+
+        return explain_oom(self, os.fspath(log), None if plan is None else os.fspath(plan))
+
+    def calibrate(self) -> CalibrationAnswer:
+        """Learn from this user's verifications how far off predictions are; every later estimate reads it.
+
+        Raises MissingError where there is no verification that ran whole, unlimited and on a card.
+        """
+        from qlora_planner.session.measuring.calibrate import calibrate
+
+        learnt = calibrate(self)
+        vars(self).pop("calibration", None)  # read anew when it is next asked for
+        return learnt
+
+    def table(
+        self, models: Sequence[str | ModelProfile] | None = None, run: RunConfig | None = None, **options: Any
+    ) -> TablesAnswer:
+        """Memory by model for each way to train, and the largest model per card; `models` are the rows of the first.
+
+        `options` are those of RunConfig, as `seq_len=4096`. Raises InputError for an empty list, for a model that means
+        nothing, and for bad options.
+        """
+        from qlora_planner.session.surveying.tables import size_tables
+
+        return size_tables(self, models, run_of(run, options))
+
     def ranking_card(self, gpu: GpuSpec) -> GpuSpec:
         """The card itself, or for a bare size one of the catalogue that stands in to rank speeds by.
 
         That is the one that the table of sizes names; for a size written exactly, the smallest catalogue card that has
         it.
         """
-        from qlora_planner.catalog.gpus.sizes import MARKETED_SIZES, marketed_size
+        from qlora_planner.session.cards import standing_card
 
-        if gpu.bandwidth_bytes_per_s and (gpu.bf16_flops or gpu.fp16_flops or gpu.fp32_flops):
-            return gpu
-        if gpu.form == "size" and gpu.marketed_gb:
-            named = self.gpus.get(marketed_size(gpu.marketed_gb).card)
-            if named.bandwidth_bytes_per_s and (named.bf16_flops or named.fp16_flops):
-                return named
-        rated = [card for card in self.gpus.all() if card.bandwidth_bytes_per_s and card.bf16_flops]
-        # Of cards with the same memory the one that stands for its size: the others are rarer, and some far slower.
-        standard = {row.card for row in MARKETED_SIZES}
-
-        def order(card: GpuSpec) -> tuple[bool, int, bool, str]:
-            return card.memory_bytes < gpu.memory_bytes, card.memory_bytes, card.name not in standard, card.name
-
-        return min(rated, key=order)
+        return standing_card(gpu, self.gpus)
 
 
 def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:

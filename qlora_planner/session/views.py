@@ -19,23 +19,23 @@ if TYPE_CHECKING:
     from qlora_planner.planner.survey.survey import SurveyRow
     from qlora_planner.report.parts.theme import Theme
     from qlora_planner.session.check import Check
-    from qlora_planner.session.measuring.verify import Verification
-    from qlora_planner.session.training.execute import Trained
+    from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 
 SURVEY_SCHEMA = "qlora-plan/survey/1"
 
 
-def _shown(answer: Any) -> str:
+def shown(answer: Any) -> str:
+    """The screen of an answer, as it prints."""
     from qlora_planner.report.parts.theme import Theme
 
     text: str = answer.render(Theme(unicode=True))
     return text
 
 
-def _of_record(answer: Any, name: str) -> Any:
-    """An attribute of the record that an answer holds as its first field."""
+def attribute_of(answer: Any, name: str) -> Any:
+    """An attribute of the record that an answer holds as its first field. Raises AttributeError as getattr does."""
     own = next(iter(answer.__struct_fields__))
     if name == own or name.startswith("__"):  # not there yet, as while it is unpickled
         raise AttributeError(name)
@@ -50,10 +50,10 @@ class EstimateAnswer:
     gpu: GpuSpec | None
     card: str | None  # as it was typed
 
-    __str__ = _shown
+    __str__ = shown
 
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, name)
+        return attribute_of(self, name)
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan estimate`."""
@@ -81,16 +81,17 @@ class EstimateAnswer:
 
 @record
 class PlanAnswer:
-    """A Plan; `asked` are the options that were to stay."""
+    """A Plan; `asked` are the options that were to stay, `bench` is where it was made."""
 
     plan: Plan
     asked: Mapping[str, Any]
     card: str
+    bench: Workbench
 
-    __str__ = _shown
+    __str__ = shown
 
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, name)
+        return attribute_of(self, name)
 
     @property
     def verdict(self) -> str | None:
@@ -127,6 +128,20 @@ class PlanAnswer:
 
         return write_report(self.plan, self.asked, self.card, path, force=force)
 
+    def export(
+        self, kind: str, path: str | os.PathLike[str] | None = None, *, data: str | None = None, force: bool = False
+    ) -> str:
+        """The plan in the words of another tool: its text, which is also written to `path` where one is given.
+
+        `kind` is "trl", "notebook", "percent", "accelerate", "axolotl" or "llama-factory"; `data` the path of the
+        samples (the plan's own). Raises InputError for an unknown kind, for what it cannot express, for a file that is
+        there already, unless `force`, and for one that cannot be written.
+        """
+        from qlora_planner.session.plan_files import exported, write_export
+
+        text = exported(self.plan, kind, self.bench.open(self.plan.model.path or self.plan.model.id), data)[0]
+        return text if path is None else write_export(text, path, force=force)
+
     def to_frame(self) -> Any:
         """A pandas frame of the plan, the cards it was compared with and a row per price: the `table` column says
         which. Sizes are bytes."""
@@ -146,7 +161,7 @@ class SurveyAnswer:
     reserve_bytes: int
     cap_bytes: int | None
 
-    __str__ = _shown
+    __str__ = shown
 
     def __iter__(self) -> Iterator[SurveyRow]:
         return iter(self.rows)
@@ -200,10 +215,10 @@ class AuditAnswer:
 
     audit: Audit
 
-    __str__ = _shown
+    __str__ = shown
 
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, name)
+        return attribute_of(self, name)
 
     def render(self, theme: Theme, *, explain: bool = False) -> str:
         """The screen of `qlora-plan audit`."""
@@ -234,10 +249,10 @@ class CheckAnswer:
     check: Check
     gpu: GpuSpec
 
-    __str__ = _shown
+    __str__ = shown
 
     def __getattr__(self, name: str) -> Any:
-        return _of_record(self, name)
+        return attribute_of(self, name)
 
     @property
     def verdict(self) -> str | None:
@@ -260,88 +275,3 @@ class CheckAnswer:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/check/1`."""
         return self.check.to_dict()
-
-
-@record
-class VerificationAnswer:
-    """A Verification: real steps of a run, and what was predicted of them; gives way to the Measurement."""
-
-    verification: Verification
-
-    __str__ = _shown
-
-    def __getattr__(self, name: str) -> Any:
-        if name in ("verification", "measurement"):
-            return _of_record(self, name)
-        return getattr(_of_record(self, "measurement"), name)
-
-    def render(self, theme: Theme) -> str:
-        """The screen of `qlora-plan verify`."""
-        from qlora_planner.report.verify import render_verification
-
-        verification = self.verification
-        works_bytes = None if verification.floor is None else verification.floor.works_bytes
-        return render_verification(verification.measurement, theme, floor_bytes=works_bytes, kept=verification.kept)
-
-    def _repr_html_(self) -> str:
-        from qlora_planner.report.pages.notebook import text_html
-
-        return text_html(str(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document `qlora-plan/verification/1`."""
-        return self.verification.to_dict()
-
-    def to_frame(self) -> Any:
-        """A pandas frame with a row per figure, predicted and measured; sizes are bytes."""
-        import pandas
-
-        compared = self.to_dict()["comparison"]
-        return pandas.DataFrame([{"table": name, **row} for name, rows in compared.items() for row in rows])
-
-
-@record
-class TrainingAnswer:
-    """What came of a training: the figures of its summary.json, and its folder."""
-
-    trained: Trained
-
-    __str__ = _shown
-
-    @property
-    def outcome(self) -> str:
-        """ok, interrupted, out-of-memory, disk-full, killed or error."""
-        return self.trained.outcome
-
-    @property
-    def summary(self) -> Mapping[str, Any]:
-        """The document `qlora-plan/training/1`."""
-        return self.trained.summary
-
-    @property
-    def folder(self) -> Path:
-        """The run's own folder; `merge` and `generate` take it."""
-        return self.trained.folder.path
-
-    def render(self, theme: Theme) -> str:
-        """The screen of `qlora-plan train`."""
-        from qlora_planner.report.training import render_training
-
-        return render_training(self.summary, theme, folder=str(self.folder))
-
-    def _repr_html_(self) -> str:
-        from qlora_planner.report.pages.notebook import text_html
-
-        return text_html(str(self))
-
-    def to_dict(self) -> dict[str, Any]:
-        """The JSON document `qlora-plan/training/1`."""
-        return dict(self.summary)
-
-    def to_frame(self) -> Any:
-        """A pandas frame with a row per line of metrics.jsonl: steps, evaluations, checkpoints, attempts, phases."""
-        import pandas
-
-        from qlora_planner.runs.record import read_metrics
-
-        return pandas.DataFrame(read_metrics(self.trained.folder.metrics))

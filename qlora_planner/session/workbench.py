@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.data import DataSource
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
+    from qlora_planner.session.run_views import TrainingAnswer, VerificationAnswer
     from qlora_planner.session.views import (
         AuditAnswer,
         CheckAnswer,
         EstimateAnswer,
         PlanAnswer,
         SurveyAnswer,
-        TrainingAnswer,
-        VerificationAnswer,
     )
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
@@ -46,6 +45,9 @@ class Workbench:
         self.session = session
         self.card = card
         self._opened: dict[str, ModelOnCard] = {}
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"session": self.session, "card": self.card, "_opened": {}}  # opened models are opened anew
 
     def __repr__(self) -> str:
         card = self.card
@@ -183,7 +185,7 @@ class Workbench:
         if isinstance(model, str):
             plan = with_folder(plan, model)
         kept = {name: value for name, value in typed.to_dict().items() if name in (fixed or ())}
-        return PlanAnswer(plan=plan, asked=kept, card=self.card.asked)
+        return PlanAnswer(plan=plan, asked=kept, card=self.card.asked, bench=self)
 
     def check(
         self,
@@ -282,7 +284,7 @@ class Workbench:
         from qlora_planner.errors import InputError
         from qlora_planner.session.measuring.this_card import this_card_as
         from qlora_planner.session.measuring.verify import run_of_file, verify
-        from qlora_planner.session.views import VerificationAnswer
+        from qlora_planner.session.run_views import VerificationAnswer
 
         if device == "cpu" and floor:
             raise InputError("device='cpu': floor needs a card; leave it out")

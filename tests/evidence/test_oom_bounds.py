@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from qlora_planner.cli import log_file
+from qlora_planner.diagnose import log_file
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.plain_pickle import NotPlain, load_plain
 from qlora_planner.diagnose.oom.snapshot import read_snapshot

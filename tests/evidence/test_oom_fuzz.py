@@ -17,13 +17,13 @@ import pytest
 from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
-from qlora_planner.cli.explain_oom import _document
 from qlora_planner.diagnose.oom import explain
 from qlora_planner.diagnose.oom.snapshot import read_snapshot
 from qlora_planner.diagnose.symptom_search import explain_symptom, unknown_symptom
 from qlora_planner.errors import InputError
 from qlora_planner.report.oom import render_oom
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.session.after.post_mortem import OomAnswer
 from tests.evidence.test_oom_bounds import PLAIN
 from tests.evidence.test_oom_tracebacks import BAR, COLAB, JUPYTER, OOM, RANKS, RICH
 from tests.evidence.test_oom_wordings import LINES
@@ -67,7 +67,7 @@ def check_text(text: str) -> None:
     except InputError:
         pass
     else:
-        json.dumps(_document(report, None))
+        json.dumps(OomAnswer(report=report).to_dict())
         assert render_oom(report, Theme(color=False, width=80))
         held = max(report.process_bytes or 0, report.reserved_bytes or 0)
         if report.capacity_bytes is not None and report.free_bytes is not None and report.others_bytes:
@@ -84,7 +84,7 @@ def check_snapshot(content: bytes) -> None:
     except InputError as error:
         assert "\n" not in str(error)
     else:
-        json.dumps(_document(report, None))
+        json.dumps(OomAnswer(report=report).to_dict())
         assert render_oom(report, Theme(color=False, width=80))
     assert time.process_time() - before < SLOWEST_S
 

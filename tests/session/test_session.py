@@ -20,7 +20,7 @@ from click.testing import CliRunner
 import qlora_planner
 from qlora_planner import RunConfig, Session, estimate, load_gpu, load_model, plan
 from qlora_planner.cli.main import cli
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import document as json_ready
 from qlora_planner.session.workbench import Workbench
 from qlora_planner.units import MIB
@@ -295,3 +295,51 @@ def test_asking_imports_nothing_heavy() -> None:
 
 def test_the_package_says_that_it_is_typed() -> None:
     assert resources.files(qlora_planner).joinpath("py.typed").is_file()
+
+
+def test_a_plan_is_exported_as_the_command_line_writes_it(tmp_path: Path, bench: Workbench) -> None:
+    path = tmp_path / "train.py"
+    best = bench.plan(MODEL)
+    text = best.export("trl", path)
+    assert path.read_text("utf-8") == text == best.export("trl")
+    assert "SFTTrainer(" in text
+    with pytest.raises(InputError, match="is there already"):
+        best.export("trl", path)
+    with pytest.raises(InputError, match="--export yaml: is not known"):
+        best.export("yaml")
+
+
+def test_a_failed_run_is_explained_beside_its_plan(tmp_path: Path, bench: Workbench) -> None:
+    log = tmp_path / "train.log"
+    log.write_text(
+        "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of"
+        " 23.99 GiB of which 1.20 GiB is free. Including non-PyTorch memory, this process has 22.70 GiB memory in use."
+        " Of the allocated memory 21.30 GiB is allocated by PyTorch, and 900.00 MiB is reserved by PyTorch but"
+        " unallocated.\n"
+    )
+    plan = bench.plan(MODEL).save(tmp_path / "plan.yaml")
+    explained = bench.session.explain_oom(log, plan=plan)
+    assert explained.requested_bytes == 2 << 30
+    assert explained.planned is not None
+    assert explained.planned.compared.excess_bytes
+    assert "2.00 GiB" in str(explained)
+    document = explained.to_dict()
+    assert document["plan"]["verdict"] == "fits"
+    assert document["plan"]["fixes"]
+    assert bench.session.explain_oom(log).to_dict()["plan"] is None
+
+
+def test_the_tables_are_records_markdown_and_a_frame() -> None:
+    tables = Session().table(["llama-3.2-1b"], seq_len=1024)
+    document = tables.to_dict()
+    assert [row["model_id"] for row in document["memory"]] == ["meta-llama/Llama-3.2-1B"]
+    assert "Llama-3.2-1B" in tables.to_markdown()
+    assert set(tables.to_frame()["table"]) == {"memory", "card"}
+    with pytest.raises(InputError, match="--models is empty"):
+        Session().table([])
+
+
+def test_without_verifications_nothing_is_calibrated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("qlora_planner.sources.locations.evidence_path", lambda: tmp_path / "none.jsonl")
+    with pytest.raises(MissingError, match="there is no verification yet"):
+        Session().calibrate()

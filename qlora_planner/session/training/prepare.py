@@ -192,7 +192,7 @@ def _plan(
         raise UnsureError(
             f"cannot say whether {profile.id} fits {card.gpu.label}: {'; '.join(reasons)}; --yes tries it"
         )
-    onlooker.confirm(PlanAnswer(plan=plan, asked=request.explicit, card=card.asked))
+    onlooker.confirm(PlanAnswer(plan=plan, asked=request.explicit, card=card.asked, bench=session.on(card)))
     return plan.run, plan.to_dict()
 
 
