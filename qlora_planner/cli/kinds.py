@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
+
+from qlora_planner.spec.spellings import choice_meant, tokens_meant
 
 if TYPE_CHECKING:
     _Parameter = click.ParamType[int]
@@ -15,9 +16,6 @@ else:  # generic from click 8.2 on
     _Parameter, _Choice = click.ParamType, click.Choice
 
 _NOTES = "qlora_planner.notes"
-_THOUSANDS = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*k", re.IGNORECASE)
-_GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
-_SIGNS = str.maketrans("", "", "-_ .")
 
 
 def notes_of(ctx: click.Context) -> list[str]:
@@ -41,13 +39,10 @@ class Tokens(_Parameter):
         if isinstance(value, int):
             return value
         text = str(value).strip()
-        if shortened := _THOUSANDS.fullmatch(text):
-            tokens = float(shortened[1]) * 1024
-            if tokens == int(tokens):
-                _taken(text, f"{int(tokens):,} tokens", param, ctx)
-                return int(tokens)
-        if _GROUPED.fullmatch(text):
-            return int(text.replace(",", ""))
+        if (tokens := tokens_meant(text)) is not None:
+            if not text.replace(",", "").isdigit():
+                _taken(text, f"{tokens:,} tokens", param, ctx)
+            return tokens
         try:
             return int(text)
         except ValueError:
@@ -63,8 +58,7 @@ class Named(_Choice):
 
     def _meant(self, name: str) -> str | None:
         also = self._also() if callable(self._also) else self._also
-        names = {_key(other): choice for other, choice in also.items()} | {_key(name): name for name in self.choices}
-        return names.get(_key(name))
+        return choice_meant(name, tuple(self.choices), also)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         """Fails for a name that is none of them."""
@@ -73,28 +67,6 @@ class Named(_Choice):
                 _taken(value, meant, param, ctx)
             return meant
         return super().convert(value, param, ctx)
-
-
-def _key(name: str) -> str:
-    return name.strip().lower().translate(_SIGNS)
-
-
-QUANT_NAMES = {
-    "4bit": "nf4", "4": "nf4", "int4": "nf4", "bnb": "nf4", "bnb4": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4",
-    "8bit": "int8", "8": "int8", "bnb8": "int8", "bnb-8bit": "int8", "llm.int8": "int8",
-    "16bit": "none", "16": "none", "bf16": "none", "bfloat16": "none", "fp16": "none", "float16": "none", "no": "none",
-    "off": "none",
-}  # fmt: skip
-DTYPE_NAMES = {
-    "bf16": "bfloat16", "torch.bfloat16": "bfloat16", "fp16": "float16", "half": "float16", "f16": "float16",
-    "torch.float16": "float16", "fp32": "float32", "float": "float32", "f32": "float32", "torch.float32": "float32",
-}  # fmt: skip
-ATTENTION_NAMES = {
-    "flash": "flash_attention_2", "flash2": "flash_attention_2", "flash-attn": "flash_attention_2",
-    "flash-attn-2": "flash_attention_2", "flash-attention": "flash_attention_2", "fa2": "flash_attention_2",
-    "fa": "flash_attention_2", "math": "eager",
-}  # fmt: skip
-METHOD_NAMES = {"16bit-lora": "lora", "full-finetune": "full", "full-finetuning": "full", "fft": "full"}
 
 
 def trainer_names() -> Mapping[str, str]:

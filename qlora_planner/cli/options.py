@@ -7,17 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-from qlora_planner.cli.kinds import (
-    ATTENTION_NAMES,
-    DTYPE_NAMES,
-    METHOD_NAMES,
-    QUANT_NAMES,
-    Named,
-    Tokens,
-    notes_of,
-    trainer_names,
-)
+from qlora_planner.cli.kinds import Named, Tokens, notes_of, trainer_names
 from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
+from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, METHOD_NAMES, QUANT_NAMES
 
 RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")

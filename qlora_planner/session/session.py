@@ -322,10 +322,22 @@ class Session:
 
 
 def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:
-    """`run`, else the default one, with `options` in place. Raises InputError for unknown options and bad values."""
+    """`run`, else the default one, with `options` in place, as people write them: `seq_len="8k"`, `quant="4bit"`.
+
+    Raises InputError for unknown options and bad values.
+    """
     from qlora_planner.spec.run import RunConfig as Run
 
-    return (run or Run()).with_(**options) if options else run or Run()
+    return (run or Run()).with_(**_understood(options)) if options else run or Run()
+
+
+def _understood(options: dict[str, Any]) -> dict[str, Any]:
+    if not any(isinstance(value, str) for value in options.values()):
+        return options
+    from qlora_planner.catalog.trainers import TRAINER_NAMES
+    from qlora_planner.spec.spellings import meant
+
+    return meant(options, TRAINER_NAMES)
 
 
 def given_options(run: RunConfig | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -335,7 +347,7 @@ def given_options(run: RunConfig | None, options: dict[str, Any]) -> dict[str, A
     """
     if run is None:
         run_of(None, options)
-        return dict(options)
+        return dict(_understood(options))
     from qlora_planner.planner.search_space import fixed_options
 
     changed = run_of(run, options)

@@ -343,3 +343,14 @@ def test_without_verifications_nothing_is_calibrated(tmp_path: Path, monkeypatch
     monkeypatch.setattr("qlora_planner.sources.locations.evidence_path", lambda: tmp_path / "none.jsonl")
     with pytest.raises(MissingError, match="there is no verification yet"):
         Session().calibrate()
+
+
+def test_values_are_understood_as_people_write_them(bench: Workbench) -> None:
+    typed = bench.estimate(MODEL, seq_len="4k", quant="4bit", compute_dtype="bf16", trainer="sft")
+    meant = bench.estimate(MODEL, seq_len=4096, quant="nf4", compute_dtype="bfloat16", trainer="trl-sft")
+    assert typed.to_dict() == meant.to_dict()
+    assert bench.plan(MODEL, seq_len="1k").run.seq_len == 1024
+    with pytest.raises(InputError, match="--seq-len must be int, not '4kb'"):
+        bench.estimate(MODEL, seq_len="4kb")
+    with pytest.raises(InputError, match="--quant must be one of nf4, fp4, int8, none, not '5bit'"):
+        bench.estimate(MODEL, quant="5bit")

@@ -7,8 +7,6 @@ from typing import TYPE_CHECKING
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
-    from qlora_planner.exchange.parsed_config import Reading
-    from qlora_planner.memory import MemoryEstimate
     from qlora_planner.tui.core import Subject
 
 # Kind -> what it is, and how its file is called beside the model's name.
@@ -33,21 +31,10 @@ def write(subject: Subject, run: RunConfig, kind: str, path: str, *, data: str |
     Raises InputError for a run that a plan would change, what `kind` cannot express, and a file that is there already
     without `force`.
     """
-    from qlora_planner.exchange.export import export
-    from qlora_planner.exchange.files import write_text
-    from qlora_planner.exchange.meant import meant
-    from qlora_planner.exchange.plan_file import write_plan
-    from qlora_planner.memory.unmodelled.qualified import qualified
+    from qlora_planner.session.plan_files import exported, save_plan, write_export
 
-    document = subject.plan_of(run).to_dict()
-    attention = subject.profile.adapters.get("attention", ())
-    names = tuple(dict.fromkeys(tensor.module.rpartition(".")[2] for tensor in attention))
-
-    def judge(reading: Reading) -> MemoryEstimate:
-        meant_here = meant(reading, subject.profile)
-        return qualified(subject.estimate(meant_here.run), meant_here.unmodelled)
-
+    plan = subject.plan_of(run)
     if kind == "plan":
-        write_plan(document, path, force=force)
+        save_plan(plan, path, force=force)
     else:
-        write_text(path, export(kind, document, data, attention_modules=names, judge=judge), force=force)
+        write_export(exported(plan, kind, subject, data)[0], path, force=force)
