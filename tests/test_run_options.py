@@ -29,7 +29,7 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "sgd",
         "trainer": "loop", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,
-        "stack": {"trl": "1.0"},
+        "task": "classification", "num_labels": 7, "stack": {"trl": "1.0"},
     }  # fmt: skip
     assert changed.keys() == set(RUN_FIELDS)
     key = options_without("batch_size", "rank")

@@ -41,6 +41,9 @@ class TrainerRow:
     newest first (`versioned_by` None: one loss for ever); `automatic`: it may be chosen where nobody names a trainer;
     `usual`: why it then is; `instead`: the trainer to name where it breaks.
 
+    `classifies`: it trains a sequence classifier where `--task classification` asks for one; `score_labels`: it trains
+    one with so many labels whatever the task, as a reward model is (None: it does not).
+
     What it does to memory: `adapters_bfloat16`: adapters on a quantised base are cast to bfloat16 before training.
     `autocast`: forward runs under autocast in the compute dtype. `keeps_outputs`: logits live through backward.
     `micro_batches_stay`: what a micro-batch bound lives until the next one has taken its place. `upcasts`: it casts
@@ -59,6 +62,8 @@ class TrainerRow:
     sequences_per_row: int = 1
     versioned_by: str | None = None
     losses: tuple[tuple[Version, LossMemory], ...]
+    classifies: bool = False
+    score_labels: int | None = None
     automatic: bool = True
     usual: str
     instead: str | None = None
@@ -134,6 +139,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         TrainerRow(
             name="hf-trainer",
             losses=_model_loss("hf-trainer"),
+            classifies=True,
             usual="transformers' own",
             autocast=True,
             adapters_bfloat16=False,

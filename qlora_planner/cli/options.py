@@ -8,8 +8,8 @@ from typing import Any, TypeVar
 import click
 
 from qlora_planner.cli.kinds import Named, Tokens, notes_of, trainer_names
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TRAINERS, RunConfig
-from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, METHOD_NAMES, QUANT_NAMES
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TASKS, TRAINERS, RunConfig
+from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, METHOD_NAMES, QUANT_NAMES, TASK_NAMES
 
 RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -184,6 +184,8 @@ def _run_options() -> list[click.Option]:
         RunOption(["--packing/--no-packing"], default=None, help="Fill every row with several samples (off)."),
         _switch("padding", "Rows hold sequences of unequal length (off for batch 1 or packing)."),
         _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
+        _value("task", Named(TASKS, TASK_NAMES), "What is learnt, where it is not text: classification (text)."),
+        _value("num-labels", int, "Labels of a classifier (2).", "N"),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 

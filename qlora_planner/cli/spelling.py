@@ -42,6 +42,8 @@ _SAME: Mapping[str, str] = {
     "rslora": "use-rslora peft-use-rslora",
     "eval-batch-size": "per-device-eval-batch-size eval-batch eval-bs eval-micro-batch-size",
     "trainer": "framework loop",
+    "task": "task-type",
+    "num-labels": "labels n-labels number-of-labels num-classes n-classes",
     "stack": "versions transformers-version trl-version torch-version",
     "alloc-conf": "pytorch-cuda-alloc-conf pytorch-alloc-conf cuda-alloc-conf",
     "gpu": "g card vram gpu-type gpu-name gpu-memory gpu-mem gpu-vram gpu-ram memory mem hardware vram-gb gpu-size"

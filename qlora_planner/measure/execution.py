@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import HostReading, Measurement, PhaseReading
 from qlora_planner.measure import gpu_lock, process
@@ -103,7 +104,7 @@ class Execution:
         from qlora_planner.train import adapters, model
 
         run, spec = self.run, self.spec
-        weights = None if spec.model_dir is not None else model.random_weights(self.raw, spec.device)
+        weights = None if spec.model_dir is not None else model.random_weights(self.raw, spec.device, labels_of(run))
         self._meter = make_meter()
         try:
             self._enter("load")

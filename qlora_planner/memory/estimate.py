@@ -20,6 +20,7 @@ from qlora_planner.memory.records import (
 )
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.verdict import fit
+from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -77,6 +78,7 @@ def estimate_within(
 
     Without `refines` a traced run's floor is not worked out more finely near what is usable: one that fits fits.
     """
+    profile = profile_for(profile, run)
     resolution = resolve(profile, run, budget.gpu)
     budget = budget.for_run(resolution.run)
     breakdown = _breakdown(profile, resolution, tape, orders, budget, refines)

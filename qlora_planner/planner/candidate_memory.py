@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.catalog import find_optimizer
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.expandable import is_expandable
@@ -233,7 +234,7 @@ class CandidateFactory:
     def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
         run = resolution.run
-        key = _loading_options(run)
+        key = _loading_options(run), labels_of(run)
         exact = key, run.rank, run.optimizer, run.trainer
         if exact not in self._grounds:
             self._grounds[exact] = self._lay(key, resolution)

@@ -31,10 +31,17 @@ Builder = Callable[[], PreTrainedModel]
 Added = dict[str, tuple[tuple[int, ...], torch.dtype, bool]]
 
 
-def inject(model: PreTrainedModel, targets: str | list[str], rank: int, dropout: float = 0.0, **more: Any) -> nn.Module:
+def inject(
+    model: PreTrainedModel,
+    targets: str | list[str],
+    rank: int,
+    dropout: float = 0.0,
+    task_type: str = "CAUSAL_LM",
+    **more: Any,
+) -> nn.Module:
     """PEFT's own `get_peft_model` on a meta model; raises whatever PEFT raises."""
     config = peft.LoraConfig(
-        r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=dropout, task_type="CAUSAL_LM", **more
+        r=rank, lora_alpha=2 * rank, target_modules=targets, lora_dropout=dropout, task_type=task_type, **more
     )
     with warnings.catch_warnings(), dora_on_meta():
         warnings.simplefilter("ignore")
@@ -134,20 +141,26 @@ def widest_target(
     return name, adapter_groups(low, high, layers), refusals
 
 
-def single_target(build: Builder, targets: list[str], layers: Layers) -> tuple[AdapterTensor, ...]:
-    """What PEFT adds for the named modules.
+def single_target(build: Builder, targets: str | list[str], layers: Layers, **more: Any) -> tuple[AdapterTensor, ...]:
+    """What PEFT adds for the named modules; `more` goes to `inject`.
 
     Raises InputError when none of them is there, RefusedError in PEFT's own words when it refuses them.
     """
-    low = _try(build, targets, 0.0)
+    names = [targets] if isinstance(targets, str) else targets
+    low = _try(build, targets, 0.0, **more)
     if isinstance(low, str):
         if "not found in the base model" in low:
             leaves = listed(sorted(linear_leaves(build())), 40)
             raise InputError(
-                f"--target-modules: {quoted(','.join(targets))} matches nothing; the linear modules are {leaves}"
+                f"--target-modules: {quoted(','.join(names))} matches nothing; the linear modules are {leaves}"
             )
-        raise RefusedError(f"target_modules {listed(targets)}: {low}")
-    return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1])), layers)
+        raise RefusedError(f"target_modules {listed(names)}: {low}")
+    return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1], **more)), layers)
+
+
+def without_saved(added: tuple[AdapterTensor, ...]) -> tuple[AdapterTensor, ...]:
+    """Adapters alone, without the modules that PEFT trains whole by the task's own rule."""
+    return tuple(tensor for tensor in added if tensor.name != "modules_to_save")
 
 
 def _try(build: Builder, targets: str | list[str], dropout: float, **more: Any) -> Added | str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from qlora_planner.catalog.classifiers import SCORE
 from qlora_planner.profiling.meta_model import decoder_list
 from qlora_planner.spec.model import LayerKind, TensorGroup
 
@@ -164,7 +165,7 @@ def _loaded_dtype(name: str, tensor: torch.Tensor, plan: Mapping[str, torch.dtyp
 
 def _role(model: PreTrainedModel, module: nn.Module, name: str, leaf: str, tensor: torch.Tensor) -> str:
     class_name = type(module).__name__.lower()
-    if module is model.get_output_embeddings():
+    if module is (model.get_output_embeddings() or getattr(model, SCORE, None)):
         return "output_head"
     if isinstance(module, nn.Embedding):
         return "embedding"

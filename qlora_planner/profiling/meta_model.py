@@ -20,7 +20,7 @@ from transformers.quantizers.base import HfQuantizer
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.text import quoted
-from qlora_planner.train.model import model_class
+from qlora_planner.train.model import model_class, with_labels
 
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft", "trl")
 # Fields that say how a checkpoint was stored or which remote code made it, not what the model is.
@@ -68,24 +68,32 @@ def make_config(raw: Mapping[str, Any], location: str) -> Any:
         raise InputError(f"{location}: {model_type} config refused: {_first_line(error)}") from error
 
 
-def causal_lm_class(raw: Mapping[str, Any], config: Any, location: str) -> type[PreTrainedModel]:
-    """The class that a trainer loads. Raises InputError naming `location` for a config that has none."""
+def trained_class(
+    raw: Mapping[str, Any], config: Any, location: str, labels: int | None = None
+) -> type[PreTrainedModel]:
+    """The class that a trainer loads: with `labels` the sequence classifier.
+
+    Raises InputError naming `location` for a config that has none.
+    """
     try:
-        cls: type[PreTrainedModel] = model_class(raw, config)
+        cls: type[PreTrainedModel] = model_class(raw, config, labels)
         return cls
     except InputError as error:
         raise InputError(f"{location}: {error}") from None
 
 
 def build_on_meta(
-    raw: Mapping[str, Any], location: str, dtype: torch.dtype = torch.bfloat16
+    raw: Mapping[str, Any], location: str, dtype: torch.dtype = torch.bfloat16, labels: int | None = None
 ) -> tuple[PreTrainedModel, dict[str, torch.dtype]]:
-    """The model without storage, tied, and the dtype that each module name pattern is loaded in instead of `dtype`.
+    """The model without storage, tied, and the dtype that each module name pattern is loaded in instead of `dtype`;
+    with `labels` its sequence classifier.
 
     Buffers are on the meta device too: some classes compute large ones, which would take gigabytes and minutes.
     """
     config = make_config(raw, location)
-    wanted = causal_lm_class(raw, config, location)
+    if labels is not None:
+        config = with_labels(config, labels)
+    wanted = trained_class(raw, config, location, labels)
     try:
         with init_empty_weights(include_buffers=True), quiet_transformers(), initialization.no_tie_weights():
             model = wanted._from_config(config, dtype=dtype)

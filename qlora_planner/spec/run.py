@@ -18,6 +18,7 @@ QUANTS = ("nf4", "fp4", "int8", "none")
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
 TRAINERS = ("trl-sft", "hf-trainer", "loop")
+TASKS = ("classification",)
 
 
 def _choice(*allowed: str) -> dict[str, Any]:
@@ -63,6 +64,8 @@ class RunConfig:
     packing: bool = False
     padding: bool | None = None  # auto: off for batch 1 or packing, else on
     eval_batch_size: int | None = field(default=None, metadata=_between(1, 1 << 16))  # None: no evaluation
+    task: str | None = field(default=None, metadata=_choice(*TASKS))  # None: to go on with text
+    num_labels: int | None = field(default=None, metadata=_between(1, 1 << 20))  # auto, with a task: transformers' 2
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:

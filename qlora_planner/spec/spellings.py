@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, TRAINERS
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, TASKS, TRAINERS
 
 QUANT_NAMES = {
     "4bit": "nf4", "4": "nf4", "int4": "nf4", "bnb": "nf4", "bnb4": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4",
@@ -24,6 +24,7 @@ ATTENTION_NAMES = {
     "fa": "flash_attention_2", "math": "eager",
 }  # fmt: skip
 METHOD_NAMES = {"16bit-lora": "lora", "full-finetune": "full", "full-finetuning": "full", "fft": "full"}
+TASK_NAMES = {"seq-cls": "classification", "sequence-classification": "classification", "cls": "classification"}
 
 _THOUSANDS = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*k", re.IGNORECASE)
 _GROUPED = re.compile(r"\d{1,3}(?:,\d{3})+")
@@ -34,6 +35,7 @@ _CHOICES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     "compute_dtype": (COMPUTE_DTYPES, DTYPE_NAMES),
     "load_dtype": (LOAD_DTYPES, DTYPE_NAMES),
     "attention": ((), ATTENTION_NAMES),
+    "task": (TASKS, TASK_NAMES),
 }
 _TOKENS = ("seq_len",)
 

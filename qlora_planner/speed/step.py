@@ -5,6 +5,7 @@ from __future__ import annotations
 from qlora_planner.catalog import LossMemory, OptimizerRow, TrainerRow, find_optimizer
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
+from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.record import record
@@ -118,7 +119,7 @@ def _head(placement: Placement, at: Setting, loss: LossMemory) -> Work:
     """Embedding, last norm, output head and loss, forwards and backwards."""
     profile, run = placement.profile, placement.run
     hidden = int(profile.dims.get("hidden_size") or 1)
-    vocab = int(profile.dims.get("vocab_size") or 1)
+    vocab = int(profile.dims.get(LABELS) or profile.dims.get("vocab_size") or 1)
     c, weights = at.compute, float(hidden) * vocab
     last = norm(hidden, at, fused=has_fused_norms(placement))
     total = last.forward + last.backward + moves(12, 4 * at.stream * hidden)

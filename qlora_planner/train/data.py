@@ -45,15 +45,19 @@ def evaluation_rows(run: RunConfig, rows: list[list[int]]) -> list[list[int]]:
     return [rows[index % len(rows)] for index in range(wanted)]
 
 
-def dataset(rows: list[list[int]]) -> Any:
-    """A `datasets.Dataset` with `input_ids` and `labels`."""
+def dataset(rows: list[list[int]], classes: int | None = None) -> Any:
+    """A `datasets.Dataset` with `input_ids` and `labels`: of every token, or one of so many `classes` for each row."""
     from datasets import Dataset
 
-    return Dataset.from_dict({"input_ids": rows, "labels": rows})
+    labels: list[Any] = list(rows) if classes is None else [row % classes for row in range(len(rows))]
+    return Dataset.from_dict({"input_ids": rows, "labels": labels})
 
 
 def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
-    """One batch of int64 tensors `input_ids`, `attention_mask` and `labels`, [batch, longest], padded on the right."""
+    """One batch of int64 tensors `input_ids`, `attention_mask` and `labels`, [batch, longest], padded on the right.
+
+    Labels that are one for each row, as a classifier has them, are [batch].
+    """
     import torch
 
     longest = max(len(feature["input_ids"]) for feature in features)
@@ -61,8 +65,18 @@ def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "input_ids": torch.tensor([ids + [PAD] * missing for ids, missing in padded]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * missing for ids, missing in padded]),
-        "labels": torch.tensor([ids + [IGNORED] * missing for ids, missing in padded]),
+        "labels": labels_tensor(features, longest),
     }
+
+
+def labels_tensor(features: list[dict[str, Any]], longest: int) -> Any:
+    """Labels of a batch: [batch, longest] for one a token, padded with what no loss counts; [batch] for one a row."""
+    import torch
+
+    labels = [feature.get("labels", feature["input_ids"]) for feature in features]
+    if isinstance(labels[0], int):
+        return torch.tensor(labels)
+    return torch.tensor([list(row) + [IGNORED] * (longest - len(row)) for row in labels])
 
 
 def tokenizer() -> Any:

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
+from qlora_planner.train.data import PAD
 from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
 from qlora_planner.train.weights import random_state_dict
 
@@ -17,8 +19,8 @@ from qlora_planner.train.weights import random_state_dict
 _NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
 
 
-def model_config(raw: Mapping[str, Any]) -> Any:
-    """transformers' config object of a parsed config.json.
+def model_config(raw: Mapping[str, Any], labels: int | None = None) -> Any:
+    """transformers' config object of a parsed config.json; of a sequence classifier with so many `labels`.
 
     Raises InputError where it lacks a model type, MissingError where the installed transformers has no such model.
     """
@@ -34,17 +36,36 @@ def model_config(raw: Mapping[str, Any]) -> Any:
             f"model_type {quoted(model_type)} is not in transformers {transformers.__version__};"
             " a newer one may have it"
         )
-    return AutoConfig.for_model(model_type, **fields)
+    config = AutoConfig.for_model(model_type, **fields)
+    return config if labels is None else with_labels(config, labels)
 
 
-def model_class(raw: Mapping[str, Any], config: Any) -> Any:
-    """The class that is trained: the architecture that the config names, else the causal language model of its type.
+def with_labels(config: Any, labels: int) -> Any:
+    """The config of a sequence classifier: its labels, and a token that pads where it names none, which its forward
+    looks for in every batch (training puts the tokenizer's own there)."""
+    config.num_labels = labels
+    text = config.get_text_config(decoder=True)
+    if getattr(text, "pad_token_id", None) is None:
+        text.pad_token_id = config.pad_token_id = PAD
+    return config
 
-    Raises InputError where transformers has neither.
+
+def model_class(raw: Mapping[str, Any], config: Any, labels: int | None = None) -> Any:
+    """The class that is trained: the architecture that the config names, else the causal language model of its type;
+    with `labels` its sequence classifier.
+
+    Raises InputError where transformers has none.
     """
     import transformers
-    from transformers import AutoModelForCausalLM, PreTrainedModel
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
+    if labels is not None:
+        classifiers = AutoModelForSequenceClassification._model_mapping
+        if type(config) not in classifiers:
+            raise InputError(
+                f"{config.model_type} has no sequence classifier in transformers {transformers.__version__}"
+            )
+        return classifiers[type(config)]
     for name in raw.get("architectures") or ():
         named = getattr(transformers, str(name), None)
         if isinstance(named, type) and issubclass(named, PreTrainedModel) and named.can_generate():  # type: ignore[attr-defined]
@@ -56,15 +77,16 @@ def model_class(raw: Mapping[str, Any], config: Any) -> Any:
     return classes[0] if isinstance(classes, (tuple, list)) else classes
 
 
-def random_weights(raw: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """Random tensors on the host in the shape of this model's checkpoint: see `weights.random_state_dict`."""
+def random_weights(raw: Mapping[str, Any], device: str, labels: int | None = None) -> dict[str, Any]:
+    """Random tensors on the host in the shape of this model's checkpoint, of its sequence classifier with `labels`:
+    see `weights.random_state_dict`."""
     import torch
 
-    config = model_config(raw)
+    config = model_config(raw, labels)
     # A checkpoint is in bfloat16 even where the run loads it as float16: the loader converts, as it would a real one.
     # On the host nothing would be converted or copied, so there it is stored in a dtype that no run loads.
     stored = torch.float64 if device == "cpu" else torch.bfloat16
-    return random_state_dict(model_class(raw, config), config, torch.bfloat16, stored=stored)
+    return random_state_dict(model_class(raw, config, labels), config, torch.bfloat16, stored=stored)
 
 
 def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: dict[str, Any]) -> Any:
@@ -72,8 +94,9 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 
     Raises RefusedError for attention that the installed class lacks.
     """
-    config = model_config(raw)
-    wanted = model_class(raw, config)
+    labels = labels_of(run)
+    config = model_config(raw, labels)
+    wanted = model_class(raw, config, labels)
     _check_attention(wanted, run)
     return wanted.from_pretrained(
         None,
@@ -87,9 +110,12 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 
 def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
     """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
-    wanted = model_class(raw, model_config(raw))
+    labels = labels_of(run)
+    wanted = model_class(raw, model_config(raw, labels), labels)
     _check_attention(wanted, run)
     stored, options = bool(raw.get("quantization_config")), loading_options(run)
+    if labels is not None:
+        options["num_labels"] = labels
     if stored:
         options.pop("quantization_config", None)  # its own wins in any case, with a warning
     model = wanted.from_pretrained(str(folder), device_map=_placement(device), trust_remote_code=False, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
 from qlora_planner.spec.run import RunConfig
@@ -99,11 +100,16 @@ def lora_options(run: RunConfig, attention_modules: list[str] | None = None) -> 
         "lora_dropout": run.lora_dropout or 0.0,
         "use_dora": run.dora,
         "use_rslora": run.rslora,
-        "task_type": "CAUSAL_LM",
+        "task_type": peft_task(run),
     }
     if run.modules_to_save:
         options["modules_to_save"] = _names(run.modules_to_save)
     return options
+
+
+def peft_task(run: RunConfig) -> str:
+    """PEFT's name for what is trained: with SEQ_CLS it trains the `score` head whole, beside the adapters."""
+    return "CAUSAL_LM" if labels_of(run) is None else "SEQ_CLS"
 
 
 def _targets(targets: str, attention_modules: list[str]) -> str | list[str]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, TRAINERS, RunConfig
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, TASKS, TRAINERS, RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.spec.model import ModelProfile
@@ -175,6 +175,8 @@ KNOBS = (
     ),
     _words("padding", "padding", (None, False, True), "whether rows of a batch are of unequal length"),
     _words("use_reentrant", "reentrant", (False, True), "the old kind of checkpointing"),
+    _words("task", "task", (None, *TASKS), "what is learnt, where it is not text", nothing="text"),
+    _numbers("num_labels", "labels", (None, 2, 3, 4, 5, 8, 16, 32, 64, 128), "of a classifier"),
     Knob(
         name="stack", label="versions", says="plan for other versions; Enter types them, as trl=1.13",
         choices=lambda _: [{"stack": {}}], show=_stack, read=_versions,

@@ -97,10 +97,11 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "method": "qlora", "quant": "fp4", "double_quant": False, "compute_dtype": "bfloat16", "seq_len": 1024,
         "load_dtype": "float16",
         "batch_size": 2, "grad_accum": 4, "rank": 8, "alpha": 24, "target_modules": "q_proj,v_proj",
-        "modules_to_save": "lm_head", "lora_dropout": 0.1, "dora": True, "rslora": True,
+        "modules_to_save": "embed_tokens", "lora_dropout": 0.1, "dora": True, "rslora": True,
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "adamw_torch",
         "trainer": "hf-trainer", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,
+        "task": "classification", "num_labels": 3,
         "stack": {"trl": "1.13", "transformers": "5.17"},
     }  # fmt: skip
     assert set(wanted) == set(RUN_FIELDS)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 import qlora_planner
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.weights.loading import expand, in_model_order
@@ -39,6 +40,7 @@ STORED: dict[str, dict[str, Any]] = {
     "cast": {"quant": "nf4", "double_quant": True, "upcast": True},
     "int8": {"quant": "int8"},
     "16-bit": {"method": "lora", "quant": "none"},
+    "classifier": {"task": "classification", "num_labels": 5},
 }
 
 
@@ -57,7 +59,7 @@ def toy(name: str, options: dict[str, Any]) -> tuple[Placement, Any, RunConfig]:
         source: Any = SimpleNamespace(config=config, id="toy", sha256="")
         profile = replace(profile, adapters={wanted: profile_target(source, wanted, profile)})
     run = resolve(profile, RunConfig(rank=4, compute_dtype="bfloat16", **options)).run
-    loaded = model.load_random(config, run, "cpu", model.random_weights(config, "cpu"))
+    loaded = model.load_random(config, run, "cpu", model.random_weights(config, "cpu", labels_of(run)))
     return Placement(profile, run), adapters.prepare(loaded, run), run
 
 
@@ -90,6 +92,8 @@ TRAINED: dict[str, dict[str, Any]] = {
     "adapters": {},
     "dora": {"dora": True},
     "saved": {"modules_to_save": "lm_head"},
+    "classifier": {"task": "classification", "num_labels": 5},
+    "classifier, embedding saved": {"task": "classification", "modules_to_save": "embed_tokens", "upcast": True},
     "full": {"method": "full", "quant": "none"},
     "embedding": {"target_modules": "q_proj,embed_tokens", "dora": True},
 }
@@ -115,7 +119,7 @@ def test_what_is_trained_has_the_shapes_and_dtypes_of_what_peft_makes(options: d
     assert sorted(billed) == sorted(made)
 
 
-@pytest.mark.parametrize("name", ["adapters", "dora", "saved", "full"])
+@pytest.mark.parametrize("name", ["adapters", "dora", "saved", "classifier", "full"])
 def test_what_is_trained_comes_in_the_order_of_the_model(name: str) -> None:
     billed, made = trained(TRAINED[name])
     assert billed == made
@@ -147,7 +151,8 @@ def test_nobody_but_the_bill_walks_a_profiles_tensors() -> None:
         for file, name in _names()
         if name in ("profile.tensors", "profile.adapters.values") and file.startswith(("memory/", "speed/", "planner/"))
     }
-    assert walkers == {"memory/weights/placement.py", "memory/weights/targets.py"}
+    made = "memory/weights/classifier.py"  # makes a profile of another
+    assert walkers == {made, "memory/weights/placement.py", "memory/weights/targets.py"}
 
 
 def _names() -> set[tuple[str, str]]:

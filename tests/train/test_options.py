@@ -68,9 +68,11 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     ),
     "packing": (True, {"sft.packing", "sft.dataset_kwargs", "rows"}),
     "eval_batch_size": (3, {"training.per_device_eval_batch_size"}),
+    "task": ("classification", {"lora.task_type"}),
 }
-# `method`, `trainer` and `upcast` choose what is called; `padding` needs a batch; `stack` is about other versions.
-ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack"}
+# `method`, `trainer` and `upcast` choose what is called; `padding` needs a batch; `stack` is about other versions;
+# `num_labels` decides the model's class.
+ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack", "num_labels"}
 
 
 def test_every_option_is_looked_at() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
+from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.record import record
 from qlora_planner.spec.model import LayerKind
@@ -70,7 +71,7 @@ def model_shape(placement: Placement) -> ModelShape:
     return ModelShape(
         layers=tuple(_layer_shape(placement, kind) for kind in profile.layer_kinds),
         hidden=int(profile.dims.get("hidden_size") or 1),
-        vocab=int(profile.dims.get("vocab_size") or 1),
+        vocab=int(profile.dims.get(LABELS) or profile.dims.get("vocab_size") or 1),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer
+from qlora_planner.catalog import TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer
 from qlora_planner.catalog.trainers import owner_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
@@ -93,6 +93,10 @@ def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
 
 
 def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Iterator[Problem]:
+    if run.task is not None and not trainer.classifies:
+        instead = next(row.name for row in TRAINER_ROWS.values() if row.classifies)
+        yield _refuse("task-refused", f"{trainer.name} trains no sequence classifier", f"--trainer {instead}")
+        return
     for option in trainer.lacks(run):
         name = option.replace("_", "-")
         yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", f"--trainer {owner_of(option).name}")

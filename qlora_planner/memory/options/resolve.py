@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
+from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.refusals import on_parameters, refusals
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
+from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -63,9 +65,11 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     Explicit choices that the stack refuses become blocking problems. Raises InputError for an unknown optimizer, for
     target modules of which none is there, and for a quantisation that contradicts the method.
     """
+    profile = profile_for(profile, run)
     draft = _Draft(profile, run, gpu)
     held = stack_of(profile.counted, run.stack)
     stack = dict(held.versions)
+    _task(draft)
     _quantization(draft)
     _compute_dtype(draft)
     _adapters(draft)
@@ -78,6 +82,18 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     return Resolution(
         run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack, trainer=trainer, loss=loss
     )
+
+
+def _task(draft: _Draft) -> None:
+    run = draft.asked
+    if run.num_labels is not None and run.task is None:
+        raise InputError(f"--num-labels {run.num_labels} is of --task classification: give both, or neither")
+    if run.task is None:
+        return
+    if run.num_labels is None:
+        draft.settle("num_labels", DEFAULT_LABELS, "transformers' own default, where --num-labels says nothing")
+    elif run.num_labels < 2:
+        raise InputError("--num-labels 1 is a regression, which is not planned: a classifier has 2 labels or more")
 
 
 def _quantization(draft: _Draft) -> None:
@@ -194,10 +210,17 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> tuple[TrainerRow, LossMemo
         name, why = _automatic_trainer(draft)
         draft.settle("trainer", name, why)
     row, loss = trainer_row(name, stack)
-    if run.upcast is None:
+    if run.upcast is None and labels_of(run) is not None and _half(draft) and run.method != "full":
+        why = "a score head in 16 bits has gradients that the float16 GradScaler cannot unscale"
+        draft.settle("upcast", row.autocast, why)
+    elif run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
         draft.settle("upcast", row.upcasts, why)
     return row, loss
+
+
+def _half(draft: _Draft) -> bool:
+    return draft.values.get("compute_dtype", draft.asked.compute_dtype) == "float16"
 
 
 def _automatic_trainer(draft: _Draft) -> tuple[str, str]:
@@ -215,7 +238,9 @@ def _automatic_trainer(draft: _Draft) -> tuple[str, str]:
 def _against(row: TrainerRow, draft: _Draft) -> str | None:
     """What speaks against choosing a trainer that nobody named."""
     run = draft.asked
-    if draft.values.get("compute_dtype", run.compute_dtype) == "float16" and row.autocast:
+    if run.task is not None and not row.classifies:
+        return f"{row.name} trains no classifier"
+    if _half(draft) and row.autocast:
         if run.method == "full":
             return "the trainers' GradScaler cannot unscale 16-bit gradients"
         if draft.values.get("quant", run.quant) != "none" and row.adapters_bfloat16:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.trainers import trainer_named, version_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -84,7 +85,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
-        f"{trainer.versioned_by}{since}": version < newest,
+        f"{trainer.versioned_by}{since}": version < newest, f"labels{labels_of(run)}": labels_of(run) is not None,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

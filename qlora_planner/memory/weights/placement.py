@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from functools import cached_property
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
+from qlora_planner.catalog.classifiers import SCORE, labels_of
 from qlora_planner.errors import InputError
+from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.memory.weights.targets import targeted
 from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
@@ -75,12 +77,14 @@ class AddedTensor:
 class Placement:
     """The bill of one run, each part counted when it is first read. `run` must be resolved.
 
+    Its `profile` is that of the class which the run trains: see `profile_for`, whose errors making it raises.
+
     A rank of several that shard their tensors would cut the shapes made here (`PlacedTensor.shape`, `Trainable.shape`)
     along their first dimension; constants are had from the whole group, as no sharding reaches them.
     """
 
     def __init__(self, profile: ModelProfile, run: RunConfig) -> None:
-        self.profile = profile
+        self.profile = profile_for(profile, run)
         self.run = run
 
     @cached_property
@@ -163,9 +167,10 @@ class Placement:
     def _saved(self) -> Iterator[AddedTensor]:
         """Whole modules that are trained in a copy beside the frozen original."""
         dtype = _whole_dtype(self.run)
-        for name in (self.run.modules_to_save or "").split(","):
-            if not name.strip():
-                continue
+        names = [name for name in (self.run.modules_to_save or "").split(",") if name.strip()]
+        if labels_of(self.run) is not None:  # PEFT's task type SEQ_CLS adds it to what is saved
+            names = [name for name in names if name.strip() != SCORE] + [SCORE]
+        for name in names:
             copied = [
                 weight for weight in self.weights
                 if not weight.group.buffer and f".{weight.group.name}".rpartition(".")[0].endswith("." + name.strip())

@@ -15,14 +15,16 @@ import torch
 import transformers
 from bitsandbytes.functional import QuantState
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, initialization
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, initialization
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.profiling.meta_model import remember_skipped, skipped_modules
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.train.adapters import attention_modules
+from qlora_planner.train.model import with_labels
 from qlora_planner.train.options import lora_options, quantization_config
 
 _NOT_ARCHITECTURE = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "quantization_config")
@@ -51,13 +53,17 @@ def quiet() -> Iterator[None]:
         transformers.logging.set_verbosity(level)
 
 
-def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
-    """The whole model on the meta device, as it is loaded in `dtype`, not yet cut."""
+def skeleton(
+    raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype = torch.bfloat16, labels: int | None = None
+) -> nn.Module:
+    """The whole model on the meta device, as it is loaded in `dtype`, not yet cut; with `labels` its classifier."""
     fields = {key: copy.deepcopy(value) for key, value in raw.items() if key not in _NOT_ARCHITECTURE}
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
+    if labels is not None:
+        config = with_labels(config, labels)
     options = {} if attention is None else {"attn_implementation": attention}
     with quiet(), torch.device("meta"), initialization.no_init_weights(), initialization.no_tie_weights():
-        wanted: Any = AutoModelForCausalLM
+        wanted: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
         model = wanted.from_config(config, dtype=dtype, **options)
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype is torch.float16:
@@ -73,7 +79,7 @@ def skeleton(raw: Mapping[str, Any], attention: str | None, dtype: torch.dtype =
 def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
     """Build, cut, quantise and adapt; everything still on meta."""
     run = spec.run
-    model: Any = skeleton(raw, run.attention, spec.load_dtype)
+    model: Any = skeleton(raw, run.attention, spec.load_dtype, labels_of(run))
     # Offloading keeps a layer's tensors on the device until a number of others has followed.
     cut = layers.choose_all(model) if run.activation_offloading else layers.choose(model)
     layers.apply(model, cut)

@@ -49,6 +49,8 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.runs.weights import check_stored, weights_folder
 
+    if request.run.task is not None:
+        raise InputError(f"--task {request.run.task} is estimated, planned and verified, and not trained yet")
     card = request.options.card
     capped = request.options.cap_bytes is not None or (card is not None and card.cap_bytes is not None)
     if request.device == "cpu" and capped:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import data, options
 from qlora_planner.train.steps import Watcher
@@ -27,9 +28,10 @@ class LibraryTrainer:
         tokenizer: Any = None,
     ) -> None:
         self.model, self.run, self.folder = model, run, folder
-        sets: dict[str, Any] = {"train_dataset": data.dataset(rows)}
+        classes = labels_of(run)
+        sets: dict[str, Any] = {"train_dataset": data.dataset(rows, classes)}
         if run.eval_batch_size is not None:
-            sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows))
+            sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows), classes)
         self.trainer: Any = make(
             model,
             run,

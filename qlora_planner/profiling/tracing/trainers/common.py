@@ -34,6 +34,14 @@ def batch(spec: TraceSpec, vocabulary: int) -> Batch:
     }
 
 
+def labelled(rows: Batch, labels: int, spec: TraceSpec) -> Batch:
+    """A batch for a sequence classifier: one of `labels` for each row in place of one for each token."""
+    count = rows["input_ids"].shape[0]
+    with _disable_current_modes():
+        classes = torch.arange(count).remainder(labels)
+    return {**rows, "labels": fake(classes, spec.device_name)}
+
+
 def fake(value: torch.Tensor, device: str) -> torch.Tensor:
     """A fake tensor on the device that carries its values."""
     return give_shadow(torch.empty(tuple(value.shape), dtype=value.dtype, device=device), value)

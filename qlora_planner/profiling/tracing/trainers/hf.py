@@ -8,17 +8,25 @@ from typing import Any
 import torch
 from torch import nn
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers.common import (
     Batch,
     apply_liger,
     batch,
+    labelled,
     loss_by_row,
     no_patches,
     without_cache,
 )
 
-inputs, patches, evaluated = batch, no_patches, loss_by_row
+patches, evaluated = no_patches, loss_by_row
+
+
+def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
+    """See TracedTrainer."""
+    rows, labels = batch(spec, vocabulary), labels_of(spec.run)
+    return rows if labels is None else labelled(rows, labels, spec)
 
 
 def prepare(base: nn.Module, spec: TraceSpec) -> None:
