@@ -29,7 +29,9 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "sgd",
         "trainer": "loop", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,
-        "task": "classification", "num_labels": 7, "stack": {"trl": "1.0"},
+        "task": "classification", "num_labels": 7,
+        "prompt_len": 7, "completion_len": 7, "max_length": 7, "loss_type": "ipo", "beta": 0.5,
+        "precompute_ref_log_probs": True, "stack": {"trl": "1.0"},
     }  # fmt: skip
     assert changed.keys() == set(RUN_FIELDS)
     key = options_without("batch_size", "rank")

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from qlora_planner.record import record
-from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.run import BATCH_UNIT, RunConfig
 
 Version = tuple[int, int]
 
 
-# Passes through the model: with gradients, and without them or adapters to compare with.
-POLICY, REFERENCE = PASSES = ("policy", "reference")
+# Passes through the model: with gradients; without them or adapters to compare with; and, without gradients, over
+# completions of other prompts, from which KTO estimates how far the policy has gone.
+POLICY, REFERENCE, DIVERGENCE = PASSES = ("policy", "reference", "divergence")
 
 
 @record
@@ -37,9 +39,11 @@ class TrainerRow:
 
     What it is: `packages` it imports beside what every training needs; `passes` of a micro-batch through the model, of
     PASSES, in their order: what is not `policy` runs without gradients; `sequences_per_row` of a data set, so many
-    times `batch_size` sequences go through each pass; `losses` by the first version of `versioned_by` that has them,
-    newest first (`versioned_by` None: one loss for ever); `automatic`: it may be chosen where nobody names a trainer;
-    `usual`: why it then is; `instead`: the trainer to name where it breaks.
+    times `batch_size` sequences go through each pass; `batch_unit`, what `batch_size` counts, of BATCH_UNITS;
+    `scores_completions`: a row is a prompt and completions, and the loss looks at these alone; `loss_types` that it
+    has, its own first, and `without_divergence` those of them that need no such pass; `losses` by the first version
+    of `versioned_by` that has them, newest first (`versioned_by` None: one loss for ever); `automatic`: it may be
+    chosen where nobody names a trainer; `usual`: why it then is; `instead`: the trainer to name where it breaks.
 
     `classifies`: it trains a sequence classifier where `--task classification` asks for one; `score_labels`: it trains
     one with so many labels whatever the task, as a reward model is (None: it does not).
@@ -50,7 +54,8 @@ class TrainerRow:
     16-bit weights to float32. `embeddings_32bit`: 8-bit optimizers keep the states of embeddings in 32 bits
     (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`). `clips_gradients`: it clips them by
     their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
-    `last_upcasting`: the last version whose preparing casts to float32.
+    `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
+    `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
 
     What it offers: `own_options` among OWN_OPTIONS; `launches`: it trains over a real data set, not for a measurement
     alone; `prepares_rows`: it turns samples into tokens by itself; `formats`: other tools that train through it.
@@ -60,6 +65,10 @@ class TrainerRow:
     packages: tuple[str, ...] = ()
     passes: tuple[str, ...] = (POLICY,)
     sequences_per_row: int = 1
+    batch_unit: str = "sequences"
+    scores_completions: bool = False
+    loss_types: tuple[str, ...] = ()
+    without_divergence: tuple[str, ...] = ()
     versioned_by: str | None = None
     losses: tuple[tuple[Version, LossMemory], ...]
     classifies: bool = False
@@ -76,23 +85,49 @@ class TrainerRow:
     embeddings_32bit: bool
     clips_gradients: bool
     frees_cache_first: bool
+    drops_dropout: bool = False
+    adds_adapters: bool = False
     own_options: tuple[str, ...] = ()
     launches: bool
     prepares_rows: bool = False
     formats: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
 
+    @property
+    def one_pass(self) -> bool:
+        """Whether a micro-batch is `batch_size` sequences, all of them scored, through the policy alone."""
+        return self.passes == (POLICY,) and self.sequences_per_row == 1 and not self.scores_completions
+
     def lacks(self, run: RunConfig) -> Iterator[str]:
         """Options that are on in `run` and that this trainer does not have."""
         return (name for name in OWN_OPTIONS if name not in self.own_options and getattr(run, name))
 
-    def without_others(self) -> dict[str, bool]:
-        """What a run has to switch off for this trainer."""
-        return {name: False for name in OWN_OPTIONS if name not in self.own_options}
+    def without_others(self) -> dict[str, bool | None]:
+        """What a run has to switch off, or leave out, for this trainer."""
+        return {name: OWN_OPTIONS[name] for name in OWN_OPTIONS if name not in self.own_options}
+
+    def passes_of(self, run: RunConfig) -> tuple[str, ...]:
+        """The passes of a micro-batch of `run`: not those that were made once before training, or that it needs not."""
+        passes = self.passes
+        if run.loss_type in self.without_divergence:
+            # The reference makes a pass of its own over them, before the last one.
+            passes = (*(name for name in passes if name not in (DIVERGENCE, REFERENCE)), REFERENCE)
+        return tuple(name for name in passes if name != REFERENCE) if run.precompute_ref_log_probs else passes
 
 
-# Options of a run that not every trainer has.
-OWN_OPTIONS = ("packing", "activation_offloading")
+# Options of a run that not every trainer has, and what stands in them where it is not wanted.
+OWN_OPTIONS: Mapping[str, bool | None] = {
+    "packing": False,
+    "activation_offloading": False,
+    "prompt_len": None,
+    "completion_len": None,
+    "max_length": None,
+    "loss_type": None,
+    "beta": None,
+    "precompute_ref_log_probs": None,
+}
+# What `batch_size` may count.
+BATCH_UNITS = ("sequences", "pairs", "completions")
 
 
 def _model_loss(name: str) -> tuple[tuple[Version, LossMemory], ...]:
@@ -107,8 +142,46 @@ _TRL_LOSSES: tuple[tuple[Version, LossMemory], ...] = (
     ((1, 7), LossMemory(kind="chunked", why="trl 1.7 to 1.13 chunk the loss but copy the head's weight to float32")),
     ((0, 0), LossMemory(kind="full", why="trl before 1.7 holds the whole logits, several times over")),
 )
+_TRL_PREFERENCE_LOSSES: tuple[tuple[Version, LossMemory], ...] = (
+    ((0, 0), LossMemory(kind="fused", why="trl 1.16 scores completions in tiles inside the head")),
+)
 # trl up to 0.24 upcast through its own prepare step (removed in trl pull request 4457).
 _TRL_LAST_UPCASTING = (0, 24)
+
+# trl 1.16 dpo_config.py and kto_config.py: their loss types, the default first.
+_DPO_LOSSES = (
+    "sigmoid", "hinge", "ipo", "exo_pair", "nca_pair", "robust", "bco_pair", "sppo_hard", "aot", "aot_unpaired",
+    "apo_zero", "apo_down", "discopop", "sft", "sigmoid_norm",
+)  # fmt: skip
+_KTO_LOSSES = ("kto", "apo_zero_unpaired")
+_PREFERENCE_OPTIONS = (
+    "activation_offloading", "prompt_len", "completion_len", "max_length", "loss_type", "beta",
+    "precompute_ref_log_probs",
+)  # fmt: skip
+
+
+def _preference_trainer(name: str, **facts: Any) -> TrainerRow:
+    """What trl's DPOTrainer and KTOTrainer share (trl 1.16): SFTTrainer's casts and head, no dropout, own adapters."""
+    usual: dict[str, Any] = {
+        "packages": ("trl", "datasets"),
+        "scores_completions": True,
+        "losses": _TRL_PREFERENCE_LOSSES,
+        "automatic": False,
+        "autocast": True,
+        "adapters_bfloat16": True,
+        "keeps_outputs": False,
+        "micro_batches_stay": False,
+        "embeddings_32bit": True,
+        "clips_gradients": True,
+        "frees_cache_first": True,
+        "drops_dropout": True,
+        "adds_adapters": True,
+        "own_options": _PREFERENCE_OPTIONS,
+        "launches": False,
+        "prepares_rows": True,
+    }
+    return TrainerRow(name=name, **(usual | facts))
+
 
 # The first row is the default; rows are tried in this order where nobody names a trainer.
 TRAINER_ROWS: dict[str, TrainerRow] = {
@@ -130,7 +203,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             embeddings_32bit=True,
             clips_gradients=True,
             frees_cache_first=True,
-            own_options=OWN_OPTIONS,
+            own_options=("packing", "activation_offloading"),
             launches=True,
             prepares_rows=True,
             formats=("trl",),
@@ -166,6 +239,24 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             launches=False,
             other_names=("pytorch", "torch"),
         ),
+        _preference_trainer(
+            "trl-dpo",
+            passes=(POLICY, REFERENCE),
+            sequences_per_row=2,
+            batch_unit="pairs",
+            loss_types=_DPO_LOSSES,
+            usual="pairs of completions against the model without its adapters",
+            other_names=("dpo", "dpotrainer"),
+        ),
+        _preference_trainer(
+            "trl-kto",
+            passes=(DIVERGENCE, POLICY, REFERENCE, REFERENCE),
+            batch_unit="completions",
+            loss_types=_KTO_LOSSES,
+            without_divergence=("apo_zero_unpaired",),
+            usual="completions with a label against the model without its adapters",
+            other_names=("kto", "ktotrainer"),
+        ),
     )
 }
 DEFAULT_TRAINER = next(iter(TRAINER_ROWS))
@@ -176,6 +267,11 @@ TRAINER_NAMES: Mapping[str, str] = {name: row.name for row in TRAINER_ROWS.value
 def trainer_named(name: str | None) -> TrainerRow:
     """The facts of a run's trainer that no version changes; None is the default trainer."""
     return TRAINER_ROWS[name or DEFAULT_TRAINER]
+
+
+def run_document(run: RunConfig) -> dict[str, Any]:
+    """A run's options for a document, with what its batch counts."""
+    return {**run.to_dict(), BATCH_UNIT: trainer_named(run.trainer).batch_unit}
 
 
 def trainer_row(name: str | None, versions: Mapping[str, str]) -> tuple[TrainerRow, LossMemory]:

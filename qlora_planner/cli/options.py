@@ -163,7 +163,7 @@ def _run_options() -> list[click.Option]:
             "load-dtype", Named(LOAD_DTYPES, DTYPE_NAMES), "What is not quantised (bfloat16 where the card has it)."
         ),
         _value("seq-len", Tokens(), "Tokens per sequence (2048); 8k is 8192.", "N"),
-        _value("batch-size", int, "Sequences per device and micro-batch (1).", "N"),
+        _value("batch-size", int, "Sequences, pairs or completions per device and micro-batch (1).", "N"),
         _value("grad-accum", int, "Micro-batches per optimizer step (1).", "N"),
         _value("rank", int, "LoRA rank (16).", "N"),
         _value("alpha", int, "LoRA alpha (2 x rank).", "N"),
@@ -186,6 +186,12 @@ def _run_options() -> list[click.Option]:
         _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
         _value("task", Named(TASKS, TASK_NAMES), "What is learnt, where it is not text: classification (text)."),
         _value("num-labels", int, "Labels of a classifier (2).", "N"),
+        _value("prompt-len", Tokens(), "Tokens of a prompt (half of seq-len, or what completion-len leaves).", "N"),
+        _value("completion-len", Tokens(), "Tokens of a completion (what prompt-len leaves of seq-len).", "N"),
+        _value("max-length", Tokens(), "Preferences: longer sequences are cut to it (not at all).", "N"),
+        _value("loss-type", str, "Preferences: trl's name of the loss (the trainer's default).", "NAME"),
+        _value("beta", float, "Preferences: how far the policy may go (the trainer's default).", "F"),
+        _switch("precompute-ref-log-probs", "Preferences: ask the reference once, before training (off)."),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 
@@ -282,6 +288,8 @@ def run_from(given: Mapping[str, Any]) -> RunConfig:
 def explicit_run_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """Only what was typed. Raises InputError for a --stack or --alloc-conf that is not written as one."""
     explicit = {name: given[name] for name in RUN_FIELDS if given.get(name) is not None and name != "stack"}
+    if "max_length" in explicit and "seq_len" not in explicit and not _scores_completions(explicit.get("trainer")):
+        explicit["seq_len"] = explicit.pop("max_length")  # trl's name for it where a row is one text
     if given.get("stack") or "alloc_conf" in explicit:
         from qlora_planner.cli.values import check_alloc_conf, parse_stack
 
@@ -290,3 +298,9 @@ def explicit_run_options(given: Mapping[str, Any]) -> dict[str, Any]:
         if "alloc_conf" in explicit:
             check_alloc_conf(explicit["alloc_conf"])
     return explicit
+
+
+def _scores_completions(trainer: str | None) -> bool:
+    from qlora_planner.catalog.trainers import trainer_named
+
+    return trainer_named(trainer).scores_completions

@@ -11,7 +11,7 @@ import click
 # Our option -> what trl, transformers, axolotl, LLaMA-Factory, unsloth, torchtune and llama.cpp call it.
 _SAME: Mapping[str, str] = {
     "seq-len": "ctx ctx-size c context context-len context-length context-size n-ctx num-ctx max-ctx max-context"
-    " max-seq-len max-seq-length max-sequence-length max-length max-len max-tokens maxlen sequence sequence-len"
+    " max-seq-len max-seq-length max-sequence-length max-len max-tokens maxlen sequence sequence-len"
     " sequence-length seq seq-length seqlen length tokens cutoff cutoff-len cutoff-length model-max-length block-size"
     " model-max-seq-length max-position-embeddings num-tokens",
     "batch-size": "batch b bs bsz mbs micro-batch micro-batch-size micro-bs device-batch-size train-batch-size"

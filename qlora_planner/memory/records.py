@@ -7,6 +7,7 @@ from dataclasses import field
 from enum import StrEnum
 from typing import Any
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.risk import TIGHT_AT_MOST
@@ -252,4 +253,5 @@ class MemoryEstimate:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/estimate/1`, and one line of why per component."""
         pairs = (key.partition(":") for key in _KEYS.split())
-        return {"schema": SCHEMA, **{key: document(getattr(self, name or key)) for key, _, name in pairs}}
+        told = {"schema": SCHEMA, **{key: document(getattr(self, name or key)) for key, _, name in pairs}}
+        return {**told, "run": run_document(self.run)}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from qlora_planner.catalog import TRAINER_ROWS
+from qlora_planner.catalog import TRAINER_ROWS, TrainerRow
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 
@@ -40,6 +41,12 @@ def _set(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
     return turn
 
 
+def _trainer(row: TrainerRow) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """Another trainer of the same task: none stands in for one that has to be named."""
+    plain = _set(trainer=row.name, **row.without_others())
+    return lambda run: plain(run) if trainer_named(run.trainer).automatic else None
+
+
 def _base(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
     plain = _set(**options)
 
@@ -71,9 +78,9 @@ KNOBS = (
     Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
     Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),
     *(
-        Knob(name="trainer", turn=_set(trainer=row.name, **row.without_others()))
+        Knob(name="trainer", turn=_trainer(row))
         for row in sorted(TRAINER_ROWS.values(), key=lambda row: len(row.own_options))
-        if row.launches
+        if row.launches and row.automatic
     ),
     Knob(name="upcast", turn=lambda run: {"upcast": not run.upcast}, note="prepare_model_for_kbit_training"),
     Knob(

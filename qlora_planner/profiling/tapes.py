@@ -40,7 +40,7 @@ def compile_run(
     run = resolution.run
     if run.activation_offloading or run.eval_batch_size is not None:
         raise NotPolynomialError("offloaded activations and evaluations are traced run by run")
-    if len(resolution.trainer.passes) > 1 or resolution.trainer.sequences_per_row > 1:
+    if not resolution.trainer.one_pass:
         raise NotPolynomialError(f"{resolution.trainer.name} is traced run by run: ranges of sizes are of one pass")
 
     def trace_at(point: Point) -> Tape:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.errors import MissingError
 from qlora_planner.record import record
 from qlora_planner.text import listed
@@ -44,7 +45,7 @@ class Check:
             "file": self.file,
             "format": self.reading.format,
             "model": self.estimate.model.to_dict(),
-            "run": self.estimate.run.to_dict(),
+            "run": run_document(self.estimate.run),
             "estimate": self.estimate.to_dict(),
             "fix": {"smallest": rows[0], "runner_up": rows[1] if len(rows) > 1 else None} if rows else None,
             "keys": self.reading.keys_to_dict(),

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.record import document, record
 
 if TYPE_CHECKING:
@@ -194,7 +195,7 @@ class SurveyAnswer:
             "reserve_bytes": self.reserve_bytes,
             "cap_bytes": self.cap_bytes,
             "usable_bytes": self.rows[0].usable_bytes if self.rows else None,
-            "run": self.run.to_dict(),
+            "run": run_document(self.run),
             "problems": [
                 {"code": problem.code, "message": problem.message, "fix": problem.fix} for problem in problems
             ],

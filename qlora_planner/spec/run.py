@@ -17,8 +17,11 @@ METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
-TRAINERS = ("trl-sft", "hf-trainer", "loop")
+TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto")
 TASKS = ("classification",)
+
+# What documents say beside a run's options: what its batch counts, which the trainer decides.
+BATCH_UNIT = "batch_unit"
 
 
 def _choice(*allowed: str) -> dict[str, Any]:
@@ -66,6 +69,13 @@ class RunConfig:
     eval_batch_size: int | None = field(default=None, metadata=_between(1, 1 << 16))  # None: no evaluation
     task: str | None = field(default=None, metadata=_choice(*TASKS))  # None: to go on with text
     num_labels: int | None = field(default=None, metadata=_between(1, 1 << 20))  # auto, with a task: transformers' 2
+    # Preferences, in trl's words. Tokens of a row's prompt and of one completion, its end counted; None: see `seq_len`.
+    prompt_len: int | None = field(default=None, metadata=_between(1, 1 << 24))
+    completion_len: int | None = field(default=None, metadata=_between(1, 1 << 24))
+    max_length: int | None = field(default=None, metadata=_between(1, 1 << 24))  # longer sequences are cut to it
+    loss_type: str | None = None  # None: the trainer's own first one
+    beta: float | None = field(default=None, metadata=_between(0.0, 1e6))  # None: the trainer's own
+    precompute_ref_log_probs: bool | None = None  # None: a pass of the reference in every step
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:
@@ -99,10 +109,10 @@ class RunConfig:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], location: str = "run") -> RunConfig:
         """Read options back; raises InputError naming unknown options and bad values together."""
-        unknown = sorted(set(raw) - set(RUN_FIELDS))
+        unknown = sorted(set(raw) - {*RUN_FIELDS, BATCH_UNIT})
         if unknown:
             raise InputError(f"{location}: unknown option {listed(unknown)}; known: {', '.join(RUN_FIELDS)}")
-        return cls(**raw)
+        return cls(**{name: value for name, value in raw.items() if name != BATCH_UNIT})
 
 
 _SPECS = {spec.name: spec for spec in fields(RunConfig)}

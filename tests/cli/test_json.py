@@ -51,7 +51,7 @@ def check_estimate(document: dict[str, Any]) -> None:
     assert document["schema"] == "qlora-plan/estimate/1"
     assert set(document["model"]["profile"]) >= {"source", "versions"}
     assert document["model"]["profile"]["source"] in ("catalogue", "cache", "built")
-    assert set(RUN_FIELDS) == set(document["run"])
+    assert set(document["run"]) == {*RUN_FIELDS, "batch_unit"}
     assert [phase["name"] for phase in document["phases"]] == PHASES
     for phase in document["phases"]:
         figures = [phase[name] for name in ("allocated_bytes", "reserved_bytes", "device_bytes")]
@@ -102,6 +102,8 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "trainer": "hf-trainer", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,
         "task": "classification", "num_labels": 3,
+        "prompt_len": 100, "completion_len": 200, "max_length": 250, "loss_type": "ipo", "beta": 0.2,
+        "precompute_ref_log_probs": True,
         "stack": {"trl": "1.13", "transformers": "5.17"},
     }  # fmt: skip
     assert set(wanted) == set(RUN_FIELDS)
@@ -115,7 +117,16 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         else:
             args += [option, str(value)]
     result = invoke("estimate", MODEL, "--json", *args)
-    assert json.loads(result.stdout)["run"] == wanted, result.stderr
+    assert json.loads(result.stdout)["run"] == {**wanted, "batch_unit": "sequences"}, result.stderr
+
+
+@pytest.mark.parametrize(("trainer", "seq_len", "max_length"), [("hf-trainer", 1024, None), ("trl-dpo", 1024, 1024)])
+def test_max_length_is_the_sequence_where_a_row_is_one_text(
+    invoke: Invoke, trainer: str, seq_len: int, max_length: int | None
+) -> None:
+    result = invoke("estimate", MODEL, "--trainer", trainer, "--max-length", "1024", "--json")
+    run = json.loads(result.stdout)["run"]
+    assert (run["seq_len"], run["max_length"]) == (seq_len, max_length)
 
 
 def test_only_what_was_typed_is_explicit(invoke: Invoke) -> None:

@@ -21,7 +21,6 @@ THEIRS = [
     ("--per_device_train_batch_size 4", "write --batch-size 4"),
     ("--micro-batch-size 4", "write --batch-size 4"),
     ("--max-seq-length 4096", "write --seq-len 4096"),
-    ("--max_length 4096", "write --seq-len 4096"),
     ("--sequence-len 4096", "write --seq-len 4096"),
     ("--cutoff_len 4096", "write --seq-len 4096"),
     ("--ctx 8k", "write --seq-len 8k"),
@@ -47,7 +46,7 @@ THEIRS = [
     ("--model-name-or-path x", "the model is a word of its own"),
     ("--batch_siz 4", "did you mean --batch-size 4?"),
     ("--gradient-checkpoint", "--gradient-checkpointing"),
-    ("--max-seq-lenght 4096", "did you mean --seq-len 4096?"),
+    ("--max-seq-lenght 4096", "did you mean --max-length 4096?"),
     ("--activation-offload", "write --activation-offloading"),
     ("--no-grad-checkpointing", "--gradient-checkpointing"),
 ]

@@ -8,6 +8,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.exporting import KINDS
@@ -126,7 +127,7 @@ def test_fit_keeps_the_length(tmp_path: Path) -> None:
         await idle(app, pilot)
         told = document(MODEL, "--gpu", "24GB", "--seq-len", "8192")
         assert app.state.run.seq_len == 8192
-        assert app.state.estimate.run.to_dict() == told["run"]
+        assert run_document(app.state.estimate.run) == told["run"]
 
     tell(explorer(tmp_path / "tui.json"), story)
 

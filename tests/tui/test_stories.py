@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.memory import PHASES
 from qlora_planner.planner.records import Price
 from qlora_planner.report.parts.labels import gib, mib
@@ -131,7 +132,7 @@ def test_run(tmp_path: Path) -> None:
         plan = document(MODEL, "--gpu", "24GB")
         assert app.state.run == RunConfig(**plan["options"])
         assert app.state.estimate is not None
-        assert app.state.estimate.run.to_dict() == plan["run"]
+        assert run_document(app.state.estimate.run) == plan["run"]
         shown_equals_json(app)
         await pilot.press("tab", "down", "down")
         await pilot.pause()

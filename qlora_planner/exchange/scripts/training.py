@@ -12,6 +12,7 @@ from typing import Any
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
@@ -308,5 +309,11 @@ with torch.no_grad():
 print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
 
 
+def _preference(run: RunConfig) -> tuple[str, str]:
+    raise InputError(f"--trainer {run.trainer} has no script yet")
+
+
 # How a script trains, by trainer: what makes it, and what runs it.
-SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {"trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop}
+SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
+    "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
+}  # fmt: skip

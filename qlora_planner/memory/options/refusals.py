@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer
-from qlora_planner.catalog.trainers import owner_of
+from qlora_planner.catalog.trainers import DIVERGENCE, owner_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
@@ -99,14 +99,29 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
         return
     for option in trainer.lacks(run):
         name = option.replace("_", "-")
-        yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", f"--trainer {owner_of(option).name}")
+        fix = f"--seq-len {run.max_length}" if option == "max_length" else f"--trainer {owner_of(option).name}"
+        yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", fix)
     if trainer.name in profile.refusals:
         yield _refuse("trainer-refused", profile.refusals[trainer.name], f"--trainer {trainer.instead}")
     if loss.kind == "fused" and _adapts_head(profile, run):
         yield _refuse(
             "targets-refused",
             "trl from 1.15 reads the output head's weight itself, so an adapter on it would never be trained",
-            f"--trainer {trainer.instead}, or --target-modules all-linear",
+            "--target-modules all-linear"
+            if trainer.instead is None
+            else f"--trainer {trainer.instead}, or --target-modules all-linear",
+        )
+    if DIVERGENCE in trainer.passes_of(run) and run.batch_size < 2:
+        yield _refuse(
+            "batch-refused",
+            f"{trainer.name} pairs prompts with completions of others in the batch, so a batch of one says nothing",
+            f"--batch-size 2, or --loss-type {trainer.without_divergence[0]}",
+        )
+    if "exo_pair" in (run.loss_type or "").split(","):
+        yield _refuse(
+            "loss-refused",
+            f"{trainer.name} needs label smoothing for the loss exo_pair, and its default is none",
+            f"--loss-type {trainer.loss_types[0]}",
         )
     if run.compute_dtype != "float16" or not trainer.autocast:
         return
@@ -117,10 +132,17 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
     if run.method == "full":
         why, fix = "full fine-tuning trains 16-bit weights", "--trainer loop, or --compute-dtype bfloat16"
     elif run.quant != "none" and trainer.adapters_bfloat16:
-        why, fix = f"{trainer.name} casts the adapters of a quantised base to bfloat16", f"--trainer {trainer.instead}"
+        why, fix = (
+            f"{trainer.name} casts the adapters of a quantised base to bfloat16",
+            _instead(trainer, "--compute-dtype bfloat16"),
+        )
     else:
         why, fix = "modules_to_save trains 16-bit copies", "--upcast, or --compute-dtype bfloat16"
     yield _refuse("float16-gradients", f"{why}, whose gradients the float16 GradScaler cannot unscale", fix)
+
+
+def _instead(trainer: TrainerRow, other: str) -> str:
+    return other if trainer.instead is None else f"--trainer {trainer.instead}"
 
 
 def _trainable(profile: ModelProfile, run: RunConfig) -> Iterable[Trainable]:

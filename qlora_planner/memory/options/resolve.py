@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.stack import Stack, changes, stack_of
+from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.errors import InputError
+from qlora_planner.memory.options.lengths import settle_lengths
 from qlora_planner.memory.options.refusals import on_parameters, refusals
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
@@ -36,6 +38,7 @@ class Resolution:
     def resolved(cls, run: RunConfig, stack: dict[str, str], why: dict[str, str] | None = None) -> Resolution:
         """Of a run that is resolved already and that nothing stands against."""
         trainer, loss = trainer_row(run.trainer, stack)
+        trainer = replace(trainer, passes=trainer.passes_of(run))
         return cls(run=run, why=why or {}, problems=(), stack=stack, trainer=trainer, loss=loss)
 
 
@@ -75,8 +78,10 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _adapters(draft)
     _attention(draft, stack)
     trainer, loss = _trainer(draft, stack)
-    _rest(draft)
+    _preferences(draft, trainer)
+    _rest(draft, trainer)
     resolved = run.with_(**draft.values)
+    trainer = replace(trainer, passes=trainer.passes_of(resolved))
     _named_versions(draft, held, trainer.name, stack)
     draft.problems += refusals(profile, resolved, trainer, loss, gpu)
     return Resolution(
@@ -272,18 +277,40 @@ def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, s
     draft.advise("stack", f"figures for the versions named: {'. '.join(said)}", f"--stack {fix}" if fix else "")
 
 
-def _rest(draft: _Draft) -> None:
+def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
+    """What trainers of preferences alone have; see `spec.lengths` for how a sequence is shared out."""
+    run = draft.asked
+    if trainer.drops_dropout and run.lora_dropout is None:
+        draft.settle("lora_dropout", 0.0, f"{trainer.name} switches dropout off")
+    if not trainer.scores_completions:
+        return
+    if trainer.loss_types and run.loss_type is None:
+        draft.settle("loss_type", trainer.loss_types[0], f"the default of {trainer.name}")
+    unknown = [name for name in (run.loss_type or "").split(",") if name and name not in trainer.loss_types]
+    if unknown:
+        raise InputError(f"--loss-type {quoted(unknown[0])}: {trainer.name} has {', '.join(trainer.loss_types)}")
+    if run.method == "full" and REFERENCE in trainer.passes_of(run):
+        raise InputError(
+            f"--method full with --trainer {trainer.name} keeps a second model as the reference, which is not modelled:"
+            " add --precompute-ref-log-probs, or train adapters"
+        )
+    settle_lengths(draft.settle, run, trainer)
+
+
+def _rest(draft: _Draft, trainer: TrainerRow) -> None:
     run, profile = draft.asked, draft.profile
+    seq_len = draft.values.get("seq_len", run.seq_len)
+    assert isinstance(seq_len, int)
     if run.padding is None:
-        alone = run.batch_size == 1 or run.packing
+        alone = run.batch_size * trainer.sequences_per_row == 1 or run.packing
         draft.settle(
             "padding", not alone, "one sequence per row" if alone else "a batch holds sequences of unequal length"
         )
     limit = profile.dims.get("max_position_embeddings")
-    if limit and run.seq_len > limit and not profile.dims.get("position_rows"):
+    if limit and seq_len > limit and not profile.dims.get("position_rows"):
         draft.advise(
             "beyond-model-length",
-            f"{profile.id} was trained for {int(limit):,} positions; {run.seq_len:,} is beyond it",
+            f"{profile.id} was trained for {int(limit):,} positions; {seq_len:,} is beyond it",
             f"--seq-len {int(limit)} or less, unless you extend its positions on purpose",
         )
     optimizer = find_optimizer(run.optimizer)

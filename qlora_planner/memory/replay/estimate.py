@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
-from qlora_planner.catalog.trainers import POLICY, TrainerRow
+from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.breakdown import Breakdown, highest
@@ -56,7 +56,7 @@ def traced_breakdown(
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
             shown = simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
-    phases = _phases(resolution.trainer, shown, context)
+    phases = _phases(shown, context)
     peak = highest(phases)
     full = context.total_bytes
     return Breakdown(
@@ -91,7 +91,7 @@ def traced_breakdown(
     )
 
 
-def _phases(trainer: TrainerRow, played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
+def _phases(played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
     born = context.first_tensor_bytes
     full = context.total_bytes
 
@@ -112,7 +112,7 @@ def _phases(trainer: TrainerRow, played: SimulatedRun, context: ContextRow) -> t
         allocated=max(played.adapters.allocated, cast.allocated),
         reserved=max(played.adapters.reserved, cast.reserved),
     )
-    training = ("forward", "loss", *(name for name in trainer.passes if name != POLICY), "backward", "optimizer")
+    training = ("forward", "loss", *([REFERENCE] if REFERENCE in played.training else []), "backward", "optimizer")
     kept = played.training["optimizer"].peak
     saved = PhasePeak(live=kept.live, allocated=kept.live, reserved=kept.reserved)
     return (

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qlora_planner.catalog import OptimizerRow, TrainerRow
-from qlora_planner.catalog.trainers import PASSES
+from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.records import Component
@@ -39,6 +39,8 @@ GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
 _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
 
+# Stages that belong to a phase of another name.
+_PHASES = {"after": "backward", "zero_grad": "optimizer", DIVERGENCE: REFERENCE, "precompute": REFERENCE}
 _MICRO_BATCH = ("forward", *PASSES, "backward", "after")
 
 # Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
@@ -89,9 +91,10 @@ class TraceReplayer:
         """
         self._begin()
         trained = self._cast(adapters, run, trainer)
+        self._note("adapters")
+        self._before_training()
         if trainer.frees_cache_first:
             self.memory.empty_cache()
-        self._note("adapters")
         # States are born at the end of the first step, so a second one is played: as traced, or the first again.
         steps = {segment.step for segment in self.script.tape.segments}
         started = False
@@ -108,6 +111,14 @@ class TraceReplayer:
             self._round(order, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
             started = True
 
+    def _before_training(self) -> None:
+        """What the trainer puts through its reference while it is made, before it frees the cache."""
+        for segment, layer in walk(self.script):
+            if segment.stage == "precompute":
+                self._begin()
+                self._segment(segment, layer)
+                self._note(phase_of(segment))
+
     def _round(
         self,
         walk: Iterable[tuple[Segment, int]],
@@ -121,7 +132,7 @@ class TraceReplayer:
     ) -> None:
         """Everything that was traced, once; the first optimizer step makes the states, so evaluation comes last."""
         for segment, layer in walk:
-            if segment.stage == "eval" and not evaluates:
+            if segment.stage == "precompute" or (segment.stage == "eval" and not evaluates):
                 continue
             self._begin()
             if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
@@ -307,7 +318,7 @@ def phase_of(segment: Segment) -> str:
     """The phase of an estimate that a segment belongs to."""
     if segment.stage == "forward":
         return "loss" if segment.name == "head" else "forward"
-    return {"after": "backward", "zero_grad": "optimizer"}.get(segment.stage, segment.stage)
+    return _PHASES.get(segment.stage, segment.stage)
 
 
 __all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

@@ -86,6 +86,10 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "kept": not run.gradient_checkpointing, f"save:{run.modules_to_save}": run.modules_to_save is not None,
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
         f"{trainer.versioned_by}{since}": version < newest, f"labels{labels_of(run)}": labels_of(run) is not None,
+        f"loss:{run.loss_type}": run.loss_type is not None, "precomputed": run.precompute_ref_log_probs,
+        f"prompt:{run.prompt_len}": run.prompt_len is not None,
+        # Where the prompt is known it decides, and what a completion could be is no other run.
+        f"completion:{run.completion_len}": run.prompt_len is None and run.completion_len is not None,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

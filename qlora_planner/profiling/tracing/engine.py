@@ -24,7 +24,7 @@ from qlora_planner.profiling.tracing.offloading import activation_offloading
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import evaluate, tracer_of
+from qlora_planner.profiling.tracing.trainers import evaluate, precomputer_of, tracer_of
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.layers import represent
 from qlora_planner.spec.trace import Tape
@@ -181,6 +181,9 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     vocabulary = anybase.get_input_embeddings().weight.shape[0]
     micro_steps = min(run.grad_accum, 2)
     with marker.watching(), activation_offloading(model, spec, marker.recorder) as offload:
+        if run.precompute_ref_log_probs:
+            marker.mark("precompute", "embedding")
+            precomputer_of(spec).precompute(model, tracer.inputs(spec, vocabulary), spec)
         for step in range(2 if stay else 1):
             marker.step = step
             for micro_step in range(micro_steps):

@@ -13,12 +13,16 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from qlora_planner.catalog.trainers import POLICY
 from qlora_planner.profiling.tracing.recorder import Recorder
 
+# Passes without a backward outside of micro-batches.
+_OTHER_FORWARDS = ("eval", "precompute")
+
 
 class SegmentMarker:
     """Watches the decoder layers of one model and tells the recorder when each begins, in both directions.
 
-    Each pass of a training micro-batch is a stage: `forward` with gradients, the others under their own name. The next
-    one begins where the input embedding is asked again after the last layer.
+    Each pass of a training micro-batch is a stage: `forward` with gradients, the others under their own name. The
+    first begins where `forward` is marked, whatever it is, and the next where the input embedding is asked again
+    after the last layer.
     """
 
     def __init__(self, recorder: Recorder, layers: nn.ModuleList, embedding: nn.Module, passes: Sequence[str]) -> None:
@@ -55,7 +59,10 @@ class SegmentMarker:
         """A segment that no hook announces."""
         if stage == "forward":
             self._pass, stage = 0, self._passes[0]
-        self._forward = stage == "eval" or stage in self._passes
+        self._begin(stage, name, layer)
+
+    def _begin(self, stage: str, name: str, layer: int = -1) -> None:
+        self._forward = stage in (*_OTHER_FORWARDS, *self._passes)
         self._stage = stage
         self._inside, self._after_last, self._complete = 0, False, False
         self.recorder.in_backward = stage == "backward"
@@ -83,9 +90,8 @@ class SegmentMarker:
 
     def _next_pass(self) -> None:
         if self._pass + 1 < len(self._passes):
-            number = self._pass + 1
-            self.mark(self._passes[number], "embedding")
-            self._pass = number
+            self._pass += 1
+            self._begin(self._passes[self._pass], "embedding")
 
     def _hook(self, args: tuple[Any, ...], kwargs: dict[str, Any], layer: int) -> None:
         """When the gradient of this input is complete, the backward pass reaches the layer that made it."""

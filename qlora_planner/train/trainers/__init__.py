@@ -8,10 +8,16 @@ from typing import Any
 from qlora_planner.catalog.trainers import owner_of, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.trainers import hf, loop, sft
+from qlora_planner.train.trainers import hf, loop, preference, sft
 from qlora_planner.train.trainers.protocol import AnyTrainer, TrainerModule
 
-TRAINERS: Mapping[str, TrainerModule] = {"trl-sft": sft, "hf-trainer": hf, "loop": loop}
+TRAINERS: Mapping[str, TrainerModule] = {
+    "trl-sft": sft,
+    "hf-trainer": hf,
+    "loop": loop,
+    "trl-dpo": preference,
+    "trl-kto": preference,
+}
 
 
 def trainer_module(run: RunConfig) -> TrainerModule:

@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from qlora_planner.catalog.trainers import Version
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import hf, loop, sft, sft_before_1_15
-from qlora_planner.profiling.tracing.trainers.protocol import TracedTrainer
+from qlora_planner.profiling.tracing.trainers import dpo, hf, kto, loop, sft, sft_before_1_15
+from qlora_planner.profiling.tracing.trainers.protocol import Precomputer, TracedTrainer
 
 # By trainer: the first version of the package that decides (see `TrainerRow.versioned_by`), newest first.
 TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
     "trl-sft": (((1, 15), sft), ((0, 0), sft_before_1_15)),
     "hf-trainer": (((0, 0), hf),),
     "loop": (((0, 0), loop),),
+    "trl-dpo": (((0, 0), dpo),),
+    "trl-kto": (((0, 0), kto),),
 }
 
 
 def tracer_of(spec: TraceSpec) -> TracedTrainer:
     """How the run's trainer is traced."""
     return next(tracer for first, tracer in TRACERS[spec.trainer.name] if spec.trainer_version >= first)
+
+
+def precomputer_of(spec: TraceSpec) -> Precomputer:
+    """How what the run's trainer asks of its reference before training is traced."""
+    tracer: Any = tracer_of(spec)
+    return cast(Precomputer, tracer)
 
 
 def evaluate(

@@ -31,3 +31,10 @@ class TracedTrainer(Protocol):
 
     def evaluated(self, loss: Any, rows: int) -> None:
         """What the trainer makes of an evaluation batch's loss."""
+
+
+class Precomputer(Protocol):
+    """How a batch is traced that a trainer puts through its reference before training."""
+
+    def precompute(self, model: nn.Module, inputs: Batch, spec: TraceSpec) -> None:
+        """One batch of it."""

@@ -1,0 +1,103 @@
+"""Runs on preferences: what their lengths become, what they count, and what trl refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_planner import load_model
+from qlora_planner.catalog.trainers import DIVERGENCE, POLICY, REFERENCE
+from qlora_planner.errors import InputError
+from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.spec.lengths import Lengths, lengths_of
+from qlora_planner.spec.run import RunConfig
+
+LLAMA = load_model("llama-3.1-8b")
+
+
+def resolved(**options: object) -> Resolution:
+    return resolve(LLAMA, RunConfig(**{"trainer": "trl-dpo", **options}))  # type: ignore[arg-type]
+
+
+def lengths(**options: object) -> tuple[int, int, int]:
+    run = resolved(**options).run
+    shared = lengths_of(run)
+    return run.seq_len, shared.prompt, shared.completion
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, (2048, 1024, 1024)),
+        ({"seq_len": 1000, "prompt_len": 300}, (1000, 300, 700)),
+        ({"seq_len": 1000, "completion_len": 300}, (1000, 700, 300)),
+        ({"prompt_len": 256, "completion_len": 512}, (768, 256, 512)),
+        ({"prompt_len": 256, "completion_len": 512, "max_length": 1024}, (768, 256, 512)),
+        ({"prompt_len": 256, "completion_len": 512, "max_length": 512}, (512, 256, 256)),
+        ({"max_length": 4096}, (4096, 2048, 2048)),
+    ],
+)
+def test_prompts_are_kept_and_completions_cut(options: dict[str, int], expected: tuple[int, int, int]) -> None:
+    assert lengths(**options) == expected
+
+
+def test_a_run_is_the_same_when_it_is_resolved_again() -> None:
+    run = resolved(prompt_len=256, completion_len=512, max_length=512).run
+    assert resolve(LLAMA, run).run == run
+    assert lengths_of(run) == Lengths(prompt=256, completion=256)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"prompt_len": 512, "max_length": 512}, "nothing of a completion is left"),
+        ({"prompt_len": 2048}, "--prompt-len 2,048 fills --seq-len 2,048"),
+        ({"completion_len": 4096}, "longer than the sequence"),
+        ({"loss_type": "wpo"}, "--loss-type 'wpo': trl-dpo has sigmoid, hinge"),
+        ({"trainer": "trl-kto", "loss_type": "sigmoid"}, "trl-kto has kto, apo_zero_unpaired"),
+        ({"method": "full"}, "second model as the reference"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(options: dict[str, object], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        resolved(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        ({"trainer": "trl-kto"}, "batch-refused"),
+        ({"loss_type": "exo_pair"}, "loss-refused"),
+        ({"packing": True}, "packing-refused"),
+        ({"trainer": "trl-sft", "beta": 0.2}, "beta-refused"),
+        ({"trainer": "hf-trainer", "precompute_ref_log_probs": True}, "precompute-ref-log-probs-refused"),
+        ({"target_modules": "q_proj,lm_head"}, "targets-refused"),
+    ],
+)
+def test_what_trl_refuses_is_a_blocking_problem(options: dict[str, object], code: str) -> None:
+    assert code in [problem.code for problem in resolved(**options).problems if problem.blocking]
+
+
+def test_a_batch_of_one_completion_runs_where_no_divergence_is_estimated() -> None:
+    runs = resolved(trainer="trl-kto", loss_type="apo_zero_unpaired"), resolved(trainer="trl-kto", batch_size=2)
+    assert not any(problem.blocking for one in runs for problem in one.problems)
+
+
+def test_passes_follow_the_loss_and_the_reference() -> None:
+    assert resolved().trainer.passes == (POLICY, REFERENCE)
+    assert resolved(precompute_ref_log_probs=True).trainer.passes == (POLICY,)
+    kto = {"trainer": "trl-kto", "batch_size": 2}
+    assert resolved(**kto).trainer.passes == (DIVERGENCE, POLICY, REFERENCE, REFERENCE)
+    assert resolved(**kto, precompute_ref_log_probs=True).trainer.passes == (DIVERGENCE, POLICY)
+    assert resolved(**kto, loss_type="apo_zero_unpaired").trainer.passes == (POLICY, REFERENCE)
+
+
+def test_dropout_is_off_and_a_pair_is_padded() -> None:
+    resolution = resolved()
+    assert resolution.run.lora_dropout == 0.0 and resolution.run.padding
+    assert "switches dropout off" in resolution.why["lora_dropout"]
+    assert not resolve(LLAMA, RunConfig()).run.padding
+
+
+def test_other_trainers_answer_as_before() -> None:
+    run = resolve(LLAMA, RunConfig()).run
+    assert {run.prompt_len, run.completion_len, run.max_length, run.loss_type, run.beta} == {None}
