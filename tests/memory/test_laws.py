@@ -264,3 +264,34 @@ def test_components_of_every_phase_add_up_to_it(name: str) -> None:
                 part: size for part, size in answer.components.items() if size
             }
     assert "components" not in answer.to_dict()["phases"][0]
+
+
+def test_what_was_played_a_moment_ago_is_not_played_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plan asks for one run under several roles; accumulating four times or sixteen is the same playing."""
+    from qlora_planner.memory.replay import simulate
+
+    monkeypatch.setattr(simulate, "_remembered", {})
+    played_anew: list[int] = []
+    plays = simulate.simulate_run
+
+    def counted(*given: Any) -> SimulatedRun:
+        played_anew.append(1)
+        return plays(*given)
+
+    monkeypatch.setattr(simulate, "simulate_run", counted)
+
+    def remembered(**options: Any) -> SimulatedRun:
+        run = resolve(CATALOGUE.load(NAMES[2]), RunConfig(**options), H200)
+        tape = stored(NAMES[2]).tape.at(run.run.batch_size, run.run.seq_len, run.run.rank, WORKSPACE)
+        return simulate.remembered_run(CATALOGUE.load(NAMES[2]), run, tape, WORKSPACE)
+
+    sixteen = remembered(grad_accum=16)
+    assert remembered(grad_accum=4) is not sixteen  # another profile object may be another model
+    profile = CATALOGUE.load(NAMES[2])
+    monkeypatch.setattr(CATALOGUE, "load", lambda _name: profile)
+    assert remembered(grad_accum=16) is remembered(grad_accum=4)
+    assert len(played_anew) == 3
+    for changed in ({"grad_accum": 1}, {"rank": 32, "grad_accum": 4}, {"optimizer": "adamw_torch", "grad_accum": 4}):
+        assert remembered(**changed).reserved
+    assert len(played_anew) == 6
+    assert played(NAMES[2], 2048, 16, grad_accum=16).reserved == sixteen.reserved

@@ -16,7 +16,7 @@ from qlora_planner.memory.explanations import before_training, counted_words
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, simulate_run
+from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, remembered_run
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -49,13 +49,13 @@ def traced_breakdown(
         resolution.run, budget.context, budget.workspace_bytes, budget.cap_bytes,
     )  # fmt: skip
     tried = [
-        (simulate_run(profile, resolution, tape, workspace_bytes, before=order), order) for order in orders or ((),)
+        (remembered_run(profile, resolution, tape, workspace_bytes, before=order), order) for order in orders or ((),)
     ]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     shown = played
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
-            shown = simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+            shown = remembered_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
     phases = _phases(shown, context)
     peak = highest(phases)
     full = context.total_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.memory.allocator.caching import OutOfMemory
@@ -25,6 +25,11 @@ from qlora_planner.spec.trace import Tape
 
 # How close the search for the smallest limit comes, as a part of it.
 FLOOR_TOLERANCE = 0.004
+# The player goes through a micro-batch twice before the optimizer's step, however many there are.
+_PLAYED_ACCUMULATION = 2
+_MOST_REMEMBERED = 128
+# With the profile that is meant: its address is no one else's while it is kept here.
+_remembered: dict[tuple[Hashable, ...], tuple[ModelProfile, SimulatedRun]] = {}
 # A limit this much above what stays reserved is met whatever a replay under it would give.
 NEAR = 1.1
 
@@ -75,6 +80,31 @@ def simulate_run(
         return _Stage(profile, resolution, tape, workspace_bytes, before).play(limit_bytes)
 
 
+def remembered_run(
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    limit_bytes: int | None = None,
+    before: Sequence[Tape] = (),
+) -> SimulatedRun:
+    """As `simulate_run`, but what was played a moment ago is not played again.
+
+    A plan asks for the same run under several roles. How often gradients accumulate makes no difference beyond twice.
+    """
+    run = resolution.run
+    alike = run.with_(grad_accum=min(run.grad_accum, _PLAYED_ACCUMULATION))
+    traced = tuple((hash(each), len(each.events)) for each in (tape, *before))
+    key = (id(profile), repr(alike), repr(resolution.trainer), traced, workspace_bytes, limit_bytes)
+    known = _remembered.get(key)
+    if known is None:
+        if len(_remembered) >= _MOST_REMEMBERED:
+            _remembered.clear()
+        known = profile, simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+        _remembered[key] = known
+    return known[1]
+
+
 @contextlib.contextmanager
 def without_collection() -> Iterator[None]:
     """Tens of thousands of small records are made and none is garbage: collecting between them costs a third more."""
@@ -109,12 +139,13 @@ def floor_bytes(
         return most
     stage = _Stage(profile, resolution, tape, workspace_bytes, before)
     low, high = played.allocated, played.reserved if expandable else most
+    guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
     while high - low > FLOOR_TOLERANCE * high:
-        guess = (low + high) // 2
         if stage.works(guess):
             high = guess
         else:
             low = guess
+        guess = (low + high) // 2
     return high
 
 
