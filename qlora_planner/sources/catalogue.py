@@ -47,9 +47,10 @@ class ModelCatalogue:
         if "/" in text:
             return self._only(text, (name for name in names if fold(name) == wanted))
         tails = {name: fold(name.partition("/")[2] or name) for name in names}
-        ending = "-" + wanted
+        # Words that many models end in, such as `tiny` or `instruct`, say nothing without a number.
+        ending = "-" + wanted if any(sign.isdigit() for sign in wanted) else "\0"
         return (
-            self._only(text, (name for name, tail in tails.items() if tail == wanted))
+            self._only(text, self._own([name for name, tail in tails.items() if tail == wanted]))
             or self._only(text, (name for name, tail in tails.items() if tail.endswith(ending)), by_words=True)
             or self._only(text, (name for name, tail in tails.items() if tail == wanted + "-hf"))
         )
@@ -137,6 +138,15 @@ class ModelCatalogue:
         if profile.id != model_id:
             refuse([f"holds the profile of {quoted(profile.id)}, but its name says {quoted(model_id)}"], str(path))
         return profile
+
+    def _own(self, names: Sequence[str]) -> Sequence[str]:
+        """Of models of one name those that are no mirror's, where there are any."""
+        if len(names) < 2:
+            return names
+        from qlora_planner.sources.names import Names
+
+        table = Names(self)
+        return [name for name in names if not table.is_mirror(name)] or names
 
     def _only(self, text: str, matches: Iterable[str], by_words: bool = False) -> str | None:
         """The only one of `matches`. `by_words` lists with several also those that have the words elsewhere."""

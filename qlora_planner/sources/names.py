@@ -88,7 +88,7 @@ class Names:
         whole = "/" in text
         same = [
             named for name, named in self.derived.items()
-            if fold(name if whole else _tail(name)) == wanted and (whole or not self._mirrored(name))
+            if fold(name if whole else _tail(name)) == wanted and (whole or not self.is_mirror(name))
         ]  # fmt: skip
         if same and wanted not in self._ambiguous:
             return self._one(text, same, same)
@@ -110,7 +110,7 @@ class Names:
         bases = {named.base for name, named in self.derived.items() if wanted <= set(words_tuned_alike(name))}
         return lambda name: name in bases or wanted <= set(words_tuned_alike(name))
 
-    def _mirrored(self, name: str) -> bool:
+    def is_mirror(self, name: str) -> bool:
         """Whether an id is another organisation's copy, which is meant only where its owner is named."""
         return name.partition("/")[0] in self._table.get("mirrors", ())
 
@@ -150,9 +150,9 @@ class Names:
             hits = self._of_said_size(wanted, pool)
         best = hits
         if fold(text) not in self._ambiguous:
-            best = [named for named in hits if words(named.id) == wanted and not self._mirrored(named.id)] or hits
+            best = [named for named in hits if words(named.id) == wanted and not self.is_mirror(named.id)] or hits
         best = [named for named in best if words_of(named.id)[0] == wanted[0]] or best
-        best = [named for named in best if not self._mirrored(named.id)] or best
+        best = [named for named in best if not self.is_mirror(named.id)] or best
         # The model's makers before others who named theirs after it.
         best = [named for named in best if wanted[0] in named.id.partition("/")[0].lower()] or best
         return self._one(text, best, hits) if best else None

@@ -20,6 +20,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("typed", "model_id"),
     [
+        # a model that another organisation publishes under the same name too
+        ("phi-4", "microsoft/phi-4"),
+        ("unsloth/phi-4", "unsloth/phi-4"),
         # as ollama writes them
         ("llama3.2:3b", "meta-llama/Llama-3.2-3B"),
         ("llama3.1:70b-instruct-q4_K_M", "meta-llama/Llama-3.1-70B-Instruct"),
