@@ -183,6 +183,8 @@ def _run_options() -> list[click.Option]:
         _value("alloc-conf", str, "torch's allocator settings, as expandable_segments:True.", "TEXT"),
         RunOption(["--packing/--no-packing"], default=None, help="Fill every row with several samples (off)."),
         _switch("padding", "Rows hold sequences of unequal length (off for batch 1 or packing)."),
+        _value("checkpoint-every", int, "Checkpoint every N-th layer alone; the others keep all (every layer).", "N"),
+        _switch("checkpoint-offload", "Keep layer inputs in pinned host memory, copied in step (off)."),
         _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
         _value("task", Named(TASKS, TASK_NAMES), "What is learnt, where it is not text: classification (text)."),
         _value("num-labels", int, "Labels of a classifier (2).", "N"),

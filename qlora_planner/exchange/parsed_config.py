@@ -14,7 +14,7 @@ from qlora_planner.memory.records import Unmodelled
 from qlora_planner.record import record
 from qlora_planner.spec.faults import refuse
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.text import plain, quoted, short
+from qlora_planner.text import listed, plain, quoted, short
 
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
 STAND_INS: Mapping[str, str] = dict.fromkeys(
@@ -151,6 +151,22 @@ class Config:
         if kwargs is not None and not isinstance(kwargs, Mapping):
             self.faults.append(f"gradient_checkpointing_kwargs must hold names with values, not {quoted(kwargs)}")
         return bool(kwargs.get("use_reentrant", default)) if isinstance(kwargs, Mapping) else default
+
+    def checkpointed(self, *, offload: bool = True) -> dict[str, Any]:
+        """Which layers gradient_checkpointing_kwargs checkpoint, and where their inputs wait, as options of a run."""
+        kwargs = self.get("gradient_checkpointing_kwargs")
+        if not isinstance(kwargs, Mapping):
+            return {}
+        known = ("use_reentrant", "every_n_layers", *(("offload",) if offload else ()), "preserve_rng_state")
+        others = [str(name) for name, value in kwargs.items() if name not in known and value]
+        if others:
+            self.leave("gradient_checkpointing_kwargs", either(f"{listed(others)}: what is kept is not known here"))
+        options: dict[str, Any] = {}
+        if kwargs.get("every_n_layers") is not None:
+            options["checkpoint_every"] = kwargs["every_n_layers"]
+        if offload and kwargs.get("offload"):
+            options["checkpoint_offload"] = True
+        return options
 
     def model(self, key: str) -> str:
         """The model, which every config must name."""

@@ -55,7 +55,8 @@ def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base
 
     What copies of activations to the host and back cost is not modelled.
     """
-    if not pace or not base_pace or run.activation_offloading != base.activation_offloading:
+    copies = [(each.activation_offloading, each.checkpoint_offload) for each in (run, base)]
+    if not pace or not base_pace or copies[0] != copies[1]:
         return None
     return pace / base_pace
 

@@ -157,7 +157,8 @@ def search_space(
     With `whole` false the optimizer and the allocator stay as they are, as for a survey of many models.
     """
     open_axes: list[list[dict[str, Any]]] = [_bases(profile, run, fixed, int8)]
-    if "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
+    which = {"checkpoint_every", "checkpoint_offload"} & fixed  # options of checkpointing, which then stays
+    if not which and "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
         open_axes.append([{"gradient_checkpointing": True}, {"gradient_checkpointing": False}])
     if whole:
         if "optimizer" not in fixed:

@@ -38,7 +38,7 @@ def compile_run(
     Raises MissingError as `trace_run` does, NotPolynomialError when something switches inside the region.
     """
     run = resolution.run
-    if run.activation_offloading or run.eval_batch_size is not None:
+    if run.activation_offloading or run.checkpoint_offload or run.eval_batch_size is not None:
         raise NotPolynomialError("offloaded activations and evaluations are traced run by run")
     if not resolution.trainer.one_pass:
         raise NotPolynomialError(f"{resolution.trainer.name} is traced run by run: ranges of sizes are of one pass")

@@ -63,6 +63,8 @@ class RunConfig:
     upcast: bool | None = None  # auto: what the trainer itself would do
     liger: bool = False
     activation_offloading: bool = False
+    checkpoint_every: int | None = field(default=None, metadata=_between(1, 1 << 12))  # auto: every layer
+    checkpoint_offload: bool = False
     alloc_conf: str | None = None
     packing: bool = False
     padding: bool | None = None  # auto: off for batch 1 or packing, else on

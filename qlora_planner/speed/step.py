@@ -106,6 +106,8 @@ def _passes(layer: Pass, run: RunConfig, unneeded: Work, beside: int) -> Work:
     if not run.gradient_checkpointing:
         return forward + layer.backward
     again = layer.forward if run.use_reentrant else layer.forward + unneeded * -1
+    if run.checkpoint_every is not None:
+        again = again * (1 / run.checkpoint_every)
     return forward + again + layer.backward
 
 

@@ -85,6 +85,17 @@ def checkpointing_options(run: RunConfig) -> dict[str, Any]:
     return {"use_reentrant": run.use_reentrant}
 
 
+def checkpointed_layers(run: RunConfig) -> dict[str, Any]:
+    """Arguments of `gradient_checkpointing_enable` beside torch's (transformers 5.17 modeling_utils.py): which layers
+    are checkpointed, and whether their inputs wait in the host's memory. Nothing that the run does not ask for."""
+    options: dict[str, Any] = {}
+    if run.checkpoint_every is not None:
+        options["every_n_layers"] = run.checkpoint_every
+    if run.checkpoint_offload:
+        options["offload"] = True
+    return options
+
+
 def lora_options(run: RunConfig, attention_modules: list[str] | None = None) -> dict[str, Any]:
     """Arguments of peft's LoraConfig.
 
@@ -181,7 +192,7 @@ def trainer_options(run: RunConfig) -> dict[str, Any]:
         "use_liger_kernel": run.liger,
     }
     if run.gradient_checkpointing:
-        options["gradient_checkpointing_kwargs"] = checkpointing_options(run)
+        options["gradient_checkpointing_kwargs"] = {**checkpointing_options(run), **checkpointed_layers(run)}
     if run.eval_batch_size is not None:
         options["per_device_eval_batch_size"] = run.eval_batch_size
     return options

@@ -33,7 +33,7 @@ USED: Mapping[str, str] = {
     "peft_use_dora": "dora",
     "peft_use_rslora": "rslora",
     "gradient_checkpointing": "gradient_checkpointing; off where it is absent",
-    "gradient_checkpointing_kwargs": "use_reentrant; true where it is absent",
+    "gradient_checkpointing_kwargs": "use_reentrant, checkpoint_every and checkpoint_offload",
     "attn_implementation": "attention; transformers' choice where it is absent",
     "flash_attention": "attention: flash_attention_2 (deprecated)",
     "sdp_attention": "attention: sdpa (deprecated)",

@@ -183,7 +183,8 @@ def _checkpointing(config: Config) -> dict[str, Any]:
         config.leave("gradient_checkpointing", less(why))
     on = offloads or config.flag("gradient_checkpointing")
     # utils/config, normalize_config: reentrant unless it is told otherwise.
-    return {"gradient_checkpointing": on, "use_reentrant": config.reentrant(True) and on}
+    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(True) and on}
+    return options | (config.checkpointed() if on else {})
 
 
 def _attention(config: Config) -> dict[str, Any]:

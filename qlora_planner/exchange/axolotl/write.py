@@ -9,7 +9,7 @@ from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.options import compute_dtype
+from qlora_planner.train.options import checkpointed_layers, compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
 
 LIGER = "axolotl.integrations.liger.LigerPlugin"
@@ -52,7 +52,9 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         "gradient_checkpointing": run.gradient_checkpointing,
     }
     if run.gradient_checkpointing:
-        config["gradient_checkpointing_kwargs"] = {"use_reentrant": run.use_reentrant}
+        config["gradient_checkpointing_kwargs"] = {
+            "use_reentrant": run.use_reentrant, **checkpointed_layers(run)
+        }  # fmt: skip
     if run.attention is not None:
         config["attn_implementation"] = run.attention
     if run.liger:

@@ -89,6 +89,8 @@ def _differences(run: RunConfig, data: str) -> list[str]:
 
 
 _DROPPED = {
+    "checkpoint_every": "The plan checkpoints some layers; LLaMA-Factory checkpoints all.",
+    "checkpoint_offload": "The plan keeps layer inputs in host memory; LLaMA-Factory has no such option.",
     "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",
     "upcast": "The plan upcasts; LLaMA-Factory casts what is trained alone to float32.",
 }

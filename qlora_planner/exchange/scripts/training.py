@@ -262,10 +262,11 @@ def _loop_optimizer(run: RunConfig) -> Iterator[str]:
     if run.liger:
         yield _LIGER.replace("BASE", base)
     prepared = run.upcast and run.method != "full"
-    if run.gradient_checkpointing and not prepared:  # else preparing has switched it on
+    layers = options.checkpointed_layers(run)
+    if run.gradient_checkpointing and (layers or not prepared):  # else preparing has switched it on, for every layer
         yield call(
             "model.gradient_checkpointing_enable",
-            {"gradient_checkpointing_kwargs": options.checkpointing_options(run)},
+            {"gradient_checkpointing_kwargs": options.checkpointing_options(run), **layers},
         )
         if run.method != "full":
             yield "model.enable_input_require_grads()"

@@ -35,7 +35,7 @@ USED: Mapping[str, str] = {
     "per_device_train_batch_size": "batch_size; 8 where it is absent",
     "gradient_accumulation_steps": "grad_accum",
     "gradient_checkpointing": "gradient_checkpointing; on where it is absent",
-    "gradient_checkpointing_kwargs": "use_reentrant; false where it is absent",
+    "gradient_checkpointing_kwargs": "use_reentrant, checkpoint_every and checkpoint_offload",
     "activation_offloading": "activation_offloading",
     "optim": "optimizer; adamw_torch_fused where it is absent",
     "bf16": "compute_dtype; on where it and fp16 are absent",

@@ -120,7 +120,8 @@ def _dtypes(config: Config, method: str) -> dict[str, Any]:
 
 def _checkpointing(config: Config) -> dict[str, Any]:
     on = config.flag("gradient_checkpointing", True)
-    return {"gradient_checkpointing": on, "use_reentrant": config.reentrant(False) and on}
+    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(False) and on}
+    return options | (config.checkpointed() if on else {})
 
 
 def _attention(config: Config) -> dict[str, Any]:

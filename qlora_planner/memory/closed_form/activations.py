@@ -133,6 +133,7 @@ def saved_per_token(shape: LayerShape, run: RunConfig, trainer: TrainerRow) -> i
 def proved(shape: ModelShape, run: RunConfig) -> bool:
     """Whether the forms were derived for such a run: Llama-like layers, SDPA without a mask, 4 or 16 bits."""
     plain = not (run.dora or run.padding or run.liger or run.activation_offloading or run.packing)
+    plain = plain and not (run.checkpoint_offload or (run.checkpoint_every or 1) > 1)
     return (
         all(layer.exact for layer in shape.layers)
         and plain
@@ -184,20 +185,32 @@ def activations(
         scores = 6 * kind.heads * seq_len * tokens if run.attention == "eager" else 0
         mask = 3 * seq_len * tokens if run.padding else 0
         layer = most(layer, saved + beside + scores + mask + stream * kind.hidden * tokens)
-        all_layers += (saved + scores) * kind.count
-        checkpoints += stream * kind.hidden * tokens * kind.count
+        # Each kind has its share of the layers that are not checkpointed, and keep all.
+        kept = _kept_layers(run, kind.count)
+        all_layers += (saved + scores) * kept
+        checkpoints += stream * kind.hidden * tokens * (kind.count - kept)
     offloaded = checkpoints if run.activation_offloading else 0
     if run.activation_offloading and shape.layers:
         layers = sum(kind.count for kind in shape.layers)
         checkpoints = checkpoints * min(STASHED, layers) // layers
+    elif run.checkpoint_offload and shape.layers:
+        offloaded = checkpoints  # one input is copied back at a time
+        checkpoints = stream * shape.hidden * tokens
     return Activations(
         checkpoints=checkpoints if run.gradient_checkpointing else 0,
         layer=layer,
         logits=_logits_bytes(shape, run, trainer, loss, tokens),
-        all_layers=0 if run.gradient_checkpointing else all_layers,
+        all_layers=all_layers,
         exact=proved(shape, run),
         offloaded=offloaded,
     )
+
+
+def _kept_layers(run: RunConfig, count: int) -> int:
+    """Of `count` layers, those that keep all that their backward needs."""
+    if not run.gradient_checkpointing:
+        return count
+    return count - -(-count // (run.checkpoint_every or 1))
 
 
 def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory, tokens: Any) -> Any:

@@ -108,4 +108,6 @@ def _eval_phase(run: RunConfig, parts: MemoryTerms, base: int, factor: float, fu
 
 
 def _offloaded(run: RunConfig, parts: MemoryTerms) -> int | None:
+    if run.checkpoint_offload and not run.activation_offloading:
+        return int(parts.acts.offloaded)
     return (parts.acts.offloaded or parts.acts.all_layers) if run.activation_offloading else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer
-from qlora_planner.catalog.trainers import DIVERGENCE, owner_of
+from qlora_planner.catalog.trainers import DIVERGENCE, owner_of, parse_version
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
@@ -32,6 +32,7 @@ def refusals(
     """Every reason why `run`, resolved, does not work with this trainer and its loss on this card."""
     yield from _of_checkpoint(profile, run)
     yield from _of_class(profile, run)
+    yield from _of_checkpointing(run)
     yield from _of_trainer(profile, run, trainer, loss)
     yield from _of_card(run, gpu)
     yield from _of_optimizer(profile, run, trainer)
@@ -90,6 +91,26 @@ def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
             f"FlashAttention-2 takes heads of at most {FLASH_WIDEST_HEAD} dimensions and this model has {widest}",
             "--attention sdpa" if profile.supports.get("sdpa") else "--attention eager",
         )
+
+
+def _of_checkpointing(run: RunConfig) -> Iterator[Problem]:
+    options = [
+        ("--checkpoint-every", (5, 16), run.checkpoint_every is not None),
+        ("--checkpoint-offload", (5, 17), run.checkpoint_offload),
+    ]
+    named = run.stack.get("transformers")
+    for option, since, given in options:
+        if given and not run.gradient_checkpointing:
+            yield _refuse(
+                "checkpointing-off", f"{option} says which layer inputs are kept, and checkpointing is off",
+                "--gradient-checkpointing",
+            )  # fmt: skip
+        elif given and named is not None and parse_version(named) < since:
+            version = ".".join(map(str, since))
+            yield _refuse(
+                "checkpointing-refused", f"{option} is in transformers from {version} on, not in {named}",
+                f"--stack transformers={version}",
+            )  # fmt: skip
 
 
 def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Iterator[Problem]:

@@ -40,8 +40,10 @@ class PreparedTrace:
     origins: dict[int, Origin]
 
 
-def prepare_trace(tape: Tape, gradient_checkpointing: bool, workspace_taken: bool = False) -> PreparedTrace:
-    """Prepare `tape`"""
+def prepare_trace(
+    tape: Tape, gradient_checkpointing: bool, workspace_taken: bool = False, checkpoint_every: int | None = None
+) -> PreparedTrace:
+    """Prepare `tape`, of a run that checkpoints every `checkpoint_every`-th layer (None: each)."""
     died_in: dict[int, Segment] = {}
     for segment in tape.segments:
         for storage, size in tape.events[segment.start : segment.stop]:
@@ -67,7 +69,9 @@ def prepare_trace(tape: Tape, gradient_checkpointing: bool, workspace_taken: boo
                     rank = ranks.get((size, end), 0)
                     ranks[size, end] = rank + 1
                     origins[storage] = Origin(segment=segment, size=size, rank=rank, end=end)
-                part = _component(tape, segment, storage, died_in.get(storage), gradient_checkpointing)
+                inside = segment.name == "layer" and tape.kept[segment.layer] % (checkpoint_every or 1) > 0
+                checkpoints = gradient_checkpointing and not inside
+                part = _component(tape, segment, storage, died_in.get(storage), checkpoints)
                 if storage in tape.on_host:
                     events.append((BIRTH_ON_HOST, storage, size, HOST))
                 else:

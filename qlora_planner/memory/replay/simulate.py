@@ -164,7 +164,8 @@ class _Stage:
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
         self.script, *self.before = (
-            prepare_trace(traced, self.run.gradient_checkpointing, workspace_taken=taken) for traced in (tape, *before)
+            prepare_trace(traced, self.run.gradient_checkpointing, taken, self.run.checkpoint_every)
+            for traced in (tape, *before)
         )
         self.workspace_bytes = workspace_bytes
         self.trainer = resolution.trainer

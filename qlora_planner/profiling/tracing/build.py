@@ -80,6 +80,8 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
     """Build, cut, quantise and adapt; everything still on meta."""
     run = spec.run
     model: Any = skeleton(raw, run.attention, spec.load_dtype, labels_of(run))
+    if run.gradient_checkpointing and run.checkpoint_every is not None and run.checkpoint_every > 1:
+        layers.mark_checkpointed(model, run.checkpoint_every)
     # Offloading keeps a layer's tensors on the device until a number of others has followed.
     cut = layers.choose_all(model) if run.activation_offloading else layers.choose(model)
     layers.apply(model, cut)

@@ -20,7 +20,7 @@ from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
 from qlora_planner.profiling.tracing.cuda.device import fake_cuda
 from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
-from qlora_planner.profiling.tracing.offloading import activation_offloading
+from qlora_planner.profiling.tracing.offloading import activation_offloading, inputs_on_host
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -28,7 +28,7 @@ from qlora_planner.profiling.tracing.trainers import evaluate, precomputer_of, t
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.layers import represent
 from qlora_planner.spec.trace import Tape
-from qlora_planner.train.options import checkpointing_options
+from qlora_planner.train.options import checkpointed_layers, checkpointing_options
 
 
 @contextlib.contextmanager
@@ -98,6 +98,8 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
         stack.enter_context(dora_on_meta())
         stack.enter_context(tracer_of(spec).patches(spec))
+        if spec.run.checkpoint_offload:
+            stack.enter_context(inputs_on_host(recorder))
         stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor"))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         stack.enter_context(_ordered_autocast_cache(recorder))
@@ -168,7 +170,8 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
     spec, model, base = meta.spec, meta.model, meta.base
     run, anybase = spec.run, base
     if run.gradient_checkpointing:
-        anybase.gradient_checkpointing_enable(checkpointing_options(run))
+        anybase.gradient_checkpointing_enable(checkpointing_options(run), **checkpointed_layers(run))
+        layers.restore_checkpointed(base)
         if run.method != "full":
             anybase.enable_input_require_grads()
     tracer, stay = tracer_of(spec), spec.trainer.micro_batches_stay

@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
+from qlora_planner.errors import RefusedError
 from qlora_planner.spec.layers import MOST_KEPT, kept_positions
 
 _INDEX_NAMES = re.compile(r"(layer|block)_?(idx|id|index|number|num)$|^(idx|index)$|_layer_index$")
+_CHECKPOINTED = "_checkpointed_in_whole_model"
 _TOWERS = ("vision", "visual", "audio", "encoder.", "image")
 
 
@@ -70,9 +74,38 @@ def _kinds(model: nn.Module, layers: nn.ModuleList) -> tuple[str, ...]:
     names: dict[Any, str] = {}
     order = []
     for position, layer in enumerate(layers):
-        key = (signature(layer), _settings_at(model, len(layers), position))
+        key = (signature(layer), _settings_at(model, len(layers), position), _checkpointed_around(layers, position))
         order.append(names.setdefault(key, f"kind{len(names)}"))
     return tuple(order)
+
+
+def mark_checkpointed(model: nn.Module, every: int) -> None:
+    """Note which layers of the whole model are checkpointed where only every `every`-th is.
+
+    The count is that of transformers 5.17's `_set_gradient_checkpointing`: over every layer that checkpoints itself.
+    Raises RefusedError where the decoder's layers do not.
+    """
+    _, layers = decoder_layers(model)
+    if not all(any(isinstance(part, GradientCheckpointingLayer) for part in layer.modules()) for layer in layers):
+        raise RefusedError(
+            f"{type(model).__name__} checkpoints all of its layers or none: leave --checkpoint-every out"
+        )
+    own = (module for module in model.modules() if isinstance(module, GradientCheckpointingLayer))
+    for position, layer in enumerate(own):
+        setattr(layer, _CHECKPOINTED, position % every == 0)
+
+
+def restore_checkpointed(model: nn.Module) -> None:
+    """Checkpoint the layers of a cut model that `mark_checkpointed` noted, whatever their place in it is now."""
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer) and hasattr(layer, _CHECKPOINTED):
+            layer.gradient_checkpointing = bool(getattr(layer, _CHECKPOINTED))
+
+
+def _checkpointed_around(layers: nn.ModuleList, position: int) -> tuple[bool | None, ...]:
+    """Whether a layer and its neighbours are checkpointed: what it leaves lives until the next one's backward."""
+    around = [layers[index] if 0 <= index < len(layers) else None for index in range(position - 1, position + 2)]
+    return tuple(None if layer is None else getattr(layer, _CHECKPOINTED, None) for layer in around)
 
 
 def _per_layer_lists(model: nn.Module, depth: int) -> Iterator[tuple[Any, str, Sequence[Any]]]:
@@ -113,7 +146,27 @@ def choose(model: nn.Module, most: int = MOST_KEPT) -> Cut:
     # Backward meets the last reader of another layer's keys first: it makes their gradient, the others add to it.
     readers = {kind for kind, layer in zip(order, layers, strict=True) if _reads_other_keys(layer)}
     also |= {max(index for index in range(depth) if order[index] == kind) for kind in readers}
+    flags = [getattr(layer, _CHECKPOINTED, None) for layer in layers]
+    if any(flag is not None for flag in flags):
+        kept = _bridged(kept_positions(order, sorted(also), depth), flags)
+        return Cut(list_name=name, order=order, kept=kept)
     return Cut(list_name=name, order=order, kept=kept_positions(order, sorted(also), most))
+
+
+def _bridged(kept: Sequence[int], flags: Sequence[bool | None]) -> tuple[int, ...]:
+    """`kept` with as few layers more as it takes for each kept layer to follow one that is checkpointed as the layer
+    before it in the whole model is, and likewise to come before such a one."""
+    whole = set(kept)
+    for first, last in pairwise(kept):
+        steps = ((i, j) for i in range(last - first) for j in range(last - first - i))
+        matching = (
+            (i, j)
+            for i, j in sorted(steps, key=sum)
+            if flags[first + i : first + i + 2] == flags[last - j - 1 : last - j + 1]
+        )
+        after, before = next(matching)
+        whole |= {*range(first + 1, first + after + 1), *range(last - before, last)}
+    return tuple(sorted(whole))
 
 
 def choose_all(model: nn.Module) -> Cut:

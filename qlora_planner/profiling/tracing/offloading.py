@@ -96,3 +96,16 @@ def activation_offloading(model: nn.Module, spec: TraceSpec, recorder: Recorder)
 
     with _stand_ins(recorder):
         yield get_act_offloading_ctx_manager(model, use_pin_memory=False)
+
+
+@contextlib.contextmanager
+def inputs_on_host(recorder: Recorder) -> Iterator[None]:
+    """torch's `save_on_cpu`, which transformers wraps around checkpointed layers, taken for a copy off a CUDA card.
+
+    Its copies are made on the stream that computes (torch 2.13, autograd/graph.py), so nothing waits in a second cache.
+    """
+    with (
+        mock.patch("torch.accelerator.current_accelerator", lambda *_args: torch.device("cuda")),
+        mock.patch.object(torch.autograd.graph, "torch", _NotingTorch(recorder)),
+    ):
+        yield

@@ -148,7 +148,7 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
     if sizes:
         accumulated = f" x {run.grad_accum} steps" if run.grad_accum > 1 else ""
         parts.append(f"{run.batch_size} x {run.seq_len:,} tokens{accumulated}")
-    parts.append("gradient checkpointing" if run.gradient_checkpointing else "no checkpointing")
+    parts.append(_checkpointing(run))
     extras = {"liger": run.liger, "activation offloading": run.activation_offloading, "packing": run.packing}
     parts += [name for name, on in extras.items() if on]
     if run.upcast:
@@ -157,6 +157,13 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
         parts.append(f"{run.attention} attention")
     parts += [run.optimizer, trainer_named(run.trainer).name]
     return ", ".join(parts)
+
+
+def _checkpointing(run: RunConfig) -> str:
+    if not run.gradient_checkpointing:
+        return "no checkpointing"
+    every = f" of every {run.checkpoint_every} layers' first" if (run.checkpoint_every or 1) > 1 else ""
+    return f"gradient checkpointing{every}" + (", inputs in host memory" if run.checkpoint_offload else "")
 
 
 def card_line(gpu: GpuSpec) -> str:

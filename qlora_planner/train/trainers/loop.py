@@ -41,8 +41,10 @@ def _ready(model: Any, run: RunConfig) -> None:
         from liger_kernel.transformers import _apply_liger_kernel_to_instance
 
         _apply_liger_kernel_to_instance(model=base_of(model))
-    if run.gradient_checkpointing and not base_of(model).is_gradient_checkpointing:  # else PEFT's preparing did it
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options.checkpointing_options(run))
+    layers = options.checkpointed_layers(run)
+    # Where PEFT's preparing did it already, every layer is checkpointed.
+    if run.gradient_checkpointing and (layers or not base_of(model).is_gradient_checkpointing):
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options.checkpointing_options(run), **layers)
         if run.method != "full":
             model.enable_input_require_grads()
 
