@@ -11,7 +11,11 @@ from typing import Any
 
 DISTRIBUTION = "qlora-planner"
 # Imported under another name than pip knows, or part of no extra.
-_OWN_LINES = {"liger_kernel": "liger-kernel", "flash_attn": "flash-attn --no-build-isolation"}
+_OWN_LINES = {
+    "liger_kernel": "liger-kernel",
+    "cut_cross_entropy": "cut-cross-entropy",
+    "flash_attn": "flash-attn --no-build-isolation",
+}
 
 
 def install_line(extra: str) -> str:

@@ -57,7 +57,8 @@ class TrainerRow:
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
 
-    What it offers: `own_options` among OWN_OPTIONS; `launches`: it trains over a real data set, not for a measurement
+    What it offers: `own_options` among OWN_OPTIONS; `loss_kernels` that may take the place of its
+    loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
     alone; `prepares_rows`: it turns samples into tokens by itself; `formats`: other tools that train through it.
     """
 
@@ -88,6 +89,7 @@ class TrainerRow:
     drops_dropout: bool = False
     adds_adapters: bool = False
     own_options: tuple[str, ...] = ()
+    loss_kernels: tuple[str, ...] = ()
     launches: bool
     prepares_rows: bool = False
     formats: tuple[str, ...] = ()
@@ -183,6 +185,9 @@ def _preference_trainer(name: str, **facts: Any) -> TrainerRow:
     return TrainerRow(name=name, **(usual | facts))
 
 
+# Kernels that a model's own loss can be exchanged for.
+_OF_MODELS = ("cut-cross-entropy", "liger-fused")
+
 # The first row is the default; rows are tried in this order where nobody names a trainer.
 TRAINER_ROWS: dict[str, TrainerRow] = {
     row.name: row
@@ -214,6 +219,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             losses=_model_loss("hf-trainer"),
             classifies=True,
             usual="transformers' own",
+            loss_kernels=_OF_MODELS,
             autocast=True,
             adapters_bfloat16=False,
             keeps_outputs=False,
@@ -229,6 +235,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             name="loop",
             losses=_model_loss("loop"),
             usual="the plain PyTorch loop",
+            loss_kernels=_OF_MODELS,
             autocast=False,
             adapters_bfloat16=False,
             keeps_outputs=True,

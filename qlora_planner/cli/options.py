@@ -8,8 +8,18 @@ from typing import Any, TypeVar
 import click
 
 from qlora_planner.cli.kinds import Named, Tokens, notes_of, trainer_names
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, RUN_FIELDS, TASKS, TRAINERS, RunConfig
-from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, METHOD_NAMES, QUANT_NAMES, TASK_NAMES
+from qlora_planner.spec.run import (
+    COMPUTE_DTYPES,
+    LOAD_DTYPES,
+    LOSS_KERNELS,
+    METHODS,
+    QUANTS,
+    RUN_FIELDS,
+    TASKS,
+    TRAINERS,
+    RunConfig,
+)
+from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, LOSS_NAMES, METHOD_NAMES, QUANT_NAMES, TASK_NAMES
 
 RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -185,6 +195,7 @@ def _run_options() -> list[click.Option]:
         _switch("padding", "Rows hold sequences of unequal length (off for batch 1 or packing)."),
         _value("checkpoint-every", int, "Checkpoint every N-th layer alone; the others keep all (every layer).", "N"),
         _switch("checkpoint-offload", "Keep layer inputs in pinned host memory, copied in step (off)."),
+        _value("loss-kernel", Named(LOSS_KERNELS, LOSS_NAMES), "What computes the loss (what the trainer does)."),
         _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
         _value("task", Named(TASKS, TASK_NAMES), "What is learnt, where it is not text: classification (text)."),
         _value("num-labels", int, "Labels of a classifier (2).", "N"),

@@ -19,6 +19,7 @@ COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
 TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto")
 TASKS = ("classification",)
+LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
 
 # What documents say beside a run's options: what its batch counts, which the trainer decides.
 BATCH_UNIT = "batch_unit"
@@ -65,6 +66,7 @@ class RunConfig:
     activation_offloading: bool = False
     checkpoint_every: int | None = field(default=None, metadata=_between(1, 1 << 12))  # auto: every layer
     checkpoint_offload: bool = False
+    loss_kernel: str | None = field(default=None, metadata=_choice(*LOSS_KERNELS))  # auto: what the trainer does
     alloc_conf: str | None = None
     packing: bool = False
     padding: bool | None = None  # auto: off for batch 1 or packing, else on

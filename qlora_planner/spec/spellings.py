@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, METHODS, QUANTS, TASKS, TRAINERS
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, LOSS_KERNELS, METHODS, QUANTS, TASKS, TRAINERS
 
 QUANT_NAMES = {
     "4bit": "nf4", "4": "nf4", "int4": "nf4", "bnb": "nf4", "bnb4": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4",
@@ -24,6 +24,10 @@ ATTENTION_NAMES = {
     "fa": "flash_attention_2", "math": "eager",
 }  # fmt: skip
 METHOD_NAMES = {"16bit-lora": "lora", "full-finetune": "full", "full-finetuning": "full", "fft": "full"}
+LOSS_NAMES = {
+    "cce": "cut-cross-entropy", "cut": "cut-cross-entropy", "liger": "liger-fused", "flce": "liger-fused",
+    "whole": "full",
+}  # fmt: skip
 TASK_NAMES = {"seq-cls": "classification", "sequence-classification": "classification", "cls": "classification"}
 
 _THOUSANDS = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*k", re.IGNORECASE)
@@ -36,6 +40,7 @@ _CHOICES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     "load_dtype": (LOAD_DTYPES, DTYPE_NAMES),
     "attention": ((), ATTENTION_NAMES),
     "task": (TASKS, TASK_NAMES),
+    "loss_kernel": (LOSS_KERNELS, LOSS_NAMES),
 }
 _TOKENS = ("seq_len",)
 

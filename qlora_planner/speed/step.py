@@ -138,7 +138,12 @@ def _head(placement: Placement, at: Setting, loss: LossMemory) -> Work:
         work += Work(traffic=terms(tokens=12.0 * vocab + 20 * hidden, tiles=read))
         return total + work + multiplies(at.rate, (4 if at.trains_weights else 3) * product)
     copy = 0.0 if kept == c else (kept + c) * weights
-    if run.liger:
+    if loss.kind == "cut":
+        # Logits stay on the chip: a product forwards, that product again and one for the gradient backwards.
+        passes = 4 if at.trains_weights else 3
+        work = Work(launches=terms(one=20), engine_launches=terms(one=12), traffic=terms(one=passes * c * weights))
+        return total + work + multiplies(at.rate, passes * product)
+    if loss.kind == "liger":
         # Logits in chunks of a few rows, turned into their gradient in place, and multiplied with the head at once
         # (liger_kernel, ops/fused_linear_cross_entropy.py): the head is read twice for every chunk of T d / V rows.
         chunks = vocab / hidden

@@ -8,6 +8,7 @@ from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.losses import liger_parts
 from qlora_planner.train.settings import LEARNING_RATE, Settings
 
 CHECKPOINTS_KEPT = 2
@@ -189,8 +190,10 @@ def trainer_options(run: RunConfig) -> dict[str, Any]:
         "bf16": half == "bfloat16",
         "fp16": half == "float16",
         "gradient_checkpointing": run.gradient_checkpointing,
-        "use_liger_kernel": run.liger,
+        "use_liger_kernel": liger_parts(run) is not None,
     }
+    if parts := liger_parts(run):
+        options["liger_kernel_config"] = parts
     if run.gradient_checkpointing:
         options["gradient_checkpointing_kwargs"] = {**checkpointing_options(run), **checkpointed_layers(run)}
     if run.eval_batch_size is not None:

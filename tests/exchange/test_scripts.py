@@ -60,7 +60,8 @@ def run_script(text: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         no_grad=nullcontext,
     )
     monkeypatch.setitem(sys.modules, "torch", torch)
-    for name in ("datasets", "peft", "transformers", "transformers.pytorch_utils", "trl", "liger_kernel.transformers"):
+    for name in ("datasets", "peft", "transformers", "transformers.pytorch_utils", "trl", "liger_kernel.transformers",
+                 "transformers.modeling_outputs", "cut_cross_entropy"):  # fmt: skip
         module = ModuleType(name)
         module.__getattr__ = lambda part, told=told: Stand(part, told)  # type: ignore[method-assign, misc]
         monkeypatch.setitem(sys.modules, name, module)
@@ -94,6 +95,9 @@ RUNS: dict[str, dict[str, Any]] = {
     "packed": {"packing": True, "liger": True, "activation_offloading": True, "batch_size": 4, "grad_accum": 8,
                "alloc_conf": "expandable_segments:True", "seq_len": 512, "eval_batch_size": 3},
     "loop": {"trainer": "loop", "eval_batch_size": 2, "liger": True, "attention": "eager", "optimizer": "lion_8bit"},
+    "cut": {"trainer": "hf-trainer", "loss_kernel": "cut-cross-entropy", "checkpoint_every": 2},
+    "loop cut": {"trainer": "loop", "loss_kernel": "cut-cross-entropy", "checkpoint_offload": True},
+    "liger's loss": {"trainer": "hf-trainer", "loss_kernel": "liger-fused"},
     "loop upcast": {"trainer": "loop", "upcast": True, "compute_dtype": "float32"},
 }  # fmt: skip
 
@@ -120,10 +124,15 @@ def test_arguments(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, na
     if run.trainer == "loop":
         wanted = {key: wanted[key] for key in ("optim", "learning_rate")}
         on = told.get("gradient_checkpointing_enable")
-        assert on == (None if run.upcast else {"gradient_checkpointing_kwargs": options.checkpointing_options(run)})
+        layers = {
+            "gradient_checkpointing_kwargs": options.checkpointing_options(run),
+            **options.checkpointed_layers(run),
+        }
+        assert on == (None if run.upcast else layers)
     if run.trainer == "trl-sft":
         wanted |= options.sequence_options(run)
     assert {key: asked.get(key) for key in wanted} == wanted
+    assert ("use_cut_cross_entropy" in export("trl", document)) == (run.loss_kernel == "cut-cross-entropy")
     assert ("_apply_liger_kernel_to_instance" in told) == (run.liger and run.trainer == "loop")
     for variable, value in options.allocator_environment(run).items():
         assert os.environ.get(variable) == value

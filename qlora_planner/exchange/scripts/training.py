@@ -13,10 +13,12 @@ from typing import Any
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
+from qlora_planner.exchange.scripts.cut_loss import CUT_LOSS
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import options
+from qlora_planner.train.losses import liger_parts
 
 _SPLIT = "parts = dataset.train_test_split(test_size=0.02, seed=0)"
 # How scripts that train without trl turn a sample into tokens: the same three shapes of samples that trl takes.
@@ -100,7 +102,8 @@ def packages(run: RunConfig) -> list[str]:
     states = None if optimizer is None else optimizer.package
     names += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
     names += [package for package in trainer_named(run.trainer).packages if package not in names]
-    return [*names, "liger-kernel"] if run.liger else names
+    names += ["cut-cross-entropy"] if run.loss_kernel == "cut-cross-entropy" else []
+    return [*names, "liger-kernel"] if liger_parts(run) is not None else names
 
 
 def _opening(run: RunConfig, *, notebook: bool) -> str:
@@ -124,8 +127,10 @@ def _opening(run: RunConfig, *, notebook: bool) -> str:
 
 
 def _imports(run: RunConfig) -> Iterator[str]:
-    if run.target_modules == "attention":
-        yield "import re\n"
+    needed = ["functools"] if run.loss_kernel == "cut-cross-entropy" else []
+    needed += ["re"] if run.target_modules == "attention" else []
+    if needed:
+        yield "".join(f"import {name}\n" for name in needed)
     yield "import torch"
     yield "import transformers"
     yield "from datasets import load_dataset"
@@ -243,7 +248,13 @@ def _trainer(run: RunConfig) -> tuple[str, str]:
         "data_collator": Code("DataCollatorForLanguageModeling(tokenizer, mlm=False)"),
         "processing_class": Code("tokenizer"),
     }
-    return f"trainer = {call('Trainer', parts)}", _ENDING
+    return f"{_cut_loss(run)}trainer = {call('Trainer', parts)}", _ENDING
+
+
+def _cut_loss(run: RunConfig) -> str:
+    if run.loss_kernel != "cut-cross-entropy":
+        return ""
+    return CUT_LOSS.replace("BASE", "model" if run.method == "full" else "model.get_base_model()") + "\n"
 
 
 _ENDING = """trainer.train()
@@ -254,13 +265,13 @@ if torch.cuda.is_available():
 
 def _loop(run: RunConfig) -> tuple[str, str]:
     """The plain loop: no autocast, the model's own loss, no attention mask over full rows."""
-    return "\n".join(_loop_optimizer(run)), "\n".join(_loop_steps(run))
+    return _cut_loss(run) + "\n".join(_loop_optimizer(run)), "\n".join(_loop_steps(run))
 
 
 def _loop_optimizer(run: RunConfig) -> Iterator[str]:
     base = "model" if run.method == "full" else "model.get_base_model()"
-    if run.liger:
-        yield _LIGER.replace("BASE", base)
+    if (parts := liger_parts(run)) is not None:
+        yield _LIGER.replace("BASE", base + "".join(f", {name}={value}" for name, value in parts.items()))
     prepared = run.upcast and run.method != "full"
     layers = options.checkpointed_layers(run)
     if run.gradient_checkpointing and (layers or not prepared):  # else preparing has switched it on, for every layer

@@ -226,7 +226,29 @@ def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: 
         return norm + head_copy + 18 * 256 * vocab
     if loss.kind == "chunked":
         return norm + head_copy + 4 * vocab * hidden + 7 * 256 * vocab
+    if loss.kind in ("cut", "liger"):
+        # What goes into the head, and its gradient of the same size; then what either package allocates beside them.
+        beside = _cut_bytes(vocab, tokens) if loss.kind == "cut" else _liger_bytes(hidden, vocab, tokens)
+        # The last norm in float32 is as high where the rest is little.
+        return most(3 * norm, norm + head_copy + 4 * hidden * tokens + beside)
     per_logit = 12
     if trainer.keeps_outputs:
         per_logit = 16 if run.upcast else 14
     return norm + head_copy + per_logit * tokens * vocab
+
+
+def _cut_bytes(vocab: Any, tokens: Any) -> Any:
+    """cut_cross_entropy 25.1 (cce.py, cce_backward.py): for each token labels, positions and float32 sums; for each
+    word its average logit, and the order of these while they are sorted."""
+    return 24 * tokens + 20 * vocab
+
+
+def _liger_bytes(hidden: int, vocab: Any, tokens: Any) -> Any:
+    """liger-kernel 0.8.5 (ops/fused_linear_cross_entropy.py): 16-bit logits of so many rows that they take about what
+    goes into the head does, up to the next power of two; for each token its float32 loss and its mask."""
+    rows = -(-tokens // -(-vocab // hidden))
+    if isinstance(rows, int):
+        chunk = 1 << max(rows - 1, 0).bit_length()
+        return 2 * vocab * min(chunk, tokens) + 5 * tokens
+    chunk = 2 ** _numpy().ceil(_numpy().log2(_numpy().maximum(rows, 1))).astype("int64")
+    return 2 * vocab * _numpy().minimum(chunk, tokens) + 5 * tokens

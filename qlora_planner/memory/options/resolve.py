@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
+from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.errors import InputError
@@ -37,8 +38,9 @@ class Resolution:
     @classmethod
     def resolved(cls, run: RunConfig, stack: dict[str, str], why: dict[str, str] | None = None) -> Resolution:
         """Of a run that is resolved already and that nothing stands against."""
-        trainer, loss = trainer_row(run.trainer, stack)
+        trainer, own = trainer_row(run.trainer, stack)
         trainer = replace(trainer, passes=trainer.passes_of(run))
+        loss = loss_of(run, trainer, own)
         return cls(run=run, why=why or {}, problems=(), stack=stack, trainer=trainer, loss=loss)
 
 
@@ -214,14 +216,18 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> tuple[TrainerRow, LossMemo
     if name is None:
         name, why = _automatic_trainer(draft)
         draft.settle("trainer", name, why)
-    row, loss = trainer_row(name, stack)
+    row, own = trainer_row(name, stack)
     if run.upcast is None and labels_of(run) is not None and _half(draft) and run.method != "full":
         why = "a score head in 16 bits has gradients that the float16 GradScaler cannot unscale"
         draft.settle("upcast", row.autocast, why)
     elif run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
         draft.settle("upcast", row.upcasts, why)
-    return row, loss
+    model_type = draft.profile.model_type
+    refused = refused_kernel(run.with_(upcast=draft.values.get("upcast", run.upcast)), row, own, model_type)
+    if refused is not None:
+        draft.refuse("loss-refused", *refused)
+    return row, loss_of(run, row, own, model_type)
 
 
 def _half(draft: _Draft) -> bool:
@@ -250,6 +256,8 @@ def _against(row: TrainerRow, draft: _Draft) -> str | None:
             return "the trainers' GradScaler cannot unscale 16-bit gradients"
         if draft.values.get("quant", run.quant) != "none" and row.adapters_bfloat16:
             return f"{row.name} cannot train float16 on a quantised base"
+    if run.loss_kernel not in (None, "full", "chunked", *row.loss_kernels):
+        return f"{row.name} computes its loss in its own way"
     # Options that it alone has would be lost on another: there its refusal stands.
     if row.name in draft.profile.refusals and not any(getattr(run, option) for option in row.own_options):
         return f"{row.name} breaks on this model: {draft.profile.refusals[row.name]}"

@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.losses import takes_place
 from qlora_planner.catalog.trainers import trainer_named, version_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -83,6 +84,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "float16-weights": run.load_dtype == "float16", "upcast": run.upcast,
         "padding": run.padding, "dora": run.dora, "liger": run.liger, "packing": run.packing,
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
+        f"loss:{run.loss_kernel}": takes_place(run),
         "kept": not run.gradient_checkpointing, "host": run.checkpoint_offload,
         f"every{run.checkpoint_every}": (run.checkpoint_every or 1) > 1,
         f"save:{run.modules_to_save}": run.modules_to_save is not None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qlora_planner.catalog.losses import FUSED_BY_LIGER
 from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
@@ -22,19 +23,19 @@ def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
 
 def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
     """`estimate` with all that its figures leave out."""
-    return qualified(estimate, (*left_out(profile, estimate.run), *_of_forms(estimate)))
+    return qualified(estimate, (*left_out(profile, estimate.run), *_of_forms(profile, estimate)))
 
 
-def _of_forms(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
-    """What closed forms do not know of a run that could not be traced."""
-    if not estimate.run.liger or estimate.method == TRACED:
+def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:
+    """What closed forms do not know of a run that could not be traced: on a model that Liger does not know, it changes
+    nothing, and what its loss leaves of the logits is counted."""
+    if not estimate.run.liger or estimate.method == TRACED or profile.model_type not in FUSED_BY_LIGER:
         return
-    freed = (Component.LOGITS_AND_LOSS.value, Component.ACTIVATIONS.value)
-    share = sum(estimate.components[name] for name in freed) / max(estimate.peak.device_bytes, 1)
+    share = estimate.components[Component.ACTIVATIONS.value] / max(estimate.peak.device_bytes, 1)
     yield Unmodelled(
         key="--liger",
-        what="its kernels hold fewer activations and, where they know the model, no whole logits; only a trace knows,"
-        " for which liger-kernel and triton must be installed, and these figures are without them",
+        what="its kernels hold fewer activations; only a trace knows how many, for which liger-kernel and triton must"
+        " be installed, and these figures are with all of them",
         direction="down",
         at_most=round(share, 4),
     )

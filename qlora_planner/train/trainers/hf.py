@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train import losses
+from qlora_planner.train.model import base_of
 from qlora_planner.train.trainers.library import LibraryTrainer
 from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
 
@@ -28,6 +30,8 @@ def make(
     """See TrainerModule; it has none of SFTConfig's own arguments."""
     import transformers
 
+    if run.loss_kernel == "cut-cross-entropy":
+        losses.cut_cross_entropy(base_of(model))
     return transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(**arguments),

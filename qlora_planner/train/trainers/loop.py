@@ -9,7 +9,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import DEFAULT_TRAINER
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import data, options
+from qlora_planner.train import data, losses, options
 from qlora_planner.train.model import base_of
 from qlora_planner.train.steps import Watcher
 from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
@@ -37,10 +37,9 @@ def make(
 
 def _ready(model: Any, run: RunConfig) -> None:
     """What the libraries' trainers do by themselves: checkpointing, gradients to its inputs, Liger's kernels."""
-    if run.liger:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-        _apply_liger_kernel_to_instance(model=base_of(model))
+    losses.apply_liger(base_of(model), run)
+    if run.loss_kernel == "cut-cross-entropy":
+        losses.cut_cross_entropy(base_of(model))
     layers = options.checkpointed_layers(run)
     # Where PEFT's preparing did it already, every layer is checkpointed.
     if run.gradient_checkpointing and (layers or not base_of(model).is_gradient_checkpointing):

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from qlora_planner.profiling.tracing.shadow import give_shadow
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.train import losses
 
 Batch = dict[str, Any]
 IGNORED = -100
@@ -78,12 +80,29 @@ def no_patches(_spec: TraceSpec) -> Iterator[None]:
     yield
 
 
+@contextlib.contextmanager
+def kernel_patches(spec: TraceSpec) -> Iterator[None]:
+    """For a trainer that takes the same path on a CPU as on CUDA, with whatever computes its loss."""
+    if spec.run.loss_kernel != "cut-cross-entropy":
+        yield
+        return
+    import cut_cross_entropy.cce as cce
+
+    # A compiled function: its sort makes the same tensors when it is run as it is written.
+    with mock.patch.object(cce, "sort_logit_avg", lambda average: torch.argsort(average).to(torch.int32)):
+        yield
+
+
 def apply_liger(base: nn.Module, spec: TraceSpec, **options: bool) -> None:
     """Liger's kernels where the run has them."""
-    if spec.run.liger:
-        from liger_kernel.transformers import _apply_liger_kernel_to_instance
+    losses.apply_liger(base, spec.run, **options)
 
-        _apply_liger_kernel_to_instance(model=base, **options)
+
+def apply_kernels(base: nn.Module, spec: TraceSpec) -> None:
+    """Liger's kernels and cut cross-entropy where the run has them."""
+    apply_liger(base, spec)
+    if spec.run.loss_kernel == "cut-cross-entropy":
+        losses.cut_cross_entropy(base)
 
 
 def without_cache(base: Any) -> None:

@@ -12,15 +12,15 @@ from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers.common import (
     Batch,
-    apply_liger,
+    apply_kernels,
     batch,
+    kernel_patches,
     labelled,
     loss_by_row,
-    no_patches,
     without_cache,
 )
 
-patches, evaluated = no_patches, loss_by_row
+patches, evaluated = kernel_patches, loss_by_row
 
 
 def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
@@ -31,7 +31,7 @@ def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
 
 def prepare(base: nn.Module, spec: TraceSpec) -> None:
     """See TracedTrainer."""
-    apply_liger(base, spec)
+    apply_kernels(base, spec)
     without_cache(base)
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from torch import nn
 
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers.common import Batch, apply_liger, batch, no_patches
+from qlora_planner.profiling.tracing.trainers.common import Batch, apply_kernels, batch, kernel_patches
 
-inputs, patches, prepare = batch, no_patches, apply_liger
+inputs, patches, prepare = batch, kernel_patches, apply_kernels
 
 
 def loss(
