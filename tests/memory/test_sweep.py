@@ -31,7 +31,7 @@ WORKSPACE = 32 << 20
 class RoundingOnly(CachingAllocator):
     """Every block is exactly what was asked for, rounded up."""
 
-    def malloc(self, size_bytes: int, side_stream: bool = False) -> Block | None:
+    def malloc(self, size_bytes: int, side_stream: int = 0) -> Block | None:
         if size_bytes <= 0:
             return None
         size = block_bytes(size_bytes)

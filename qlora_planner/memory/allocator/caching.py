@@ -16,6 +16,7 @@ SMALL_SEGMENT_BYTES = 2 << 20
 LARGE_SEGMENT_BYTES = 20 << 20
 LARGE_LIMIT_BYTES = 10 << 20
 ROUND_LARGE_BYTES = 2 << 20
+STREAMS = 3  # the main one, and as many more as any run allocates on
 
 
 class OutOfMemory(Exception):
@@ -80,7 +81,7 @@ class CachingAllocator:
 
     # A large block keeps a remainder of up to this size unsplit; a small one splits off every 512 bytes.
     large_remainder = SMALL_LIMIT_BYTES
-    # Blocks belong to the stream that allocated them: a second stream has two pools of its own behind the first two.
+    # Blocks belong to the stream that allocated them: every further stream has two pools of its own behind the first.
     side_pools = 2
     # Whether a free block counts in best fit as large as it could grow. A flag: `malloc` runs 60,000 times a plan.
     expands = False
@@ -90,16 +91,19 @@ class CachingAllocator:
         self.allocated = self.peak_allocated = 0
         self.reserved = self.peak_reserved = 0
         self.non_releasable_bytes = self.peak_non_releasable_bytes = 0
-        self._free: tuple[FreeList, ...] = ([], [], [], [])
+        self._free: tuple[FreeList, ...] = tuple([] for _ in range(2 * STREAMS))
         self._addresses = AddressSpace()
 
-    def malloc(self, size_bytes: int, side_stream: bool = False) -> Block | None:
-        """Allocate; None for an empty tensor. Raises OutOfMemory past the limit once the cache is given back."""
+    def malloc(self, size_bytes: int, side_stream: int = 0) -> Block | None:
+        """Allocate, on the main stream or on another one by its number; None for an empty tensor.
+
+        Raises OutOfMemory past the limit once the cache is given back.
+        """
         if size_bytes <= 0:
             return None
         size = (size_bytes + _ROUND_UP) & ~_ROUND_UP
         small = size <= SMALL_LIMIT_BYTES
-        index = small + self.side_pools if side_stream else small
+        index = small + self.side_pools * side_stream
         pool = self._free[index]
         at = bisect_left(pool, (size,))
         if self.expands:

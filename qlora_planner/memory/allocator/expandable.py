@@ -30,16 +30,17 @@ class ExpandableAllocator(CachingAllocator):
     """
 
     large_remainder = 0
-    side_pools = 0  # a second stream's ranges are taken as part of the first's
     expands = True
 
-    def __init__(self, *, limit_bytes: int | None = None) -> None:
+    def __init__(self, *, limit_bytes: int | None = None, apart: bool = False) -> None:
         super().__init__(limit_bytes=limit_bytes)
-        self._unmapped: tuple[list[tuple[int, Block]], list[tuple[int, Block]]] = ([], [])
-        for small in (0, 1):
+        # Without `apart` the ranges of other streams are taken as part of the main one's.
+        self.side_pools = 2 if apart else 0
+        self._unmapped: tuple[list[tuple[int, Block]], ...] = tuple([] for _ in self._free)
+        for pool, holes in enumerate(self._unmapped):
             # The whole range counts as one segment of no size: what is not releasable in it is counted by units.
-            whole = Block(small * _RANGE_BYTES, _RANGE_BYTES, bool(small), Segment(0))
-            self._unmapped[small].append((whole.address, whole))
+            whole = Block(pool * _RANGE_BYTES, _RANGE_BYTES, pool, Segment(0))
+            holes.append((whole.address, whole))
 
     def _by_room(self, pool: FreeList, at: int) -> int:
         """Past blocks that could grow beyond what a larger one could: what ends at unmapped memory comes last."""
@@ -54,9 +55,9 @@ class ExpandableAllocator(CachingAllocator):
 
     def empty_cache(self) -> None:
         """Unmap every unit that lies wholly in a free block."""
-        for small in (0, 1):
-            unit = _unit(bool(small))
-            for _, _, block in list(self._free[small]):
+        for pool, blocks in enumerate(self._free):
+            unit = _unit(pool)
+            for _, _, block in list(blocks):
                 start = -(-block.address // unit) * unit
                 stop = (block.address + block.size) // unit * unit
                 if start < stop:
@@ -139,7 +140,7 @@ class ExpandableAllocator(CachingAllocator):
 
 
 def _unit(small: int) -> int:
-    return SMALL_SEGMENT_BYTES if small else LARGE_SEGMENT_BYTES
+    return SMALL_SEGMENT_BYTES if small & 1 else LARGE_SEGMENT_BYTES
 
 
 def is_expandable(alloc_conf: str | None) -> bool:
@@ -147,8 +148,8 @@ def is_expandable(alloc_conf: str | None) -> bool:
     return "expandable_segments:true" in (alloc_conf or "").replace(" ", "").lower()
 
 
-def make_allocator(alloc_conf: str | None, limit_bytes: int | None = None) -> CachingAllocator:
-    """The allocator that a PYTORCH_CUDA_ALLOC_CONF value selects."""
+def make_allocator(alloc_conf: str | None, limit_bytes: int | None = None, apart: bool = False) -> CachingAllocator:
+    """The allocator that a PYTORCH_CUDA_ALLOC_CONF value selects; `apart`: see ExpandableAllocator."""
     if is_expandable(alloc_conf):
-        return ExpandableAllocator(limit_bytes=limit_bytes)
+        return ExpandableAllocator(limit_bytes=limit_bytes, apart=apart)
     return CachingAllocator(limit_bytes=limit_bytes)

@@ -91,7 +91,7 @@ class _Counter(CachingAllocator):
         self._segment = Segment(0)
         self._rising = True
 
-    def malloc(self, size_bytes: int, side_stream: bool = False) -> Block | None:
+    def malloc(self, size_bytes: int, side_stream: int = 0) -> Block | None:
         self.counts[size_bytes - 1] += 1
         self._rising = True
         return Block(0, size_bytes, side_stream, self._segment)
