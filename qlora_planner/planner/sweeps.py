@@ -26,8 +26,6 @@ SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
 _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
-# So many sizes are swept each by a tape of its own; of more, those that no tape at hand holds for are left.
-_MOST_SIZES = 8
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
 # played runs of 25 models. It ranks runs; an answer is played itself.
 PINNED_OVER_ALLOCATED = 1.05
@@ -90,7 +88,7 @@ class TapeSweep:
 
     profile: ModelProfile
     tape_of: ShippedOf
-    _known: dict[tuple[str, ValidityRange], list[SweptRange[SweptTape]] | None] = field(default_factory=dict)
+    _known: dict[tuple[str, ValidityRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
 
     def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
@@ -99,36 +97,16 @@ class TapeSweep:
             if not of_kind.any():
                 continue
             for region in validity_ranges(self.profile, batched):
-                inside = of_kind & region.inside(batch, seq)
-                if inside.any():
-                    yield from self._covering(variant, region, batch, seq, inside)
-
-    def _covering(
-        self, variant: str, region: ValidityRange, batch: Ints, seq: Ints, left: NDArray[np.bool_]
-    ) -> Iterator[SweptRange[SweptTape]]:
-        """What holds for runs of one region: mostly one tape; of a head that goes tile by tile, one for each number
-        of tiles, as far as few are asked for at once."""
-        key = variant, region
-        if key not in self._known:
-            first = int(np.flatnonzero(left)[0])
-            part = self._swept(variant, int(batch[first]), int(seq[first]))
-            self._known[key] = None if part is None else [part]
-        parts = self._known[key]
-        if parts is None:
-            return
-        for part in parts:
-            covered = left & part.region.inside(batch, seq)
-            if covered.any():
-                left = left & ~covered
-                yield part
-        sizes = dict.fromkeys(zip(batch[left].tolist(), seq[left].tolist(), strict=True))
-        for size in sizes if len(sizes) <= _MOST_SIZES else ():
-            if any(part.region.holds(*size) for part in parts):
-                continue
-            part = self._swept(variant, *size)
-            if part is not None:
-                parts.append(part)
-                yield part
+                inside = np.flatnonzero(of_kind & region.inside(batch, seq))
+                if not len(inside):
+                    continue
+                key = variant, region
+                if key not in self._known:
+                    first = int(inside[0])
+                    self._known[key] = self._swept(variant, int(batch[first]), int(seq[first]))
+                part = self._known[key]
+                if part is not None:
+                    yield part
 
     def _swept(self, variant: str, batch_size: int, seq_len: int) -> SweptRange[SweptTape] | None:
         shipped = self.tape_of(variant, batch_size, seq_len)
