@@ -32,7 +32,8 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,
         "task": "classification", "num_labels": 7,
         "prompt_len": 7, "completion_len": 7, "max_length": 7, "loss_type": "ipo", "beta": 0.5,
-        "precompute_ref_log_probs": True, "stack": {"trl": "1.0"},
+        "precompute_ref_log_probs": True, "num_generations": 7, "num_iterations": 7, "steps_per_generation": 7,
+        "scale_rewards": "batch", "stack": {"trl": "1.0"},
     }  # fmt: skip
     assert changed.keys() == set(RUN_FIELDS)
     key = options_without("batch_size", "rank")

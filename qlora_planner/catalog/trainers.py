@@ -34,6 +34,21 @@ class LossMemory:
 
 
 @record
+class Generation:
+    """What a trainer that generates does where it is not told otherwise.
+
+    `completion_len`, `num_generations`, `beta`: its config's defaults.
+    `always_scores`: it takes the completions' log-probabilities before it trains on them, not only where the policy
+    has moved since they were generated.
+    """
+
+    completion_len: int
+    num_generations: int
+    beta: float
+    always_scores: bool
+
+
+@record
 class TrainerRow:
     """Facts of one trainer.
 
@@ -56,6 +71,7 @@ class TrainerRow:
     their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
+    `generation`: it generates completions itself before it trains on them, with these defaults.
 
     What it offers: `own_options` among OWN_OPTIONS; `loss_kernels` that may take the place of its
     loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
@@ -83,6 +99,7 @@ class TrainerRow:
     micro_batches_stay: bool
     upcasts: bool = False
     last_upcasting: Version | None = None
+    generation: Generation | None = None
     embeddings_32bit: bool
     clips_gradients: bool
     frees_cache_first: bool
@@ -127,6 +144,10 @@ OWN_OPTIONS: Mapping[str, bool | None] = {
     "loss_type": None,
     "beta": None,
     "precompute_ref_log_probs": None,
+    "num_generations": None,
+    "num_iterations": None,
+    "steps_per_generation": None,
+    "scale_rewards": None,
 }
 # What `batch_size` may count.
 BATCH_UNITS = ("sequences", "pairs", "completions")
@@ -187,6 +208,36 @@ def _preference_trainer(name: str, **facts: Any) -> TrainerRow:
 
 # Kernels that a model's own loss can be exchanged for.
 _OF_MODELS = ("cut-cross-entropy", "liger-fused")
+
+# What trl's online trainers share: SFT's casts and its head in tiles, completions that they generate.
+_TRL_ONLINE: dict[str, Any] = {
+    "packages": ("trl", "datasets"),
+    "versioned_by": "trl",
+    "losses": (((1, 16), _TRL_LOSSES[0][1]), ((0, 0), _TRL_LOSSES[-1][1])),
+    "automatic": False,
+    "usual": "completions that it generates itself, with rewards",
+    "batch_unit": "completions",
+    "scores_completions": True,
+    "adds_adapters": True,
+    "own_options": (
+        "prompt_len",
+        "completion_len",
+        "loss_type",
+        "beta",
+        "num_generations",
+        "num_iterations",
+        "steps_per_generation",
+        "scale_rewards",
+    ),
+    "autocast": True,
+    "adapters_bfloat16": True,
+    "keeps_outputs": False,
+    "micro_batches_stay": False,
+    "embeddings_32bit": True,
+    "clips_gradients": True,
+    "frees_cache_first": True,
+    "launches": False,
+}
 
 # The first row is the default; rows are tried in this order where nobody names a trainer.
 TRAINER_ROWS: dict[str, TrainerRow] = {
@@ -263,6 +314,21 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             without_divergence=("apo_zero_unpaired",),
             usual="completions with a label against the model without its adapters",
             other_names=("kto", "ktotrainer"),
+        ),
+        # trl 1.16 grpo_trainer.py, grpo_config.py
+        TrainerRow(
+            name="trl-grpo",
+            **_TRL_ONLINE,
+            loss_types=("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"),
+            generation=Generation(completion_len=512, num_generations=8, beta=0.0, always_scores=False),
+            other_names=("grpo", "grpotrainer"),
+        ),
+        # trl 1.16 rloo_trainer.py, rloo_config.py
+        TrainerRow(
+            name="trl-rloo",
+            **_TRL_ONLINE,
+            generation=Generation(completion_len=512, num_generations=2, beta=0.05, always_scores=True),
+            other_names=("rloo", "rlootrainer"),
         ),
     )
 }

@@ -15,6 +15,7 @@ from qlora_planner.spec.run import (
     METHODS,
     QUANTS,
     RUN_FIELDS,
+    SCALE_REWARDS,
     TASKS,
     TRAINERS,
     RunConfig,
@@ -205,6 +206,10 @@ def _run_options() -> list[click.Option]:
         _value("loss-type", str, "Preferences: trl's name of the loss (the trainer's default).", "NAME"),
         _value("beta", float, "Preferences: how far the policy may go (the trainer's default).", "F"),
         _switch("precompute-ref-log-probs", "Preferences: ask the reference once, before training (off)."),
+        _value("num-generations", int, "GRPO, RLOO: completions of each prompt (the trainer's default).", "N"),
+        _value("num-iterations", int, "GRPO, RLOO: updates with the same completions (1).", "N"),
+        _value("steps-per-generation", int, "GRPO, RLOO: micro-batches generated together (grad-accum).", "N"),
+        _value("scale-rewards", click.Choice(SCALE_REWARDS), "GRPO: by what rewards are scaled; costs no memory."),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
@@ -191,6 +192,8 @@ def _option_sets(
                 if not batches:
                     continue
                 run = base.with_(**options, rank=rank, batch_size=batches[0])
+                if trainer_named(run.trainer).generation is not None:  # completions of a whole step come together
+                    run = run.with_(grad_accum=space.accumulation(batches[0], run))
                 resolution = resolve(factory.profile, run, factory.gpu)
                 if blocking := [
                     problem for problem in resolution.problems if problem.blocking and problem.code != STORED_QUANTIZED

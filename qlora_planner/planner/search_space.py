@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
@@ -171,6 +172,7 @@ def search_space(
         open_axes.append([{"packing": False}, {"packing": True}])
     options = tuple(_runs(open_axes))
     batches, wanted = _batches(run, fixed, effective_batch)
+    batches = _whole_groups(run, batches, wanted)
     return SearchSpace(options=options, batches=batches, ranks=(run.rank,), effective_batch=wanted)
 
 
@@ -198,6 +200,21 @@ def _runs(axes: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
         if options.get("activation_offloading") and options.get("gradient_checkpointing") is False:
             continue
         yield options
+
+
+def _whole_groups(run: RunConfig, batches: tuple[int, ...], effective: int | None) -> tuple[int, ...]:
+    """Those batches with which a trainer that generates has whole groups of completions; all where none has."""
+    generation = trainer_named(run.trainer).generation
+    if generation is None:
+        return batches
+    group = run.num_generations or generation.num_generations
+    steps = run.steps_per_generation
+    whole = tuple(
+        size
+        for size in batches
+        if size * (steps or (run.grad_accum if effective is None else max(1, effective // size))) % group == 0
+    )
+    return whole or batches
 
 
 def _batches(run: RunConfig, fixed: frozenset[str], effective: int | None) -> tuple[tuple[int, ...], int | None]:

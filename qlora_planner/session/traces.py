@@ -79,7 +79,7 @@ def tape_for(
     if source is None:
         tell(f"{profile.id}: its config is not at hand, so this run cannot be traced; name its config.json")
         return None
-    if not accumulates_apart(resolved):
+    if not accumulates_apart(resolved) and resolution.trainer.generation is None:
         resolution = replace(resolution, run=resolved.with_(grad_accum=1))
     tell(f"{profile.id}: tracing this run, a quarter of a minute; the trace is kept")
     from qlora_planner.profiling.tapes import trace_run

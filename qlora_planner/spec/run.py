@@ -17,7 +17,8 @@ METHODS = ("qlora", "lora", "full")
 QUANTS = ("nf4", "fp4", "int8", "none")
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
-TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto")
+SCALE_REWARDS = ("group", "batch", "none")
+TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-grpo", "trl-rloo")
 TASKS = ("classification",)
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
 
@@ -80,6 +81,12 @@ class RunConfig:
     loss_type: str | None = None  # None: the trainer's own first one
     beta: float | None = field(default=None, metadata=_between(0.0, 1e6))  # None: the trainer's own
     precompute_ref_log_probs: bool | None = None  # None: a pass of the reference in every step
+    # Completions that the trainer generates, in trl's words. None: the trainer's own.
+    num_generations: int | None = field(default=None, metadata=_between(1, 1 << 16))  # completions of a prompt
+    num_iterations: int | None = field(default=None, metadata=_between(1, 1 << 16))  # updates with the same completions
+    # Micro-batches whose completions are generated together; auto: those of one optimizer step.
+    steps_per_generation: int | None = field(default=None, metadata=_between(1, 1 << 16))
+    scale_rewards: str | None = field(default=None, metadata=_choice(*SCALE_REWARDS))
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:

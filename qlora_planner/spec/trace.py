@@ -15,6 +15,11 @@ Monomial = tuple[int, int, int]
 # Terms of one size: numerator, denominator, monomial. Sizes are whole at the points where they are used.
 Term = tuple[int, int, Monomial]
 
+# Stages of a step that generates completions before it trains on them: the prompts' pass, single tokens one after the
+# other (of which some are traced), and passes over whole completions without gradients.
+PREFILL, SCORE = "generate", "score"
+TOKENS = ("token-1", "token-2", "token-3")
+ROLLOUT = (PREFILL, *TOKENS, SCORE)
 
 _SMALL_WORKSPACE_BYTES = 1 << 20
 
@@ -23,7 +28,8 @@ _SMALL_WORKSPACE_BYTES = 1 << 20
 class Segment:
     """A stretch of events `[start, stop)`: one stage of one traced layer, or of what surrounds the layers.
 
-    `stage`: prepare, forward, backward, after, optimizer or zero_grad. `name`: layer, embedding, head or all.
+    `stage`: prepare, forward, backward, after, optimizer, zero_grad or one of ROLLOUT. `name`: layer, embedding, head
+    or all.
     `layer` is the position among the traced layers, -1 outside them.
     """
 
@@ -54,11 +60,14 @@ class Tape:
     workspaces: frozenset[int]  # storages that libraries keep for themselves
     on_host: frozenset[int] = frozenset()  # storages in the host's memory, where activations are offloaded to
     streamed: frozenset[int] = frozenset()  # storages that a second stream allocated, from a cache of its own
+    tokens: int = 0  # tokens that are generated one at a time; the last of TOKENS stands for all that follow it
+    # Sizes, at the last token, of storages born in the segments of the last of TOKENS: they grow with each token.
+    last_sizes: tuple[tuple[int, int], ...] = ()
 
     def alike(self, other: Tape) -> bool:
         """Whether both hold the same births and deaths in the same order, whatever their sizes."""
-        same = (self.segments, self.places, self.kept, self.workspaces, self.on_host, self.streamed) == (
-            other.segments, other.places, other.kept, other.workspaces, other.on_host, other.streamed,
+        same = (self.segments, self.places, self.kept, self.workspaces, self.on_host, self.streamed, self.tokens) == (
+            other.segments, other.places, other.kept, other.workspaces, other.on_host, other.streamed, other.tokens,
         )  # fmt: skip
         return same and [(storage, size > 0) for storage, size in self.events] == [
             (storage, size > 0) for storage, size in other.events
@@ -79,6 +88,8 @@ class CompiledTape:
     kept: tuple[int, ...]
     host_sizes: tuple[int, ...] = ()  # indices into `sizes` of storages in the host's memory
     streamed_sizes: tuple[int, ...] = ()  # indices into `sizes` of storages that a second stream allocated
+    tokens: int = 0  # as in Tape
+    last_sizes: tuple[tuple[int, int], ...] = ()  # as in Tape; the storage born as that number, an index into `sizes`
 
     def at(self, batch_size: int, seq_len: int, rank: int, workspace_bytes: int | None = None) -> Tape:
         """The tape of a run with these numbers; sizes that are not whole there are rounded up.
@@ -112,6 +123,7 @@ class CompiledTape:
         return Tape(
             events=tuple(events), segments=self.segments, places=self.places, kept=self.kept,
             workspaces=frozenset(workspaces), on_host=frozenset(host), streamed=frozenset(streamed),
+            tokens=self.tokens, last_sizes=tuple((number, values[index]) for number, index in self.last_sizes),
         )  # fmt: skip
 
     @classmethod
@@ -128,6 +140,9 @@ class CompiledTape:
                 events.append(sizes.setdefault((size, special.get(storage, "")), len(sizes)) + 1)
             else:
                 events.append(-number[storage])
+        last_sizes = tuple(
+            (number[storage], sizes.setdefault((size, ""), len(sizes))) for storage, size in tape.last_sizes
+        )
         return cls(
             variant=variant,
             sizes=tuple(((size, 1, (0, 0, 0)),) for size, _ in sizes),
@@ -138,6 +153,8 @@ class CompiledTape:
             kept=tape.kept,
             host_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "host"),
             streamed_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "streamed"),
+            tokens=tape.tokens,
+            last_sizes=last_sizes,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,6 +169,7 @@ class CompiledTape:
             "kept": list(self.kept),
             **({"host_sizes": list(self.host_sizes)} if self.host_sizes else {}),
             **({"streamed_sizes": list(self.streamed_sizes)} if self.streamed_sizes else {}),
+            **({"tokens": self.tokens, "last_sizes": [list(pair) for pair in self.last_sizes]} if self.tokens else {}),
         }
 
     @classmethod
@@ -170,6 +188,8 @@ class CompiledTape:
             kept=tuple(raw["kept"]),
             host_sizes=tuple(raw.get("host_sizes", ())),
             streamed_sizes=tuple(raw.get("streamed_sizes", ())),
+            tokens=raw.get("tokens", 0),
+            last_sizes=tuple((number, index) for number, index in raw.get("last_sizes", ())),
         )
 
 

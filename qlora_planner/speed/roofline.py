@@ -141,9 +141,14 @@ def speed_of(
     calibration: Calibration | None = None,
     stack: Mapping[str, str] | None = None,
 ) -> Speed:
-    """Tokens per second and seconds per step of a resolved run; all None without a card whose rates are known."""
+    """Tokens per second and seconds per step of a resolved run; all None without a card whose rates are known, and for
+    a run that generates: how long that takes is not modelled."""
     resolution = Resolution.resolved(run, dict(stack or {**profile.counted, **run.stack}))
-    model = None if gpu is None else speed_model(profile, resolution, gpu, calibration)
+    model = (
+        None
+        if gpu is None or resolution.trainer.generation is not None
+        else speed_model(profile, resolution, gpu, calibration)
+    )
     if model is None:
         return Speed()
     seconds = float(model.step_s(run.batch_size, run.seq_len, run.rank))

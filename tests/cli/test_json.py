@@ -104,7 +104,8 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,
         "task": "classification", "num_labels": 3,
         "prompt_len": 100, "completion_len": 200, "max_length": 250, "loss_type": "ipo", "beta": 0.2,
-        "precompute_ref_log_probs": True,
+        "precompute_ref_log_probs": True, "num_generations": 4, "num_iterations": 2, "steps_per_generation": 8,
+        "scale_rewards": "batch",
         "stack": {"trl": "1.13", "transformers": "5.17"},
     }  # fmt: skip
     assert set(wanted) == set(RUN_FIELDS)

@@ -45,7 +45,8 @@ class Activations:
     """Bytes at the moments that can be the peak, beside weights, gradients and states.
 
     `checkpoints` are kept through forward; `layer` is one layer's forward and backward on top; `logits` the head and
-    loss on top of the checkpoints; `all_layers` what every layer keeps without checkpointing.
+    loss on top of the checkpoints; `all_layers` what every layer keeps without checkpointing. `generation` is what
+    generating completions takes at its highest.
     """
 
     checkpoints: Any  # an int, or an int64 array for as many runs
@@ -54,6 +55,7 @@ class Activations:
     all_layers: Any
     exact: bool
     offloaded: Any = 0  # on the host
+    generation: Any = 0
 
 
 @record
@@ -203,6 +205,7 @@ def activations(
         all_layers=all_layers,
         exact=proved(shape, run),
         offloaded=offloaded,
+        generation=0 if trainer.generation is None else _generation_bytes(shape, run, seq_len),
     )
 
 
@@ -211,6 +214,23 @@ def _kept_layers(run: RunConfig, count: int) -> int:
     if not run.gradient_checkpointing:
         return count
     return count - -(-count // (run.checkpoint_every or 1))
+
+
+def _generation_bytes(shape: ModelShape, run: RunConfig, seq_len: Any) -> Any:
+    """Keys and values of all completions that are generated together, with the prompts' pass or a token's logits.
+
+    Every layer is taken to keep the whole sequence; a layer's pass holds four times its widest part, half of it a
+    copy in float32; a token's logits are there in 16 bits and, in float32, as scores, probabilities and samples.
+    """
+    rows = run.batch_size * (run.steps_per_generation or 1)
+    prompt_tokens = rows * (run.prompt_len or 0)
+    cache: Any = 0
+    layer = 0
+    for kind in shape.layers:
+        cache = cache + 4 * kind.key * kind.count * rows * seq_len
+        width = max(kind.mlp, kind.expert_mlp * kind.experts_per_token, kind.hidden)
+        layer = max(layer, 8 * width * prompt_tokens + 2 * kind.hidden * width)
+    return cache + max(layer, 14 * rows * shape.vocab)
 
 
 def _logits_bytes(shape: ModelShape, run: RunConfig, trainer: TrainerRow, loss: LossMemory, tokens: Any) -> Any:

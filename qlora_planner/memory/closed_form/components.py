@@ -7,6 +7,7 @@ from qlora_planner.memory.closed_form.static_peaks import MemoryTerms
 from qlora_planner.memory.explanations import BEFORE_TRAINING, before_training, counted_words
 from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import PREFILL
 
 
 def component_lines(run: RunConfig, parts: MemoryTerms, peak: Phase) -> tuple[ComponentLine, ...]:
@@ -44,6 +45,8 @@ def _training(run: RunConfig, parts: MemoryTerms, peak: Phase) -> dict[Component
     logits_lead = peak.name == "loss" or (
         peak.name == "backward" and acts.logits + earlier >= acts.layer + state.gradients
     )
+    if peak.name == PREFILL:
+        sizes[Component.ACTIVATIONS] = acts.generation
     if peak.name in ("forward", "loss", "backward"):
         sizes[Component.LOGITS_AND_LOSS] = acts.logits if logits_lead else 0
         layer = acts.layer // 2 if peak.name == "forward" else acts.layer

@@ -15,6 +15,7 @@ from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import Phase
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import PREFILL
 
 # Reserved over allocated while training: measured from 1.01 to 1.33 with a median of 1.06 over 66 runs on an H200;
 # with expandable segments a limit of 1.02 x the allocated peak was enough in three cases of three.
@@ -47,7 +48,9 @@ def allocated_levels(run: RunConfig, parts: MemoryTerms) -> dict[str, Any]:
     base = base_bytes(run, parts)
     earlier = state.gradients if run.grad_accum > 1 else 0
     kept = base + parts.workspace + acts.checkpoints + acts.all_layers
+    generates = parts.trainer.generation is not None
     return {
+        **({PREFILL: base + parts.workspace + state.optimizer + acts.generation} if generates else {}),
         "forward": kept + acts.layer // 2,
         "loss": kept + state.optimizer + acts.logits + earlier,
         # The head comes first in backward: of one micro-batch, no adapter has its gradient yet.

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from qlora_planner.catalog import TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer
 from qlora_planner.catalog.trainers import DIVERGENCE, owner_of, parse_version
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.memory.options.rollouts import rollout_refusals
 from qlora_planner.memory.options.stored_checkpoint import stored_options, stored_problem
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.weights.placement import Placement
@@ -122,6 +123,9 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
         name = option.replace("_", "-")
         fix = f"--seq-len {run.max_length}" if option == "max_length" else f"--trainer {owner_of(option).name}"
         yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", fix)
+    yield from rollout_refusals(run, trainer)
+    if trainer.generation is not None and loss.kind != "fused":
+        yield _refuse("stack-refused", f"{trainer.name} is modelled as trl has it from 1.16 on", "--stack trl=1.16")
     if trainer.name in profile.refusals:
         yield _refuse("trainer-refused", profile.refusals[trainer.name], f"--trainer {trainer.instead}")
     if loss.kind == "fused" and _adapts_head(profile, run):

@@ -13,6 +13,7 @@ from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.lengths import settle_lengths
 from qlora_planner.memory.options.refusals import on_parameters, refusals
+from qlora_planner.memory.options.rollouts import settle_rollouts
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.weights.classifier import profile_for
@@ -291,6 +292,9 @@ def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
     if trainer.drops_dropout and run.lora_dropout is None:
         draft.settle("lora_dropout", 0.0, f"{trainer.name} switches dropout off")
     if not trainer.scores_completions:
+        return
+    if trainer.generation is not None:
+        settle_rollouts(draft.settle, run, trainer)
         return
     if trainer.loss_types and run.loss_type is None:
         draft.settle("loss_type", trainer.loss_types[0], f"the default of {trainer.name}")

@@ -20,7 +20,7 @@ from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, reme
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import Tape
+from qlora_planner.spec.trace import PREFILL, Tape
 from qlora_planner.units import format_mib
 
 _COUNTED = (
@@ -112,14 +112,16 @@ def _phases(played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
         allocated=max(played.adapters.allocated, cast.allocated),
         reserved=max(played.adapters.reserved, cast.reserved),
     )
-    training = ("forward", "loss", *([REFERENCE] if REFERENCE in played.training else []), "backward", "optimizer")
+    rollout = [PREFILL] if PREFILL in played.training else []
+    compared = [REFERENCE] if REFERENCE in played.training else []
+    training = (*rollout, "forward", "loss", *compared, "backward", "optimizer")
     kept = played.training["optimizer"].peak
     saved = PhasePeak(live=kept.live, allocated=kept.live, reserved=kept.reserved)
     return (
         phase("load", played.load, born),
         phase("prepare", played.prepare, born),
         phase("adapters", added, born),
-        *(phase(name, played.training[name].peak, full) for name in training),
+        *(phase(name, played.training[name].peak if name in played.training else None, full) for name in training),
         phase("eval", played.training["eval"].peak if "eval" in played.training else None, full),
         # Adapters are copied to the host one by one: nothing is added on the device.
         phase("save", saved, full),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from qlora_planner.catalog import OptimizerRow, TrainerRow
 from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE
@@ -26,11 +27,12 @@ from qlora_planner.memory.replay.events import (
     Origin,
     PreparedTrace,
 )
+from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import Segment, Tape
+from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, Segment, Tape
 
 OUTSIDE = -1
 COMPONENTS = tuple(Component)
@@ -40,7 +42,10 @@ _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
 
 # Stages that belong to a phase of another name.
-_PHASES = {"after": "backward", "zero_grad": "optimizer", DIVERGENCE: REFERENCE, "precompute": REFERENCE}
+_PHASES = {
+    "after": "backward", "zero_grad": "optimizer", DIVERGENCE: REFERENCE, "precompute": REFERENCE, SCORE: REFERENCE,
+    **dict.fromkeys(TOKENS, PREFILL),
+}  # fmt: skip
 _MICRO_BATCH = ("forward", *PASSES, "backward", "after")
 
 # Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
@@ -131,9 +136,15 @@ class TraceReplayer:
         evaluates: bool,
     ) -> None:
         """Everything that was traced, once; the first optimizer step makes the states, so evaluation comes last."""
+        token: list[tuple[Segment, int]] = []
         for segment, layer in walk:
             if segment.stage == "precompute" or (segment.stage == "eval" and not evaluates):
                 continue
+            if token and segment.stage != TOKENS[-1]:
+                self._later_tokens(token)
+                token = []
+            elif segment.stage == TOKENS[-1]:
+                token.append((segment, layer))
             self._begin()
             if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
                 self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
@@ -143,6 +154,26 @@ class TraceReplayer:
             if segment.stage != "prepare":
                 self._segment(segment, layer)
             self._note(phase_of(segment))
+
+    def _later_tokens(self, token: Sequence[tuple[Segment, int]]) -> None:
+        """The tokens that follow the traced ones: each is the last of these, grown."""
+        growth = growth_of(self.script.tape)
+        step, micro_step = token[0][0].step, token[0][0].micro_step
+        traced = self.script
+        self._begin()
+        for number in later_tokens(traced.tape):
+            for layer in {layer for _, layer in token}:
+                ages = [self._alive.setdefault((stage, step, micro_step, layer), {}) for stage in TOKENS]
+                self.lost += len(ages[0])
+                for older, newer in pairwise(ages):
+                    older.clear()
+                    older.update({growth.before[storage]: kept for storage, kept in newer.items()})
+                ages[-1].clear()
+            self.script = replace(traced, acts=acts_at(traced, growth, number))
+            for segment, layer in token:
+                self._segment(segment, layer)
+        self.script = traced
+        self._note(phase_of(token[0][0]))
 
     def _begin(self) -> None:
         self.memory.reset_peaks()

@@ -62,9 +62,24 @@ def kernel_class(gpu: GpuSpec | None) -> str:
 def accumulates_apart(run: RunConfig) -> bool:
     """Whether accumulation must be traced: elsewhere a micro-batch is the one before beside its gradients.
 
-    A plain loop keeps the last micro-batch's outputs, and offloading its copies, into the next one.
+    A plain loop keeps the last micro-batch's outputs, and offloading its copies, into the next one. A trainer that
+    generates for fewer micro-batches than one step has does so beside their gradients.
     """
-    return run.grad_accum > 1 and (trainer_named(run.trainer).micro_batches_stay or run.activation_offloading)
+    trainer = trainer_named(run.trainer)
+    again = trainer.generation is not None and (run.steps_per_generation or run.grad_accum) < run.grad_accum
+    return run.grad_accum > 1 and (trainer.micro_batches_stay or run.activation_offloading or again)
+
+
+def scores_first(run: RunConfig) -> bool:
+    """Whether completions are scored before they are trained on: where the policy may have moved since they were made.
+
+    trl 1.16 grpo_trainer.py and rloo_trainer.py, _generate_and_score_completions.
+    """
+    generation = trainer_named(run.trainer).generation
+    if generation is None:
+        return False
+    every = (run.steps_per_generation or run.grad_accum) * (run.num_iterations or 1)
+    return generation.always_scores or run.grad_accum % every != 0
 
 
 def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
@@ -91,6 +106,9 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         f"eval{run.eval_batch_size}": run.eval_batch_size is not None,
         f"{trainer.versioned_by}{since}": version < newest, f"labels{labels_of(run)}": labels_of(run) is not None,
         f"loss:{run.loss_type}": run.loss_type is not None, "precomputed": run.precompute_ref_log_probs,
+        f"generated:{run.steps_per_generation}": trainer.generation is not None,
+        "compared": trainer.generation is not None and bool(run.beta),
+        "scored": scores_first(run),
         f"prompt:{run.prompt_len}": run.prompt_len is not None,
         # Where the prompt is known it decides, and what a completion could be is no other run.
         f"completion:{run.completion_len}": run.prompt_len is None and run.completion_len is not None,

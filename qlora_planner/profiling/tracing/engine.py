@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 from unittest import mock
@@ -15,16 +15,18 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qlora_planner.memory.replay.simulate import without_collection
+from qlora_planner.memory.sweep.validity import accumulates_apart
 from qlora_planner.profiling.tracing import build, layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
 from qlora_planner.profiling.tracing.cuda.device import fake_cuda
 from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
+from qlora_planner.profiling.tracing.last_token import with_last_token
 from qlora_planner.profiling.tracing.offloading import activation_offloading, inputs_on_host
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import evaluate, precomputer_of, tracer_of
+from qlora_planner.profiling.tracing.trainers import evaluate, generating_tracer_of, precomputer_of, tracer_of
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.layers import represent
 from qlora_planner.spec.trace import Tape
@@ -124,6 +126,21 @@ def _trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
         recorder.events = []
         _run(meta, marker_of(meta, recorder))
         recorder.freeze()
+        tape = _plain(recorder, meta.cut)
+    return tape if spec.trainer.generation is None else with_last_token(tape, spec, lambda late: _generation(raw, late))
+
+
+def _generation(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
+    """The tape of generating alone."""
+    meta = build.build(raw, spec)
+    with recording(spec) as recorder, module_kept(meta.base):
+        build.materialise(meta)
+        recorder.events = []
+        marker = marker_of(meta, recorder)
+        _, _, vocabulary = _prepare(meta, marker)
+        with marker.watching():
+            generating_tracer_of(spec).generate(meta.model, spec, marker, vocabulary, spec.run.prompt_len or 1)
+        recorder.freeze()
         return _plain(recorder, meta.cut)
 
 
@@ -166,7 +183,8 @@ def marker_of(meta: build.MetaModel, recorder: Recorder) -> SegmentMarker:
     return SegmentMarker(recorder, layer_list, base.get_input_embeddings(), meta.spec.trainer.passes)
 
 
-def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
+def _prepare(meta: build.MetaModel, marker: SegmentMarker) -> tuple[Callable[..., Any], list[nn.Parameter], int]:
+    """The model as its trainer prepares it: what is called in a step, what is trained, and its vocabulary's size."""
     spec, model, base = meta.spec, meta.model, meta.base
     run, anybase = spec.run, base
     if run.gradient_checkpointing:
@@ -174,15 +192,21 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
         layers.restore_checkpointed(base)
         if run.method != "full":
             anybase.enable_input_require_grads()
-    tracer, stay = tracer_of(spec), spec.trainer.micro_batches_stay
-    tracer.prepare(base, spec)
+    tracer_of(spec).prepare(base, spec)
     model.train()
     marker.mark("prepare", "all")
     _cast_adapters(model, spec)
-    forward = wrap_forward(model, spec)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    vocabulary = anybase.get_input_embeddings().weight.shape[0]
-    micro_steps = min(run.grad_accum, 2)
+    return wrap_forward(model, spec), parameters, anybase.get_input_embeddings().weight.shape[0]
+
+
+def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
+    spec, model, run = meta.spec, meta.model, meta.spec.run
+    tracer, stay = tracer_of(spec), spec.trainer.micro_batches_stay
+    forward, parameters, vocabulary = _prepare(meta, marker)
+    generates = spec.trainer.generation is not None
+    micro_steps = min(run.grad_accum, 2) if not generates or accumulates_apart(run) else 1
+    drawn: list[Any] = []
     with marker.watching(), activation_offloading(model, spec, marker.recorder) as offload:
         if run.precompute_ref_log_probs:
             marker.mark("precompute", "embedding")
@@ -191,8 +215,10 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             marker.step = step
             for micro_step in range(micro_steps):
                 marker.micro_step = micro_step
+                if generates and micro_step % (run.steps_per_generation or 1) == 0:
+                    drawn = generating_tracer_of(spec).rollout(forward, model, spec, marker, vocabulary)
                 marker.mark("forward", "embedding")
-                inputs = tracer.inputs(spec, vocabulary)
+                inputs = drawn[micro_step % len(drawn)] if drawn else tracer.inputs(spec, vocabulary)
                 with offload:
                     loss, kept = tracer.loss(forward, model, inputs, spec)
                     if not stay:
@@ -211,7 +237,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             model.eval()
             marker.mark("eval", "embedding")
             evaluate(tracer, forward, model, spec, vocabulary)
-    del kept
+    del kept, drawn
 
 
 def casts_adapters(spec: TraceSpec) -> bool:

@@ -12,9 +12,10 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from qlora_planner.catalog.trainers import POLICY
 from qlora_planner.profiling.tracing.recorder import Recorder
+from qlora_planner.spec.trace import ROLLOUT
 
 # Passes without a backward outside of micro-batches.
-_OTHER_FORWARDS = ("eval", "precompute")
+_OTHER_FORWARDS = ("eval", "precompute", *ROLLOUT)
 
 
 class SegmentMarker:

@@ -17,6 +17,8 @@ TRAINERS: Mapping[str, TrainerModule] = {
     "loop": loop,
     "trl-dpo": preference,
     "trl-kto": preference,
+    "trl-grpo": preference,
+    "trl-rloo": preference,
 }
 
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from qlora_planner.catalog.trainers import Version
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import dpo, hf, kto, loop, sft, sft_before_1_15
-from qlora_planner.profiling.tracing.trainers.protocol import Precomputer, TracedTrainer
+from qlora_planner.profiling.tracing.trainers import dpo, grpo, hf, kto, loop, rloo, sft, sft_before_1_15
+from qlora_planner.profiling.tracing.trainers.protocol import GeneratingTrainer, Precomputer, TracedTrainer
 
 # By trainer: the first version of the package that decides (see `TrainerRow.versioned_by`), newest first.
 TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
@@ -20,6 +20,8 @@ TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
     "loop": (((0, 0), loop),),
     "trl-dpo": (((0, 0), dpo),),
     "trl-kto": (((0, 0), kto),),
+    "trl-grpo": (((0, 0), grpo),),  # older ones are refused before they are traced
+    "trl-rloo": (((0, 0), rloo),),
 }
 
 
@@ -32,6 +34,11 @@ def precomputer_of(spec: TraceSpec) -> Precomputer:
     """How what the run's trainer asks of its reference before training is traced."""
     tracer: Any = tracer_of(spec)
     return cast(Precomputer, tracer)
+
+
+def generating_tracer_of(spec: TraceSpec) -> GeneratingTrainer:
+    """The same of a trainer whose row has a `generation`."""
+    return cast(GeneratingTrainer, tracer_of(spec))
 
 
 def evaluate(

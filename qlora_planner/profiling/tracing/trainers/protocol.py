@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers.common import Batch
 
@@ -38,3 +39,17 @@ class Precomputer(Protocol):
 
     def precompute(self, model: nn.Module, inputs: Batch, spec: TraceSpec) -> None:
         """One batch of it."""
+
+
+class GeneratingTrainer(TracedTrainer, Protocol):
+    """A trainer whose micro-batches are completions that it generates."""
+
+    def rollout(
+        self, forward: Callable[..., Any], model: nn.Module, spec: TraceSpec, marker: SegmentMarker, vocabulary: int
+    ) -> list[Batch]:
+        """Generate completions and score them: the micro-batches until the next generation."""
+
+    def generate(
+        self, model: nn.Module, spec: TraceSpec, marker: SegmentMarker, vocabulary: int, prompt_len: int
+    ) -> None:
+        """Generate the first completions' tokens after prompts of this length, and no more."""
