@@ -66,6 +66,19 @@ def test_the_classes_used_most_have_a_law() -> None:
         "gpt2",
         "opt",
         "falcon",
+        "qwen3_5_text",
+        "olmo3",
+        "exaone4",
+        "glm4",
+        "lfm2",
+        "ernie4_5",
+        "deepseek_v2",
+        "deepseek_v3",
+        "stablelm",
+        "gpt_bigcode",
+        "bloom",
+        "arcee",
+        "apertus",
     } <= set(CLASSES)
 
 
@@ -127,6 +140,40 @@ def test_what_is_not_known_is_refused_by_name(changes: dict[str, Any], said: str
     words = reason(LLAMA | changes)
     assert said in words
     assert "\n" not in words
+
+
+@pytest.mark.parametrize("model_type", CLASSES)
+def test_a_refusal_names_the_field_that_is_wrong(model_type: str) -> None:
+    for structure in law_of(model_type)["structures"]:
+        raw = dict(read_config(ROOT / "configs" / file_name(next(iter(structure["models"])))).config)
+        for name in raw.keys() - {"model_type", "architectures"}:
+            for value in ("x", -1, None):
+                made = profile_by_law(given({**raw, name: value}), LAWS, FIELDS)
+                assert not isinstance(made, Refused) or name in made.reason, (name, value, made.reason)
+
+
+def test_a_size_is_called_as_the_config_calls_it() -> None:
+    gpt2 = {"model_type": "gpt2", "n_embd": 1281, "n_head": 20, "n_layer": 4}
+    assert "n_embd / n_head" in reason(gpt2)
+    falcon = dict(read_config(ROOT / "configs" / "tiiuae__falcon-7b.json").config)
+    assert "num_hidden_layers must be a whole number" in reason({**falcon, "num_hidden_layers": "x"})
+
+
+def test_what_may_be_either_of_two_faults_is_told_as_both() -> None:
+    """One field of each of two known structures."""
+    opt = dict(read_config(ROOT / "configs" / "facebook__opt-350m.json").config)
+    words = reason({**opt, "do_layer_norm_before": True})
+    assert "do_layer_norm_before" in words and "; or " in words and "word_embed_proj_dim" in words
+
+
+@pytest.mark.parametrize("name", ["google__gemma-2-2b", "google__gemma-2-27b"])
+def test_a_window_that_the_class_breaks_without_is_asked_for(name: str, tmp_path: Path) -> None:
+    """transformers makes no sliding mask of a window that is null: masking_utils.py raises."""
+    config = dict(read_config(ROOT / "configs" / f"{name}.json").config) | {"sliding_window": None}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match="sliding_window is null, without which the class breaks") as caught:
+        load_model(str(tmp_path), profiles=ROOT)
+    assert type(caught.value) is InputError
 
 
 @pytest.mark.parametrize("model_type", CLASSES)

@@ -20,8 +20,8 @@ from qlora_planner.profiling.meta_model import installed_versions
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import RawConfig, read_config
-from qlora_planner.sources.laws.fields import Unlike
 from qlora_planner.sources.laws.lookup import LAW_SCHEMA, by_structure, check_rope
+from qlora_planner.sources.laws.unlike import Unlike
 from qlora_planner.sources.same_shape import FIELDS_SCHEMA
 from qlora_planner.spec.model import ModelProfile
 from tools.config_fields import FIRST

@@ -18,9 +18,10 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.options.stored_checkpoint import stored_quantization
 from qlora_planner.record import record
 from qlora_planner.sources.configs import RawConfig
-from qlora_planner.sources.laws.fields import Match, Unlike, has_a_known_rope, matched
+from qlora_planner.sources.laws.fields import Match, has_a_known_rope, matched
 from qlora_planner.sources.laws.inventory import law_profile
 from qlora_planner.sources.laws.sizes import NotWholeError, size_at
+from qlora_planner.sources.laws.unlike import Unlike, nearest
 from qlora_planner.sources.same_shape import FIELDS_SCHEMA, ROPE_TABLES
 from qlora_planner.spec.model import ModelProfile
 
@@ -35,9 +36,10 @@ _WIDEST_USUAL_HEAD, _HEAD_STEP = 128, 8
 
 @record
 class Refused:
-    """Why no law covers a config, in words that end a sentence."""
+    """Why no law covers a config, in words that end a sentence; whether the class itself breaks on it."""
 
     reason: str
+    breaks: bool = False
 
 
 def profile_by_law(
@@ -65,8 +67,10 @@ def profile_by_law(
             refused.append(unlike)
     if fitting:
         return next((profile for profile in fitting if profile.family_sha256), fitting[0])
-    nearest = min(refused, key=lambda unlike: unlike.faults, default=None)
-    return None if nearest is None else Refused(reason=nearest.reason)
+    if not refused:
+        return None
+    near = nearest(refused)
+    return Refused(reason=near.reason, breaks=near.breaks)
 
 
 def by_structure(
@@ -88,7 +92,7 @@ def by_structure(
             note=f"worked out from the config by the law of the {law['model_type']} class",
         )  # fmt: skip
     except NotWholeError as fault:
-        raise Unlike(f"{fault} is no whole number there", faults=1) from None
+        raise Unlike(f"{fault} is no whole number there") from None
     return profile, match
 
 
@@ -100,7 +104,7 @@ def _matched(raw: RawConfig, structure: Mapping[str, Any], shapes: Sequence[Mapp
             return matched(raw.config, structure, shape, kind)
         except Unlike as unlike:
             refused.append(unlike)
-    raise min(refused, key=lambda unlike: unlike.faults)
+    raise nearest(refused)
 
 
 def check_rope(raw: RawConfig, structure: Mapping[str, Any], table: Mapping[str, Any], match: Match) -> None:
@@ -108,7 +112,7 @@ def check_rope(raw: RawConfig, structure: Mapping[str, Any], table: Mapping[str,
     shapes = _shapes_of(structure, table)
     if not any(has_a_known_rope(raw.config, structure, shape, match.dims) for shape in shapes):
         names = [name for name in ROPE_TABLES if raw.config.get(name)]
-        raise Unlike(f"{' and '.join(names) or 'rope_parameters'} is of another kind than the known models have", 1)
+        raise Unlike(f"{' and '.join(names or ROPE_TABLES)} is of another kind than the known models have")
 
 
 def _shapes_of(structure: Mapping[str, Any], table: Mapping[str, Any]) -> list[Mapping[str, Any]]:

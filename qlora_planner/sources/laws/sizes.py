@@ -35,14 +35,16 @@ def size_at(size: Size, dims: Mapping[str, int]) -> int:
     return int(total)
 
 
-def described(size: Any) -> str:
-    """`hidden_size / num_attention_heads` or `4 x hidden_size`, as people write it."""
+def described(size: Any, called: Mapping[str, str] | None = None) -> str:
+    """`hidden_size / num_attention_heads` or `4 x hidden_size`, as people write it; `called` renames dimensions."""
+    names_of = called or {}
     if isinstance(size, int):
         return str(size)
     terms = []
     for numerator, denominator, *names in size:
-        factors = [str(name) for name in names if not str(name).startswith("/")]
+        factors = [names_of.get(str(name), str(name)) for name in names if not str(name).startswith("/")]
         factors = ([str(numerator)] if numerator != 1 or not factors else []) + factors
-        by = ([str(denominator)] if denominator != 1 else []) + [str(n)[1:] for n in names if str(n).startswith("/")]
+        by = [str(denominator)] if denominator != 1 else []
+        by += [names_of.get(str(name)[1:], str(name)[1:]) for name in names if str(name).startswith("/")]
         terms.append(" / ".join([" x ".join(factors), *by]))
     return " + ".join(terms)
