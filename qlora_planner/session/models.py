@@ -234,7 +234,8 @@ def _spares_the_usual(raw: RawConfig, base: ModelProfile) -> bool:
 def by_law(
     raw: RawConfig, profiles: str | os.PathLike[str] | None = None
 ) -> tuple[ModelProfile, None] | tuple[None, str]:
-    """The profile that the law of its class gives `raw`, else why not."""
+    """The profile that the law of its class gives `raw`, else why not. Raises InputError for a config on which the
+    class itself breaks."""
     from qlora_planner.sources.families import known_configs
     from qlora_planner.sources.laws.lookup import Refused, profile_by_law
 
@@ -243,13 +244,18 @@ def by_law(
     if profile is None:
         return None, f"model_type {quoted(raw.config.get('model_type'))} is no class that is known without torch"
     if isinstance(profile, Refused):
+        if profile.breaks:
+            raise InputError(f"{plain(raw.id)}: {plain(profile.reason)}")
         return None, profile.reason
     if not _spares_the_usual(raw, profile):
         return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
     if raw.path is not None and raw.path.name == "config.json":
+        from qlora_planner.sources.hub_weights import header_folder
         from qlora_planner.sources.laws.stored import disagreement
 
-        if (other := disagreement(profile, raw.path.parent)) is not None:
+        fetched = header_folder(raw.id, raw.path) if raw.origin in ("hub", "cache") else None
+        folders = [raw.path.parent] + ([] if fetched is None else [fetched])
+        if (other := disagreement(profile, *folders)) is not None:
             return None, other
     return profile, None
 

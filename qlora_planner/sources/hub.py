@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint, endpoint
 from qlora_planner.sources.configs import RawConfig, is_hub_id, read_config
+from qlora_planner.sources.hub_weights import fetch_weights
 from qlora_planner.text import plain, quoted
 
 # From the call to the answer. The process starts and the library is imported in the rest of three seconds.
@@ -57,7 +58,13 @@ def fetch_config(
             f"{repo_id}: not in the catalogue nor among the cached Hub files, and HF_HUB_OFFLINE forbids asking the "
             f"Hub; {_INSTEAD}{hint}"
         )
-    path = _within(deadline, lambda: _download(repo_id, revision, deadline), repo_id, hint)
+    path = _within(
+        deadline,
+        lambda: _download(repo_id, revision, deadline),
+        lambda config: fetch_weights(repo_id, config, endpoint(), deadline),
+        repo_id,
+        hint,
+    )
     return read_config(path, model_id=repo_id, origin="hub")
 
 
@@ -110,15 +117,22 @@ def _hub_utils() -> Any:
     return import_module("huggingface_hub.utils")
 
 
-def _within(deadline: float, download: Callable[[], Path], repo_id: str, hint: str) -> Path:
-    """Run `download` in a thread that is left behind at the deadline: looking a name up cannot be interrupted."""
+def _within(
+    deadline: float, download: Callable[[], Path], beside: Callable[[Path], None], repo_id: str, hint: str
+) -> Path:
+    """Run `download`, then `beside` with what it brought, in a thread that is left behind at the deadline: looking a
+    name up cannot be interrupted. Of `beside` nothing is needed: without it the config stands alone."""
     outcome: list[Path | BaseException] = []
 
     def work() -> None:
         try:
-            outcome.append(download())
+            path = download()
         except BaseException as error:
             outcome.append(error)
+            return
+        outcome.append(path)
+        with suppress(Exception), _Quiet():
+            beside(path)
 
     thread = threading.Thread(target=work, daemon=True, name="hub-config")
     thread.start()

@@ -115,7 +115,10 @@ def test_a_config_is_fetched_once_and_then_cached(
     server = hub(GOOD)
     raw = fetch_config("org/name")
     assert (raw.id, raw.origin, raw.config["hidden_size"]) == ("org/name", "hub", 64)
-    assert all(request.split()[1] == b"/org/name/resolve/main/config.json" for request in server.requests)
+    paths = [request.split()[1] for request in server.requests]
+    assert paths[:2] == [b"/org/name/resolve/main/config.json"] * 2
+    # What lies beside it is asked of the same commit.
+    assert {path.split(b"/")[4] for path in paths[3:] if b"config" not in path} <= {COMMIT.encode()}
     asked = len(server.requests)
     again = fetch_config("org/name")
     assert (again.origin, again.sha256) == ("cache", raw.sha256)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ _FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 _NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
 
 
-def disagreement(profile: ModelProfile, folder: Path) -> str | None:
-    """Where the safetensors files or their index in `folder` hold other tensors than `profile`, in words that end a
+def disagreement(profile: ModelProfile, *folders: Path) -> str | None:
+    """Where the safetensors files or their index in `folders` hold other tensors than `profile`, in words that end a
     sentence; None where they agree, or hold nothing that could be compared.
 
     Tensors are compared by name. Files name some of them otherwise than the class does (fused experts, a tied head), so
@@ -30,7 +30,7 @@ def disagreement(profile: ModelProfile, folder: Path) -> str | None:
     if profile.checkpoint_quantization is not None:
         return None
     try:
-        stored = _stored(folder)
+        stored = _stored(folders)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"its weights cannot be read ({type(error).__name__})"
     counts: dict[str, int] = {}
@@ -58,12 +58,12 @@ def disagreement(profile: ModelProfile, folder: Path) -> str | None:
     return None
 
 
-def _stored(folder: Path) -> dict[str, tuple[tuple[int, ...] | None, str | None]]:
+def _stored(folders: Sequence[Path]) -> dict[str, tuple[tuple[int, ...] | None, str | None]]:
     """Shape and dtype of every tensor by name; without them where only an index is there."""
     stored: dict[str, tuple[tuple[int, ...] | None, str | None]] = {}
-    if (folder / INDEX).is_file():
+    for folder in (folder for folder in folders if (folder / INDEX).is_file()):
         stored |= {str(name): (None, None) for name in small_json(folder / INDEX, 64 << 20)["weight_map"]}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in (path for folder in folders for path in sorted(folder.glob("*.safetensors"))):
         if path.name.startswith("adapter_"):
             continue
         for name, entry in _header(path):
