@@ -244,9 +244,14 @@ def shape_of(structure: Structure, raw: Mapping[str, Any], name: str) -> dict[st
     }  # fmt: skip
     whole = {**own, **finished(given, None)}
 
+    taken = set(own) - set(usual)  # by the class while it reads its config, or kept there where others are given
+
+    def as_usual(changed: Mapping[str, Any]) -> bool:
+        made = finished(changed, structure)
+        return isinstance(made, dict) and {k: v for k, v in made.items() if k not in taken} == usual
+
     def completes(changes: Mapping[str, Any], left_out: set[str]) -> bool:
-        changed = {key: value for key, value in {**whole, **changes}.items() if key not in left_out}
-        return bool(finished(changed, structure) == usual)
+        return as_usual({key: value for key, value in {**whole, **changes}.items() if key not in left_out})
 
     if not completes({}, set()):
         raise ValueError(f"{name}: its completed config is not completed to itself")
@@ -257,7 +262,7 @@ def shape_of(structure: Structure, raw: Mapping[str, Any], name: str) -> dict[st
     null = [key for key in sorted(fields) if fields[key] is not None and completes({key: None}, set())]
     # A window that another field overrules is not even kept.
     windows = ({**whole, "sliding_window": window} for window in (None, 7, 4096))
-    overruled = "sliding_window" in fields and all(finished(one, structure) == usual for one in windows)
+    overruled = "sliding_window" in fields and all(as_usual(one) for one in windows)
     found: dict[str, Any] = {"fields": fields, "absent": sorted(absent), "null": null}
     if overruled:
         found["free"] = {"sliding_window": ["null", "int"]}

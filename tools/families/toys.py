@@ -33,6 +33,7 @@ _POSITIONS = tuple(16384 + 64 * prime for prime in (7, 13, 29, 41, 53, 67, 79, 9
 _HEADS = (4, 12, 20, 8, 28, 16, 44, 36)
 _KV_HEADS, _GROUPS = (2, 3, 5, 4, 7, 6, 2, 9), (3, 2, 2, 5, 2, 3, 11, 2)
 _HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
+_MAMBA_HEADS_BY_HEAD = (1, 2, 4, 2, 1, 4, 2, 1)
 _ALIGNED = (64, 128) * 4
 TOYS = len(_HIDDEN_BY_HEAD)
 _MOST_LAYERS = 24
@@ -41,6 +42,7 @@ _OF_HIDDEN = ("ffn_dim", "n_inner", "ffn_hidden_size", "word_embed_proj_dim")
 _WIDEST_FREE_HEAD = (
     128  # above, torch picks the kernel by the very size: sdp_utils.cpp, check_cudnn_d256_bprop_head_dim
 )
+_WIDEST_HEAD = 1 << 16  # of any model
 
 
 @record
@@ -57,17 +59,25 @@ class Toys:
         return tuple(self.dims[0])
 
 
-def toys_of(raw: Mapping[str, Any], window: Sequence[int] = (), tiled: bool = False, aligned: bool = False) -> Toys:
+def toys_of(
+    raw: Mapping[str, Any],
+    window: Sequence[int] = (),
+    tiled: bool = False,
+    aligned: bool = False,
+    any_head: bool = False,
+) -> Toys:
     """Toys of the structure that `raw`, the config of a model of text, has; `window` gives their sliding windows,
     `tiled` ones have a vocabulary of three tiles, and `aligned` ones heads that efficient attention does not round up.
+    A head's size is free up to what kernels take alike, with `any_head` above that too: tensors know no kernels.
 
     Raises InputError where the class refuses to be built small.
     """
     config = _config(raw)
     kept_kinds = kinds_of(config)
     free = dict(_free_dimensions(config))
+    widest = _WIDEST_HEAD if any_head else _WIDEST_FREE_HEAD
     rows: list[dict[str, int]] = [
-        _dimensions(free, config, at, _ALIGNED if aligned else _HEAD_DIM) for at in range(TOYS)
+        _dimensions(free, config, at, _ALIGNED if aligned else _HEAD_DIM, widest) for at in range(TOYS)
     ]
     if tiled:
         wider = (TRACED_TILES - 1) * TILE_SIZES[VOCABULARY]
@@ -79,7 +89,7 @@ def toys_of(raw: Mapping[str, Any], window: Sequence[int] = (), tiled: bool = Fa
     for small in configs:
         if kinds_of(_config(small)) != kept_kinds:
             raise InputError("a toy of this structure keeps other layers than the model")
-    return Toys(configs=configs, dims=tuple(_named(row) for row in rows), kinds=kept_kinds)
+    return Toys(configs=configs, dims=tuple(_named(row, widest) for row in rows), kinds=kept_kinds)
 
 
 def _config(raw: Mapping[str, Any]) -> Any:
@@ -137,7 +147,9 @@ def _other_divisor(config: Any, value: int) -> int:
     return next((k for k in (1, 2, 3, heads // 2, heads) if k and heads % k == 0 and k != value), value)
 
 
-def _dimensions(free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...]) -> dict[str, int]:
+def _dimensions(
+    free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...], widest: int
+) -> dict[str, int]:
     """The dimensions of toy number `at`."""
     heads, kv_heads = int(config.num_attention_heads), int(getattr(config, "num_key_value_heads", 0) or 0)
     row = {"vocab_size": _VOCABULARY[at]}
@@ -151,17 +163,25 @@ def _dimensions(free: Mapping[str, int], config: Any, at: int, head_dims: tuple[
     sizes = _head_dims(_rotated(config), head_dims)
     if "head_dim" in free:
         row["hidden_size"] = row["num_attention_heads"] * _HIDDEN_BY_HEAD[at]
-        row["head_dim"] = sizes[at] if free["head_dim"] <= _WIDEST_FREE_HEAD else free["head_dim"]
+        row["head_dim"] = sizes[at] if free["head_dim"] <= widest else free["head_dim"]
     else:
         head_dim = int(config.hidden_size) // heads
-        row["hidden_size"] = row["num_attention_heads"] * (sizes[at] if head_dim <= _WIDEST_FREE_HEAD else head_dim)
+        row["hidden_size"] = row["num_attention_heads"] * (sizes[at] if head_dim <= widest else head_dim)
     for name, values in (("intermediate_size", _INTERMEDIATE), ("max_position_embeddings", _POSITIONS)):
         if name in free:
             row[name] = values[at]
+    if _is_expanded(config):
+        row["mamba_n_heads"] = _MAMBA_HEADS_BY_HEAD[at] * row["num_attention_heads"]
     for offset, name in enumerate(("moe_intermediate_size", "shared_expert_intermediate_size"), start=3):
         if name in free:
             row[name] = _INTERMEDIATE[(at + offset) % TOYS] + 64 * offset
     return row
+
+
+def _is_expanded(config: Any) -> bool:
+    """Whether the heads of state spaces have to share a multiple of the hidden size between them."""
+    names = ("mamba_n_heads", "mamba_d_head", "mamba_expand")
+    return all(isinstance(getattr(config, name, None), int) for name in names)
 
 
 def _rotated(config: Any) -> float:
@@ -178,13 +198,13 @@ def _head_dims(rotated: float, head_dims: tuple[int, ...]) -> tuple[int, ...]:
     return tuple((whole * TOYS)[:TOYS]) if whole else head_dims
 
 
-def _named(row: Mapping[str, int]) -> dict[str, int]:
+def _named(row: Mapping[str, int], widest: int) -> dict[str, int]:
     """With a derived head size, without what is no symbol: key-value heads that are one or all, a wide head's size."""
     kv_heads = row.get("num_key_value_heads")
     alone = kv_heads is not None and (kv_heads == 1 or kv_heads == row["num_attention_heads"])
     head_dim = row.get("head_dim", row["hidden_size"] // row["num_attention_heads"])
     left_out = {"num_key_value_heads"} if alone else set()
-    if head_dim > _WIDEST_FREE_HEAD:
+    if head_dim > widest:
         left_out |= {"head_dim"}
     return {name: value for name, value in {**row, "head_dim": head_dim}.items() if name not in left_out}
 
@@ -208,6 +228,8 @@ def _shrunk(config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
     for name, value in row.items():
         raw[names.get(name, name)] = value
     raw[names.get("num_hidden_layers", "num_hidden_layers")] = depth
+    if "mamba_n_heads" in row:
+        raw["mamba_d_head"] = int(config.mamba_expand) * row["hidden_size"] // row["mamba_n_heads"]
     for name in _OF_HIDDEN:
         width = raw.get(name)
         if isinstance(width, int) and width % int(config.hidden_size) == 0:

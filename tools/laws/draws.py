@@ -12,18 +12,24 @@ from qlora_planner.errors import PlannerError
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.sources.configs import RawConfig
-from qlora_planner.sources.laws.fields import Unlike
+from qlora_planner.sources.laws.layers import DEPTH
 from qlora_planner.sources.laws.sizes import NotWholeError, size_at
+from qlora_planner.sources.laws.unlike import Unlike
 from qlora_planner.spec.model import ModelProfile
 from tools.field_turning import finished
-from tools.laws.structure import DEPTH, POSITION, Structure
+from tools.laws.structure import POSITION, Structure
 from tools.laws.tensors import facts_of
 
 ByLaw = Callable[[RawConfig], ModelProfile]
 _DRAWS, _MOST_TRIES = 2, 400
 # Dimensions that hang on one another, or are no size of a tensor.
 _KV_HEADS = ("num_key_value_heads", "num_kv_heads")
-_RELATED = (*_KV_HEADS, "num_attention_heads", "hidden_size", "sliding_window")
+_RELATED = (*_KV_HEADS, "num_attention_heads", "hidden_size", "sliding_window", "mamba_n_heads")
+# Experts by groups, heads of one kind by those of another: a class is built without that, and breaks when it runs.
+_SHARED_OUT = (
+    ("n_routed_experts", "n_group"), ("num_experts", "n_group"), ("linear_num_value_heads", "linear_num_key_heads"),
+    ("mamba_num_heads", "n_groups"), ("mamba_n_heads", "mamba_n_groups"),
+)  # fmt: skip
 _STEPS = (2, 4, 8, 16, 32, 64)
 
 
@@ -35,8 +41,12 @@ def needs_of(made: Structure, by_law: ByLaw, prober: Prober) -> list[list[Any]]:
     if kv_heads is not None:
         needs += [["above", kv_heads, 1], ["below", kv_heads, "num_attention_heads"]]
         needs += [["divisible", "num_attention_heads", kv_heads]]
-    free_head = "head_dim" in symbols and "head_dim" not in made.derived
-    if free_head and not _right(_config(made, {**row, "hidden_size": row["hidden_size"] + 2}), by_law, prober):
+    for name, by in _SHARED_OUT:
+        if name in symbols and isinstance(made.whole.get(by), int) and made.whole[by] > 1:
+            needs.append(["divisible", name, by if by in symbols else made.whole[by]])
+    if "head_dim" not in made.derived and not _right(
+        _config(made, {**row, "hidden_size": row["hidden_size"] + 2}), by_law, prober
+    ):
         needs.append(["divisible", "hidden_size", "num_attention_heads"])
     alike = {name for name in symbols if len({other[name] for other in made.rows}) == 1}
     needs += [["equal", name, row[name]] for name in symbols if name in alike]
@@ -104,6 +114,8 @@ def _row(made: Structure, drawn: random.Random) -> dict[str, int]:
         first = made.rows[0]
         row["head_dim"], hidden_by_head = first["head_dim"], first["hidden_size"] // first["num_attention_heads"]
     row["num_attention_heads"], row["hidden_size"] = heads, heads * hidden_by_head
+    if "mamba_n_heads" in row:
+        row["mamba_n_heads"] = heads * drawn.choice([1, 2])
     for name in row:
         if name in ("vocab_size", POSITION):
             row[name] += drawn.randint(0, 3000)
@@ -123,7 +135,9 @@ def _config(
     if depth is not None:
         raw[own[DEPTH]] = depth
         for name in made.layer_fields:
-            listed = made.usual_layers.get(name) or usual[name]
+            listed = made.usual_layers.get(name) or []
+            if not set(listed) >= set(usual[name]):  # of one kind where a toy has several
+                listed = usual[name]
             raw[name] = [listed[at % len(listed)] for at in range(depth)]
     for name, rule in made.rules.items():
         size = rule.get("size")

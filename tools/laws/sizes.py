@@ -8,6 +8,7 @@ from itertools import combinations, combinations_with_replacement
 
 from qlora_planner.sources.laws.sizes import Size, product_of
 
+_FACTORS = (1, 2, 3, 4)
 _SIMPLE = 1 << 12  # numerators and denominators of a coefficient that means something
 
 
@@ -17,7 +18,7 @@ class Sizes:
     def __init__(self, symbols: Sequence[str], rows: Sequence[Mapping[str, int]]) -> None:
         self._rows = rows
         self._single: dict[tuple[Fraction, ...], tuple[tuple[str, ...], Fraction]] = {}
-        self._columns: list[tuple[tuple[str, ...], tuple[Fraction, ...]]] = []
+        self._columns: list[tuple[tuple[str, ...], tuple[int, ...]]] = []
         self._known: dict[tuple[int, ...], Size | None] = {}
         products = [(), *((name,) for name in symbols), *combinations_with_replacement(symbols, 2)]
         quotients = [(name, f"/{by}") for name in symbols for by in symbols if name != by]
@@ -27,10 +28,10 @@ class Sizes:
             if ratios not in self._single:
                 self._single[ratios] = names, values[0]
                 if names not in quotients:
-                    self._columns.append((names, values))
+                    self._columns.append((names, tuple(int(value) for value in values)))
 
     def fit(self, seen: Sequence[int]) -> Size | None:
-        """The sum of at most two products that has the values `seen` at the toys; None where there is none."""
+        """The sum of at most three products that has the values `seen` at the toys; None where there is none."""
         values = tuple(seen)
         if values not in self._known:
             self._known[values] = self._fit(values)
@@ -46,7 +47,7 @@ class Sizes:
             names, first = self._single[ratios]
             share = values[0] / first
             return [[share.numerator, share.denominator, *names]]
-        found = sorted(self._pairs(values), key=_complexity)
+        found = sorted(self._pairs(values), key=_complexity) or sorted(self._triples(values), key=_complexity)
         return found[0] if found else None
 
     def _pairs(self, wanted: tuple[int, ...]) -> Iterator[list[list[int | str]]]:
@@ -54,11 +55,28 @@ class Sizes:
             gap = values[0] * others[1] - values[1] * others[0]
             if not gap:
                 continue
-            x = (wanted[0] * others[1] - wanted[1] * others[0]) / gap
-            y = (values[0] * wanted[1] - values[1] * wanted[0]) / gap
-            simple = all(0 < abs(c.numerator) < _SIMPLE and c.denominator < _SIMPLE for c in (x, y))
-            if simple and all(x * a + y * b == value for a, b, value in zip(values, others, wanted, strict=True)):
-                yield [[x.numerator, x.denominator, *names], [y.numerator, y.denominator, *other_names]]
+            x = wanted[0] * others[1] - wanted[1] * others[0]
+            y = values[0] * wanted[1] - values[1] * wanted[0]
+            if not (x and y) or any(
+                x * a + y * b != gap * value for a, b, value in zip(values, others, wanted, strict=True)
+            ):
+                continue
+            first, second = Fraction(x, gap), Fraction(y, gap)
+            if all(abs(part.numerator) < _SIMPLE and part.denominator < _SIMPLE for part in (first, second)):
+                yield [
+                    [first.numerator, first.denominator, *names],
+                    [second.numerator, second.denominator, *other_names],
+                ]
+
+    def _triples(self, wanted: tuple[int, ...]) -> Iterator[list[list[int | str]]]:
+        """Sums of three, one a dimension times a small factor: three of the toys solve it, the rest prove it."""
+        for third, values in (column for column in self._columns if len(column[0]) == 1):
+            for factor in _FACTORS:
+                rest = tuple(value - factor * other for value, other in zip(wanted, values, strict=True))
+                if min(rest) <= 0:
+                    break
+                for pair in self._pairs(rest):
+                    yield [*pair, [factor, 1, *third]]
 
 
 def _complexity(terms: Sequence[Sequence[int | str]]) -> int:

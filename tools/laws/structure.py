@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -10,17 +9,18 @@ from typing import Any
 from qlora_planner.errors import PlannerError
 from qlora_planner.profiling.build import OTHER_NAMES, build_profile
 from qlora_planner.profiling.refusals import Prober
+from qlora_planner.sources.laws.layers import DEPTH
 from qlora_planner.sources.laws.sizes import Size
 from qlora_planner.sources.same_shape import NOT_OF_THE_SHAPE, ROPE_TABLES
 from tools.families.toys import TOYS, Toys, toys_of
 from tools.families.tracing import Toy
 from tools.field_turning import _Bench, finished
 from tools.laws.extra import extra_dimensions
+from tools.laws.layers import Listed
 from tools.laws.sizes import Sizes
 from tools.laws.tensors import NoLawError, facts_of, solved, solved_tensors
 
-DEPTH, POSITION = "num_hidden_layers", "max_position_embeddings"
-_DEEPEST = 130
+POSITION = "max_position_embeddings"
 _ONE_KERNEL = ("gelu", "gelu_pytorch_tanh")  # activations that are one call of torch
 _CONFIGS = 6  # toys: two solve a sum of two products, the others prove it
 _WINDOWS = tuple(515 + 6 * at for at in range(TOYS))
@@ -38,24 +38,41 @@ class Structure:
             raise NoLawError(whole)
         self.whole: dict[str, Any] = {self.aliases.get(key, key): value for key, value in self.raw.items()} | whole
         windowed = isinstance(whole.get("sliding_window"), int) and whole.get("use_sliding_window") is not False
-        self.toys: Toys = toys_of(raw, _WINDOWS if windowed else ())
-        self.toy_configs = [dict(config) for config in self.toys.configs[:_CONFIGS]]
-        self.extra = extra_dimensions(self.whole, [*self.shape["inert"], *self.aliases], self.toy_configs)
+        self.toys: Toys = toys_of(raw, _WINDOWS if windowed else (), any_head=True)
+        self.toy_configs = [self._plain(config) for config in self.toys.configs[:_CONFIGS]]
+        # Heads of latent attention are of several sizes, and one of those is called the head's.
+        self.latent = "qk_rope_head_dim" in self.whole
+        own = [name for name in self.toys.symbols if not (self.latent and name == "head_dim")]
+        self.extra = extra_dimensions(self.whole, [*self.shape["inert"], *self.aliases, *own], self.toy_configs)
+        if self.latent:
+            for config in self.toy_configs:
+                self._as_latent(config)
         self.rows = [
-            {**row, **{name: config[name] for name in self.extra}}
+            {**{name: row[name] for name in own}, **{name: config[name] for name in self.extra}}
             for row, config in zip(self.toys.dims[:_CONFIGS], self.toy_configs, strict=True)
         ]
-        self.symbols = (*self.toys.symbols, *self.extra)
+        self.symbols = (*own, *self.extra)
         self.profiles = [build_profile(Toy(config=config), prober=prober) for config in self.toy_configs]
-        self.windowless = windowed and self._is_same_without_window(prober)
+        self.windowless, self.needs_window = self._without_window(prober) if windowed else (False, False)
         self.sizes = Sizes(self.symbols, self.rows)
         self.own = {symbol: self._own_name(symbol) for symbol in (*self.symbols, DEPTH, POSITION)}
-
+        self.listed = Listed(self.whole, self.raw, shape, self.own[DEPTH] or DEPTH, self.toy_configs[0])
         self._bench: tuple[_Bench, Any] | None = None
         self.rules: dict[str, dict[str, Any]] = {}
         self.derived: dict[str, Size] = {}
         self.layer_fields: list[str] = []
         self.usual_layers: dict[str, list[Any]] = {}
+
+    def _plain(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A toy's config without a number of positions that its class does not have."""
+        return {name: value for name, value in config.items() if name != POSITION or name in self.whole}
+
+    def _as_latent(self, config: dict[str, Any]) -> None:
+        """A toy's fields that follow others in this class, which the toy has turned."""
+        if self.whole.get("head_dim") == self.whole["qk_rope_head_dim"]:
+            config["head_dim"] = config["qk_rope_head_dim"]
+        if self.whole.get("num_key_value_heads") == self.whole["num_attention_heads"]:
+            config["num_key_value_heads"] = config["num_attention_heads"]
 
     def _own_name(self, symbol: str) -> str | None:
         """The field that holds a dimension, as the class itself calls it; None where the class works it out."""
@@ -79,13 +96,19 @@ class Structure:
                 first.class_name, dict(first.supports), first.layer_order,
             ) or other.layer_kinds != first.layer_kinds:  # fmt: skip
                 raise NoLawError("toys of one structure differ in their layers")
-        self.rules, self.derived, layers = self._fields(), self._derived(), self._layers()
+        self.rules, self.derived, layers = (
+            self._fields(),
+            self._derived(),
+            self.listed.law(self.toy_configs, self.profiles),
+        )
         self.layer_fields, self.usual_layers = layers["fields"], layers.get("absent", {})
         found = {
             "class_name": first.class_name,
             "supports": dict(first.supports),
             "symbols": list(self.symbols),
-            "letters": list(self.toys.symbols),  # what families of traces may differ in
+            "letters": [
+                name for name in self.toys.symbols if name in self.symbols
+            ],  # what families of traces may differ in
             "fields": self.rules,
             "derived": self.derived,
             "layers": layers,
@@ -119,7 +142,9 @@ class Structure:
                 rules[name] = {"symbol": taken[name]} | self._left_out(name, completed)
                 if name == "sliding_window" and self.windowless:
                     rules[name]["none"] = self._none(name)
-            elif self._by_layer(name):
+                elif name == "sliding_window" and self.needs_window:
+                    rules[name]["breaks"] = self._none(name)
+            elif self.listed.is_by_layer(name):
                 rules[name] = {"layers": True}
             elif name in self.toys.symbols and self.whole[name] is None:  # worked out, unless it is given
                 size = self._worked_out(name)
@@ -153,7 +178,7 @@ class Structure:
             pairs = zip(changed, completed, strict=True)
             if all(isinstance(one, dict) and (one == usual or _carried(name, one, usual)) for one, usual in pairs):
                 rule[way] = True
-        if "absent" in rule and self._shapes_layers(name):
+        if "absent" in rule and self.listed.shape_without(name):
             del rule["absent"]
         if value in _ONE_KERNEL:
             others = [other for other in _ONE_KERNEL if self._traces_alike({name: other})]
@@ -168,14 +193,6 @@ class Structure:
             rule["any"] = ["float"]
         return rule
 
-    def _shapes_layers(self, name: str) -> bool:
-        """Whether layers that are left out too become others without this field."""
-        lists = [one for one in self.whole if self._by_layer(one)]
-        usual, without = (finished(self._bare([*lists, *more]), None) for more in ([], [name]))
-        if not lists or not isinstance(usual, dict) or not isinstance(without, dict):
-            return bool(lists)
-        return any(usual.get(one) != without.get(one) for one in lists)
-
     def _traces_alike(self, changes: Mapping[str, Any]) -> bool:
         """Whether a toy with other values is built and, by the recipes that ship, traced as it is without them."""
         if self._bench is None:
@@ -186,6 +203,9 @@ class Structure:
 
     def _left_out(self, name: str, completed: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """What the class works out for a number that is left out or null, where that can be written down."""
+        if name == "mamba_n_heads":  # the width of these heads follows, where that is whole
+            usual = finished({"model_type": self.whole["model_type"]}, None)
+            return {"absent": usual[name]} if isinstance(usual, dict) and isinstance(usual.get(name), int) else {}
         ways: dict[str, Any] = {}
         for way, change in (("absent", _without), ("null", _nulled)):
             changed = [finished(change(config, name), None) for config in self.toy_configs]
@@ -205,15 +225,17 @@ class Structure:
         changed = {way: finished(change(self.toy_configs[0], name), None) for way, change in ways}
         return [way for way, one in changed.items() if isinstance(one, dict) and one.get(name) is None]
 
-    def _is_same_without_window(self, prober: Prober) -> bool:
-        """Whether a toy without a sliding window is the same but for the window."""
+    def _without_window(self, prober: Prober) -> tuple[bool, bool]:
+        """Whether a toy without a sliding window is the same but for the window; whether it breaks as it runs."""
+        toy = Toy(config=_nulled(self.toy_configs[0], "sliding_window"))
         try:
-            wide = facts_of(build_profile(Toy(config=_nulled(self.toy_configs[0], "sliding_window")), prober=prober))
+            wide = facts_of(build_profile(toy, prober=prober))
         except PlannerError:
-            return False
+            return False, False
         usual = facts_of(self.profiles[0])
         usual["dims"].pop("sliding_window", None)
-        return wide == usual
+        breaks = Prober().refusal(toy.config, (), attention="sdpa" if usual["supports"]["sdpa"] else "eager")
+        return wide == usual and breaks is None, breaks is not None
 
     def _derived(self) -> dict[str, Size]:
         """Dimensions that are no field: they have to be worked out of the others."""
@@ -231,69 +253,6 @@ class Structure:
         if size is None:
             raise NoLawError(f"{symbol} is no field and no product of the others")
         return size
-
-    # Layers
-
-    def _by_layer(self, name: str) -> bool:
-        value = self.whole[name]
-        depth = self.whole[self.own[DEPTH] or DEPTH]
-        return isinstance(value, list) and len(value) == depth and depth > 1
-
-    def _layers(self) -> dict[str, Any]:
-        names = [
-            name for name in self.whole
-            if name not in self.shape["inert"] and name not in ROPE_TABLES and self._by_layer(name)
-        ]  # fmt: skip
-        if not names:
-            return {"fields": [], "runs": [list(run) for run in self.profiles[0].layer_order]}
-        kinds: dict[str, int] = {}
-        for config, profile in zip(self.toy_configs, self.profiles, strict=True):
-            order = [kind for kind, length in profile.layer_order for _ in range(length)]
-            columns = [finished(config, None)[name] for name in names]
-            for entries, kind in zip(zip(*columns, strict=True), order, strict=True):
-                if kinds.setdefault(json.dumps(entries), kind) != kind:
-                    raise NoLawError(f"layers alike in {' and '.join(names)} are of two kinds")
-        absent = self._usual_layers(names)
-        return {
-            "fields": names, "kinds": kinds, "absent": absent,
-            "touched_by": self._touching(names) if absent else {},
-        }  # fmt: skip
-
-    def _bare(self, names: Sequence[str], **changes: Any) -> dict[str, Any]:
-        bare = {key: value for key, value in self.toy_configs[0].items() if key not in names}
-        # What the class made of the layers when it completed the config may not come back in by another name.
-        return {**bare, **changes}
-
-    def _usual_layers(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """What the class fills in at every depth, where that is one list cut short."""
-        own = self.own[DEPTH] or DEPTH
-        longest = finished(self._bare(names, **{own: _DEEPEST}), None)
-        if isinstance(longest, str):
-            return {}
-        usual = {name: longest[name] for name in names if isinstance(longest.get(name), list)}
-        for depth in range(1, _DEEPEST):
-            shorter = finished(self._bare(names, **{own: depth}), None)
-            if isinstance(shorter, str):
-                continue
-            for name in list(usual):
-                if shorter.get(name) != usual[name][:depth]:
-                    del usual[name]
-        return usual
-
-    def _touching(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """Fields that change nothing beside lists of layers, but without them; and what they may say there."""
-        usual = finished(self._bare(names), None)
-        found: dict[str, list[Any]] = {}
-        for name, law in self.shape["inert"].items():
-            own = self.whole.get(name, self.raw.get(name))
-            tried = [3, 1, 0, None, True, "x", *([own] if own is not None else [])]
-            if law["types"] != "any":
-                tried = [value for value in tried if value is None or type(value).__name__ in law["types"]]
-            made = [(value, finished(self._bare(names, **{name: value}), None)) for value in tried]
-            taken = [(value, all(one[n] == usual[n] for n in names)) for value, one in made if isinstance(one, dict)]
-            if not all(same for _, same in taken):
-                found[name] = [value for value, same in taken if same]
-        return found
 
     # What is made of it
 
