@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.trainers import LossMemory, TrainerRow
 from qlora_planner.spec.run import RunConfig
 
@@ -29,6 +30,8 @@ def loss_of(run: RunConfig, row: TrainerRow, own: LossMemory, model_type: str | 
 
     `liger` alone fuses the loss too, where the trainer leaves it to the model and Liger knows the model.
     """
+    if labels_of(run) is not None:
+        return own
     if run.loss_kernel == CUT:
         return _CUT_LOSS
     known = model_type is None or model_type in FUSED_BY_LIGER
@@ -47,6 +50,11 @@ def refused_kernel(run: RunConfig, row: TrainerRow, own: LossMemory, model_type:
     kernel = run.loss_kernel
     if kernel is None or own.kind in _BY_ITSELF.get(kernel, ()):
         return None
+    if labels_of(run) is not None:
+        return (
+            "a classifier scores labels and not words, so no kernel takes the place of its loss",
+            "--loss-kernel full",
+        )
     if kernel not in row.loss_kernels:
         does = f"{row.name} computes its loss in its own way: {own.why}"
         return does, "--trainer hf-trainer" if kernel != CHUNKED else "--trainer trl-sft"

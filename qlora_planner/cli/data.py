@@ -29,7 +29,7 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
 
     source = DataSource(
         path=path, tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
-        bad_rows=given.get("bad_rows") or "refuse",
+        bad_rows=given.get("bad_rows") or "refuse", task=given.get("task"),
     )  # fmt: skip
     with counting(path, quiet=output.quiet) as moved:
         return summary_of(source, model, tell=output.warn, moved=moved)

@@ -12,6 +12,7 @@ from qlora_planner.text import quoted
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.data.labels import Labels
     from qlora_planner.data.scan import Moved
 
 Warn = Callable[[str], None]
@@ -30,6 +31,7 @@ def summarise(
     cache: Path | None = None,
     warn: Warn = _silent,
     moved: Moved | None = None,
+    task: str | None = None,
 ) -> DataSummary:
     """The lengths of a dataset: a file, a folder of files or a pattern, as jsonl, json, csv, tsv or parquet.
 
@@ -37,16 +39,17 @@ def summarise(
     `chars_per_token` guesses instead, and the summary's basis is then assumed. `bad_rows` is refuse or skip. `cache`
     is a folder for tokenizers that transformers built. `warn` gets one line for what is odd and does not stop the
     answer; `moved(done_bytes, size_bytes, rows)` is called every thousand rows. Files of any size are read in bounded
-    memory.
+    memory. `task` is that of the run: a classifier learns from text and label.
     Raises InputError for data that cannot be used, MissingError for a tokenizer or a package that is not there.
     """
     from qlora_planner.data.counting import Counter, Guess, TokenisedRows
     from qlora_planner.data.files import find_files
     from qlora_planner.data.scan import scan, shape_of
+    from qlora_planner.data.shapes import LABELLED
 
     _check(bad_rows, chars_per_token)
     files = find_files(path)
-    shape = shape_of(files)
+    shape = shape_of(files, task)
     counter: Counter
     if shape == "input_ids":
         counter = TokenisedRows()
@@ -60,14 +63,20 @@ def summarise(
     else:
         from qlora_planner.data.tokenizers import load_tokenizer
 
-        counter = load_tokenizer(tokenizer, chats=shape not in ("text", "alpaca"), cache=cache, warn=warn)
+        counter = load_tokenizer(tokenizer, chats=shape not in ("text", "alpaca", LABELLED), cache=cache, warn=warn)
     return scan(files, shape, counter, bad_rows=bad_rows, warn=warn, moved=moved)
 
 
 def rows(
-    path: str | os.PathLike[str], *, bad_rows: str = "refuse", warn: Warn = _silent, moved: Moved | None = None
+    path: str | os.PathLike[str],
+    *,
+    bad_rows: str = "refuse",
+    warn: Warn = _silent,
+    moved: Moved | None = None,
+    task: str | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """Every row in the format that trl trains on: `text`, `messages`, `prompt` and `completion`, or `input_ids`.
+    """Every row in the format that trl trains on: `text`, `messages`, `prompt` and `completion`, or `input_ids`; for a
+    classifier `text` and `label`.
 
     The same rows in the same order as `summarise` counts, but for those that a tokenizer's chat template refuses.
     Chats keep their `tools` and `chat_template_kwargs`. With `bad_rows` refuse the first row that cannot be used ends
@@ -79,7 +88,7 @@ def rows(
     _check(bad_rows, None)
     files = find_files(path)
     faults, good_rows = Faults(files), 0
-    for located in examples(files, shape_of(files), faults, moved):
+    for located in examples(files, shape_of(files, task), faults, moved):
         if bad_rows == "refuse" and faults.count:
             break
         good_rows += 1
@@ -90,6 +99,30 @@ def rows(
         warn(f"{faults.words(good_rows)}; they are left out")
     if not good_rows:
         raise InputError(f"{files[0].path}: holds no row that can be used")
+
+
+def labels_in(path: str | os.PathLike[str], wanted: int | None, *, bad_rows: str = "refuse") -> Labels:
+    """The labels of a dataset for a classifier of `wanted` labels (None: as many as there are).
+
+    Raises InputError as `rows` does, and naming the place of a label that is none.
+    """
+    from qlora_planner.data.files import find_files
+    from qlora_planner.data.labels import LabelsSeen
+    from qlora_planner.data.scan import Faults, examples, shape_of
+
+    _check(bad_rows, None)
+    files = find_files(path)
+    word = "row" if files[0].format == "parquet" else "line"
+    seen = LabelsSeen(lambda file, line: f"{files[file].path}: {word} {line}")
+    faults, good_rows = Faults(files), 0
+    for located in examples(files, shape_of(files, "classification"), faults):
+        seen.add(located.file, located.line, located.example["label"])
+        good_rows += 1
+    if faults.count and bad_rows == "refuse":
+        raise InputError(f"{faults.words(good_rows)}; mend it, or leave it out with --bad-rows skip")
+    if not good_rows:
+        raise InputError(f"{files[0].path}: holds no row that can be used")
+    return seen.settle(wanted)
 
 
 def _check(bad_rows: str, chars_per_token: float | None) -> None:

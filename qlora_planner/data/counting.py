@@ -78,7 +78,7 @@ class Guess:
         if "messages" in example:
             return self._chat(example["messages"]), 0
         if "text" in example:
-            return self._text(example["text"]) + 1, 0
+            return self._text(example["text"]) + 1, 0  # its end, or the start of a text without one
         prompt, completion = example["prompt"], example["completion"]
         if isinstance(prompt, list):
             return self._chat(prompt + completion), self._chat(prompt)
@@ -131,6 +131,8 @@ class Tokenised:
 
     def _texts(self, example: Example) -> tuple[str, str | None]:
         """The whole text of an example and that of its prompt alone."""
+        if "label" in example:
+            return example["text"], None  # a classifier's text has no end of its own
         if "text" in example:
             return self._ended(example["text"]), None
         if "messages" in example:

@@ -69,13 +69,16 @@ class Faults:
         )
 
 
-def shape_of(files: Sequence[DataFile]) -> str:
-    """The shape of the first row that is one. Raises InputError where there is none, or its columns say nothing."""
+def shape_of(files: Sequence[DataFile], task: str | None = None) -> str:
+    """The shape of the first row that is one, for a run of `task`.
+
+    Raises InputError where there is none, or its columns say nothing.
+    """
     broken: list[str] = []
     for file in files:
         for raw in read_rows(file):
             if raw.columns is not None:
-                return detect_shape(raw.columns, str(file.path))
+                return detect_shape(raw.columns, str(file.path), task)
             if len(broken) < _MOST_BAD:
                 broken.append(f"line {raw.line} {raw.fault}")
     path = str(files[0].path)

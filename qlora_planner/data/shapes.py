@@ -17,6 +17,7 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "alpaca": ("instruction", "output"),
     "text": ("text",),
 }
+LABELLED = "labelled"  # text and a label: what a classifier is trained on
 UNDERSTOOD = "text; messages; conversations; prompt and completion; instruction, output and maybe input; input_ids"
 
 # Stanford Alpaca's own words (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with and without an input.
@@ -32,6 +33,7 @@ ALPACA = (
 )
 # ShareGPT's names for who speaks, which no chat template knows.
 _ROLES = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "bing": "assistant"}
+_LABELS = ("label", "labels")
 _PASSED_ON = ("tools", "chat_template_kwargs")
 
 Example = dict[str, Any]
@@ -41,9 +43,17 @@ class RowFaultError(Exception):
     """One row cannot be used; the text says why, as `has no text`."""
 
 
-def detect_shape(columns: Iterable[str], path: str) -> str:
-    """The shape of rows with these columns. Raises InputError that lists what is there and what is understood."""
+def detect_shape(columns: Iterable[str], path: str, task: str | None = None) -> str:
+    """The shape of rows with these columns, for a run of `task`.
+
+    Raises InputError that lists what is there and what is understood.
+    """
     there = set(columns)
+    if task is not None:
+        if "text" in there and there & set(_LABELS):
+            return LABELLED
+        shown = listed(sorted(map(str, there))) or "none"
+        raise InputError(f"{plain(path)}: its columns are {shown}; --task {task} learns from text and label")
     for shape, needed in SHAPES.items():
         if there.issuperset(needed):
             return shape
@@ -57,7 +67,8 @@ def example_of(row: Mapping[str, Any], shape: str) -> Example:
     `conversations` become messages with ShareGPT's speakers called user and assistant; an alpaca row becomes
     prompt and completion with Stanford's template. Raises RowFaultError for a row that cannot be trained on.
     """
-    missing = [name for name in SHAPES[shape] if row.get(name) is None]
+    needed = SHAPES.get(shape) or ("text",)
+    missing = [name for name in needed if row.get(name) is None]
     if missing:
         raise RowFaultError(f"has no {' and no '.join(missing)}")
     return _MAKERS[shape](row)
@@ -68,6 +79,17 @@ def _text(row: Mapping[str, Any]) -> Example:
     if not text:
         raise RowFaultError("has no tokens: its text is empty")
     return {"text": text}
+
+
+def _labelled(row: Mapping[str, Any]) -> Example:
+    label = next((row[name] for name in _LABELS if row.get(name) is not None), None)
+    if label is None or label == "":
+        raise RowFaultError("has no label")
+    if isinstance(label, float) and label == int(label):
+        label = int(label)  # a column with gaps is read as floats
+    if not isinstance(label, (int, str)):
+        raise RowFaultError(f"label must be a whole number or a word, not {quoted(label)}")
+    return {**_text(row), "label": int(label) if isinstance(label, bool) else label}
 
 
 def _messages(row: Mapping[str, Any]) -> Example:
@@ -134,6 +156,7 @@ _MAKERS = {
     "conversations": _conversations,
     "alpaca": _alpaca,
     "text": _text,
+    LABELLED: _labelled,
 }
 
 

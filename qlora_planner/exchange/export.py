@@ -37,8 +37,11 @@ def export(
     if kind not in KINDS:
         raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(KINDS)}")
     plan = plan_of(plan_document, "the plan")
-    if plan.run.task is not None and kind != "accelerate":
-        raise InputError(f"--export {kind}: does not write --task {plan.run.task} yet")
+    if plan.run.task is not None and kind in READ_BACK:
+        raise InputError(
+            f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
+            " --export trl is the script of this run"
+        )
     samples = data or _path_of(plan_document.get("data")) or DATA
     model = plan.model_path or plan.model_id
     if kind not in READ_BACK:

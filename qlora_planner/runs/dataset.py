@@ -12,11 +12,13 @@ from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, quoted
-from qlora_planner.train.data import IGNORED
+from qlora_planner.train.data import IGNORED, labels_tensor
 from qlora_planner.train.settings import EVAL_SPLIT, Settings
 
 if TYPE_CHECKING:
+    from qlora_planner.data.labels import Labels
     from qlora_planner.data.scan import Moved
+    from qlora_planner.runs.spec import LaunchSpec
 
 Note = Callable[[str], None]
 # Rows of larger files are kept on the disk, beside the run, and not in host memory.
@@ -81,13 +83,13 @@ def load_rows(
     large = sum(file.size_bytes for file in find_files(path)) > IN_MEMORY_BYTES
     columns: dict[str, None] = {}
     kept = []
-    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved):
+    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved, task=run.task):
         columns.update(dict.fromkeys(row))
         if not large:
             kept.append(row)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in data.rows(path, bad_rows=bad_rows, moved=moved):
+        for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=run.task):
             yield {name: row.get(name) for name in columns}
 
     try:
@@ -155,6 +157,30 @@ def tokenised(rows: Any, tokenizer: Any, run: RunConfig) -> Any:
     )
 
 
+def labels_for(spec: LaunchSpec) -> Labels | None:
+    """The labels of a classifier's data; None for a run that learns text. Raises as `data.labels_in` does."""
+    if spec.run.task is None:
+        return None
+    return data.labels_in(spec.data, spec.run.num_labels, bad_rows=spec.bad_rows)
+
+
+def tokeniser(tokenizer: Any, run: RunConfig, labels: Labels | None) -> Callable[[Any], Any]:
+    """What makes tokens of rows for transformers' own Trainer: of a classifier's where there are `labels`."""
+    if labels is None:
+        return lambda rows: tokenised(rows, tokenizer, run)
+    return lambda rows: classified(rows, tokenizer, run, labels)
+
+
+def classified(rows: Any, tokenizer: Any, run: RunConfig, labels: Labels) -> Any:
+    """Rows of `text` and `label` for a classifier: `input_ids`, cut to the run's length, and the label's number."""
+
+    def tokens(row: dict[str, Any]) -> dict[str, Any]:
+        ids = tokenizer(row["text"], truncation=True, max_length=run.seq_len)["input_ids"]
+        return {"input_ids": ids, "labels": labels.number(row["label"])}
+
+    return rows.map(tokens, remove_columns=rows.column_names)
+
+
 def _tokens(row: dict[str, Any], tokenizer: Any, most: int) -> dict[str, list[int]]:
     if row.get("input_ids") is not None:
         ids, labels = row["input_ids"], row.get("labels") or row["input_ids"]
@@ -178,7 +204,10 @@ def _ended(text: str, tokenizer: Any) -> str:
 
 
 def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]:
-    """Batches of tokenised rows for transformers' own Trainer, [batch, longest], padded on the right."""
+    """Batches of tokenised rows for transformers' own Trainer, [batch, longest], padded on the right.
+
+    Labels that are one for each row, as a classifier has them, are [batch].
+    """
     pad = tokenizer.pad_token_id
 
     def collate(features: list[dict[str, Any]]) -> dict[str, Any]:
@@ -186,14 +215,12 @@ def collator(tokenizer: Any) -> Callable[[list[dict[str, Any]]], dict[str, Any]]
 
         longest = max(len(feature["input_ids"]) for feature in features)
 
-        def padded(name: str, filler: int) -> Any:
-            return torch.tensor([list(f[name]) + [filler] * (longest - len(f[name])) for f in features])
-
+        ids = [list(f["input_ids"]) + [pad] * (longest - len(f["input_ids"])) for f in features]
         mask = [[1] * len(f["input_ids"]) + [0] * (longest - len(f["input_ids"])) for f in features]
         return {
-            "input_ids": padded("input_ids", pad),
+            "input_ids": torch.tensor(ids),
             "attention_mask": torch.tensor(mask),
-            "labels": padded("labels", IGNORED),
+            "labels": labels_tensor(features, longest),
         }
 
     return collate

@@ -18,13 +18,14 @@ class DataSource:
     """What `--data` and the options beside it say: `path` is a file, a folder, a pattern or a Hub dataset.
 
     `tokenizer` is a folder or a Hub id (None: the model's own); `chars_per_token` guesses instead. `bad_rows` is refuse
-    or skip.
+    or skip. `task` is the run's: a classifier learns from text and label.
     """
 
     path: str
     tokenizer: str | None = None
     chars_per_token: float | None = None
     bad_rows: str = "refuse"
+    task: str | None = None
 
 
 def summary_of(
@@ -46,4 +47,5 @@ def summary_of(
         cache=cache_dir(),
         warn=tell,
         moved=moved,
+        task=source.task,
     )

@@ -175,7 +175,7 @@ class Workbench:
             planning.cheapest_card(self.session, opened.profile, typed, fixed, self.card)
         counted = planning.data_of(
             self.session, data, planning.tokenizer_of(model, opened.profile), tokenizer=tokenizer,
-            chars_per_token=chars_per_token, bad_rows=bad_rows,
+            chars_per_token=chars_per_token, bad_rows=bad_rows, task=typed.task,
         )  # fmt: skip
         cards = [name.strip() for name in compare.split(",")] if isinstance(compare, str) and compare else compare
         plan = opened.plan(

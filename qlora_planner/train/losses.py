@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import wraps
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import RefusedError
 from qlora_planner.spec.run import RunConfig
 
@@ -16,6 +17,8 @@ _SCALES = ("logit_scale", "logits_scaling", "lm_head_multiplier")
 
 def liger_parts(run: RunConfig) -> dict[str, bool] | None:
     """The kernels that Liger is told to exchange, by its own names, none for its usual ones; None for no Liger."""
+    if labels_of(run) is not None:  # its fused loss is of words: Liger would put a language model's forward there
+        return {"fused_linear_cross_entropy": False} if run.liger else None
     fused = run.loss_kernel == "liger-fused"
     if not run.liger:
         return {**dict.fromkeys(_OTHER_PARTS, False), "fused_linear_cross_entropy": True} if fused else None

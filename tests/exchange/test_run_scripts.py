@@ -34,16 +34,20 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_key_value_heads=1, max_position_embeddings=128,
     )  # fmt: skip
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    (folder / "train.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
+    rows = [{"text": text, "label": label} for text, label in zip(TEXTS, ("plan", "measure"), strict=True)]
+    (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
-@pytest.mark.parametrize("trainer", ["trl-sft", "hf-trainer"])
+CLASSIFIER = {"trainer": "hf-trainer", "task": "classification", "num_labels": 2}
+
+
+@pytest.mark.parametrize("options", [{"trainer": "trl-sft"}, {"trainer": "hf-trainer"}, CLASSIFIER], ids=str)
 def test_two_steps(
-    document: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trainer: str
+    document: dict[str, Any], tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
 ) -> None:
     document["model"]["id"] = str(tiny)
-    document["run"] |= {"trainer": trainer, "seq_len": 32, "batch_size": 1, "grad_accum": 1}
+    document["run"] |= {"seq_len": 32, "batch_size": 1, "grad_accum": 1, **options}
     text = export("trl", document, data=str(tiny / "train.jsonl"))
     assert "qlora_planner" not in text
     (tmp_path / "train.py").write_text(text)
@@ -53,3 +57,4 @@ def test_two_steps(
     assert (saved["r"], saved["lora_alpha"], saved["lora_dropout"]) == (16, 32, 0.05)
     state = json.loads((tmp_path / "outputs" / "checkpoint-2" / "trainer_state.json").read_text())
     assert state["global_step"] == 2
+    assert saved["task_type"] == ("SEQ_CLS" if "task" in options else "CAUSAL_LM")

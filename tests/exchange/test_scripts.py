@@ -98,6 +98,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "cut": {"trainer": "hf-trainer", "loss_kernel": "cut-cross-entropy", "checkpoint_every": 2},
     "loop cut": {"trainer": "loop", "loss_kernel": "cut-cross-entropy", "checkpoint_offload": True},
     "liger's loss": {"trainer": "hf-trainer", "loss_kernel": "liger-fused"},
+    "classifier": {"task": "classification", "num_labels": 3, "trainer": "hf-trainer", "eval_batch_size": 2,
+                   "upcast": True},
     "loop upcast": {"trainer": "loop", "upcast": True, "compute_dtype": "float32"},
 }  # fmt: skip
 
@@ -110,6 +112,7 @@ def test_arguments(document: dict[str, Any], monkeypatch: pytest.MonkeyPatch, na
     loading = dict(told["from_pretrained"])
     del loading["device_map"]
     assert loading.pop("quantization_config", None) is None or options.quantization_options(run)
+    assert loading.pop("num_labels", None) == run.num_labels
     assert loading == options.model_options(run)
     assert told.get("BitsAndBytesConfig", {}) == options.quantization_options(run)
     assert told.get("LoraConfig", {}) == ({} if run.method == "full" else options.lora_options(run))

@@ -61,6 +61,13 @@ def test_another_trainer_will_not_run(trainer: str) -> None:
     assert trainer in problem.message
 
 
+@pytest.mark.parametrize("kernel", ["cut-cross-entropy", "liger-fused", "chunked"])
+def test_no_kernel_takes_the_place_of_a_classifiers_loss(kernel: str) -> None:
+    problem = next(p for p in resolve(LLAMA, CLASSIFY.with_(loss_kernel=kernel)).problems if p.blocking)
+    assert "a classifier scores labels and not words" in problem.message
+    assert problem.fix == "--loss-kernel full"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [

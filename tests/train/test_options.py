@@ -118,3 +118,8 @@ def test_a_batch_is_padded_to_its_longest_row() -> None:
 def test_rows_stay_in_the_vocabulary_and_off_special_ids() -> None:
     ids = [token for row in data.token_rows(RUN.with_(seq_len=300), 2, 50) for token in row]
     assert (min(ids), max(ids)) == (3, 49)
+
+
+def test_liger_leaves_the_forward_of_a_classifier_alone() -> None:
+    told = options.trainer_options(RUN.with_(task="classification", liger=True))
+    assert told["use_liger_kernel"] and told["liger_kernel_config"] == {"fused_linear_cross_entropy": False}

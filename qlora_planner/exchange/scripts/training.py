@@ -13,6 +13,7 @@ from typing import Any
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
+from qlora_planner.exchange.scripts import classification
 from qlora_planner.exchange.scripts.cut_loss import CUT_LOSS
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
@@ -132,16 +133,20 @@ def _imports(run: RunConfig) -> Iterator[str]:
     if needed:
         yield "".join(f"import {name}\n" for name in needed)
     yield "import torch"
-    yield "import transformers"
+    if run.task is None:
+        yield "import transformers"
     yield "from datasets import load_dataset"
     if run.method != "full":
         names = ["LoraConfig", "get_peft_model", *(["prepare_model_for_kbit_training"] if run.upcast else [])]
         yield f"from peft import {', '.join(names)}"
-    names = ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"]
+    classifies = run.task is not None
+    names = list(classification.IMPORTS) if classifies else ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"]
     if options.quantization_options(run):
         names.append("BitsAndBytesConfig")
     prepares_rows = trainer_named(run.trainer).prepares_rows
-    if not prepares_rows:
+    if classifies:
+        names += classification.TRAINING_IMPORTS
+    elif not prepares_rows:
         names += ["DataCollatorForLanguageModeling", "Trainer", "TrainingArguments"]
     yield "from transformers import (\n" + "".join(f"    {name},\n" for name in names) + ")"
     if run.target_modules == "attention":
@@ -152,7 +157,8 @@ def _imports(run: RunConfig) -> Iterator[str]:
 
 def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
     yield f"MODEL = {literal(model_id)}"
-    yield f"DATA = {literal(data)}  # JSON lines with messages, text, or prompt and completion"
+    samples = "JSON lines with messages, text, or prompt and completion"
+    yield f"DATA = {literal(data)}  # {samples if run.task is None else classification.DATA_NOTE}"
     yield 'OUTPUT = "outputs"'
     if not trainer_named(run.trainer).prepares_rows:
         yield f"SEQ_LEN = {run.seq_len}"
@@ -163,14 +169,20 @@ def _model(run: RunConfig) -> Iterator[str]:
     yield "tokenizer = AutoTokenizer.from_pretrained(MODEL)"
     yield "if tokenizer.pad_token is None:"
     yield "    tokenizer.pad_token = tokenizer.eos_token"
-    yield "# The class that the checkpoint names: it is the one that was planned for."
-    yield "architectures = AutoConfig.from_pretrained(MODEL).architectures or [None]"
-    yield 'model_class = getattr(transformers, architectures[0] or "", AutoModelForCausalLM)'
     loading: dict[str, Any] = {"device_map": Code('{"": DEVICE}'), **_dtypes(options.model_options(run))}
+    if run.task is None:
+        yield "# The class that the checkpoint names: it is the one that was planned for."
+        yield "architectures = AutoConfig.from_pretrained(MODEL).architectures or [None]"
+        yield 'model_class = getattr(transformers, architectures[0] or "", AutoModelForCausalLM)'
+    else:
+        loading |= classification.loading_options(run)
     quantization = options.quantization_options(run)
     if quantization:
         loading["quantization_config"] = Code(call("BitsAndBytesConfig", _dtypes(quantization)))
-    yield f"model = {call('model_class.from_pretrained', loading, 'MODEL')}"
+    model_class = "model_class" if run.task is None else classification.MODEL_CLASS
+    yield f"model = {call(f'{model_class}.from_pretrained', loading, 'MODEL')}"
+    if run.task is not None:
+        yield from classification.after_loading()
     if run.method == "full":
         return
     if run.upcast:
@@ -202,7 +214,7 @@ def _dataset(run: RunConfig, data: str) -> str:
         loader = "DATA"
     lines = [f'dataset = load_dataset({loader}, split="train")']
     if not trainer_named(run.trainer).prepares_rows:
-        lines.append(f"\n{_TOKENIZE}")
+        lines.append(f"\n{_TOKENIZE if run.task is None else classification.TOKENIZE}")
     if run.eval_batch_size is not None:
         lines.append(_SPLIT)
     return "\n".join(lines)
@@ -245,7 +257,9 @@ def _trainer(run: RunConfig) -> tuple[str, str]:
         "model": Code("model"),
         "args": Code(call("TrainingArguments", _arguments(run))),
         **_sets(run),
-        "data_collator": Code("DataCollatorForLanguageModeling(tokenizer, mlm=False)"),
+        "data_collator": Code(
+            "DataCollatorForLanguageModeling(tokenizer, mlm=False)" if run.task is None else classification.COLLATOR
+        ),
         "processing_class": Code("tokenizer"),
     }
     return f"{_cut_loss(run)}trainer = {call('Trainer', parts)}", _ENDING

@@ -137,7 +137,8 @@ def change(changes: Mapping[str, Any]) -> str:
 
 def recipe(run: RunConfig, *, sizes: bool = True) -> str:
     """A run in one line: what is stored how, what is trained, by whom. `sizes` adds batch and sequence."""
-    parts = [run.method if run.quant in (None, "none") else f"{run.method} {run.quant}"]
+    task = [] if run.task is None else [f"{run.task}, {run.num_labels} labels"]
+    parts = [*task, run.method if run.quant in (None, "none") else f"{run.method} {run.quant}"]
     if run.quant in ("nf4", "fp4") and not run.double_quant:
         parts.append("no double quantisation")
     if run.compute_dtype:

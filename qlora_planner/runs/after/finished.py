@@ -53,6 +53,11 @@ def read_finished(text: str) -> Finished:
     if adapter is None:
         raise InputError(f"{shown}: {_no_adapter(folder, run)}")
     config = read_object(adapter / ADAPTER_CONFIG)
+    if config.get("task_type") == "SEQ_CLS":
+        raise InputError(
+            f"{shown}: its adapter is of a classifier, which writes no text and is not merged here; load it with PEFT's"
+            f" AutoPeftModelForSequenceClassification.from_pretrained({str(adapter)!r}, num_labels=N)"
+        )
     _check_weights(adapter)
     device = document.get("device")
     return Finished(

@@ -82,8 +82,9 @@ def longest_rows(dataset: Any, count: int) -> list[dict[str, Any]]:
 
 
 def _labels(inputs: Any) -> Any:
-    """How many tokens are learnt from, as the trainer counts them."""
-    return (inputs["labels"][..., 1:] != -100).sum()
+    """How many tokens are learnt from, or rows of a classifier, as the trainer counts them."""
+    labels = inputs["labels"]
+    return ((labels[..., 1:] if labels.dim() > 1 else labels) != -100).sum()
 
 
 def _evaluate(trainer: Any, run: RunConfig) -> None:

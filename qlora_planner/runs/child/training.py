@@ -12,6 +12,7 @@ from typing import Any
 
 from qlora_planner.bounded import small_json
 from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_named
+from qlora_planner.data.labels import LABELS_FILE, Labels
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure import process
@@ -53,6 +54,7 @@ class Training:
         self._readings: dict[str, PhaseReading] = {}
         self._tokens: Tokens | None = None
         self._rows_given = 0
+        self._labels: Labels | None = None
         self._told_of_data: float | None = None
 
     def execute(self) -> bool:
@@ -119,8 +121,9 @@ class Training:
                     "--packing, --assistant-only-loss and --activation-offloading are"
                     f" {DEFAULT_TRAINER}'s; {trainer.name} has none"
                 )
-            train = dataset.tokenised(train, tokenizer, self.run)
-            held_out = None if held_out is None else dataset.tokenised(held_out, tokenizer, self.run)
+            self._labels = dataset.labels_for(spec)
+            made = dataset.tokeniser(tokenizer, self.run, self._labels)
+            train, held_out = made(train), None if held_out is None else made(held_out)
         return train, held_out
 
     def _moved(self, done_bytes: int, size_bytes: int, rows: int) -> None:
@@ -282,6 +285,8 @@ class Training:
         mark(partial)
         self.model.save_pretrained(str(partial))
         tokenizer.save_pretrained(str(partial))
+        if self._labels is not None:
+            (partial / LABELS_FILE).write_text(self._labels.document(), encoding="utf-8")
         if kept := replace_adapter(self.folder, partial):
             self.note(f"adapter was not what this run wrote: kept as {kept.name}")
         remove_marked(self.folder.path / ".data")

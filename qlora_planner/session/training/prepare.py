@@ -49,8 +49,6 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     from qlora_planner.runs.spec import LaunchSpec
     from qlora_planner.runs.weights import check_stored, weights_folder
 
-    if request.run.task is not None:
-        raise InputError(f"--task {request.run.task} is estimated, planned and verified, and not trained yet")
     card = request.options.card
     capped = request.options.cap_bytes is not None or (card is not None and card.cap_bytes is not None)
     if request.device == "cpu" and capped:
@@ -58,6 +56,7 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     check_packages(request.run)
     check_reporters(request.settings.report_to)
     request = replace(request, data=rows_of(request.data, session.tell))
+    request = _with_labels(request)
     _check_data(request)
     folder = weights_folder(request.weights, session.tell)
     if note := check_stored(folder, request.run, request.model):
@@ -103,6 +102,19 @@ def _profile_of(session: Session, request: TrainRequest) -> ModelProfile | None:
     return session.model(request.model)
 
 
+def _with_labels(request: TrainRequest) -> TrainRequest:
+    """The request of a classifier with the number of labels that its data has, where none was given.
+
+    Raises InputError for labels that do not fit together or the number given.
+    """
+    if request.run.task is None:
+        return request
+    from qlora_planner.data import labels_in
+
+    labels = labels_in(request.data, request.run.num_labels, bad_rows=request.bad_rows)
+    return replace(request, run=request.run.with_(num_labels=labels.count))
+
+
 def _check_data(request: TrainRequest) -> None:
     """Raises InputError for what cannot be trained on: of a file that is soon read, every row."""
     from qlora_planner import data
@@ -111,7 +123,7 @@ def _check_data(request: TrainRequest) -> None:
 
     # Larger data is read by the child alone: its faults then come a little later.
     if sum(file.size_bytes for file in find_files(request.data)) <= IN_MEMORY_BYTES:
-        for _ in data.rows(request.data, bad_rows=request.bad_rows):
+        for _ in data.rows(request.data, bad_rows=request.bad_rows, task=request.run.task):
             pass
 
 

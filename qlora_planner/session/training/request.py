@@ -79,7 +79,7 @@ class TrainRequest:
     @property
     def source(self) -> DataSource:
         """The dataset and how it is counted."""
-        return DataSource(path=self.data, tokenizer=self.tokenizer, bad_rows=self.bad_rows)
+        return DataSource(path=self.data, tokenizer=self.tokenizer, bad_rows=self.bad_rows, task=self.run.task)
 
 
 def request_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import losses
 from qlora_planner.train.model import base_of
@@ -32,6 +33,10 @@ def make(
 
     if run.loss_kernel == "cut-cross-entropy":
         losses.cut_cross_entropy(base_of(model))
+    if labels_of(run) is not None:
+        # A classifier's loss is the mean over a micro-batch's rows and counts no items: told so, transformers divides
+        # it by the number of micro-batches; else their gradients would add up (trainer.py, training_step).
+        base_of(model).accepts_loss_kwargs = False
     return transformers.Trainer(
         model=model,
         args=transformers.TrainingArguments(**arguments),
