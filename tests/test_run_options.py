@@ -33,7 +33,8 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "task": "classification", "num_labels": 7,
         "prompt_len": 7, "completion_len": 7, "max_length": 7, "loss_type": "ipo", "beta": 0.5,
         "precompute_ref_log_probs": True, "num_generations": 7, "num_iterations": 7, "steps_per_generation": 7,
-        "scale_rewards": "batch", "stack": {"trl": "1.0"},
+        "scale_rewards": "batch", "parallel": "ddp", "quant_storage": "float16",
+        "reshard_after_forward": False, "load_on": "cpu", "stack": {"trl": "1.0"},
     }  # fmt: skip
     assert changed.keys() == set(RUN_FIELDS)
     key = options_without("batch_size", "rank")

@@ -20,6 +20,9 @@ class ContextRow:
     high_bytes: int
     measured: bool
     why: str
+    communication_bytes: int = 0  # of `first_tensor_bytes`, what talking to other cards takes
+    communication_measured: bool = True
+    communication_why: str = ""
 
     @property
     def total_bytes(self) -> int:

@@ -50,8 +50,11 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
 def _card(reading: Reading, given: dict[str, Any], output: Output) -> PlannedCard:
     """--gpu, else the card that a plan was made for, else the one in this machine."""
     if given.get("gpu") is None and reading.gpu is not None:
-        output.warn(f"no --gpu given: taking the plan's own card, {reading.gpu['name']}")
-        given = {**given, "gpu": reading.gpu["name"]}
+        from qlora_planner.session.cards import card_of_plan
+
+        gpu, nodes = card_of_plan(reading.gpu)
+        output.warn(f"no --gpu given: taking the plan's own card, {gpu}")
+        given = {**given, "gpu": gpu, "nodes": given.get("nodes") or nodes}
     card = card_from(given, output, required=True)
     assert card is not None
     return card

@@ -13,14 +13,26 @@ from qlora_planner.spec.run import (
     LOAD_DTYPES,
     LOSS_KERNELS,
     METHODS,
+    PLACES,
     QUANTS,
     RUN_FIELDS,
     SCALE_REWARDS,
+    STORAGE_DTYPES,
+    STRATEGIES,
     TASKS,
     TRAINERS,
     RunConfig,
 )
-from qlora_planner.spec.spellings import ATTENTION_NAMES, DTYPE_NAMES, LOSS_NAMES, METHOD_NAMES, QUANT_NAMES, TASK_NAMES
+from qlora_planner.spec.spellings import (
+    ATTENTION_NAMES,
+    DTYPE_NAMES,
+    LOSS_NAMES,
+    METHOD_NAMES,
+    PLACE_NAMES,
+    QUANT_NAMES,
+    STRATEGY_NAMES,
+    TASK_NAMES,
+)
 
 RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
@@ -210,13 +222,22 @@ def _run_options() -> list[click.Option]:
         _value("num-iterations", int, "GRPO, RLOO: updates with the same completions (1).", "N"),
         _value("steps-per-generation", int, "GRPO, RLOO: micro-batches generated together (grad-accum).", "N"),
         _value("scale-rewards", click.Choice(SCALE_REWARDS), "GRPO: by what rewards are scaled; costs no memory."),
+        _value(
+            "parallel", Named(STRATEGIES, STRATEGY_NAMES), "How several cards share it (ddp where a card holds it)."
+        ),
+        _value("quant-storage", Named(STORAGE_DTYPES, DTYPE_NAMES), "Dtype that 4-bit weights lie in (as they shard)."),
+        _switch("reshard-after-forward", "FSDP2 gives gathered weights back after each layer (on)."),
+        _value("load-on", Named(PLACES, PLACE_NAMES), "Where each rank of several loads (gpu; cpu for FSDP)."),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 
 
 def _card_options() -> list[click.Option]:
     return [
-        CardOption(["--gpu"], metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local."),
+        CardOption(["--gpu"], metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, 2xrtx-4090, or local."),
+        CardOption(
+            ["--nodes"], type=click.IntRange(1, 1024), metavar="N", help="Machines with as many such cards (1)."
+        ),
         CardOption(["--reserve"], metavar="SIZE", help="Held back for a desktop or other processes, as 800MiB."),
         CardOption(["--cap"], metavar="SIZE", help="torch's per-process limit on a larger card, as 20GiB."),
         CardOption(

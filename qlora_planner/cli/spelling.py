@@ -101,11 +101,18 @@ _SAYS: Mapping[str, str] = {
     **dict.fromkeys(("lora-target-linear", "target-linear", "all-linear"), "write --target-modules all-linear"),
     **dict.fromkeys(("unsloth", "use-unsloth"), "trainers here are trl-sft, hf-trainer and loop (--trainer)"),
     **dict.fromkeys(
-        ("num-gpus", "n-gpus", "ngpus", "n-gpu", "gpu-count", "nproc-per-node", "nproc", "world-size", "nodes",
-         "nnodes", "num-processes", "tensor-parallel-size", "tp", "tensor-parallel", "deepspeed", "fsdp", "zero", "ddp",
-         "multi-gpu", "device-map", "tensor-split"),
-        "one card at a time is planned, several are not yet: --gpu rtx-3090",
+        ("num-gpus", "n-gpus", "ngpus", "n-gpu", "gpu-count", "nproc-per-node", "nproc", "world-size", "num-processes",
+         "multi-gpu"),
+        "write the number of cards before the card: --gpu 2xrtx-3090",
     ),
+    **dict.fromkeys(
+        ("deepspeed", "fsdp", "zero", "ddp", "device-map", "tensor-split"),
+        "write --parallel ddp, fsdp2, zero2, zero3 or pipeline, and --gpu 2xrtx-3090",
+    ),
+    **dict.fromkeys(
+        ("tensor-parallel-size", "tp", "tensor-parallel"), "bitsandbytes' weights are not split so: --parallel fsdp2",
+    ),
+    **dict.fromkeys(("nnodes", "num-nodes", "num-machines"), "write --nodes 2 beside --gpu 8xa100-80gb"),
     **dict.fromkeys(
         ("ngl", "n-gpu-layers", "gpu-layers"), "training keeps every layer on the card; --activation-offloading moves "
         "activations to the host",

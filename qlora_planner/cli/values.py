@@ -98,13 +98,14 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Pl
     """
     text, reserve_bytes, cap_bytes = card_asked(given)
     if text is None and not required:
-        given_alone = [name for name in ("reserve", "cap", "risk") if given.get(name) is not None]
+        given_alone = [name for name in ("reserve", "cap", "risk", "nodes") if given.get(name) is not None]
         if given_alone:
             raise InputError(f"--{given_alone[0]} needs a card: add --gpu, as --gpu 24GB")
         return None
     from qlora_planner.session.cards import card_typed
 
-    return card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    nodes = given.get("nodes") or 1
+    return card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes)
 
 
 def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard | None, int | None, int | None]:
@@ -117,7 +118,13 @@ def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard
         return None, reserve_bytes, cap_bytes
     from qlora_planner.session.cards import card_typed
 
-    card = card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
+    nodes = given.get("nodes") or 1
+    card = card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes)
+    if card.world > 1:
+        raise InputError(
+            f"--gpu {card.asked}: one card runs here, as another card or as itself; several are started from the files"
+            " that `qlora-plan plan --export accelerate=run.py` writes"
+        )
     return card, reserve_bytes, cap_bytes
 
 

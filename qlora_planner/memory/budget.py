@@ -7,6 +7,8 @@ from dataclasses import field, replace
 
 from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import usable_bytes
+from qlora_planner.catalog.links import link_of
+from qlora_planner.catalog.parallel import communication_row, strategy_row
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
 from qlora_planner.record import record
@@ -51,14 +53,20 @@ class Budget:
         cap_bytes: int | None = None,
         calibration: Calibration | None = None,
         risk: float = TIGHT_AT_MOST,
+        machine: Machine | None = None,
     ) -> Budget:
-        """The budget of a process that has one card to itself but for `reserve_bytes`.
+        """The budget of a process that has one card to itself but for `reserve_bytes`; of a `machine` of several such
+        cards, that of one of its ranks.
 
         Raises InputError for a reserve below zero.
         """
+        if machine is None and gpu is not None:
+            machine = Machine.of(gpu)
         context = context_of(gpu, calibration)
+        if machine is not None and machine.world > 1:
+            context = _with_communication(context, machine)
         return cls(
-            machine=None if gpu is None else Machine.of(gpu),
+            machine=machine,
             rank=0,
             reserve_bytes=reserve_bytes,
             cap_bytes=cap_bytes,
@@ -70,8 +78,16 @@ class Budget:
         )
 
     def on(self, gpu: GpuSpec | None) -> Budget:
-        """The whole of another card, by the same measurements and at the same risk."""
-        return Budget.of(gpu, calibration=self.calibration, risk=self.risk)
+        """The whole of another card, or of as many, by the same measurements and at the same risk."""
+        machine = None
+        if gpu is not None and self.machine is not None and self.world > 1:
+            machine = Machine.of(gpu, self.machine.gpus_per_node, self.machine.nodes, link_of(gpu))
+        return Budget.of(gpu, calibration=self.calibration, risk=self.risk, machine=machine)
+
+    @property
+    def world(self) -> int:
+        """How many cards share the work; 1 without any."""
+        return 1 if self.machine is None else self.machine.world
 
     def for_run(self, run: RunConfig) -> Budget:
         """The same for a run whose libraries take more or less than the usual one's."""
@@ -84,7 +100,10 @@ class Budget:
 
     def context_for(self, run: RunConfig) -> ContextRow:
         """The CUDA context with the libraries that a run uses."""
-        return _with_libraries(self.context, run)
+        context = _with_libraries(self.context, run)
+        if run.parallel is None or self.machine is None or self.world == 1:
+            return context
+        return _as_many_communicators(context, self.machine, strategy_row(run.parallel).communicators)
 
     @property
     def gpu(self) -> GpuSpec | None:
@@ -102,6 +121,13 @@ class Budget:
         """Device bytes that the process may reach on its card."""
         assert self.usable is not None, "without a card nothing is usable"
         return self.usable[0]
+
+    def less(self, size_bytes: int) -> Budget:
+        """The same with so much of the card taken already, as by what ranks do not count."""
+        if self.usable is None or not size_bytes:
+            return self
+        usable, why = self.usable
+        return replace(self, usable=(usable - size_bytes, why))
 
     @property
     def fits_at_most(self) -> float:
@@ -158,6 +184,37 @@ def context_of(gpu: GpuSpec | None, calibration: Calibration | None = None) -> C
         measured=True,
         why=f"calibrated: {format_mib(measured.first_tensor_bytes)} after the first tensor, {format_mib(total)} by the"
         f" end of a step, the middle of {measured.count:,} runs measured on this card",
+    )
+
+
+def _with_communication(context: ContextRow, machine: Machine) -> ContextRow:
+    """The context of a process that talks to others through NCCL."""
+    row = communication_row(machine.gpus[0].name, machine.world, machine.nodes)
+    return replace(
+        context,
+        first_tensor_bytes=context.first_tensor_bytes + row.first_bytes,
+        low_bytes=context.low_bytes + row.low_bytes,
+        high_bytes=context.high_bytes + row.high_bytes,
+        communication_bytes=row.first_bytes,
+        communication_measured=row.measured,
+        communication_why=row.why,
+    )
+
+
+def _as_many_communicators(context: ContextRow, machine: Machine, count: int) -> ContextRow:
+    """The same where a strategy has more communicators than one, or none."""
+    row = communication_row(machine.gpus[0].name, machine.world, machine.nodes)
+    if count == 1:
+        return context
+    more = (count - 1) * row.further_bytes if count else -row.first_bytes
+    why = f"{row.why}; {more >> 20} MiB more for a second communicator" if count else "one process drives every card"
+    return replace(
+        context,
+        first_tensor_bytes=context.first_tensor_bytes + more,
+        low_bytes=context.low_bytes + (more if count else -row.low_bytes),
+        high_bytes=context.high_bytes + (more if count else -row.high_bytes),
+        communication_bytes=context.communication_bytes + more,
+        communication_why=why,
     )
 
 

@@ -9,6 +9,8 @@ from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.breakdown import Breakdown
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.parallel.choice import for_cards
+from qlora_planner.memory.parallel.host import load_peak_bytes
 from qlora_planner.memory.records import (
     HostBytes,
     MemoryEstimate,
@@ -79,6 +81,7 @@ def estimate_within(
     Without `refines` a traced run's floor is not worked out more finely near what is usable: one that fits fits.
     """
     profile = profile_for(profile, run)
+    run, chosen = for_cards(run, budget.world)
     resolution = resolve(profile, run, budget.gpu)
     budget = budget.for_run(resolution.run)
     breakdown = _breakdown(profile, resolution, tape, orders, budget, refines)
@@ -99,7 +102,7 @@ def estimate_within(
             ),
         ),
         run=resolution.run,
-        resolved=resolution.why,
+        resolved={**resolution.why, **chosen},
         stack=resolution.stack,
         static=StaticBytes(
             after_load=breakdown.load.live,
@@ -117,11 +120,12 @@ def estimate_within(
         host=HostBytes(
             paged_bytes=breakdown.paged_bytes,
             offloaded_bytes=breakdown.offloaded_bytes,
-            load_peak_bytes=None,
+            load_peak_bytes=load_peak_bytes(profile, resolution.run, budget.machine),
         ),
         fit=fit(budget, device_bytes, breakdown.floor_bytes, breakdown.method, problems),
         problems=problems,
         method=breakdown.method,
+        machine=budget.machine,
     )  # fmt: skip
     return whole(profile, answer) if complete else answer
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from qlora_planner.memory.records import Component, Phase
+from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.memory.records import WRAP, Component, Phase
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
-BEFORE_TRAINING = ("load", "prepare", "adapters")
+BEFORE_TRAINING = ("load", "prepare", "adapters", WRAP)
 
 
 def before_training(static: StaticMemory, peak: Phase) -> dict[Component, int]:
@@ -19,11 +20,16 @@ def before_training(static: StaticMemory, peak: Phase) -> dict[Component, int]:
         Component.QUANTIZATION_CONSTANTS: static.constants,
         Component.UNQUANTIZED_WEIGHTS: static.buffers
         + (static.unquantized_prepared if prepared else static.unquantized_loaded),
-        Component.ADAPTERS: static.adapters if peak.name == "adapters" else 0,
+        Component.ADAPTERS: static.adapters if peak.name in ("adapters", WRAP) else 0,
     }
     # The 16-bit tensor beside its quantised or cast form, and the compared copy of a tied head.
     sizes[Component.WORKSPACE] = max(0, (peak.allocated_bytes or 0) - sum(sizes.values()))
     return sizes
+
+
+def communication_words(context: ContextRow) -> str:
+    """The why-line of what several cards take beside what one does."""
+    return f"a flat copy of all gradients to reduce them in, or what wrapping broadcasts; {context.communication_why}"
 
 
 def counted_words(run: RunConfig, static: StaticMemory, state: TrainingState) -> dict[Component, str]:

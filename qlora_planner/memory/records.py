@@ -10,6 +10,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import run_document
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.record import document, fields_of, record
+from qlora_planner.spec.machine import Machine
 from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
 
@@ -17,7 +18,7 @@ SCHEMA = "qlora-plan/estimate/1"
 # Keys of the document in their order, with an attribute that is called otherwise after a colon.
 _KEYS = (
     "model run resolved stack static_bytes:static phases components peak floor_bytes host speed fit partial unmodelled"
-    " problems basis why footing:method"
+    " problems basis why footing:method machine parallel ranks"
 )
 # The code of the problem that the published weights are quantised in a way that no run here can take.
 STORED_QUANTIZED = "stored-quantized"
@@ -55,9 +56,11 @@ class Component(StrEnum):
     WORKSPACE = "workspace"
     ALLOCATOR_SLACK = "allocator_slack"
     CUDA_CONTEXT = "cuda_context"
+    COMMUNICATION = "communication"  # of runs on several cards alone
 
 
 PHASES = ("load", "prepare", "adapters", "forward", "loss", "backward", "optimizer", "eval", "save")
+WRAP = "wrap"  # of runs on several cards, between adapters and the first forward
 
 
 @record
@@ -198,6 +201,19 @@ class ModelFacts:
 
 
 @record
+class RankMemory:
+    """What one rank of several holds: `rank` counts from 0, `gpu` is its card's name."""
+
+    rank: int
+    gpu: str
+    phases: tuple[Phase, ...]
+    components: Mapping[str, int]
+    peak: Peak
+    floor_bytes: int
+    fit: Fit | None
+
+
+@record
 class MemoryEstimate:
     """Everything that is said about the memory of one run on one model."""
 
@@ -216,6 +232,28 @@ class MemoryEstimate:
     problems: tuple[Problem, ...] = ()
     unmodelled: tuple[Unmodelled, ...] = ()  # put here by `memory.unmodelled.qualified.qualified` alone
     method: str = TRACED  # how it was had, which decides how far it may be off: see evidence.calibration
+    machine: Machine | None = None  # None: no card was given
+    uneven: tuple[RankMemory, ...] = ()  # every rank, where they differ; the estimate's own figures are the highest's
+
+    @property
+    def parallel(self) -> str | None:
+        """The strategy of several cards; None on one."""
+        return self.run.parallel
+
+    @property
+    def ranks(self) -> tuple[RankMemory, ...]:
+        """What each of several cards holds, in the order of ranks; nothing for one card."""
+        if self.machine is None or self.machine.world == 1:
+            return ()
+        if self.uneven:
+            return self.uneven
+        return tuple(
+            RankMemory(
+                rank=rank, gpu=gpu.name, phases=self.phases, components=self.components, peak=self.peak,
+                floor_bytes=self.floor_bytes, fit=self.fit,
+            )
+            for rank, gpu in enumerate(self.machine.gpus)
+        )  # fmt: skip
 
     @property
     def components(self) -> dict[str, int]:

@@ -88,7 +88,7 @@ def _after(
     planner: Planner, run: RunConfig, fixed: frozenset[str], objective: Objective, step: Step
 ) -> tuple[Ranking, Choice, MemoryEstimate] | None:
     freed = step.searched & _BATCH
-    effective = planner.request.effective_batch or run.batch_size * run.grad_accum if freed else None
+    effective = run.batch_size * run.grad_accum if freed and planner.request.effective_batch is None else None
     run, left = run.with_(**step.reset), fixed - step.names
     goals = [OBJECTIVES["context"] if step.shorter else objective]
     if "seq_len" not in fixed and not objective.lengths:  # nobody asked for this length

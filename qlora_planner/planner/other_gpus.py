@@ -15,7 +15,8 @@ from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.risk import verdict_of
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.speed.roofline import cost_of, speed_of
+from qlora_planner.speed.roofline import cost_of
+from qlora_planner.speed.several import speed_within
 
 # The estimate of a run on all of a card; None where no trace of it ships.
 PlayedOn = Callable[[RunConfig, GpuSpec], MemoryEstimate | None]
@@ -82,7 +83,7 @@ def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here:
     """
     there, more_bytes = _budget_on(answer, here, card)
     chance = there.probability_oom(answer.floor_bytes + more_bytes, answer.method)
-    speed = speed_of(profile, answer.run, card, here.calibration, answer.stack)
+    speed = speed_within(there, profile, answer.run, answer.stack)
     return Standing(
         card=card,
         verdict=_verdict_on(answer, card, chance, here.risk),
@@ -92,7 +93,7 @@ def standing(profile: ModelProfile, answer: MemoryEstimate, card: GpuSpec, here:
         tokens_per_s=speed.tokens_per_s,
         step_s=speed.step_s,
         speed_basis=speed.basis,
-        usd_per_million_tokens=cost_of(speed, card).usd_per_million_tokens,
+        usd_per_million_tokens=cost_of(speed, card, cards=there.world).usd_per_million_tokens,
     )
 
 

@@ -15,7 +15,8 @@ from qlora_planner.planner.records import Alternative, OtherGpu
 from qlora_planner.planner.search import Choice
 from qlora_planner.planner.search_space import fixed_options
 from qlora_planner.spec.machine import GpuSpec
-from qlora_planner.speed.roofline import Rates, cost_of, speed_of
+from qlora_planner.speed.roofline import Rates, cost_of
+from qlora_planner.speed.several import speed_within
 
 # How the weights are stored: another length or rank is asked of them as they are.
 _STORED = ("method", "quant", "double_quant")
@@ -34,8 +35,9 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     )  # fmt: skip
     objective, fixed = find_objective(request.objective), fixed_options(request.run, request.fixed)
     refused = OtherGpu(
-        gpu=card.name, label=card.label, usable_bytes=other.budget.usable_bytes, usd_per_hour=card.rent_usd_per_hour
-    )
+        gpu=card.name, label=card.label, usable_bytes=other.budget.usable_bytes,
+        usd_per_hour=None if card.rent_usd_per_hour is None else card.rent_usd_per_hour * other.budget.world,
+    )  # fmt: skip
     try:
         ranking = other.rank(planner.run, fixed, objective, whole=False)
     except InputError:  # the stack refuses everything left open on that card
@@ -53,12 +55,12 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
         floor_bytes=best.floor_bytes if played is None else played.floor_bytes,
         change={name: value for name, value in best.run.to_dict().items() if value != shown[name]},
     )  # fmt: skip
-    speed = speed_of(planner.profile, resolved, card, request.budget.calibration)
+    speed = speed_within(other.budget, planner.profile, resolved, planner.profile.counted)
     if not best.fits or speed.tokens_per_s is None:
         return row
     return replace(
         row, tokens_per_s=speed.tokens_per_s, step_s=speed.step_s, speed_basis=str(speed.basis),
-        usd_per_million_tokens=cost_of(speed, card).usd_per_million_tokens,
+        usd_per_million_tokens=cost_of(speed, card, cards=other.budget.world).usd_per_million_tokens,
     )  # fmt: skip
 
 

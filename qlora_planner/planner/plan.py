@@ -87,7 +87,10 @@ class Plan:
             "nearest": near and near.run, "nearest_change": near and near.change,
             "nearest_estimate": near and near.estimate,
         }  # fmt: skip
-        gpu = {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes}
+        gpu: dict[str, Any] = {"name": self.gpu.name, "label": self.gpu.label, "memory_bytes": self.gpu.memory_bytes}
+        machine = self.estimate.machine
+        if machine is not None and machine.world > 1:
+            gpu |= {"count": machine.gpus_per_node, "nodes": machine.nodes}
         own = {"gpu": gpu, "cost": self.cost or {}, "search": self.search or {}}
         return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 
@@ -185,7 +188,9 @@ def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
 def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
     request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
-    cost = cost_of(answer.speed, request.gpu)
+    cards = request.budget.world
+    cost = cost_of(answer.speed, request.gpu, cards=cards)
+    price = request.gpu.rent_usd_per_hour
     priced = tuple(prices(factory, answer.run, planner.pace_on, scale, planner.beside))
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
@@ -207,7 +212,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         else smallest_card(planner.profile, answer, request.cards, request.budget, planner.played_on),
         compared=tuple(elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(
-            usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=request.gpu.rent_usd_per_hour,
+            usd_per_million_tokens=cost.usd_per_million_tokens, usd_per_hour=None if price is None else cards * price,
         ),
         search=SearchSummary(
             candidates=planner.looked_at, ranked_on=planner.pace_on.name,

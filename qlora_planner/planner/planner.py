@@ -11,20 +11,21 @@ from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
+from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.neighbours import longest_played
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
-from qlora_planner.planner.search_space import search_space
+from qlora_planner.planner.search_space import EFFECTIVE_BATCH, search_space
 from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
-from qlora_planner.speed.roofline import speed_of
+from qlora_planner.speed.several import speed_within
 
 if TYPE_CHECKING:  # most plans are made without a dataset
     from qlora_planner.data.batches.summary import DataSummary
@@ -147,7 +148,7 @@ class Planner:
         """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
         data = self.request.data
         space = search_space(
-            self.profile, run, fixed, effective_batch=effective_batch or self.request.effective_batch,
+            self.profile, run, fixed, effective_batch=effective_batch or self._effective_batch(fixed),
             packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
         )  # fmt: skip
         if objective.ranks and "rank" not in fixed:
@@ -160,6 +161,13 @@ class Planner:
         )  # fmt: skip
         self.looked_at += ranking.count
         return ranking
+
+    def _effective_batch(self, fixed: frozenset[str]) -> int | None:
+        """Sequences that one card takes of an optimizer step; None where what is fixed says so."""
+        sequences, world = self.request.effective_batch, self.budget.world
+        if world == 1 or (sequences is None and fixed & {"batch_size", "grad_accum"}):
+            return sequences
+        return max(1, (sequences or EFFECTIVE_BATCH) // world)
 
     def settle(self, ranking: Ranking, *, bold: bool = False) -> tuple[Choice, MemoryEstimate] | None:
         """The best choice that fits when it is estimated on its own; None where none of those tried does.
@@ -226,10 +234,10 @@ class Planner:
         if tape is None:
             return None
         orders = self._orders(run, tape)
-        resolution = resolve(self.profile, run, self.request.gpu)
-        workspace_bytes = self.budget.workspace_bytes
+        resolution = resolve(self.profile, for_cards(run, self.budget.world)[0], self.request.gpu)
+        workspace_bytes, world = self.budget.workspace_bytes, self.budget.world
         return max(
-            simulate_run(self.profile, resolution, tape, workspace_bytes, before=before).reserved
+            simulate_run(self.profile, resolution, tape, workspace_bytes, before=before, world=world).reserved
             for before in orders or ((),)
         )
 
@@ -291,7 +299,7 @@ class Planner:
     ) -> MemoryEstimate:
         budget = self.budget
         answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False, refines=refines)
-        speed = speed_of(self.profile, answer.run, budget.gpu, budget.calibration, answer.stack)
+        speed = speed_within(budget, self.profile, answer.run, answer.stack)
         return replace(answer, speed=speed)
 
     def _orders(self, run: RunConfig, tape: Tape | None) -> Sequence[Sequence[Tape]]:

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from qlora_planner.memory import MemoryEstimate
 from qlora_planner.report.estimate import headline, problems, render_components
-from qlora_planner.report.parts.labels import card_line, gib, recipe
+from qlora_planner.report.parts.labels import card_line, cards_line, gib, recipe
 from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.text import listed
@@ -71,6 +71,9 @@ def _about(estimate: MemoryEstimate, gpu: GpuSpec, theme: Theme) -> Iterator[Lin
     yield from theme.wrap(recipe(estimate.run), 6, "run", first_style="dim")
     usable = f". A process can use {format_mib(estimate.fit.usable_bytes)}." if estimate.fit else ""
     yield from theme.wrap(card_line(gpu) + usable, 6, "card", first_style="dim")
+    machine = estimate.machine
+    if machine is not None and machine.world > 1:
+        yield from theme.wrap(cards_line(machine, estimate.run.parallel), 6, "cards", first_style="dim")
     peak = estimate.peak
     text = (
         f"{peak.phase}, 90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)};"

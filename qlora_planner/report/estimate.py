@@ -12,6 +12,7 @@ from qlora_planner.memory.unmodelled.qualified import told
 from qlora_planner.report.parts.labels import (
     card_line,
     card_name,
+    cards_line,
     chance,
     component_label,
     gib,
@@ -31,6 +32,7 @@ _NAMES = {
     "load": "loading",
     "prepare": "preparing",
     "adapters": "adding adapters",
+    "wrap": "wrapping",
     "eval": "evaluation",
     "save": "saving",
 }
@@ -78,7 +80,7 @@ def headline(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Ite
             yield from theme.wrap(sentence, _INDENT)
         whole = peak.device_bytes
     else:
-        card = card_name(gpu) if gpu else fit.gpu
+        card = card_name(gpu, estimate.machine) if gpu else fit.gpu
         mark = f"{theme.glyph(fit.verdict)} {VERDICT_WORDS[fit.verdict]}: "
         style = verdict_style(fit.verdict)
         yield from theme.wrap(f"{model} on {card}", first=mark, first_style=f"bold {style}", style="bold")
@@ -181,6 +183,8 @@ def _about(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Itera
     if gpu is not None and estimate.fit is not None:
         text = f"{card_line(gpu)}. A process can use {format_mib(estimate.fit.usable_bytes)}."
         yield from theme.wrap(text, 6, "card", first_style="dim")
+    if estimate.machine is not None and estimate.machine.world > 1:
+        yield from theme.wrap(cards_line(estimate.machine, estimate.run.parallel), 6, "cards", first_style="dim")
     if (speed := speed_line(estimate.speed)) is not None:
         yield from theme.wrap(speed, 6, "speed", first_style="dim")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
-from qlora_planner.report.parts.labels import card_line, change, mib, option, recipe, speed_line, value
+from qlora_planner.report.parts.labels import card_line, cards_line, change, mib, option, recipe, speed_line, value
 from qlora_planner.report.parts.plan_parts import advised, compared, given_up, nearest, percent, searched
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.units import format_mib, format_size
@@ -45,6 +45,9 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     fit = plan.estimate.fit
     usable = f". A process can use {format_mib(fit.usable_bytes)}." if fit else ""
     yield from theme.wrap(card_line(plan.gpu) + usable, 6, "card", first_style="dim")
+    machine = plan.estimate.machine
+    if machine is not None and machine.world > 1:
+        yield from theme.wrap(cards_line(machine, plan.run.parallel), 6, "cards", first_style="dim")
     if (text := speed_line(plan.estimate.speed)) is not None:
         yield from theme.wrap(f"{text}{_price(plan)}", 6, "speed", first_style="dim")
     elif plan.search:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory import MemoryEstimate, Unmodelled
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.session.cards import PlannedCard
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
@@ -31,7 +32,8 @@ def calibration(profiles: str | os.PathLike[str] | None = None) -> Calibration |
 def load_gpu(text: str, *, profiles: str | os.PathLike[str] | None = None) -> GpuSpec:
     """The card of `text`: a size such as 24GB or 24564MiB, a catalogue name, or `local` for the one in this machine.
 
-    Raises InputError for what is none of these (with the nearest names), MissingError for `local` without a card.
+    Raises InputError for what is none of these (with the nearest names) and for several cards, which are given to
+    `estimate` and `plan` as they are written (`2xrtx-4090`), MissingError for `local` without a card.
     """
     return Session(profiles).gpu(text)
 
@@ -44,7 +46,7 @@ def ranking_card(gpu: GpuSpec, *, profiles: str | os.PathLike[str] | None = None
 def estimate(
     profile: ModelProfile | str,
     run: RunConfig | None = None,
-    gpu: GpuSpec | str | None = None,
+    gpu: GpuSpec | PlannedCard | str | None = None,
     *,
     reserve_bytes: int = 0,
     cap_bytes: int | None = None,
@@ -77,7 +79,7 @@ def estimate(
 
 def plan(
     profile: ModelProfile | str,
-    gpu: GpuSpec | str,
+    gpu: GpuSpec | PlannedCard | str,
     run: RunConfig | None = None,
     *,
     reserve_bytes: int = 0,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
@@ -11,11 +12,10 @@ from qlora_planner.units import format_mib, parse_memory
 
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
-    from qlora_planner.catalog.gpus.several import Several
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory.budget import Budget
     from qlora_planner.session.session import Session
-    from qlora_planner.spec.machine import GpuSpec
+    from qlora_planner.spec.machine import GpuSpec, Machine
 
 LOCAL = "local"
 
@@ -24,17 +24,31 @@ LOCAL = "local"
 class PlannedCard:
     """A card that answers are for. Sizes are bytes.
 
-    `asked` is the card as it can be typed again, `several` the cards that were asked for, of which this is one; `note`
-    says where a card comes from that nobody named; `risk` is the highest chance of running out on it that is taken.
+    `asked` is the card as it can be typed again, `count` of them are in each of `nodes`; `note` says where a card comes
+    from that nobody named; `risk` is the highest chance of running out on it that is taken.
     """
 
     gpu: GpuSpec
     asked: str
     reserve_bytes: int = 0
     cap_bytes: int | None = None
-    several: Several | None = None
     note: str = ""
     risk: float = TIGHT_AT_MOST
+    count: int = 1
+    nodes: int = 1
+
+    @property
+    def world(self) -> int:
+        """How many cards there are in all."""
+        return self.count * self.nodes
+
+    @property
+    def machine(self) -> Machine:
+        """The cards with what they talk over."""
+        from qlora_planner.catalog.links import link_of
+        from qlora_planner.spec.machine import Machine
+
+        return Machine.of(self.gpu, self.count, self.nodes, link_of(self.gpu) if self.world > 1 else None)
 
     def budget(self, calibration: Calibration | None) -> Budget:
         """What a process may use of it, by what measurements say."""
@@ -42,8 +56,14 @@ class PlannedCard:
 
         return Budget.of(
             self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration,
-            risk=self.risk,
+            risk=self.risk, machine=self.machine,
         )  # fmt: skip
+
+
+def card_of_plan(gpu: Mapping[str, Any]) -> tuple[str, int]:
+    """The card that a plan file names as it can be typed, with their number, and how many nodes have as many."""
+    count, nodes = (value if isinstance(value := gpu.get(name), int) else 1 for name in ("count", "nodes"))
+    return f"{count}x{gpu['name']}" if count > 1 else str(gpu["name"]), nodes
 
 
 def is_local(text: str) -> bool:
@@ -57,34 +77,41 @@ def card_of(
     *,
     reserve_bytes: int | None = None,
     cap_bytes: int | None = None,
+    nodes: int = 1,
     prefix: str = "",
 ) -> PlannedCard:
-    """The card of a size, a name or `local`, or a record already.
+    """The card of a size, a name, a number of them (`2xrtx-4090`, on each of `nodes`) or `local`, or a record already.
 
     Of `local` without `reserve_bytes` that is what other processes hold now. `prefix` stands before the names of sizes
-    in messages. Raises InputError for a card, a reserve or a cap that means nothing, MissingError for `local` without a
-    card.
+    in messages. Raises InputError for a card, a number of them, a reserve or a cap that means nothing, MissingError for
+    `local` without a card.
     """
     if isinstance(card, PlannedCard):
         return card
     if not isinstance(card, str):
-        return _checked(card, card.name, reserve_bytes or 0, cap_bytes, None, prefix, session.risk)
+        return _checked(card, card.name, reserve_bytes or 0, cap_bytes, (1, nodes), prefix, session.risk)
     if is_local(card):
         from qlora_planner.measure.nvml import local_gpu
 
         local = local_gpu()
         held_bytes = local.reserve_bytes if reserve_bytes is None else reserve_bytes
-        return _checked(local.spec, LOCAL, held_bytes, cap_bytes, None, prefix, session.risk)
+        return _checked(local.spec, LOCAL, held_bytes, cap_bytes, (1, nodes), prefix, session.risk)
     from qlora_planner.catalog.gpus.several import several_of
 
-    gpu, several = session.gpu(card), several_of(card)
-    typed = several.each if several else card.strip()
-    many = several if several is not None and several.count > 1 else None
-    return _checked(gpu, typed, reserve_bytes or 0, cap_bytes, many, prefix, session.risk)
+    several = several_of(card)
+    gpu = session.gpu(several.each if several else card)
+    count = several.count if several else 1
+    typed = several.each if several and count == 1 else f"{count}x{several.each}" if several else card.strip()
+    return _checked(gpu, typed, reserve_bytes or 0, cap_bytes, (count, nodes), prefix, session.risk)
 
 
 def card_typed(
-    session: Session, text: str | None, *, reserve_bytes: int | None = None, cap_bytes: int | None = None
+    session: Session,
+    text: str | None,
+    *,
+    reserve_bytes: int | None = None,
+    cap_bytes: int | None = None,
+    nodes: int = 1,
 ) -> PlannedCard:
     """The card of `--gpu`, for None the one in this machine; `session.tell` hears what was taken for it.
 
@@ -92,8 +119,9 @@ def card_typed(
     """
     try:
         card = card_of(
-            session, LOCAL if text is None else text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, prefix="--"
-        )
+            session, LOCAL if text is None else text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes,
+            prefix="--",
+        )  # fmt: skip
     except MissingError as error:
         if text is not None:
             raise
@@ -101,8 +129,6 @@ def card_typed(
         raise InputError("no card given and none found here; add --gpu, as --gpu 24GB or --gpu rtx-4090") from error
     if text is None:
         session.tell(f"no --gpu given: taking the card in this machine, {card.gpu.label}")
-    elif card.several is not None:
-        session.tell(f"--gpu {text.strip()}: {card.several.note}")
     if (text is None or is_local(text)) and reserve_bytes is None and card.reserve_bytes:
         session.tell(f"other processes hold {format_mib(card.reserve_bytes)} of it now; --reserve says otherwise")
     return card
@@ -122,18 +148,23 @@ def _checked(
     typed: str,
     reserve_bytes: int,
     cap_bytes: int | None,
-    several: Several | None,
+    number: tuple[int, int],
     prefix: str,
     risk: float,
 ) -> PlannedCard:
-    """Raises InputError for a reserve or a cap that leaves nothing of the card, or is more than it has."""
+    """Raises InputError for more cards than are planned, and for a reserve or a cap that leaves nothing of one, or is
+    more than it has. `number` is how many of them a node has, and how many nodes there are."""
+    from qlora_planner.catalog.gpus.several import check_count
+
+    count, nodes = number
+    check_count(count, nodes, typed)
     total = gpu.memory_bytes
     if reserve_bytes >= total:
         raise InputError(f"{prefix}reserve: {format_mib(reserve_bytes)} is all of the card's {format_mib(total)}")
     if cap_bytes is not None and cap_bytes > total:
         raise InputError(f"{prefix}cap: {format_mib(cap_bytes)} is more than the card's {format_mib(total)}")
     return PlannedCard(
-        gpu=gpu, asked=typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, several=several, risk=risk
+        gpu=gpu, asked=typed, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=risk, count=count, nodes=nodes
     )
 
 

@@ -76,8 +76,7 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
     from qlora_planner.memory.unmodelled.qualified import qualified
 
     reading = meant(reading, estimates.profile)
-    estimate = qualified(estimates.full(reading.run), reading.unmodelled)
-    return reading, estimates.opened.of_several(estimate)
+    return reading, qualified(estimates.full(reading.run), reading.unmodelled)
 
 
 class Estimates:
@@ -97,7 +96,7 @@ class Estimates:
         if not self.traces:
             return self.quick(run)
         try:
-            return self.opened.of_one(run)
+            return self.opened.estimate(run)
         except MissingError as error:
             self.opened.session.tell(f"{error}; this answer is by closed forms")
             self.traces = False

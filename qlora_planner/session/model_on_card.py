@@ -111,28 +111,24 @@ class ModelOnCard:
         widths: Sequence[Sequence[int]] = (),
         unmodelled: Sequence[Unmodelled] = (),
     ) -> MemoryEstimate:
-        """The memory of one run: see `qlora_planner.estimate`, whose errors it raises."""
-        return self.of_several(self.of_one(run, widths, unmodelled))
+        """The memory of one run: see `qlora_planner.estimate`, whose errors it raises.
 
-    def of_several(self, answer: MemoryEstimate) -> MemoryEstimate:
-        """`answer` for whoever asked for several cards: what does not fit one may fit them, which nobody says."""
-        several = None if self.card is None else self.card.several
-        if several is None or answer.verdict != "does-not-fit":
+        On several cards without a strategy every card holds all of it where it can, and else a share.
+        """
+        from qlora_planner.memory.parallel.choice import SETTLED, sharded
+
+        answer = self._of_strategy(run, widths, unmodelled)
+        if self.budget.world == 1 or (run is not None and run.parallel) or answer.verdict in SETTLED:
             return answer
-        from qlora_planner.memory.records import Unmodelled
-        from qlora_planner.memory.unmodelled.qualified import qualified
+        return self._of_strategy(sharded(run), widths, unmodelled)
 
-        what = "sharded over several cards it takes less of each, which is not planned yet; one card does not hold it"
-        key = f"--gpu {several.count}x{several.each}"
-        return qualified(answer, [Unmodelled(key=key, what=what, direction="down")])
-
-    def of_one(
+    def _of_strategy(
         self,
         run: RunConfig | None = None,
         widths: Sequence[Sequence[int]] = (),
         unmodelled: Sequence[Unmodelled] = (),
     ) -> MemoryEstimate:
-        """The same for one card, whatever number of them was asked for."""
+        """The same where the run names its strategy, or takes the first there is."""
         from qlora_planner.spec.run import RunConfig as Run
 
         wanted = run or Run()
@@ -151,7 +147,7 @@ class ModelOnCard:
         from qlora_planner.memory.estimate import estimate_within
         from qlora_planner.memory.options.refusals import refusal
         from qlora_planner.memory.unmodelled.qualified import qualified
-        from qlora_planner.speed.roofline import speed_of
+        from qlora_planner.speed.several import speed_within
 
         session, profile = self.session, self.profile
         broken: tuple[Problem, ...] = ()
@@ -168,7 +164,7 @@ class ModelOnCard:
             broken = (*broken, refusal(error))
         orders = self._orders(run, widths, profile) if tape and widths else ()
         answer = estimate_within(self.budget, profile, run, tape=tape, orders=orders, broken=broken)
-        speed = speed_of(profile, answer.run, self.gpu, session.calibration, answer.stack)
+        speed = speed_within(self.budget, profile, answer.run, answer.stack)
         return qualified(replace(answer, speed=speed), unmodelled)
 
     def tape(self, run: RunConfig) -> Tape | None:
@@ -221,6 +217,7 @@ class ModelOnCard:
 
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
+        from qlora_planner.memory.parallel.choice import SETTLED, sharded
         from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planner import Request
         from qlora_planner.spec.run import RunConfig as Run
@@ -247,21 +244,25 @@ class ModelOnCard:
         request.setdefault("cards", self.session.gpus.all())
         if len(self._played) > _KEPT:
             self._played.clear()
-        answer = plan(
-            self.profile,
-            Request(budget=self._on_a_card(), run=run or Run(), fixed=fixed, pace_on=self.pace_on, **request),
-            sweep=sweep,
-            tape_of=traced,
-            orders_of=orders,
-            shipped_of=self._shipped,
-            exact=self.session.exact,
-            traces=not self.session.stored_only and packages.can_trace(),
-            answers=None if request.get("data") is not None else self._played,
-        )
-        near = answer.nearest
-        if near is not None:
-            near = replace(near, estimate=self.of_several(near.estimate))
-        return replace(answer, estimate=self.of_several(answer.estimate), nearest=near)
+
+        def planned(wanted: RunConfig) -> Plan:
+            return plan(
+                self.profile,
+                Request(budget=self._on_a_card(), run=wanted, fixed=fixed, pace_on=self.pace_on, **request),
+                sweep=sweep,
+                tape_of=traced,
+                orders_of=orders,
+                shipped_of=self._shipped,
+                exact=self.session.exact,
+                traces=not self.session.stored_only and packages.can_trace(),
+                answers=None if request.get("data") is not None else self._played,
+            )
+
+        wanted = run or Run()
+        answer = planned(wanted)
+        if self.budget.world == 1 or wanted.parallel is not None or answer.estimate.verdict in SETTLED:
+            return answer
+        return replace(planned(sharded(wanted)), nearest=answer.nearest)
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

@@ -48,13 +48,16 @@ def cheapest_card(
     return PlannedCard(gpu=gpu, asked=gpu.name, risk=session.risk)
 
 
-def check_batch(given: Mapping[str, Any], effective_batch: int | None) -> None:
+def check_batch(given: Mapping[str, Any], effective_batch: int | None, cards: int = 1) -> None:
     """Raises InputError where the sequences of an optimizer step are said twice, or are no multiple of the batch."""
     batch = given.get("batch_size")
     if effective_batch is not None and "grad_accum" in given:
         raise InputError("--effective-batch and --grad-accum say the same thing twice: leave one out")
-    if effective_batch is not None and batch is not None and effective_batch % batch:
-        raise InputError(f"--effective-batch {effective_batch} is no multiple of --batch-size {batch}")
+    if effective_batch is not None and effective_batch % cards:
+        raise InputError(f"--effective-batch {effective_batch} is no multiple of {cards} cards")
+    if effective_batch is not None and batch is not None and effective_batch // cards % batch:
+        on_cards = "" if cards == 1 else f" on {cards} cards"
+        raise InputError(f"--effective-batch {effective_batch} is no multiple of --batch-size {batch}{on_cards}")
 
 
 def data_of(

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.errors import InputError
 from qlora_planner.session import packages
 from qlora_planner.session.cards import PlannedCard, card_of, is_local, size_bytes
 from qlora_planner.session.models import Build, load_model
@@ -101,7 +102,8 @@ class Session:
     def gpu(self, card: str | GpuSpec) -> GpuSpec:
         """The card of `card`: a size such as 24GB or 24564MiB, a catalogue name, `local`, or a card already.
 
-        Raises InputError for what is none of these (with the nearest names), MissingError for `local` without a card.
+        Raises InputError for what is none of these (with the nearest names) and for several cards, MissingError for
+        `local` without a card.
         """
         if not isinstance(card, str):
             return card
@@ -110,7 +112,11 @@ class Session:
 
             return local_gpu().spec
         from qlora_planner.catalog.gpus import parse_gpu
+        from qlora_planner.catalog.gpus.several import several_of
 
+        several = several_of(card)
+        if several is not None and several.count > 1:
+            raise InputError(f"{plain(card.strip())}: one card is meant here: write {plain(several.each)}")
         return parse_gpu(card, self.gpus)
 
     def model(self, model: str | ModelProfile, *, build: Build | None = None) -> ModelProfile:
@@ -147,12 +153,14 @@ class Session:
         reserve: str | int | None = None,
         cap: str | int | None = None,
         risk: str | float | None = None,
+        nodes: int = 1,
     ) -> Workbench:
         """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
 
         `risk` is the highest chance of running out that is taken there (the session's): "5%", 5 or 0.05. For `local`
-        without a `reserve` it is what others hold now; of `2xrtx-3090` one card is planned, and said. Raises InputError
-        for a card, a reserve, a cap or a risk that means nothing, MissingError for `local` without a card.
+        without a `reserve` it is what others hold now. Several cards are written `2xrtx-3090`, and `nodes` have as
+        many each. Raises InputError for a card, a reserve, a cap or a risk that means nothing, MissingError for `local`
+        without a card.
         """
         from qlora_planner.session.workbench import Workbench
 
@@ -161,9 +169,8 @@ class Session:
             card,
             reserve_bytes=None if reserve is None else size_bytes(reserve, "reserve"),
             cap_bytes=None if cap is None else size_bytes(cap, "cap"),
+            nodes=nodes,
         )
-        if planned.several is not None and isinstance(card, str):
-            self.tell(f"{card.strip()}: {planned.several.note}")
         return Workbench(self, planned if risk is None else replace(planned, risk=parse_risk(risk)))
 
     def open(
@@ -181,10 +188,7 @@ class Session:
         from qlora_planner.session.model_on_card import ModelOnCard
 
         if card is not None and not isinstance(card, PlannedCard):
-            gpu = self.gpu(card)
-            card = PlannedCard(
-                gpu=gpu, asked=gpu.name, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, risk=self.risk
-            )
+            card = card_of(self, card, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes)
         return ModelOnCard(session=self, profile=self.model(model), card=card)
 
     def estimate(self, model: str | ModelProfile, run: RunConfig | None = None, **options: Any) -> EstimateAnswer:
@@ -230,10 +234,11 @@ class Session:
         A file that names no card is checked against the one in this machine.
         """
         from qlora_planner.exchange.configs import read_config
-        from qlora_planner.session.cards import LOCAL
+        from qlora_planner.session.cards import LOCAL, card_of_plan
 
         gpu = read_config(file, kind).gpu
-        return self.on(LOCAL if gpu is None else str(gpu["name"])).check(file, kind=kind, **more)
+        card, nodes = (LOCAL, 1) if gpu is None else card_of_plan(gpu)
+        return self.on(card, nodes=nodes).check(file, kind=kind, **more)
 
     def train(
         self, what: str | os.PathLike[str] | PlanAnswer, run: RunConfig | None = None, **more: Any

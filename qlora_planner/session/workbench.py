@@ -163,7 +163,7 @@ class Workbench:
         from qlora_planner.session.plan_files import with_folder
         from qlora_planner.session.views import PlanAnswer
 
-        planning.check_batch(options, effective_batch)
+        planning.check_batch(options, effective_batch, self.card.world)
         typed = run_of(run, options)
         if fixed is None and options:
             from qlora_planner.planner.search_space import fixed_options

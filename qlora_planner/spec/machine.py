@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import field
+from typing import Any
 
 from qlora_planner.record import record
 
@@ -46,18 +47,40 @@ class GpuSpec:
 
 
 @record
+class Link:
+    """What carries bytes between two cards of a node; `bytes_per_s` is one direction's, None where nobody said."""
+
+    kind: str  # NVLink 4, PCIe 4.0 x16
+    bytes_per_s: int | None = None
+
+
+@record
 class Machine:
     """The cards that train one model, in the order of their ranks, spread evenly over `nodes`.
 
-    `links` has what a card sends to the next one of its node, in bytes per second; None where nobody has said.
-    One card, as everything plans for today, has no links.
+    `link` is what the cards of a node talk over; None for one card, and where nobody has said.
     """
 
     gpus: tuple[GpuSpec, ...]
-    links: tuple[int | None, ...] = ()
     nodes: int = 1
+    link: Link | None = None
 
     @classmethod
-    def of(cls, gpu: GpuSpec) -> Machine:
-        """The machine of one card."""
-        return cls(gpus=(gpu,))
+    def of(cls, gpu: GpuSpec, gpus_per_node: int = 1, nodes: int = 1, link: Link | None = None) -> Machine:
+        """A machine of so many of one card."""
+        return cls(gpus=(gpu,) * (gpus_per_node * nodes), nodes=nodes, link=link)
+
+    @property
+    def world(self) -> int:
+        """How many cards there are, and ranks of a run on them."""
+        return len(self.gpus)
+
+    @property
+    def gpus_per_node(self) -> int:
+        """Cards of one node."""
+        return len(self.gpus) // self.nodes
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        link = None if self.link is None else {"kind": self.link.kind, "bytes_per_s": self.link.bytes_per_s}
+        return {"nodes": self.nodes, "gpus_per_node": self.gpus_per_node, "link": link}

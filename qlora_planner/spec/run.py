@@ -21,6 +21,9 @@ SCALE_REWARDS = ("group", "batch", "none")
 TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-grpo", "trl-rloo")
 TASKS = ("classification",)
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
+STRATEGIES = ("ddp", "fsdp2", "fsdp1", "zero2", "zero3", "pipeline")  # of several cards
+STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
+PLACES = ("cpu", "gpu", "meta")
 
 # What documents say beside a run's options: what its batch counts, which the trainer decides.
 BATCH_UNIT = "batch_unit"
@@ -87,6 +90,11 @@ class RunConfig:
     # Micro-batches whose completions are generated together; auto: those of one optimizer step.
     steps_per_generation: int | None = field(default=None, metadata=_between(1, 1 << 16))
     scale_rewards: str | None = field(default=None, metadata=_choice(*SCALE_REWARDS))
+    # Of runs on several cards alone. None: one card, or what the cards and the strategy call for.
+    parallel: str | None = field(default=None, metadata=_choice(*STRATEGIES))
+    quant_storage: str | None = field(default=None, metadata=_choice(*STORAGE_DTYPES))
+    reshard_after_forward: bool | None = None
+    load_on: str | None = field(default=None, metadata=_choice(*PLACES))
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:

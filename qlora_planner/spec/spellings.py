@@ -6,7 +6,18 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, LOSS_KERNELS, METHODS, QUANTS, TASKS, TRAINERS
+from qlora_planner.spec.run import (
+    COMPUTE_DTYPES,
+    LOAD_DTYPES,
+    LOSS_KERNELS,
+    METHODS,
+    PLACES,
+    QUANTS,
+    STORAGE_DTYPES,
+    STRATEGIES,
+    TASKS,
+    TRAINERS,
+)
 
 QUANT_NAMES = {
     "4bit": "nf4", "4": "nf4", "int4": "nf4", "bnb": "nf4", "bnb4": "nf4", "bnb-4bit": "nf4", "bitsandbytes": "nf4",
@@ -28,6 +39,11 @@ LOSS_NAMES = {
     "cce": "cut-cross-entropy", "cut": "cut-cross-entropy", "liger": "liger-fused", "flce": "liger-fused",
     "whole": "full",
 }  # fmt: skip
+STRATEGY_NAMES = {
+    "fsdp": "fsdp2", "fully_shard": "fsdp2", "data-parallel": "ddp", "zero-2": "zero2", "zero-3": "zero3",
+    "stage2": "zero2", "stage3": "zero3", "deepspeed": "zero3", "pp": "pipeline", "device_map": "pipeline",
+}  # fmt: skip
+PLACE_NAMES = {"cuda": "gpu", "card": "gpu", "device": "gpu", "host": "cpu", "ram": "cpu"}
 TASK_NAMES = {"seq-cls": "classification", "sequence-classification": "classification", "cls": "classification"}
 
 _THOUSANDS = re.compile(r"(\d{1,6}(?:\.\d{1,3})?)\s*k", re.IGNORECASE)
@@ -41,6 +57,9 @@ _CHOICES: Mapping[str, tuple[tuple[str, ...], Mapping[str, str]]] = {
     "attention": ((), ATTENTION_NAMES),
     "task": (TASKS, TASK_NAMES),
     "loss_kernel": (LOSS_KERNELS, LOSS_NAMES),
+    "parallel": (STRATEGIES, STRATEGY_NAMES),
+    "quant_storage": (STORAGE_DTYPES, DTYPE_NAMES),
+    "load_on": (PLACES, PLACE_NAMES),
 }
 _TOKENS = ("seq_len",)
 

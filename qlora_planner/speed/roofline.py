@@ -165,11 +165,13 @@ class Cost:
     usd_per_epoch: float | None = None
 
 
-def cost_of(speed: Speed, gpu: GpuSpec | None, epoch_tokens: int | None = None) -> Cost:
-    """Hours times the catalogue's price for an hour; `epoch_tokens` are the tokens trained in an epoch, padded."""
+def cost_of(speed: Speed, gpu: GpuSpec | None, epoch_tokens: int | None = None, *, cards: int = 1) -> Cost:
+    """Hours times the catalogue's price for an hour of so many cards; `epoch_tokens` are the tokens trained in an
+    epoch, padded."""
     if not speed.tokens_per_s:
         return Cost()
     price = gpu.rent_usd_per_hour if gpu else None
+    price = None if price is None else price * cards
     hours = None if epoch_tokens is None else epoch_tokens / speed.tokens_per_s / 3600
     return Cost(
         usd_per_million_tokens=None if price is None else price * 1e6 / speed.tokens_per_s / 3600,

@@ -107,6 +107,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "precompute_ref_log_probs": True, "num_generations": 4, "num_iterations": 2, "steps_per_generation": 8,
         "scale_rewards": "batch",
         "stack": {"trl": "1.13", "transformers": "5.17"},
+        "parallel": "fsdp2", "quant_storage": "float16", "reshard_after_forward": False, "load_on": "gpu",
     }  # fmt: skip
     assert set(wanted) == set(RUN_FIELDS)
     args = []
@@ -118,7 +119,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
             args += [option, ",".join(f"{package}={version}" for package, version in value.items())]
         else:
             args += [option, str(value)]
-    result = invoke("estimate", MODEL, "--json", *args)
+    result = invoke("estimate", MODEL, "--json", "--gpu", "2x24GB", *args)
     assert json.loads(result.stdout)["run"] == {**wanted, "batch_unit": "sequences"}, result.stderr
 
 

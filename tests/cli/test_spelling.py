@@ -40,8 +40,8 @@ THEIRS = [
     ("--epochs 3", "`qlora-plan train` has --epochs 3"),
     ("--lr 1e-4", "`qlora-plan train` has --learning-rate 1e-4"),
     ("--output_dir out", "`qlora-plan train` has --output out"),
-    ("--num-gpus 2", "one card at a time"),
-    ("--deepspeed z3.json", "one card at a time"),
+    ("--num-gpus 2", "--gpu 2xrtx-3090"),
+    ("--deepspeed z3.json", "write --parallel"),
     ("-ngl 99", "every layer on the card"),
     ("--model-name-or-path x", "the model is a word of its own"),
     ("--batch_siz 4", "did you mean --batch-size 4?"),
@@ -151,12 +151,36 @@ def test_what_was_taken_for_what_is_said_unless_it_is_to_be_quiet(invoke: Invoke
 
 
 @pytest.mark.parametrize("text", ["2xrtx-3090", "2x3090", "4 x RTX 3090", "rtx 3090 x 2", "3090x2", "2x rtx-3090"])
-def test_of_several_cards_one_is_planned_and_it_is_said(invoke: Invoke, text: str) -> None:
+def test_of_several_cards_each_is_planned_and_speed_is_that_of_all(invoke: Invoke, text: str) -> None:
     several, single = (invoke("estimate", MODEL, "--gpu", one, "--json") for one in (text, "rtx-3090"))
-    assert several.stdout == single.stdout
-    assert several.exit_code == 0
-    assert f"--gpu {text}: one card at a time is planned" in several.stderr
-    assert single.stderr == ""
+    cards = 4 if "4" in text else 2
+    document, alone = json.loads(several.stdout), json.loads(single.stdout)
+    assert (several.exit_code, several.stderr) == (0, "")
+    assert document["machine"] == {
+        "nodes": 1, "gpus_per_node": cards, "link": {"kind": "PCIe 4.0 x16", "bytes_per_s": 31_510_000_000},
+    }  # fmt: skip
+    assert document["parallel"] == document["run"]["parallel"] == "ddp"
+    assert [rank["rank"] for rank in document["ranks"]] == list(range(cards))
+    assert document["peak"]["device_bytes"] > alone["peak"]["device_bytes"] + (800 << 20)
+    assert (cards - 1) * alone["speed"]["tokens_per_s"] < document["speed"]["tokens_per_s"]
+    assert document["speed"]["tokens_per_s"] < cards * alone["speed"]["tokens_per_s"]
+    assert (alone["machine"], alone["parallel"], alone["ranks"]) == (
+        {"nodes": 1, "gpus_per_node": 1, "link": None}, None, [],
+    )  # fmt: skip
+
+
+def test_nodes_have_as_many_cards_each(invoke: Invoke) -> None:
+    document = json.loads(invoke("estimate", MODEL, "--gpu", "8xa100-80gb", "--nodes", "2", "--json").stdout)
+    assert (document["machine"]["nodes"], document["machine"]["gpus_per_node"]) == (2, 8)
+    assert len(document["ranks"]) == 16
+    assert document["speed"]["tokens_per_s"] is None  # nobody said what the nodes talk over
+
+
+@pytest.mark.parametrize("option", ["--parallel ddp", "--quant-storage bfloat16", "--load-on cpu"])
+def test_an_option_of_several_cards_asks_for_their_number(invoke: Invoke, option: str) -> None:
+    result = invoke("estimate", MODEL, "--gpu", "rtx-3090", *option.split())
+    assert result.exit_code == 2
+    assert "--gpu 2xrtx-4090" in result.stderr and result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize("verb", ["estimate", "plan"])
@@ -169,4 +193,4 @@ def test_what_one_card_does_not_hold_several_may_so_nobody_can_say(
     document = json.loads(several.stdout)
     fit = document.get("estimate", document)["fit"]
     assert fit["verdict"] == "cannot-say"
-    assert "--gpu 2xrtx-3090" in fit["reasons"][0]
+    assert "--parallel fsdp2" in fit["reasons"][0]

@@ -25,14 +25,6 @@ class Several:
     count: int
     each: str
 
-    @property
-    def note(self) -> str:
-        """What is planned in place of them."""
-        return (
-            f"one card at a time is planned; these figures are for one of the {self.count}, which holds the whole run"
-            " as under DDP, without the buffers that cards talk through; sharding over several is not planned yet"
-        )
-
 
 def several_of(text: str) -> Several | None:
     """The cards of `2xrtx-3090`, `4 x T4`, `2x24GB` or `T4 x2`; None for what is no number of cards.
@@ -49,6 +41,14 @@ def several_of(text: str) -> Several | None:
     if not 1 <= count <= _MOST_CARDS:
         raise InputError(f"--gpu: {count} cards are no machine; write one card, as --gpu {each[:60]!r}")
     return Several(count=count, each=each)
+
+
+def check_count(count: int, nodes: int, typed: str) -> None:
+    """Raises InputError for more cards, or nodes, than any machine here has."""
+    if nodes < 1:
+        raise InputError(f"--nodes {nodes}: at least one node trains; leave it out for one")
+    if count * nodes > _MOST_CARDS:
+        raise InputError(f"--gpu {typed[:60]} on {nodes} nodes: more than {_MOST_CARDS:,} cards are not planned")
 
 
 def refuse_slice(text: str) -> None:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms
-from qlora_planner.memory.explanations import BEFORE_TRAINING, before_training, counted_words
-from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
+from qlora_planner.memory.explanations import BEFORE_TRAINING, before_training, communication_words, counted_words
+from qlora_planner.memory.records import WRAP, Basis, Component, ComponentLine, Phase
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL
 
 
-def component_lines(run: RunConfig, parts: MemoryTerms, peak: Phase) -> tuple[ComponentLine, ...]:
-    """What is alive at the peak phase; the lines add up to its device bytes."""
+def component_lines(
+    run: RunConfig, parts: MemoryTerms, peak: Phase, communication: int = 0
+) -> tuple[ComponentLine, ...]:
+    """What is alive at the peak phase, with `communication` bytes of a strategy; they add up to its device bytes."""
     sizes = before_training(parts.static, peak) if peak.name in BEFORE_TRAINING else _training(run, parts, peak)
     context = parts.context.first_tensor_bytes
     if peak.name not in BEFORE_TRAINING:
         context += parts.context.kernels_bytes
-    sizes[Component.CUDA_CONTEXT] = context
+    sizes[Component.CUDA_CONTEXT] = context - parts.context.communication_bytes
+    if communication or parts.context.communication_bytes:
+        sizes[Component.COMMUNICATION] = communication + parts.context.communication_bytes
+        if peak.name == WRAP:  # what passes is no workspace
+            sizes[Component.WORKSPACE] = max(0, sizes[Component.WORKSPACE] - communication)
     explained = sum(sizes.values())
     sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - explained
     return tuple(
@@ -24,6 +30,7 @@ def component_lines(run: RunConfig, parts: MemoryTerms, peak: Phase) -> tuple[Co
             component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, parts), why=_why(part, run, parts)
         )
         for part in Component
+        if part is not Component.COMMUNICATION or part in sizes
     )
 
 
@@ -65,6 +72,8 @@ def _basis(part: Component, parts: MemoryTerms) -> Basis:
         return Basis.COUNTED
     if part in (Component.CHECKPOINTS, Component.ACTIVATIONS, Component.LOGITS_AND_LOSS):
         return Basis.DERIVED if parts.acts.exact else Basis.ASSUMED
+    if part is Component.COMMUNICATION:
+        return Basis.CALIBRATED if parts.context.communication_measured else Basis.ASSUMED
     if part is Component.CUDA_CONTEXT:
         return Basis.CALIBRATED if parts.context.measured else Basis.ASSUMED
     return Basis.DERIVED if part is Component.WORKSPACE else Basis.CALIBRATED
@@ -88,5 +97,6 @@ def _why(part: Component, run: RunConfig, parts: MemoryTerms) -> str:
         if not is_expandable(run.alloc_conf)
         else "expandable segments: 1.02 x allocated was enough in each case tried",
         Component.CUDA_CONTEXT: parts.context.why,
+        Component.COMMUNICATION: communication_words(parts.context),
     }
     return texts[part]

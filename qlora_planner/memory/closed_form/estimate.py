@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.catalog.parallel import DDP
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.breakdown import Breakdown, highest
 from qlora_planner.memory.budget import Budget
@@ -12,7 +14,9 @@ from qlora_planner.memory.closed_form.activations import most
 from qlora_planner.memory.closed_form.components import component_lines
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.memory.records import Phase
+from qlora_planner.memory.parallel.ddp import Wrapping, ddp_wrapping
+from qlora_planner.memory.records import WRAP, Phase
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL
@@ -27,13 +31,20 @@ def closed_form_breakdown(profile: ModelProfile, resolution: Resolution, budget:
     run = resolution.run
     parts = memory_terms(static_peaks_of(profile, resolution, budget.workspace_bytes), resolution, budget.context)
     phases, peak = phases_of(run, parts)
+    communication = 0
+    if run.parallel == DDP:
+        wrapping = ddp_wrapping(Placement(profile, run), resolution.trainer)
+        phases = _wrapped(phases, base_bytes(run, parts), wrapping, parts.context)
+        peak = highest(phases)
+        communication = wrapping.most_passing if peak.name == WRAP else wrapping.kept_bytes
+        communication *= peak.name not in ("load", "prepare", "adapters")
     return Breakdown(
         load=parts.load,
         prepare=parts.prepare,
         adapters=parts.adapters,
         phases=phases,
         peak=peak,
-        lines=component_lines(run, parts, peak),
+        lines=component_lines(run, parts, peak, communication),
         floor_bytes=floor_of(phases, parts.context),
         trainable_params=parts.state.count,
         paged_bytes=parts.state.paged,
@@ -92,6 +103,26 @@ def phases_of(run: RunConfig, parts: MemoryTerms) -> tuple[tuple[Phase, ...], Ph
                         reserved_bytes=base + parts.workspace + state.optimizer,
                         device_bytes=base + parts.workspace + state.optimizer + full))  # fmt: skip
     return tuple(phases), highest(phases)
+
+
+def _wrapped(phases: tuple[Phase, ...], base: int, wrapping: Wrapping, context: ContextRow) -> tuple[Phase, ...]:
+    """The phases of a run that is wrapped before its first step: what stays is alive in all that follow."""
+    kept, before = wrapping.kept_bytes, ("load", "prepare", "adapters")
+    allocated = base + max(wrapping.most_passing, kept)
+    wrap = Phase(
+        name=WRAP, allocated_bytes=allocated, reserved_bytes=allocated,
+        device_bytes=allocated + context.first_tensor_bytes,
+    )  # fmt: skip
+    later = [
+        phase if phase.device_bytes is None else
+        replace(
+            phase, allocated_bytes=(phase.allocated_bytes or 0) + kept,
+            reserved_bytes=max((phase.reserved_bytes or 0) + kept, allocated),
+            device_bytes=max((phase.reserved_bytes or 0) + kept, allocated) + context.total_bytes,
+        )
+        for phase in phases if phase.name not in before
+    ]  # fmt: skip
+    return (*(phase for phase in phases if phase.name in before), wrap, *later)
 
 
 def floor_of(phases: tuple[Phase, ...], context: ContextRow) -> int:

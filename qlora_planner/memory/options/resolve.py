@@ -12,6 +12,7 @@ from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.lengths import settle_lengths
+from qlora_planner.memory.options.parallel import parallel_problems, settled
 from qlora_planner.memory.options.refusals import on_parameters, refusals
 from qlora_planner.memory.options.rollouts import settle_rollouts
 from qlora_planner.memory.options.stored_checkpoint import stored_options
@@ -83,10 +84,13 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     trainer, loss = _trainer(draft, stack)
     _preferences(draft, trainer)
     _rest(draft, trainer)
+    for option, (value, why) in settled(run.with_(**draft.values)).items():
+        draft.settle(option, value, why)
     resolved = run.with_(**draft.values)
     trainer = replace(trainer, passes=trainer.passes_of(resolved))
     _named_versions(draft, held, trainer.name, stack)
     draft.problems += refusals(profile, resolved, trainer, loss, gpu)
+    draft.problems += parallel_problems(resolved, stack)
     return Resolution(
         run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack, trainer=trainer, loss=loss
     )

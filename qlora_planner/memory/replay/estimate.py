@@ -12,9 +12,9 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.breakdown import Breakdown, highest
 from qlora_planner.memory.budget import Budget
-from qlora_planner.memory.explanations import before_training, counted_words
+from qlora_planner.memory.explanations import before_training, communication_words, counted_words
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.memory.records import Basis, Component, ComponentLine, Phase
+from qlora_planner.memory.records import WRAP, Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay.player import COMPONENTS
 from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, remembered_run
 from qlora_planner.memory.weights.loading import PhasePeak
@@ -49,13 +49,14 @@ def traced_breakdown(
         resolution.run, budget.context, budget.workspace_bytes, budget.cap_bytes,
     )  # fmt: skip
     tried = [
-        (remembered_run(profile, resolution, tape, workspace_bytes, before=order), order) for order in orders or ((),)
+        (remembered_run(profile, resolution, tape, workspace_bytes, before=order, world=budget.world), order)
+        for order in orders or ((),)
     ]
     played, before = max(tried, key=lambda pair: pair[0].reserved)
     shown = played
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
-            shown = remembered_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+            shown = remembered_run(profile, resolution, tape, workspace_bytes, limit_bytes, before, budget.world)
     phases = _phases(shown, context)
     peak = highest(phases)
     full = context.total_bytes
@@ -78,6 +79,7 @@ def traced_breakdown(
                     played,
                     None if budget.usable is None else budget.usable_bytes - full,
                     before,
+                    budget.world,
                 )
                 if refines
                 else max(played.non_releasable_bytes, played.allocated)
@@ -121,6 +123,7 @@ def _phases(played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
         phase("load", played.load, born),
         phase("prepare", played.prepare, born),
         phase("adapters", added, born),
+        *(phase(WRAP, played.training[name].peak, born) for name in (WRAP,) if name in played.training),
         *(phase(name, played.training[name].peak if name in played.training else None, full) for name in training),
         phase("eval", played.training["eval"].peak if "eval" in played.training else None, full),
         # Adapters are copied to the host one by one: nothing is added on the device.
@@ -137,8 +140,11 @@ def _sizes(played: SimulatedRun, phase: Phase, context: ContextRow) -> dict[Comp
         name = "optimizer" if phase.name == "save" else phase.name
         sizes = dict(zip(COMPONENTS, played.training[name].components, strict=True))
         beside = context.total_bytes
-    sizes[Component.CUDA_CONTEXT] = beside
+    communication = sizes.pop(Component.COMMUNICATION, 0) + context.communication_bytes
+    sizes[Component.CUDA_CONTEXT] = beside - context.communication_bytes
     sizes[Component.ALLOCATOR_SLACK] = 0
+    if communication:
+        sizes[Component.COMMUNICATION] = communication
     sizes[Component.ALLOCATOR_SLACK] = (phase.device_bytes or 0) - sum(sizes.values())
     return sizes
 
@@ -155,16 +161,20 @@ def _lines(run: RunConfig, played: SimulatedRun, peak: Phase, context: ContextRo
         Component.ALLOCATOR_SLACK: f"torch reserves {format_mib(peak.reserved_bytes)} for"
         f" {format_mib(peak.allocated_bytes)} in use: simulated block by block",
         Component.CUDA_CONTEXT: context.why,
+        Component.COMMUNICATION: communication_words(context),
     }
     return tuple(
         ComponentLine(component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, context), why=words[part])
         for part in Component
+        if part is not Component.COMMUNICATION or part in sizes
     )
 
 
 def _basis(part: Component, context: ContextRow) -> Basis:
     if part in _COUNTED:
         return Basis.COUNTED
+    if part is Component.COMMUNICATION:
+        return Basis.CALIBRATED if context.communication_measured else Basis.ASSUMED
     if part is Component.CUDA_CONTEXT:
         return Basis.CALIBRATED if context.measured else Basis.ASSUMED
     return Basis.DERIVED

@@ -100,6 +100,7 @@ class TraceReplayer:
         self._before_training()
         if trainer.frees_cache_first:
             self.memory.empty_cache()
+        self._wrap()
         # States are born at the end of the first step, so a second one is played: as traced, or the first again.
         steps = {segment.step for segment in self.script.tape.segments}
         started = False
@@ -115,6 +116,9 @@ class TraceReplayer:
             order = accumulated(self.script) if again else walk(self.script)
             self._round(order, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
             started = True
+
+    def _wrap(self) -> None:
+        """What wraps the model for several cards before the first step; nothing on one."""
 
     def _before_training(self) -> None:
         """What the trainer puts through its reference while it is made, before it frees the cache."""

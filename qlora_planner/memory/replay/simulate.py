@@ -10,9 +10,12 @@ from qlora_planner.catalog import find_optimizer
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
 from qlora_planner.memory.options.resolve import Resolution
+from qlora_planner.memory.parallel.ddp import ddp_wrapping
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.outputs import with_cloned_outputs
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, ReplayedPhase, TraceReplayer
+from qlora_planner.memory.replay.wrapping import WrappedReplayer
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import Placement
@@ -68,16 +71,18 @@ def simulate_run(
     workspace_bytes: int,
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
+    world: int = 1,
 ) -> SimulatedRun:
     """Play `resolution.run`; `workspace_bytes` is one cuBLAS handle's.
 
     `before` are traces of the same run at other widths, a step each that comes first: what they leave in the cache is
     cut for their widths, so a wider batch cannot use all of it. The very widths of 168 steps on an H200, 346 to 2,001
     tokens, give what torch reserved there to 0.5 %; the widest alone gives an eighth less.
+    On one of `world` cards the model is wrapped as the run's strategy has it.
     Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
     """
     with without_collection():
-        return _Stage(profile, resolution, tape, workspace_bytes, before).play(limit_bytes)
+        return _Stage(profile, resolution, tape, workspace_bytes, before, world).play(limit_bytes)
 
 
 def remembered_run(
@@ -87,6 +92,7 @@ def remembered_run(
     workspace_bytes: int,
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
+    world: int = 1,
 ) -> SimulatedRun:
     """As `simulate_run`, but what was played a moment ago is not played again.
 
@@ -95,12 +101,12 @@ def remembered_run(
     run = resolution.run
     alike = run.with_(grad_accum=min(run.grad_accum, _PLAYED_ACCUMULATION))
     traced = tuple((hash(each), len(each.events)) for each in (tape, *before))
-    key = (id(profile), repr(alike), repr(resolution.trainer), traced, workspace_bytes, limit_bytes)
+    key = (id(profile), repr(alike), repr(resolution.trainer), traced, workspace_bytes, limit_bytes, world)
     known = _remembered.get(key)
     if known is None:
         if len(_remembered) >= _MOST_REMEMBERED:
             _remembered.clear()
-        known = profile, simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before)
+        known = profile, simulate_run(profile, resolution, tape, workspace_bytes, limit_bytes, before, world)
         _remembered[key] = known
     return known[1]
 
@@ -125,8 +131,9 @@ def floor_bytes(
     played: SimulatedRun,
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
+    world: int = 1,
 ) -> int:
-    """The smallest limit on torch's reserved bytes at which the run still works; `before` as in `simulate_run`.
+    """The smallest limit on torch's reserved bytes at which the run still works; the rest as in `simulate_run`.
 
     Under pressure the allocator gives back segments that hold nothing, so the floor is at most what the others come to.
     It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
@@ -137,7 +144,7 @@ def floor_bytes(
     expandable = is_expandable(resolution.run.alloc_conf)
     if not expandable and not undecided:
         return most
-    stage = _Stage(profile, resolution, tape, workspace_bytes, before)
+    stage = _Stage(profile, resolution, tape, workspace_bytes, before, world)
     low, high = played.allocated, played.reserved if expandable else most
     guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
     while high - low > FLOOR_TOLERANCE * high:
@@ -159,6 +166,7 @@ class _Stage:
         tape: Tape,
         workspace_bytes: int,
         before: Sequence[Tape] = (),
+        world: int = 1,
     ) -> None:
         self.run: RunConfig = resolution.run
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
@@ -170,6 +178,13 @@ class _Stage:
         self.workspace_bytes = workspace_bytes
         self.trainer = resolution.trainer
         self.placement = Placement(profile, self.run)
+        self.world = world
+        self.wrapping = None
+        if self.run.parallel == "ddp":
+            self.wrapping = ddp_wrapping(self.placement, self.trainer)
+            if vocabulary := profile.dims.get("vocab_size"):
+                scripts = (self.script, *self.before)
+                self.script, *self.before = (with_cloned_outputs(script, 4 * int(vocabulary)) for script in scripts)
         self.static = static_memory(self.placement)
 
     def works(self, limit_bytes: int) -> bool:
@@ -187,7 +202,7 @@ class _Stage:
         assert optimizer is not None
         memory = make_allocator(run.alloc_conf, limit_bytes)
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
-        tensors, load = loading.load(memory, self.placement)
+        tensors, load = loading.load(memory, self.placement, self.world)
         non_releasable = memory.peak_non_releasable_bytes
         prepare = loading.prepare(memory, tensors) if run.upcast else None
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
@@ -196,7 +211,12 @@ class _Stage:
         adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         memory.empty_cache()
-        player = TraceReplayer(memory, self.script, self._components(adapters))
+        components = self._components(adapters)
+        player = (
+            TraceReplayer(memory, self.script, components)
+            if self.wrapping is None
+            else WrappedReplayer(memory, self.script, components, self.wrapping)
+        )
         player.play(adapters, run, self.trainer, optimizer, self.before)
         return SimulatedRun(
             static=self.static,

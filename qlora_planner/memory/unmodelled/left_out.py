@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog.losses import FUSED_BY_LIGER
+from qlora_planner.catalog.parallel import PLAYED, strategy_row
 from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
@@ -18,7 +19,20 @@ from qlora_planner.text import listed
 
 def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
-    return (*of_text_part(profile.text_part_of), *_of_targets(profile, run), *_of_stack(profile, run))
+    return (
+        *of_text_part(profile.text_part_of), *_of_targets(profile, run), *_of_stack(profile, run), *of_strategy(run),
+    )  # fmt: skip
+
+
+def of_strategy(run: RunConfig) -> Iterator[Unmodelled]:
+    """What the figures do not know of a strategy for several cards."""
+    if run.parallel is None or run.parallel in PLAYED:
+        return
+    row = strategy_row(run.parallel)
+    yield Unmodelled(
+        key=f"--parallel {row.name}",
+        what=f"{row.says}: what {row.label} takes of each card is not counted, and these figures hold all of it",
+    )
 
 
 def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:

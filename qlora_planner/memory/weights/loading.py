@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from qlora_planner.catalog.tensor_parallel import has_plan, planned
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
 from qlora_planner.memory.weights.trainable import Trainable
@@ -77,10 +78,13 @@ def expand(placement: Placement) -> list[tuple[str, PlacedTensor]]:
     return [(name, tensor) for *_, name, tensor in sorted(named, key=lambda item: item[:3])]
 
 
-def load(memory: CachingAllocator, placement: Placement) -> tuple[list[Loaded], PhasePeak]:
-    """Play `from_pretrained` of a checkpoint that stores every key (a tied head too, as torch's own format does)."""
+def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tuple[list[Loaded], PhasePeak]:
+    """Play `from_pretrained` of a checkpoint that stores every key (a tied head too, as torch's own format does).
+
+    `world` is the number of ranks, each of which loads the whole model.
+    """
     tensors = expand(placement)
-    memory.free(memory.malloc(_warm_up_bytes(placement, memory)))
+    memory.free(memory.malloc(_warm_up_bytes(placement, memory, world)))
     parameters = sorted((item for item in tensors if not item[1].group.buffer), key=lambda item: natural_key(item[0]))
     placed: dict[str, Loaded] = {}
     first_code = True
@@ -99,14 +103,21 @@ def load(memory: CachingAllocator, placement: Placement) -> tuple[list[Loaded], 
     return order, PhasePeak(live=memory.allocated, allocated=memory.peak_allocated, reserved=memory.peak_reserved)
 
 
-def _warm_up_bytes(placement: Placement, memory: CachingAllocator) -> int:
-    """transformers reserves the expected size in one allocation first; 4-bit counts half a byte, 8-bit one."""
+def _warm_up_bytes(placement: Placement, memory: CachingAllocator, world: int) -> int:
+    """transformers reserves the expected size in one allocation first; 4-bit counts half a byte, 8-bit one.
+
+    In a process group it counts what the class's tensor-parallel plan splits by the ranks, though nothing is split.
+    """
     total = 0
+    split = world > 1 and has_plan(placement.profile.model_type)
+    tied = {tensor.group.tied_with for tensor in placement.weights}
     for tensor in placement.weights:
         group = tensor.group
         if group.tied_with or (group.buffer and group.role == "rotary"):
             continue
         size = tensor.numel * tensor.scheme.weight_bits // 8 if tensor.scheme else tensor.loaded_bytes
+        if split and planned(group.role, quantized=group.quantized, tied=group.name in tied):
+            size //= world
         total += group.count * size
     unused = memory.reserved - memory.allocated
     if total - unused > unused:

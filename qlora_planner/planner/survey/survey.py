@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
+from qlora_planner.catalog.parallel import DDP, FSDP2, PLAYED
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.components import component_lines
@@ -163,8 +164,33 @@ def judge(
 ) -> SurveyRow:
     """The row of one model within a budget; `recommend` searches for its best run.
 
-    A rank that is near the limit may be on its wrong side: there the run is estimated by `played_of`.
+    A rank that is near the limit may be on its wrong side: there the run is estimated by `played_of`. On several cards
+    each holds the whole run and a copy of its gradients; of what no card holds so nobody can say.
     """
+    if budget.world > 1:
+        return _on_several(model, budget, recommend, played_of)
+    return _judged(model, budget, recommend, played_of)
+
+
+def _on_several(
+    model: Candidate, budget: Budget, recommend: Callable[[Candidate], Recommended | None], played_of: PlayedIn
+) -> SurveyRow:
+    copied = model.ground.state.gradients
+    row = _judged(model, budget.less(copied), recommend, played_of)
+    run, peak, usable = row.run.with_(parallel=row.run.parallel or DDP), row.peak_bytes + copied, budget.usable_bytes
+    row = replace(
+        row, run=run, peak_bytes=peak, usable_bytes=usable, headroom_bytes=usable - peak,
+        shortfall_bytes=max(0, peak - usable) or None,
+    )  # fmt: skip
+    if run.parallel not in PLAYED or row.verdict == "does-not-fit":
+        what = f"no card of {budget.world} holds all of it; what each holds of a share is not ranked: plan the model"
+        return _qualified(row, (Unmodelled(key=f"--parallel {FSDP2}", what=what),))
+    return row
+
+
+def _judged(
+    model: Candidate, budget: Budget, recommend: Callable[[Candidate], Recommended | None], played_of: PlayedIn
+) -> SurveyRow:
     run, usable = model.resolution.run, budget.usable_bytes
     seq_len = min(run.seq_len, model.max_seq_len or run.seq_len)
     run = run.with_(seq_len=seq_len)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.parallel import strategy_row
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.records import Speed
-from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.machine import GpuSpec, Machine
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import short
 from qlora_planner.units import GIB, format_mib, format_params
@@ -26,6 +27,7 @@ COMPONENTS: Mapping[str, tuple[str, str]] = {
     "workspace": ("workspace", "overhead"),
     "allocator_slack": ("allocator slack", "overhead"),
     "cuda_context": ("CUDA context", "overhead"),
+    "communication": ("communication", "overhead"),
 }
 
 _SHORT_LIMITS = {
@@ -176,6 +178,22 @@ def card_line(gpu: GpuSpec) -> str:
     return f"{gpu.label}: {format_mib(gpu.memory_bytes)} {whose}{unverified}"
 
 
-def card_name(gpu: GpuSpec) -> str:
-    """The card as a headline names it."""
+def cards_line(machine: Machine, strategy: str | None) -> str:
+    """How many cards share the work, over what, and of which of them figures are."""
+    cards = f"{machine.world} cards"
+    if machine.nodes > 1:
+        cards = f"{machine.nodes} nodes with {machine.gpus_per_node} cards each"
+    link = machine.link
+    over = ""
+    if link is not None:
+        rate = "" if link.bytes_per_s is None else f", {link.bytes_per_s / 1e9:.0f} GB/s each way"
+        over = f" over {link.kind}{rate}"
+    how = "" if strategy is None else f", {strategy_row(strategy).label}"
+    return f"{cards}{over}{how}; memory is each card's, speed that of all"
+
+
+def card_name(gpu: GpuSpec, machine: Machine | None = None) -> str:
+    """The card as a headline names it, with how many there are."""
+    if machine is not None and machine.world > 1:
+        return f"{machine.world} x {card_name(gpu)}"
     return gpu.name if gpu.form == "size" else gpu.label.removeprefix("NVIDIA ").removeprefix("GeForce ")

@@ -34,7 +34,12 @@ class ThisCard:
 
 
 def check_packages(run: RunConfig) -> None:
-    """Raises MissingError with the line that installs what this run imports."""
+    """Raises MissingError with the line that installs what this run imports, InputError for one on several cards."""
+    if run.parallel is not None:
+        raise InputError(
+            f"this run is on several cards (parallel: {run.parallel}), and one card runs here; `qlora-plan plan` with"
+            " --export accelerate=train.py writes what `accelerate launch` starts on them"
+        )
     check_endpoint()  # before transformers imports the Hub library
     missing = missing_for(run)
     if missing:

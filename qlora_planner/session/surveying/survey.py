@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError
@@ -10,7 +11,7 @@ from qlora_planner.sources.locations import models_dirs, tapes_dirs
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
-    from qlora_planner.planner.survey.survey import SurveyRow
+    from qlora_planner.planner.survey.survey import Candidate, Recommended, SurveyRow
     from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.run import RunConfig
 
@@ -38,7 +39,16 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     budget = bench.budget
     recommender = Recommender(budget=budget, pace_on=session.ranking_card(gpu))
     usable = budget.usable_bytes
-    best = recommender.best if recommend else lambda _: None
+
+    def best(model: Candidate) -> Recommended | None:
+        if not recommend:
+            return None
+        if budget.world == 1:
+            return recommender.best(model)
+        # Each card holds a copy of the gradients beside the run; speeds are not ranked over cards.
+        best_run = replace(recommender, budget=budget.less(model.ground.state.gradients)).best(model)
+        return best_run and replace(best_run, tokens_per_s=None)
+
     whole = {profile.id: profile for profile in profiles}
 
     def played(model_id: str, chosen: RunConfig) -> MemoryEstimate | None:

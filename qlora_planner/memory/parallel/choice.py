@@ -1,0 +1,40 @@
+"""Which strategy a run on several cards takes where nobody names one."""
+
+from __future__ import annotations
+
+from qlora_planner.catalog.parallel import DDP, FSDP2, PLAIN_OPTIMIZER, USUAL_OPTIMIZER, strategy_row
+from qlora_planner.errors import InputError
+from qlora_planner.spec.run import RunConfig
+
+# Verdicts of the first strategy that no other one is tried after.
+SETTLED = ("fits", "tight", "will-not-run", "cannot-say", None)
+OPTIONS = ("parallel", "quant_storage", "reshard_after_forward", "load_on")
+
+
+def for_cards(run: RunConfig, world: int) -> tuple[RunConfig, dict[str, str]]:
+    """`run` on so many cards, and why its strategy is what it became.
+
+    A run that fits one card is fastest with every card holding all of it. Raises InputError for one card with options
+    of several.
+    """
+    if world == 1:
+        given = [name for name in OPTIONS if getattr(run, name) is not None]
+        if given:
+            raise InputError(
+                f"--{given[0].replace('_', '-')} is of runs on several cards: write their number before the card, as"
+                " --gpu 2xrtx-4090"
+            )
+        return run, {}
+    if run.parallel is not None:
+        return run, {}
+    return run.with_(parallel=DDP), {"parallel": f"{strategy_row(DDP).says}: fastest where a run fits one card"}
+
+
+def sharded(run: RunConfig | None) -> RunConfig:
+    """The same run with its weights shared out, for what no single card holds.
+
+    The usual optimizer breaks there, so that torch's own takes its place; one that was named stays, and is refused.
+    """
+    run = run or RunConfig()
+    optimizer = PLAIN_OPTIMIZER if run.optimizer == USUAL_OPTIMIZER else run.optimizer
+    return run.with_(parallel=FSDP2, optimizer=optimizer)

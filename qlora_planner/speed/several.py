@@ -1,0 +1,74 @@
+"""How fast a run is on several cards: one card's step and what the cards then tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from qlora_planner.catalog import DTYPE_BYTES, trainer_row
+from qlora_planner.catalog.parallel import DDP, PIPELINE
+from qlora_planner.evidence.calibration import Calibration
+from qlora_planner.memory.budget import Budget
+from qlora_planner.memory.records import Basis, Speed
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.trainable import training_dtype
+from qlora_planner.spec.machine import GpuSpec, Machine
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.roofline import speed_of
+
+# Of what the links could carry: two H200s reduced buckets of 25 MiB at 215 GB/s over links of 450. Assumed elsewhere.
+LINK_FRACTION = 215 / 450
+
+
+def speed_within(budget: Budget, profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> Speed:
+    """Tokens per second of all cards of a budget together and seconds per step; all None where nothing is known."""
+    return speed_on(budget.machine, profile, run, budget.gpu, budget.calibration, stack)
+
+
+def speed_on(
+    machine: Machine | None,
+    profile: ModelProfile,
+    run: RunConfig,
+    gpu: GpuSpec | None,
+    calibration: Calibration | None,
+    stack: Mapping[str, str],
+) -> Speed:
+    """The same on a machine of this card.
+
+    Every gradient is reduced once a step over the link between the cards; none of that is taken to hide behind
+    arithmetic. Unknown where nobody says what the cards talk over, as between nodes, and for strategies that gather
+    weights.
+    """
+    alone = speed_of(profile, run, gpu, calibration, stack)
+    if machine is None or machine.world == 1 or alone.step_s is None or alone.tokens_per_s is None:
+        return alone
+    if run.parallel == PIPELINE:  # cards take turns
+        return replace(alone, basis=Basis.ASSUMED)
+    seconds = reduce_s(machine, _gradient_bytes(profile, run, stack))
+    if run.parallel != DDP or seconds is None:
+        return Speed()
+    step_s = alone.step_s + seconds
+    tokens_per_s = machine.world * alone.tokens_per_s * alone.step_s / step_s
+    return Speed(tokens_per_s=tokens_per_s, step_s=step_s, basis=alone.basis if _measured(machine) else Basis.ASSUMED)
+
+
+def reduce_s(machine: Machine, size_bytes: int) -> float | None:
+    """Seconds in which the ranks of a node add up so many bytes in a ring: each sends 2 (N - 1) / N of them."""
+    if machine.nodes > 1 or machine.link is None or machine.link.bytes_per_s is None:
+        return None
+    world = machine.world
+    return 2 * (world - 1) / world * size_bytes / (LINK_FRACTION * machine.link.bytes_per_s)
+
+
+def _measured(machine: Machine) -> bool:
+    """Whether cards of this kind were timed together."""
+    return machine.gpus[0].name == "h200" and machine.nodes == 1
+
+
+def _gradient_bytes(profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> int:
+    trainer, _ = trainer_row(run.trainer, dict(stack))
+    return sum(
+        tensor.numel * tensor.count * DTYPE_BYTES[training_dtype(tensor.dtype, run, trainer, tensor.shape)]
+        for tensor in Placement(profile, run).trained
+    )
