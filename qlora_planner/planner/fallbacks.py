@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_named
+from qlora_planner.planner.knobs import fewer_together, generates
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -20,8 +21,10 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
 
     Smaller micro-batches with more accumulation come first: the same effective batch, the same schedule. Then gradient
     checkpointing, an optimizer whose states are paged 8-bit ones, activations kept in host memory, and at the very end
-    sequences of half the length. Where memory ran out in `phase` "eval", evaluation batches shrink before all that.
-    `profile` tells whether the class can be checkpointed. Nothing is yielded that changes nothing.
+    sequences of half the length. A trainer that generates keeps the completions of a step together until fewer of them
+    at a time are all that is left, and its completions are what is cut. Where memory ran out in `phase` "eval",
+    evaluation batches shrink before all that. `profile` tells whether the class can be checkpointed. Nothing is yielded
+    that changes nothing.
     """
     if phase == "eval":
         while run.eval_batch_size is not None and run.eval_batch_size > 1:
@@ -31,7 +34,8 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
         factor = _least_factor(run.batch_size)
         batch, accumulated = run.batch_size // factor, run.grad_accum * factor
         run = run.with_(
-            batch_size=batch, grad_accum=accumulated, padding=run.padding if batch > 1 else False,
+            batch_size=batch, grad_accum=accumulated, padding=run.padding if batch > 1 or generates(run) else False,
+            steps_per_generation=None if run.steps_per_generation is None else run.steps_per_generation * factor,
             eval_batch_size=None if run.eval_batch_size is None else min(run.eval_batch_size, batch),
         )  # fmt: skip
         yield run, f"micro-batches of {batch}, {accumulated} of them a step: the same effective batch and schedule"
@@ -45,6 +49,15 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
     if _offloads(run) and run.gradient_checkpointing and not run.activation_offloading:
         run = run.with_(activation_offloading=True)
         yield run, "activations kept in host memory: slower, the same result"
+    while (fewer := fewer_together(run)) is not None:
+        run = run.with_(**fewer)
+        together = run.batch_size * (run.steps_per_generation or 1)
+        yield run, f"{together} completions generated at a time: slower, the same prompts and groups"
+    if run.completion_len is not None and generates(run):
+        while run.completion_len // 2 >= SHORTEST:
+            run = run.with_(completion_len=run.completion_len // 2)
+            yield run, f"COMPLETIONS CUT TO {run.completion_len} TOKENS: this is another training"
+        return
     while run.seq_len // 2 >= SHORTEST:
         run = run.with_(seq_len=run.seq_len // 2)
         yield run, f"SEQUENCES CUT TO {run.seq_len} TOKENS: longer samples lose their end, this is another training"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import lcm
 from typing import Any
 
 from qlora_planner.catalog import TRAINER_ROWS, TrainerRow
@@ -26,11 +27,56 @@ def _halved(run: RunConfig) -> dict[str, Any] | None:
     return {
         "batch_size": run.batch_size // 2,
         "grad_accum": -(-run.batch_size * run.grad_accum // (run.batch_size // 2)),
+        **whole_steps(run),
     }
 
 
 def _doubled(run: RunConfig) -> dict[str, Any] | None:
-    return {"batch_size": 2 * run.batch_size, "grad_accum": max(1, run.grad_accum // 2)}
+    return {"batch_size": 2 * run.batch_size, "grad_accum": max(1, run.grad_accum // 2), **whole_steps(run)}
+
+
+def whole_steps(run: RunConfig) -> dict[str, Any]:
+    """What keeps the completions of one optimizer step together where its micro-batches become others."""
+    return {"steps_per_generation": None} if run.steps_per_generation == run.grad_accum else {}
+
+
+def generates(run: RunConfig) -> bool:
+    """Whether the run's trainer generates the completions that it trains on."""
+    return trainer_named(run.trainer).generation is not None
+
+
+def _sequence(turn: Callable[[int], int]) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """Longer or shorter sequences; of a trainer that generates, completions."""
+
+    def turned(run: RunConfig) -> dict[str, Any] | None:
+        name = "completion_len" if generates(run) else "seq_len"
+        length = getattr(run, name) or 1
+        changed = max(1, turn(length))
+        return {name: changed} if changed != length else None
+
+    return turned
+
+
+def whole_groups(run: RunConfig) -> bool:
+    """Whether what a trainer that generates makes at a time is whole groups of completions; true of others."""
+    return run.batch_size * (run.steps_per_generation or 1) % (run.num_generations or 1) == 0 or not generates(run)
+
+
+def in_whole_groups(run: RunConfig) -> RunConfig:
+    """A run as typed, with as much accumulation as a trainer that generates needs for whole groups of completions."""
+    generation = trainer_named(run.trainer).generation
+    if generation is None or run.steps_per_generation is not None:
+        return run
+    group = run.num_generations or generation.num_generations
+    return run.with_(grad_accum=lcm(run.batch_size * run.grad_accum, group) // run.batch_size)
+
+
+def fewer_together(run: RunConfig) -> dict[str, Any] | None:
+    """Half as many micro-batches generated together, as long as they hold whole groups of completions."""
+    steps = (run.steps_per_generation or 1) // 2
+    if not generates(run) or not steps or not whole_groups(run.with_(steps_per_generation=steps)):
+        return None
+    return {"steps_per_generation": steps}
 
 
 def _set(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
@@ -59,8 +105,9 @@ def _base(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
 KNOBS = (
     Knob(name="batch_size", turn=_halved, note="the same effective batch"),
     Knob(name="batch_size", turn=_doubled, note="the same effective batch while there is accumulation to halve"),
-    Knob(name="seq_len", turn=lambda run: {"seq_len": 2 * run.seq_len}),
-    Knob(name="seq_len", turn=lambda run: {"seq_len": max(1, run.seq_len // 2)} if run.seq_len > 1 else None),
+    Knob(name="seq_len", turn=_sequence(lambda length: 2 * length)),
+    Knob(name="seq_len", turn=_sequence(lambda length: length // 2)),
+    Knob(name="steps_per_generation", turn=fewer_together, note="fewer completions are generated together"),
     Knob(name="rank", turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None}),
     Knob(
         name="target_modules",

@@ -24,7 +24,7 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
-from qlora_planner.planner.knobs import KNOBS
+from qlora_planner.planner.knobs import KNOBS, generates, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
@@ -53,8 +53,10 @@ def not_played(_run: RunConfig) -> MemoryEstimate | None:
 def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base: RunConfig) -> float | None:
     """How many times as fast as `base` a run is; None where that is not known.
 
-    What copies of activations to the host and back cost is not modelled.
+    What copies of activations to the host and back cost is not modelled, nor how long completions take to generate.
     """
+    if generates(run):
+        return None
     copies = [(each.activation_offloading, each.checkpoint_offload) for each in (run, base)]
     if not pace or not base_pace or copies[0] != copies[1]:
         return None
@@ -241,6 +243,8 @@ def frontier(
     if here is not None:
         scale = AS_RANKED  # the last batch's own takes its place
     for batch in FRONTIER_BATCHES:
+        if not whole_groups(run.with_(batch_size=batch)):
+            continue
         try:
             memory = candidate_memory_at(factory, run, batch, scale)
         except InputError:  # this batch is refused

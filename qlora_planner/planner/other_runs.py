@@ -75,6 +75,8 @@ def alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scal
     for objective in OBJECTIVES.values():
         if objective.name == planner.request.objective or objective.cards:
             continue
+        if objective.lengths and {"prompt_len", "completion_len"} <= fixed:
+            continue  # together they are the sequence
         # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
         kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
         around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)

@@ -12,6 +12,7 @@ from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
+from qlora_planner.planner.knobs import generates
 from qlora_planner.planner.nearest import nearest
 from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
@@ -247,6 +248,8 @@ def _pace_on_rows(planner: Planner, answer: MemoryEstimate) -> float | None:
     """Tokens computed on per second at the mean length of the run's batches; None on a card of unknown rates."""
     run, data = answer.run, planner.request.data
     assert data is not None
+    if generates(run):
+        return None
     model = planner.factory.pace(resolve(planner.profile, run, planner.request.gpu), planner.request.gpu)
     if model is None:
         return None

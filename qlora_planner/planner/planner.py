@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
@@ -147,6 +148,11 @@ class Planner:
     ) -> Ranking:
         """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
         data = self.request.data
+        if objective.lengths and {"prompt_len", "completion_len"} <= fixed:
+            raise InputError(
+                f"--prompt-len and --completion-len say how long a sequence is: leave one of them out for"
+                f" --objective {objective.name}"
+            )
         space = search_space(
             self.profile, run, fixed, effective_batch=effective_batch or self._effective_batch(fixed),
             packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,

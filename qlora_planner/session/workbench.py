@@ -218,10 +218,11 @@ class Workbench:
         >>> len(Session().on("8GB").survey(recommend=False)) > 100
         True
         """
+        from qlora_planner.planner.knobs import in_whole_groups
         from qlora_planner.session.surveying.survey import stream_rows
         from qlora_planner.session.views import SurveyAnswer
 
-        typed = run_of(run, options)
+        typed = in_whole_groups(run_of(run, options))
         rows = sorted(stream_rows(self, typed, recommend=recommend), key=lambda row: (-row.params, row.model_id))
         return SurveyAnswer(
             rows=tuple(rows), gpu=self.gpu, run=typed, card=self.card.asked, reserve_bytes=self.reserve_bytes,

@@ -318,7 +318,8 @@ def _rest(draft: _Draft, trainer: TrainerRow) -> None:
     seq_len = draft.values.get("seq_len", run.seq_len)
     assert isinstance(seq_len, int)
     if run.padding is None:
-        alone = run.batch_size * trainer.sequences_per_row == 1 or run.packing
+        # Of completions that are generated together, each is padded to the longest.
+        alone = trainer.generation is None and (run.batch_size * trainer.sequences_per_row == 1 or run.packing)
         draft.settle(
             "padding", not alone, "one sequence per row" if alone else "a batch holds sequences of unequal length"
         )

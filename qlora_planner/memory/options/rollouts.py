@@ -61,14 +61,12 @@ def rollout_refusals(run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
             "--num-generations 2",
         )
     elif together % group:
-        rows = -(-together // group) * group
-        fix = f"--num-generations {group} with --batch-size {rows // (run.steps_per_generation or 1)}"
-        if rows % (run.steps_per_generation or 1):
-            fix = f"--batch-size {group}"
+        steps = run.steps_per_generation or 1
+        whole = next(size for size in range(run.batch_size, run.batch_size + group + 1) if size * steps % group == 0)
         yield _refuse(
             "generations-refused",
             f"{together} completions are generated together, which {group} of each prompt do not divide",
-            fix,
+            f"--batch-size {whole}",
         )
     if run.method == "full" and run.beta:
         yield _refuse(

@@ -61,7 +61,7 @@ def _prompts(spec: TraceSpec, rows: int, length: int, vocabulary: int) -> Batch:
         ids = torch.arange(rows * length).remainder(max(vocabulary - 8, 1)).add(3).view(rows, length)
         mask = torch.ones((rows, length), dtype=torch.int64)
         if spec.run.padding and rows > 1:
-            mask[-1, : length // 2] = 0
+            mask[:: spec.run.batch_size, 0] = 0  # one token of a row of each micro-batch: most tokens are scored
     return {"input_ids": fake(ids, spec.device_name), "attention_mask": fake(mask, spec.device_name)}
 
 
@@ -108,7 +108,7 @@ def completed(spec: TraceSpec, vocabulary: int) -> Batch:
         ids = torch.arange(rows * completion_len).remainder(max(vocabulary - 8, 1)).add(3).view(rows, completion_len)
         mask = torch.ones((rows, completion_len), dtype=torch.int64)
         if run.padding and rows > 1:
-            mask[-1, completion_len // 2 :] = 0
+            mask[:: run.batch_size, -1] = 0
     batch |= {"completion_ids": fake(ids, spec.device_name), "completion_mask": fake(mask, spec.device_name)}
     return batch
 
