@@ -30,11 +30,12 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "sgd",
         "trainer": "loop", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,
-        "task": "classification", "num_labels": 7,
         "prompt_len": 7, "completion_len": 7, "max_length": 7, "loss_type": "ipo", "beta": 0.5,
         "precompute_ref_log_probs": True, "num_generations": 7, "num_iterations": 7, "steps_per_generation": 7,
         "scale_rewards": "batch", "parallel": "ddp", "quant_storage": "float16",
-        "reshard_after_forward": False, "load_on": "cpu", "stack": {"trl": "1.0"},
+        "reshard_after_forward": False, "load_on": "cpu",
+        "task": "classification", "num_labels": 7, "image_size": "7x7", "images": 7, "image_tokens": 7,
+        "exclude_modules": "q_proj", "stack": {"trl": "1.0"},
     }  # fmt: skip
     assert changed.keys() == set(RUN_FIELDS)
     key = options_without("batch_size", "rank")

@@ -14,6 +14,7 @@ from qlora_planner.planner.survey.index import build_index
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.record import record
+from qlora_planner.sources.catalogue import file_name
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_json
@@ -49,6 +50,25 @@ def rebuild(path: Path, prober: Prober | None = None) -> Outcome:
     return Outcome(path=path, profile=profile, refusal=refusal, took_s=time.perf_counter() - started)
 
 
+def rebuild_whole(path: Path, prober: Prober | None = None) -> Outcome:
+    """The same with the tower of a model that takes images."""
+    started = time.perf_counter()
+    raw = read_config(path)
+    profile = build_profile(raw, None, prober, whole_model=True)
+    return Outcome(path=path, profile=profile, refusal=None, took_s=time.perf_counter() - started)
+
+
+def write_whole(root: Path, paths: Iterable[Path], prober: Prober | None = None) -> None:
+    """Write whole/ from the configs at `paths`; prints a line per model."""
+    folder = root / "whole"
+    folder.mkdir(exist_ok=True)
+    for path in paths:
+        outcome = rebuild_whole(path, prober)
+        assert outcome.profile is not None
+        (folder / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
+        print(f"{outcome.profile.id}, whole: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
+
+
 def write_index(root: Path, profiles: Iterable[ModelProfile]) -> None:
     """Write models.index.json from the profiles and the tapes that lie beside them."""
     known = list(profiles)
@@ -79,6 +99,8 @@ def main(root: Path) -> int:
         profiles.append(outcome.profile)
         (models / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
         print(f"{outcome.profile.id}: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
+    towers = {profile.id for profile in profiles if profile.text_part_of is not None}
+    write_whole(root, [root / "configs" / file_name(name) for name in sorted(towers)], prober)
     write_index(root, profiles)
     write_card_index(root)
     for outcome in refused:

@@ -13,7 +13,7 @@ from qlora_planner.cli.values import output_from
 
 @click.command("audit", cls=Verb)
 @click.argument("model")
-@run_options(only=("method", "quant", "double_quant", "compute_dtype"))
+@run_options(only=("method", "quant", "double_quant", "compute_dtype", "images"))
 @output_options()
 def command(model: str, **given: Any) -> int:
     """What will really be 4-bit, what will not and why, and what each exception costs."""

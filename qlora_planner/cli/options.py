@@ -228,6 +228,12 @@ def _run_options() -> list[click.Option]:
         _value("quant-storage", Named(STORAGE_DTYPES, DTYPE_NAMES), "Dtype that 4-bit weights lie in (as they shard)."),
         _switch("reshard-after-forward", "FSDP2 gives gathered weights back after each layer (on)."),
         _value("load-on", Named(PLACES, PLACE_NAMES), "Where each rank of several loads (gpu; cpu for FSDP)."),
+        _value("image-size", str, "Pixels of every image, for a vision-language model with its tower.", "WxH"),
+        _value("images", int, "Images in each sequence (1 where their size is given); 0 loads the tower alone.", "N"),
+        _value("image-tokens", int, "Tokens of one image, where its size is not given.", "N"),
+        _value(
+            "exclude-modules", str, "Modules without adapters, as visual; or a regular expression (none).", "NAME,.."
+        ),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 

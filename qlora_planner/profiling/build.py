@@ -19,6 +19,7 @@ from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.text_part import text_part
+from qlora_planner.profiling.whole import image_dims, tower_of, whole_config
 from qlora_planner.spec.model import AdapterTensor, ModelProfile
 from qlora_planner.text import quoted
 from qlora_planner.train.adapters import attention_modules
@@ -55,15 +56,18 @@ class ConfigSource(Protocol):
     def sha256(self) -> str: ...
 
 
-def build_profile(source: ConfigSource, note: str | None = None, prober: Prober | None = None) -> ModelProfile:
+def build_profile(
+    source: ConfigSource, note: str | None = None, prober: Prober | None = None, whole_model: bool = False
+) -> ModelProfile:
     """Profile one model: inventory, replacement audit, adapter injection, what breaks. No weights are read.
 
-    `prober` carries what is known about classes from one model to the next.
+    Of a model that takes images its text part alone, or with `whole_model` all of it. `prober` carries what is known
+    about classes from one model to the next.
     Raises InputError when the config cannot be built or adapted, MissingError for an unknown model type.
     """
     prober = prober or Prober()
     location = source.id
-    raw, whole = text_part(source.config, location)
+    raw, whole = (whole_config(source.config, location), None) if whole_model else text_part(source.config, location)
     model, plan_bfloat16 = build_on_meta(raw, location)
     params = sum(parameter.numel() for parameter in model.parameters())
     skipped = frozenset(skipped_modules(model))
@@ -74,6 +78,8 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
     layers = Layers(model, replaced)
     plans = {"bfloat16": plan_bfloat16, "float16": dict(model._get_dtype_plan(torch.float16))}
     supports, dims = _supports(model), _dimensions(model)
+    if whole_model:
+        dims |= image_dims(model.config)
     kernel = "sdpa" if supports["sdpa"] else "eager"
     key = (type(model).__name__, kernel)
 
@@ -113,6 +119,7 @@ def build_profile(source: ConfigSource, note: str | None = None, prober: Prober 
         checkpoint_quantization=stored_quantization(raw),
         note=note,
         text_part_of=whole,
+        tower=tower_of(model) if whole_model else None,
     )
 
 
@@ -212,7 +219,7 @@ def profile_target(source: ConfigSource, targets: str, profile: ModelProfile) ->
     names = [name for name in targets.split(",") if name]
     if not names:
         raise InputError(f"target_modules {quoted(targets)} names no module")
-    raw, _ = text_part(source.config, source.id)
+    raw = whole_config(source.config, source.id) if profile.tower else text_part(source.config, source.id)[0]
     model, _ = build_on_meta(raw, source.id)
     layers = Layers(model, frozenset())
     return adapters.single_target(lambda: _quantized(raw, profile.id), names, layers)

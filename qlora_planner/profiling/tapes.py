@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import Resolution
@@ -14,7 +16,9 @@ from qlora_planner.profiling.text_part import text_part
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.whole import whole_config
 from qlora_planner.spec.machine import GpuSpec
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
 
 # Streaming multiprocessors decide which of bitsandbytes' kernels run on short batches; by compute capability of the
@@ -30,6 +34,13 @@ def efficiency_of(gpu: GpuSpec | None) -> CudaTraits:
     return CudaTraits(capability=(major, minor), multiprocessors=_MULTIPROCESSORS.get((major, minor), 80))
 
 
+def traced_config(source: ConfigSource, run: RunConfig) -> Mapping[str, Any]:
+    """The config of what a run is of: the whole model where it shows images, else the text part."""
+    if run.shows_images:
+        return whole_config(source.config, source.id)
+    return text_part(source.config, source.id)[0]
+
+
 def compile_run(
     source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None, region: ValidityRange
 ) -> CompiledTape:
@@ -40,6 +51,8 @@ def compile_run(
     run = resolution.run
     if run.activation_offloading or run.checkpoint_offload or run.eval_batch_size is not None:
         raise NotPolynomialError("offloaded activations and evaluations are traced run by run")
+    if run.shows_images:
+        raise NotPolynomialError("runs with images are traced one by one: their tower is of one size of image")
     if not resolution.trainer.one_pass:
         raise NotPolynomialError(f"{resolution.trainer.name} is traced run by run: ranges of sizes are of one pass")
 
@@ -60,7 +73,7 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     """
     try:
         spec = TraceSpec(resolution=resolution, device=efficiency_of(gpu))
-        return trace(text_part(source.config, source.id)[0], spec)
+        return trace(traced_config(source, resolution.run), spec)
     except PlannerError:
         raise
     except Exception as error:  # any model code may fail on fake tensors; the cause is passed on

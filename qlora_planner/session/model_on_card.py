@@ -11,6 +11,7 @@ from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.record import record
 from qlora_planner.session import packages
 from qlora_planner.session.models import with_targets
+from qlora_planner.session.towers import refuse_images, with_tower
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
 if TYPE_CHECKING:
@@ -149,7 +150,9 @@ class ModelOnCard:
         from qlora_planner.memory.unmodelled.qualified import qualified
         from qlora_planner.speed.several import speed_within
 
-        session, profile = self.session, self.profile
+        if run.shows_images and self.card is not None and self.card.machine.world > 1:
+            raise InputError("--gpu: runs with images are planned on one card; name one")
+        session, profile = self.session, self._profile_for(run)
         broken: tuple[Problem, ...] = ()
         tape: Tape | None = None
         if not session.stored_only:
@@ -164,12 +167,17 @@ class ModelOnCard:
             broken = (*broken, refusal(error))
         orders = self._orders(run, widths, profile) if tape and widths else ()
         answer = estimate_within(self.budget, profile, run, tape=tape, orders=orders, broken=broken)
-        speed = speed_within(self.budget, profile, answer.run, answer.stack)
-        return qualified(replace(answer, speed=speed), unmodelled)
+        if not run.shows_images:  # the work of towers is not counted
+            answer = replace(answer, speed=speed_within(self.budget, profile, answer.run, answer.stack))
+        return qualified(answer, unmodelled)
+
+    def _profile_for(self, run: RunConfig) -> ModelProfile:
+        """The model's profile, with its tower where the run shows images: see `session.towers.with_tower`."""
+        return with_tower(self.profile, run, profiles=self.session.profiles, warn=self.session.tell)
 
     def tape(self, run: RunConfig) -> Tape | None:
         """The trace of a run, as `tape_for` has it; of the shipped ones alone in a session with `stored_only`."""
-        return self._tape(run, self.profile)
+        return self._tape(run, self._profile_for(run))
 
     def _tape(self, run: RunConfig, profile: ModelProfile) -> Tape | None:
         session = self.session
@@ -210,13 +218,14 @@ class ModelOnCard:
         from qlora_planner.memory.options.resolve import resolve
 
         try:
-            problems = resolve(self.profile, run, self.gpu).problems
+            problems = resolve(self._profile_for(run), run, self.gpu).problems
         except InputError as error:
             return str(error)
         return next((f"{problem.message}; use {problem.fix}" for problem in problems if problem.blocking), None)
 
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
+        refuse_images("plan", run)
         from qlora_planner.memory.parallel.choice import SETTLED, sharded
         from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planner import Request
@@ -268,6 +277,7 @@ class ModelOnCard:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
+        refuse_images("prices", run)
         return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.beside))
 
     def frontier(self, run: RunConfig) -> Frontier:
@@ -276,6 +286,7 @@ class ModelOnCard:
 
         from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
+        refuse_images("frontier", run)
         resolved, scale = self._accepted(run), self._scale(run)
         points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
         lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))

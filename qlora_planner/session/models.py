@@ -167,7 +167,7 @@ def _profile_of(
             return as_installed(known if known.source == "catalogue" else replace(known, id=raw.id))
     if build == "never" or missing:
         raise UnprofiledError(_not_profiled(text, missing, why))
-    profile = _build(raw)
+    profile = built_from(raw)
     cache.store(profile)
     return profile
 
@@ -270,7 +270,8 @@ def _not_profiled(text: str, missing: Sequence[str], why: str | None = None) -> 
     return f"{shown} is not profiled{unlike}; run `qlora-plan profile {shlex.quote(shown)}`{after}{lacking}"
 
 
-def _build(raw: RawConfig) -> ModelProfile:
+def built_from(raw: RawConfig, whole_model: bool = False) -> ModelProfile:
+    """A new profile. Raises MissingError where the training packages cannot be imported, and as `build_profile`."""
     check_endpoint()  # transformers imports the Hub library, which breaks on some
     try:
         from qlora_planner.profiling.build import build_profile
@@ -278,7 +279,7 @@ def _build(raw: RawConfig) -> ModelProfile:
         raise MissingError(
             f"{plain(raw.id)} cannot be profiled: {plain(error)}; `qlora-plan doctor` says more"
         ) from None
-    return build_profile(raw)
+    return build_profile(raw, whole_model=whole_model)
 
 
 def with_targets(

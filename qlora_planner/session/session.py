@@ -208,7 +208,13 @@ class Session:
         from qlora_planner.memory.audit.audit import audit
         from qlora_planner.session.views import AuditAnswer
 
-        return AuditAnswer(audit=audit(self.model(model), run_of(run, options)))
+        wanted = run_of(run, options)
+        profile = self.model(model)
+        if wanted.shows_images:
+            from qlora_planner.session.towers import with_tower
+
+            profile = with_tower(profile, wanted, profiles=self.profiles, warn=self.tell)
+        return AuditAnswer(audit=audit(profile, wanted))
 
     def plan(self, model: str | ModelProfile, run: RunConfig | None = None, **more: Any) -> PlanAnswer:
         """The recommended run on the card of the catalogue where a token of it costs least.

@@ -13,7 +13,7 @@ from pathlib import Path
 from qlora_planner.spec.faults import refuse
 
 PROFILES_VARIABLE = "QLORA_PLANNER_PROFILES"
-KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields", "laws", "families")
+KINDS = ("models", "gpus", "measurements", "calibrations", "tapes", "configs", "fields", "laws", "families", "whole")
 _APP = "qlora-planner"
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -40,6 +40,7 @@ def _inside(kind: str, profiles: str | os.PathLike[str] | None = None) -> tuple[
 
 
 models_dirs = partial(_inside, "models")  # profiles
+whole_dirs = partial(_inside, "whole")  # profiles of models with their towers
 gpus_dirs = partial(_inside, "gpus")
 calibrations_dirs = partial(_inside, "calibrations")
 tapes_dirs = partial(_inside, "tapes")  # compiled traces

@@ -44,7 +44,7 @@ def profile_to_dict(profile: ModelProfile) -> dict[str, Any]:
     for name in ("versions", "dims", "supports", "refusals"):
         if name != "refusals" or profile.refusals:
             raw[name] = dict(getattr(profile, name))
-    for name in ("checkpoint_quantization", "note", "text_part_of"):
+    for name in ("checkpoint_quantization", "note", "text_part_of", "tower"):
         if getattr(profile, name) is not None:
             raw[name] = getattr(profile, name)
     raw["layer_kinds"] = [written(kind) for kind in profile.layer_kinds]
@@ -138,6 +138,7 @@ def profile_from_dict(raw: object, location: str, *, source: str = "built") -> M
         checkpoint_quantization=raw.get("checkpoint_quantization"),
         note=raw.get("note"),
         text_part_of=raw.get("text_part_of"),
+        tower=raw.get("tower"),
         source=source,
     )
 

@@ -130,8 +130,9 @@ PROFILE: dict[str, Check] = {
     "checkpoint_quantization": _TEXT_OR_NONE,
     "note": _TEXT_OR_NONE,
     "text_part_of": _TEXT_OR_NONE,
+    "tower": _TEXT_OR_NONE,
 }
-PROFILE_NEEDS = frozenset(PROFILE) - {"refusals", "checkpoint_quantization", "note", "text_part_of"}
+PROFILE_NEEDS = frozenset(PROFILE) - {"refusals", "checkpoint_quantization", "note", "text_part_of", "tower"}
 
 
 def good(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import field, fields
@@ -27,6 +28,8 @@ PLACES = ("cpu", "gpu", "meta")
 
 # What documents say beside a run's options: what its batch counts, which the trainer decides.
 BATCH_UNIT = "batch_unit"
+
+SIZE = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")  # width by height
 
 
 def _choice(*allowed: str) -> dict[str, Any]:
@@ -95,6 +98,11 @@ class RunConfig:
     quant_storage: str | None = field(default=None, metadata=_choice(*STORAGE_DTYPES))
     reshard_after_forward: bool | None = None
     load_on: str | None = field(default=None, metadata=_choice(*PLACES))
+    image_size: str | None = field(default=None, metadata={"pattern": SIZE})  # pixels of every image, as 1280x720
+    images: int | None = field(default=None, metadata=_between(0, 4096))  # of each sequence; 0: the tower stays idle
+    # Tokens that stand for one image, where its size is not given; auto: as the model's own processor counts them.
+    image_tokens: int | None = field(default=None, metadata=_between(1, 1 << 20))
+    exclude_modules: str | None = None  # modules without adapters: names joined by commas, or one regular expression
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:
@@ -106,6 +114,17 @@ class RunConfig:
     def tokens(self) -> int:
         """Tokens in one micro-batch, padding counted."""
         return self.batch_size * self.seq_len
+
+    @property
+    def shows_images(self) -> bool:
+        """Whether the run is of a model with the tower that reads images, be there images in it or not."""
+        return not (self.images is None and self.image_size is None and self.image_tokens is None)
+
+    @property
+    def image_pixels(self) -> tuple[int, int] | None:
+        """Width and height of every image; None where none is given."""
+        match = SIZE.fullmatch(self.image_size or "")
+        return None if match is None else (int(match[1]), int(match[2]))
 
     def with_(self, **changes: Any) -> RunConfig:
         """A copy with some options changed; raises InputError for a bad value or an unknown option.
@@ -156,6 +175,7 @@ def _plain(value: Any) -> Any:
 def _fault(spec: Any, value: Any) -> str | None:
     """Why `value` cannot stand in this option, or None."""
     kinds, optional, choices, minimum, maximum = _rule(spec.name)
+    pattern = spec.metadata.get("pattern")
     if spec.name == "stack":
         good = isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
         return None if good else f"{_option(spec)} must map package names to versions"
@@ -163,6 +183,8 @@ def _fault(spec: Any, value: Any) -> str | None:
         return None
     if not isinstance(value, kinds) or (value.__class__ is bool and bool not in kinds):
         return f"{_option(spec)} must be {spec.type.partition(' | ')[0]}, not {quoted(value)}"
+    if pattern is not None and not pattern.fullmatch(value):
+        return f"{_option(spec)} must be WIDTHxHEIGHT in pixels, as 1280x720, not {quoted(value)}"
     if choices and value not in choices:
         return f"{_option(spec)} must be one of {', '.join(choices)}, not {quoted(value)}"
     if minimum is not None and not minimum <= value <= maximum:

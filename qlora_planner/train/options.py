@@ -7,6 +7,7 @@ from typing import Any
 from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
+from qlora_planner.memory.weights.targets import exclusion
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.losses import liger_parts
 from qlora_planner.train.settings import LEARNING_RATE, Settings
@@ -114,6 +115,8 @@ def lora_options(run: RunConfig, attention_modules: list[str] | None = None) -> 
         "use_rslora": run.rslora,
         "task_type": peft_task(run),
     }
+    if run.exclude_modules:
+        options["exclude_modules"] = exclusion(run.exclude_modules)
     if run.modules_to_save:
         options["modules_to_save"] = _names(run.modules_to_save)
     return options

@@ -177,6 +177,10 @@ KNOBS = (
     _words("use_reentrant", "reentrant", (False, True), "the old kind of checkpointing"),
     _words("task", "task", (None, *TASKS), "what is learnt, where it is not text", nothing="text"),
     _numbers("num_labels", "labels", (None, 2, 3, 4, 5, 8, 16, 32, 64, 128), "of a classifier"),
+    _words(
+        "exclude_modules", "no adapters on", (None,), "modules without adapters; Enter types names", _maybe_names,
+        nothing="none",
+    ),
     Knob(
         name="stack", label="versions", says="plan for other versions; Enter types them, as trl=1.13",
         choices=lambda _: [{"stack": {}}], show=_stack, read=_versions,

@@ -102,10 +102,11 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "adamw_torch",
         "trainer": "hf-trainer", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,
-        "task": "classification", "num_labels": 3,
         "prompt_len": 100, "completion_len": 200, "max_length": 250, "loss_type": "ipo", "beta": 0.2,
         "precompute_ref_log_probs": True, "num_generations": 4, "num_iterations": 2, "steps_per_generation": 8,
         "scale_rewards": "batch",
+        "task": "classification", "num_labels": 3, "exclude_modules": "v_proj",
+        "image_size": None, "images": None, "image_tokens": None,
         "stack": {"trl": "1.13", "transformers": "5.17"},
         "parallel": "fsdp2", "quant_storage": "float16", "reshard_after_forward": False, "load_on": "gpu",
     }  # fmt: skip
@@ -117,7 +118,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
             args.append(option if value else option.replace("--", "--no-", 1))
         elif isinstance(value, dict):
             args += [option, ",".join(f"{package}={version}" for package, version in value.items())]
-        else:
+        elif value is not None:
             args += [option, str(value)]
     result = invoke("estimate", MODEL, "--json", "--gpu", "2x24GB", *args)
     assert json.loads(result.stdout)["run"] == {**wanted, "batch_unit": "sequences"}, result.stderr
@@ -130,6 +131,16 @@ def test_max_length_is_the_sequence_where_a_row_is_one_text(
     result = invoke("estimate", MODEL, "--trainer", trainer, "--max-length", "1024", "--json")
     run = json.loads(result.stdout)["run"]
     assert (run["seq_len"], run["max_length"]) == (seq_len, max_length)
+
+
+def test_every_option_of_images_reaches_the_run(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
+    options = ("--image-size", "504x504", "--images", "2", "--image-tokens", "324")
+    document = json.loads(invoke("estimate", "qwen2.5-vl-3b", "--gpu", "24GB", "--json", *options).stdout)
+    assert {name: document["run"][name] for name in ("image_size", "images", "image_tokens")} == {
+        "image_size": "504x504", "images": 2, "image_tokens": 324,
+    }  # fmt: skip
+    assert document["fit"]["verdict"] == "cannot-say"  # no trace
 
 
 def test_only_what_was_typed_is_explicit(invoke: Invoke) -> None:

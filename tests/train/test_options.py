@@ -69,10 +69,11 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "packing": (True, {"sft.packing", "sft.dataset_kwargs", "rows"}),
     "eval_batch_size": (3, {"training.per_device_eval_batch_size"}),
     "task": ("classification", {"lora.task_type"}),
+    "exclude_modules": ("visual", {"lora.exclude_modules"}),
 }
 # `method`, `trainer` and `upcast` choose what is called; `padding` needs a batch; `stack` is about other versions;
-# `num_labels` decides the model's class.
-ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack", "num_labels"}
+# `num_labels` decides the model's class, and images what is in its batches.
+ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack", "num_labels", "image_size", "images", "image_tokens"}
 
 
 def test_every_option_is_looked_at() -> None:

@@ -11,6 +11,7 @@ from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
 from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.errors import InputError
+from qlora_planner.memory.options.images import settle_images
 from qlora_planner.memory.options.lengths import settle_lengths
 from qlora_planner.memory.options.parallel import parallel_problems, settled
 from qlora_planner.memory.options.refusals import on_parameters, refusals
@@ -86,6 +87,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _rest(draft, trainer)
     for option, (value, why) in settled(run.with_(**draft.values)).items():
         draft.settle(option, value, why)
+    settle_images(draft, trainer)
     resolved = run.with_(**draft.values)
     trainer = replace(trainer, passes=trainer.passes_of(resolved))
     _named_versions(draft, held, trainer.name, stack)

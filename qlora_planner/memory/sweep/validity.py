@@ -112,6 +112,8 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         f"prompt:{run.prompt_len}": run.prompt_len is not None,
         # Where the prompt is known it decides, and what a completion could be is no other run.
         f"completion:{run.completion_len}": run.prompt_len is None and run.completion_len is not None,
+        f"images:{run.images}x{run.image_size or run.image_tokens}": run.shows_images,
+        f"exclude:{run.exclude_modules}": run.exclude_modules is not None,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

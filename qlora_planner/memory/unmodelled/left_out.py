@@ -43,7 +43,16 @@ def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
 def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     """What closed forms do not know of a run that could not be traced: on a model that Liger does not know, it changes
     nothing, and what its loss leaves of the logits is counted."""
-    if not estimate.run.liger or estimate.method == TRACED or profile.model_type not in FUSED_BY_LIGER:
+    if estimate.method == TRACED:
+        return
+    if estimate.run.images:
+        yield Unmodelled(
+            key="--images",
+            what="activations of the tower that reads images; only a trace knows them, for which the training packages"
+            " must be installed",
+            direction="up",
+        )
+    if not estimate.run.liger or profile.model_type not in FUSED_BY_LIGER:
         return
     share = estimate.components[Component.ACTIVATIONS.value] / max(estimate.peak.device_bytes, 1)
     yield Unmodelled(

@@ -7,12 +7,13 @@ check_target_module_exists and inject_adapter).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.text import quoted
+from qlora_planner.text import listed, quoted
 
 WHOLE_SETS = (None, "all-linear", "attention")
 # What stands in patterns and in no module's name.
@@ -71,7 +72,10 @@ def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]
     """
     if run.method == "full":
         return ()
-    wanted = run.target_modules or "all-linear"
+    return without_excluded(profile, run, _chosen(profile, run.target_modules or "all-linear"))
+
+
+def _chosen(profile: ModelProfile, wanted: str) -> tuple[AdapterTensor, ...]:
     if wanted in profile.adapters:
         return profile.adapters[wanted]
     names = targets_of(profile, wanted).on_every_layer
@@ -85,6 +89,56 @@ def targeted(profile: ModelProfile, run: RunConfig) -> tuple[AdapterTensor, ...]
         if tensor.target in chosen
     }
     return tuple(unique.values())
+
+
+def exclusion(names: str) -> str:
+    """The regular expression by which PEFT leaves out what `--exclude-modules` names; one that is given stays.
+
+    A name stands for every module that it ends, as in PEFT, and for all that is in it: `visual` is the whole tower.
+    Raises InputError for an expression that is none.
+    """
+    if not _PATTERN.search(names):
+        return r"(?:.*\.)?(?:" + "|".join(re.escape(name) for name in names_in(names)) + r")(?:\..*)?"
+    try:
+        re.compile(names)
+    except re.error as error:
+        raise InputError(f"--exclude-modules: {quoted(names)} is no regular expression: {error}") from None
+    return names
+
+
+def without_excluded(
+    profile: ModelProfile, run: RunConfig, adapters: tuple[AdapterTensor, ...]
+) -> tuple[AdapterTensor, ...]:
+    """`adapters` but for those of `run.exclude_modules`.
+
+    Raises InputError where these match nothing, where they match everything, and where they match some layers of a
+    kind alone, which is not planned.
+    """
+    if run.exclude_modules is None:
+        return adapters
+    pattern = re.compile(exclusion(run.exclude_modules))
+    kept = []
+    for tensor in adapters:
+        matched = {bool(pattern.fullmatch(name)) for name in _numberings(tensor)}
+        if len(matched) > 1:
+            raise InputError(
+                f"--exclude-modules: {quoted(run.exclude_modules)} leaves out {tensor.target} of some layers alone,"
+                " which is not planned: name modules of every layer"
+            )
+        if not matched.pop():
+            kept.append(tensor)
+    if len(kept) in (0, len(adapters)):
+        shown = listed(sorted({part for tensor in adapters for part in tensor.target.split(".") if part != "*"}), 40)
+        said = "leaves no module with adapters" if not kept else "matches no module that would carry adapters"
+        raise InputError(f"--exclude-modules: {quoted(run.exclude_modules)} {said}; there are {shown}")
+    return tuple(kept)
+
+
+def _numberings(tensor: AdapterTensor) -> Iterator[str]:
+    """A module's name with the numbers that its layers may have."""
+    if "*" not in tensor.target:
+        return iter((tensor.target,))
+    return (tensor.target.replace("*", str(number)) for number in range(max(tensor.count, 1)))
 
 
 def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:

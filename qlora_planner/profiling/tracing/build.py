@@ -15,7 +15,13 @@ import torch
 import transformers
 from bitsandbytes.functional import QuantState
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, initialization
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForSequenceClassification,
+    initialization,
+)
 from transformers.integrations.bitsandbytes import replace_with_bnb_linear
 
 from qlora_planner.catalog.classifiers import labels_of
@@ -23,6 +29,7 @@ from qlora_planner.profiling.meta_model import remember_skipped, skipped_modules
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.whole import sees
 from qlora_planner.train.adapters import attention_modules
 from qlora_planner.train.model import with_labels
 from qlora_planner.train.options import lora_options, quantization_config
@@ -63,7 +70,9 @@ def skeleton(
         config = with_labels(config, labels)
     options = {} if attention is None else {"attn_implementation": attention}
     with quiet(), torch.device("meta"), initialization.no_init_weights(), initialization.no_tie_weights():
-        wanted: Any = AutoModelForCausalLM if labels is None else AutoModelForSequenceClassification
+        wanted: Any = AutoModelForImageTextToText if sees(config) else AutoModelForCausalLM
+        if labels is not None:
+            wanted = AutoModelForSequenceClassification
         model = wanted.from_config(config, dtype=dtype, **options)
     keep = set(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     if dtype is torch.float16:

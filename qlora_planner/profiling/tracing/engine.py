@@ -21,10 +21,12 @@ from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
 from qlora_planner.profiling.tracing.cuda.device import fake_cuda
 from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
+from qlora_planner.profiling.tracing.images import with_images
 from qlora_planner.profiling.tracing.last_token import with_last_token
 from qlora_planner.profiling.tracing.offloading import activation_offloading, inputs_on_host
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
+from qlora_planner.profiling.tracing.shadow import tensor_of
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers import evaluate, generating_tracer_of, precomputer_of, tracer_of
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
@@ -98,6 +100,7 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
             recorder.workspace_sizes = {"cublas": traits.cublas_workspace, "cublaslt": traits.cublaslt_workspace}
         # Fake tensors here carry the values that masking code looks at, so nothing is "being traced" for it.
         stack.enter_context(mock.patch("transformers.utils.import_utils.is_fake_tensor", lambda _tensor: False))
+        stack.enter_context(mock.patch.object(torch, "tensor", tensor_of))
         stack.enter_context(dora_on_meta())
         stack.enter_context(tracer_of(spec).patches(spec))
         if spec.run.checkpoint_offload:
@@ -124,8 +127,9 @@ def _trace(raw: Mapping[str, Any], spec: TraceSpec) -> Tape:
     with recording(spec) as recorder, module_kept(meta.base):
         build.materialise(meta)
         recorder.events = []
-        _run(meta, marker_of(meta, recorder))
+        last = _run(meta, marker_of(meta, recorder))
         recorder.freeze()
+        del last
         tape = _plain(recorder, meta.cut)
     return tape if spec.trainer.generation is None else with_last_token(tape, spec, lambda late: _generation(raw, late))
 
@@ -200,8 +204,10 @@ def _prepare(meta: build.MetaModel, marker: SegmentMarker) -> tuple[Callable[...
     return wrap_forward(model, spec), parameters, anybase.get_input_embeddings().weight.shape[0]
 
 
-def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
+def _run(meta: build.MetaModel, marker: SegmentMarker) -> Any:
+    """Take the steps; returns what outlives the last one."""
     spec, model, run = meta.spec, meta.model, meta.spec.run
+    base: Any = meta.base
     tracer, stay = tracer_of(spec), spec.trainer.micro_batches_stay
     forward, parameters, vocabulary = _prepare(meta, marker)
     generates = spec.trainer.generation is not None
@@ -219,9 +225,12 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
                     drawn = generating_tracer_of(spec).rollout(forward, model, spec, marker, vocabulary)
                 marker.mark("forward", "embedding")
                 inputs = drawn[micro_step % len(drawn)] if drawn else tracer.inputs(spec, vocabulary)
+                inputs = with_images(inputs, spec, base.config)
                 with offload:
                     loss, kept = tracer.loss(forward, model, inputs, spec)
-                    if not stay:
+                    # transformers' loop holds the batch on the device until the next one is there: with images that
+                    # is more than some kilobytes.
+                    if not (stay or run.images):
                         del inputs
                     marker.mark("backward", "head")
                     loss.backward()
@@ -238,6 +247,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> None:
             marker.mark("eval", "embedding")
             evaluate(tracer, forward, model, spec, vocabulary)
     del kept, drawn
+    return inputs if run.images else None
 
 
 def casts_adapters(spec: TraceSpec) -> bool:

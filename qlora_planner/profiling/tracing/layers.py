@@ -74,7 +74,8 @@ def _kinds(model: nn.Module, layers: nn.ModuleList) -> tuple[str, ...]:
     names: dict[Any, str] = {}
     order = []
     for position, layer in enumerate(layers):
-        key = (signature(layer), _settings_at(model, len(layers), position), _checkpointed_around(layers, position))
+        around = _checkpointed_around(layers, position)
+        key = (signature(layer), _settings_at(model, len(layers), position), around, _fed_by_tower(model, position))
         order.append(names.setdefault(key, f"kind{len(names)}"))
     return tuple(order)
 
@@ -106,6 +107,14 @@ def _checkpointed_around(layers: nn.ModuleList, position: int) -> tuple[bool | N
     """Whether a layer and its neighbours are checkpointed: what it leaves lives until the next one's backward."""
     around = [layers[index] if 0 <= index < len(layers) else None for index in range(position - 1, position + 2)]
     return tuple(None if layer is None else getattr(layer, _CHECKPOINTED, None) for layer in around)
+
+
+def _fed_by_tower(model: nn.Module, position: int) -> int | None:
+    """The position of a layer whose output gets features of the image tower added (Qwen3-VL's first ones), and of the
+    one that follows them, in which the last such output from before the sum dies."""
+    tower = getattr(model.config, "vision_config", None)
+    fed = len(getattr(tower, "deepstack_visual_indexes", None) or ())
+    return position if fed and position <= fed else None
 
 
 def _per_layer_lists(model: nn.Module, depth: int) -> Iterator[tuple[Any, str, Sequence[Any]]]:

@@ -18,6 +18,12 @@ _MAX_ELEMENTS = 1 << 22
 _MAX_FLOATS = 1 << 16  # padding masks that a class makes in floating point
 _ITEM = torch.ops.aten._local_scalar_dense.default
 _NONZERO = torch.ops.aten.nonzero.default
+# Operators whose output's shape depends on values; those of image grids are known.
+_SHAPED_BY_VALUES = {
+    torch.ops.aten.repeat_interleave.Tensor,
+    torch.ops.aten.unique_consecutive.default,
+    torch.ops.aten._unique2.default,
+}
 _INDEX = torch.ops.aten.index.Tensor
 _ARANGES = {torch.ops.aten.arange.default, torch.ops.aten.arange.start, torch.ops.aten.arange.start_step}
 _CONSTANTS = {
@@ -88,11 +94,14 @@ class Shadows:
                 real = value.nonzero()
             result = torch.empty(tuple(real.shape), dtype=torch.int64, device=mask.device)
             return Known(value=give_shadow(result, real))
+        if func in _SHAPED_BY_VALUES:
+            return _computed(func, args, kwargs)
         return None
 
     def follow(self, func: Any, args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> None:
         """Compute the value behind `result` where every tensor argument's value is known."""
-        if not isinstance(result, FakeTensor) or result.numel() > _most(result.dtype):
+        results = result if isinstance(result, (tuple, list)) else (result,)
+        if not all(isinstance(part, FakeTensor) and part.numel() <= _most(part.dtype) for part in results):
             return
         tensors = [arg for arg in _flat(args) if isinstance(arg, torch.Tensor)]
         if not tensors and func not in _CONSTANTS:
@@ -114,8 +123,40 @@ class Shadows:
                 real = func(*_swap(args, values), **plain)
         except (RuntimeError, TypeError, NotImplementedError, IndexError):
             return
-        if isinstance(real, torch.Tensor) and real.shape == result.shape:
-            give_shadow(result, real)
+        values_of = real if isinstance(real, (tuple, list)) else (real,)
+        for part, value in zip(results, values_of, strict=True):
+            if isinstance(value, torch.Tensor) and value.shape == part.shape:
+                give_shadow(part, value)
+
+
+def _computed(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Known | None:
+    """The result of an operator on known values, as fake tensors with the shapes that they lead to."""
+    tensors = [arg for arg in _flat(args) if isinstance(arg, torch.Tensor)]
+    values = {id(tensor): shadow_of(tensor) for tensor in tensors}
+    if any(value is None for value in values.values()):
+        return None
+    with _disable_current_modes():
+        real = func(*_swap(args, values), **kwargs)
+    device = tensors[0].device
+
+    def known(value: torch.Tensor) -> torch.Tensor:
+        return give_shadow(torch.empty(tuple(value.shape), dtype=value.dtype, device=device), value)
+
+    return Known(value=tuple(map(known, real)) if isinstance(real, tuple) else known(real))
+
+
+def tensor_of(data: Any, **options: Any) -> torch.Tensor:
+    """`torch.tensor`, which reads the numbers of tensors in a list below the dispatcher, where fake ones have none."""
+    return _TENSOR(_numbers(data), **options)
+
+
+_TENSOR = torch.tensor
+
+
+def _numbers(data: Any) -> Any:
+    if isinstance(data, (list, tuple)):
+        return type(data)(_numbers(part) for part in data)
+    return data.item() if isinstance(data, FakeTensor) and not data.dim() else data
 
 
 def _flat(args: Sequence[Any]) -> list[Any]:

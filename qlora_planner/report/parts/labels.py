@@ -147,10 +147,15 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
         parts.append(run.compute_dtype)
     if run.method != "full":
         kind = "DoRA rank" if run.dora else "rank"
-        parts.append(f"{kind} {run.rank} on {short(run.target_modules or 'all-linear', 200)}")
+        but = f" but {short(run.exclude_modules, 200)}" if run.exclude_modules else ""
+        parts.append(f"{kind} {run.rank} on {short(run.target_modules or 'all-linear', 200)}{but}")
     if sizes:
         accumulated = f" x {run.grad_accum} steps" if run.grad_accum > 1 else ""
         parts.append(f"{run.batch_size} x {run.seq_len:,} tokens{accumulated}")
+        if run.images:
+            shown = "1 image" if run.images == 1 else f"{run.images:,} images"
+            size = f" of {run.image_size}" if run.image_size else ""
+            parts.append(f"{shown}{size}, {run.image_tokens or 0:,} tokens, in each")
     parts.append(_checkpointing(run))
     extras = {"liger": run.liger, "activation offloading": run.activation_offloading, "packing": run.packing}
     parts += [name for name, on in extras.items() if on]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.session.packages import Warn
+from qlora_planner.session.towers import refuse_images
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
@@ -85,6 +86,7 @@ def verify(
     from qlora_planner.report.comparison import to_document
     from qlora_planner.session.measuring.this_card import check_packages, check_room
 
+    refuse_images("verify", run)
     check_amount(run, steps)
     check_packages(run)
     device = "cpu" if here is None else "cuda"

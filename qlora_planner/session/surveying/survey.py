@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError
+from qlora_planner.session.towers import refuse_images
 from qlora_planner.sources.locations import models_dirs, tapes_dirs
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.tapes import stored_sweep
 
+    refuse_images("the survey", run)
     session, gpu = bench.session, bench.gpu
     indexed, profiles = indexed_candidates(models_dirs(session.profiles), gpu, run, session.tell)
     if not indexed and not profiles:

@@ -45,8 +45,10 @@ def evaluate(
     tracer: TracedTrainer, forward: Callable[..., Any], model: nn.Module, spec: TraceSpec, vocabulary: int
 ) -> None:
     """One evaluation batch: the loss alone, as `Trainer.evaluate` asks for where no metrics are computed."""
+    from qlora_planner.profiling.tracing.images import with_images  # which needs the batches of this package
+
     sized = spec.with_run(batch_size=spec.run.eval_batch_size or 1)
-    inputs = tracer.inputs(sized, vocabulary)
+    inputs = with_images(tracer.inputs(sized, vocabulary), sized, model.config)
     with torch.no_grad():
         loss, outputs = tracer.loss(forward, model, inputs, sized, training=False)
     tracer.evaluated(loss, sized.run.batch_size)

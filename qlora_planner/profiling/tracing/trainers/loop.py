@@ -18,7 +18,7 @@ def loss(
 ) -> tuple[Any, Any]:
     """The model's own loss, and its outputs, in training and evaluation alike."""
     full = {"input_ids": inputs["input_ids"], "labels": inputs["input_ids"]}
-    outputs = forward(**(inputs if spec.run.padding else full))
+    outputs = forward(**(inputs if spec.run.padding or spec.run.images else full))
     return outputs.loss, outputs
 
 

@@ -1,0 +1,88 @@
+"""Models with the tower that reads images: their profiles, and what is not answered of them yet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from qlora_planner.errors import InputError, MissingError
+from qlora_planner.installing import install_packages
+from qlora_planner.session import packages
+from qlora_planner.session.models import as_installed, built_from, config_of, source_of
+from qlora_planner.session.packages import Warn
+from qlora_planner.sources.catalogue import ModelCatalogue
+from qlora_planner.sources.locations import cache_dir, whole_dirs
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+
+
+def with_tower(
+    profile: ModelProfile,
+    run: RunConfig,
+    *,
+    profiles: str | os.PathLike[str] | None = None,
+    warn: Warn = packages.silent,
+) -> ModelProfile:
+    """The profile of the whole model where a run shows images and `profile` is of its text part: shipped, kept from
+    before, or built now.
+
+    Raises InputError for a model that takes no images, MissingError where it is not profiled with its tower and cannot
+    be here.
+    """
+    if not run.shows_images or profile.tower is not None:
+        return profile
+    if profile.text_part_of is None:
+        raise InputError(f"{profile.id} takes no images: leave out --image-size, --images and --image-tokens")
+    whole = _shipped_with_tower(profile, profiles)
+    if whole is not None:
+        return as_installed(_called(whole, profile))
+    from qlora_planner.sources.profile_cache import ProfileCache, cache_key, installed_versions
+
+    cache = ProfileCache(cache_dir() / "whole", warn)
+    missing = packages.missing_packages()
+    kept = (
+        cache.newest(profile.config_sha256)
+        if missing
+        else cache.load(cache_key(profile.config_sha256, installed_versions()))
+    )
+    if kept is None:
+        if missing:
+            raise MissingError(
+                f"{profile.id} is profiled by its text part alone: `{install_packages(missing)}` profiles it with its"
+                f" tower (missing here: {', '.join(missing)})"
+            )
+        kept = built_from(config_of(profile, profiles), whole_model=True)
+        cache.store(kept)
+    return _called(kept, profile)
+
+
+def _shipped_with_tower(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> ModelProfile | None:
+    """The catalogue's, of a model whose tower is this one's too."""
+    catalogue = ModelCatalogue(whole_dirs(profiles))
+    base = profile.same_shape_sha256 or profile.config_sha256
+    whole = catalogue.with_config(base)
+    if whole is None or base == profile.config_sha256:
+        return whole
+    own, other = source_of(profile, profiles), source_of(replace(profile, config_sha256=base), profiles)
+    # What shapes the text does not say that the towers are alike.
+    key = "vision_config"
+    alike = own is not None and other is not None and own.config.get(key) == other.config.get(key)
+    return whole if alike else None
+
+
+def _called(whole: ModelProfile, profile: ModelProfile) -> ModelProfile:
+    """`whole` under the names that `profile` goes by."""
+    return replace(
+        whole, id=profile.id, config_sha256=profile.config_sha256, same_shape_as=profile.same_shape_as,
+        same_shape_sha256=profile.same_shape_sha256, resolved_from=profile.resolved_from,
+        checkpoint_quantization=profile.checkpoint_quantization,
+    )  # fmt: skip
+
+
+def refuse_images(question: str, run: RunConfig | None) -> None:
+    """Raises InputError for a question about many runs, or one that trains, asked with images in it."""
+    if run is not None and run.shows_images:
+        raise InputError(
+            f"{question}: not with --image-size, --images or --image-tokens yet, because each size of image is traced"
+            " by itself; `qlora-plan estimate` answers for exactly this run"
+        )
