@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -13,8 +13,9 @@ from qlora_planner.data.batches.summary import MOST_OUTLIERS, BadRow, DataSummar
 from qlora_planner.data.counting import Counter
 from qlora_planner.data.files import DataFile
 from qlora_planner.data.images import holds_images
+from qlora_planner.data.labels import LabelsSeen
 from qlora_planner.data.readers import read_rows
-from qlora_planner.data.shapes import Example, RowFaultError, detect_shape, example_of
+from qlora_planner.data.shapes import LABELLED, Example, RowFaultError, detect_shape, example_of
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
@@ -122,7 +123,8 @@ def scan(
 ) -> DataSummary:
     """Count every row. Raises InputError for rows that cannot be used, unless `bad_rows` is skip, and for no rows."""
     faults = Faults(files)
-    tally = _Tally()
+    tally, word = _Tally(), "row" if files[0].format == "parquet" else "line"
+    seen = LabelsSeen(lambda file, line: f"{files[file].path}: {word} {line}")
     batch: list[LocatedExample] = []
     chars = 0
     for located in examples(files, shape, faults, moved):
@@ -130,6 +132,8 @@ def scan(
             # The answer is no: what is left is only how many there are.
             tally.passed += 1
             continue
+        if shape == LABELLED:
+            seen.add(located.file, located.line, located.example["label"])
         batch.append(located)
         chars += _chars(located.example)
         if len(batch) >= _BATCH_ROWS or chars >= _BATCH_CHARS:
@@ -143,7 +147,8 @@ def scan(
         warn(f"{words}; they are left out")
     if not tally.lengths:
         raise InputError(f"{plain(files[0].path)}: holds no row that can be used")
-    return _summary(files, shape, counter, tally, faults)
+    labels = seen.settle(None).count if shape == LABELLED else None
+    return replace(_summary(files, shape, counter, tally, faults), labels=labels)
 
 
 class _Tally:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
 from qlora_planner.memory.unmodelled.left_out import whole
@@ -125,6 +126,8 @@ def plan(
     run, fixed = request.run, fixed_options(request.run, request.fixed)
     if objective.lengths and "seq_len" in fixed:  # nothing is left to look for: the length stays
         objective = OBJECTIVES["throughput"]
+    if request.data is not None:
+        run = _with_labels(run, request.data.labels)
     if request.data is not None and "seq_len" not in fixed:
         from qlora_planner.data.batches.summary import seq_len_for
 
@@ -146,6 +149,18 @@ def plan(
     if any(problem.blocking for problem in settled[1].problems):
         return _alone(planner, settled[1])  # what lies around a run that cannot be is nothing to choose from
     return _around(planner, ranking, *settled)
+
+
+def _with_labels(run: RunConfig, labels: int | None) -> RunConfig:
+    """The run of a classifier with as many labels as its data has, where their number is open.
+
+    Raises InputError where the data has more than the run.
+    """
+    if run.task is None or labels is None:
+        return run
+    if run.num_labels is not None and labels > run.num_labels:
+        raise InputError(f"--num-labels {run.num_labels}: the data has {labels} labels")
+    return run.with_(num_labels=run.num_labels or labels)
 
 
 def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozenset[str], objective: Objective) -> Plan:

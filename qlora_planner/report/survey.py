@@ -175,11 +175,18 @@ def _size(params: int) -> str:
     return f"{params / 1e9:.1f}B" if params >= 950 * 10**6 else f"{params / 1e6:.0f}M"
 
 
+def _task(run: RunConfig) -> str:
+    """What says that it is not text that is learnt."""
+    if run.task is None:
+        return ""
+    return f" --task {run.task}" + (f" --num-labels {run.num_labels}" if run.num_labels else "")
+
+
 def _next(
     rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], card_name: str, run: RunConfig, theme: Theme
 ) -> Iterator[Line]:
     """One command that goes on from here."""
-    card = shlex.quote(card_name)
+    card = shlex.quote(card_name) + _task(run)
     usable = [row for row in shown if (row.longest_seq_len or 0) >= min(run.seq_len, 1024)] or list(shown)
     shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
     if usable:

@@ -197,8 +197,10 @@ def tape_orders(
 
 
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
+    sizes = f"batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}"
+    task = "" if run.task is None else f", {run.task}"
     return (
-        f"{profile.id}: this run (batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}, {run.trainer}) is not"
-        f" among the traces that ship; `{install_packages(missing)}` traces it (missing: {', '.join(missing)}),"
+        f"{profile.id}: this run ({sizes}, {run.trainer}{task}) is not among the traces that ship;"
+        f" `{install_packages(missing)}` traces it (missing: {', '.join(missing)}),"
         f" or {packages.TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
     )

@@ -14,6 +14,7 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.weights.classifier import classifier_profile
 from qlora_planner.planner.candidate_memory import CandidateFactory
+from qlora_planner.session.session import Session
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
 
@@ -109,3 +110,27 @@ def test_a_search_over_text_and_classes_does_not_mix_what_they_load() -> None:
     for run in (RunConfig(trainer="hf-trainer"), CLASSIFY, CLASSIFY.with_(num_labels=4096)):
         resolution = resolve(LLAMA, run)
         assert one.ground(resolution) == CandidateFactory.of(LLAMA, budget).ground(resolution)
+
+
+def labelled(folder: Path, labels: int) -> Path:
+    path = folder / "labelled.jsonl"
+    path.write_text("".join(f'{{"text": "some words", "label": {row % labels}}}\n' for row in range(3 * labels)))
+    return path
+
+
+def test_a_plan_for_labelled_data_has_its_number_of_labels(tmp_path: Path) -> None:
+    bench = Session(stored_only=True).on("24GB")
+    path = labelled(tmp_path, 7)
+    plan = bench.plan("llama-3.2-1b", task="classification", data=path, chars_per_token=4)
+    assert (plan.run.num_labels, plan.run.trainer) == (7, "hf-trainer")
+    assert plan.to_dict()["data"]["labels"] == 7
+    with pytest.raises(InputError, match="--num-labels 3: the data has 7 labels"):
+        bench.plan("llama-3.2-1b", task="classification", num_labels=3, data=path, chars_per_token=4)
+
+
+def test_a_survey_has_classifiers_of_what_has_one() -> None:
+    rows = {row.model_id: row for row in Session(stored_only=True).on("24GB").survey(task="classification").rows}
+    eight, granite = rows["meta-llama/Llama-3.1-8B"], rows["ibm-granite/granite-3.1-2b-base"]
+    assert eight.verdict == "fits" and eight.run.trainer == "hf-trainer"
+    assert eight.params == 8030261248 - 128256 * 4096 + 2 * 4096
+    assert granite.verdict == "will-not-run" and "no sequence classifier" in (granite.note or "")

@@ -62,6 +62,7 @@ class DataSummary:
     lengths: Lengths = field(repr=False, compare=False)
     masked: Lengths | None = field(default=None, repr=False, compare=False)
     image_rows: int = 0  # that hold images, video or sound, none of which is in their lengths
+    labels: int | None = None  # of rows that a classifier learns from
 
     @property
     def unmodelled(self) -> tuple[Unmodelled, ...]:
@@ -128,6 +129,7 @@ class DataSummary:
             "outliers": {"rows": self.outlier_rows, "longest": document(self.outliers)},
             "image_rows": self.image_rows,
             "bad_rows": {"rows": self.bad_rows, "first": document(self.first_bad)},
+            **({} if self.labels is None else {"labels": self.labels}),
         }
 
 

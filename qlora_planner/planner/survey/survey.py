@@ -23,6 +23,7 @@ from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
+from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
 from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
@@ -119,7 +120,7 @@ def candidate(profile: ModelProfile, run: RunConfig, gpu: GpuSpec, sweep: Sweep 
     return Candidate(
         model_id=profile.id,
         family=profile.model_type,
-        params=profile.params,
+        params=profile_for(profile, resolution.run).params,
         max_seq_len=int(limit) if limit else None,
         resolution=resolution,
         ground=ground,
