@@ -124,7 +124,11 @@ def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
         ]
         yield columns(cells, _PRICES, frozenset({0}))
     if any(row.bytes is None for row in rows):
-        yield from theme.wrap("- no trace of it ships: `estimate` with its options says what it takes", 2, style="dim")
+        yield from theme.wrap(
+            "- no trace of it ships: `estimate` with its options traces it, which needs the training packages",
+            2,
+            style="dim",
+        )
 
 
 def _of_data(plan: Plan) -> str:
