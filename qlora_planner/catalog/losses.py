@@ -34,9 +34,9 @@ def loss_of(run: RunConfig, row: TrainerRow, own: LossMemory, model_type: str | 
         return own
     if run.loss_kernel == CUT:
         return _CUT_LOSS
-    known = model_type is None or model_type in FUSED_BY_LIGER
-    asked = run.loss_kernel == LIGER_FUSED or (run.liger and run.loss_kernel is None)
-    return _LIGER_LOSS if asked and known and LIGER_FUSED in row.loss_kernels else own
+    fusible = model_type is None or model_type in FUSED_BY_LIGER
+    wants_fused = run.loss_kernel == LIGER_FUSED or (run.liger and run.loss_kernel is None)
+    return _LIGER_LOSS if wants_fused and fusible and LIGER_FUSED in row.loss_kernels else own
 
 
 def takes_place(run: RunConfig) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.catalog.losses import FUSED_BY_LIGER, LIGER_FUSED
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.spec.model import ModelProfile
@@ -13,18 +13,34 @@ from qlora_planner.spec.model import ModelProfile
 def meant(reading: Reading, profile: ModelProfile) -> Reading:
     """The reading with the names that this model has for its embedding and head, where added tokens train them.
 
-    A loss that trl-sft's stands in for goes back to hf-trainer's where trl-sft cannot train the model.
+    A loss that trl-sft's stands in for goes back to the model's own where trl-sft cannot train the model.
     """
     if reading.trains_embeddings:
         reading = replace(reading, run=reading.run.with_(modules_to_save=",".join(_embeddings(profile))))
-    standing_in = trainer_named(reading.run.trainer)
-    if reading.loss_stands_in and standing_in.name in profile.refusals and standing_in.instead is not None:
+    run, unknown = reading.run, reading.run.loss_kernel == LIGER_FUSED and profile.model_type not in FUSED_BY_LIGER
+    if unknown:  # Liger leaves such a model as it is, and so its loss
+        return replace(reading, run=run.with_(loss_kernel=None), stand_in=None)
+    if reading.format == "llama-factory" and run.attention is None and profile.model_type == "gemma2":
+        # LLaMA-Factory's `auto` (model_utils/attention.py): FlashAttention-2 where it is installed, else eager.
+        left = Unmodelled(key="flash_attn: auto", what="FlashAttention-2 if flash-attn is installed", direction="down")
+        reading = replace(reading, run=run.with_(attention="eager"), unmodelled=(*reading.unmodelled, left))
+    stand_in = reading.stand_in
+    trainer = None if stand_in is None else stand_in.changes.get("trainer")
+    if reading.loss_stands_in and stand_in is not None and trainer in profile.refusals:
+        names = ("trainer", "loss_kernel", "packing", "padding")
+        kept = {name: value for name, value in stand_in.changes.items() if name not in names}
         left = Unmodelled(key="the loss", what="makes no whole logits; modelled with them", direction="down")
-        run = reading.run.with_(
-            trainer=standing_in.instead, packing=False, padding=False if reading.run.packing else None
-        )
-        reading = replace(reading, run=run, unmodelled=(*reading.unmodelled, left))
+        changes = {**kept, "loss_kernel": None}
+        reading = replace(reading, stand_in=replace(stand_in, changes=changes, unmodelled=(*stand_in.unmodelled, left)))
     return reading
+
+
+def standing_in(reading: Reading) -> Reading:
+    """The reading with the run that stands in for its own, where there is one."""
+    if reading.stand_in is None:
+        return reading
+    run, things = reading.run.with_(**reading.stand_in.changes), reading.stand_in.unmodelled
+    return replace(reading, run=run, unmodelled=(*reading.unmodelled, *things), stand_in=None)
 
 
 def _embeddings(profile: ModelProfile) -> list[str]:

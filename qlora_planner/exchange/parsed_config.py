@@ -23,6 +23,14 @@ STAND_INS: Mapping[str, str] = dict.fromkeys(
 
 
 @record
+class StandIn:
+    """A run that takes about as much as another, of which more traces ship, and how far it may be off."""
+
+    changes: Mapping[str, Any]
+    unmodelled: tuple[Unmodelled, ...]
+
+
+@record
 class Reading:
     """A config as a model and a run. Every key of the file is in exactly one of the four kinds.
 
@@ -30,7 +38,8 @@ class Reading:
     in the estimate, with the reason; `unknown` are no options of that tool, as far as is known here.
     `unmodelled` is what the estimate of `run` must be qualified by: those keys, and what the tool does by itself.
     `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
-    `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`.
+    `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`. `stand_in` answers where `run` is
+    not traced; `casts_while_preparing` says why 16-bit weights are float32 for a moment before adapters are added.
     """
 
     format: str
@@ -45,6 +54,8 @@ class Reading:
     unmodelled: tuple[Unmodelled, ...] = ()
     trains_embeddings: bool = False
     loss_stands_in: bool = False
+    stand_in: StandIn | None = None
+    casts_while_preparing: str | None = None
 
     def keys_to_dict(self) -> dict[str, Any]:
         """The four kinds, JSON-ready."""
@@ -68,6 +79,9 @@ class Config:
     besides: list[Unmodelled] = field(default_factory=list)
     trains_embeddings: bool = False
     loss_stands_in: bool = False
+    casts_while_preparing: str | None = None
+    instead: dict[str, Any] = field(default_factory=dict)
+    off_by: list[Unmodelled] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
@@ -157,8 +171,8 @@ class Config:
         kwargs = self.get("gradient_checkpointing_kwargs")
         if not isinstance(kwargs, Mapping):
             return {}
-        known = ("use_reentrant", "every_n_layers", *(("offload",) if offload else ()), "preserve_rng_state")
-        others = [str(name) for name, value in kwargs.items() if name not in known and value]
+        modelled = ("use_reentrant", "every_n_layers", *(("offload",) if offload else ()), "preserve_rng_state")
+        others = [str(name) for name, value in kwargs.items() if name not in modelled and value]
         if others:
             self.leave("gradient_checkpointing_kwargs", either(f"{listed(others)}: what is kept is not known here"))
         options: dict[str, Any] = {}
@@ -183,6 +197,11 @@ class Config:
     def beside(self, name: str, effect: Effect) -> None:
         """Say that what the tool does by itself, without a key of its own in the file, is not in the estimate."""
         self.besides.append(_unmodelled(name, effect))
+
+    def stand_in(self, name: str, effect: Effect, **changes: Any) -> None:
+        """Say which run is near what the tool does, where what it does is not traced, and how far it may be off."""
+        self.instead.update(changes)
+        self.off_by.append(_unmodelled(name, effect))
 
     def finish(
         self,
@@ -229,6 +248,8 @@ class Config:
             unmodelled=(*self.not_modelled.values(), *self.besides),
             trains_embeddings=self.trains_embeddings,
             loss_stands_in=self.loss_stands_in,
+            stand_in=StandIn(changes=self.instead, unmodelled=tuple(self.off_by)) if self.instead else None,
+            casts_while_preparing=self.casts_while_preparing,
         )
 
 

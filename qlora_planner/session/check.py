@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.exchange.suggestions import Remedy
     from qlora_planner.memory import MemoryEstimate
+    from qlora_planner.memory.records import Unmodelled
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
@@ -72,11 +73,30 @@ def _tell_left_out(reading: Reading, opened: ModelOnCard) -> None:
 
 def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstimate]:
     """What the file means for this model, and its memory, qualified by what the figures leave out of it."""
-    from qlora_planner.exchange.meant import meant
+    from qlora_planner.exchange.meant import meant, standing_in
     from qlora_planner.memory.unmodelled.qualified import qualified
 
     reading = meant(reading, estimates.profile)
-    return reading, qualified(estimates.full(reading.run), reading.unmodelled)
+    estimate = None if reading.stand_in is None else estimates.traced(reading.run)
+    if estimate is None:
+        reading = standing_in(reading)
+        estimate = estimates.full(reading.run)
+    things = (*reading.unmodelled, *_while_preparing(reading, estimate, estimates))
+    return reading, qualified(estimate, things)
+
+
+def _while_preparing(reading: Reading, estimate: MemoryEstimate, estimates: Estimates) -> tuple[Unmodelled, ...]:
+    """What a tool holds for a moment before adapters are added, where that is more than all that follows."""
+    from qlora_planner.memory.records import Unmodelled as Thing
+
+    if reading.casts_while_preparing is None:
+        return ()
+    cast = estimates.quick(reading.run.with_(upcast=True, loss_kernel=None))
+    peak = next((phase.device_bytes or 0 for phase in cast.phases if phase.name == "prepare"), 0)
+    above = peak / max(estimate.peak.device_bytes, 1) - 1
+    if above <= 0:
+        return ()
+    return (Thing(key="preparing", what=reading.casts_while_preparing, direction="up", at_most=round(above, 4)),)
 
 
 class Estimates:
@@ -101,6 +121,21 @@ class Estimates:
             self.opened.session.tell(f"{error}; this answer is by closed forms")
             self.traces = False
             return self.quick(run)
+
+    def traced(self, run: RunConfig) -> MemoryEstimate | None:
+        """From the run's own trace, one that ships or is made; None where there is none."""
+        from qlora_planner.catalog.losses import PACKAGES
+        from qlora_planner.evidence.calibration import TRACED
+        from qlora_planner.session.packages import missing_packages
+
+        kernel = PACKAGES.get(run.loss_kernel or "")
+        if kernel is not None and missing_packages((kernel, "triton")):
+            return None
+        try:
+            estimate = self.opened.estimate(run)
+        except MissingError:
+            return None
+        return estimate if estimate.method == TRACED else None
 
     def quick(self, run: RunConfig) -> MemoryEstimate:
         """From a trace that ships, else by closed forms: milliseconds."""

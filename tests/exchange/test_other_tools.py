@@ -64,12 +64,14 @@ def test_llama_factory_defaults(tmp_path: Path) -> None:
 
 
 # What is written, what of the run changes by it.
+CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 AXOLOTL_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"sequence_len": 4096}, {"seq_len": 4096}),
-    ({"gradient_checkpointing": True}, {"gradient_checkpointing": True, "use_reentrant": True}),
+    ({"gradient_checkpointing": True}, {"gradient_checkpointing": True}),
+    ({"gradient_checkpointing": "offload"}, {"gradient_checkpointing": True, "checkpoint_offload": True}),
     (
-        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}},
-        {"gradient_checkpointing": True},
+        {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": True, "every_n_layers": 2}},
+        {"gradient_checkpointing": True, "use_reentrant": True, "checkpoint_every": 2},
     ),
     ({"adapter": "lora", "load_in_4bit": None, "load_in_8bit": True}, {"quant": "int8"}),
     ({"adapter": "lora", "load_in_4bit": False}, {"method": "lora", "quant": "none"}),
@@ -95,6 +97,7 @@ AXOLOTL_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
         },
         {"liger": True},
     ),
+    ({"plugins": [CUT]}, {"loss_kernel": "cut-cross-entropy"}),
 ]  # fmt: skip
 FACTORY_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"cutoff_len": 4096, "per_device_train_batch_size": 1}, {"seq_len": 4096, "batch_size": 1}),
@@ -105,6 +108,7 @@ FACTORY_CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"additional_target": "embed_tokens,lm_head"}, {"modules_to_save": "embed_tokens,lm_head"}),
     ({"disable_gradient_checkpointing": True}, {"gradient_checkpointing": False, "use_reentrant": False}),
     ({"use_reentrant_gc": False}, {"use_reentrant": False}),
+    ({"use_unsloth_gc": True}, {"checkpoint_offload": True, "use_reentrant": False}),
     ({"flash_attn": "fa2"}, {"attention": "flash_attention_2"}),
     ({"flash_attn": "disabled"}, {"attention": "eager"}),
     ({"bf16": False, "fp16": True}, {"compute_dtype": "float16", "load_dtype": "float16"}),
@@ -182,7 +186,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
         (AXOLOTL, {"attn_implementation": "flex_attention"}, "attn_implementation"),
         (AXOLOTL, {"bf16": False}, "bf16"),
         (AXOLOTL, {"optimizer": "adamw_torch_8bit"}, "optimizer"),
-        (AXOLOTL, {"gradient_checkpointing": "offload"}, "gradient_checkpointing"),
+        (AXOLOTL, {"gradient_checkpointing": "offload_disk"}, "gradient_checkpointing"),
         (AXOLOTL, {"lora_target_linear": False, "lora_target_modules": r"layers\.\d+\.q_proj"}, "lora_target_modules"),
         (FACTORY, {"deepspeed": "zero3.json"}, "deepspeed"),
         (FACTORY, {"stage": "dpo"}, "stage"),

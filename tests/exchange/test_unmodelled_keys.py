@@ -14,7 +14,7 @@ from qlora_planner.exchange.axolotl import read as axolotl
 from qlora_planner.exchange.configs import keys_of, read_config
 from qlora_planner.exchange.llama_factory import keys as llama_factory_keys
 from qlora_planner.exchange.llama_factory import read as llama_factory
-from qlora_planner.exchange.meant import meant
+from qlora_planner.exchange.meant import meant, standing_in
 from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.exchange.trl import keys as trl_keys
 from qlora_planner.exchange.trl import read as trl
@@ -84,7 +84,7 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
 def test_a_key_that_is_not_modelled_takes_away_the_verdicts_that_it_could_change(
     tmp_path: Path, base: dict[str, Any], changes: dict[str, Any], of_fits: str, of_too_large: str
 ) -> None:
-    things = read(tmp_path, base | changes).unmodelled
+    things = standing_in(read(tmp_path, base | changes)).unmodelled
     assert qualified(make_estimate("fits", 11 * GIB), things).verdict == of_fits
     assert qualified(make_estimate("does-not-fit", 31 * GIB), things).verdict == of_too_large
 
@@ -96,29 +96,46 @@ def test_the_reason_names_the_key_as_it_stands_in_the_file(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "asks",
-    [{"plugins": [CUT]}, {"plugins": [CUT], "cut_cross_entropy": True}, {"plugins": [LIGER], FUSED: True}],
+    ("asks", "kernel"),
+    [
+        ({"plugins": [CUT]}, "cut-cross-entropy"),
+        ({"plugins": [CUT], "cut_cross_entropy": True}, "cut-cross-entropy"),
+        ({"plugins": [LIGER], FUSED: True}, "liger-fused"),
+    ],
     ids=["cut", "cut, told so", "Liger's loss alone"],
 )
-def test_a_loss_without_whole_logits_is_taken_as_the_one_that_is_modelled(tmp_path: Path, asks: dict[str, Any]) -> None:
-    plain = read(tmp_path, AXOLOTL | {"sample_packing": True})
+def test_a_loss_without_whole_logits_is_its_own_kernel_and_trls_where_it_is_not_traced(
+    tmp_path: Path, asks: dict[str, Any], kernel: str
+) -> None:
     found = read(tmp_path, AXOLOTL | {"sample_packing": True} | asks)
-    assert (plain.run.trainer, found.run.trainer) == ("hf-trainer", "trl-sft")
-    assert found.run.packing
-    assert found.not_modelled == {}
-    assert all(thing.at_most is not None for thing in found.unmodelled)
+    assert (found.run.trainer, found.run.loss_kernel, found.not_modelled) == ("hf-trainer", kernel, {})
+    near = standing_in(meant(found, load_model("Qwen/Qwen3-4B")))
+    assert (near.run.trainer, near.run.loss_kernel, near.run.packing) == ("trl-sft", None, True)
+    assert all(thing.at_most is not None for thing in near.unmodelled)
 
 
 def test_cut_cross_entropy_that_is_switched_off_keeps_the_logits(tmp_path: Path) -> None:
-    assert read(tmp_path, AXOLOTL | {"plugins": [CUT], "cut_cross_entropy": False}).run.trainer == "hf-trainer"
+    assert read(tmp_path, AXOLOTL | {"plugins": [CUT], "cut_cross_entropy": False}).run.loss_kernel is None
+
+
+def test_a_model_that_liger_does_not_know_keeps_its_logits(tmp_path: Path) -> None:
+    found = meant(read(tmp_path, AXOLOTL | {"plugins": [LIGER], FUSED: True}), load_model("EleutherAI/pythia-1b"))
+    assert found.run.loss_kernel is None and standing_in(found) == found
 
 
 def test_a_model_that_trl_cannot_train_keeps_its_logits_and_may_take_less(tmp_path: Path) -> None:
     profile = load_model("microsoft/Phi-mini-MoE-instruct")
-    found = meant(read(tmp_path, AXOLOTL | {"plugins": [CUT], "sample_packing": True}), profile)
+    found = standing_in(meant(read(tmp_path, AXOLOTL | {"plugins": [CUT], "sample_packing": True}), profile))
     assert (found.run.trainer, found.run.packing, found.run.padding) == ("hf-trainer", False, False)
     assert found.unmodelled[-1].direction == "down"
     assert found.unmodelled[-1].at_most is None
+
+
+def test_factorys_own_choice_of_attention_is_that_of_its_code(tmp_path: Path) -> None:
+    gemma, llama = (meant(read(tmp_path, FACTORY), load_model(name)) for name in ("gemma-2-9b", "llama-3.1-8b"))
+    assert (gemma.run.attention, llama.run.attention) == ("eager", None)
+    assert gemma.unmodelled[-1].key == "flash_attn: auto"
+    assert meant(read(tmp_path, FACTORY | {"flash_attn": "sdpa"}), load_model("gemma-2-9b")).run.attention == "sdpa"
 
 
 ADDED = [

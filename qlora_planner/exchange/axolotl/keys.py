@@ -34,6 +34,7 @@ USED: Mapping[str, str] = {
     "peft_use_rslora": "rslora",
     "gradient_checkpointing": "gradient_checkpointing; off where it is absent",
     "gradient_checkpointing_kwargs": "use_reentrant, checkpoint_every and checkpoint_offload",
+    "embeddings_skip_upcast": "whether 16-bit weights are in float32 for a moment while preparing",
     "attn_implementation": "attention; transformers' choice where it is absent",
     "flash_attention": "attention: flash_attention_2 (deprecated)",
     "sdp_attention": "attention: sdpa (deprecated)",
@@ -135,7 +136,7 @@ axolotl_config_path base_model_config bench_dataset bench_split center_rewards_c
 chat_template_jinja chat_template_kwargs chunked_cross_entropy_num_chunks cls_model_config cosine_constant_lr_ratio
 cosine_min_lr_ratio curriculum_sampling datasets ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
 ddp_timeout debug default_system_message device device_map dynamic_checkpoint early_stopping_patience embedding_lr
-embedding_lr_scale embeddings_skip_upcast eot_tokens eta_min eval_causal_lm_metrics eval_max_new_tokens
+embedding_lr_scale eot_tokens eta_min eval_causal_lm_metrics eval_max_new_tokens
 eval_sample_packing eval_table_size evaluation_strategy excess_length_strategy experimental_skip_move_to_device
 fix_untrained_tokens flex_attn_compile_kwargs fp32_norm_classes fp8_enable_fsdp_float8_all_gather freeze_mm_modules
 fsdp_final_state_dict_type gc_collect_steps gc_steps generation_max_new_tokens greater_is_better group_by_length

@@ -26,7 +26,7 @@ STANDS_IN = "axolotl trains through transformers' Trainer; modelled as hf-traine
 # axolotl sets this before it imports torch (utils/__init__.py, set_pytorch_cuda_alloc_conf).
 ALLOC_CONF = "expandable_segments:True"
 LIGER_PARTS = ("liger_rope", "liger_rms_norm", "liger_glu_activation", "liger_fused_linear_cross_entropy")
-_FUSED_LOSS = "liger_fused_linear_cross_entropy"
+FUSED_LOSS = "liger_fused_linear_cross_entropy"
 KERNELS = ("lora_mlp_kernel", "lora_qkv_kernel", "lora_o_kernel", "lora_embedding_kernel")
 # In the order in which axolotl looks at its deprecated switches.
 _OLD_ATTENTION = {
@@ -66,6 +66,10 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused")}
     options |= _plugins(config, options)
     options |= _evaluation(config, options["batch_size"])
+    if options["quant"] != "none" and not config.flag("embeddings_skip_upcast"):
+        # loaders/model.py: prepare_model_for_kbit_training, and embeddings and head back to 16 bits afterwards.
+        since = "" if "embeddings_skip_upcast" in raw else ", before axolotl 0.21"
+        config.casts_while_preparing = f"embeddings and head in float32 while preparing{since}"
     _own_kernels(config, options)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
@@ -177,14 +181,22 @@ def _sizes(config: Config) -> dict[str, Any]:
 
 def _checkpointing(config: Config) -> dict[str, Any]:
     value = config.get("gradient_checkpointing")
-    offloads = value in ("offload", "offload_disk")
-    if offloads:
-        why = "layer inputs wait outside the card, which needs less than is said"
-        config.leave("gradient_checkpointing", less(why))
-    on = offloads or config.flag("gradient_checkpointing")
-    # utils/config, normalize_config: reentrant unless it is told otherwise.
-    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(True) and on}
-    return options | (config.checkpointed() if on else {})
+    if value == "offload_disk":
+        config.leave(
+            "gradient_checkpointing", less("layer inputs wait outside the card, which needs less than is said")
+        )
+    on = value in ("offload", "offload_disk") or config.flag("gradient_checkpointing")
+    # axolotl 0.21, utils/config, normalize_config; before, it re-entered, which takes the same here.
+    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(False) and on}
+    options |= config.checkpointed() if on else {}
+    if value == "offload":
+        options["checkpoint_offload"] = True
+    if options.get("checkpoint_offload"):
+        why = "layer inputs wait in host memory, and the card needs less than is said"
+        config.stand_in("offloaded checkpoints", less(why), checkpoint_offload=False)
+    if options["use_reentrant"]:
+        config.stand_in("use_reentrant: true", either("modelled without re-entering", SLIGHT), use_reentrant=False)
+    return options
 
 
 def _attention(config: Config) -> dict[str, Any]:
@@ -218,26 +230,24 @@ def _plugins(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:
         config.leave("plugins", replace(effect, why=f"{quoted(name)}: {effect.why}"))
     if liger and parts == set(LIGER_PARTS) and not cut:
         return {"liger": True}
-    for name in sorted(parts - {_FUSED_LOSS}) if liger else ():
+    for name in sorted(parts - {FUSED_LOSS}) if liger else ():
         config.leave(name, less("a part of Liger alone; modelled without it", 0.25))
-    if cut or (liger and _FUSED_LOSS in parts):
+    if cut or (liger and FUSED_LOSS in parts):
         return _without_logits(config, options, "cut cross-entropy" if cut else "Liger's fused loss")
     return {}
 
 
 def _without_logits(config: Config, options: Mapping[str, Any], loss: str) -> dict[str, Any]:
-    """A loss that is computed in tiles inside the head, as trl-sft's is: the nearest run that is modelled.
+    """A loss that is computed inside the head: cut_cross_entropy's, or Liger's without its other kernels.
 
-    Theirs keep no tile of logits in memory at all, and axolotl's adapters are in float32.
+    Where it is not traced trl-sft's stands in, which makes a tile of logits, with adapters in bfloat16 for float32.
     """
-    if options.get("compute_dtype") == "float16":
-        config.beside(loss, less("makes no whole logits; modelled with them, as trl-sft takes no float16 here"))
-        return {}
-    config.notes.append(f"{loss} makes no whole logits; modelled by trl-sft's loss, which makes none either")
-    config.beside(loss, either("taken as trl-sft's loss, with adapters in bfloat16 for float32", 0.1))
-    config.loss_stands_in = True
-    packed = {"packing": True, "padding": None} if "padding" in options else {}
-    return {"trainer": DEFAULT_TRAINER, **packed}
+    if options.get("compute_dtype") != "float16":  # which trl-sft does not take here
+        packed = {"packing": True, "padding": None} if "padding" in options else {}
+        effect = either("taken as trl-sft's loss, with adapters in bfloat16 for float32", 0.1)
+        config.stand_in(loss, effect, trainer=DEFAULT_TRAINER, loss_kernel=None, **packed)
+        config.loss_stands_in = True
+    return {"loss_kernel": "cut-cross-entropy" if loss.startswith("cut") else "liger-fused"}
 
 
 def _evaluation(config: Config, micro: int) -> dict[str, Any]:

@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_of_format
-from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, KERNELS, LIGER_PARTS
+from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, FUSED_LOSS, KERNELS, LIGER_PARTS
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointed_layers, compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
 
+CUT = "axolotl.integrations.cut_cross_entropy.CutCrossEntropyPlugin"
 LIGER = "axolotl.integrations.liger.LigerPlugin"
 
 
@@ -57,7 +58,11 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         }  # fmt: skip
     if run.attention is not None:
         config["attn_implementation"] = run.attention
-    if run.liger:
+    if run.loss_kernel == "cut-cross-entropy":
+        config["plugins"] = [CUT]
+    elif run.loss_kernel == "liger-fused" and not run.liger:
+        config |= {"plugins": [LIGER], FUSED_LOSS: True}
+    elif run.liger:
         config |= {"plugins": [LIGER], **dict.fromkeys(LIGER_PARTS, True)}
     return document(config, [*heading, *_differences(run)], _ABOVE)
 

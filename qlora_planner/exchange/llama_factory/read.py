@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_of_format
-from qlora_planner.exchange.effects import either, less, more
+from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.exchange.trl import keys as trl_keys
@@ -53,6 +53,13 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     }
     reentrant = config.flag("use_reentrant_gc", True)
     options["use_reentrant"] = reentrant and options["gradient_checkpointing"]
+    if options["use_reentrant"]:
+        config.stand_in("re-entrant checkpointing", either("modelled without re-entering", SLIGHT), use_reentrant=False)
+    if config.flag("use_unsloth_gc") and options["gradient_checkpointing"]:
+        # model_utils/checkpointing.py: every layer's input goes to the host, and comes back for its own backward.
+        options |= {"checkpoint_offload": True, "use_reentrant": False}
+        why = "layer inputs wait in host memory, and the card needs less than is said"
+        config.stand_in("use_unsloth_gc: true", less(why), checkpoint_offload=False)
     options |= _attention(config)
     options |= _packing(config, stage)
     options |= _evaluation(config)

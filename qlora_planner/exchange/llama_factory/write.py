@@ -54,6 +54,8 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         "flash_attn": _KERNELS.get(run.attention or "", "auto"),
         "enable_liger_kernel": run.liger,
     }
+    if run.checkpoint_offload:
+        config["use_unsloth_gc"] = True
     if run.method == "full":
         config["pure_bf16"] = half == "bfloat16"
     if run.eval_batch_size:
@@ -90,7 +92,7 @@ def _differences(run: RunConfig, data: str) -> list[str]:
 
 _DROPPED = {
     "checkpoint_every": "The plan checkpoints some layers; LLaMA-Factory checkpoints all.",
-    "checkpoint_offload": "The plan keeps layer inputs in host memory; LLaMA-Factory has no such option.",
+    "loss_kernel": "The plan names what computes the loss; LLaMA-Factory has Liger's kernels together or none.",
     "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",
     "upcast": "The plan upcasts; LLaMA-Factory casts what is trained alone to float32.",
 }
