@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from qlora_planner.catalog.gpus import remarks
+from qlora_planner.catalog.parallel import BOUNDED
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.breakdown import Breakdown
 from qlora_planner.memory.budget import Budget
@@ -23,6 +24,7 @@ from qlora_planner.memory.records import (
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.verdict import fit
 from qlora_planner.memory.weights.classifier import profile_for
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -127,6 +129,10 @@ def estimate_within(
         method=breakdown.method,
         machine=budget.machine,
     )  # fmt: skip
+    if answer.run.parallel in BOUNDED:
+        from qlora_planner.memory.parallel.bounded import bounded
+
+        answer = bounded(answer, Placement(profile, answer.run), resolution.trainer, budget)
     return whole(profile, answer) if complete else answer
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog.losses import FUSED_BY_LIGER
-from qlora_planner.catalog.parallel import PLAYED, strategy_row
+from qlora_planner.catalog.parallel import BOUNDED, PLAYED, strategy_row
 from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
@@ -26,7 +26,7 @@ def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
 
 def of_strategy(run: RunConfig) -> Iterator[Unmodelled]:
     """What the figures do not know of a strategy for several cards."""
-    if run.parallel is None or run.parallel in PLAYED:
+    if run.parallel is None or run.parallel in (*PLAYED, *BOUNDED):
         return
     row = strategy_row(run.parallel)
     yield Unmodelled(
