@@ -148,7 +148,12 @@ OWN_OPTIONS: Mapping[str, bool | None] = {
     "num_iterations": None,
     "steps_per_generation": None,
     "scale_rewards": None,
+    "vllm": None,
+    "vllm_gpu_memory_utilization": None,
+    "vllm_enable_sleep_mode": None,
 }
+# The part of a card that trl lets vLLM take beside the trainer (trl 1.16, grpo_config.py and rloo_config.py).
+VLLM_SHARE = 0.3
 # What `batch_size` may count.
 BATCH_UNITS = ("sequences", "pairs", "completions")
 
@@ -228,6 +233,9 @@ _TRL_ONLINE: dict[str, Any] = {
         "num_iterations",
         "steps_per_generation",
         "scale_rewards",
+        "vllm",
+        "vllm_gpu_memory_utilization",
+        "vllm_enable_sleep_mode",
     ),
     "autocast": True,
     "adapters_bfloat16": True,

@@ -21,6 +21,7 @@ from qlora_planner.spec.run import (
     STRATEGIES,
     TASKS,
     TRAINERS,
+    VLLM_MODES,
     RunConfig,
 )
 from qlora_planner.spec.spellings import (
@@ -234,6 +235,9 @@ def _run_options() -> list[click.Option]:
         _value(
             "exclude-modules", str, "Modules without adapters, as visual; or a regular expression (none).", "NAME,.."
         ),
+        _value("vllm", click.Choice(VLLM_MODES), "GRPO, RLOO: where vLLM generates (none: transformers does)."),
+        _value("vllm-gpu-memory-utilization", float, "Its part of this card, with --vllm colocate (0.3).", "F"),
+        _switch("vllm-enable-sleep-mode", "It gives its part back while the trainer trains (off)."),
         RunOption(["--stack"], multiple=True, metavar="PACKAGE=VERSION,..", help="Plan for versions, as trl=1.13."),
     ]
 

@@ -9,6 +9,7 @@ from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace
 from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.catalog.links import link_of
 from qlora_planner.catalog.parallel import communication_row, strategy_row
+from qlora_planner.catalog.trainers import VLLM_SHARE
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
 from qlora_planner.record import record
@@ -38,6 +39,7 @@ class Budget:
     context: ContextRow
     workspace_bytes: int
     usable: tuple[int, str] | None  # None without a machine
+    held_bytes: int = 0  # what vLLM holds of the card beside a run that it generates for
     risk: float = TIGHT_AT_MOST
     # Largest floors by method, context and chance: each is looked for once.
     _floors: dict[tuple[str, ContextRow, float], int] = field(
@@ -95,8 +97,30 @@ class Budget:
         if context is self.context:
             return self
         gpu = self.gpu
-        usable = None if gpu is None else _usable_with_reason(gpu, self.reserve_bytes, self.cap_bytes, context)
+        usable = None if gpu is None else self._usable(gpu, context)
         return replace(self, context=context, usable=usable)
+
+    def beside_vllm(self, run: RunConfig) -> Budget:
+        """What vLLM leaves of the card, for a run that it generates for in the trainer's own process.
+
+        Its part is that of all memory that CUDA reports, as the run says; while it sleeps it holds none of it, and what
+        then counts is `vllm_bytes`.
+        """
+        held = 0 if run.vllm_enable_sleep_mode else self.vllm_bytes(run)
+        if self.gpu is None or held == self.held_bytes:
+            return self
+        beside = replace(self, held_bytes=held)
+        return replace(beside, usable=beside._usable(self.gpu, self.context))
+
+    def vllm_bytes(self, run: RunConfig) -> int:
+        """The part of the card that vLLM takes beside this run's trainer; 0 where no card is known."""
+        if run.vllm != "colocate" or self.gpu is None:
+            return 0
+        return int((run.vllm_gpu_memory_utilization or VLLM_SHARE) * usable_bytes(self.gpu)[0])
+
+    def _usable(self, gpu: GpuSpec, context: ContextRow) -> tuple[int, str]:
+        usable, why = _usable_with_reason(gpu, self.reserve_bytes + self.held_bytes, self.cap_bytes, context)
+        return usable, why + (f"; vLLM holds {format_mib(self.held_bytes)} of it" if self.held_bytes else "")
 
     def context_for(self, run: RunConfig) -> ContextRow:
         """The CUDA context with the libraries that a run uses."""

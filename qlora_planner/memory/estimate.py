@@ -85,7 +85,7 @@ def estimate_within(
     profile = profile_for(profile, run)
     run, chosen = for_cards(run, budget.world)
     resolution = resolve(profile, run, budget.gpu)
-    budget = budget.for_run(resolution.run)
+    budget = budget.beside_vllm(resolution.run).for_run(resolution.run)
     breakdown = _breakdown(profile, resolution, tape, orders, budget, refines)
     about_card = (
         Problem(code=remark.code, message=remark.message, fix=remark.fix)

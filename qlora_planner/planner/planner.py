@@ -117,6 +117,7 @@ class Planner:
         exact: bool = True,
     ) -> Planner:
         """`answers` holds what was estimated before of this model within this budget, and gets what is now."""
+        request = replace(request, budget=request.budget.beside_vllm(run))
         return cls(
             profile=profile, request=request, run=run, factory=CandidateFactory.of(profile, request.budget, sweep),
             tape_of=tape_of, orders_of=orders_of, shipped_of=shipped_of, traces=traces, exact=exact,

@@ -19,6 +19,7 @@ QUANTS = ("nf4", "fp4", "int8", "none")
 COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
 SCALE_REWARDS = ("group", "batch", "none")
+VLLM_MODES = ("none", "server", "colocate")
 TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-grpo", "trl-rloo")
 TASKS = ("classification",)
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
@@ -93,6 +94,9 @@ class RunConfig:
     # Micro-batches whose completions are generated together; auto: those of one optimizer step.
     steps_per_generation: int | None = field(default=None, metadata=_between(1, 1 << 16))
     scale_rewards: str | None = field(default=None, metadata=_choice(*SCALE_REWARDS))
+    vllm: str | None = field(default=None, metadata=_choice(*VLLM_MODES))  # where vLLM generates; None: nowhere
+    vllm_gpu_memory_utilization: float | None = field(default=None, metadata=_between(0.01, 1.0))  # auto: trl's 0.3
+    vllm_enable_sleep_mode: bool | None = None  # None: its share is held while the trainer trains
     # Of runs on several cards alone. None: one card, or what the cards and the strategy call for.
     parallel: str | None = field(default=None, metadata=_choice(*STRATEGIES))
     quant_storage: str | None = field(default=None, metadata=_choice(*STORAGE_DTYPES))

@@ -105,6 +105,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "prompt_len": 100, "completion_len": 200, "max_length": 250, "loss_type": "ipo", "beta": 0.2,
         "precompute_ref_log_probs": True, "num_generations": 4, "num_iterations": 2, "steps_per_generation": 8,
         "scale_rewards": "batch",
+        "vllm": "colocate", "vllm_gpu_memory_utilization": 0.5, "vllm_enable_sleep_mode": True,
         "task": "classification", "num_labels": 3, "exclude_modules": "v_proj",
         "image_size": None, "images": None, "image_tokens": None,
         "stack": {"trl": "1.13", "transformers": "5.17"},

@@ -8,7 +8,9 @@ from qlora_planner import load_gpu, load_model
 from qlora_planner.errors import InputError
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.estimate import closed_form_breakdown
+from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.records import Fit
 from qlora_planner.planner.fallbacks import fallbacks
 from qlora_planner.planner.knobs import KNOBS, in_whole_groups
 from qlora_planner.planner.search_space import search_space
@@ -148,3 +150,36 @@ def test_closed_forms_hold_keys_and_values_of_everything_generated_together() ->
 def test_the_speed_of_a_run_that_generates_is_unknown() -> None:
     assert speed_of(LLAMA, resolved().run, H100).step_s is None
     assert speed_of(LLAMA, resolve(LLAMA, RunConfig()).run, H100).step_s is not None
+
+
+def fit_of(**options: object) -> Fit:
+    fit = estimate(LLAMA, resolved(**options).run, gpu=load_gpu("24GB")).fit
+    assert fit is not None
+    return fit
+
+
+def test_vllm_takes_its_part_of_the_card_from_the_trainer() -> None:
+    usable = fit_of(vllm="none").usable_bytes
+    assert usable - fit_of(vllm="colocate").usable_bytes == int(0.3 * usable)
+    half = fit_of(vllm="colocate", vllm_gpu_memory_utilization=0.5)
+    assert usable - half.usable_bytes == usable // 2
+    assert "vLLM holds" in half.reasons[0]
+
+
+def test_a_plan_is_made_for_what_vllm_leaves() -> None:
+    small = load_gpu("16GB")
+    short = {"prompt_len": 128, "completion_len": 128}
+    alone = estimate(LLAMA, resolved(vllm="server", **short).run, gpu=small)
+    beside = estimate(LLAMA, resolved(vllm="colocate", vllm_gpu_memory_utilization=0.6, **short).run, gpu=small)
+    assert (alone.verdict, beside.verdict) == ("fits", "does-not-fit")
+
+
+def test_generating_elsewhere_holds_no_keys_and_values() -> None:
+    for mode in ("server", "colocate"):
+        assert generated(vllm=mode, completion_len=512) == generated(vllm=mode, completion_len=64) < generated()
+
+
+@pytest.mark.parametrize("option", [{"vllm_gpu_memory_utilization": 0.5}, {"vllm_enable_sleep_mode": True}])
+def test_options_of_a_colocated_vllm_are_of_no_other(option: dict[str, object]) -> None:
+    with pytest.raises(InputError, match="--vllm colocate"):
+        resolved(vllm="server", **option)

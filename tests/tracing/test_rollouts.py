@@ -10,9 +10,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("bitsandbytes")
 pytest.importorskip("trl")
 
+from qlora_planner import load_gpu  # noqa: E402
 from qlora_planner.catalog import OPTIMIZERS  # noqa: E402
 from qlora_planner.catalog.trainers import trainer_named  # noqa: E402
 from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E402
+from qlora_planner.memory.estimate import estimate  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
 from qlora_planner.memory.replay import player, tokens  # noqa: E402
 from qlora_planner.memory.replay.events import prepare_trace  # noqa: E402
@@ -150,3 +152,29 @@ def test_other_classes_generate_with_nothing_lost(kind: str) -> None:
     sliding = {"sliding_window": 16, "head_dim": 64} if kind == "gemma3_text" else {"head_dim": 64}
     tape, run = traced(4, {"model_type": kind, **sliding})
     assert played(tape, run)[PREFILL][0] > 0
+
+
+def test_vllm_leaves_no_generation_but_merged_adapters_and_scores_every_completion() -> None:
+    tape, _ = traced(vllm="server")
+    assert not tape.tokens
+    assert stages(tape) == ["score", "forward", "backward"]
+    merging = max(size for segment in tape.segments[:2] for _, size in tape.events[segment.start : segment.stop])
+    assert merging == 256 * 704 * 2  # the widest weight in 16 bits
+
+
+def test_vllm_asleep_counts_when_it_wakes_and_not_in_training() -> None:
+    raw = toy(2)
+    profile = toy_profile(raw)
+    share = {"vllm": "colocate", "vllm_gpu_memory_utilization": 0.5}
+    answers = {}
+    for sleeps in (False, True):
+        run = RunConfig(**(USUAL | share | {"vllm_enable_sleep_mode": sleeps}))
+        tape = engine.trace(raw, TraceSpec(resolution=resolve(profile, run)))
+        answers[sleeps] = estimate(profile, run, load_gpu("24GB"), tape=tape)
+    awake, asleep = answers[False].fit, answers[True].fit
+    assert awake is not None and asleep is not None
+    half = asleep.usable_bytes // 2
+    assert asleep.usable_bytes - awake.usable_bytes == half
+    assert answers[True].peak.phase == PREFILL and answers[True].peak.device_bytes > half
+    assert sum(answers[True].components.values()) == answers[True].peak.device_bytes
+    assert answers[False].peak.device_bytes < half

@@ -221,7 +221,11 @@ def _generation_bytes(shape: ModelShape, run: RunConfig, seq_len: Any) -> Any:
 
     Every layer is taken to keep the whole sequence; a layer's pass holds four times its widest part, half of it a
     copy in float32; a token's logits are there in 16 bits and, in float32, as scores, probabilities and samples.
+    Where vLLM generates, none of that is this process's.
     """
+    if run.vllm not in (None, "none"):
+        # Merging adapters for it: a weight of the largest layer four times over in 16 bits, and packed.
+        return max((17 * kind.hidden * max(kind.mlp, kind.query) // 2 for kind in shape.layers), default=0)
     rows = run.batch_size * (run.steps_per_generation or 1)
     prompt_tokens = rows * (run.prompt_len or 0)
     cache: Any = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from qlora_planner.catalog.trainers import TrainerRow
+from qlora_planner.catalog.trainers import VLLM_SHARE, TrainerRow
 from qlora_planner.errors import InputError
 from qlora_planner.memory.records import Problem
 from qlora_planner.spec.run import RunConfig
@@ -40,12 +40,22 @@ def settle_rollouts(settle: Callable[[str, object, str], None], run: RunConfig, 
         settle("loss_type", trainer.loss_types[0], default)
     if run.beta is None:
         settle("beta", generation.beta, default)
+    _settle_vllm(settle, run)
     if run.num_generations is None:
         settle("num_generations", generation.num_generations, default)
     if run.num_iterations is None:
         settle("num_iterations", 1, default)
     if run.steps_per_generation is None:
         settle("steps_per_generation", run.grad_accum, "as many micro-batches as one optimizer step has")
+
+
+def _settle_vllm(settle: Callable[[str, object, str], None], run: RunConfig) -> None:
+    colocated = run.vllm == "colocate"
+    for option in ("vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"):
+        if getattr(run, option) and not colocated:
+            raise InputError(f"--{option.replace('_', '-')} is of --vllm colocate: give both, or neither")
+    if colocated and run.vllm_gpu_memory_utilization is None:
+        settle("vllm_gpu_memory_utilization", VLLM_SHARE, "the default of trl")
 
 
 def rollout_refusals(run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
@@ -68,6 +78,8 @@ def rollout_refusals(run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
             f"{together} completions are generated together, which {group} of each prompt do not divide",
             f"--batch-size {whole}",
         )
+    if run.vllm == "colocate" and run.quant == "int8":
+        yield _refuse("vllm-refused", "vLLM takes no 8-bit weights from a trainer", "--quant nf4, or --vllm server")
     if run.method == "full" and run.beta:
         yield _refuse(
             "reference-refused",

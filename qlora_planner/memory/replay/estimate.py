@@ -57,7 +57,8 @@ def traced_breakdown(
     if limit_bytes is not None and played.reserved > limit_bytes:
         with suppress(OutOfMemory):
             shown = remembered_run(profile, resolution, tape, workspace_bytes, limit_bytes, before, budget.world)
-    phases = _phases(shown, context)
+    asleep = budget.vllm_bytes(run) if run.vllm_enable_sleep_mode else 0
+    phases = _phases(shown, context, asleep)
     peak = highest(phases)
     full = context.total_bytes
     return Breakdown(
@@ -69,20 +70,23 @@ def traced_breakdown(
         lines=_lines(run, shown, peak, context),
         # Loading is over before the libraries' kernels join the context: what works at the peak bounds the floor.
         floor_bytes=min(
-            full
-            + (
-                floor_bytes(
-                    profile,
-                    resolution,
-                    tape,
-                    workspace_bytes,
-                    played,
-                    None if budget.usable is None else budget.usable_bytes - full,
-                    before,
-                    budget.world,
-                )
-                if refines
-                else max(played.non_releasable_bytes, played.allocated)
+            max(
+                full
+                + (
+                    floor_bytes(
+                        profile,
+                        resolution,
+                        tape,
+                        workspace_bytes,
+                        played,
+                        None if budget.usable is None else budget.usable_bytes - full,
+                        before,
+                        budget.world,
+                    )
+                    if refines
+                    else max(played.non_releasable_bytes, played.allocated)
+                ),
+                full + played.training[PREFILL].peak.allocated + asleep if asleep else 0,
             ),
             peak.device_bytes or 0,
         ),
@@ -93,18 +97,21 @@ def traced_breakdown(
     )
 
 
-def _phases(played: SimulatedRun, context: ContextRow) -> tuple[Phase, ...]:
+def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) -> tuple[Phase, ...]:
+    """`asleep_bytes` is what vLLM wakes up to beside the trainer, which empties its cache first."""
     born = context.first_tensor_bytes
     full = context.total_bytes
 
     def phase(name: str, peak: PhasePeak | None, beside: int) -> Phase:
         if peak is None:
             return Phase(name=name)
+        awake = asleep_bytes if name == PREFILL else 0
+        reserved = peak.allocated + awake if awake else peak.reserved
         figures = Phase(
             name=name,
-            allocated_bytes=peak.allocated,
-            reserved_bytes=peak.reserved,
-            device_bytes=peak.reserved + beside,
+            allocated_bytes=peak.allocated + awake,
+            reserved_bytes=reserved,
+            device_bytes=reserved + beside,
         )
         return replace(figures, components=_sizes(played, figures, context))
 

@@ -79,7 +79,12 @@ def scores_first(run: RunConfig) -> bool:
     if generation is None:
         return False
     every = (run.steps_per_generation or run.grad_accum) * (run.num_iterations or 1)
-    return generation.always_scores or run.grad_accum % every != 0
+    return generation.always_scores or uses_vllm(run) or run.grad_accum % every != 0
+
+
+def uses_vllm(run: RunConfig) -> bool:
+    """Whether vLLM generates, in another process or beside the trainer."""
+    return run.vllm not in (None, "none")
 
 
 def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> str:
@@ -108,7 +113,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         f"loss:{run.loss_type}": run.loss_type is not None, "precomputed": run.precompute_ref_log_probs,
         f"generated:{run.steps_per_generation}": trainer.generation is not None,
         "compared": trainer.generation is not None and bool(run.beta),
-        "scored": scores_first(run),
+        "scored": scores_first(run), "vllm": uses_vllm(run),
         f"prompt:{run.prompt_len}": run.prompt_len is not None,
         # Where the prompt is known it decides, and what a completion could be is no other run.
         f"completion:{run.completion_len}": run.prompt_len is None and run.completion_len is not None,

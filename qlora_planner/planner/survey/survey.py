@@ -146,6 +146,7 @@ def survey(
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     wanted = run or RunConfig()
+    budget = budget.beside_vllm(wanted)
     rows = []
     for profile in profiles:
         try:

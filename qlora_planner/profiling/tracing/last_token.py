@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from qlora_planner.errors import MissingError
+from qlora_planner.memory.sweep.validity import uses_vllm
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.spec.trace import TOKENS, Tape
 
@@ -18,7 +19,7 @@ def with_last_token(tape: Tape, spec: TraceSpec, generate: Callable[[TraceSpec],
     """
     run = spec.run
     tokens = (run.completion_len or 1) - 1  # the prompts' pass gives the first
-    if tokens < len(TOKENS):
+    if tokens < len(TOKENS) or uses_vllm(run):
         return tape
     born = _births(tape)
     if tokens == len(TOKENS):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from qlora_planner.memory.sweep.validity import uses_vllm
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers import rollouts
@@ -29,6 +30,9 @@ def rollout(
     scores = rollouts.score(forward, model, spec, marker, batch, trl.GRPOTrainer)
     rows = batch["prompt_ids"].size(0)
     batch["advantages"] = torch.empty((rows,), dtype=torch.float32, device=spec.device_name)
+    if uses_vllm(spec.run):  # what vLLM sampled with, and by how much the policy has moved since, a figure a sequence
+        batch["sampling_per_token_logps"] = torch.empty_like(scores["old_per_token_logps"])
+        batch["importance_sampling_ratio"] = torch.empty((rows, 1), dtype=torch.float32, device=spec.device_name)
     return rollouts.micro_batches(batch | scores | {"num_items_in_batch": items}, spec)
 
 

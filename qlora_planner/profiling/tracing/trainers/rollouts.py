@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import _disable_current_modes
 
-from qlora_planner.memory.sweep.validity import scores_first
+from qlora_planner.memory.sweep.validity import scores_first, uses_vllm
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers import sft
@@ -42,6 +42,10 @@ def generate(model: nn.Module, spec: TraceSpec, marker: SegmentMarker, vocabular
     What is made of the completions after it, some masks and lists on the host, is smaller than what generation holds.
     """
     run, any_model = spec.run, model
+    if uses_vllm(run):
+        marker.mark(PREFILL, "all")
+        _merge_adapters(any_model, spec)
+        return
     from transformers import GenerationConfig
 
     rows = run.batch_size * (run.steps_per_generation or 1)
@@ -54,6 +58,31 @@ def generate(model: nn.Module, spec: TraceSpec, marker: SegmentMarker, vocabular
     prompts = _prompts(spec, rows, prompt_len, vocabulary)
     with _without_checkpointing(any_model, spec), torch.no_grad(), _some_tokens(spec, marker):
         any_model.generate(**prompts, generation_config=config)
+
+
+def _merge_adapters(model: Any, spec: TraceSpec) -> None:
+    """VLLMGeneration.sync_weights merges adapters before it sends weights, and takes them out again.
+
+    Layer by layer: the weight in 16 bits, the adapter's product and it scaled, their sum, and the sum again, which PEFT
+    quantises from a copy on the host (peft 0.21, tuners/lora/bnb.py). Each is as large as the whole weight.
+    """
+    from bitsandbytes.nn import Linear4bit
+
+    def whole(layer: Any) -> torch.Tensor:
+        shape = (layer.out_features, layer.in_features)
+        return torch.empty(shape, dtype=spec.load_dtype, device=spec.device_name)
+
+    bases = [module.get_base_layer() for module in model.modules() if hasattr(module, "lora_A")]
+    for layer in (base for base in bases if isinstance(base, nn.Linear)):
+        weight, product = whole(layer), whole(layer)
+        scaled = whole(layer)
+        del product
+        merged = whole(layer)
+        if isinstance(layer, Linear4bit):
+            again = whole(layer)
+            packed = torch.empty((layer.in_features * layer.out_features // 2,), dtype=torch.uint8, device=again.device)
+            del again, packed
+        del weight, scaled, merged
 
 
 def _prompts(spec: TraceSpec, rows: int, length: int, vocabulary: int) -> Batch:
@@ -186,6 +215,6 @@ def self_of(spec: TraceSpec, model: Any, trainer_class: Any) -> Any:
             vespo_k_neg=3.0, vespo_lambda_neg=2.0,
         ),
         top_entropy_quantile=1.0, off_policy_mask_threshold=None, importance_sampling_level="token",
-        use_vllm=False, vllm_importance_sampling_correction=True, _entropy_bonus_enabled=False,
+        use_vllm=uses_vllm(run), vllm_importance_sampling_correction=True, _entropy_bonus_enabled=False,
     )  # fmt: skip
     return trainer
