@@ -26,7 +26,7 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "method": "lora", "quant": "fp4", "double_quant": False, "compute_dtype": "float16", "load_dtype": "float16",
         "seq_len": 7, "batch_size": 7, "grad_accum": 7, "rank": 7, "alpha": 7, "target_modules": "q_proj",
         "lora_dropout": 0.5, "dora": True, "rslora": True, "modules_to_save": "lm_head",
-        "checkpoint_every": 7, "checkpoint_offload": True, "loss_kernel": "full",
+        "checkpoint_every": 7, "checkpoint_offload": True, "loss_kernel": "full", "expert_quant": "none",
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "sgd",
         "trainer": "loop", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 7,

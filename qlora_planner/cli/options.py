@@ -10,6 +10,7 @@ import click
 from qlora_planner.cli.kinds import Named, Tokens, notes_of, trainer_names
 from qlora_planner.spec.run import (
     COMPUTE_DTYPES,
+    EXPERT_QUANTS,
     LOAD_DTYPES,
     LOSS_KERNELS,
     METHODS,
@@ -209,6 +210,7 @@ def _run_options() -> list[click.Option]:
         _switch("padding", "Rows hold sequences of unequal length (off for batch 1 or packing)."),
         _value("checkpoint-every", int, "Checkpoint every N-th layer alone; the others keep all (every layer).", "N"),
         _switch("checkpoint-offload", "Keep layer inputs in pinned host memory, copied in step (off)."),
+        _value("expert-quant", Named(EXPERT_QUANTS, {"4bit": "nf4", "16bit": "none"}), "How fused experts are stored."),
         _value("loss-kernel", Named(LOSS_KERNELS, LOSS_NAMES), "What computes the loss (what the trainer does)."),
         _value("eval-batch-size", int, "Evaluate with this batch size (no evaluation).", "N"),
         _value("task", Named(TASKS, TASK_NAMES), "What is learnt, where it is not text: classification (text)."),

@@ -125,7 +125,7 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
         return [*left_out, f"{needs}: {odds}; {taken}"]
     if fit.verdict == "does-not-fit":
         short = f"{format_size(floor - usable)} more than the {format_gib(usable)} usable"
-        return [*left_out, f"needs at least {format_gib(floor)}, {short}; {odds}"]
+        return [*left_out, f"needs at least {format_gib(floor)}, {short}; {odds}", *fit.reasons[1:]]
     if fit.verdict == "tight":
         odds += f"; {taken}"
     if fit.headroom_bytes < 0:

@@ -22,6 +22,7 @@ SCALE_REWARDS = ("group", "batch", "none")
 VLLM_MODES = ("none", "server", "colocate")
 TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-grpo", "trl-rloo")
 TASKS = ("classification",)
+EXPERT_QUANTS = ("none", "nf4")
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
 STRATEGIES = ("ddp", "fsdp2", "fsdp1", "zero2", "zero3", "pipeline")  # of several cards
 STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
@@ -74,6 +75,7 @@ class RunConfig:
     activation_offloading: bool = False
     checkpoint_every: int | None = field(default=None, metadata=_between(1, 1 << 12))  # auto: every layer
     checkpoint_offload: bool = False
+    expert_quant: str | None = field(default=None, metadata=_choice(*EXPERT_QUANTS))  # auto: what the stack does
     loss_kernel: str | None = field(default=None, metadata=_choice(*LOSS_KERNELS))  # auto: what the trainer does
     alloc_conf: str | None = None
     packing: bool = False

@@ -97,6 +97,7 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
     labels = labels_of(run)
     config = model_config(raw, labels)
     wanted = model_class(raw, config, labels)
+    _check_experts(run)
     _check_attention(wanted, run)
     return wanted.from_pretrained(
         None,
@@ -112,6 +113,7 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
     """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
     labels = labels_of(run)
     wanted = model_class(raw, model_config(raw, labels), labels)
+    _check_experts(run)
     _check_attention(wanted, run)
     stored, options = bool(raw.get("quantization_config")), loading_options(run)
     if labels is not None:
@@ -122,6 +124,14 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
     if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model
+
+
+def _check_experts(run: RunConfig) -> None:
+    if run.expert_quant == "nf4":
+        raise RefusedError(
+            "transformers loads fused experts in 16 bits, so a run with --expert-quant nf4 is planned and not trained"
+            " here: `plan --export axolotl=FILE` writes it for axolotl, which stores them in NF4"
+        )
 
 
 def _check_attention(wanted: Any, run: RunConfig) -> None:

@@ -98,7 +98,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "load_dtype": "float16",
         "batch_size": 2, "grad_accum": 4, "rank": 8, "alpha": 24, "target_modules": "q_proj,v_proj",
         "modules_to_save": "embed_tokens", "lora_dropout": 0.1, "dora": True, "rslora": True,
-        "checkpoint_every": 3, "checkpoint_offload": True, "loss_kernel": "full",
+        "checkpoint_every": 3, "checkpoint_offload": True, "loss_kernel": "full", "expert_quant": "none",
         "gradient_checkpointing": False, "use_reentrant": True, "attention": "eager", "optimizer": "adamw_torch",
         "trainer": "hf-trainer", "upcast": True, "liger": True, "activation_offloading": True,
         "alloc_conf": "expandable_segments:True", "packing": True, "padding": True, "eval_batch_size": 3,

@@ -55,7 +55,6 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (AXOLOTL, {"qat": {"weight_dtype": "int4"}}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"optimizer": "galore_adamw"}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"plugins": ["mine.MyPlugin"]}, "cannot-say", "cannot-say"),
-    (AXOLOTL, {"quantize_moe_experts": True}, "fits", "cannot-say"),
     (AXOLOTL, {"gradient_checkpointing": "offload"}, "fits", "cannot-say"),
     (AXOLOTL, {"chunked_cross_entropy": True}, "fits", "cannot-say"),
     (AXOLOTL, {"unfrozen_parameters": ["lm_head"]}, "fits", "cannot-say"),

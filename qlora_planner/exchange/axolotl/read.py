@@ -97,6 +97,7 @@ def _method(config: Config) -> dict[str, Any]:
         return {"method": "full", "quant": "none"}
     if not four:
         return {"method": "qlora", "quant": "int8"} if eight else {"method": "lora", "quant": "none"}
+    experts = {"expert_quant": "nf4"} if config.flag("quantize_moe_experts") else {}
     others = sorted(set(kwargs) - {"bnb_4bit_use_double_quant", "bnb_4bit_quant_type", "bnb_4bit_quant_storage"})
     if others:
         why = f"{listed(others)}: other settings of bitsandbytes"
@@ -105,6 +106,7 @@ def _method(config: Config) -> dict[str, Any]:
         "method": "qlora",
         "quant": kwargs.get("bnb_4bit_quant_type", "nf4"),
         "double_quant": kwargs.get("bnb_4bit_use_double_quant", True),
+        **experts,
     }
 
 

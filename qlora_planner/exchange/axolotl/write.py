@@ -31,6 +31,8 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         changed["bnb_4bit_quant_type"] = "fp4"
     if run.quant in ("nf4", "fp4") and not run.double_quant:
         changed["bnb_4bit_use_double_quant"] = False
+    if run.expert_quant == "nf4":
+        config["quantize_moe_experts"] = True
     if changed:
         config["bnb_config_kwargs"] = changed
     config["datasets"] = [{"path": data, "ds_type": "json", "type": "chat_template"}]

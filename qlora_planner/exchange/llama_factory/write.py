@@ -92,6 +92,7 @@ def _differences(run: RunConfig, data: str) -> list[str]:
 
 _DROPPED = {
     "checkpoint_every": "The plan checkpoints some layers; LLaMA-Factory checkpoints all.",
+    "expert_quant": "The plan stores experts in 4 bits; LLaMA-Factory has no such option.",
     "loss_kernel": "The plan names what computes the loss; LLaMA-Factory has Liger's kernels together or none.",
     "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",
     "upcast": "The plan upcasts; LLaMA-Factory casts what is trained alone to float32.",

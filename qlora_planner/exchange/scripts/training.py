@@ -76,6 +76,11 @@ def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False
 
     For a `notebook` it refuses to go on where torch is imported already and the allocator's settings would be ignored.
     """
+    if run.expert_quant == "nf4":
+        raise InputError(
+            "a script would load fused experts in 16 bits, as transformers does: --export axolotl=FILE writes a config"
+            " that stores them in NF4"
+        )
     trainer, training = SCRIPTS[trainer_named(run.trainer).name](run)
     parts = [
         ("Allocator", _opening(run, notebook=notebook)),

@@ -34,6 +34,10 @@ def refusals(
     yield from _of_checkpoint(profile, run)
     yield from _of_class(profile, run)
     yield from _of_checkpointing(run)
+    if run.expert_quant == "nf4" and run.quant not in ("nf4", "fp4"):
+        yield _refuse(
+            "experts-refused", "experts are stored in 4 bits beside 4-bit linear layers alone", "--expert-quant none"
+        )
     yield from _of_trainer(profile, run, trainer, loss)
     yield from _of_card(run, gpu)
     yield from _of_optimizer(profile, run, trainer)

@@ -10,6 +10,7 @@ from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
+from qlora_planner.memory.unmodelled import experts
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.spec.model import ModelProfile
@@ -37,7 +38,8 @@ def of_strategy(run: RunConfig) -> Iterator[Unmodelled]:
 
 def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
     """`estimate` with all that its figures leave out."""
-    return qualified(estimate, (*left_out(profile, estimate.run), *_of_forms(profile, estimate)))
+    things = (*left_out(profile, estimate.run), *_of_forms(profile, estimate), *experts.of_kernels(profile, estimate))
+    return experts.with_stack_that_fits(profile, qualified(estimate, things))
 
 
 def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:

@@ -134,6 +134,8 @@ class Placement:
     def _placed(self, group: TensorGroup, embedding: bool) -> PlacedTensor:
         run, shape, numel = self.run, group.shape, group.numel
         scheme = SCHEMES.get(run.quant or "none") if group.quantized else None
+        if run.expert_quant == "nf4" and stores_experts(group) and not group.quantized:
+            scheme = SCHEMES["nf4"]
         loaded = dtype = group.dtype_float16 if load_dtype(run) == "float16" else group.dtype
         constants: tuple[int, ...] = ()
         if scheme is not None:
@@ -185,6 +187,11 @@ class Placement:
                 # The copy of a tied head is a linear layer's weight, although the original is the embedding's.
                 tensor = Trainable(shape=base.shape, dtype=dtype, count=base.group.count, embedding=_embeds(base.group))
                 yield AddedTensor(tensor=tensor, birth_dtype=dtype, base=base)
+
+
+def stores_experts(group: TensorGroup) -> bool:
+    """Whether a tensor holds the weights of several experts, one matrix each."""
+    return group.role == "experts" and len(group.shape) == 3 and not group.buffer
 
 
 def packed_bytes(scheme: QuantScheme, shape: tuple[int, ...], double_quant: bool) -> tuple[int, tuple[int, ...]]:

@@ -1,0 +1,84 @@
+"""Fused experts in NF4: their bytes as bitsandbytes packs a parameter, a verdict that says what it does not know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_planner import RunConfig, load_gpu, load_model
+from qlora_planner.errors import InputError, RefusedError
+from qlora_planner.exchange.scripts.training import script
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.weights.placement import Placement, packed_bytes, stores_experts
+from qlora_planner.memory.weights.static import static_memory
+
+MOE = "Qwen/Qwen3-30B-A3B"
+NF4 = {"trainer": "hf-trainer", "expert_quant": "nf4"}
+
+
+def placed(**options: Any) -> Placement:
+    profile = load_model(MOE)
+    return Placement(profile, resolve(profile, RunConfig(**options)).run)
+
+
+def test_static_bytes_fall_to_what_nf4_holds() -> None:
+    wide, packed = static_memory(placed()), static_memory(placed(expert_quant="nf4"))
+    experts = [weight for weight in placed().weights if stores_experts(weight.group)]
+    elements = sum(weight.group.numel * weight.group.count for weight in experts)
+    assert elements == 48 * 128 * 3 * 2048 * 768  # 48 layers of 128 experts of three matrices
+    assert wide.after_load - packed.after_load == pytest.approx(2 * elements - elements * (0.5 + 1 / 64), rel=2e-3)
+    assert packed.after_load < 17 << 30 < 55 << 30 < wide.after_load
+    assert static_memory(placed(expert_quant="none")) == wide
+
+
+@pytest.mark.parametrize("double", [False, True])
+def test_bytes_are_those_of_a_parameter_that_bitsandbytes_packed(double: bool) -> None:
+    torch = pytest.importorskip("torch")
+    functional = pytest.importorskip("bitsandbytes.functional")
+    from qlora_planner.catalog import SCHEMES
+
+    shape = (5, 96, 64)
+    packed, state = functional.quantize_4bit(
+        torch.zeros(shape, dtype=torch.bfloat16), quant_type="nf4", compress_statistics=double
+    )
+    constants = [state.absmax, state.code, *([state.state2.absmax, state.state2.code, state.offset] if double else [])]
+    size, parts = packed_bytes(SCHEMES["nf4"], shape, double)
+    assert size == packed.nbytes
+    assert sorted(parts) == sorted(part.nbytes for part in constants)
+
+
+def test_a_step_whose_kernels_are_not_counted_fits_only_with_room_for_them() -> None:
+    verdicts = {
+        card: estimate(load_model(MOE), RunConfig(**NF4), gpu=load_gpu(card)).verdict
+        for card in ("24GB", "80GB", "12GB")
+    }
+    assert verdicts["12GB"] == "does-not-fit"
+    kept = estimate(load_model(MOE), RunConfig(**NF4, gradient_checkpointing=False), gpu=load_gpu("h200"))
+    assert kept.verdict == "cannot-say" and kept.fit is not None
+    assert kept.fit.reasons[0].startswith("not modelled: --expert-quant nf4")
+    assert verdicts["80GB"] == "fits"
+
+
+def test_a_run_with_experts_in_16_bits_names_the_stacks_that_would_hold_it() -> None:
+    told = estimate(load_model(MOE), RunConfig(), gpu=load_gpu("32GB")).fit
+    assert told is not None and told.verdict == "does-not-fit"
+    assert "quantize_moe_experts" in told.reasons[-1] and "--expert-quant nf4" in told.reasons[-1]
+    too_small = estimate(load_model(MOE), RunConfig(), gpu=load_gpu("12GB")).fit
+    dense = estimate(load_model("qwen3-32b"), RunConfig(), gpu=load_gpu("12GB")).fit
+    for fit in (too_small, dense):
+        assert fit is not None and "quantize_moe_experts" not in " ".join(fit.reasons)
+
+
+def test_what_cannot_load_such_experts_refuses_them_by_name() -> None:
+    run = resolve(load_model(MOE), RunConfig(**NF4)).run
+    with pytest.raises(InputError, match="axolotl"):
+        script(run, MOE, "rows.jsonl", [])
+    pytest.importorskip("torch")
+    from qlora_planner.train.model import _check_experts
+
+    with pytest.raises(RefusedError, match="16 bits"):
+        _check_experts(run)
+    problems = resolve(load_model(MOE), RunConfig(method="lora", expert_quant="nf4")).problems
+    assert any(problem.code == "experts-refused" and problem.blocking for problem in problems)
