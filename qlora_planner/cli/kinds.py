@@ -69,6 +69,20 @@ class Named(_Choice):
         return super().convert(value, param, ctx)
 
 
+class Kernel(Named):
+    """An attention kernel: one that is modelled, or another that it stands in for; `owner/name` is one on the Hub."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Fails for a name that is none of them."""
+        if isinstance(value, str) and value not in self.choices:
+            from qlora_planner.catalog.attention import KERNEL_NAMES, nearest_kernel
+
+            kernel: str = KERNEL_NAMES.get(value.lower(), value)
+            if nearest_kernel(kernel) is not None:
+                return kernel
+        return super().convert(value, param, ctx)
+
+
 def trainer_names() -> Mapping[str, str]:
     """What other tools and people call each trainer; read when such a name is met."""
     from qlora_planner.catalog.trainers import TRAINER_NAMES

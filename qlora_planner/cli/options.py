@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qlora_planner.cli.kinds import Named, Tokens, notes_of, trainer_names
+from qlora_planner.cli.kinds import Kernel, Named, Tokens, notes_of, trainer_names
 from qlora_planner.spec.run import (
     COMPUTE_DTYPES,
     EXPERT_QUANTS,
@@ -199,7 +199,7 @@ def _run_options() -> list[click.Option]:
         _switch("rslora", "Rank-stabilised scaling; costs no memory (off)."),
         _switch("gradient-checkpointing", "Keep layer inputs only, compute the rest again (on)."),
         _switch("use-reentrant", "The old kind of checkpointing (off)."),
-        _value("attention", Named(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
+        _value("attention", Kernel(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
         _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
         _value("trainer", Named(TRAINERS, trainer_names), "Who runs the steps (trl-sft where it works)."),
         _switch("upcast", "PEFT's cast of 16-bit weights to float32 (what the trainer does)."),

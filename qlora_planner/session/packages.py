@@ -31,6 +31,7 @@ def missing_for(run: RunConfig) -> list[str]:
     needed += trainer_named(run.trainer).packages
     needed += ["liger_kernel"] if run.liger or run.loss_kernel == "liger-fused" else []
     needed += ["cut_cross_entropy"] if run.loss_kernel == "cut-cross-entropy" else []
+    needed += ["kernels"] if run.attention is not None and "/" in run.attention else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
     return missing_packages(needed)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer
+from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.trainers import DIVERGENCE, owner_of, parse_version
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.options.rollouts import rollout_refusals
@@ -90,12 +91,17 @@ def _of_class(profile: ModelProfile, run: RunConfig) -> Iterator[Problem]:
             f"--seq-len {int(rows)}",
         )
     widest = max(int(profile.dims.get(name) or 0) for name in ("head_dim", "global_head_dim"))
-    if run.attention == "flash_attention_2" and widest > FLASH_WIDEST_HEAD:
+    if _flash(run.attention) and widest > FLASH_WIDEST_HEAD:
         yield _refuse(
             "attention-refused",
             f"FlashAttention-2 takes heads of at most {FLASH_WIDEST_HEAD} dimensions and this model has {widest}",
             "--attention sdpa" if profile.supports.get("sdpa") else "--attention eager",
         )
+
+
+def _flash(attention: str | None) -> bool:
+    """Whether a kernel is FlashAttention, in this package or from the Hub."""
+    return attention == "flash_attention_2" or (nearest_kernel(attention) is not None and "flash" in str(attention))
 
 
 def _of_checkpointing(run: RunConfig) -> Iterator[Problem]:
@@ -191,7 +197,7 @@ def _of_card(run: RunConfig, gpu: GpuSpec | None) -> Iterator[Problem]:
     if gpu is None or gpu.compute_capability is None or gpu.vendor != "nvidia":
         return
     capability = float(gpu.compute_capability)
-    if run.attention == "flash_attention_2" and capability < FLASH_CAPABILITY:
+    if _flash(run.attention) and capability < FLASH_CAPABILITY:
         yield _refuse(
             "attention-refused",
             f"FlashAttention-2 needs compute capability {FLASH_CAPABILITY} and {gpu.label} has {capability}",

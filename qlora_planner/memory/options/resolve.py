@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
-from qlora_planner.catalog.attention import sdpa_changed
+from qlora_planner.catalog.attention import nearest_kernel, sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
@@ -202,7 +202,7 @@ def _attention(draft: _Draft, stack: dict[str, str]) -> None:
         kernel = "sdpa" if supports.get("sdpa") else "eager"
         why = "the class has it" if kernel == "sdpa" else f"{profile.class_name} has no SDPA{since}"
         draft.settle("attention", kernel, why)
-    elif not supports.get(run.attention, False):
+    elif not supports.get(near.kernel if (near := nearest_kernel(run.attention)) else run.attention, False):
         usable = ", ".join(name for name in ("sdpa", "eager", "flash_attention_2") if supports.get(name))
         draft.refuse(
             "attention-refused",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.losses import FUSED_BY_LIGER
 from qlora_planner.catalog.parallel import BOUNDED, PLAYED, strategy_row
 from qlora_planner.catalog.stack import stack_of
@@ -22,7 +23,14 @@ def left_out(profile: ModelProfile, run: RunConfig) -> tuple[Unmodelled, ...]:
     """Everything that the figures of `run` on this model do not count."""
     return (
         *of_text_part(profile.text_part_of), *_of_targets(profile, run), *_of_stack(profile, run), *of_strategy(run),
+        *_of_attention(run),
     )  # fmt: skip
+
+
+def _of_attention(run: RunConfig) -> Iterator[Unmodelled]:
+    near = nearest_kernel(run.attention)
+    if near is not None and near.at_most != 0:
+        yield Unmodelled(key=f"--attention {run.attention}", what=near.why, at_most=near.at_most)
 
 
 def of_strategy(run: RunConfig) -> Iterator[Unmodelled]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, ModelProfile
@@ -142,7 +143,10 @@ def _numberings(tensor: AdapterTensor) -> Iterator[str]:
 
 
 def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
-    """`run` with the names that match alone, without numbers of layers: what is traced, at every layer."""
+    """`run` with the names that match alone, without numbers of layers, and with an attention kernel that is modelled:
+    what is traced, at every layer."""
+    if (near := nearest_kernel(run.attention)) is not None:
+        run = run.with_(attention=near.kernel)
     if run.method == "full" or run.target_modules in WHOLE_SETS:
         return run
     assert run.target_modules is not None
