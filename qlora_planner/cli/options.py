@@ -333,7 +333,12 @@ def run_from(given: Mapping[str, Any]) -> RunConfig:
 
     Raises InputError listing every value that is out of range.
     """
-    return RunConfig(**explicit_run_options(given))
+    options = explicit_run_options(given)
+    if "parallel" in options:
+        from qlora_planner.memory.parallel.choice import usual_options
+
+        options = usual_options(options)
+    return RunConfig(**options)
 
 
 def explicit_run_options(given: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from qlora_planner.catalog.cuda import ContextRow
+from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.memory.records import WRAP, Component, Phase
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
@@ -27,8 +28,13 @@ def before_training(static: StaticMemory, peak: Phase) -> dict[Component, int]:
     return sizes
 
 
-def communication_words(context: ContextRow) -> str:
+def communication_words(context: ContextRow, strategy: str | None = None) -> str:
     """The why-line of what several cards take beside what one does."""
+    if strategy == FSDP2:
+        return (
+            "weights gathered for as long as a layer needs them: the all-gather's flat output and the copies out of it;"
+            f" {context.communication_why}"
+        )
     return f"a flat copy of all gradients to reduce them in, or what wrapping broadcasts; {context.communication_why}"
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -55,6 +56,7 @@ if TYPE_CHECKING:  # most plans are made without a dataset
 
 SCHEMA = "qlora-plan/plan/1"
 _DEFAULT = RunConfig()
+_STORED = frozenset(("method", "quant", "double_quant"))
 
 
 @record
@@ -207,7 +209,12 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     cards = request.budget.world
     cost = cost_of(answer.speed, request.gpu, cards=cards)
     price = request.gpu.rent_usd_per_hour
-    priced = tuple(prices(factory, answer.run, planner.pace_on, scale, planner.beside))
+    # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
+    shared = answer.run.parallel == FSDP2
+    priced = tuple(
+        price for price in prices(factory, answer.run, planner.pace_on, scale, planner.beside)
+        if not (shared and _STORED & set(price.change))
+    )  # fmt: skip
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
@@ -216,7 +223,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         estimate=_qualified(planner, answer),
         alternatives=tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=priced,
-        frontier=frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
+        frontier=() if shared else frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
         objective=request.objective,
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,

@@ -339,7 +339,14 @@ def run_of(run: RunConfig | None, options: dict[str, Any]) -> RunConfig:
     """
     from qlora_planner.spec.run import RunConfig as Run
 
-    return (run or Run()).with_(**_understood(options)) if options else run or Run()
+    if not options:
+        return run or Run()
+    given = _understood(options)
+    if run is None and "parallel" in given:
+        from qlora_planner.memory.parallel.choice import usual_options
+
+        given = usual_options(given)
+    return (run or Run()).with_(**given)
 
 
 def _understood(options: dict[str, Any]) -> dict[str, Any]:

@@ -184,13 +184,17 @@ def test_an_option_of_several_cards_asks_for_their_number(invoke: Invoke, option
 
 
 @pytest.mark.parametrize("verb", ["estimate", "plan"])
-def test_what_one_card_does_not_hold_several_may_so_nobody_can_say(
-    invoke: Invoke, monkeypatch: pytest.MonkeyPatch, verb: str
-) -> None:
+def test_what_one_card_does_not_hold_several_share(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, verb: str) -> None:
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
-    alone, several = (invoke(verb, "llama-3.1-70b", "--gpu", card, "--json") for card in ("rtx-3090", "2xrtx-3090"))
-    assert (alone.exit_code, several.exit_code) == (1, 5)
+    alone, several = (invoke(verb, "llama-3.1-70b", "--gpu", card, "--json") for card in ("rtx-3090", "4xrtx-3090"))
+    assert (alone.exit_code, several.exit_code) == (1, 0)
     document = json.loads(several.stdout)
-    fit = document.get("estimate", document)["fit"]
-    assert fit["verdict"] == "cannot-say"
-    assert "--parallel fsdp2" in fit["reasons"][0]
+    document = document.get("estimate", document)
+    assert (document["parallel"], document["run"]["optimizer"]) == ("fsdp2", "adamw_torch_fused")
+    assert document["fit"]["verdict"] == "fits"
+
+
+def test_what_nobody_plays_is_not_said(invoke: Invoke) -> None:
+    several = invoke("estimate", "llama-3.1-70b", "--gpu", "4xrtx-3090", "--parallel", "zero2", "--json")
+    assert several.exit_code == 5
+    assert "--parallel zero2" in json.loads(several.stdout)["fit"]["reasons"][0]

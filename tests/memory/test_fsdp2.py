@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from qlora_planner import RunConfig, load_model
+from qlora_planner import RunConfig, Session, load_model
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel, Sharding
-from qlora_planner.memory.replay.sharded_run import simulate_sharded
+from qlora_planner.memory.replay.sharded_run import ShardedStage
 from qlora_planner.memory.replay.simulate import SimulatedRun
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.session.traces import tape_for
@@ -66,7 +66,7 @@ def played(
     )
     tape = tape_for(profile, run)
     assert tape is not None
-    return simulate_sharded(profile, resolve(profile, run), tape, WORKSPACE, sharding)
+    return ShardedStage(profile, resolve(profile, run), tape, WORKSPACE).play_as(sharding)
 
 
 @pytest.fixture(scope="module")
@@ -88,25 +88,26 @@ def of_row(row: Row, folder: Path) -> SimulatedRun:
 
 @pytest.mark.parametrize("row", [row for row in rows() if row["id"] != "fsdp2-8b-cpuoffload"], ids=label)
 def test_load_and_wrap_are_the_measured_ones(row: Row, folder: Path) -> None:
-    """Beside torch's counters a process group has half a KiB or two alive; load's remainders are a MiB or three."""
+    """A process group keeps 512 bytes, and swapping the optimizer's parameters some hundred times as much."""
     run, measured = of_row(row, folder), row["phases"]
     wrap = run.training["wrap"].peak
-    assert run.load.allocated == pytest.approx(measured["load"]["peak"], rel=1e-3, abs=1024)
-    assert wrap.allocated == pytest.approx(measured["wrap"]["peak"], rel=1.1e-3)
-    assert wrap.live == pytest.approx(measured["wrap"]["alloc"], rel=1.3e-3)
+    assert run.load.allocated == pytest.approx(measured["load"]["peak"], abs=4096)
+    assert wrap.allocated == pytest.approx(measured["wrap"]["peak"], rel=2e-4)
+    assert wrap.live == pytest.approx(measured["wrap"]["alloc"], abs=4096)
+    assert wrap.reserved == pytest.approx(measured["wrap"]["reserved"], rel=0.001)
 
 
 @pytest.mark.parametrize("row", [row for row in rows() if row["id"] not in ELSEWHERE], ids=label)
 def test_steps_are_the_measured_ones(row: Row, folder: Path) -> None:
     run, measured = of_row(row, folder), row["phases"]
     forward = max(run.training[name].peak.allocated for name in ("forward", "loss"))
-    assert forward == pytest.approx(measured["forward"]["peak"], rel=0.001)
-    assert run.training["backward"].peak.allocated == pytest.approx(measured["backward"]["peak"], rel=0.001)
-    assert run.training["optimizer"].peak.allocated == pytest.approx(measured["optimizer"]["peak"], rel=0.001)
-    assert run.training["optimizer"].peak.live == pytest.approx(measured["step_end"]["alloc"], rel=0.0013)
+    assert forward == pytest.approx(measured["forward"]["peak"], rel=0.0003)
+    assert run.training["backward"].peak.allocated == pytest.approx(measured["backward"]["peak"], rel=0.0003)
+    assert run.training["optimizer"].peak.allocated == pytest.approx(measured["optimizer"]["peak"], rel=0.0003)
+    assert run.training["optimizer"].peak.live == pytest.approx(measured["step_end"]["alloc"], rel=0.0003)
     assert run.lost == 0
     if not row["emptied"]:  # a cache that was emptied between wrapping and training
-        assert run.reserved == pytest.approx(row["max_reserved"], rel=0.02)
+        assert run.reserved == pytest.approx(row["max_reserved"], rel=0.001)
 
 
 def first_step(trainer: str) -> dict[str, int]:
@@ -115,7 +116,7 @@ def first_step(trainer: str) -> dict[str, int]:
     run = RunConfig(trainer=trainer, optimizer="adamw_torch_fused", padding=False)
     tape = tape_for(profile, run)
     assert tape is not None
-    played = simulate_sharded(profile, resolve(profile, run), tape, WORKSPACE, Sharding(world=2))
+    played = ShardedStage(profile, resolve(profile, run), tape, WORKSPACE).play_as(Sharding(world=2))
     return {name: phase.peak.allocated // MIB for name, phase in played.training.items()}
 
 
@@ -138,3 +139,39 @@ def test_shards_never_add_up_to_less_than_the_model(world: int) -> None:
         for tensor in unit.tensors:
             row = tensor.shard // tensor.local_shape[0]
             assert 0 <= tensor.shard * world - tensor.whole < world * row
+
+
+def test_saving_gathers_the_largest_parameter() -> None:
+    """Measured on two cards with FULL_STATE_DICT: an 8B's embedding of 1,002 MiB beside what a step leaves."""
+    peaks = first_step("trl-sft")
+    assert peaks["save"] - peaks["optimizer"] == pytest.approx(1002 - 40, abs=2)  # gradients are gone by then
+
+
+def test_two_cards_are_answered_under_fsdp2() -> None:
+    """Loaded by the host, as it is where nobody says: 4,818.5 MiB at wrapping and 6,192 reserved, measured."""
+    answer = Session().on("2xh200").estimate("llama-3.1-8b", parallel="fsdp2").estimate
+    phases = {phase.name: phase for phase in answer.phases}
+    assert answer.run.optimizer == "adamw_torch_fused"
+    assert (answer.run.quant_storage, answer.run.load_on) == ("bfloat16", "cpu")
+    assert phases["load"].allocated_bytes == 512
+    assert (phases["wrap"].allocated_bytes or 0) / MIB == pytest.approx(4818.5, abs=1)
+    assert answer.peak.reserved_bytes == 6192 * MIB
+    assert len(answer.ranks) == 2
+    assert sum(answer.components.values()) == answer.peak.device_bytes
+    assert answer.verdict == "fits"
+
+
+@pytest.mark.parametrize(
+    ("options", "verdict"),
+    [
+        ({"optimizer": "paged_adamw_8bit"}, "will-not-run"),
+        ({"quant_storage": "float16"}, "will-not-run"),
+        ({"quant_storage": "uint8", "load_on": "cpu"}, "will-not-run"),
+        ({"quant_storage": "uint8", "load_on": "gpu"}, "fits"),
+        ({"use_reentrant": True}, "cannot-say"),
+        ({"liger": True}, "cannot-say"),
+    ],
+    ids=str,
+)
+def test_what_fsdp2_refuses_and_what_nobody_can_say(options: dict[str, Any], verdict: str) -> None:
+    assert Session().on("2xh200").estimate("llama-3.1-8b", parallel="fsdp2", **options).verdict == verdict

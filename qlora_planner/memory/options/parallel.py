@@ -87,6 +87,12 @@ def _of_fsdp(run: RunConfig, stack: Mapping[str, str]) -> Iterator[Problem]:
     storage, compute = run.quant_storage, run.compute_dtype or "bfloat16"
     if four_bit and storage == "uint8" and first:
         yield _refuse("storage-refused", "FSDP1 cannot flatten weights stored as uint8", f"--quant-storage {compute}")
+    elif four_bit and storage == "uint8" and run.load_on == "cpu":
+        yield _refuse(
+            "storage-refused",
+            "FSDP2 leaves weights stored as uint8 out, so that those loaded on the CPU would stay there",
+            f"--quant-storage {compute}",
+        )
     elif four_bit and storage == "uint8":
         yield _advise(
             "storage-whole",

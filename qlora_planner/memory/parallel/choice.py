@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from qlora_planner.catalog.parallel import DDP, FSDP2, PLAIN_OPTIMIZER, USUAL_OPTIMIZER, strategy_row
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
@@ -28,6 +31,16 @@ def for_cards(run: RunConfig, world: int) -> tuple[RunConfig, dict[str, str]]:
     if run.parallel is not None:
         return run, {}
     return run.with_(parallel=DDP), {"parallel": f"{strategy_row(DDP).says}: fastest where a run fits one card"}
+
+
+def usual_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options that were given, with what their strategy calls for where nobody said.
+
+    Under FSDP2 the usual optimizer breaks; one that is named stays, and is refused.
+    """
+    if given.get("parallel") == FSDP2 and "optimizer" not in given:
+        return {**given, "optimizer": PLAIN_OPTIMIZER}
+    return dict(given)
 
 
 def sharded(run: RunConfig | None) -> RunConfig:

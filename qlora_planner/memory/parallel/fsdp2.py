@@ -18,6 +18,7 @@ from qlora_planner.memory.allocator.caching import block_bytes
 from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
+from qlora_planner.spec.run import RunConfig
 
 BYTES = "uint8"  # bitsandbytes' own way to store 4-bit weights, which FSDP2 leaves whole
 
@@ -35,6 +36,16 @@ class Sharding:
     load_on: str = "gpu"
     reshard_after_forward: bool = True
     plugin_checkpointing: bool = False
+
+    @classmethod
+    def of(cls, run: RunConfig, world: int) -> Sharding:
+        """How a resolved run is cut up over so many ranks."""
+        return cls(
+            world=world,
+            quant_storage=run.quant_storage or run.compute_dtype or "bfloat16",
+            load_on=run.load_on or "cpu",
+            reshard_after_forward=run.reshard_after_forward is not False,
+        )
 
 
 @record
@@ -90,6 +101,30 @@ class Unit:
     def reduced_bytes(self) -> int:
         """The flat input of its reduce-scatter, in the dtype that weights are gathered in."""
         return sum(tensor.gathered for tensor in self.tensors if tensor.trained)
+
+
+# Options that FSDP2 meets otherwise than one card does, or that nobody has traced under it.
+_UNPLAYED = {
+    "use_reentrant": (False, "reentrant checkpointing gathers at other times"),
+    "dora": (False, "magnitudes have another dtype than the adapters in their unit"),
+    "liger": (False, "its fused loss takes the head's weight, of which each card holds a share"),
+    "activation_offloading": (False, "offloading and gathers share the copy engines"),
+    "modules_to_save": (None, "trained copies of whole modules are units of their own"),
+}
+
+
+def unplayed(run: RunConfig, loss: str | None = None) -> str | None:
+    """Why nobody can say what a resolved run takes of a card under FSDP2; None where it is played.
+
+    `loss` is the kind of the trainer's loss, where it is known.
+    """
+    if run.method == "full" or run.quant == "int8":
+        return "only adapters on 4-bit or 16-bit weights are played"
+    if run.trainer not in ("trl-sft", "hf-trainer") or run.task is not None:
+        return "only trl-sft and hf-trainer on causal language models are played"
+    if run.trainer == "trl-sft" and loss not in (None, "fused"):
+        return "trl before 1.15 takes the head's weight in another way"
+    return next((why for name, (usual, why) in _UNPLAYED.items() if getattr(run, name) != usual), None)
 
 
 class ShardedModel:

@@ -126,6 +126,8 @@ def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) ->
     training = (*rollout, "forward", "loss", *compared, "backward", "optimizer")
     kept = played.training["optimizer"].peak
     saved = PhasePeak(live=kept.live, allocated=kept.live, reserved=kept.reserved)
+    if "save" in played.training:
+        saved = played.training["save"].peak
     return (
         phase("load", played.load, born),
         phase("prepare", played.prepare, born),
@@ -133,7 +135,7 @@ def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) ->
         *(phase(WRAP, played.training[name].peak, born) for name in (WRAP,) if name in played.training),
         *(phase(name, played.training[name].peak if name in played.training else None, full) for name in training),
         phase("eval", played.training["eval"].peak if "eval" in played.training else None, full),
-        # Adapters are copied to the host one by one: nothing is added on the device.
+        # Adapters are copied to the host one by one: nothing is added on the device, but where they are gathered.
         phase("save", saved, full),
     )
 
@@ -141,12 +143,13 @@ def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) ->
 def _sizes(played: SimulatedRun, phase: Phase, context: ContextRow) -> dict[Component, int]:
     """What a phase's device bytes are made of; slack is what torch reserves beyond what is in use."""
     if phase.name in ("load", "prepare", "adapters"):
-        sizes = before_training(played.static, phase)
+        # A model that the host holds until it is wrapped has nothing on the card.
+        sizes = before_training(played.static, phase) if played.load.live else {}
         beside = context.first_tensor_bytes
     else:
-        name = "optimizer" if phase.name == "save" else phase.name
+        name = "optimizer" if phase.name == "save" and "save" not in played.training else phase.name
         sizes = dict(zip(COMPONENTS, played.training[name].components, strict=True))
-        beside = context.total_bytes
+        beside = context.first_tensor_bytes if phase.name == WRAP else context.total_bytes
     communication = sizes.pop(Component.COMMUNICATION, 0) + context.communication_bytes
     sizes[Component.CUDA_CONTEXT] = beside - context.communication_bytes
     sizes[Component.ALLOCATOR_SLACK] = 0
@@ -168,7 +171,7 @@ def _lines(run: RunConfig, played: SimulatedRun, peak: Phase, context: ContextRo
         Component.ALLOCATOR_SLACK: f"torch reserves {format_mib(peak.reserved_bytes)} for"
         f" {format_mib(peak.allocated_bytes)} in use: simulated block by block",
         Component.CUDA_CONTEXT: context.why,
-        Component.COMMUNICATION: communication_words(context),
+        Component.COMMUNICATION: communication_words(context, run.parallel),
     }
     return tuple(
         ComponentLine(component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, context), why=words[part])

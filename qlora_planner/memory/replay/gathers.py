@@ -23,17 +23,21 @@ from qlora_planner.spec.trace import Segment
 EMBEDDED, HEAD_BEGINS, SCORED, HEAD_ENDS = range(100, 104)
 
 
-def marked(script: PreparedTrace, hidden_bytes: int, casts: frozenset[int]) -> PreparedTrace:
+TOKEN_BYTES = 8  # of an input id, the first storage of a step
+
+
+def marked(script: PreparedTrace, token_bytes: int, casts: frozenset[int]) -> PreparedTrace:
     """The script with marks, and without autocast's copies of adapters, which are gathered in its dtype already.
 
-    `hidden_bytes` is what the embedding gives out for a micro-batch, `casts` the sizes of such copies.
+    `token_bytes` is what the embedding gives out for a token, `casts` the sizes of such copies.
     """
     tile = max(map(_tile_bytes, (script.acts[s] for s in script.tape.segments if _is(s, "forward", "head"))), default=0)
     acts: dict[Segment, tuple[Act, ...]] = {}
     for segment, events in script.acts.items():
         kept = tuple(_without_casts(script, segment, events, casts))
         if segment.name == "embedding" and segment.stage in ("forward", "eval"):
-            kept = _after_first(kept, BIRTH, hidden_bytes, EMBEDDED)
+            tokens = next((size for kind, _, size, _ in kept if kind == BIRTH), 0) // TOKEN_BYTES
+            kept = _after_first(kept, tokens * token_bytes, EMBEDDED)
         elif segment.name == "head" and segment.stage in ("forward", "eval"):
             kept = _head_begins(script, kept)
         elif _is(segment, "backward", "head"):
@@ -77,9 +81,9 @@ def _mark(kind: int) -> Act:
     return (kind, 0, 0, 0)
 
 
-def _after_first(events: tuple[Act, ...], kind: int, size: int, mark: int) -> tuple[Act, ...]:
+def _after_first(events: tuple[Act, ...], size: int, mark: int) -> tuple[Act, ...]:
     """The mark behind the first birth of so many bytes or more; at the end where there is none."""
-    at = next((at for at, act in enumerate(events) if act[0] == kind and act[2] >= size), len(events) - 1)
+    at = next((at for at, act in enumerate(events) if act[0] == BIRTH and act[2] >= size), len(events) - 1)
     return (*events[: at + 1], _mark(mark), *events[at + 1 :])
 
 

@@ -32,7 +32,7 @@ from qlora_planner.spec.trace import Segment
 
 # The streams that FSDP2 allocates on beside the main one: all-gathers' outputs, and reduce-scatters'.
 _GATHERS, _REDUCES = 1, 2
-_GATHERED = COMPONENTS.index(Component.WORKSPACE)
+_GATHERED = COMPONENTS.index(Component.COMMUNICATION)
 _PACKED = COMPONENTS.index(Component.QUANTIZED_WEIGHTS)
 _CONSTANTS = COMPONENTS.index(Component.QUANTIZATION_CONSTANTS)
 _UNQUANTIZED = COMPONENTS.index(Component.UNQUANTIZED_WEIGHTS)
@@ -51,18 +51,18 @@ class ShardedReplayer(TraceReplayer):
         components: Sequence[int],
         model: ShardedModel,
         whole_head: bool,
+        before: Sequence[PreparedTrace] = (),
     ) -> None:
         run = model.placement.run
-        hidden = (
-            run.tokens * DTYPE_BYTES[run.load_dtype or "bfloat16"] * int(model.placement.profile.dim("hidden_size"))
-        )
+        width = DTYPE_BYTES[run.load_dtype or "bfloat16"] * model.placement.profile.dim("hidden_size")
         casts = frozenset(t.gathered for u in model.units for t in u.tensors if t.trained and t.cast)
-        super().__init__(memory, marked(script, hidden, casts), components)
+        super().__init__(memory, marked(script, width, casts), components)
+        self._first = [marked(other, width, casts) for other in before]
         self.model = model
         self.world = model.sharding.world
         self.whole_head = whole_head
         self._halved = bool(casts)  # gradients are as narrow as what was gathered
-        self._gradients = gradient_storages(self.script)
+        self._gradients: frozenset[int] = frozenset()
         self._kinds = model.kinds
         self._forgets = model.sharding.reshard_after_forward
         self._gathered: dict[str, Held] = {}  # copied-out parameters by unit
@@ -134,14 +134,21 @@ class ShardedReplayer(TraceReplayer):
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def play_steps(self, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow) -> None:
-        """Everything from the first forward to the end of the second step."""
+        """Everything from the first forward to the end of the second step, and saving."""
         trained = self.model.trained
-        again = run.grad_accum > 1 and not any(segment.micro_step for segment in self.script.tape.segments)
-        for done in (1, 2):
-            order = accumulated(self.script) if again else walk(self.script)
-            self._round(
-                self._watched(order), trained, run, trainer, optimizer, first=done == 1, evaluates=done == 2
-            )  # fmt: skip
+        own = self.script
+        again = run.grad_accum > 1 and not any(segment.micro_step for segment in own.tape.segments)
+        for index, script in enumerate((*self._first, own, own)):
+            self.script = script
+            self._gradients = gradient_storages(script)
+            last = index == len(self._first) + 1
+            order = accumulated(script) if again and script is own else walk(script)
+            self._round(self._watched(order), trained, run, trainer, optimizer, first=index == 0, evaluates=last)
+        # FULL_STATE_DICT: every parameter is gathered, one at a time, and goes to the host.
+        self._begin()
+        largest = max(tensor.whole for unit in self.model.units for tensor in unit.tensors)
+        self._free(self._take(largest, _GATHERED), _GATHERED)
+        self._note("save")
 
     def _watched(self, order: Iterable[tuple[Segment, int]]) -> Iterator[tuple[Segment, int]]:
         """The same, knowing which micro-batch is the last: gradients of the others are not reduced."""

@@ -7,10 +7,12 @@ import gc
 from collections.abc import Hashable, Iterator, Sequence
 
 from qlora_planner.catalog import find_optimizer
+from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.memory.allocator.caching import OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.parallel.ddp import ddp_wrapping
+from qlora_planner.memory.parallel.fsdp2 import unplayed
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.outputs import with_cloned_outputs
@@ -82,7 +84,7 @@ def simulate_run(
     Raises OutOfMemory when torch's limit is `limit_bytes` and does not suffice.
     """
     with without_collection():
-        return _Stage(profile, resolution, tape, workspace_bytes, before, world).play(limit_bytes)
+        return stage_of(profile, resolution, tape, workspace_bytes, before, world).play(limit_bytes)
 
 
 def remembered_run(
@@ -144,7 +146,7 @@ def floor_bytes(
     expandable = is_expandable(resolution.run.alloc_conf)
     if not expandable and not undecided:
         return most
-    stage = _Stage(profile, resolution, tape, workspace_bytes, before, world)
+    stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
     low, high = played.allocated, played.reserved if expandable else most
     guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
     while high - low > FLOOR_TOLERANCE * high:
@@ -156,7 +158,23 @@ def floor_bytes(
     return high
 
 
-class _Stage:
+def stage_of(
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    before: Sequence[Tape] = (),
+    world: int = 1,
+) -> Stage:
+    """What plays a run by the way it is spread over cards."""
+    if resolution.run.parallel == FSDP2 and not unplayed(resolution.run, resolution.loss.kind):
+        from qlora_planner.memory.replay.sharded_run import ShardedStage
+
+        return ShardedStage(profile, resolution, tape, workspace_bytes, before, world)
+    return Stage(profile, resolution, tape, workspace_bytes, before, world)
+
+
+class Stage:
     """Everything that one run's playings share."""
 
     def __init__(
@@ -169,6 +187,7 @@ class _Stage:
         world: int = 1,
     ) -> None:
         self.run: RunConfig = resolution.run
+        self.resolution = resolution
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
         self.script, *self.before = (

@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.losses import FUSED_BY_LIGER
-from qlora_planner.catalog.parallel import BOUNDED, PLAYED, strategy_row
+from qlora_planner.catalog.parallel import BOUNDED, FSDP2, PLAYED, strategy_row
 from qlora_planner.catalog.stack import stack_of
 from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_named
 from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.memory.parallel.fsdp2 import unplayed
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.unmodelled import experts
 from qlora_planner.memory.unmodelled.qualified import qualified
@@ -35,12 +36,13 @@ def _of_attention(run: RunConfig) -> Iterator[Unmodelled]:
 
 def of_strategy(run: RunConfig) -> Iterator[Unmodelled]:
     """What the figures do not know of a strategy for several cards."""
-    if run.parallel is None or run.parallel in (*PLAYED, *BOUNDED):
+    why = unplayed(run) if run.parallel == FSDP2 else None
+    if run.parallel is None or (run.parallel in (*PLAYED, *BOUNDED) and why is None):
         return
     row = strategy_row(run.parallel)
     yield Unmodelled(
         key=f"--parallel {row.name}",
-        what=f"{row.says}: what {row.label} takes of each card is not counted, and these figures hold all of it",
+        what=f"{why or row.says}: what {row.label} takes of each card is not counted, and these figures hold all of it",
     )
 
 
@@ -55,6 +57,11 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     nothing, and what its loss leaves of the logits is counted."""
     if estimate.method == TRACED:
         return
+    if estimate.run.parallel == FSDP2 and not unplayed(estimate.run):
+        yield Unmodelled(
+            key=f"--parallel {FSDP2}",
+            what="a share is played from a trace, and none is at hand: these figures hold the whole model",
+        )
     if estimate.run.images:
         yield Unmodelled(
             key="--images",

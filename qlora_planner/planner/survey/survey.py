@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
-from qlora_planner.catalog.parallel import DDP, FSDP2, PLAYED
+from qlora_planner.catalog.parallel import DDP, FSDP2
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form.components import component_lines
@@ -184,7 +184,7 @@ def _on_several(
         row, run=run, peak_bytes=peak, usable_bytes=usable, headroom_bytes=usable - peak,
         shortfall_bytes=max(0, peak - usable) or None,
     )  # fmt: skip
-    if run.parallel not in PLAYED or row.verdict == "does-not-fit":
+    if run.parallel != DDP or row.verdict == "does-not-fit":
         what = f"no card of {budget.world} holds all of it; what each holds of a share is not ranked: plan the model"
         return _qualified(row, (Unmodelled(key=f"--parallel {FSDP2}", what=what),))
     return row
