@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, trainer_row
-from qlora_planner.catalog.parallel import DDP, PIPELINE
+from qlora_planner.catalog.parallel import DDP, FSDP2, PIPELINE
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.budget import Budget
+from qlora_planner.memory.parallel.fsdp2 import ShardedModel, Sharding, unplayed
 from qlora_planner.memory.records import Basis, Speed
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.trainable import training_dtype
@@ -36,17 +37,20 @@ def speed_on(
 ) -> Speed:
     """The same on a machine of this card.
 
-    Every gradient is reduced once a step over the link between the cards; none of that is taken to hide behind
-    arithmetic. Unknown where nobody says what the cards talk over, as between nodes, and for strategies that gather
-    weights.
+    Every gradient is reduced once a step over the link between the cards, and FSDP2 gathers weights for forward and
+    for backward of each micro-batch; none of that is taken to hide behind arithmetic. Unknown where nobody says what
+    the cards talk over, as between nodes, and for other strategies that gather weights.
     """
     alone = speed_of(profile, run, gpu, calibration, stack)
     if machine is None or machine.world == 1 or alone.step_s is None or alone.tokens_per_s is None:
         return alone
     if run.parallel == PIPELINE:  # cards take turns
         return replace(alone, basis=Basis.ASSUMED)
-    seconds = reduce_s(machine, _gradient_bytes(profile, run, stack))
-    if run.parallel != DDP or seconds is None:
+    if run.parallel == FSDP2:
+        seconds = gather_s(machine, profile, run, stack)
+    else:
+        seconds = reduce_s(machine, _gradient_bytes(profile, run, stack)) if run.parallel == DDP else None
+    if seconds is None:
         return Speed()
     step_s = alone.step_s + seconds
     tokens_per_s = machine.world * alone.tokens_per_s * alone.step_s / step_s
@@ -59,6 +63,24 @@ def reduce_s(machine: Machine, size_bytes: int) -> float | None:
         return None
     world = machine.world
     return 2 * (world - 1) / world * size_bytes / (LINK_FRACTION * machine.link.bytes_per_s)
+
+
+def gather_s(machine: Machine, profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> float | None:
+    """Seconds of a step in which the ranks of a node gather weights and scatter gradients: each takes in (N - 1) / N of
+    what is gathered.
+
+    Layers and the embedding are gathered for forward and for backward, what forward keeps and the head once.
+    """
+    if machine.nodes > 1 or machine.link is None or machine.link.bytes_per_s is None or unplayed(run):
+        return None
+    world, (trainer, _) = machine.world, trainer_row(run.trainer, dict(stack))
+    model = ShardedModel(Placement(profile, run), trainer, Sharding.of(run, world))
+    again = 2 if run.reshard_after_forward is not False else 1
+    layers = sum(model.layers[kind].gathered_bytes for kind in model.kinds)
+    ends = model.embedding.gathered_bytes * (1 if model.tied else again) + model.root.gathered_bytes
+    head = 0 if model.head is None else model.head.gathered_bytes
+    taken = run.grad_accum * (again * layers + ends + head) + sum(unit.reduced_bytes() for unit in model.units)
+    return (world - 1) / world * taken / (LINK_FRACTION * machine.link.bytes_per_s)
 
 
 def _measured(machine: Machine) -> bool:

@@ -192,9 +192,3 @@ def test_what_one_card_does_not_hold_several_share(invoke: Invoke, monkeypatch: 
     document = document.get("estimate", document)
     assert (document["parallel"], document["run"]["optimizer"]) == ("fsdp2", "adamw_torch_fused")
     assert document["fit"]["verdict"] == "fits"
-
-
-def test_what_nobody_plays_is_not_said(invoke: Invoke) -> None:
-    several = invoke("estimate", "llama-3.1-70b", "--gpu", "4xrtx-3090", "--parallel", "zero2", "--json")
-    assert several.exit_code == 5
-    assert "--parallel zero2" in json.loads(several.stdout)["fit"]["reasons"][0]

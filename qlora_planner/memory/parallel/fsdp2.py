@@ -120,8 +120,8 @@ def unplayed(run: RunConfig, loss: str | None = None) -> str | None:
     """
     if run.method == "full" or run.quant == "int8":
         return "only adapters on 4-bit or 16-bit weights are played"
-    if run.trainer not in ("trl-sft", "hf-trainer") or run.task is not None:
-        return "only trl-sft and hf-trainer on causal language models are played"
+    if run.trainer not in ("trl-sft", "hf-trainer") or run.task is not None or run.images:
+        return "only trl-sft and hf-trainer on text are played"
     if run.trainer == "trl-sft" and loss not in (None, "fused"):
         return "trl before 1.15 takes the head's weight in another way"
     return next((why for name, (usual, why) in _UNPLAYED.items() if getattr(run, name) != usual), None)
