@@ -57,6 +57,8 @@ def image_dims(config: Any) -> dict[str, int | float | None]:
     """What `catalog.images` counts an image by."""
     numbers = {name: getattr(config, name, None) for name in _OF_WHOLE}
     numbers |= {f"vision_{name}": getattr(config.vision_config, name, None) for name in _OF_TOWER}
+    # Some write the side of a square for both of them.
+    numbers = {name: value[0] if isinstance(value, (list, tuple)) else value for name, value in numbers.items()}
     return {
         name: int(value) if isinstance(value, int) else value
         for name, value in numbers.items()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import SimpleNamespace
 
 import pytest
 
@@ -17,8 +18,10 @@ SIZES = [(504, 504), (1280, 720), (28, 28), (8000, 6000), (100, 2000), (1, 150),
 SIZES += [(_DRAWN.randint(1, 3000), _DRAWN.randint(20, 3000)) for _ in range(40)]
 
 
-def tokens(model_type: str, size: tuple[int, int]) -> tuple[int, tuple[int, int]]:
-    picture = picture_of(model_type, {}, RunConfig(image_size=f"{size[0]}x{size[1]}"))
+def tokens(
+    model_type: str, size: tuple[int, int], dims: dict[str, int | float | None] | None = None
+) -> tuple[int, tuple[int, int]]:
+    picture = picture_of(model_type, dims or {}, RunConfig(image_size=f"{size[0]}x{size[1]}"))
     return picture.tokens, picture.grid
 
 
@@ -61,3 +64,47 @@ def test_pixtrals_rows_and_columns_are_those_of_its_processor() -> None:
         picture = picture_of("mistral3", dims, RunConfig(image_size=f"{width}x{height}"))
         assert tuple(side * 14 for side in picture.grid) == tuple(resized), (width, height)
         assert picture.tokens == resized[0] // 28 * (resized[1] // 28)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "side", "each", "dims"), [("smolvlm", 512, 64, {"scale_factor": 4}), ("idefics3", 364, 169, {})]
+)
+def test_split_images_have_the_rows_and_columns_of_their_processors(
+    model_type: str, side: int, each: int, dims: dict[str, int | float | None]
+) -> None:
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+    from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+
+    processor = SmolVLMImageProcessorPil() if model_type == "smolvlm" else Idefics3ImageProcessorPil()
+    sizes = {"size": {"longest_edge": 4 * side}, "max_image_size": {"longest_edge": side}}
+    for size in SIZES:
+        tiles, rows, columns = processor.get_number_of_image_patches(size[1], size[0], sizes)
+        planned, grid = tokens(model_type, size, dims)
+        assert planned == each * max(tiles, 1), size
+        assert not tiles or grid == (rows, columns), size
+
+
+def test_internvls_canvases_are_those_of_its_processor() -> None:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    tile = {"height": 448, "width": 448}
+    processor = GotOcr2ImageProcessorPil(size=tile, crop_to_patches=True, min_patches=1, max_patches=12)
+    for size in SIZES:
+        tiles = processor.get_number_of_image_patches(size[1], size[0], {"patch_size": tile, "crop_to_patches": True})
+        assert tokens("internvl", size)[0] == 256 * tiles, size
+
+
+def test_llava_nexts_tokens_are_those_of_its_processor() -> None:
+    from transformers.models.llava_next.processing_llava_next import LlavaNextProcessor
+
+    class Published(LlavaNextProcessor):  # type: ignore[misc, unused-ignore]
+        """As its files have it, without a tokenizer."""
+
+        def __init__(self) -> None:
+            grids = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+            self.image_processor = SimpleNamespace(image_grid_pinpoints=grids)
+            self.patch_size, self.num_additional_image_tokens = 14, 1
+
+    for size in SIZES:
+        counted = Published()._get_number_of_features(size[1], size[0], 336, 336)
+        assert tokens("llava_next", size)[0] == counted - 1, size  # without the class token

@@ -54,7 +54,72 @@ QWEN3: dict[str, Any] = {
         "patch_size": 16, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1, 2],
     },
 }  # fmt: skip
-SEEING = {"qwen2_5_vl": QWEN25, "qwen3_vl": QWEN3}
+_TOWER: dict[str, Any] = {
+    "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_hidden_layers": 3, "image_size": 56,
+    "patch_size": 14,
+}  # fmt: skip
+_PLAIN = {name: value for name, value in _TEXT.items() if name != "rope_parameters"}
+_CLIP = {**_TOWER, "model_type": "clip_vision_model", "projection_dim": 32}
+_SIGLIP = {**_TOWER, "model_type": "siglip_vision_model", "vision_use_head": False, "projection_dim": 64}
+_SPLIT = {
+    "text_config": {**_PLAIN, "model_type": "llama"}, "image_token_id": 500, "scale_factor": 2, "pad_token_id": 0,
+    "vision_config": {**_TOWER, "image_size": 64, "patch_size": 16},
+}  # fmt: skip
+# Layers of several kinds, and layers that the tower feeds.
+CUT: dict[str, dict[str, Any]] = {
+    "qwen2_5_vl": QWEN25,
+    "qwen3_vl": QWEN3,
+    "gemma3": {
+        "text_config": {**_PLAIN, "sliding_window": 64}, "vision_config": _SIGLIP, "image_token_index": 500,
+        "mm_tokens_per_image": 4,
+    },
+    "mllama": {
+        "text_config": {
+            **_PLAIN, "model_type": "mllama_text_model", "cross_attention_layers": [1, 3, 5], "pad_token_id": 0,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+        "vision_config": {
+            **_TOWER, "num_global_layers": 2, "intermediate_layers_indices": [0, 1], "vision_output_dim": 96,
+        },
+        "image_token_index": 512,
+    },
+}  # fmt: skip
+# Everyone else: what a picture of 112 x 90 pixels is, in tokens.
+OTHERS: dict[str, tuple[int, dict[str, Any]]] = {
+    "llava": (16, {"text_config": {**_PLAIN, "model_type": "llama"}, "vision_config": _CLIP, "image_token_index": 500}),
+    "llava_next": (
+        70,
+        {
+            "text_config": {**_PLAIN, "model_type": "mistral"}, "vision_config": _CLIP, "image_token_index": 500,
+            "image_grid_pinpoints": [[56, 112], [112, 56], [112, 112], [168, 56], [56, 168]],
+        },
+    ),
+    "paligemma": (
+        16,
+        {
+            "text_config": {**_PLAIN, "model_type": "gemma"}, "vision_config": _SIGLIP, "image_token_index": 500,
+            "projection_dim": 64, "hidden_size": 64,
+        },
+    ),
+    "mistral3": (
+        16,
+        {
+            "text_config": {**_PLAIN, "model_type": "mistral"}, "image_token_index": 10, "spatial_merge_size": 2,
+            "vision_config": {**_TOWER, "model_type": "pixtral", "image_size": 1540, "head_dim": 16},
+        },
+    ),
+    "smolvlm": (68, _SPLIT),
+    "idefics3": (68, _SPLIT),
+    "internvl": (
+        52,
+        {
+            "text_config": {**_PLAIN, "model_type": "qwen2"}, "image_token_id": 500, "image_seq_length": 4,
+            "vision_config": {**_TOWER, "image_size": [56, 56], "patch_size": [14, 14]},
+        },
+    ),
+}  # fmt: skip
+for _name, _config in CUT.items():
+    _config["model_type"] = _name
 
 
 def source_of(config: dict[str, Any]) -> Any:
@@ -103,17 +168,31 @@ def test_a_measured_run_takes_what_was_measured(row: dict[str, Any]) -> None:
     assert reserved == pytest.approx(measured["train_reserved"], rel=0 if AS_MEASURED else 0.02, abs=0)
 
 
-@pytest.mark.parametrize("model_type", SEEING)
+@pytest.mark.parametrize("model_type", CUT)
 def test_cut_down_a_model_with_a_tower_is_played_as_traced_whole(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source, resolution = source_of(SEEING[model_type]), resolved(whole(SEEING[model_type]))
+    source, resolution = source_of(CUT[model_type]), resolved(whole(CUT[model_type]))
     cut = trace_run(source, resolution, None)
     assert len(cut.kept) < 8
     monkeypatch.setattr(layers, "choose", layers.choose_all)
     uncut = trace_run(source, resolution, None)
     assert len(uncut.kept) == 8
     assert phases(resolution, cut) == phases(resolution, uncut)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_every_family_is_traced_through_its_tower(model_type: str) -> None:
+    """Each class counts the placeholders itself and refuses a batch that holds another number of them."""
+    tokens, config = OTHERS[model_type]
+    config = {**config, "model_type": model_type}
+    profile = whole(config)
+    resolution = resolved(profile, image_size="112x90", images=2, batch_size=2, seq_len=256)
+    assert (resolution.run.image_tokens, resolution.problems) == (tokens, ())
+    tape = trace_run(source_of(config), resolution, None)
+    assert phases(resolution, tape)["forward"][0] > 0
+    pixels = 2 * 2 * 3 * 56 * 56 * 4  # at the least: two squares in each of two rows, in float32
+    assert max(size for _, size in tape.events) >= pixels
 
 
 @pytest.mark.parametrize("trainer", ["hf-trainer", "trl-sft", "loop"])

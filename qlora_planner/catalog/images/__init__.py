@@ -5,6 +5,7 @@ from __future__ import annotations
 from qlora_planner.catalog.images.fixed import FixedReader
 from qlora_planner.catalog.images.patches import GridReader, PixtralReader
 from qlora_planner.catalog.images.picture import Dims, ImageInput, ImageReader, Picture, Shown
+from qlora_planner.catalog.images.tiles import CanvasReader, CrossReader, LlavaNextReader, SplitReader
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 
@@ -23,7 +24,12 @@ IMAGE_READERS: dict[str, ImageReader] = {
     "gemma3": FixedReader(side=896, patch=14, beside=4, marks="token_type_ids"),
     "llava": FixedReader(side=336, patch=14),
     "paligemma": FixedReader(side=224, patch=14, marks="token_type_ids", marks_text=True),
+    "llava_next": LlavaNextReader(),
     "mistral3": PixtralReader(),
+    "idefics3": SplitReader(side=364, patch=14),
+    "smolvlm": SplitReader(side=512, patch=16),
+    "internvl": CanvasReader(),
+    "mllama": CrossReader(),
 }
 
 

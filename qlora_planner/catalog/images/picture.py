@@ -23,6 +23,7 @@ class Picture:
     tokens: int
     beside: int
     grid: tuple[int, int]
+    pixels: Pixels | None = None  # as they were before the processor resized them, where the model is told
 
     @property
     def all_tokens(self) -> int:
@@ -37,6 +38,7 @@ class ImageInput:
     name: str
     shape: tuple[int, ...]
     values: tuple[int, ...] | None = None  # None: pixels, in float32 as processors make them
+    filled: int | None = None  # a whole number that all of them are, in place of `values`
 
 
 @record

@@ -45,11 +45,14 @@ def with_images(inputs: Batch, spec: TraceSpec, config: Any) -> Batch:
         added[reader.marks] = marks
     result = {**inputs, **{name: fake(value, spec.device_name) for name, value in added.items() if value is not None}}
     for part in reader.inputs(dims, shown):
-        if part.values is None:
+        if part.values is None and part.filled is None:
             result[part.name] = torch.empty(part.shape, dtype=torch.float32, device=spec.device_name)
             continue
         with _disable_current_modes():
-            values = torch.tensor(part.values, dtype=torch.int64).view(part.shape)
+            if part.values is None:
+                values = torch.full(part.shape, part.filled, dtype=torch.int64)
+            else:
+                values = torch.tensor(part.values, dtype=torch.int64).view(part.shape)
         result[part.name] = fake(values, spec.device_name)
     return result
 

@@ -136,6 +136,8 @@ def _settings_at(model: nn.Module, depth: int, position: int) -> tuple[Any, ...]
 
 
 def _reads_other_keys(layer: nn.Module) -> bool:
+    if any("cross_attn" in name for name, _ in layer.named_children()):  # keys made of what the image tower gives
+        return True
     settings = (item for module in layer.modules() for item in vars(module).items())
     return any("kv_shared" in key and value is not None and value is not False for key, value in settings)
 
