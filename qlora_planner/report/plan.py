@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
 from qlora_planner.report.parts.labels import card_line, cards_line, change, mib, option, recipe, speed_line, value
@@ -83,6 +84,10 @@ def _changed(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Lin
 def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
     points = [point for point in plan.frontier if point.seq_len]
     if plan.estimate.verdict == "will-not-run":
+        return
+    if not plan.frontier and plan.run.parallel == FSDP2:
+        text = "longest sequence: not ranked for cards that share the weights; `estimate` with --seq-len plays one"
+        yield from theme.wrap(text, style="dim")
         return
     if not points:
         text = "no sequence length fits here, not even 64 tokens at batch 1: the weights alone are too large"

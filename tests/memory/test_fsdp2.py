@@ -185,3 +185,12 @@ def test_gathers_take_time_on_the_bus_and_little_on_nvlink() -> None:
     }
     assert seconds["2xh200"] == pytest.approx(1.19, rel=0.05)
     assert 0.2 < (seconds["8xrtx-4090"] or 0) - (seconds["2xrtx-4090"] or 0) < 0.4  # 7/8 taken in in place of 1/2
+
+
+def test_a_plan_of_shared_weights_claims_no_longest_sequence() -> None:
+    """Ranks of a search hold all weights, and would say that the weights alone are too large."""
+    plan = Session().on("4xrtx-4090").plan("meta-llama/Llama-2-70b-hf", seq_len=2048)
+    assert (plan.estimate.verdict, plan.run.parallel) == ("fits", "fsdp2")
+    assert not plan.frontier
+    assert "too large" not in str(plan) and "longest sequence: not ranked" in str(plan)
+    assert not {"quant", "method"} & {name for price in plan.prices for name in price.change}
