@@ -257,7 +257,7 @@ class Execution:
             self._readings,
             None if self._sampler is None else self._sampler.reading,
             failed=outcome == "out-of-memory",
-            checkpointing=self.run.gradient_checkpointing,
+            checkpointing=self.run.gradient_checkpointing and (self.run.checkpoint_every or 1) == 1,
             workspace_bytes=self._workspace_bytes,
         )
 

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qlora_planner.errors import MissingError
+from qlora_planner.errors import InputError, MissingError
 from qlora_planner.installing import install_packages
 
 if TYPE_CHECKING:
@@ -34,6 +34,19 @@ def missing_for(run: RunConfig) -> list[str]:
     needed += ["kernels"] if run.attention is not None and "/" in run.attention else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
     return missing_packages(needed)
+
+
+def check_executable(run: RunConfig, device: str) -> None:
+    """Raises InputError for a run that is planned here and cannot be executed on this device."""
+    if run.expert_quant == "nf4":
+        raise InputError(
+            "--expert-quant nf4: transformers loads fused experts in 16 bits, so such a run is planned and not executed"
+            " here; --export axolotl=FILE writes it for axolotl, which stores them in NF4"
+        )
+    if run.loss_kernel in ("cut-cross-entropy", "liger-fused") and device == "cpu":
+        raise InputError(f"--device cpu: --loss-kernel {run.loss_kernel} runs Triton's kernels, which need a card")
+    if run.checkpoint_offload and device == "cpu":
+        raise InputError("--device cpu: --checkpoint-offload needs a card, whose pinned memory it fills; leave it out")
 
 
 def missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:

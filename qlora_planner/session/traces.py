@@ -198,9 +198,12 @@ def tape_orders(
 
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:
     sizes = f"batch {run.batch_size}, {run.seq_len} tokens, rank {run.rank}"
-    task = "" if run.task is None else f", {run.task}"
+    words = [] if run.task is None else [run.task]
+    words += [f"--checkpoint-every {run.checkpoint_every}"] if (run.checkpoint_every or 1) > 1 else []
+    words += ["--checkpoint-offload"] if run.checkpoint_offload else []
+    words += [f"--loss-kernel {run.loss_kernel}"] if run.loss_kernel is not None else []
     return (
-        f"{profile.id}: this run ({sizes}, {run.trainer}{task}) is not among the traces that ship;"
+        f"{profile.id}: this run ({', '.join([sizes, str(run.trainer), *words])}) is not among the traces that ship;"
         f" `{install_packages(missing)}` traces it (missing: {', '.join(missing)}),"
         f" or {packages.TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
     )

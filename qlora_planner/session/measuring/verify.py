@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.record import record
-from qlora_planner.session.packages import Warn
+from qlora_planner.session.packages import Warn, check_executable
 from qlora_planner.session.towers import refuse_images
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
@@ -90,6 +90,7 @@ def verify(
     check_amount(run, steps)
     check_packages(run)
     device = "cpu" if here is None else "cuda"
+    check_executable(run, device)
     spec, predicted = specification(session, model, session.model(model), run, here, device=device, steps=steps)
     if here is not None:
         check_room(here, predicted, session.tell)

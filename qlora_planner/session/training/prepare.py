@@ -12,6 +12,7 @@ from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureE
 from qlora_planner.record import record
 from qlora_planner.session.data import summary_of
 from qlora_planner.session.measuring.this_card import ThisCard, check_packages, this_card_as
+from qlora_planner.session.packages import check_executable
 from qlora_planner.session.towers import refuse_images
 from qlora_planner.session.training.request import TrainRequest
 from qlora_planner.spec.run import RunConfig
@@ -55,6 +56,7 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     if request.device == "cpu" and capped:
         raise InputError("--device cpu: --cap needs a card; leave it out")
     refuse_images("train", request.run)
+    check_executable(request.run, request.device)
     check_packages(request.run)
     check_reporters(request.settings.report_to)
     request = replace(request, data=rows_of(request.data, session.tell))

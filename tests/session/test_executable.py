@@ -1,0 +1,30 @@
+"""Runs that are planned and cannot be executed are refused in a line before anything is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from qlora_planner import RunConfig
+from qlora_planner.errors import InputError
+from qlora_planner.session.packages import check_executable
+
+
+@pytest.mark.parametrize(
+    ("options", "device", "says"),
+    [
+        ({"expert_quant": "nf4"}, "cuda", "axolotl"),
+        ({"checkpoint_offload": True}, "cpu", "pinned memory"),
+        ({"loss_kernel": "cut-cross-entropy"}, "cpu", "Triton"),
+    ],
+)
+def test_a_run_that_nothing_here_can_execute_says_why(options: dict[str, Any], device: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        check_executable(RunConfig(**options), device)
+
+
+def test_the_same_options_run_where_they_can() -> None:
+    run = RunConfig(checkpoint_every=2, checkpoint_offload=True, loss_kernel="liger-fused", expert_quant="none")
+    check_executable(run, "cuda")
+    check_executable(RunConfig(checkpoint_every=2, loss_kernel="full"), "cpu")
