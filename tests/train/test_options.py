@@ -61,6 +61,9 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
     "attention": ("eager", {"loading.attn_implementation"}),
     "optimizer": ("adamw_torch", {"training.optim"}),
     "liger": (True, {"training.use_liger_kernel"}),
+    "loss_kernel": ("liger-fused", {"training.use_liger_kernel", "training.liger_kernel_config"}),
+    "checkpoint_every": (2, {"training.gradient_checkpointing_kwargs"}),
+    "checkpoint_offload": (True, {"training.gradient_checkpointing_kwargs"}),
     "activation_offloading": (True, {"sft.activation_offloading"}),
     "alloc_conf": (
         "expandable_segments:True",
@@ -74,6 +77,7 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 # `method`, `trainer` and `upcast` choose what is called; `padding` needs a batch; `stack` is about other versions;
 # `num_labels` decides the model's class, and images what is in its batches.
 ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack", "num_labels", "image_size", "images", "image_tokens"}
+ELSEWHERE |= {"expert_quant"}  # such a run is not executed
 
 
 def test_every_option_is_looked_at() -> None:
