@@ -188,7 +188,7 @@ _PREFERENCE_OPTIONS = (
 )  # fmt: skip
 
 
-def _preference_trainer(name: str, **facts: Any) -> TrainerRow:
+def _preference_trainer(name: str, **own: Any) -> TrainerRow:
     """What trl's DPOTrainer and KTOTrainer share (trl 1.16): SFTTrainer's casts and head, no dropout, own adapters."""
     usual: dict[str, Any] = {
         "packages": ("trl", "datasets"),
@@ -208,7 +208,7 @@ def _preference_trainer(name: str, **facts: Any) -> TrainerRow:
         "launches": False,
         "prepares_rows": True,
     }
-    return TrainerRow(name=name, **(usual | facts))
+    return TrainerRow(name=name, **(usual | own))
 
 
 # Kernels that a model's own loss can be exchanged for.

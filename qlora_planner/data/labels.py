@@ -59,14 +59,14 @@ class LabelsSeen:
         numbers = {label: _number(label) for label in self.seen}
         if any(number is None for number in numbers.values()):
             return self._named(wanted)
-        where = {number: self.seen[label] for label, number in numbers.items() if number is not None}
-        low, high = min(where), max(where)
+        places = {number: self.seen[label] for label, number in numbers.items() if number is not None}
+        low, high = min(places), max(places)
         count = high + 1 if wanted is None else wanted
         for number in (low, high):
             if not 0 <= number < count:
                 whole = "labels are counted from 0" if number < 0 else f"{count} labels are 0 to {count - 1}"
-                raise InputError(f"{self.place(*where[number])} has label {number}, and {whole}")
-        self._check_several(where)
+                raise InputError(f"{self.place(*places[number])} has label {number}, and {whole}")
+        self._check_several(places)
         return Labels(count=count)
 
     def _named(self, wanted: int | None) -> Labels:

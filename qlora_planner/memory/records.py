@@ -291,5 +291,5 @@ class MemoryEstimate:
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/estimate/1`, and one line of why per component."""
         pairs = (key.partition(":") for key in _KEYS.split())
-        told = {"schema": SCHEMA, **{key: document(getattr(self, name or key)) for key, _, name in pairs}}
-        return {**told, "run": run_document(self.run)}
+        figures = {"schema": SCHEMA, **{key: document(getattr(self, name or key)) for key, _, name in pairs}}
+        return {**figures, "run": run_document(self.run)}

@@ -233,15 +233,15 @@ class ModelOnCard:
 
         named = {} if run is None else run.stack
         sweep = sweep_for(self.profile, profiles=self.session.profiles, named=named) if named else self.sweep
-        told: set[str] = set()
+        said: set[str] = set()
 
         def traced(chosen: RunConfig) -> Tape | None:
             try:
                 return self.tape(chosen)
             except MissingError as error:  # closed forms answer instead, and the plan says so
-                if not told:
+                if not said:
                     self.session.tell(str(error))
-                told.add(str(error))
+                said.add(str(error))
                 return None
 
         def orders(chosen: RunConfig, widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:

@@ -10,6 +10,7 @@ from qlora_planner.record import record
 _COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(?=\S)(.+)", re.IGNORECASE)
 _COUNT_LAST = re.compile(r"(.*\d.*?)\s*(?:\s[x×*]|[x×*](?=\s)|(?<=\d)[x×*])\s*(\d{1,3})", re.IGNORECASE)
 _MOST_CARDS = 1024
+_LONGEST = 200  # characters: no card is called more, and a pattern takes time with the square of them
 
 # A virtual card is named after the physical one, with its profile's size and kind: A10-24Q, GRID T4-16C, A100-4-20C.
 _VIRTUAL = re.compile(r"(?:(?:nvidia|grid)[\s-]*)*[a-z]+[\s-]?\w*?(?:[\s-]\d{1,2})?-\d{1,3}[abcq]", re.IGNORECASE)
@@ -32,6 +33,8 @@ def several_of(text: str) -> Several | None:
     Raises InputError for a number that no machine has.
     """
     given = text.strip()
+    if len(given) > _LONGEST:
+        return None
     if first := _COUNT_FIRST.fullmatch(given):
         count, each = int(first[1]), first[2].strip()
     elif last := _COUNT_LAST.fullmatch(given):
@@ -53,7 +56,7 @@ def check_count(count: int, nodes: int, typed: str) -> None:
 
 def refuse_slice(text: str) -> None:
     """Raises InputError for a virtual card or a slice of one: its host decides what it has."""
-    given = text.strip()
+    given = text.strip()[:_LONGEST]
     kind = "a slice of a card (MIG)" if _SLICE.fullmatch(given) else None
     kind = "a virtual card (vGPU)" if kind is None and _VIRTUAL.fullmatch(given) else kind
     if kind is not None:

@@ -59,7 +59,7 @@ def _trainer(model: nn.Module, inputs: Batch, spec: TraceSpec) -> Any:
     import trl
 
     kinds = (spec.run.loss_type or spec.trainer.loss_types[0]).split(",")
-    facts = {
+    settings = {
         "loss_types": kinds,
         "loss_weights": [1.0] * len(kinds),
         "ld_alpha": None,
@@ -67,7 +67,7 @@ def _trainer(model: nn.Module, inputs: Batch, spec: TraceSpec) -> Any:
         "label_smoothing": 0.0,
         "use_weighting": False,
     }
-    return preference.stand_in(trl.DPOTrainer, model, inputs, spec, **facts)
+    return preference.stand_in(trl.DPOTrainer, model, inputs, spec, **settings)
 
 
 __all__ = ("evaluated", "inputs", "loss", "patches", "precompute", "prepare")

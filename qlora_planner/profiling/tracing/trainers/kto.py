@@ -62,13 +62,13 @@ def _diverges(spec: TraceSpec) -> bool:
 def _trainer(model: nn.Module, inputs: Batch, spec: TraceSpec) -> Any:
     import trl
 
-    facts = {
+    settings = {
         "loss_type": spec.run.loss_type or spec.trainer.loss_types[0],
         "calculate_KL": _diverges(spec),
         "desirable_weight": 1.0,
         "undesirable_weight": 1.0,
     }
-    return preference.stand_in(trl.KTOTrainer, model, inputs, spec, **facts)
+    return preference.stand_in(trl.KTOTrainer, model, inputs, spec, **settings)
 
 
 __all__ = ("evaluated", "inputs", "loss", "patches", "precompute", "prepare")

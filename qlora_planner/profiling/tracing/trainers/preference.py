@@ -68,8 +68,8 @@ def _autocast(spec: TraceSpec) -> Any:
     return torch.autocast(spec.device_name, dtype=spec.compute_dtype)
 
 
-def stand_in(kind: Any, model: Any, inputs: Batch, spec: TraceSpec, **facts: Any) -> Any:
-    """As much of a trainer of class `kind` as its loss looks at; `facts` are what only that class has."""
+def stand_in(kind: Any, model: Any, inputs: Batch, spec: TraceSpec, **settings: Any) -> Any:
+    """As much of a trainer of class `kind` as its loss looks at; `settings` are what only that class has."""
     text: Any = model.config.get_text_config()
     weight = getattr(text, "router_aux_loss_coef", 0.0)
     accelerator = SimpleNamespace(
@@ -96,6 +96,6 @@ def stand_in(kind: Any, model: Any, inputs: Batch, spec: TraceSpec, **facts: Any
         "_tp_size": 1,
     }
     trainer = object.__new__(kind)
-    for name, value in (common | facts).items():
+    for name, value in (common | settings).items():
         setattr(trainer, name, value)
     return trainer
