@@ -10,7 +10,7 @@ every read of a field is noted. A field is inert there when
 
 Everything else shapes the model. What each catalogue model has there, and which of it a config may leave out because
 the class works the same out, is written down as well. Called with a folder, then model types (none: all);
-`--resume` leaves out those whose file holds for these configs and library versions.
+`--resume` leaves out those whose file holds for these configs and library versions, and adds what a file lacks.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,14 @@ FIRST = (
 )  # fmt: skip
 
 
-def document(model_type: str, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The table of one class: its structures, each with the inert fields and the models that have it."""
-    waiting = dict(configs)
-    structures: list[dict[str, Any]] = []
+def document(
+    model_type: str, configs: Mapping[str, Mapping[str, Any]], kept: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, Any]:
+    """The table of one class: its structures, each with the inert fields and the models that have it. `kept` ones are
+    taken as they are, and only models that none of them has are turned."""
+    structures: list[Mapping[str, Any]] = list(kept)
+    held = {name for structure in kept for name in structure["models"]}
+    waiting = {name: raw for name, raw in configs.items() if name not in held}
     while waiting:
         first = next(iter(waiting))
         structure = Structure.turned(waiting[first], first)
@@ -66,11 +70,12 @@ def main(root: Path, wanted: Iterable[str] = (), resume: bool = False) -> int:
     order = sorted(by_type, key=lambda kind: (FIRST.index(kind) if kind in FIRST else len(FIRST), kind))
     for model_type in [kind for kind in order if kind in set(wanted or order)]:
         target = root / "fields" / f"{model_type}.json"
-        if resume and is_current(target, by_type[model_type]):
+        configs = by_type[model_type]
+        if resume and is_current(target, configs):
             continue
         started = time.perf_counter()
         try:
-            table = document(model_type, by_type[model_type])
+            table = document(model_type, configs, current_structures(target, configs) if resume else ())
         except Exception as error:  # a class that cannot be turned has no table: its configs are then profiled anew
             print(f"{model_type}: no table: {type(error).__name__}: {str(error)[:200]}", flush=True)
             continue
@@ -87,6 +92,16 @@ def is_current(target: Path, configs: Mapping[str, Any]) -> bool:
     kept = json.loads(target.read_text("utf-8"))
     models = {name for structure in kept["structures"] for name in structure["models"]}
     return (kept["schema"], kept["versions"], models) == (FIELDS_SCHEMA, installed_versions(), set(configs))
+
+
+def current_structures(target: Path, configs: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The structures in `target` that hold with the installed libraries, none where a model of theirs has gone."""
+    if not target.is_file():
+        return []
+    kept = json.loads(target.read_text("utf-8"))
+    models = {name for structure in kept["structures"] for name in structure["models"]}
+    current = (kept["schema"], kept["versions"]) == (FIELDS_SCHEMA, installed_versions()) and models <= set(configs)
+    return list(kept["structures"]) if current else []
 
 
 if __name__ == "__main__":

@@ -129,7 +129,7 @@ class Structure:
     def _turn_numbers(self, bench: _Bench, usual: Any, reads: set[str]) -> None:
         numbers = {
             name: value for name, value in self.finished.items()
-            if name in reads and not isinstance(value, bool) and isinstance(value, (int, float)) and value
+            if name in reads and not isinstance(value, bool) and isinstance(value, (int, float)) and value > 0
             and not any(part in name for part in _NEVER_TURNED) and not name.endswith("_token_id")
         }  # fmt: skip
         names = {**numbers, **{name: self.finished[name] for name in POSITIONS if name in self.finished}}

@@ -10,8 +10,10 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from qlora_planner.session import load_gpu
 from qlora_planner.sources.configs import RawConfig, config_faults, config_sha256, read_config
 from qlora_planner.sources.families import family_tape, known_configs
 from qlora_planner.sources.laws.lookup import profile_by_law
+from qlora_planner.sources.laws.sizes import NotWholeError, size_at
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
 from tools.families.check import SIZES
@@ -36,24 +39,34 @@ POPULAR = (
 )  # fmt: skip
 
 
+# Dimensions that few classes have, and that hang on nothing else there.
+_FREE = r"experts$|lora_rank$|d_state$|state_size$|(nope|v)_head_dim$|mamba_n|linear_num_value_heads$"
+
+
 def drawn_configs(root: Path, classes: list[str], drawn: random.Random) -> Iterator[tuple[str, RawConfig]]:
     """Configs like those of catalogue models with other sizes, without end; not all are covered by a law."""
     laws = {
         kind: json.loads(unpacked((root / "laws" / f"{kind}.json.gz").read_bytes(), 16 << 20))
         for kind in classes if (root / "laws" / f"{kind}.json.gz").is_file()
     }  # fmt: skip
+    tables = {kind: json.loads((root / "fields" / f"{kind}.json").read_text("utf-8")) for kind in laws}
+    aliases = {kind: table["structures"][0]["aliases"] for kind, table in tables.items()}
     while True:
         kind = drawn.choice(sorted(laws))
         structure = drawn.choice(laws[kind]["structures"])
         name = drawn.choice(sorted(structure["models"]))
         source = read_config(root / "configs" / (name.replace("/", "__") + ".json"))
-        raw = _resized(dict(source.config), structure, structure["models"][name]["dims"], drawn)
+        raw = _resized(dict(source.config), structure, structure["models"][name]["dims"], drawn, aliases[kind])
         if not config_faults(raw):
             yield name, RawConfig(id="drawn", config=raw, sha256=config_sha256(raw), origin="file")
 
 
 def _resized(
-    raw: dict[str, Any], structure: Mapping[str, Any], own: Mapping[str, int], drawn: random.Random
+    raw: dict[str, Any],
+    structure: Mapping[str, Any],
+    own: Mapping[str, int],
+    drawn: random.Random,
+    aliases: Mapping[str, str],
 ) -> dict[str, Any]:
     dims = dict(own)
     if "num_key_value_heads" in structure["symbols"]:
@@ -72,15 +85,43 @@ def _resized(
             dims[name] = drawn.choice([2, 3, 4]) * dims["hidden_size"] + drawn.choice([0, 64, 8, 192])
         if name == "sliding_window":
             dims[name] = drawn.choice([512, 1024, 2048, 4096])
+        elif re.search(_FREE, name):
+            dims[name] = _others(name, dims, raw, drawn)
     rules = {rule["symbol"]: name for name, rule in structure["fields"].items() if "symbol" in rule}
-    aliases = {"n_embd": "hidden_size", "n_head": "num_attention_heads", "n_layer": "num_hidden_layers"}
     for symbol, name in rules.items():
-        raw.pop(next((alias for alias, own_name in aliases.items() if own_name == name), ""), None)
+        for alias in (alias for alias, own_name in aliases.items() if own_name == name):
+            raw.pop(alias, None)
         if symbol in dims:
             raw[name] = dims[symbol]
-    for name in structure["layers"]["fields"]:
-        raw.pop(name, None)
+    for name, rule in structure["fields"].items():
+        if "size" in rule and name in raw:
+            with suppress(NotWholeError):
+                raw[name] = size_at(rule["size"], dims)
+    _relist(raw, structure["layers"], dims["num_hidden_layers"])
     return raw
+
+
+def _others(name: str, dims: Mapping[str, int], raw: Mapping[str, Any], drawn: random.Random) -> int:
+    """Another value of a dimension that the rest leaves free: experts, ranks, heads of state spaces."""
+    if name == "mamba_n_heads":
+        return dims["num_attention_heads"] * drawn.choice([1, 2])
+    if name == "linear_num_value_heads":
+        return dims["linear_num_key_heads"] * drawn.choice([1, 2, 3])
+    if name.endswith(("_experts", "mamba_num_heads")):
+        return dims[name] + int(raw.get("n_group") or 1) * int(raw.get("n_groups") or 1) * drawn.choice([0, 2, 8])
+    return dims[name] + drawn.choice([0, 8, 32])
+
+
+def _relist(raw: dict[str, Any], layers: Mapping[str, Any], depth: int) -> None:
+    """Lists of layers as the class fills them in, else as many times what the model has as the depth takes."""
+    pattern = (layers.get("pattern") or {}).get("field")
+    for name in (*layers["fields"], pattern, "layer_types", "layers_block_type"):
+        listed = raw.get(name)
+        if name in layers.get("absent", ()):
+            raw.pop(name, None)
+        elif listed and isinstance(listed, (list, str)):
+            again = [listed[at % len(listed)] for at in range(depth)]
+            raw[name] = "".join(again) if isinstance(listed, str) else again
 
 
 def main() -> int:

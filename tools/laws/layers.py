@@ -12,6 +12,7 @@ from tools.field_turning import finished
 from tools.laws.tensors import NoLawError
 
 _DEEPEST = 130
+_OLDER_WORDS = ("attention", "mamba", "conv", "linear", "sliding", "full", "moe", "mlp")
 
 
 class Listed:
@@ -54,7 +55,7 @@ class Listed:
         kinds |= self._other_words(names, kinds)
         absent = self._usual_layers(names)
         return {
-            "fields": names, "kinds": kinds, "absent": absent,
+            "fields": names, "kinds": kinds, "absent": absent, "pattern": self.pattern(),
             "touched_by": self._touching(names) if absent else {},
         }  # fmt: skip
 
@@ -62,10 +63,27 @@ class Listed:
         """Kinds of layers by the words of published configs, which the class puts into its own."""
         if len(names) != 1:
             return {}
-        own = finished(self.raw, None)[names[0]]
-        given = next((v for k, v in self.raw.items() if self.aliases.get(k, k) == names[0]), own)
-        pairs = {json.dumps([word]): json.dumps([meant]) for word, meant in zip(given, own, strict=True)}
-        return {word: kinds[meant] for word, meant in pairs.items() if meant in kinds}
+        words: dict[str, int] = {}
+        listed = finished(self.toy, None)[names[0]]
+        for word in _OLDER_WORDS:
+            made = finished({**self.toy, names[0]: [word, *listed[1:]]}, None)
+            meant = json.dumps([made[names[0]][0]]) if isinstance(made, dict) else None
+            if meant in kinds:
+                words[json.dumps([word])] = kinds[meant]
+        return words
+
+    def pattern(self) -> dict[str, Any] | None:
+        """The field that names each layer's kind by a letter, in place of the list, and what its letters mean."""
+        lists = [name for name in self.whole if self.is_by_layer(name) and name not in self.inert]
+        if len(lists) != 1:
+            return None
+        entries = self.whole[lists[0]]
+        for name, value in self.raw.items():
+            if isinstance(value, str) and len(value) == len(entries) and lists[0] not in self.raw:
+                letters = dict(zip(value, entries, strict=True))
+                if [letters[letter] for letter in value] == entries:
+                    return {"field": name, "letters": letters}
+        return None
 
     def shape_without(self, name: str) -> bool:
         """Whether layers that are left out too become others without this field."""

@@ -2,7 +2,7 @@
 
 python -m tools.laws.make ROOT [CLASS ...] [--resume]. Writes ROOT/laws/<model_type>.json.gz for the classes that
 ROOT/fields knows. Models of one structure share a law; one that a law does not give to the last field gets a law of its
-own or is listed. Half a minute a structure; `--resume` leaves out classes whose law holds.
+own or is listed. Half a minute a structure; `--resume` keeps laws that hold and adds what they lack.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Class:
 
     def make(self) -> None:
         """Fill in the structures, by one model after another that no structure covers yet; say what is left out."""
-        waiting = list(self.configs)
+        waiting = [name for name in self.configs if not self.taken(name)]
         while waiting:
             first = waiting[0]
             try:
@@ -57,6 +57,19 @@ class Class:
                 print(f"  not {first}: {type(error).__name__}: {str(error)[:300]}", flush=True)
                 waiting = waiting[1:]
                 self.prober = Prober()  # what broke there may not break the next
+
+    def keep(self, structures: list[dict[str, Any]]) -> None:
+        """Take structures of a law that holds with the installed libraries."""
+        self.law["structures"] = structures
+
+    def taken(self, name: str) -> bool:
+        """Whether a structure that is kept covers a model, which then is noted among its models."""
+        for law in self.law["structures"]:
+            if name not in law["models"] and self.fault(law, name) is None:
+                law["models"][name] = {"sha256": self.configs[name].sha256, "dims": self.dims(law, name)}
+            if name in law["models"]:
+                return True
+        return False
 
     def structure(self, first: str, names: list[str]) -> tuple[dict[str, Any], list[str]]:
         """The law made of the model `first` and the models that it covers. Raises ValueError where not even that."""
@@ -124,6 +137,8 @@ def main(root: Path, wanted: list[str], resume: bool = False) -> int:
             continue
         started = time.perf_counter()
         one = Class(root, model_type, by_type[model_type])
+        if resume:
+            one.keep(current_structures(target, by_type[model_type]))
         one.make()
         structures = one.law["structures"]
         if structures:
@@ -143,6 +158,16 @@ def is_current(target: Path, names: list[str]) -> bool:
     law = json.loads(unpacked(target.read_bytes(), 16 << 20))
     covered = {name for structure in law["structures"] for name in structure["models"]}
     return (law["schema"], law["versions"], covered) == (LAW_SCHEMA, installed_versions(), set(names))
+
+
+def current_structures(target: Path, names: list[str]) -> list[dict[str, Any]]:
+    """The structures of a law that holds with the installed libraries, none where a model of theirs has gone."""
+    if not target.is_file():
+        return []
+    law = json.loads(unpacked(target.read_bytes(), 16 << 20))
+    covered = {name for structure in law["structures"] for name in structure["models"]}
+    current = (law["schema"], law["versions"]) == (LAW_SCHEMA, installed_versions()) and covered <= set(names)
+    return list(law["structures"]) if current else []
 
 
 if __name__ == "__main__":

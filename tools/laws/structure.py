@@ -136,6 +136,7 @@ class Structure:
             if (name in taken or name not in self.shape["inert"]) and name not in ROPE_TABLES and name != "model_type"
         ]  # fmt: skip
         completed = [finished(config, None) for config in self.toy_configs]
+        pattern = self.listed.pattern() or {}
         rules: dict[str, dict[str, Any]] = {}
         for name in names:
             if name in taken:
@@ -144,7 +145,7 @@ class Structure:
                     rules[name]["none"] = self._none(name)
                 elif name == "sliding_window" and self.needs_window:
                     rules[name]["breaks"] = self._none(name)
-            elif self.listed.is_by_layer(name):
+            elif self.listed.is_by_layer(name) or name == pattern.get("field"):
                 rules[name] = {"layers": True}
             elif name in self.toys.symbols and self.whole[name] is None:  # worked out, unless it is given
                 size = self._worked_out(name)

@@ -59,7 +59,7 @@ def matched(raw: Mapping[str, Any], structure: Mapping[str, Any], shape: Mapping
         if padding is not None and given.get("pad_token_id", padding) == padding and padding >= dims["vocab_size"]:
             faults.append(f"pad_token_id is {padding} unless the config says otherwise, beyond vocab_size")
     named = raw.get("architectures")
-    if named and named[0] != structure["class_name"]:
+    if named and str(named[0]).lower() != structure["class_name"].lower():  # remote code spells it otherwise
         faults.append(f"architectures names {quoted(named[0])} where {peers} have {structure['class_name']}")
     if faults:
         raise Unlike(faults[0], len(faults), breaks=len(faults) == 1 and faults[0].endswith(_BREAKS))

@@ -18,6 +18,7 @@ def layer_kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int,
     names = layers["fields"]
     if not names:
         return _in_runs(layers["runs"], depth, peers)
+    given = _by_letters(given, layers, depth, peers)
     columns: list[Sequence[Any]] = []
     for name in names:
         usual = layers["absent"].get(name)
@@ -42,6 +43,25 @@ def layer_kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int,
             raise Unlike(f"{' and '.join(names)} has {quoted(entries[0])}, which {peers} have not so")
         kinds.append(kind)
     return tuple(kinds)
+
+
+def _by_letters(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int, peers: str) -> Mapping[str, Any]:
+    """The config with its layers listed, where it names them by a letter each. Raises Unlike."""
+    pattern = layers.get("pattern")
+    text = None if pattern is None else given.get(pattern["field"])
+    if pattern is None or text is None:
+        return given
+    name = pattern["field"]
+    if not isinstance(text, str) or len(text) != depth:
+        raise Unlike(f"{name} must be a text of {depth} letters, as {DEPTH} says")
+    other = next((letter for letter in text if letter not in pattern["letters"]), None)
+    if other is not None:
+        raise Unlike(f"{name} has {quoted(other)}, which {peers} have not so")
+    listed = [pattern["letters"][letter] for letter in text]
+    (field,) = layers["fields"]
+    if given.get(field) is not None and not equal(given[field], listed):
+        raise Unlike(f"{name} and {field} disagree")
+    return {**given, field: listed}
 
 
 def check_all_there(kinds: Sequence[int], structure: Mapping[str, Any]) -> None:
