@@ -67,7 +67,7 @@ class Listed:
         listed = finished(self.toy, None)[names[0]]
         for word in _OLDER_WORDS:
             made = finished({**self.toy, names[0]: [word, *listed[1:]]}, None)
-            meant = json.dumps([made[names[0]][0]]) if isinstance(made, dict) else None
+            meant = json.dumps([made[names[0]][0]]) if isinstance(made, dict) else ""
             if meant in kinds:
                 words[json.dumps([word])] = kinds[meant]
         return words
