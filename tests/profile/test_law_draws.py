@@ -29,7 +29,9 @@ def by_law(raw: RawConfig) -> ModelProfile | None:
     return made if isinstance(made, ModelProfile) else None
 
 
-@pytest.mark.parametrize("model_type", ["llama", "gpt2"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "gpt2", "qwen3_5_text", "granitemoehybrid", "deepseek_v3", "lfm2", "nemotron_h"]
+)
 def test_the_law_says_what_the_class_builds(model_type: str) -> None:
     configs = (raw for _, raw in drawn_configs(ROOT, [model_type], random.Random(model_type)))
     for raw, made in islice(((raw, made) for raw in configs if (made := by_law(raw)) is not None), 1):

@@ -159,6 +159,24 @@ def test_a_size_is_called_as_the_config_calls_it() -> None:
     assert "num_hidden_layers must be a whole number" in reason({**falcon, "num_hidden_layers": "x"})
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hybrid_override_pattern": "M-*"}, "hybrid_override_pattern must be a text of 52 letters"),
+        ({"hybrid_override_pattern": "Q" * 52}, "hybrid_override_pattern has 'Q'"),
+        ({"layers_block_type": ["mlp"] * 52}, "hybrid_override_pattern"),
+    ],
+)
+def test_layers_named_by_letters_are_read_or_refused(changes: dict[str, Any], said: str) -> None:
+    raw = dict(read_config(ROOT / "configs" / "nvidia__Nemotron-H-8B-Base-8K.json").config)
+    assert raw["num_hidden_layers"] == 52
+    assert said in reason({**raw, **changes})
+    deeper = {**raw, "num_hidden_layers": 53, "hybrid_override_pattern": raw["hybrid_override_pattern"] + "*"}
+    counts = [{kind.name: kind.count for kind in profile_of(one).layer_kinds} for one in (raw, deeper)]
+    assert sum(counts[1].values()) == 53
+    assert sum(abs(counts[1][name] - count) for name, count in counts[0].items()) == 1
+
+
 def test_what_may_be_either_of_two_faults_is_told_as_both() -> None:
     """One field of each of two known structures."""
     opt = dict(read_config(ROOT / "configs" / "facebook__opt-350m.json").config)

@@ -25,7 +25,9 @@ def layer_kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int,
         value = given.get(name)
         if value is None:
             if usual is None or len(usual) < depth:
-                raise Unlike(f"{name} is left out for {DEPTH} {depth}, and {peers} give it")
+                letters = (layers.get("pattern") or {}).get("field")
+                listed = f"{name} or {letters}" if letters else name
+                raise Unlike(f"{listed} is left out for {DEPTH} {depth}, and {peers} give it")
             value = usual[:depth]
             for other in (other for other in names if given.get(other) is not None):
                 if not equal(given[other], layers["absent"].get(other, [])[:depth]):
