@@ -149,7 +149,9 @@ class Planner:
     ) -> Ranking:
         """Every candidate around `run`; sequences up to `longest` where lengths are chosen."""
         data = self.request.data
-        if objective.lengths and {"prompt_len", "completion_len"} <= fixed:
+        if objective.lengths and all(
+            name in fixed and getattr(run, name) is not None for name in ("prompt_len", "completion_len")
+        ):
             raise InputError(
                 f"--prompt-len and --completion-len say how long a sequence is: leave one of them out for"
                 f" --objective {objective.name}"

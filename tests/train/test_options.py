@@ -78,6 +78,11 @@ CHANGES: dict[str, tuple[Any, set[str]]] = {
 # `num_labels` decides the model's class, and images what is in its batches.
 ELSEWHERE = {"method", "trainer", "upcast", "padding", "stack", "num_labels", "image_size", "images", "image_tokens"}
 ELSEWHERE |= {"expert_quant"}  # such a run is not executed
+# Options of trainers and machines of their own: tests/launch and tests/exchange hold what is built from them.
+ELSEWHERE |= {"prompt_len", "completion_len", "max_length", "loss_type", "beta", "precompute_ref_log_probs"}
+ELSEWHERE |= {"num_generations", "num_iterations", "steps_per_generation", "scale_rewards"}
+ELSEWHERE |= {"vllm", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
+ELSEWHERE |= {"parallel", "quant_storage", "reshard_after_forward", "load_on"}
 
 
 def test_every_option_is_looked_at() -> None:
