@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from qlora_planner.catalog.parallel import DDP, strategy_row
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.exchange.plan_file import headline, plan_of
@@ -42,8 +43,21 @@ def export(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
+    if plan.run.parallel not in (None, DDP) and kind not in ("trl", "accelerate"):
+        raise InputError(
+            f"--export {kind}: {strategy_row(plan.run.parallel).label} is not written there; --export accelerate and"
+            " --export trl are the launch config and the script of this run"
+        )
+    if plan.run.parallel is not None and kind in ("notebook", "percent"):
+        raise InputError(f"--export {kind}: a notebook is one process on one card; --export trl is the script")
     samples = data or _path_of(plan_document.get("data")) or DATA
     model = plan.model_path or plan.model_id
+    if kind == "accelerate":
+        from qlora_planner.exchange.scripts.accelerate import render
+
+        gpu = plan.gpu or {}
+        count, nodes = (number if isinstance(number := gpu.get(name), int) else 1 for name in ("count", "nodes"))
+        return render(plan.run, _heading(plan_document), count, nodes)
     if kind not in READ_BACK:
         return KINDS[kind](plan.run, model, samples, _heading(plan_document), attention_modules)
     config = KINDS[kind](plan.run, model, samples, [], attention_modules)

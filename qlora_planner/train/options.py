@@ -13,7 +13,7 @@ from qlora_planner.train.losses import liger_parts
 from qlora_planner.train.settings import LEARNING_RATE, Settings
 
 CHECKPOINTS_KEPT = 2
-COMPUTE_DTYPE = "bnb_4bit_compute_dtype"
+COMPUTE_DTYPE, STORAGE_DTYPE = "bnb_4bit_compute_dtype", "bnb_4bit_quant_storage"
 # torch reads the first name since 2.9 and the second before; either alone would be ignored by some supported release.
 ALLOCATOR_VARIABLES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 
@@ -63,8 +63,9 @@ def quantization_config(run: RunConfig) -> Any:
     from transformers import BitsAndBytesConfig
 
     options = quantization_options(run)
-    if COMPUTE_DTYPE in options:
-        options[COMPUTE_DTYPE] = torch_dtype(options[COMPUTE_DTYPE])
+    for name in (COMPUTE_DTYPE, STORAGE_DTYPE):
+        if name in options:
+            options[name] = torch_dtype(options[name])
     return BitsAndBytesConfig(**options)
 
 
@@ -79,6 +80,7 @@ def quantization_options(run: RunConfig) -> dict[str, Any]:
         "bnb_4bit_quant_type": run.quant,
         "bnb_4bit_use_double_quant": run.double_quant,
         COMPUTE_DTYPE: compute_dtype(run),
+        **({} if run.quant_storage in (None, "uint8") else {STORAGE_DTYPE: run.quant_storage}),
     }
 
 

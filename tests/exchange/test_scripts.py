@@ -251,3 +251,55 @@ def test_accelerate_reads_its_config(document: dict[str, Any], tmp_path: Any) ->
         found = load_config_from_file(str(path))
         assert (found.mixed_precision, found.num_processes) == (precision, 1)
         assert found.distributed_type.value == "NO"
+
+
+SEVERAL = [
+    ({"parallel": "ddp"}, "MULTI_GPU", None),
+    (
+        {"parallel": "fsdp2", "optimizer": "adamw_torch_fused", "quant_storage": "bfloat16", "load_on": "cpu",
+         "reshard_after_forward": True},
+        "FSDP",
+        {"fsdp_version": 2, "fsdp_reshard_after_forward": True, "fsdp_state_dict_type": "FULL_STATE_DICT",
+         "fsdp_cpu_ram_efficient_loading": False, "fsdp_activation_checkpointing": False},
+    ),
+    (
+        {"parallel": "fsdp1", "quant_storage": "bfloat16", "load_on": "cpu"}, "FSDP",
+        {"fsdp_version": 1, "fsdp_sharding_strategy": "FULL_SHARD", "fsdp_state_dict_type": "FULL_STATE_DICT"},
+    ),
+    ({"parallel": "zero2"}, "DEEPSPEED", None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("options", "kind", "fsdp"), SEVERAL, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("count", "nodes"), [(2, 1), (8, 2)])
+def test_accelerate_reads_its_config_of_several_cards(
+    document: dict[str, Any], tmp_path: Any, options: dict[str, Any], kind: str, fsdp: Any, count: int, nodes: int
+) -> None:
+    pytest.importorskip("accelerate")
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    several = {
+        **document, "gpu": {**document["gpu"], "count": count, "nodes": nodes},
+        "run": {**document["run"], "quant_storage": "uint8", "load_on": "gpu", **options},
+    }  # fmt: skip
+    path = tmp_path / "accelerate.yaml"
+    path.write_text(export("accelerate", several))
+    config = load_config_from_file(str(path))
+    assert config.distributed_type.value == kind
+    assert (config.num_processes, config.num_machines, config.mixed_precision) == (count * nodes, nodes, "bf16")
+    if fsdp is not None:
+        assert fsdp.items() <= config.fsdp_config.items()
+    script = export("trl", several)
+    compile(script, "train.py", "exec")
+    assert 'int(os.environ.get("LOCAL_RANK", 0))' in script
+    assert ("ddp_find_unused_parameters=False" in script) == (options["parallel"] == "ddp")
+    assert ("bnb_4bit_quant_storage=torch.bfloat16" in script) == ("quant_storage" in options)
+    assert ('device_map={"": "cpu"}' in script) == (options.get("load_on") == "cpu")
+
+
+def test_what_launches_no_process_a_card_is_not_written_as_if_it_did(document: dict[str, Any]) -> None:
+    pipeline = {**document, "run": {**document["run"], "parallel": "pipeline"}}
+    sharded = {**document, "run": {**document["run"], "parallel": "fsdp2", "optimizer": "adamw_torch"}}
+    for kind, plan in (("accelerate", pipeline), ("trl", pipeline), ("axolotl", sharded), ("notebook", sharded)):
+        with pytest.raises(InputError, match=f"--export {kind}"):
+            export(kind, plan)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
+from qlora_planner.catalog.parallel import DDP, PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts import classification
@@ -134,6 +135,7 @@ def _opening(run: RunConfig, *, notebook: bool) -> str:
 
 def _imports(run: RunConfig) -> Iterator[str]:
     needed = ["functools"] if run.loss_kernel == "cut-cross-entropy" else []
+    needed += ["os"] if run.parallel is not None and run.alloc_conf is None else []
     needed += ["re"] if run.target_modules == "attention" else []
     if needed:
         yield "".join(f"import {name}\n" for name in needed)
@@ -167,14 +169,15 @@ def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
     yield 'OUTPUT = "outputs"'
     if not trainer_named(run.trainer).prepares_rows:
         yield f"SEQ_LEN = {run.seq_len}"
-    yield 'DEVICE = 0 if torch.cuda.is_available() else "cpu"'
+    own = 'int(os.environ.get("LOCAL_RANK", 0))' if run.parallel is not None else "0"
+    yield f'DEVICE = {own} if torch.cuda.is_available() else "cpu"'
 
 
 def _model(run: RunConfig) -> Iterator[str]:
     yield "tokenizer = AutoTokenizer.from_pretrained(MODEL)"
     yield "if tokenizer.pad_token is None:"
     yield "    tokenizer.pad_token = tokenizer.eos_token"
-    loading: dict[str, Any] = {"device_map": Code('{"": DEVICE}'), **_dtypes(options.model_options(run))}
+    loading: dict[str, Any] = {"device_map": _device_map(run), **_dtypes(options.model_options(run))}
     if run.task is None:
         yield "# The class that the checkpoint names: it is the one that was planned for."
         yield "architectures = AutoConfig.from_pretrained(MODEL).architectures or [None]"
@@ -205,10 +208,19 @@ def _model(run: RunConfig) -> Iterator[str]:
     yield "model = get_peft_model(model, adapters)"
 
 
+def _device_map(run: RunConfig) -> Code:
+    """Where each process loads. Raises InputError for a pipeline, whose map is of a model's own layers."""
+    if run.parallel == PIPELINE:
+        raise InputError("--export trl: the device map of a pipeline is not written; write one with lm_head on card 0")
+    if run.parallel == ZERO3:  # DeepSpeed refuses any
+        return Code("None")
+    return Code('{"": "cpu"}' if run.load_on == "cpu" else '{"": DEVICE}')
+
+
 def _dtypes(named: Mapping[str, Any]) -> dict[str, Any]:
     """Options with torch's dtypes in place of their names."""
     return {
-        name: Code(f"torch.{value}") if name in ("dtype", options.COMPUTE_DTYPE) else value
+        name: Code(f"torch.{value}") if name in ("dtype", options.COMPUTE_DTYPE, options.STORAGE_DTYPE) else value
         for name, value in named.items()
     }
 
@@ -237,6 +249,8 @@ def _arguments(run: RunConfig) -> dict[str, Any]:
     }
     if run.eval_batch_size is not None:
         own["eval_strategy"] = "epoch"
+    if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
+        own["ddp_find_unused_parameters"] = False
     return {**own, **options.trainer_options(run)}
 
 
