@@ -95,7 +95,11 @@ def test_what_ran_on_cards_is_not_refused(options: dict[str, Any]) -> None:
 
 NOTES = [
     ({"parallel": "ddp", "use_reentrant": True}, "ddp-reentrant", "ddp_find_unused_parameters: false"),
-    ({"parallel": "fsdp2", "optimizer": "adamw_torch", "quant_storage": "uint8"}, "storage-whole", "bfloat16"),
+    (
+        {"parallel": "fsdp2", "optimizer": "adamw_torch", "quant_storage": "uint8", "load_on": "gpu"},
+        "storage-whole",
+        "bfloat16",
+    ),
     ({"parallel": "fsdp2", "optimizer": "adamw_torch", "load_on": "gpu"}, "loads-whole", "--load-on cpu"),
     ({"parallel": "fsdp2", "optimizer": "adamw_torch"}, "full-state-dict", "FULL_STATE_DICT"),
     ({"parallel": "zero3"}, "zero3-gathers-all", "fsdp2"),
