@@ -323,6 +323,18 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             usual="completions with a label against the model without its adapters",
             other_names=("kto", "ktotrainer"),
         ),
+        # trl 1.16 reward_trainer.py: a classifier with one label, whose whole rows are scored once.
+        _preference_trainer(
+            "trl-reward",
+            sequences_per_row=2,
+            batch_unit="pairs",
+            scores_completions=False,
+            score_labels=1,
+            losses=(((0, 0), LossMemory(kind="full", why="a score for each token, of which the last one counts")),),
+            own_options=("activation_offloading", "prompt_len", "completion_len", "max_length"),
+            usual="a score for each of two texts, the better one higher",
+            other_names=("reward", "rewardtrainer"),
+        ),
         # trl 1.16 grpo_trainer.py, grpo_config.py
         TrainerRow(
             name="trl-grpo",

@@ -82,6 +82,14 @@ def test_a_batch_of_one_completion_runs_where_no_divergence_is_estimated() -> No
     assert not any(problem.blocking for one in runs for problem in one.problems)
 
 
+def test_a_reward_model_reads_whole_texts() -> None:
+    resolution = resolved(trainer="trl-reward", completion_len=512)
+    assert (resolution.run.seq_len, resolution.run.loss_type) == (512, None)
+    assert (resolution.trainer.passes, resolution.trainer.batch_unit) == ((POLICY,), "pairs")
+    assert resolved(trainer="trl-reward", prompt_len=100, completion_len=512).run.seq_len == 612
+    assert "loss-type-refused" in [problem.code for problem in resolved(trainer="trl-reward", loss_type="ipo").problems]
+
+
 def test_passes_follow_the_loss_and_the_reference() -> None:
     assert resolved().trainer.passes == (POLICY, REFERENCE)
     assert resolved(precompute_ref_log_probs=True).trainer.passes == (POLICY,)

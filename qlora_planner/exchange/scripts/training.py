@@ -361,5 +361,6 @@ def _preference(run: RunConfig) -> tuple[str, str]:
 # How a script trains, by trainer: what makes it, and what runs it.
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
     "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
+    "trl-reward": _preference,
     "trl-grpo": _preference, "trl-rloo": _preference,
 }  # fmt: skip

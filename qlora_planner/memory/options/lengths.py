@@ -15,8 +15,10 @@ def settle_lengths(settle: Callable[[str, object, str], None], run: RunConfig, t
     Raises InputError where nothing of a completion would be left: trl drops such rows.
     """
     total, why = run.seq_len, ""
-    if run.prompt_len is not None and run.completion_len is not None:
-        total, why = run.prompt_len + run.completion_len, "prompt-len and completion-len"
+    # Where whole rows are scored, what has no prompt is a completion alone.
+    alone = run.completion_len is not None and run.prompt_len is None and not trainer.scores_completions
+    if run.completion_len is not None and (run.prompt_len is not None or alone):
+        total, why = (run.prompt_len or 0) + run.completion_len, "prompt-len and completion-len"
         if run.max_length is not None and run.max_length < total:
             total, why = run.max_length, f"max-length cuts {total:,} tokens"
     elif run.max_length is not None:

@@ -297,7 +297,7 @@ def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
     run = draft.asked
     if trainer.drops_dropout and run.lora_dropout is None:
         draft.settle("lora_dropout", 0.0, f"{trainer.name} switches dropout off")
-    if not trainer.scores_completions:
+    if "max_length" not in trainer.own_options:
         return
     if trainer.generation is not None:
         settle_rollouts(draft.settle, run, trainer)
@@ -305,7 +305,7 @@ def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
     if trainer.loss_types and run.loss_type is None:
         draft.settle("loss_type", trainer.loss_types[0], f"the default of {trainer.name}")
     unknown = [name for name in (run.loss_type or "").split(",") if name and name not in trainer.loss_types]
-    if unknown:
+    if unknown and trainer.loss_types:
         raise InputError(f"--loss-type {quoted(unknown[0])}: {trainer.name} has {', '.join(trainer.loss_types)}")
     if run.method == "full" and REFERENCE in trainer.passes_of(run):
         raise InputError(

@@ -32,6 +32,16 @@ def prepare(base: Any, spec: TraceSpec, outputs: tuple[str, ...]) -> None:
     without_cache(base)
 
 
+def texts(spec: TraceSpec, vocabulary: int, rows: int) -> list[list[int]]:
+    """Rows of `seq_len` tokens; with padding the last is half as long."""
+    made = []
+    for row in range(rows):
+        short = spec.run.padding and row == rows - 1
+        count = max(1, spec.run.seq_len // 2) if short else spec.run.seq_len
+        made.append([3 + index % max(vocabulary - 8, 1) for index in range(count)])
+    return made
+
+
 def token_lists(spec: TraceSpec, vocabulary: int, key: str, rows: int) -> list[dict[str, list[int]]]:
     """Rows with `prompt_ids` and `key`, each as long as the run says; with padding the last is half as long."""
     lengths = lengths_of(spec.run)
