@@ -75,7 +75,9 @@ class TrainerRow:
 
     What it offers: `own_options` among OWN_OPTIONS; `loss_kernels` that may take the place of its
     loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
-    alone; `prepares_rows`: it turns samples into tokens by itself; `formats`: other tools that train through it.
+    alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows it trains on (see
+    `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with; `formats`: other
+    tools that train through it.
     """
 
     name: str
@@ -109,6 +111,8 @@ class TrainerRow:
     loss_kernels: tuple[str, ...] = ()
     launches: bool
     prepares_rows: bool = False
+    row_shapes: tuple[str, ...] = ()
+    trl_class: str = "SFT"
     formats: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
 
@@ -205,8 +209,9 @@ def _preference_trainer(name: str, **own: Any) -> TrainerRow:
         "drops_dropout": True,
         "adds_adapters": True,
         "own_options": _PREFERENCE_OPTIONS,
-        "launches": False,
+        "launches": True,
         "prepares_rows": True,
+        "row_shapes": ("preference",),
     }
     return TrainerRow(name=name, **(usual | own))
 
@@ -307,6 +312,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         ),
         _preference_trainer(
             "trl-dpo",
+            trl_class="DPO",
             passes=(POLICY, REFERENCE),
             sequences_per_row=2,
             batch_unit="pairs",
@@ -316,16 +322,19 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         ),
         _preference_trainer(
             "trl-kto",
+            trl_class="KTO",
             passes=(DIVERGENCE, POLICY, REFERENCE, REFERENCE),
             batch_unit="completions",
             loss_types=_KTO_LOSSES,
             without_divergence=("apo_zero_unpaired",),
+            row_shapes=("unpaired", "preference"),
             usual="completions with a label against the model without its adapters",
             other_names=("kto", "ktotrainer"),
         ),
         # trl 1.16 reward_trainer.py: a classifier with one label, whose whole rows are scored once.
         _preference_trainer(
             "trl-reward",
+            trl_class="Reward",
             sequences_per_row=2,
             batch_unit="pairs",
             scores_completions=False,

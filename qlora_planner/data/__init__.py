@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +123,15 @@ def labels_in(path: str | os.PathLike[str], wanted: int | None, *, bad_rows: str
     if not good_rows:
         raise InputError(f"{files[0].path}: holds no row that can be used")
     return seen.settle(wanted)
+
+
+def check_rows(path: str | os.PathLike[str], wanted: Collection[str], trainer: str) -> None:
+    """Raises InputError for rows of a shape that `trainer` does not train on; `wanted` as for `check_trained_on`."""
+    from qlora_planner.data.files import find_files
+    from qlora_planner.data.scan import shape_of
+    from qlora_planner.data.shapes import check_trained_on
+
+    check_trained_on(shape_of(find_files(path)), wanted, trainer, os.fspath(path))
 
 
 def _check(bad_rows: str, chars_per_token: float | None) -> None:

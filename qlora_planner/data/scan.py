@@ -10,12 +10,12 @@ from typing import Protocol
 import numpy as np
 
 from qlora_planner.data.batches.summary import MOST_OUTLIERS, BadRow, DataSummary, Lengths, RowRef, outliers_of
-from qlora_planner.data.counting import Counter
+from qlora_planner.data.counting import Counted, Counter
 from qlora_planner.data.files import DataFile
 from qlora_planner.data.images import holds_images
 from qlora_planner.data.labels import LabelsSeen
 from qlora_planner.data.readers import read_rows
-from qlora_planner.data.shapes import LABELLED, Example, RowFaultError, detect_shape, example_of
+from qlora_planner.data.shapes import LABELLED, Example, RowFaultError, detect_shape, example_of, parts_of
 from qlora_planner.errors import InputError
 from qlora_planner.text import plain
 
@@ -160,8 +160,10 @@ class _Tally:
 
 
 def _flush(batch: list[LocatedExample], counter: Counter, tally: _Tally, faults: Faults) -> None:
-    counted = counter.count([located.example for located in batch]) if batch else []
-    for located, result in zip(batch, counted, strict=True):
+    parts = [parts_of(located.example) for located in batch]
+    counts = iter(counter.count([part for each in parts for part in each]) if batch else [])
+    for located, each in zip(batch, parts, strict=True):
+        result = _longer([next(counts) for _ in each])
         if isinstance(result, str):
             faults.add(located.file, located.line, result)
         elif not result[0]:
@@ -175,6 +177,11 @@ def _flush(batch: list[LocatedExample], counter: Counter, tally: _Tally, faults:
     batch.clear()
 
 
+def _longer(counted: list[Counted]) -> Counted:
+    """Of two completions of one prompt the longer one; why the row cannot be used, if either cannot."""
+    return next((one for one in counted if isinstance(one, str)), None) or max(counted)
+
+
 def _chars(example: Example) -> int:
     """About how much there is to tokenise; a batch is bounded by it."""
     if "text" in example:
@@ -182,7 +189,7 @@ def _chars(example: Example) -> int:
     if "input_ids" in example:
         return len(example["input_ids"])
     total = 0
-    for name in ("messages", "prompt", "completion"):
+    for name in ("messages", "prompt", "completion", "chosen", "rejected"):
         value = example.get(name)
         if isinstance(value, str):
             total += len(value)

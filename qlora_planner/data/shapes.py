@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from qlora_planner.errors import InputError
@@ -11,6 +11,8 @@ from qlora_planner.text import listed, plain, quoted
 # By precedence: trl takes tokenised rows as they are, then looks for a prompt, then for messages, then for text.
 SHAPES: Mapping[str, tuple[str, ...]] = {
     "input_ids": ("input_ids",),
+    "preference": ("chosen", "rejected"),
+    "unpaired": ("prompt", "completion", "label"),
     "prompt-completion": ("prompt", "completion"),
     "messages": ("messages",),
     "conversations": ("conversations",),
@@ -18,7 +20,10 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "text": ("text",),
 }
 LABELLED = "labelled"  # text and a label: what a classifier is trained on
-UNDERSTOOD = "text; messages; conversations; prompt and completion; instruction, output and maybe input; input_ids"
+UNDERSTOOD = (
+    "text; messages; conversations; prompt and completion, maybe label; chosen and rejected, maybe prompt;"
+    " instruction, output and maybe input; input_ids"
+)
 
 # Stanford Alpaca's own words (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with and without an input.
 ALPACA_WITH_INPUT = (
@@ -59,6 +64,30 @@ def detect_shape(columns: Iterable[str], path: str, task: str | None = None) -> 
             return shape
     shown = listed(sorted(map(str, there))) or "none"
     raise InputError(f"{plain(path)}: its columns are {shown}; what is understood: {UNDERSTOOD}")
+
+
+def parts_of(example: Example) -> list[Example]:
+    """What of an example goes through a model on its own: itself, or each of two completions with their prompt."""
+    if "chosen" not in example:
+        return [example]
+    others = {name: value for name, value in example.items() if name not in ("prompt", "chosen", "rejected")}
+    answers = [example["chosen"], example["rejected"]]
+    if "prompt" in example:
+        return [{"prompt": example["prompt"], "completion": answer, **others} for answer in answers]
+    name = "messages" if isinstance(answers[0], list) else "text"
+    return [{name: answer, **others} for answer in answers]
+
+
+def check_trained_on(shape: str, wanted: Collection[str], trainer: str, path: str) -> None:
+    """Raises InputError for rows of a shape that the trainer does not train on; `wanted` is empty for texts."""
+    if wanted and shape not in wanted:
+        needed = " or ".join(" and ".join(SHAPES[name]) for name in wanted)
+        raise InputError(f"{plain(path)}: its rows are {shape}; {trainer} trains on {needed}")
+    if not wanted and shape == "preference":
+        raise InputError(
+            f"{plain(path)}: its rows are pairs, chosen and rejected; {trainer} trains on texts: name a"
+            " trainer of preferences, as --trainer trl-dpo"
+        )
 
 
 def example_of(row: Mapping[str, Any], shape: str) -> Example:
@@ -125,6 +154,31 @@ def _prompt_completion(row: Mapping[str, Any]) -> Example:
     return {"prompt": prompt, "completion": completion}
 
 
+def _preference(row: Mapping[str, Any]) -> Example:
+    """Two completions of one prompt; without it both begin with it, as trl finds out by itself."""
+    chosen, rejected, prompt = row["chosen"], row["rejected"], row.get("prompt")
+    if isinstance(chosen, list) and isinstance(rejected, list):
+        pair = {"chosen": _chat(chosen, "chosen"), "rejected": _chat(rejected, "rejected"), **_extras(row)}
+        # A prompt as text beside chats repeats what both of them begin with.
+        return {"prompt": _chat(prompt, "prompt"), **pair} if isinstance(prompt, list) else pair
+    if not (_is_text(chosen) and _is_text(rejected)) or not (prompt is None or _is_text(prompt)):
+        raise RowFaultError("prompt, chosen and rejected must all be text or all be lists of messages")
+    if not chosen and not rejected:
+        raise RowFaultError("has no tokens: chosen and rejected are empty")
+    return (
+        {"chosen": chosen, "rejected": rejected}
+        if prompt is None
+        else {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+    )
+
+
+def _unpaired(row: Mapping[str, Any]) -> Example:
+    label = row["label"]
+    if label not in (True, False):
+        raise RowFaultError(f"label must be true or false, not {quoted(label)}")
+    return {**_prompt_completion(row), "label": bool(label)}
+
+
 def _alpaca(row: Mapping[str, Any]) -> Example:
     instruction, output = _string(row, "instruction"), _string(row, "output")
     given = row.get("input")
@@ -151,6 +205,8 @@ def _input_ids(row: Mapping[str, Any]) -> Example:
 
 _MAKERS = {
     "input_ids": _input_ids,
+    "preference": _preference,
+    "unpaired": _unpaired,
     "prompt-completion": _prompt_completion,
     "messages": _messages,
     "conversations": _conversations,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.evidence import HostReading, Measurement, PhaseReading
 from qlora_planner.measure import gpu_lock, process
@@ -122,7 +123,8 @@ class Execution:
                 self._own(loaded)
             self._enter("adapters")
             adapted = adapters.add_adapters(loaded, run)
-            self.trainable_params = adapters.trainable_params(adapted)
+            if not trainer_named(run.trainer).adds_adapters:
+                self.trainable_params = adapters.trainable_params(adapted)
             self._own(adapted)
             del loaded
             self._train(adapted)
@@ -132,6 +134,7 @@ class Execution:
         self._finish_meter()
 
     def _train(self, adapted: Any) -> None:
+        from qlora_planner.train.adapters import trainable_params
         from qlora_planner.train.data import synthetic_rows
         from qlora_planner.train.model import decoder_layers, vocabulary
         from qlora_planner.train.trainers import build_trainer
@@ -146,6 +149,8 @@ class Execution:
         with tempfile.TemporaryDirectory(prefix="qlora-plan-") as folder:
             rows = synthetic_rows(run, spec.steps, vocabulary(adapted))
             trainer = build_trainer(adapted, run, rows=rows, steps=spec.steps, folder=folder, device=spec.device)
+            adapted = trainer.model
+            self.trainable_params = trainable_params(adapted)
             watcher = StepWatcher(
                 enter=self._enter,
                 timeline=self.timeline,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from qlora_planner import data
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.spec.run import RunConfig
@@ -80,6 +81,9 @@ def load_rows(
     from datasets.exceptions import DatasetGenerationError
     from pyarrow import ArrowException
 
+    trainer = trainer_named(run.trainer)
+    if run.task is None:
+        data.check_rows(path, trainer.row_shapes, trainer.name)
     large = sum(file.size_bytes for file in find_files(path)) > IN_MEMORY_BYTES
     columns: dict[str, None] = {}
     kept = []
@@ -92,6 +96,8 @@ def load_rows(
         for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=run.task):
             yield {name: row.get(name) for name in columns}
 
+    if run.task is None and "unpaired" not in trainer.row_shapes:
+        columns.pop("label", None)  # what was thought of a completion, where it is only learnt from
     try:
         if large:
             # With a name of its own nothing has to be pickled to be told apart.
@@ -125,7 +131,7 @@ def _unlike(error: Exception, path: str) -> Exception:
 def check_chats(rows: Any, tokenizer: Any, settings: Settings, note: Note) -> None:
     """What a chat template must do for these rows. Raises InputError for one that is missing or marks no answers."""
     first = rows[0]
-    chats = "messages" in first or isinstance(first.get("prompt"), list)
+    chats = "messages" in first or any(isinstance(first.get(name), list) for name in ("prompt", "chosen"))
     if settings.assistant_only_loss and not chats:
         raise InputError(
             "--assistant-only-loss needs chats (messages); prompt and completion mask the prompt by themselves"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointing_options, lora_options
 
@@ -23,15 +24,29 @@ def prepare(model: Any, run: RunConfig) -> Any:
 
 
 def add_adapters(model: Any, run: RunConfig) -> Any:
-    """The model with LoRA adapters, or as it is for a full fine-tune. PEFT's refusals pass through."""
+    """The model with LoRA adapters; as it is for a full fine-tune, and where the run's trainer adds them itself.
+
+    PEFT's refusals pass through.
+    """
     if run.method == "full":
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return model
+    if trainer_named(run.trainer).adds_adapters:
+        return model
+    import peft
+
+    return peft.get_peft_model(model, lora_config(model, run))
+
+
+def lora_config(model: Any, run: RunConfig) -> Any:
+    """PEFT's LoraConfig of the run; None for a full fine-tune."""
+    if run.method == "full":
+        return None
     import peft
 
     names = attention_modules(model) if run.target_modules == "attention" else None
-    return peft.get_peft_model(model, peft.LoraConfig(**lora_options(run, names)))
+    return peft.LoraConfig(**lora_options(run, names))
 
 
 def attention_modules(model: Any) -> list[str]:

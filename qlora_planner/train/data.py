@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+from qlora_planner.spec.lengths import lengths_of
 from qlora_planner.spec.run import RunConfig
 
 PAD = 0
@@ -87,3 +88,47 @@ def tokenizer() -> Any:
 
     words = Tokenizer(WordLevel({"<pad>": PAD, "<s>": 1, "</s>": 2}, unk_token="<pad>"))
     return PreTrainedTokenizerFast(tokenizer_object=words, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def word_tokenizer(words: int) -> Any:
+    """A tokenizer of `words` words, t0 and so on, one token each: texts of so many words have so many tokens."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    known = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"t{index}": index + _FIRST_ID for index in range(words)}}
+    model = Tokenizer(WordLevel(known, unk_token="<pad>"))
+    model.pre_tokenizer = WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def preference_rows(run: RunConfig, rows: int, words: int, shape: str) -> Any:
+    """A `datasets.Dataset` of texts of the run's lengths, the end token counted; of shape `preference` or `unpaired`.
+
+    With padding the last completion of every batch has half as many tokens, so that every batch is padded.
+    """
+    from datasets import Dataset
+
+    lengths, drawn = lengths_of(run), random.Random(0)
+
+    def text(count: int) -> str:
+        return " ".join(f"t{drawn.randrange(words)}" for _ in range(count))
+
+    made: list[dict[str, Any]] = []
+    for row in range(rows):
+        short = bool(run.padding) and (row + 1) % run.batch_size == 0
+        last = max(1, lengths.completion // 2) if short else lengths.completion
+        prompt = text(lengths.prompt)
+        # What a completion begins with keeps its first word apart from the prompt's last.
+        one, other = (" " + text(count - 1) for count in (lengths.completion, last))
+        if shape == "preference":
+            made.append({"prompt": prompt, "chosen": one, "rejected": other})
+        else:
+            made.append({"prompt": prompt, "completion": other, "label": bool(row % 2)})
+    return Dataset.from_list(made)
+
+
+def vocabulary_of(rows: list[list[int]]) -> int:
+    """Words that rows of drawn ids show to be there, for a tokenizer of as many."""
+    return max(2, min(1000, max(max(row) for row in rows) - _FIRST_ID))

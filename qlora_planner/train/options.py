@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
 from qlora_planner.memory.weights.targets import exclusion
@@ -222,3 +223,19 @@ def sequence_options(run: RunConfig) -> dict[str, Any]:
         "packing": run.packing,
         "activation_offloading": run.activation_offloading,
     }
+
+
+def preference_options(run: RunConfig) -> dict[str, Any]:
+    """What the run decides of what only DPOConfig, KTOConfig and RewardConfig have, as far as its trainer has it.
+
+    Sequences are cut where the run is planned to end, whatever the data holds.
+    """
+    wanted: dict[str, Any] = {
+        "max_length": run.seq_len,
+        "activation_offloading": run.activation_offloading,
+        "loss_type": run.loss_type if run.loss_type is None or "," not in run.loss_type else run.loss_type.split(","),
+        "beta": run.beta,
+        "precompute_ref_log_probs": bool(run.precompute_ref_log_probs),
+    }
+    own = trainer_named(run.trainer).own_options
+    return {name: value for name, value in wanted.items() if name in own and value is not None}

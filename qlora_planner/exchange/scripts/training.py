@@ -14,7 +14,7 @@ from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import DDP, PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.scripts import classification
+from qlora_planner.exchange.scripts import classification, preferences
 from qlora_planner.exchange.scripts.cut_loss import CUT_LOSS
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
@@ -144,10 +144,17 @@ def _imports(run: RunConfig) -> Iterator[str]:
         yield "import transformers"
     yield "from datasets import load_dataset"
     if run.method != "full":
-        names = ["LoraConfig", "get_peft_model", *(["prepare_model_for_kbit_training"] if run.upcast else [])]
+        own = trainer_named(run.trainer).adds_adapters
+        names = [
+            "LoraConfig",
+            *([] if own else ["get_peft_model"]),
+            *(["prepare_model_for_kbit_training"] if run.upcast else []),
+        ]
         yield f"from peft import {', '.join(names)}"
     classifies = run.task is not None
     names = list(classification.IMPORTS) if classifies else ["AutoConfig", "AutoModelForCausalLM", "AutoTokenizer"]
+    if preferences.is_reward(run):
+        names = [preferences.reward_class(), "AutoTokenizer"]
     if options.quantization_options(run):
         names.append("BitsAndBytesConfig")
     prepares_rows = trainer_named(run.trainer).prepares_rows
@@ -159,13 +166,14 @@ def _imports(run: RunConfig) -> Iterator[str]:
     if run.target_modules == "attention":
         yield "from transformers.pytorch_utils import Conv1D"
     if prepares_rows:
-        yield "from trl import SFTConfig, SFTTrainer"
+        yield f"from trl import {', '.join(preferences.classes(run))}"
 
 
 def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
-    yield f"MODEL = {literal(model_id)}"
     samples = "JSON lines with messages, text, or prompt and completion"
-    yield f"DATA = {literal(data)}  # {samples if run.task is None else classification.DATA_NOTE}"
+    yield f"MODEL = {literal(model_id)}"
+    note = preferences.data_note(run, samples) if run.task is None else classification.DATA_NOTE
+    yield f"DATA = {literal(data)}  # {note}"
     yield 'OUTPUT = "outputs"'
     if not trainer_named(run.trainer).prepares_rows:
         yield f"SEQ_LEN = {run.seq_len}"
@@ -178,7 +186,11 @@ def _model(run: RunConfig) -> Iterator[str]:
     yield "if tokenizer.pad_token is None:"
     yield "    tokenizer.pad_token = tokenizer.eos_token"
     loading: dict[str, Any] = {"device_map": _device_map(run), **_dtypes(options.model_options(run))}
-    if run.task is None:
+    if preferences.is_reward(run):
+        yield "# One label: the score."
+        yield f"model_class = {preferences.reward_class()}"
+        loading["num_labels"] = 1
+    elif run.task is None:
         yield "# The class that the checkpoint names: it is the one that was planned for."
         yield "architectures = AutoConfig.from_pretrained(MODEL).architectures or [None]"
         yield 'model_class = getattr(transformers, architectures[0] or "", AutoModelForCausalLM)'
@@ -205,7 +217,8 @@ def _model(run: RunConfig) -> Iterator[str]:
     else:
         adapters = options.lora_options(run)
     yield f"adapters = {call('LoraConfig', adapters)}"
-    yield "model = get_peft_model(model, adapters)"
+    if not trainer_named(run.trainer).adds_adapters:
+        yield "model = get_peft_model(model, adapters)"
 
 
 def _device_map(run: RunConfig) -> Code:
@@ -354,13 +367,27 @@ with torch.no_grad():
 print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
 
 
-def _preference(run: RunConfig) -> tuple[str, str]:
+def _planned(run: RunConfig) -> tuple[str, str]:
     raise InputError(f"--trainer {run.trainer} has no script yet")
+
+
+def _preference(run: RunConfig) -> tuple[str, str]:
+    """trl adds the adapters: given a model that has them, it would keep a second set as the reference."""
+    config, trainer = preferences.classes(run)
+    parts = {
+        "model": Code("model"),
+        "args": Code(call(config, {**_arguments(run), **options.preference_options(run)})),
+        **_sets(run),
+        "processing_class": Code("tokenizer"),
+    }
+    if run.method != "full":
+        parts["peft_config"] = Code("adapters")
+    return f"trainer = {call(trainer, parts)}", _ENDING
 
 
 # How a script trains, by trainer: what makes it, and what runs it.
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
     "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
     "trl-reward": _preference,
-    "trl-grpo": _preference, "trl-rloo": _preference,
+    "trl-grpo": _planned, "trl-rloo": _planned,
 }  # fmt: skip

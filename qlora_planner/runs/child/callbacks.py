@@ -39,8 +39,11 @@ class Tokens:
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
     def _count(self, model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+        import torch
+
         ids = named.get("input_ids")
-        if model.training and ids is not None:
+        # A reference scores the same tokens once more, without gradients.
+        if model.training and ids is not None and torch.is_grad_enabled():
             self.seen += ids.numel()
             self.longest = max(self.longest, ids.shape[-1])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,7 +13,13 @@ from qlora_planner.record import record
 from qlora_planner.runs.child.checks import gradient_fix
 from qlora_planner.spec.run import RunConfig
 
-_COLUMNS = ("input_ids", "labels", "attention_mask", "seq_lengths")
+_COLUMNS = (
+    "input_ids", "labels", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids",
+    "completion_ids", "KL_completion_ids", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps",
+    "ref_KL_logps", "margin",
+)  # fmt: skip
+# Of a row's lists of tokens, those that are alternatives to each other: behind what all of them begin with.
+_STARTS, _ENDS = ("input_ids", "prompt_ids"), ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
 
 
 @record
@@ -54,8 +60,7 @@ def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Dr
         model.zero_grad(set_to_none=True)
         if run.eval_batch_size is not None and trainer.eval_dataset is not None:
             _evaluate(trainer, run)
-    longest = max(len(row["input_ids"]) for row in batch)
-    return DryRun(rows=len(batch), longest=longest, tokens=shape[0] * shape[1], loss=loss)
+    return DryRun(rows=len(batch), longest=max(_length(row) for row in batch), tokens=shape[0] * shape[1], loss=loss)
 
 
 def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
@@ -73,17 +78,28 @@ def longest_rows(dataset: Any, count: int) -> list[dict[str, Any]]:
 
     import pyarrow.compute as compute
 
+    lists = [name for name in (*_STARTS, *_ENDS) if name in dataset.column_names]
     lengths: list[int] = []
-    for part in dataset.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000):
-        lengths += compute.list_value_length(part["input_ids"]).to_pylist()
+    for part in dataset.select_columns(lists).with_format("arrow").iter(batch_size=1000):
+        each = {name: compute.list_value_length(part[name]).to_pylist() for name in lists}
+        for index in range(len(part)):
+            lengths.append(_length({name: range(each[name][index] or 0) for name in lists}))
     places = heapq.nlargest(count, range(len(lengths)), key=lengths.__getitem__)
     columns = [name for name in _COLUMNS if name in dataset.column_names]
     return list(dataset.select_columns(columns).select(places))
 
 
+def _length(row: Mapping[str, Any]) -> int:
+    """Tokens of a row, of the longer of two completions."""
+    start = sum(len(row[name]) for name in _STARTS if name in row)
+    return start + max((len(row[name]) for name in _ENDS if name in row), default=0)
+
+
 def _labels(inputs: Any) -> Any:
-    """How many tokens are learnt from, or rows of a classifier, as the trainer counts them."""
-    labels = inputs["labels"]
+    """How many tokens are learnt from, or rows of a classifier, as the trainer counts them; None where none has one."""
+    labels = inputs.get("labels")
+    if labels is None:
+        return None
     return ((labels[..., 1:] if labels.dim() > 1 else labels) != -100).sum()
 
 

@@ -111,8 +111,8 @@ class Training:
             spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=cache, note=self.note, moved=self._moved
         )  # fmt: skip
         self._rows_given = len(train)
-        dataset.check_chats(train, tokenizer, spec.settings, self.note)
         trainer = trainer_named(self.run.trainer)
+        dataset.check_chats(train, tokenizer, spec.settings, self.note)
         if not trainer.launches:
             raise InputError(f"--trainer {trainer.name} is for measuring alone; train with --trainer {DEFAULT_TRAINER}")
         if not trainer.prepares_rows:
@@ -166,15 +166,21 @@ class Training:
             loaded = adapters.prepare(loaded, run)
         self._enter("adapters")
         self.model = adapters.add_adapters(loaded, run)
-        for config in getattr(self.model, "peft_config", {}).values():
-            config.base_model_name_or_path = spec.model_id  # not the cache that it was loaded from
-        self.facts["trainable_params"] = adapters.trainable_params(self.model)
+        self._adapted()
         del loaded
         gc.collect()
         if spec.device == "cuda":
             import torch
 
             torch.cuda.empty_cache()
+
+    def _adapted(self) -> None:
+        """Adapters are there: name their base, and count what is trained."""
+        from qlora_planner.train.adapters import trainable_params
+
+        for config in getattr(self.model, "peft_config", {}).values():
+            config.base_model_name_or_path = self.spec.model_id  # not the cache that it was loaded from
+        self.facts["trainable_params"] = trainable_params(self.model)
 
     def _build(self, tokenizer: Any, train: Any, held_out: Any) -> None:
         from qlora_planner.train import options
@@ -200,6 +206,9 @@ class Training:
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],
         )
+        if trainer_named(run.trainer).adds_adapters:
+            self.model = self.trainer.model
+            self._adapted()
         # trl would write one beside the checkpoints at every save, which is nobody's; PEFT writes the adapter's own.
         self.trainer.create_model_card = lambda *_, **__: None
         self._dtypes = trained_dtypes(self.model)

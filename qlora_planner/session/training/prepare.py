@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
 from qlora_planner.record import record
 from qlora_planner.session.data import summary_of
@@ -125,6 +126,9 @@ def _check_data(request: TrainRequest) -> None:
     from qlora_planner.data.files import find_files
     from qlora_planner.runs.dataset import IN_MEMORY_BYTES
 
+    trainer = trainer_named(request.run.trainer)
+    if request.run.task is None:
+        data.check_rows(request.data, trainer.row_shapes, trainer.name)
     # Larger data is read by the child alone: its faults then come a little later.
     if sum(file.size_bytes for file in find_files(request.data)) <= IN_MEMORY_BYTES:
         for _ in data.rows(request.data, bad_rows=request.bad_rows, task=request.run.task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ class LibraryTrainer:
         folder: str,
         device: str,
         tokenizer: Any = None,
+        sets: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model, self.run, self.folder = model, run, folder
-        classes = labels_of(run)
-        sets: dict[str, Any] = {"train_dataset": data.dataset(rows, classes)}
-        if run.eval_batch_size is not None:
-            sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows), classes)
+        self.run, self.folder = run, folder
+        if sets is None:
+            classes = labels_of(run)
+            sets = {"train_dataset": data.dataset(rows, classes)}
+            if run.eval_batch_size is not None:
+                sets["eval_dataset"] = data.dataset(data.evaluation_rows(run, rows), classes)
         self.trainer: Any = make(
             model,
             run,
@@ -41,6 +43,7 @@ class LibraryTrainer:
             collate=data.collate,
             **sets,
         )
+        self.model = self.trainer.model
 
     @property
     def optimizer(self) -> Any:

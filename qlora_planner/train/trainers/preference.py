@@ -1,29 +1,56 @@
-"""trl's trainers of preferences, which are planned for and not yet built here."""
+"""What trl's preference trainers share: rows of texts, their own config, and adapters that they add themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
+from qlora_planner.train import adapters, data, options
+from qlora_planner.train.trainers.library import LibraryTrainer
+from qlora_planner.train.trainers.protocol import AnyTrainer
 
 
-def build(model: Any, run: RunConfig, *, rows: list[list[int]], steps: int, folder: str, device: str) -> AnyTrainer:
-    """Raises InputError."""
-    raise InputError(f"--trainer {run.trainer} is planned for, and neither measured nor trained with by this tool")
+def measured(
+    make: Callable[..., Any],
+    model: Any,
+    run: RunConfig,
+    rows: list[list[int]],
+    *,
+    steps: int,
+    folder: str,
+    device: str,
+) -> AnyTrainer:
+    """The trainer that `make` makes over as many rows of the run's own lengths."""
+    shape, words = trainer_named(run.trainer).row_shapes[0], data.vocabulary_of(rows)
+    sets = {"train_dataset": data.preference_rows(run, len(rows), words, shape)}
+    if run.eval_batch_size is not None:
+        sets["eval_dataset"] = data.preference_rows(run, run.eval_batch_size, words, shape)
+    tokenizer = data.word_tokenizer(words)
+    return LibraryTrainer(
+        make, model, run, rows, steps=steps, folder=folder, device=device, tokenizer=tokenizer, sets=sets
+    )
 
 
-def make(
+def made(
+    trainer: Any,
+    config: Any,
     model: Any,
     run: RunConfig,
     arguments: Mapping[str, Any],
-    *,
     sequence: Mapping[str, Any],
     tokenizer: Any,
-    collate: Collate,
     **more: Any,
 ) -> Any:
-    """Raises InputError."""
-    raise InputError(f"--trainer {run.trainer} is planned for, and neither measured nor trained with by this tool")
+    """trl's `trainer` with its `config`, given the base model. Raises InputError for what only SFTTrainer has."""
+    if sequence.get("assistant_only_loss"):
+        raise InputError(f"--assistant-only-loss is for chats; {run.trainer} scores completions")
+    return trainer(
+        model=model,
+        args=config(**arguments, **options.preference_options(run)),
+        processing_class=tokenizer,
+        peft_config=adapters.lora_config(model, run),
+        **more,
+    )

@@ -14,6 +14,8 @@ Collate = Callable[[list[dict[str, Any]]], dict[str, Any]]
 class AnyTrainer(Protocol):
     """What can be done with a built trainer."""
 
+    model: Any  # with its adapters, whoever added them
+
     @property
     def optimizer(self) -> Any:
         """The optimizer; None until training has begun."""
