@@ -7,7 +7,7 @@ trainer; nothing else asks for one by name.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import field, replace
 from typing import Any
 
 from qlora_planner.record import record
@@ -77,7 +77,8 @@ class TrainerRow:
     loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
     alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows it trains on (see
     `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with; `formats`: other
-    tools that train through it.
+    tools that train through it, as they train texts; `stages`: what they call this one (axolotl's `rl`,
+    LLaMA-Factory's `stage`). `modelled_since`: the first version of its package that is, where not every one is.
     """
 
     name: str
@@ -113,6 +114,8 @@ class TrainerRow:
     prepares_rows: bool = False
     row_shapes: tuple[str, ...] = ()
     trl_class: str = "SFT"
+    modelled_since: Version | None = None
+    stages: Mapping[str, str] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
 
@@ -175,7 +178,8 @@ _TRL_LOSSES: tuple[tuple[Version, LossMemory], ...] = (
     ((0, 0), LossMemory(kind="full", why="trl before 1.7 holds the whole logits, several times over")),
 )
 _TRL_PREFERENCE_LOSSES: tuple[tuple[Version, LossMemory], ...] = (
-    ((0, 0), LossMemory(kind="fused", why="trl 1.16 scores completions in tiles inside the head")),
+    ((1, 15), LossMemory(kind="fused", why="trl 1.15 and later score completions in tiles inside the head")),
+    ((0, 0), LossMemory(kind="full", why="trl before 1.15 holds the whole logits of every pass")),
 )
 # trl up to 0.24 upcast through its own prepare step (removed in trl pull request 4457).
 _TRL_LAST_UPCASTING = (0, 24)
@@ -196,6 +200,8 @@ def _preference_trainer(name: str, **own: Any) -> TrainerRow:
     """What trl's DPOTrainer and KTOTrainer share (trl 1.16): SFTTrainer's casts and head, no dropout, own adapters."""
     usual: dict[str, Any] = {
         "packages": ("trl", "datasets"),
+        "versioned_by": "trl",
+        "modelled_since": (1, 15),
         "scores_completions": True,
         "losses": _TRL_PREFERENCE_LOSSES,
         "automatic": False,
@@ -223,6 +229,7 @@ _OF_MODELS = ("cut-cross-entropy", "liger-fused")
 _TRL_ONLINE: dict[str, Any] = {
     "packages": ("trl", "datasets"),
     "versioned_by": "trl",
+    "modelled_since": (1, 16),
     "losses": (((1, 16), _TRL_LOSSES[0][1]), ((0, 0), _TRL_LOSSES[-1][1])),
     "automatic": False,
     "usual": "completions that it generates itself, with rewards",
@@ -313,6 +320,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         _preference_trainer(
             "trl-dpo",
             trl_class="DPO",
+            stages={"axolotl": "dpo", "llama-factory": "dpo"},
             passes=(POLICY, REFERENCE),
             sequences_per_row=2,
             batch_unit="pairs",
@@ -323,6 +331,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         _preference_trainer(
             "trl-kto",
             trl_class="KTO",
+            stages={"axolotl": "kto", "llama-factory": "kto"},
             passes=(DIVERGENCE, POLICY, REFERENCE, REFERENCE),
             batch_unit="completions",
             loss_types=_KTO_LOSSES,
@@ -335,6 +344,8 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         _preference_trainer(
             "trl-reward",
             trl_class="Reward",
+            stages={"llama-factory": "rm"},
+            modelled_since=(1, 7),
             sequences_per_row=2,
             batch_unit="pairs",
             scores_completions=False,
@@ -397,6 +408,11 @@ def version_of(row: TrainerRow, versions: Mapping[str, str]) -> Version:
 def trainer_of_format(name: str) -> TrainerRow:
     """The trainer through which another tool trains."""
     return next(row for row in TRAINER_ROWS.values() if name in row.formats)
+
+
+def trainer_of_stage(tool: str, stage: str) -> TrainerRow | None:
+    """The trainer that another tool calls so; None for one that is not modelled."""
+    return next((row for row in TRAINER_ROWS.values() if row.stages.get(tool) == stage), None)
 
 
 def owner_of(option: str) -> TrainerRow:

@@ -181,7 +181,7 @@ def test_all_faults_at_once(tmp_path: Path) -> None:
     ("base", "changes", "key"),
     [
         (AXOLOTL, {"deepspeed": "zero3.json"}, "deepspeed"),
-        (AXOLOTL, {"rl": "dpo"}, "rl"),
+        (AXOLOTL, {"rl": "orpo"}, "rl"),
         (AXOLOTL, {"plugins": ["axolotl.integrations.spectrum.SpectrumPlugin"]}, "plugins"),
         (AXOLOTL, {"attn_implementation": "flex_attention"}, "attn_implementation"),
         (AXOLOTL, {"bf16": False}, "bf16"),

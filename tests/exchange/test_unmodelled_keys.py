@@ -43,7 +43,8 @@ def read(tmp_path: Path, config: dict[str, Any]) -> Reading:
 # What a key says -> the verdicts that are left of one that fits with half the card to spare, and of one that takes a
 # third more than the card.
 KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-    *((AXOLOTL, {"rl": kind}, "cannot-say", "cannot-say") for kind in (True, "dpo", "kto", "orpo", "grpo", "simpo")),
+    *((AXOLOTL, {"rl": kind}, "cannot-say", "cannot-say") for kind in (True, "orpo", "grpo", "simpo")),
+    *((AXOLOTL, {"rl": kind}, "fits", "does-not-fit") for kind in ("dpo", "ipo", "kto")),
     (AXOLOTL, {"fsdp": ["full_shard", "auto_wrap"]}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"fsdp_config": {"offload_params": True}}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"deepspeed": "zero3.json"}, "cannot-say", "cannot-say"),
@@ -61,7 +62,8 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     (AXOLOTL, {"processor_type": "AutoProcessor"}, "cannot-say", "does-not-fit"),
     (AXOLOTL, {"tokens": ["<a>"]}, "fits", "does-not-fit"),
     (AXOLOTL, {"neftune_noise_alpha": 5, "wandb_project": "x"}, "fits", "does-not-fit"),
-    *((FACTORY, {"stage": stage}, "cannot-say", "cannot-say") for stage in ("dpo", "ppo", "kto", "rm")),
+    *((FACTORY, {"stage": stage}, "cannot-say", "cannot-say") for stage in ("ppo", "rm")),
+    *((FACTORY, {"stage": stage}, "cannot-say", "does-not-fit") for stage in ("dpo", "kto")),
     (FACTORY, {"deepspeed": "z.json"}, "cannot-say", "cannot-say"),
     (FACTORY, {"use_unsloth": True}, "cannot-say", "cannot-say"),
     (FACTORY, {"use_badam": True}, "cannot-say", "cannot-say"),
@@ -89,9 +91,9 @@ def test_a_key_that_is_not_modelled_takes_away_the_verdicts_that_it_could_change
 
 
 def test_the_reason_names_the_key_as_it_stands_in_the_file(tmp_path: Path) -> None:
-    found = qualified(make_estimate("fits"), read(tmp_path, AXOLOTL | {"rl": "dpo"}).unmodelled)
+    found = qualified(make_estimate("fits"), read(tmp_path, AXOLOTL | {"rl": "orpo"}).unmodelled)
     assert found.fit is not None
-    assert found.fit.reasons[0].startswith("not modelled: rl: dpo (")
+    assert found.fit.reasons[0].startswith("not modelled: rl: orpo (")
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,10 @@ USED: Mapping[str, str] = {
     "eval_steps": "whether it evaluates",
     "evals_per_epoch": "whether it evaluates",
     "eval_strategy": "whether it evaluates",
+    "rl": "the trainer: dpo and ipo are trl-dpo, kto is trl-kto; others are not modelled",
+    "rl_beta": "beta",
+    "dpo_loss_type": "loss_type",
+    "precompute_ref_log_probs": "precompute_ref_log_probs",
     "plugins": "liger, with all of its fused kernels; the loss without whole logits of cut cross-entropy",
     "cut_cross_entropy": "with its plugin, a loss without whole logits; on where it is absent",
     "liger_rope": "liger",
@@ -69,6 +73,8 @@ _FUSED = "other code, of which it is not known what it keeps"
 _SEVERAL = "several cards share the work, which is not planned here"
 _GENERATES = "generates beside training"
 
+# Of `rl` where it names no trainer that is modelled.
+RL = either("preference or reward training: other rows, a reference pass, another loss")
 # Key -> what it does that is not in the estimate. It counts only where it is switched on.
 NOT_MODELLED: Mapping[str, Effect] = rows((
     ("deepspeed deepcompile", either("DeepSpeed shards and offloads, which is not planned here")),
@@ -77,8 +83,7 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size dp_shard_size",
      either(_SEVERAL, off=(1,))),
     ("dp_replicate_size ddp", more("each card holds all of it, and buckets of gradients beside them", 0.1, off=(1,))),
-    ("rl", either("preference or reward training: other rows, a reference pass, another loss")),
-    ("trl ebft vllm precompute_ref_log_probs", either("options of preference and reward training")),
+    ("trl ebft vllm", either("options of preference and reward training")),
     ("reward_model process_reward_model num_labels kd_trainer trainer_cls use_eaft", either(_LOSS)),
     ("torch_compile", either("the compiler decides what is kept")),
     ("use_kernels fused_attn_kernel flash_attn_fuse_mlp flash_attn_rms_norm flash_attn_d512", either(_FUSED)),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_of_format
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_of_format, trainer_of_stage
 from qlora_planner.exchange.axolotl.keys import (
     FAMILIES,
     KERNELS_KEEP_LESS,
@@ -15,6 +15,7 @@ from qlora_planner.exchange.axolotl.keys import (
     NOT_MODELLED,
     PLUGIN,
     PLUGINS,
+    RL,
     USED,
 )
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
@@ -70,10 +71,33 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
         # loaders/model.py: prepare_model_for_kbit_training, and embeddings and head back to 16 bits afterwards.
         since = "" if "embeddings_skip_upcast" in raw else ", before axolotl 0.21"
         config.casts_while_preparing = f"embeddings and head in float32 while preparing{since}"
+    options |= _preference(config)
     _own_kernels(config, options)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
     )
+
+
+def _preference(config: Config) -> dict[str, Any]:
+    """axolotl hands trl's own trainer the base model and the adapters' config (core/builders/rl.py)."""
+    named, beta, losses = config.get("rl"), config.get("rl_beta"), config.names("dpo_loss_type")
+    precomputes = config.flag("precompute_ref_log_probs")
+    row = trainer_of_stage(FORMAT, "dpo" if named == "ipo" else str(named))
+    if row is None:
+        if RL.asked(named):
+            config.leave("rl", RL)
+        return {}
+    config.notes[:] = [note for note in config.notes if note != STANDS_IN]
+    config.notes.append(f"rl: {named} is {row.name}, through the trl that axolotl installs: before 1.15 it takes more")
+    losses = ["ipo"] if named == "ipo" else losses
+    return {
+        "trainer": row.name,
+        "packing": False,
+        "padding": None,
+        "beta": None if beta is None else config.number("rl_beta", 0.0),
+        "loss_type": ",".join(losses) or None if "loss_type" in row.own_options else None,
+        "precompute_ref_log_probs": precomputes or None,
+    }
 
 
 def _method(config: Config) -> dict[str, Any]:

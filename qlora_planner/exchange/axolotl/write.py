@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.catalog.trainers import trainer_of_format
+from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
+from qlora_planner.errors import InputError
 from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, FUSED_LOSS, KERNELS, LIGER_PARTS
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.spec.run import RunConfig
@@ -35,7 +36,8 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         config["quantize_moe_experts"] = True
     if changed:
         config["bnb_config_kwargs"] = changed
-    config["datasets"] = [{"path": data, "ds_type": "json", "type": "chat_template"}]
+    config |= _task(run)
+    config["datasets"] = [{"path": data, "ds_type": "json", "type": _ROWS.get(config.get("rl", ""), "chat_template")}]
     config |= {"val_set_size": 0.02 if run.eval_batch_size else 0.0, "output_dir": "./outputs"}
     if run.eval_batch_size:
         config |= {"evals_per_epoch": 1, "eval_batch_size": run.eval_batch_size}
@@ -74,6 +76,33 @@ _ABOVE = {
     "sequence_len": "Tokens of a row, and what of a batch: these decide the memory.",
     "lora_mlp_kernel": "axolotl would switch these on by itself; the plan counts PEFT's own code.",
 }
+
+
+# The columns of a preference row, as its user-defined types name them.
+_ROWS: Mapping[str, Any] = {
+    stage: {
+        **{f"field_{name}": name for name in columns},
+        **{f"{name}_format": f"{{{name}}}" for name in columns if name != "label"},
+    }
+    for stage, columns in {
+        "dpo": ("prompt", "chosen", "rejected"), "kto": ("prompt", "completion", "label"),
+    }.items()
+}  # fmt: skip
+
+
+def _task(run: RunConfig) -> dict[str, Any]:
+    """`rl` and what belongs to it. Raises InputError for a trainer that axolotl does not call by a name known here."""
+    row = trainer_named(run.trainer)
+    if row.automatic or FORMAT in row.formats:
+        return {}
+    if FORMAT not in row.stages:
+        raise InputError(f"{row.name} is not written as an axolotl config; --export trl is the script of this run")
+    config: dict[str, Any] = {"rl": row.stages[FORMAT]}
+    if run.beta is not None:
+        config["rl_beta"] = run.beta
+    if config["rl"] == "dpo" and run.loss_type is not None:
+        config["dpo_loss_type"] = run.loss_type.split(",")
+    return config | ({"precompute_ref_log_probs": True} if run.precompute_ref_log_probs else {})
 
 
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from qlora_planner.exchange.effects import SLIGHT, Effect, either, less, more, r
 # Key -> what it decides of a run.
 USED: Mapping[str, str] = {
     "model_name_or_path": "the model",
-    "stage": "sft or pt: a language model's own loss",
+    "stage": "sft or pt: a language model's own loss; dpo, kto and rm name the trainer",
+    "pref_beta": "beta",
+    "pref_loss": "loss_type",
     "finetuning_type": "method: lora (with quantization_bit, qlora) or full; lora where it is absent",
     "quantization_bit": "quant: 4 is quantization_type, 8 is int8; none where it is absent",
     "quantization_type": "quant at 4 bits: nf4 or fp4; nf4 where it is absent",
@@ -88,10 +90,10 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
      more(_IMAGES)),
 ))  # fmt: skip
 STAGES: Mapping[str, Effect] = {
-    "rm": either("a reward model: each row is two sequences, and the loss is not a language model's"),
+    "rm": either("a reward model: a score on top of the whole language model, of whose kind nothing is known here"),
     "ppo": either("generates, and holds a reward and a reference model beside the trained one"),
-    "dpo": either("each row is two sequences, a reference pass comes before, and the loss is over both"),
-    "kto": either("each row goes through with a second answer, and the loss needs a reference pass"),
+    "dpo": more("its own trainer holds the whole logits of both passes in float32, which are not counted"),
+    "kto": more("its own trainer holds the whole logits of every pass in float32, which are not counted"),
 }
 
 # Known, and they take no memory on the card.

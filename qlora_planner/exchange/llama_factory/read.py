@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.catalog.trainers import trainer_of_format
+from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
@@ -38,6 +38,7 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     config.notes.append(STANDS_IN)
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
     stage = config.text("stage", "sft", _STAGES) or "sft"
+    row = trainer_of_stage(FORMAT, stage)
     if stage not in ("sft", "pt"):
         config.leave("stage", STAGES[stage])
     options |= _method(config)
@@ -62,10 +63,27 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
         config.stand_in("use_unsloth_gc: true", less(why), checkpoint_offload=False)
     options |= _attention(config)
     options |= _packing(config, stage)
+    options |= _preference(config, row)
     options |= _evaluation(config)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
     )
+
+
+def _preference(config: Config, row: TrainerRow | None) -> dict[str, Any]:
+    """Its own trainers go through the same passes; what their losses hold beside is in STAGES."""
+    beta, loss = config.number("pref_beta", 0.1), config.text("pref_loss")
+    if row is None:
+        return {}
+    config.notes[:] = [f"LLaMA-Factory's own trainer; modelled as {row.name}"]
+    options: dict[str, Any] = {"trainer": row.name, "padding": None}
+    if "beta" in row.own_options:
+        options["beta"] = beta
+    if loss in row.loss_types:
+        options["loss_type"] = loss
+    elif loss is not None and row.loss_types:
+        config.leave("pref_loss", either("another loss, which may need no reference"))
+    return options
 
 
 def _method(config: Config) -> dict[str, Any]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from qlora_planner.catalog.trainers import trainer_of_format
+from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
+from qlora_planner.errors import InputError
 from qlora_planner.exchange.commented_yaml import differences, document, target_names
 from qlora_planner.exchange.llama_factory.read import ATTENTIONS, FORMAT
 from qlora_planner.spec.run import RunConfig
@@ -27,7 +28,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     half = compute_dtype(run)
     config: dict[str, Any] = {
         "model_name_or_path": model_id,
-        "stage": "sft",
+        **_task(run),
         "do_train": True,
         "finetuning_type": "full" if run.method == "full" else "lora",
     }
@@ -62,6 +63,21 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         config |= {"val_size": 0.02, "eval_strategy": "epoch", "per_device_eval_batch_size": run.eval_batch_size}
     config |= {"output_dir": "outputs", "logging_steps": 10, "report_to": "none"}
     return document(config, [*heading, *_differences(run, data)], _ABOVE)
+
+
+def _task(run: RunConfig) -> dict[str, Any]:
+    """`stage` and what belongs to it. Raises InputError for a trainer that has none there."""
+    row = trainer_named(run.trainer)
+    if row.automatic or FORMAT in row.formats:
+        return {"stage": "sft"}
+    if FORMAT not in row.stages:
+        raise InputError(f"{row.name} is not written as a LLaMA-Factory config; --export trl is the script of this run")
+    config: dict[str, Any] = {"stage": row.stages[FORMAT]}
+    if run.beta is not None:
+        config["pref_beta"] = run.beta
+    if config["stage"] == "dpo" and run.loss_type is not None:
+        config["pref_loss"] = run.loss_type
+    return config
 
 
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:

@@ -134,8 +134,14 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
         fix = f"--seq-len {run.max_length}" if option == "max_length" else f"--trainer {owner_of(option).name}"
         yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", fix)
     yield from rollout_refusals(run, trainer)
-    if trainer.generation is not None and loss.kind != "fused":
-        yield _refuse("stack-refused", f"{trainer.name} is modelled as trl has it from 1.16 on", "--stack trl=1.16")
+    named, since = run.stack.get(trainer.versioned_by or ""), trainer.modelled_since
+    if named is not None and since is not None and parse_version(named) < since:
+        first = ".".join(map(str, since))
+        yield _refuse(
+            "stack-refused",
+            f"{trainer.name} is modelled as {trainer.versioned_by} has it from {first} on",
+            f"--stack {trainer.versioned_by}={first}",
+        )
     if trainer.name in profile.refusals:
         yield _refuse("trainer-refused", profile.refusals[trainer.name], f"--trainer {trainer.instead}")
     if loss.kind == "fused" and _adapts_head(profile, run):
