@@ -65,5 +65,18 @@ def test_open_rows_of_preferences(row: Any) -> None:
     assert sum(answer.components.values()) == answer.peak.device_bytes
 
 
+def test_a_reward_model_is_traced_with_its_activations_offloaded() -> None:
+    source = read_config(config_path("llama-3.2-1b"))
+    profile = unprobed(source)
+    kept, moved = (
+        RunConfig(trainer="trl-reward", seq_len=512, rank=8, activation_offloading=offloads)
+        for offloads in (False, True)
+    )
+    plain, offloaded = (
+        estimate(profile, run, H200, tape=trace_run(source, resolve(profile, run, H200), H200)) for run in (kept, moved)
+    )
+    assert (plain.host.offloaded_bytes or 0) == 0 < (offloaded.host.offloaded_bytes or 0)
+
+
 def test_rows_of_every_task_are_there() -> None:
     assert {row["run"]["task"] for row in ROWS} == set(TASKS) and len(ROWS) == 5

@@ -56,6 +56,8 @@ def _stand_ins(recorder: Recorder) -> Iterator[None]:
         # Storages of fake tensors have no address: their record's stands in, far apart for offsets to be added.
         mock.patch.object(torch.UntypedStorage, "data_ptr", lambda storage: storage._cdata << 40),
         mock.patch.object(offloading, "torch", _NotingTorch(recorder)),
+        # accelerate's logger refuses to speak before there is an Accelerator: of a model without an output head.
+        mock.patch.object(offloading, "logger", SimpleNamespace(warning=lambda *_: None)),
         mock.patch.object(torch.Tensor, "record_stream", lambda _tensor, _stream: None),
         mock.patch("torch.accelerator.current_accelerator", lambda *_args: torch.device("cuda")),
         mock.patch("torch.get_device_module", lambda _device: device),
