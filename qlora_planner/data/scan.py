@@ -179,7 +179,7 @@ def _flush(batch: list[LocatedExample], counter: Counter, tally: _Tally, faults:
 
 def _longer(counted: list[Counted]) -> Counted:
     """Of two completions of one prompt the longer one; why the row cannot be used, if either cannot."""
-    return next((one for one in counted if isinstance(one, str)), None) or max(counted)
+    return next((fault for fault in counted if isinstance(fault, str)), None) or max(counted)
 
 
 def _chars(example: Example) -> int:

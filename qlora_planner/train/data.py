@@ -97,8 +97,8 @@ def word_tokenizer(words: int) -> Any:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from transformers import PreTrainedTokenizerFast
 
-    known = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"t{index}": index + _FIRST_ID for index in range(words)}}
-    model = Tokenizer(WordLevel(known, unk_token="<pad>"))
+    ids = {"<pad>": PAD, "<s>": 1, "</s>": 2, **{f"t{index}": index + _FIRST_ID for index in range(words)}}
+    model = Tokenizer(WordLevel(ids, unk_token="<pad>"))
     model.pre_tokenizer = WhitespaceSplit()
     return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
 
@@ -121,11 +121,11 @@ def preference_rows(run: RunConfig, rows: int, words: int, shape: str) -> Any:
         last = max(1, lengths.completion // 2) if short else lengths.completion
         prompt = text(lengths.prompt)
         # What a completion begins with keeps its first word apart from the prompt's last.
-        one, other = (" " + text(count - 1) for count in (lengths.completion, last))
+        chosen, rejected = (" " + text(count - 1) for count in (lengths.completion, last))
         if shape == "preference":
-            made.append({"prompt": prompt, "chosen": one, "rejected": other})
+            made.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         else:
-            made.append({"prompt": prompt, "completion": other, "label": bool(row % 2)})
+            made.append({"prompt": prompt, "completion": rejected, "label": bool(row % 2)})
     return Dataset.from_list(made)
 
 

@@ -49,7 +49,7 @@ def loss(
 
     trainer = object.__new__(trl.RewardTrainer)
     accelerator = SimpleNamespace(gather=lambda tensor: tensor, gather_for_metrics=lambda tensor: tensor)
-    facts: dict[str, Any] = {
+    attributes: dict[str, Any] = {
         "model": model,
         "accelerator": accelerator,
         "args": SimpleNamespace(center_rewards_coefficient=None),
@@ -57,7 +57,7 @@ def loss(
         "_total_train_tokens": 0,
         "_tp_size": 1,
     }
-    for name, value in facts.items():
+    for name, value in attributes.items():
         setattr(trainer, name, value)
     return trainer.compute_loss(forward, dict(inputs)), None
 
