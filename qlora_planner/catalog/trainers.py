@@ -71,6 +71,8 @@ class TrainerRow:
     their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
+    `shards`: its step is played where cards share the weights. `loss_beside_head`: its loss meets counts that are on
+    the first card, so that the head has to be there too.
     `generation`: it generates completions itself before it trains on them, with these defaults.
 
     What it offers: `own_options` among OWN_OPTIONS; `loss_kernels` that may take the place of its
@@ -108,6 +110,8 @@ class TrainerRow:
     frees_cache_first: bool
     drops_dropout: bool = False
     adds_adapters: bool = False
+    shards: bool = False
+    loss_beside_head: bool = False
     own_options: tuple[str, ...] = ()
     loss_kernels: tuple[str, ...] = ()
     launches: bool
@@ -279,6 +283,8 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             embeddings_32bit=True,
             clips_gradients=True,
             frees_cache_first=True,
+            shards=True,
+            loss_beside_head=True,
             own_options=("packing", "activation_offloading"),
             launches=True,
             prepares_rows=True,
@@ -298,6 +304,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             embeddings_32bit=True,
             clips_gradients=True,
             frees_cache_first=True,  # Trainer._inner_training_loop begins with accelerator.free_memory()
+            shards=True,
             launches=True,
             formats=("axolotl", "llama-factory"),
             other_names=("hf", "transformers", "trainer"),

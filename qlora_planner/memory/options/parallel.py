@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, PIPELINE, PLAIN_OPTIMIZER, ZERO2, ZERO3, strategy_row
-from qlora_planner.catalog.trainers import parse_version
+from qlora_planner.catalog.trainers import parse_version, trainer_named
 from qlora_planner.memory.records import Problem
 from qlora_planner.spec.run import RunConfig
 
@@ -138,7 +138,7 @@ def _of_zero3(run: RunConfig) -> Iterator[Problem]:
 
 
 def _of_pipeline(run: RunConfig) -> Iterator[Problem]:
-    if run.trainer == "trl-sft":
+    if trainer_named(run.trainer).loss_beside_head:
         yield _advise(
             "pipeline-head",
             "trl-sft stops where the head is on another card than the first (its loss and its token count are on two):"

@@ -14,6 +14,7 @@ from functools import cached_property
 from math import prod
 
 from qlora_planner.catalog import DTYPE_BYTES, TrainerRow
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.allocator.caching import block_bytes
 from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
@@ -120,9 +121,10 @@ def unplayed(run: RunConfig, loss: str | None = None) -> str | None:
     """
     if run.method == "full" or run.quant == "int8":
         return "only adapters on 4-bit or 16-bit weights are played"
-    if run.trainer not in ("trl-sft", "hf-trainer") or run.task is not None or run.images:
+    trainer = trainer_named(run.trainer)
+    if not trainer.shards or run.task is not None or run.images:
         return "only trl-sft and hf-trainer on text are played"
-    if run.trainer == "trl-sft" and loss not in (None, "fused"):
+    if trainer.versioned_by is not None and loss not in (None, "fused"):
         return "trl before 1.15 takes the head's weight in another way"
     return next((why for name, (usual, why) in _UNPLAYED.items() if getattr(run, name) != usual), None)
 
