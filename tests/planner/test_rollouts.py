@@ -60,6 +60,7 @@ def test_what_is_left_open_is_as_trl_has_it() -> None:
         ({"method": "full", "beta": 0.1}, "--beta 0, or train adapters"),
         ({"eval_batch_size": 8}, "no --eval-batch-size"),
         ({"checkpoint_every": 2}, "--checkpoint-every 1"),
+        ({"parallel": "fsdp2", "optimizer": "adamw_torch_fused"}, "--parallel ddp"),
         ({"stack": {"trl": "1.13"}}, "--stack trl=1.16"),
     ],
 )

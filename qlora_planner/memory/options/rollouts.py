@@ -92,6 +92,12 @@ def rollout_refusals(run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
             f"{trainer.name} switches checkpointing off to generate and on again for every layer",
             "--checkpoint-every 1",
         )
+    if run.parallel not in (None, "ddp"):
+        yield _refuse(
+            "parallel-refused",
+            f"{trainer.name} gathers a sharded model to generate, which is not modelled",
+            "--parallel ddp",
+        )
     if run.eval_batch_size is not None:
         yield _refuse(
             "evaluation-refused",
