@@ -178,3 +178,11 @@ def test_vllm_asleep_counts_when_it_wakes_and_not_in_training() -> None:
     assert answers[True].peak.phase == PREFILL and answers[True].peak.device_bytes > half
     assert sum(answers[True].components.values()) == answers[True].peak.device_bytes
     assert answers[False].peak.device_bytes < half
+
+
+def test_a_cache_goes_on_growing_where_a_window_begins_to_slide_on_the_way() -> None:
+    model = {"model_type": "gemma3_text", "head_dim": 64}
+    crossed, _ = traced(2, {**model, "sliding_window": 16}, prompt_len=10)
+    never, _ = traced(2, {**model, "sliding_window": 500}, prompt_len=10)
+    # From above: keys and values of layers that slide are taken to grow as those of all others.
+    assert cache_bytes(crossed, TOKENS[-1]) == cache_bytes(never, TOKENS[-1]) > 0

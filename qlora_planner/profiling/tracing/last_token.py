@@ -26,12 +26,22 @@ def with_last_token(tape: Tape, spec: TraceSpec, generate: Callable[[TraceSpec],
         return replace(tape, tokens=tokens)
     late = generate(spec.with_run(prompt_len=(run.prompt_len or 1) + tokens - len(TOKENS)))
     last = _births(late)
-    if [size > 0 for _, size in born[TOKENS[-2]]] != [size > 0 for _, size in born[TOKENS[-1]]]:
+    if not _alike(born[TOKENS[-2]], born[TOKENS[-1]]):
         raise MissingError(f"tokens of this model are generated each in another way: {spec.trainer.name} is not traced")
-    pairs = zip(born[TOKENS[-1]], last[TOKENS[-1]], strict=False)
-    alike = len(born[TOKENS[-1]]) == len(last[TOKENS[-1]])
-    grown = tuple((storage, size) for (storage, first), (_, size) in pairs if first and size != first) if alike else ()
+    before, first = ([event for event in born[stage] if event[1]] for stage in TOKENS[-2:])
+    late_sizes = [size for _, size in last[TOKENS[-1]] if size]
+    if _alike(born[TOKENS[-1]], last[TOKENS[-1]]):
+        sizes = late_sizes
+    else:  # a mask or a window switches between them: as much more with each token as with the traced ones
+        steps = tokens - len(TOKENS)
+        sizes = [size + max(0, size - old) * steps for (_, old), (_, size) in zip(before, first, strict=True)]
+    grown = tuple((storage, size) for (storage, old), size in zip(first, sizes, strict=True) if size != old)
     return replace(tape, tokens=tokens, last_sizes=grown)
+
+
+def _alike(first: Sequence[tuple[int, int]], other: Sequence[tuple[int, int]]) -> bool:
+    """Whether births and deaths come in the same order."""
+    return [size > 0 for _, size in first] == [size > 0 for _, size in other]
 
 
 def _births(tape: Tape) -> dict[str, Sequence[tuple[int, int]]]:
