@@ -50,11 +50,14 @@ def really(raw: dict[str, Any]) -> tuple[int, int]:
     gc.collect()
     gc.disable()
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-            with record_function("walk::forward 0"), torch.no_grad():
-                ids = torch.arange(ROWS * PROMPT).remainder(vocabulary - 8).add(3).view(ROWS, PROMPT)
-                model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
-                del ids
+        with (
+            profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler,
+            record_function("walk::forward 0"),
+            torch.no_grad(),
+        ):
+            ids = torch.arange(ROWS * PROMPT).remainder(vocabulary - 8).add(3).view(ROWS, PROMPT)
+            model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=config)
+            del ids
     finally:
         gc.enable()
     results: Any = profiler.profiler
