@@ -297,10 +297,10 @@ def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
     run = draft.asked
     if trainer.drops_dropout and run.lora_dropout is None:
         draft.settle("lora_dropout", 0.0, f"{trainer.name} switches dropout off")
-    if "max_length" not in trainer.own_options:
-        return
     if trainer.generation is not None:
         settle_rollouts(draft.settle, run, trainer)
+        return
+    if "max_length" not in trainer.own_options:
         return
     if trainer.loss_types and run.loss_type is None:
         draft.settle("loss_type", trainer.loss_types[0], f"the default of {trainer.name}")
