@@ -201,7 +201,12 @@ def _run_options() -> list[click.Option]:
         _switch("use-reentrant", "The old kind of checkpointing (off)."),
         _value("attention", Kernel(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
         _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
-        _value("trainer", Named(TRAINERS, trainer_names), "Who runs the steps (trl-sft where it works)."),
+        _value(
+            "trainer",
+            Named(TRAINERS, trainer_names),
+            f"Who runs the steps: {', '.join(TRAINERS)} (trl-sft where it works).",
+            "NAME",
+        ),
         _switch("upcast", "PEFT's cast of 16-bit weights to float32 (what the trainer does)."),
         _switch("liger", "Liger's fused kernels (off)."),
         _switch("activation-offloading", "Keep checkpoints in host memory (off)."),

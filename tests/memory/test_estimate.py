@@ -60,7 +60,7 @@ def training_peak(answer: MemoryEstimate) -> int:
 def test_components_add_up_and_phases_are_whole(name: str, run: RunConfig) -> None:
     answer = estimate(MODELS[name], run, H200)
     assert sum(answer.components.values()) == answer.peak.device_bytes
-    assert set(answer.components) == {part.value for part in Component}
+    assert set(answer.components) == {part.value for part in Component} - {"communication"}  # of several cards
     assert all(size >= 0 for size in answer.components.values()), answer.components
     assert tuple(phase.name for phase in answer.phases) == PHASES
     known = [phase for phase in answer.phases if phase.device_bytes is not None]

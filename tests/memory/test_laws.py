@@ -93,7 +93,7 @@ def test_an_estimate_is_whole(case: tuple[str, int, int], alloc_conf: str | None
     name, seq_len, rank = case
     answer = estimated(name, RunConfig(seq_len=seq_len, rank=rank, alloc_conf=alloc_conf))
     assert sum(answer.components.values()) == answer.peak.device_bytes
-    assert set(answer.components) == {part.value for part in Component}
+    assert set(answer.components) == {part.value for part in Component} - {"communication"}  # of several cards
     assert all(size >= 0 for size in answer.components.values()), answer.components
     assert answer.peak.low_bytes <= answer.peak.device_bytes <= answer.peak.high_bytes
     assert tuple(phase.name for phase in answer.phases) == PHASES
