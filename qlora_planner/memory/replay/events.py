@@ -69,7 +69,11 @@ def prepare_trace(
                     rank = ranks.get((size, end), 0)
                     ranks[size, end] = rank + 1
                     origins[storage] = Origin(segment=segment, size=size, rank=rank, end=end)
-                inside = segment.name == "layer" and tape.kept[segment.layer] % (checkpoint_every or 1) > 0
+                inside = (
+                    checkpoint_every is not None
+                    and segment.name == "layer"
+                    and tape.kept[segment.layer] % checkpoint_every > 0
+                )
                 checkpoints = gradient_checkpointing and not inside
                 part = _component(tape, segment, storage, died_in.get(storage), checkpoints)
                 if storage in tape.on_host:
