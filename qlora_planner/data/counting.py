@@ -131,7 +131,7 @@ class Tokenised:
 
     def _texts(self, example: Example) -> tuple[str, str | None]:
         """The whole text of an example and that of its prompt alone."""
-        if "label" in example:
+        if "label" in example and "text" in example:
             return example["text"], None  # a classifier's text has no end of its own
         if "text" in example:
             return self._ended(example["text"]), None

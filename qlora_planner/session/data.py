@@ -11,6 +11,7 @@ from qlora_planner.session.packages import Warn
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.data.scan import Moved
+    from qlora_planner.spec.run import RunConfig
 
 
 @record
@@ -49,3 +50,14 @@ def summary_of(
         moved=moved,
         task=source.task,
     )
+
+
+def check_shape(run: RunConfig | None, data: DataSummary | None) -> None:
+    """Raises InputError for rows of another task than the run's trainer has, as pairs are to SFT."""
+    if data is None or (run is not None and run.task is not None):
+        return
+    from qlora_planner.catalog.trainers import trainer_named
+    from qlora_planner.data.shapes import check_trained_on
+
+    trainer = trainer_named(None if run is None else run.trainer)
+    check_trained_on(data.shape, trainer.row_shapes, trainer.name, data.paths[0])

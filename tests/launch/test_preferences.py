@@ -88,6 +88,36 @@ def test_a_run_of_pairs_goes_on_where_it_was(make: Make, rows: Callable[[list[di
     assert newest_complete(folder / "checkpoints") is not None
 
 
+@pytest.mark.parametrize(("found", "shape"), [(PAIRS, "preference"), (LABELLED, "unpaired"), (CHATS, "preference")])
+def test_rows_are_counted_as_trl_counts_them(
+    found: list[dict[str, Any]], shape: str, home: Home, rows: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    """The longer of a row's two completions behind its prompt, with an end; chats have a template's words besides."""
+    from transformers import AutoTokenizer
+
+    from qlora_planner.data import summarise
+
+    tokenizer = AutoTokenizer.from_pretrained(str(home.model("llama")))
+    summary = summarise(rows(found), tokenizer=str(home.model("llama")))
+    assert summary.shape == shape
+    if found is not CHATS:
+        answers = [[row[name] for name in ("chosen", "rejected", "completion") if name in row] for row in found]
+        texts = [
+            [row["prompt"] + text + tokenizer.eos_token for text in each]
+            for row, each in zip(found, answers, strict=True)
+        ]
+        assert list(summary.lengths) == [max(len(tokenizer(text)["input_ids"]) for text in each) for each in texts]
+        assert summary.masked is not None and min(summary.masked) > 0
+
+
+def test_a_plan_of_texts_refuses_pairs(home: Home, rows: Callable[[list[dict[str, Any]]], str]) -> None:
+    from qlora_planner import Session
+
+    path, tokenizer = rows(PAIRS), str(home.model("llama"))
+    with pytest.raises(InputError, match="trl-sft trains on texts"):
+        Session().on("24GB").plan("llama-3.1-8b", data=path, tokenizer=tokenizer)
+
+
 def test_the_longest_pair_is_rehearsed() -> None:
     from datasets import Dataset
 
