@@ -7,6 +7,7 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -95,7 +96,7 @@ class Plan:
         machine = self.estimate.machine
         if machine is not None and machine.world > 1:
             gpu |= {"count": machine.gpus_per_node, "nodes": machine.nodes}
-        own = {"gpu": gpu, "cost": self.cost or {}, "search": self.search or {}}
+        own = {"gpu": gpu, "run": run_document(self.run), "cost": self.cost or {}, "search": self.search or {}}
         return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 
 

@@ -98,7 +98,7 @@ def test_a_saved_plan_is_checked_on_its_own_card(invoke: Invoke, tmp_path: Path)
     assert result.exit_code == 0
     document = json.loads(result.stdout)
     assert document["format"] == "plan"
-    assert document["run"] == {**planned["run"], "batch_unit": "sequences"}
+    assert document["run"] == planned["run"]
     for part in ("peak", "components", "phases", "fit"):
         assert document["estimate"][part] == planned["estimate"][part]
     assert result.stderr == "qlora-plan: no --gpu given: taking the plan's own card, 24GB\n"

@@ -89,10 +89,10 @@ def test_a_config_of_another_tool_is_checked_as_on_the_command_line(tmp_path: Pa
     assert Session().on("12GB").check(str(file), model=MODEL).estimate.model.id == "Qwen/Qwen2.5-7B"
 
 
-def test_of_several_cards_nobody_says_that_the_run_does_not_fit() -> None:
+def test_of_several_cards_each_has_to_load_the_model() -> None:
     pair, single = Session().on("2x8GB"), Session().on("8GB")
     assert single.estimate("llama-3.1-70b").verdict == "does-not-fit"
-    assert pair.estimate("llama-3.1-70b").verdict == pair.plan("llama-3.1-70b").verdict == "cannot-say"
+    assert pair.estimate("llama-3.1-70b").verdict == pair.plan("llama-3.1-70b").verdict == "does-not-fit"
     assert Session().on("2x12GB").estimate(MODEL).verdict == "fits"
 
 

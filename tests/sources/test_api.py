@@ -47,7 +47,8 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[RawConfig]:
     """Stands in for the builder and for installed training packages; lists the configs that were built."""
     configs: list[RawConfig] = []
 
-    def build_profile(raw: RawConfig) -> ModelProfile:
+    def build_profile(raw: RawConfig, *, whole_model: bool = False) -> ModelProfile:
+        assert not whole_model
         configs.append(raw)
         return make_profile(raw.id, raw.sha256)
 

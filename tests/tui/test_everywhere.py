@@ -136,7 +136,7 @@ def test_fit_keeps_the_length(tmp_path: Path) -> None:
         await idle(app, pilot)
         told = document(MODEL, "--gpu", "24GB", "--seq-len", "8192")
         assert app.state.run.seq_len == 8192
-        assert run_document(app.state.estimate.run) == {**told["run"], "batch_unit": "sequences"}
+        assert run_document(app.state.estimate.run) == told["run"]
 
     tell(explorer(tmp_path / "tui.json"), story)
 
