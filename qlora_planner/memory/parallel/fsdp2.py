@@ -204,12 +204,6 @@ class ShardedModel:
             for weight in self.placement.weights if not weight.group.tied_with for part in weight.constant_bytes
         )  # fmt: skip
 
-    @property
-    def parameter_bytes(self) -> int:
-        """What a rank holds of the model after wrapping, constants, buffers and what is left whole with it."""
-        whole = sum(block_bytes(w.weight_bytes) for unit in self.units for w in (*unit.left_whole, *unit.buffers))
-        return sum(unit.shard_bytes for unit in self.units) + whole + self.constant_bytes
-
     @cached_property
     def _embedding_module(self) -> str:
         weights = [w for w in self.placement.weights if w.group.role == "embedding" and not w.group.buffer]

@@ -9,6 +9,7 @@ from qlora_planner.diagnose.log_file import read_log
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.session.cards import LOCAL, PlannedCard
+from qlora_planner.session.views import attribute_of, shown
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:
@@ -37,14 +38,9 @@ class OomAnswer:
     planned: BesidePlan | None = None
 
     def __getattr__(self, name: str) -> Any:
-        if name == "report" or name.startswith("__"):
-            raise AttributeError(name)
-        return getattr(self.report, name)
+        return attribute_of(self, name)
 
-    def __str__(self) -> str:
-        from qlora_planner.report.parts.theme import Theme
-
-        return self.render(Theme(unicode=True))
+    __str__ = shown
 
     def render(self, theme: Theme) -> str:
         """The screen of `qlora-plan explain-oom`."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
+from qlora_planner.session.views import shown
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
@@ -34,10 +35,7 @@ class CalibrationAnswer:
     verifications: int
     left_out: tuple[str, ...]
 
-    def __str__(self) -> str:
-        from qlora_planner.report.parts.theme import Theme
-
-        return self.render(Theme(unicode=True))
+    __str__ = shown
 
     def render(self, theme: Theme) -> str:
         """The screen of `qlora-plan calibrate`."""

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
+from qlora_planner.session.views import shown
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
@@ -23,10 +24,7 @@ class TablesAnswer:
 
     tables: Tables
 
-    def __str__(self) -> str:
-        from qlora_planner.report.parts.theme import Theme
-
-        return self.render(Theme(unicode=True))
+    __str__ = shown
 
     def render(self, theme: Theme) -> str:
         """The screen of `qlora-plan table`."""
