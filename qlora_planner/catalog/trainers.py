@@ -200,22 +200,28 @@ _PREFERENCE_OPTIONS = (
 )  # fmt: skip
 
 
+# What every trainer of trl does with a model on one card, as transformers' Trainer below it does (trl 1.16).
+_TRL: dict[str, Any] = {
+    "packages": ("trl", "datasets"),
+    "versioned_by": "trl",
+    "autocast": True,
+    "adapters_bfloat16": True,
+    "keeps_outputs": False,
+    "micro_batches_stay": False,
+    "embeddings_32bit": True,
+    "clips_gradients": True,
+    "frees_cache_first": True,
+}
+
+
 def _preference_trainer(name: str, **own: Any) -> TrainerRow:
     """What trl's DPOTrainer and KTOTrainer share (trl 1.16): SFTTrainer's casts and head, no dropout, own adapters."""
     usual: dict[str, Any] = {
-        "packages": ("trl", "datasets"),
-        "versioned_by": "trl",
+        **_TRL,
         "modelled_since": (1, 15),
         "scores_completions": True,
         "losses": _TRL_PREFERENCE_LOSSES,
         "automatic": False,
-        "autocast": True,
-        "adapters_bfloat16": True,
-        "keeps_outputs": False,
-        "micro_batches_stay": False,
-        "embeddings_32bit": True,
-        "clips_gradients": True,
-        "frees_cache_first": True,
         "drops_dropout": True,
         "adds_adapters": True,
         "own_options": _PREFERENCE_OPTIONS,
@@ -231,8 +237,7 @@ _OF_MODELS = ("cut-cross-entropy", "liger-fused")
 
 # What trl's online trainers share: SFT's casts and its head in tiles, completions that they generate.
 _TRL_ONLINE: dict[str, Any] = {
-    "packages": ("trl", "datasets"),
-    "versioned_by": "trl",
+    **_TRL,
     "modelled_since": (1, 16),
     "losses": (((1, 16), _TRL_LOSSES[0][1]), ((0, 0), _TRL_LOSSES[-1][1])),
     "automatic": False,
@@ -253,13 +258,6 @@ _TRL_ONLINE: dict[str, Any] = {
         "vllm_gpu_memory_utilization",
         "vllm_enable_sleep_mode",
     ),
-    "autocast": True,
-    "adapters_bfloat16": True,
-    "keeps_outputs": False,
-    "micro_batches_stay": False,
-    "embeddings_32bit": True,
-    "clips_gradients": True,
-    "frees_cache_first": True,
     "launches": False,
 }
 
@@ -270,19 +268,11 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         # trl 1.16 sft_trainer.py: casts LoRA weights of a quantised base; bf16 defaults to True.
         TrainerRow(
             name="trl-sft",
-            packages=("trl", "datasets"),
-            versioned_by="trl",
+            **_TRL,
             losses=_TRL_LOSSES,
             usual="the usual; its loss needs no whole logits",
             instead="hf-trainer",
-            autocast=True,
-            adapters_bfloat16=True,
-            keeps_outputs=False,
-            micro_batches_stay=False,
             last_upcasting=_TRL_LAST_UPCASTING,
-            embeddings_32bit=True,
-            clips_gradients=True,
-            frees_cache_first=True,
             shards=True,
             loss_beside_head=True,
             own_options=("packing", "activation_offloading"),

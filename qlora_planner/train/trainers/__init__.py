@@ -8,16 +8,16 @@ from typing import Any
 from qlora_planner.catalog.trainers import owner_of, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.trainers import dpo, hf, kto, loop, planned, reward, sft
+from qlora_planner.train.trainers import hf, loop, planned, preference, sft
 from qlora_planner.train.trainers.protocol import AnyTrainer, TrainerModule
 
 TRAINERS: Mapping[str, TrainerModule] = {
     "trl-sft": sft,
     "hf-trainer": hf,
     "loop": loop,
-    "trl-dpo": dpo,
-    "trl-kto": kto,
-    "trl-reward": reward,
+    "trl-dpo": preference,
+    "trl-kto": preference,
+    "trl-reward": preference,
     "trl-grpo": planned,
     "trl-rloo": planned,
 }

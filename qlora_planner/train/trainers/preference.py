@@ -1,8 +1,8 @@
-"""What trl's preference trainers share: rows of texts, their own config, and adapters that they add themselves."""
+"""trl's preference trainers: rows of texts, their own config, and adapters that they add themselves."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named
@@ -10,20 +10,11 @@ from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, data, options
 from qlora_planner.train.trainers.library import LibraryTrainer
-from qlora_planner.train.trainers.protocol import AnyTrainer
+from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
 
 
-def measured(
-    make: Callable[..., Any],
-    model: Any,
-    run: RunConfig,
-    rows: list[list[int]],
-    *,
-    steps: int,
-    folder: str,
-    device: str,
-) -> AnyTrainer:
-    """The trainer that `make` makes over as many rows of the run's own lengths."""
+def build(model: Any, run: RunConfig, *, rows: list[list[int]], steps: int, folder: str, device: str) -> AnyTrainer:
+    """See TrainerModule; over as many rows of the run's own lengths."""
     shape, words = trainer_named(run.trainer).row_shapes[0], data.vocabulary_of(rows)
     sets = {"train_dataset": data.preference_rows(run, len(rows), words, shape)}
     if run.eval_batch_size is not None:
@@ -34,19 +25,26 @@ def measured(
     )
 
 
-def made(
-    trainer: Any,
-    config: Any,
+def make(
     model: Any,
     run: RunConfig,
     arguments: Mapping[str, Any],
+    *,
     sequence: Mapping[str, Any],
     tokenizer: Any,
+    collate: Collate,
     **more: Any,
 ) -> Any:
-    """trl's `trainer` with its `config`, given the base model. Raises InputError for what only SFTTrainer has."""
+    """See TrainerModule; trl collates by itself, and is given the base model, to which it adds the adapters.
+
+    Raises InputError for what only SFTTrainer has.
+    """
+    import trl
+
     if sequence.get("assistant_only_loss"):
         raise InputError(f"--assistant-only-loss is for chats; {run.trainer} scores completions")
+    name = trainer_named(run.trainer).trl_class
+    trainer, config = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
     return trainer(
         model=model,
         args=config(**arguments, **options.preference_options(run)),
