@@ -44,15 +44,12 @@ def loss(
     forward: Callable[..., Any], model: nn.Module, inputs: Batch, spec: TraceSpec, training: bool = True
 ) -> tuple[Any, Any]:
     """DPOTrainer's own loss, which keeps no outputs."""
-    trainer = _trainer(model, inputs, spec)
-    with preference.prepared(forward, model):
-        return trainer.compute_loss(model, dict(inputs)), None
+    return preference.loss_of(_trainer(model, inputs, spec), forward, model, inputs)
 
 
 def precompute(model: nn.Module, inputs: Batch, spec: TraceSpec) -> None:
     """One batch of what the trainer asks of the reference before training."""
-    scores = _trainer(model, inputs, spec).compute_ref_log_probs(model, dict(inputs))
-    del scores
+    _trainer(model, inputs, spec).compute_ref_log_probs(model, dict(inputs))
 
 
 def _trainer(model: nn.Module, inputs: Batch, spec: TraceSpec) -> Any:

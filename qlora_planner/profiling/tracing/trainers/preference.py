@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -62,14 +62,11 @@ def placed(spec: TraceSpec, make: Callable[[], Mapping[str, Any]]) -> Batch:
     return {name: fake(value, spec.device_name) for name, value in batch.items()}
 
 
-@contextlib.contextmanager
-def prepared(forward: Callable[..., Any], model: nn.Module) -> Iterator[None]:
-    """The model under autocast when it is called by itself, as accelerate leaves it."""
-    if forward is model:
-        yield
-        return
-    with mock.patch.object(model, "forward", forward):
-        yield
+def loss_of(trainer: Any, forward: Callable[..., Any], model: nn.Module, inputs: Batch) -> tuple[Any, Any]:
+    """The trainer's own loss of the model under autocast, as accelerate leaves it; no outputs are kept."""
+    patched = contextlib.nullcontext() if forward is model else mock.patch.object(model, "forward", forward)
+    with patched:
+        return trainer.compute_loss(model, dict(inputs)), None
 
 
 def _autocast(spec: TraceSpec) -> Any:
@@ -101,11 +98,18 @@ def stand_in(kind: Any, model: Any, inputs: Batch, spec: TraceSpec, **settings: 
         "precompute_ref_logps": bool(run.precompute_ref_log_probs),
         "router_aux_loss_coef": weight,
         "aux_loss_enabled": hasattr(text, "output_router_logits") and weight != 0.0,
+    }
+    return with_attributes(kind, **common | settings)
+
+
+def with_attributes(kind: Any, **attributes: Any) -> Any:
+    """A trainer of class `kind` that nobody set up: it has these attributes, and those that count what it saw."""
+    counts = {
         "_metrics": {"train": defaultdict(list), "eval": defaultdict(list)},
         "_total_train_tokens": 0,
         "_tp_size": 1,
     }
     trainer = object.__new__(kind)
-    for name, value in (common | settings).items():
+    for name, value in (attributes | counts).items():
         setattr(trainer, name, value)
     return trainer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
@@ -47,18 +46,9 @@ def loss(
     """RewardTrainer's own loss, which keeps no outputs."""
     import trl
 
-    trainer = object.__new__(trl.RewardTrainer)
     accelerator = SimpleNamespace(gather=lambda tensor: tensor, gather_for_metrics=lambda tensor: tensor)
-    attributes: dict[str, Any] = {
-        "model": model,
-        "accelerator": accelerator,
-        "args": SimpleNamespace(center_rewards_coefficient=None),
-        "_metrics": {"train": defaultdict(list), "eval": defaultdict(list)},
-        "_total_train_tokens": 0,
-        "_tp_size": 1,
-    }
-    for name, value in attributes.items():
-        setattr(trainer, name, value)
+    arguments = SimpleNamespace(center_rewards_coefficient=None)
+    trainer = preference.with_attributes(trl.RewardTrainer, model=model, accelerator=accelerator, args=arguments)
     return trainer.compute_loss(forward, dict(inputs)), None
 
 
