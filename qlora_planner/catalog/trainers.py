@@ -59,6 +59,7 @@ class TrainerRow:
     has, its own first, and `without_divergence` those of them that need no such pass; `losses` by the first version
     of `versioned_by` that has them, newest first (`versioned_by` None: one loss for ever); `automatic`: it may be
     chosen where nobody names a trainer; `usual`: why it then is; `instead`: the trainer to name where it breaks.
+    `closed_forms`: they know its step; elsewhere only a trace does. `default_dropout`: its own LoRA dropout.
 
     `classifies`: it trains a sequence classifier where `--task classification` asks for one; `score_labels`: it trains
     one with so many labels whatever the task, as a reward model is (None: it does not).
@@ -80,7 +81,8 @@ class TrainerRow:
     alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows it trains on (see
     `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with; `formats`: other
     tools that train through it, as they train texts; `stages`: what they call this one (axolotl's `rl`,
-    LLaMA-Factory's `stage`). `modelled_since`: the first version of its package that is, where not every one is.
+    LLaMA-Factory's `stage`), `switches`: their key that hands a run over to it. `modelled_since`: the first version of
+    its package that is, where not every one is.
     """
 
     name: str
@@ -96,6 +98,8 @@ class TrainerRow:
     classifies: bool = False
     score_labels: int | None = None
     automatic: bool = True
+    closed_forms: bool = True
+    default_dropout: float | None = None
     usual: str
     instead: str | None = None
     autocast: bool
@@ -120,6 +124,7 @@ class TrainerRow:
     trl_class: str = "SFT"
     modelled_since: Version | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
+    switches: Mapping[str, str] = field(default_factory=dict)
     formats: tuple[str, ...] = ()
     other_names: tuple[str, ...] = ()
 
@@ -367,6 +372,29 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             generation=Generation(completion_len=512, num_generations=2, beta=0.05, always_scores=True),
             other_names=("rloo", "rlootrainer"),
         ),
+        # unsloth 2026.10.9 and unsloth_zoo 2026.10.9: prepare_model_for_training in training_utils.py (16-bit weights
+        # stay as they are, adapters become float32), fused_losses/fused_linear.py (logits of some rows at a time),
+        # models/rl.py (its SFTTrainer is trl's, without trl's casts and with the model's own loss).
+        TrainerRow(
+            name="unsloth",
+            packages=("unsloth", "unsloth_zoo", "trl", "datasets"),
+            # As Liger's: a chunk's logits become their gradient in place and are multiplied with the head at once.
+            losses=(((0, 0), LossMemory(kind="liger", why="Unsloth holds the logits of some rows at a time")),),
+            automatic=False,
+            closed_forms=False,
+            default_dropout=0.0,
+            usual="its own kernels, loss and checkpointing",
+            autocast=True,
+            adapters_bfloat16=False,
+            keeps_outputs=False,
+            micro_batches_stay=False,
+            embeddings_32bit=True,
+            clips_gradients=True,
+            frees_cache_first=True,
+            launches=False,
+            switches={"llama-factory": "use_unsloth"},
+            other_names=("fastlanguagemodel", "unslothsfttrainer"),
+        ),
     )
 }
 DEFAULT_TRAINER = next(iter(TRAINER_ROWS))
@@ -410,6 +438,11 @@ def trainer_of_format(name: str) -> TrainerRow:
 def trainer_of_stage(tool: str, stage: str) -> TrainerRow | None:
     """The trainer that another tool calls so; None for one that is not modelled."""
     return next((row for row in TRAINER_ROWS.values() if row.stages.get(tool) == stage), None)
+
+
+def trainer_of_switch(tool: str, key: str) -> TrainerRow:
+    """The trainer to which a key of another tool hands a run over."""
+    return next(row for row in TRAINER_ROWS.values() if row.switches.get(tool) == key)
 
 
 def owner_of(option: str) -> TrainerRow:

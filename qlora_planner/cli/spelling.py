@@ -99,7 +99,7 @@ _SAYS: Mapping[str, str] = {
     **dict.fromkeys(("sdpa", "sdp-attention"), "write --attention sdpa"),
     **dict.fromkeys(("eager", "eager-attention"), "write --attention eager"),
     **dict.fromkeys(("lora-target-linear", "target-linear", "all-linear"), "write --target-modules all-linear"),
-    **dict.fromkeys(("unsloth", "use-unsloth"), "trainers here are trl-sft, hf-trainer and loop (--trainer)"),
+    **dict.fromkeys(("unsloth", "use-unsloth"), "write --trainer unsloth"),
     **dict.fromkeys(
         ("num-gpus", "n-gpus", "ngpus", "n-gpu", "gpu-count", "nproc-per-node", "nproc", "world-size", "num-processes",
          "multi-gpu"),

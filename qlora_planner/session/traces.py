@@ -73,6 +73,10 @@ def tape_for(
     if cached is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
         return cached
     missing = packages.missing_packages()
+    own = packages.missing_packages(resolution.trainer.packages)
+    if own and not resolution.trainer.closed_forms:
+        tell(f"{profile.id}: {resolution.trainer.name} is traced where its packages are (missing: {', '.join(own)})")
+        return None
     if missing:
         raise MissingError(_not_traced(profile, resolved, missing))
     source = source_of(profile, profiles)

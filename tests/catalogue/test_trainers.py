@@ -90,8 +90,9 @@ def test_no_module_asks_for_a_trainer_by_name() -> None:
         if path == package / "catalog" / "trainers.py":
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
-            for name in TRAINER_ROWS:
-                if f'"{name}"' in line:
+            for name, row in TRAINER_ROWS.items():
+                of_its_package = name in row.packages and "diagnose" in path.parts  # what a package of that name prints
+                if f'"{name}"' in line and not of_its_package:
                     found[name].append(f"{path.relative_to(package)}: {line.strip()}")
     for name, lines in found.items():
         assert len(lines) <= MOST_LINES_WITH_A_NAME, "\n".join([name, *lines])

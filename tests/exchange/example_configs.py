@@ -72,7 +72,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "factory, norms in float32": (factory("Qwen/Qwen2.5-7B", upcast_layernorm=True), ()),
     "factory, adapters in bfloat16": (factory("Qwen/Qwen2.5-7B", pure_bf16=True, bf16=False), ()),
     "factory, gemma 2": (factory("google/gemma-2-9b"), ()),
-    "factory, Unsloth": (factory("Qwen/Qwen2.5-7B", use_unsloth=True), ("use_unsloth: true",)),
+    "factory, Unsloth": (factory("Qwen/Qwen2.5-7B", use_unsloth=True), ("--trainer unsloth",)),
     "factory, reward": (factory("Qwen/Qwen2.5-7B", stage="rm"), ("stage: rm",)),
     "factory, deepspeed": (factory("Qwen/Qwen2.5-7B", deepspeed="ds_z3.json"), ("deepspeed",)),
     "factory, another quantisation": (factory("Qwen/Qwen2.5-7B", quantization_method="hqq"), ("hqq",)),

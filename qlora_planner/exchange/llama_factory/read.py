@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage
+from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage, trainer_of_switch
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
@@ -54,9 +54,14 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     }
     reentrant = config.flag("use_reentrant_gc", True)
     options["use_reentrant"] = reentrant and options["gradient_checkpointing"]
+    if config.flag("use_unsloth"):
+        # model_utils/unsloth.py: its loader, its adapters, and its checkpointing whatever else is said of that.
+        config.notes[:] = ["LLaMA-Factory hands the model to Unsloth (use_unsloth); modelled as --trainer unsloth"]
+        own = trainer_of_switch(FORMAT, "use_unsloth").name
+        options |= {"trainer": own, "gradient_checkpointing": True, "use_reentrant": False}
     if options["use_reentrant"]:
         config.stand_in("re-entrant checkpointing", either("modelled without re-entering", SLIGHT), use_reentrant=False)
-    if config.flag("use_unsloth_gc") and options["gradient_checkpointing"]:
+    if config.flag("use_unsloth_gc") and options["gradient_checkpointing"] and not config.flag("use_unsloth"):
         # model_utils/checkpointing.py: every layer's input goes to the host, and comes back for its own backward.
         options |= {"checkpoint_offload": True, "use_reentrant": False}
         why = "layer inputs wait in host memory, and the card needs less than is said"

@@ -70,6 +70,8 @@ def _task(run: RunConfig) -> dict[str, Any]:
     row = trainer_named(run.trainer)
     if row.automatic or FORMAT in row.formats:
         return {"stage": "sft"}
+    if FORMAT in row.switches:
+        return {"stage": "sft", row.switches[FORMAT]: True}
     if FORMAT not in row.stages:
         raise InputError(f"{row.name} is not written as a LLaMA-Factory config; --export trl is the script of this run")
     config: dict[str, Any] = {"stage": row.stages[FORMAT]}

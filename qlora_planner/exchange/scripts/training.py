@@ -389,5 +389,5 @@ def _preference(run: RunConfig) -> tuple[str, str]:
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
     "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
     "trl-reward": _preference,
-    "trl-grpo": _planned, "trl-rloo": _planned,
+    "trl-grpo": _planned, "trl-rloo": _planned, "unsloth": _planned,
 }  # fmt: skip

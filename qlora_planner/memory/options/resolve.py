@@ -9,7 +9,7 @@ from qlora_planner.catalog.attention import nearest_kernel, sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
-from qlora_planner.catalog.trainers import REFERENCE
+from qlora_planner.catalog.trainers import REFERENCE, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.images import settle_images
 from qlora_planner.memory.options.lengths import settle_lengths
@@ -163,12 +163,15 @@ def _adapters(draft: _Draft) -> None:
         draft.values["target_modules"] = widest
     _named_targets(draft)
     refused = profile.refusals.get("lora_dropout")
+    own = trainer_named(run.trainer).default_dropout
     takes_experts = on_parameters(
         profile, run.with_(target_modules=draft.values.get("target_modules", run.target_modules))
     )
     if run.lora_dropout is None:
         if refused and takes_experts:
             draft.settle("lora_dropout", 0.0, f"PEFT refuses dropout here: {refused}")
+        elif own is not None:
+            draft.settle("lora_dropout", own, f"the default of {run.trainer}")
         else:
             draft.settle("lora_dropout", 0.05, "the usual for QLoRA")
     elif run.lora_dropout > 0 and refused and takes_experts:

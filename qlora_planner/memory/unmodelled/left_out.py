@@ -57,6 +57,7 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     nothing, and what its loss leaves of the logits is counted."""
     if estimate.method == TRACED:
         return
+    yield from _of_trainer(estimate)
     if estimate.run.parallel == FSDP2 and not unplayed(estimate.run):
         yield Unmodelled(
             key=f"--parallel {FSDP2}",
@@ -79,6 +80,21 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         direction="down",
         at_most=round(share, 4),
     )
+
+
+def _of_trainer(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
+    """A trainer whose step no closed form knows: its static bytes are counted, and nothing bounds the rest."""
+    trainer = trainer_named(estimate.run.trainer)
+    if trainer.closed_forms:
+        return
+    key = f"--trainer {trainer.name}"
+    what = (
+        f"a step of {trainer.name} is known by a trace alone, of its package as it is installed, and none is at hand:"
+        " weights and adapters are counted, the rest is a guess"
+    )
+    counted = estimate.static.after_adapters / max(estimate.floor_bytes, 1)
+    yield Unmodelled(key=key, what=what, direction="up")
+    yield Unmodelled(key=key, what=what, direction="down", at_most=round(max(1 - counted, 0.0), 4))
 
 
 def of_text_part(whole_model: str | None) -> Iterator[Unmodelled]:

@@ -44,9 +44,9 @@ def qualified(estimate: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryE
 
 def told(things: Iterable[Unmodelled]) -> list[tuple[str, str]]:
     """What is left out as pairs of keys and what they do: keys that do the same are named together."""
-    keys_of: dict[str, list[str]] = {}
+    keys_of: dict[str, dict[str, None]] = {}
     for thing in things:
-        keys_of.setdefault(thing.what, []).append(thing.key)
+        keys_of.setdefault(thing.what, {})[thing.key] = None
     return [(", ".join(keys), what) for what, keys in keys_of.items()]
 
 

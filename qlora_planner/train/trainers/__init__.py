@@ -20,6 +20,7 @@ TRAINERS: Mapping[str, TrainerModule] = {
     "trl-reward": preference,
     "trl-grpo": planned,
     "trl-rloo": planned,
+    "unsloth": planned,
 }
 
 

@@ -1,4 +1,4 @@
-"""trl's trainers that are planned for and not yet built here."""
+"""Trainers that are planned for and not yet built here."""
 
 from __future__ import annotations
 

@@ -10,7 +10,18 @@ from torch import nn
 
 from qlora_planner.catalog.trainers import Version
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import dpo, grpo, hf, kto, loop, reward, rloo, sft, sft_before_1_15
+from qlora_planner.profiling.tracing.trainers import (
+    dpo,
+    grpo,
+    hf,
+    kto,
+    loop,
+    reward,
+    rloo,
+    sft,
+    sft_before_1_15,
+    unsloth,
+)
 from qlora_planner.profiling.tracing.trainers.protocol import GeneratingTrainer, Precomputer, TracedTrainer
 
 # By trainer: the first version of the package that decides (see `TrainerRow.versioned_by`), newest first.
@@ -23,6 +34,7 @@ TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
     "trl-reward": (((0, 0), reward),),
     "trl-grpo": (((0, 0), grpo),),  # older ones are refused before they are traced
     "trl-rloo": (((0, 0), rloo),),
+    "unsloth": (((0, 0), unsloth),),
 }
 
 
