@@ -1,19 +1,23 @@
 PYTHON ?= python
 
-.PHONY: check format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults
+.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults
 
 check: lint types layers test
 
 install:
 	$(PYTHON) -m pip install -c constraints.txt -e '.[train,test]'
 
+# Compile the allocator again after a change in qlora_planner/memory/allocator/native; `install` does so too.
+native:
+	$(PYTHON) hatch_build.py
+
 format:
-	ruff format qlora_planner tools tests benchmarks examples
-	ruff check --fix qlora_planner tools tests benchmarks examples
+	ruff format qlora_planner tools tests benchmarks examples hatch_build.py
+	ruff check --fix qlora_planner tools tests benchmarks examples hatch_build.py
 
 lint:
-	ruff format --check qlora_planner tools tests benchmarks examples
-	ruff check qlora_planner tools tests benchmarks examples
+	ruff format --check qlora_planner tools tests benchmarks examples hatch_build.py
+	ruff check qlora_planner tools tests benchmarks examples hatch_build.py
 
 types:
 	mypy

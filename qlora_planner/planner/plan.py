@@ -110,16 +110,14 @@ def plan(
     shipped_of: ShippedOf = none_shipped,
     traces: bool = True,
     answers: dict[str, MemoryEstimate] | None = None,
-    exact: bool = True,
 ) -> Plan:
     """The best run that fits, by the objective, over everything that is not fixed.
 
     `sweep` holds traced moments, by which runs are ranked; `tape_of` gives the trace of a run that is a finalist, which
     may take a while, and `orders_of` those of batches of a dataset that may come before its widest. `shipped_of` gives
-    those that ship, by which what lies around the run is estimated; unless it is to be `exact`, prices and rungs are
-    ranked by the same traces instead. Without `traces` no run is recommended by closed forms while a traced one fits.
-    `answers` are kept between plans of one model within one budget, none of which is for
-    a dataset.
+    those that ship, by which what lies around the run is estimated. Without `traces` no run is recommended by closed
+    forms while a traced one fits. `answers` are kept between plans of one model within one budget, none of which is
+    for a dataset.
     What is fixed stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what
     was asked for and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not
     fixed becomes the longest that fits; where nothing fits at all, the run that needs least is answered.
@@ -139,7 +137,7 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
-    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers, exact)
+    planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers)
     ranking = planner.rank(run, fixed, objective)
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
@@ -213,7 +211,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
     priced = tuple(
-        price for price in prices(factory, answer.run, planner.pace_on, scale, planner.beside)
+        price for price in prices(factory, answer.run, planner.pace_on, scale, planner.played)
         if not (shared and _STORED & set(price.change))
     )  # fmt: skip
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
@@ -229,7 +227,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.beside)),
+        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
         if _of_data(request)

@@ -85,8 +85,7 @@ class Request:
 class Planner:
     """One model within one budget for one request; `looked_at` counts candidates.
 
-    `tape_of` may trace a run, where `traces` is on; `shipped_of` knows what ships alone. What lies around a run is
-    played where that is to be `exact`, else ranked.
+    `tape_of` may trace a run, where `traces` is on; `shipped_of` knows what ships alone.
     """
 
     profile: ModelProfile
@@ -98,7 +97,6 @@ class Planner:
     shipped_of: ShippedOf = none_shipped
     traces: bool = True
     looked_at: int = 0
-    exact: bool = True
     _answers: dict[str, MemoryEstimate] = field(default_factory=dict)
     _rough: dict[str, MemoryEstimate] = field(default_factory=dict)
 
@@ -114,13 +112,12 @@ class Planner:
         shipped_of: ShippedOf = none_shipped,
         traces: bool = True,
         answers: dict[str, MemoryEstimate] | None = None,
-        exact: bool = True,
     ) -> Planner:
         """`answers` holds what was estimated before of this model within this budget, and gets what is now."""
         request = replace(request, budget=request.budget.beside_vllm(run))
         return cls(
             profile=profile, request=request, run=run, factory=CandidateFactory.of(profile, request.budget, sweep),
-            tape_of=tape_of, orders_of=orders_of, shipped_of=shipped_of, traces=traces, exact=exact,
+            tape_of=tape_of, orders_of=orders_of, shipped_of=shipped_of, traces=traces,
             _answers={} if answers is None else answers,
         )  # fmt: skip
 
@@ -267,10 +264,6 @@ class Planner:
         Raises InputError for modules that are not there.
         """
         return self._alone(run, refines=True)
-
-    def beside(self, run: RunConfig) -> MemoryEstimate | None:
-        """What a price or a rung is held against: the same, None where it is to be ranked."""
-        return self.played(run) if self.exact else None
 
     def roughly(self, run: RunConfig) -> MemoryEstimate | None:
         """The same from one playing, with a floor that is never less: what fits by it fits."""

@@ -207,7 +207,7 @@ class ModelOnCard:
 
         return Planner.of(
             self.profile, Request(budget=self._on_a_card(), pace_on=self.pace_on), Run(), self.sweep, self.tape,
-            shipped_of=self._shipped, answers=self._played, exact=self.session.exact,
+            shipped_of=self._shipped, answers=self._played,
         )  # fmt: skip
 
     def played(self, run: RunConfig) -> MemoryEstimate | None:
@@ -264,7 +264,6 @@ class ModelOnCard:
                 tape_of=traced,
                 orders_of=orders,
                 shipped_of=self._shipped,
-                exact=self.session.exact,
                 traces=not self.session.stored_only and packages.can_trace(),
                 answers=None if request.get("data") is not None else self._played,
             )
@@ -280,7 +279,7 @@ class ModelOnCard:
         from qlora_planner.planner.neighbours import prices
 
         refuse_images("prices", run)
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.beside))
+        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.played))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""

@@ -44,9 +44,8 @@ class Session:
     something takes time; without it, oddities of a model are Python warnings and waits are silent. `waiting` is entered
     with a line while a model is looked up, which is long where it has to be profiled. `build` says what becomes of a
     model without a profile: see `load_model`. With `stored_only` no run is traced and no torch imported:
-    closed forms answer where no trace ships. With `exact` a plan plays the runs around its own as `estimate`
-    does, which takes some seconds; without, their own traces rank them, a few percent off. `risk` is the highest chance
-    of running out of memory that is taken, as "5%", 5 or 0.05: up to it a run is tight, above it it does not fit.
+    closed forms answer where no trace ships. `risk` is the highest chance of running out of memory that is taken, as
+    "5%", 5 or 0.05: up to it a run is tight, above it it does not fit.
 
     >>> Session().on("24GB").plan("qwen2.5-7b").verdict
     'fits'
@@ -60,12 +59,10 @@ class Session:
         waiting: Callable[[str], AbstractContextManager[object]] = nullcontext,
         build: Build = "auto",
         stored_only: bool = False,
-        exact: bool = False,
         risk: str | float = TIGHT_AT_MOST,
     ) -> None:
         self.profiles = profiles
         self.stored_only = stored_only
-        self.exact = exact
         self.risk = parse_risk(risk)
         self.tell: Warn = tell or packages.silent
         self.waiting = waiting

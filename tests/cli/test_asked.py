@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from qlora_planner import Session
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.errors import InputError, NothingFitsError, RefusedError
 from qlora_planner.session.measuring.this_card import ThisCard
 from qlora_planner.spec.run import RunConfig
@@ -55,7 +56,7 @@ def test_the_screen_says_it_in_one_line_and_what_takes_it(invoke: Invoke) -> Non
 
 def test_adjust_takes_the_nearest_and_says_what_it_changed(invoke: Invoke, asked: dict[str, Any]) -> None:
     found = document(invoke, MODEL, *TOO_LONG, "--adjust", code=0)
-    assert found["run"] == asked["nearest"]
+    assert found["run"] == run_document(RunConfig(**asked["nearest"]))
     assert found["adjusted"] == {"seq_len": 120_000}
     assert found["nearest"] is None
 

@@ -7,6 +7,7 @@ import json
 import click.testing
 import pytest
 
+from qlora_planner.catalog.trainers import run_document
 from qlora_planner.cli.main import cli
 from qlora_planner.session import Session
 from qlora_planner.session.training import execute, predictions
@@ -40,7 +41,7 @@ def test_both_ways_lead_to_one_plan(home: Home, monkeypatch: pytest.MonkeyPatch)
     planned = json.loads(ask("plan", *common, "--json").stdout)
     shown = ask("train", *common, "--device", "cpu", "--yes").stderr
     assert json.loads(json.dumps(begun[0].document)) == planned
-    assert begun[0].spec.run.to_dict() == planned["run"]
+    assert run_document(begun[0].spec.run) == planned["run"]
     # The longest of all rows has 19 tokens: a sequence is no longer than the data asks for.
     assert planned["data"]["rows"] == 64 and planned["run"]["seq_len"] == 64
     assert "64 rows (messages)" in shown

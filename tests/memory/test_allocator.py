@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator, OutOfMemory, block_bytes, segment_bytes
 from qlora_planner.memory.allocator.expandable import make_allocator
+from qlora_planner.memory.allocator.native import native_memory
 
 HISTORIES = sorted((Path(__file__).parents[1] / "data" / "histories").glob("*.json.gz"))
 
@@ -24,10 +25,13 @@ def history(path: Path) -> dict[str, Any]:
         return dict(json.load(file))
 
 
+@pytest.mark.parametrize("compiled", [False, True], ids=["python", "compiled"])
 @pytest.mark.parametrize("path", HISTORIES, ids=lambda path: path.name.split(".")[0])
-def test_replays_recorded_histories(path: Path) -> None:
+def test_replays_recorded_histories(path: Path, compiled: bool) -> None:
     recorded = history(path)
-    memory = CachingAllocator()
+    memory = native_memory(None) if compiled else CachingAllocator()
+    if memory is None:
+        pytest.skip("nothing is compiled here")
     memory.free(memory.malloc(512))
     blocks: dict[int, Block | None] = {}
     marks = {name: (live, peak, reserved) for name, live, peak, reserved in recorded["marks"]}

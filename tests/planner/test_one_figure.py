@@ -10,7 +10,7 @@ import pytest
 from benchmarks.one_figure import Comparison, compare
 from qlora_planner.session.session import Session
 
-HERE = Session(stored_only=True, exact=True)
+HERE = Session(stored_only=True)
 
 
 @pytest.mark.parametrize(

@@ -14,9 +14,11 @@ from qlora_planner import load_gpu  # noqa: E402
 from qlora_planner.catalog import OPTIMIZERS  # noqa: E402
 from qlora_planner.catalog.trainers import trainer_named  # noqa: E402
 from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E402
+from qlora_planner.memory.allocator.native import native_memory  # noqa: E402
 from qlora_planner.memory.estimate import estimate  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
 from qlora_planner.memory.replay import player, tokens  # noqa: E402
+from qlora_planner.memory.replay.compiled import NativeReplayer  # noqa: E402
 from qlora_planner.memory.replay.events import prepare_trace  # noqa: E402
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers, segments  # noqa: E402
@@ -41,10 +43,15 @@ def traced(depth: int = 2, config: dict[str, Any] | None = None, **options: Any)
 
 def played(tape: Tape, run: RunConfig) -> dict[str, tuple[int, int]]:
     """Allocated and reserved peaks by phase, of the tape alone."""
-    replayer = TraceReplayer(CachingAllocator(), prepare_trace(tape, run.gradient_checkpointing), [0] * len(COMPONENTS))
-    replayer.play([], run, trainer_named(run.trainer), OPTIMIZERS["sgd"])
-    assert replayer.lost == 0
-    return {name: (phase.peak.allocated, phase.peak.reserved) for name, phase in replayer.phases.items()}
+    script, nothing = prepare_trace(tape, run.gradient_checkpointing), [0] * len(COMPONENTS)
+    replayers = [TraceReplayer(CachingAllocator(), script, nothing)]
+    if (memory := native_memory(None)) is not None:
+        replayers.append(NativeReplayer(memory, script, nothing))
+    for replayer in replayers:
+        replayer.play([], run, trainer_named(run.trainer), OPTIMIZERS["sgd"])
+        assert replayer.lost == 0
+        assert replayer.phases == replayers[0].phases
+    return {name: (phase.peak.allocated, phase.peak.reserved) for name, phase in replayers[0].phases.items()}
 
 
 def every_token(monkeypatch: pytest.MonkeyPatch, count: int) -> None:

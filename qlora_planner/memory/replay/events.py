@@ -9,6 +9,10 @@ from qlora_planner.spec.trace import Segment, Tape
 BIRTH, DEATH, DEATH_ELSEWHERE, BIRTH_ON_HOST, BIRTH_STREAMED = range(5)
 Act = tuple[int, int, int, int]  # what happens, traced storage, bytes, component's position
 HOST = -1  # stands in for a component's position: not on the device
+OUTSIDE = -1  # stands in for a layer of the whole model
+# Where a storage that dies away from its segment was born: outside the layers, in every layer of one part, in the layer
+# that is played or beside it, or in one layer whatever is played. SHARED: outside, and it dies with one layer alone.
+EVERY_OUTSIDE, SHARED, ALL_OF_A_PART, BESIDE, ONE_LAYER = range(5)
 _POSITION = {component: index for index, component in enumerate(Component)}
 
 
@@ -87,6 +91,19 @@ def prepare_trace(
                 events.append((DEATH_ELSEWHERE, storage, 0, 0))
         acts[segment] = tuple(events)
     return PreparedTrace(tape=tape, acts=acts, origins=origins)
+
+
+def whereabouts(tape: Tape, origin: Origin, segment: Segment) -> tuple[int, int]:
+    """Where a storage that dies in `segment` was born, and the part, the distance or the layer that this is about."""
+    born = origin.segment
+    if born.name != "layer":
+        # What layers share, such as a mask, dies with the last that needs it: backward, the first of its part.
+        shared = (born.stage, born.name, segment.stage, segment.name) == ("forward", "embedding", "backward", "layer")
+        return (SHARED, tape.places.index(segment.layer)) if shared else (EVERY_OUTSIDE, OUTSIDE)
+    if segment.name != "layer":
+        return ALL_OF_A_PART, born.layer
+    offset = born.layer - segment.layer
+    return (BESIDE, offset) if abs(offset) <= 1 else (ONE_LAYER, tape.kept[born.layer])
 
 
 def _end(born: Segment, died: Segment | None) -> tuple[str, str, int] | None:

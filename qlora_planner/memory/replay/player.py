@@ -17,15 +17,20 @@ from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.events import (
+    ALL_OF_A_PART,
+    BESIDE,
     BIRTH,
     BIRTH_ON_HOST,
     BIRTH_STREAMED,
     DEATH,
     DEATH_ELSEWHERE,
     HOST,
+    OUTSIDE,
+    SHARED,
     Act,
     Origin,
     PreparedTrace,
+    whereabouts,
 )
 from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
 from qlora_planner.memory.weights.loading import PhasePeak
@@ -34,7 +39,6 @@ from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, Segment, Tape
 
-OUTSIDE = -1
 COMPONENTS = tuple(Component)
 _ADAPTERS = COMPONENTS.index(Component.ADAPTERS)
 GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
@@ -193,8 +197,11 @@ class TraceReplayer:
                 allocated=memory.peak_allocated if higher or old is None else old.peak.allocated,
                 reserved=max(memory.peak_reserved, old.peak.reserved if old else 0),
             ),
-            components=self._at_peak if higher or old is None else old.components,
+            components=self._components_at_peak() if higher or old is None else old.components,
         )
+
+    def _components_at_peak(self) -> tuple[int, ...]:
+        return self._at_peak
 
     def _cast(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow) -> list[Trainable]:
         trained = []
@@ -302,15 +309,12 @@ class TraceReplayer:
 
 def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> Iterable[int]:
     """Of which layers of the whole model a storage dies in `segment`, played for `layer`, that was born before it."""
-    born = origin.segment
-    if born.name != "layer":
-        # What layers share, such as a mask, dies with the last that needs it: backward, the first of its part.
-        shared = (born.stage, born.name, segment.stage, segment.name) == ("forward", "embedding", "backward", "layer")
-        return (OUTSIDE,) if not shared or tape.places.index(segment.layer) == layer else ()
-    if segment.name != "layer":
-        return [whole for whole, part in enumerate(tape.places) if part == born.layer]
-    offset = born.layer - segment.layer
-    return (layer + offset if abs(offset) <= 1 else tape.kept[born.layer],)
+    rule, argument = whereabouts(tape, origin, segment)
+    if rule == SHARED:
+        return (OUTSIDE,) if argument == layer else ()
+    if rule == ALL_OF_A_PART:
+        return [whole for whole, part in enumerate(tape.places) if part == argument]
+    return (layer + argument if rule == BESIDE else argument,)
 
 
 def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
@@ -356,4 +360,4 @@ def phase_of(segment: Segment) -> str:
     return _PHASES.get(segment.stage, segment.stage)
 
 
-__all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]
+__all__ = ["COMPONENTS", "OUTSIDE", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

@@ -8,16 +8,18 @@ from collections.abc import Hashable, Iterator, Sequence
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import FSDP2
-from qlora_planner.memory.allocator.caching import OutOfMemory
+from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
+from qlora_planner.memory.allocator.native import native_memory
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.parallel.ddp import ddp_wrapping
 from qlora_planner.memory.parallel.fsdp2 import unplayed
 from qlora_planner.memory.records import Component
+from qlora_planner.memory.replay.compiled import NativeReplayer
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.outputs import with_cloned_outputs
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, ReplayedPhase, TraceReplayer
-from qlora_planner.memory.replay.wrapping import WrappedReplayer
+from qlora_planner.memory.replay.wrapping import WrappedNativeReplayer, WrappedReplayer
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import Placement
@@ -219,7 +221,8 @@ class Stage:
         run = self.run
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        memory = make_allocator(run.alloc_conf, limit_bytes)
+        native = native_memory(limit_bytes, expandable=is_expandable(run.alloc_conf))
+        memory = native or make_allocator(run.alloc_conf, limit_bytes)
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
         tensors, load = loading.load(memory, self.placement, self.world)
         non_releasable = memory.peak_non_releasable_bytes
@@ -230,12 +233,7 @@ class Stage:
         adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         memory.empty_cache()
-        components = self._components(adapters)
-        player = (
-            TraceReplayer(memory, self.script, components)
-            if self.wrapping is None
-            else WrappedReplayer(memory, self.script, components, self.wrapping)
-        )
+        player = self._player(memory, self._components(adapters), compiled=native is not None)
         player.play(adapters, run, self.trainer, optimizer, self.before)
         return SimulatedRun(
             static=self.static,
@@ -247,6 +245,18 @@ class Stage:
             non_releasable_bytes=max(non_releasable, player.non_releasable_bytes),
             lost=player.lost,
             offloaded=player.host_peak,
+        )
+
+    def _player(self, memory: CachingAllocator, components: list[int], *, compiled: bool) -> TraceReplayer:
+        script, before = self.script, self.before
+        if self.wrapping is not None and compiled:
+            return WrappedNativeReplayer(memory, script, components, self.wrapping, before)
+        if self.wrapping is not None:
+            return WrappedReplayer(memory, script, components, self.wrapping)
+        return (
+            NativeReplayer(memory, script, components, before)
+            if compiled
+            else TraceReplayer(memory, script, components)
         )
 
     def _components(self, adapters: list[Adapter]) -> list[int]:

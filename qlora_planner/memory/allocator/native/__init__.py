@@ -1,0 +1,36 @@
+"""The allocator and the replay of traces, compiled; None where the package was installed without a compiler."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Protocol, cast
+
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+
+
+class NativeMemory(Protocol):
+    """What the compiled type has beside what `CachingAllocator` has; blocks are of a type of its own, with `size`."""
+
+    lost: int
+    host_peak: int
+
+    def begin(self) -> None: ...
+    def components(self) -> tuple[int, ...]: ...
+    def start(self, gradients: int, *sizes: int) -> None: ...
+    def take(self, size_bytes: int, component: int) -> Block | None: ...
+    def give(self, block: Block | None, component: int) -> None: ...
+    def use(self, parts: bytes, places: bytes, tables: int) -> None: ...
+    def segment(self, acts: bytes, base: int, layer: int) -> None: ...
+    def age(self, older: int, newer: int, before: bytes) -> int: ...
+
+
+def native_memory(limit_bytes: int | None, *, expandable: bool = False) -> CachingAllocator | None:
+    """An empty device, or None where nothing is compiled or QLORA_PLANNER_NATIVE=never asks for plain Python."""
+    if os.environ.get("QLORA_PLANNER_NATIVE") == "never":
+        return None
+    try:
+        compiled = import_module("qlora_planner.memory.allocator.native._native")
+    except ImportError:
+        return None
+    return cast("CachingAllocator", compiled.NativeMemory(limit_bytes, expandable))

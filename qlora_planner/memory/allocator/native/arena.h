@@ -1,0 +1,82 @@
+/* torch's caching allocator, simulated: the same rules as memory/allocator/caching.py and addresses.py, whose docstrings
+ * name their sources. Every change here is made there too; tests/memory/test_native.py compares the two. */
+
+#ifndef QLORA_PLANNER_ARENA_H
+#define QLORA_PLANNER_ARENA_H
+
+#include <stdint.h>
+
+#define ARENA_STREAMS 3
+#define ARENA_POOLS (2 * ARENA_STREAMS)
+#define ARENA_NONE (-1) /* no block: an empty tensor */
+#define ARENA_PAST_LIMIT (-2)
+#define ARENA_NO_MEMORY (-3) /* of the host, while simulating */
+
+typedef struct {
+    int64_t address, size;
+    int32_t segment, previous, next;
+    int8_t pool, is_free, is_unmapped;
+} Block;
+
+typedef struct {
+    int64_t size;
+    int32_t live;
+} Segment;
+
+typedef struct {
+    int64_t size, address;
+    int32_t block;
+} FreeEntry;
+
+typedef struct {
+    FreeEntry *entries;
+    int32_t count, capacity;
+} Pool;
+
+typedef struct {
+    int64_t size, address;
+} Gap;
+
+typedef struct {
+    int32_t *blocks;
+    int32_t count, capacity;
+} Holes;
+
+typedef struct {
+    Block *blocks;
+    int32_t block_count, block_capacity, unused_block; /* unused ones are a list by their `next` */
+    Segment *segments;
+    int32_t segment_count, segment_capacity, unused_segment; /* the same, by their `live` */
+    Pool pools[ARENA_POOLS];
+    Holes holes[2]; /* by pool, of expandable segments */
+    int expands;
+    Gap *gaps;
+    int32_t gap_count, gap_capacity;
+    int64_t low_address;
+    int64_t limit; /* below 0: none */
+    int64_t asked; /* the allocation that did not get through, rounded */
+    int64_t allocated, peak_allocated, reserved, peak_reserved, non_releasable, peak_non_releasable;
+} Arena;
+
+void arena_init(Arena *arena, int64_t limit);
+void arena_destroy(Arena *arena);
+int32_t arena_malloc(Arena *arena, int64_t size, int stream); /* a block's number, or one of the above */
+int arena_free(Arena *arena, int32_t block);                  /* 0, or ARENA_NO_MEMORY */
+int arena_empty_cache(Arena *arena);                          /* 0, or ARENA_NO_MEMORY */
+void arena_reset_peaks(Arena *arena);
+
+/* Between the two files. */
+int arena_expands(Arena *arena);
+int32_t arena_expand(Arena *arena, int64_t size, int pool);
+int32_t arena_by_room(const Arena *arena, const Pool *pool, int32_t at);
+int arena_unmap_free(Arena *arena);
+int32_t arena_new_block(Arena *arena, int64_t address, int64_t size, int pool, int32_t segment);
+int32_t arena_new_segment(Arena *arena, int64_t size);
+int32_t arena_release(Arena *arena, int32_t block); /* the free block that it is part of then */
+int arena_insert(Arena *arena, int32_t block);
+void arena_take_out(Arena *arena, int32_t block);
+int arena_past_limit(const Arena *arena, int64_t more);
+int64_t arena_segment_bytes(int64_t size);
+int arena_grow(void **items, int32_t *capacity, int32_t wanted, int64_t item_size);
+
+#endif

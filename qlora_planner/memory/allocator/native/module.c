@@ -1,0 +1,352 @@
+/* The compiled twin of memory/allocator/caching.py and of what memory/replay/player.py does most: a Python type. */
+
+#define PY_SSIZE_T_CLEAN
+#define Py_LIMITED_API 0x030b0000
+#include <Python.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+#include <structmember.h>
+
+#include "replay.h"
+
+typedef struct {
+    PyObject_HEAD
+    long long address, size;
+    int32_t number;
+} BlockObject;
+
+typedef struct {
+    PyObject_HEAD
+    Replay replay;
+    PyObject *parts, *places, *limit; /* bytes that the replay reads; what it was made with */
+} MemoryObject;
+
+static PyTypeObject *block_type;
+
+static PyObject *fail(MemoryObject *self, int code) {
+    if (code == ARENA_NO_MEMORY) return PyErr_NoMemory();
+    if (code == REPLAY_UNKNOWN) {
+        PyErr_SetString(PyExc_KeyError, "the trace frees a storage that was never born");
+        return NULL;
+    }
+    PyObject *module = PyImport_ImportModule("qlora_planner.memory.allocator.caching");
+    PyObject *kind = module ? PyObject_GetAttrString(module, "OutOfMemory") : NULL;
+    Arena *arena = &self->replay.arena;
+    PyObject *error = kind ? PyObject_CallFunction(kind, "LLL", (long long)arena->asked, (long long)arena->allocated,
+                                                   (long long)arena->reserved) : NULL;
+    if (error) PyErr_SetObject(kind, error);
+    Py_XDECREF(error);
+    Py_XDECREF(kind);
+    Py_XDECREF(module);
+    return NULL;
+}
+
+static int numbers(PyObject *const *args, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most, long long *into) {
+    if (given < least || given > most) {
+        PyErr_Format(PyExc_TypeError, "takes %zd to %zd arguments, not %zd", least, most, given);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < given; i++) {
+        into[i] = PyLong_AsLongLong(args[i]);
+        if (into[i] == -1 && PyErr_Occurred()) return -1;
+    }
+    return 0;
+}
+
+static PyObject *wrap(MemoryObject *self, int32_t number) {
+    if (number == ARENA_NONE) Py_RETURN_NONE;
+    if (number < 0) return fail(self, number);
+    BlockObject *block = PyObject_New(BlockObject, block_type);
+    if (block == NULL) return NULL;
+    block->number = number;
+    block->address = self->replay.arena.blocks[number].address;
+    block->size = self->replay.arena.blocks[number].size;
+    return (PyObject *)block;
+}
+
+static int number_of(PyObject *block, int32_t *number) {
+    if (block == Py_None) {
+        *number = ARENA_NONE;
+        return 0;
+    }
+    if (Py_TYPE(block) != block_type) {
+        PyErr_SetString(PyExc_TypeError, "not a block of this memory");
+        return -1;
+    }
+    *number = ((BlockObject *)block)->number;
+    return 0;
+}
+
+static int valid_stream(long long stream) {
+    if (stream >= 0 && stream < ARENA_STREAMS) return 1;
+    PyErr_SetString(PyExc_ValueError, "no such stream");
+    return 0;
+}
+
+/* ---- as CachingAllocator ---- */
+
+static PyObject *memory_malloc(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    long long n[2] = {0, 0};
+    if (numbers(args, given, 1, 2, n) || !valid_stream(n[1])) return NULL;
+    return wrap(self, arena_malloc(&self->replay.arena, n[0], (int)n[1]));
+}
+
+static PyObject *memory_free(MemoryObject *self, PyObject *block) {
+    int32_t number;
+    if (number_of(block, &number)) return NULL;
+    if (arena_free(&self->replay.arena, number)) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *memory_empty_cache(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
+    if (arena_empty_cache(&self->replay.arena)) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+static PyObject *memory_reset_peaks(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
+    arena_reset_peaks(&self->replay.arena);
+    Py_RETURN_NONE;
+}
+
+/* ---- as TraceReplayer ---- */
+
+static PyObject *memory_begin(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
+    arena_reset_peaks(&self->replay.arena);
+    memcpy(self->replay.at_peak, self->replay.totals, sizeof self->replay.totals);
+    Py_RETURN_NONE;
+}
+
+static PyObject *memory_start(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    long long n[REPLAY_COMPONENTS + 1] = {0};
+    if (numbers(args, given, 2, REPLAY_COMPONENTS + 1, n)) return NULL;
+    self->replay.gradients = (int32_t)n[0];
+    self->replay.components = (int32_t)given - 1;
+    for (int i = 0; i < self->replay.components; i++) self->replay.totals[i] = n[i + 1];
+    return memory_begin(self, NULL);
+}
+
+static PyObject *memory_components(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
+    PyObject *sizes = PyTuple_New(self->replay.components);
+    for (int i = 0; sizes && i < self->replay.components; i++) {
+        PyObject *size = PyLong_FromLongLong(self->replay.at_peak[i]);
+        if (size == NULL || PyTuple_SetItem(sizes, i, size)) Py_CLEAR(sizes);
+    }
+    return sizes;
+}
+
+static int valid_component(MemoryObject *self, long long component) {
+    if (component >= 0 && component < self->replay.components) return 1;
+    PyErr_SetString(PyExc_ValueError, "no such component");
+    return 0;
+}
+
+static PyObject *memory_take(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    long long n[2] = {0, 0};
+    if (numbers(args, given, 2, 2, n) || !valid_component(self, n[1])) return NULL;
+    return wrap(self, replay_malloc(&self->replay, n[0], (int)n[1], 0));
+}
+
+static PyObject *memory_give(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    int32_t number;
+    long long component = given == 2 ? PyLong_AsLongLong(args[1]) : -1;
+    if (PyErr_Occurred() || !valid_component(self, component) || number_of(args[0], &number)) return NULL;
+    if (replay_free(&self->replay, number, (int)component)) return PyErr_NoMemory();
+    Py_RETURN_NONE;
+}
+
+/* use(parts, places, tables): a script of so many storages and layers, and room for so many tables. */
+static PyObject *memory_use(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    char *parts, *places;
+    Py_ssize_t part_bytes, place_bytes;
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
+    long long tables = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[0], &parts, &part_bytes) ||
+        PyBytes_AsStringAndSize(args[1], &places, &place_bytes))
+        return NULL;
+    Replay *replay = &self->replay;
+    int32_t storages = (int32_t)(part_bytes / 8), capacity = replay->table_count;
+    if (storages > replay->storage_count) {
+        int32_t had = replay->storage_count, a = had, b = had, c = had;
+        if (arena_grow((void **)&replay->here, &a, storages, sizeof(Local)) ||
+            arena_grow((void **)&replay->born, &b, storages, sizeof(int32_t)) ||
+            arena_grow((void **)&replay->is_kept, &c, storages, 1))
+            return PyErr_NoMemory();
+        storages = a < b ? (a < c ? a : c) : (b < c ? b : c);
+        memset(replay->here + had, 0, (size_t)(storages - had) * sizeof(Local));
+        memset(replay->is_kept + had, 0, (size_t)(storages - had));
+        replay->storage_count = storages;
+    }
+    if (tables > capacity) {
+        if (arena_grow((void **)&replay->tables, &capacity, (int32_t)tables, sizeof(Survivors))) return PyErr_NoMemory();
+        memset(replay->tables + replay->table_count, 0, (size_t)(capacity - replay->table_count) * sizeof(Survivors));
+        replay->table_count = capacity;
+    }
+    Py_INCREF(args[0]);
+    Py_INCREF(args[1]);
+    Py_XDECREF(self->parts);
+    Py_XDECREF(self->places);
+    self->parts = args[0];
+    self->places = args[1];
+    replay->parts = (const int64_t *)parts;
+    replay->places = (const int64_t *)places;
+    replay->layer_count = (int32_t)(place_bytes / 8);
+    Py_RETURN_NONE;
+}
+
+static int valid_table(MemoryObject *self, long long table) {
+    if (table >= 0 && table < self->replay.table_count) return 1;
+    PyErr_SetString(PyExc_IndexError, "no such table");
+    return 0;
+}
+
+/* segment(acts, base, layer): play it; `acts` are of the storages of the script in use. */
+static PyObject *memory_segment(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    char *acts;
+    Py_ssize_t size;
+    long long n[2];
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
+    if (PyBytes_AsStringAndSize(args[0], &acts, &size) || numbers(args + 1, 2, 2, 2, n)) return NULL;
+    if (!valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1])) return NULL;
+    int failed = replay_segment(&self->replay, (const Act *)acts, size / (Py_ssize_t)sizeof(Act), n[0], n[1]);
+    if (failed) return fail(self, failed);
+    Py_RETURN_NONE;
+}
+
+/* age(older, newer, before) -> how many storages of the older table there were. */
+static PyObject *memory_age(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    char *before;
+    Py_ssize_t size;
+    long long n[2];
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
+    if (numbers(args, 2, 2, 2, n) || PyBytes_AsStringAndSize(args[2], &before, &size)) return NULL;
+    if (!valid_table(self, n[0]) || !valid_table(self, n[1])) return NULL;
+    int32_t had = self->replay.tables[n[0]].count;
+    int failed = replay_age(&self->replay, n[0], n[1], (const int64_t *)before);
+    return failed ? fail(self, failed) : PyLong_FromLong(had);
+}
+
+/* ---- the types ---- */
+
+static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named) {
+    static char *names[] = {"limit_bytes", "expandable", NULL};
+    int expandable = 0;
+    PyObject *limit = Py_None;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "|Op", names, &limit, &expandable)) return NULL;
+    long long bytes = limit == Py_None ? -1 : PyLong_AsLongLong(limit);
+    if (PyErr_Occurred()) return NULL;
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    MemoryObject *self = (MemoryObject *)alloc(type, 0);
+    if (self == NULL) return NULL;
+    arena_init(&self->replay.arena, limit == Py_None ? -1 : bytes < 0 ? 0 : bytes);
+    Py_INCREF(limit);
+    self->limit = limit;
+    if (expandable && arena_expands(&self->replay.arena)) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void memory_dealloc(MemoryObject *self) {
+    Replay *replay = &self->replay;
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    arena_destroy(&replay->arena);
+    for (int32_t i = 0; i < replay->table_count; i++) free(replay->tables[i].items);
+    free(replay->tables);
+    free(replay->here);
+    free(replay->born);
+    free(replay->is_kept);
+    Py_XDECREF(self->parts);
+    Py_XDECREF(self->places);
+    Py_XDECREF(self->limit);
+    ((freefunc)PyType_GetSlot(type, Py_tp_free))(self);
+    Py_DECREF(type);
+}
+
+static void block_dealloc(PyObject *self) {
+    PyTypeObject *type = Py_TYPE(self);
+    PyObject_Free(self);
+    Py_DECREF(type);
+}
+
+#define FAST(name, function, doc) {name, (PyCFunction)(void (*)(void))function, METH_FASTCALL, doc}
+
+static PyMethodDef memory_methods[] = {
+    FAST("malloc", memory_malloc, "malloc(size_bytes, side_stream=0): a block, or None for an empty tensor."),
+    {"free", (PyCFunction)memory_free, METH_O, "free(block): give it back to the cache."},
+    {"empty_cache", (PyCFunction)memory_empty_cache, METH_NOARGS, "Give wholly free segments back to the driver."},
+    {"reset_peaks", (PyCFunction)memory_reset_peaks, METH_NOARGS, "Peaks are what is there now."},
+    {"begin", (PyCFunction)memory_begin, METH_NOARGS, "Peaks, and components at the peak, are what is there now."},
+    {"components", (PyCFunction)memory_components, METH_NOARGS, "Bytes by component when most was allocated."},
+    FAST("start", memory_start, "start(gradients, *bytes): the position of gradients, and bytes by component."),
+    FAST("take", memory_take, "take(size_bytes, component): malloc, counted for a component."),
+    FAST("give", memory_give, "give(block, component): free, counted for a component."),
+    FAST("use", memory_use, "use(parts, places, tables): the script whose segments are played next."),
+    FAST("segment", memory_segment, "segment(acts, base, layer): play one."),
+    FAST("age", memory_age, "age(older, newer, before): move what a newer token left; how much an older had left."),
+    {NULL, NULL, 0, NULL},
+};
+
+#define FIGURE(name, field) \
+    {name, T_LONGLONG, offsetof(MemoryObject, replay) + offsetof(Replay, field), READONLY, NULL}
+
+static PyMemberDef memory_members[] = {
+    FIGURE("allocated", arena.allocated),
+    FIGURE("peak_allocated", arena.peak_allocated),
+    FIGURE("reserved", arena.reserved),
+    FIGURE("peak_reserved", arena.peak_reserved),
+    FIGURE("non_releasable_bytes", arena.non_releasable),
+    FIGURE("peak_non_releasable_bytes", arena.peak_non_releasable),
+    FIGURE("lost", lost),
+    FIGURE("host_peak", host_peak),
+    {"limit_bytes", T_OBJECT, offsetof(MemoryObject, limit), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyMemberDef block_members[] = {
+    {"address", T_LONGLONG, offsetof(BlockObject, address), READONLY, NULL},
+    {"size", T_LONGLONG, offsetof(BlockObject, size), READONLY, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyType_Slot memory_slots[] = {
+    {Py_tp_doc, "torch's caching allocator, simulated, with what a trace's storages are for."},
+    {Py_tp_new, memory_new},
+    {Py_tp_dealloc, memory_dealloc},
+    {Py_tp_methods, memory_methods},
+    {Py_tp_members, memory_members},
+    {0, NULL},
+};
+static PyType_Slot block_slots[] = {
+    {Py_tp_doc, "A piece of a segment."}, {Py_tp_dealloc, block_dealloc}, {Py_tp_members, block_members}, {0, NULL},
+};
+static PyType_Spec memory_spec = {
+    "qlora_planner.memory.allocator.native._native.NativeMemory", sizeof(MemoryObject), 0, Py_TPFLAGS_DEFAULT, memory_slots,
+};
+static PyType_Spec block_spec = {
+    "qlora_planner.memory.allocator.native._native.NativeBlock", sizeof(BlockObject), 0,
+    Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION, block_slots,
+};
+
+static struct PyModuleDef module_def = {
+    PyModuleDef_HEAD_INIT, "_native", "torch's caching allocator and the replay of traces, compiled.", -1,
+    NULL, NULL, NULL, NULL, NULL,
+};
+
+PyMODINIT_FUNC PyInit__native(void) {
+    PyObject *module = PyModule_Create(&module_def);
+    if (module == NULL) return NULL;
+    PyObject *memory = PyType_FromSpec(&memory_spec);
+    block_type = (PyTypeObject *)PyType_FromSpec(&block_spec);
+    if (memory == NULL || block_type == NULL || PyModule_AddObject(module, "NativeMemory", memory) < 0) {
+        Py_XDECREF(memory);
+        Py_DECREF(module);
+        return NULL;
+    }
+    return module;
+}

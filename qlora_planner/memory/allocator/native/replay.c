@@ -1,0 +1,161 @@
+#include "replay.h"
+
+#include <string.h>
+
+static void note_peak(Replay *replay) {
+    if (replay->arena.allocated == replay->arena.peak_allocated)
+        memcpy(replay->at_peak, replay->totals, (size_t)replay->components * sizeof(int64_t));
+}
+
+int32_t replay_malloc(Replay *replay, int64_t size, int component, int stream) {
+    int32_t block = arena_malloc(&replay->arena, size, stream);
+    if (block >= 0) {
+        replay->totals[component] += replay->arena.blocks[block].size;
+        note_peak(replay);
+    }
+    return block;
+}
+
+int replay_free(Replay *replay, int32_t block, int component) {
+    if (block < 0) return 0;
+    replay->totals[component] -= replay->arena.blocks[block].size;
+    return arena_free(&replay->arena, block);
+}
+
+static int end_of(Replay *replay, const Survivor *survivor) {
+    if (survivor->component == REPLAY_ON_HOST) {
+        replay->host_bytes -= survivor->size;
+        return 0;
+    }
+    return replay_free(replay, survivor->block, survivor->component);
+}
+
+static int keep(Survivors *table, Survivor survivor) {
+    for (int32_t i = 0; i < table->count; i++)
+        if (table->items[i].storage == survivor.storage) {
+            table->items[i] = survivor;
+            return 0;
+        }
+    if (arena_grow((void **)&table->items, &table->capacity, table->count + 1, sizeof(Survivor)))
+        return ARENA_NO_MEMORY;
+    table->items[table->count++] = survivor;
+    return 0;
+}
+
+/* Free what `storage` left in a table, or what plays its part there. */
+static int drop(Replay *replay, int64_t table_number, int64_t storage, const Survivors *own) {
+    if (table_number < 0 || table_number >= replay->table_count) {
+        replay->lost++;
+        return 0;
+    }
+    Survivors *table = &replay->tables[table_number];
+    int32_t at = -1;
+    for (int32_t i = 0; i < table->count && at < 0; i++)
+        if (table->items[i].storage == storage) at = i;
+    int64_t part = replay->parts[storage];
+    for (int32_t i = 0; i < table->count && at < 0; i++)
+        if (part >= 0 && replay->parts[table->items[i].storage] == part) at = i;
+    if (at < 0) {
+        replay->lost++;
+        return 0;
+    }
+    Survivor survivor = table->items[at];
+    memmove(&table->items[at], &table->items[at + 1], (size_t)(table->count - at - 1) * sizeof(Survivor));
+    table->count--;
+    if (table == own) replay->is_kept[survivor.storage] = 0;
+    return end_of(replay, &survivor);
+}
+
+static int drop_elsewhere(Replay *replay, const Act *act, int64_t layer, const Survivors *own) {
+    switch (act->where) {
+    case SHARED:
+        if (act->argument != layer) return 0;
+        return drop(replay, act->base, act->storage, own);
+    case EVERY_OUTSIDE:
+        return drop(replay, act->base, act->storage, own);
+    case ALL_OF_A_PART:
+        for (int32_t whole = 0; whole < replay->layer_count; whole++)
+            if (replay->places[whole] == act->argument) {
+                int failed = drop(replay, act->base + 1 + whole, act->storage, own);
+                if (failed) return failed;
+            }
+        return 0;
+    case BESIDE:
+        layer += act->argument;
+        break;
+    default:
+        layer = act->argument;
+    }
+    if (layer >= replay->layer_count) {
+        replay->lost++;
+        return 0;
+    }
+    return drop(replay, act->base + 1 + layer, act->storage, own);
+}
+
+static int play(Replay *replay, const Act *acts, int64_t count, int64_t layer, const Survivors *own, int32_t *births) {
+    Arena *arena = &replay->arena;
+    for (const Act *act = acts; act < acts + count; act++) {
+        Local *local = &replay->here[act->storage];
+        int failed = 0;
+        if (act->kind == BIRTH || act->kind == BIRTH_STREAMED) {
+            int stream = act->kind == BIRTH_STREAMED;
+            if (replay->is_kept[act->storage]) {
+                if (act->component == replay->gradients) { /* added to the gradient that is there, and gone */
+                    int32_t block = arena_malloc(arena, act->size, stream);
+                    if (block < ARENA_NONE) return block;
+                    failed = arena_free(arena, block);
+                }
+            } else {
+                int32_t block = replay_malloc(replay, act->size, (int)act->component, stream);
+                if (block < ARENA_NONE) return block;
+                local->is = (Survivor){(int32_t)act->storage, block, (int32_t)act->component, act->size};
+                local->alive = 1;
+                replay->born[(*births)++] = (int32_t)act->storage;
+            }
+        } else if (act->kind == DEATH) {
+            if (!local->alive) return REPLAY_UNKNOWN;
+            local->alive = 0;
+            failed = end_of(replay, &local->is);
+        } else if (act->kind == DEATH_ELSEWHERE) {
+            failed = drop_elsewhere(replay, act, layer, own);
+        } else if (act->kind == BIRTH_ON_HOST) {
+            local->is = (Survivor){(int32_t)act->storage, ARENA_NONE, REPLAY_ON_HOST, act->size};
+            local->alive = 1;
+            replay->born[(*births)++] = (int32_t)act->storage;
+            replay->host_bytes += act->size;
+            if (replay->host_bytes > replay->host_peak) replay->host_peak = replay->host_bytes;
+        }
+        if (failed) return failed;
+    }
+    return 0;
+}
+
+/* Play a segment for a layer (-1: outside them); `base` is the table of its stage outside the layers. */
+int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer) {
+    Survivors *own = &replay->tables[base + 1 + layer];
+    int32_t births = 0;
+    for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 1;
+    int failed = play(replay, acts, count, layer, own, &births);
+    for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 0;
+    for (int32_t i = 0; i < births; i++) {
+        Local *local = &replay->here[replay->born[i]];
+        if (local->alive && !failed) failed = keep(own, local->is);
+        local->alive = 0;
+    }
+    return failed;
+}
+
+/* Give the older token's table what the newer one's holds, under the storages `before` them; the newer keeps none. */
+int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *before) {
+    Survivors *to = &replay->tables[older], *from = &replay->tables[newer];
+    to->count = 0;
+    for (int32_t i = 0; i < from->count; i++) {
+        Survivor survivor = from->items[i];
+        survivor.storage = (int32_t)before[survivor.storage];
+        if (survivor.storage < 0) return REPLAY_UNKNOWN;
+        if (keep(to, survivor)) return ARENA_NO_MEMORY;
+    }
+    from->count = 0;
+    return 0;
+}

@@ -1,0 +1,57 @@
+/* Segments of a trace, played through the arena: the same as `TraceReplayer._segment` in memory/replay/player.py. */
+
+#ifndef QLORA_PLANNER_REPLAY_H
+#define QLORA_PLANNER_REPLAY_H
+
+#include "arena.h"
+
+#define REPLAY_COMPONENTS 32
+#define REPLAY_UNKNOWN (-4) /* a storage that was never born */
+#define REPLAY_ON_HOST (-1) /* stands in for a component */
+
+/* What a storage that dies away from home is looked for by, in the order of memory/replay/compiled.py. */
+enum { EVERY_OUTSIDE, SHARED, ALL_OF_A_PART, BESIDE, ONE_LAYER };
+
+enum { BIRTH, DEATH, DEATH_ELSEWHERE, BIRTH_ON_HOST, BIRTH_STREAMED };
+
+typedef struct {
+    int64_t kind, storage, size, component, where, base, argument;
+} Act;
+
+typedef struct {
+    int32_t storage, block, component;
+    int64_t size;
+} Survivor;
+
+typedef struct {
+    Survivor *items;
+    int32_t count, capacity;
+} Survivors;
+
+typedef struct {
+    Survivor is;
+    int8_t alive;
+} Local;
+
+typedef struct {
+    Arena arena;
+    int64_t totals[REPLAY_COMPONENTS], at_peak[REPLAY_COMPONENTS];
+    int32_t components, gradients; /* how many there are, and the position of gradients */
+    Survivors *tables;             /* by stage, step, micro-batch and layer */
+    int32_t table_count;
+    Local *here;     /* by storage: what the segment that is played holds */
+    int32_t *born;   /* storages in the order of their births in it */
+    int8_t *is_kept; /* whether its table had the storage beforehand */
+    int32_t storage_count;
+    const int64_t *parts;  /* by storage: those of the same number play the same part; -1: none */
+    const int64_t *places; /* by layer: the traced layer that stands for it */
+    int32_t layer_count;
+    int64_t lost, host_bytes, host_peak;
+} Replay;
+
+int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer);
+int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *before);
+int32_t replay_malloc(Replay *replay, int64_t size, int component, int stream);
+int replay_free(Replay *replay, int32_t block, int component);
+
+#endif

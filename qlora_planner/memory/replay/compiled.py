@@ -1,0 +1,141 @@
+"""The same playing by compiled code: traces packed as it reads them, and a player that leaves segments to it."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import cast
+
+from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+from qlora_planner.memory.allocator.native import NativeMemory
+from qlora_planner.memory.replay.events import (
+    DEATH_ELSEWHERE,
+    HOST,
+    Act,
+    PreparedTrace,
+    whereabouts,
+)
+from qlora_planner.memory.replay.player import GRADIENTS, TraceReplayer, phase_of
+from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
+from qlora_planner.spec.trace import TOKENS, Segment
+
+_Pass = tuple[str, int, int]  # stage, step, micro-batch
+
+
+class _Packing:
+    """Numbers of storages and of passes, the same for all scripts of a run: a later one finds what an earlier one left.
+
+    A pass has a table for each layer, after the one for what lies outside the layers.
+    """
+
+    def __init__(self, scripts: Sequence[PreparedTrace]) -> None:
+        self.storages: dict[int, int] = {}
+        self.bases: dict[_Pass, int] = {}
+        for script in scripts:
+            for segment, acts in script.acts.items():
+                self.bases.setdefault(_pass_of(segment), len(self.bases) * (1 + len(script.tape.places)))
+                for act in acts:
+                    self.storages.setdefault(act[1], len(self.storages))
+        self.tables = len(self.bases) * (1 + max(len(script.tape.places) for script in scripts))
+
+    def parts(self, script: PreparedTrace) -> bytes:
+        """By storage: a number that those have in common which play the same part; -1 for none."""
+        numbers: dict[object, int] = {}
+        parts = array("q", [-1]) * len(self.storages)
+        for storage, origin in script.origins.items():
+            part = (origin.size, origin.rank, origin.end)
+            parts[self.storages[storage]] = numbers.setdefault(part, len(numbers))
+        return parts.tobytes()
+
+    def acts(self, script: PreparedTrace, segment: Segment, acts: Sequence[Act]) -> bytes:
+        """What happens in a segment, seven numbers an act."""
+        storages, packed = self.storages, array("q")
+        for kind, storage, size, component in acts:
+            if kind == DEATH_ELSEWHERE:
+                origin = script.origins[storage]
+                rule, argument = whereabouts(script.tape, origin, segment)
+                base = self.bases[_pass_of(origin.segment)]
+                packed.extend((kind, storages[storage], size, component, rule, base, argument))
+            else:
+                packed.extend((kind, storages[storage], size, component, 0, 0, 0))
+        return packed.tobytes()
+
+
+def _pass_of(segment: Segment) -> _Pass:
+    return segment.stage, segment.step, segment.micro_step
+
+
+class NativeReplayer(TraceReplayer):
+    """One playing by compiled code; `memory` is what `native_memory` gives."""
+
+    def __init__(
+        self,
+        memory: CachingAllocator,
+        script: PreparedTrace,
+        components: Sequence[int],
+        before: Sequence[PreparedTrace] = (),
+    ) -> None:
+        super().__init__(memory, script, components)
+        self._native = cast("NativeMemory", memory)
+        self._native.start(GRADIENTS, *components)
+        self._packing = _Packing((script, *before))
+        self._used: PreparedTrace | None = None
+        self._packed: dict[Segment, bytes] = {}
+        self._outlived = 0  # what tokens left that no later one freed
+
+    def _begin(self) -> None:
+        self._native.begin()
+
+    def _components_at_peak(self) -> tuple[int, ...]:
+        return self._native.components()
+
+    def _note(self, phase: str) -> None:
+        super()._note(phase)
+        self.lost, self.host_peak = self._native.lost + self._outlived, self._native.host_peak
+
+    def _malloc(self, size: int, component: int) -> Block | None:
+        return self._native.take(size, component)
+
+    def _free(self, block: Block | None, component: int) -> None:
+        assert component != HOST
+        self._native.give(block, component)
+
+    def _segment(self, segment: Segment, layer: int) -> None:
+        if self.script is not self._used:
+            self._use(self.script)
+        acts = self._packed.get(segment)
+        if acts is None:
+            acts = self._packed[segment] = self._packing.acts(self.script, segment, self.script.acts[segment])
+        self._native.segment(acts, self._packing.bases[_pass_of(segment)], layer)
+
+    def _use(self, script: PreparedTrace) -> None:
+        self._used, self._packed = script, {}
+        places = array("q", script.tape.places).tobytes()
+        self._native.use(self._packing.parts(script), places, self._packing.tables)
+
+    def _later_tokens(self, token: Sequence[tuple[Segment, int]]) -> None:
+        growth = growth_of(self.script.tape)
+        step, micro_step = token[0][0].step, token[0][0].micro_step
+        storages = self._packing.storages
+        before = array("q", [-1]) * len(storages)
+        for storage, earlier in growth.before.items():
+            if storage in storages and earlier in storages:
+                before[storages[storage]] = storages[earlier]
+        earlier_numbers = before.tobytes()
+        bases = [self._packing.bases[stage, step, micro_step] for stage in TOKENS]
+        traced = self.script
+        if traced is not self._used:
+            self._use(traced)
+        self._begin()
+        for number in later_tokens(traced.tape):
+            for layer in {layer for _, layer in token}:
+                for at, (older, newer) in enumerate(pairwise(base + 1 + layer for base in bases)):
+                    left = self._native.age(older, newer, earlier_numbers)
+                    self._outlived += left if at == 0 else 0
+            grown = replace(traced, acts=acts_at(traced, growth, number))
+            packed = {segment: self._packing.acts(grown, segment, acts) for segment, acts in grown.acts.items()}
+            for segment, layer in token:
+                self._native.segment(packed[segment], self._packing.bases[_pass_of(segment)], layer)
+        self._note(phase_of(token[0][0]))

@@ -1,0 +1,115 @@
+"""The compiled allocator and replay, beside their Python twins: the same figures to the byte."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
+from qlora_planner.memory.allocator.expandable import ExpandableAllocator
+from qlora_planner.memory.allocator.native import native_memory
+from qlora_planner.memory.replay import simulate
+from qlora_planner.session import Session
+from qlora_planner.spec.run import RunConfig
+
+if native_memory(None) is None:
+    pytest.skip(
+        "nothing is compiled here: `pip install .` or `make native` does, with a C compiler", allow_module_level=True
+    )
+
+MIB = 1 << 20
+EXPANDABLE = "expandable_segments:True"
+COUNTERS = (
+    "allocated", "peak_allocated", "reserved", "peak_reserved", "non_releasable_bytes", "peak_non_releasable_bytes",
+)  # fmt: skip
+
+
+def counters(memory: CachingAllocator) -> tuple[int, ...]:
+    return tuple(getattr(memory, name) for name in COUNTERS)
+
+
+def some_size(draw: random.Random) -> int:
+    return draw.choice([0, 1, 512, 513, 40_000, MIB, MIB + 1, draw.randint(1, 9 * MIB), draw.randint(1, 90 * MIB)])
+
+
+@pytest.mark.parametrize("limit_bytes", [None, 900 * MIB], ids=["unlimited", "limited"])
+@pytest.mark.parametrize("expandable", [False, True], ids=["segments", "expandable"])
+@pytest.mark.parametrize("seed", range(4))
+def test_any_order_of_calls_leaves_the_same_counters(expandable: bool, limit_bytes: int | None, seed: int) -> None:
+    draw = random.Random(seed)
+    ours = (ExpandableAllocator if expandable else CachingAllocator)(limit_bytes=limit_bytes)
+    theirs = native_memory(limit_bytes, expandable=expandable)
+    assert theirs is not None
+    alive: list[tuple[Any, Any]] = []
+    refused = 0
+    for _ in range(3_000):
+        what = draw.random()
+        if what < 0.55 or not alive:
+            size, stream = some_size(draw), draw.choice([0, 0, 0, 1, 2])
+            try:
+                block = ours.malloc(size, stream)
+            except OutOfMemory as error:
+                refused += 1
+                with pytest.raises(OutOfMemory) as raised:
+                    theirs.malloc(size, stream)
+                assert vars(raised.value) == vars(error)
+                continue
+            twin = theirs.malloc(size, stream)
+            assert (block and (block.address, block.size)) == (twin and (twin.address, twin.size))
+            alive.append((block, twin))
+        elif what < 0.97:
+            block, twin = alive.pop(draw.randrange(len(alive)))
+            ours.free(block)
+            theirs.free(twin)
+        elif what < 0.99:
+            ours.empty_cache()
+            theirs.empty_cache()
+        else:
+            ours.reset_peaks()
+            theirs.reset_peaks()
+        assert counters(ours) == counters(theirs)
+    assert bool(refused) == (limit_bytes is not None)
+
+
+RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "usual": ("meta-llama/Llama-3.2-1B", "h200", {}),
+    "accumulated": ("Qwen/Qwen2.5-0.5B", "h200", {"grad_accum": 4}),
+    "expandable": ("google/gemma-2-2b", "h200", {"alloc_conf": EXPANDABLE}),
+    "capped": ("meta-llama/Llama-3.2-1B", "rtx-3060", {"seq_len": 8192}),
+    "capped-expandable": ("meta-llama/Llama-3.2-1B", "rtx-3060", {"seq_len": 8192, "alloc_conf": EXPANDABLE}),
+    "transformers": ("Qwen/Qwen2.5-0.5B", "h200", {"trainer": "hf-trainer", "padding": False}),
+    "whole-layers": ("Qwen/Qwen2.5-7B", "h200", {"gradient_checkpointing": False}),
+    "full": ("Qwen/Qwen2.5-0.5B", "h200", {"method": "full"}),
+    "offloaded": ("Qwen/Qwen2.5-0.5B", "h200", {"activation_offloading": True}),
+    "conv1d": ("openai-community/gpt2", "h200", {"seq_len": 512}),
+    "ddp": ("meta-llama/Llama-3.2-1B", "2xh200", {"trainer": "hf-trainer", "padding": False, "upcast": False}),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_is_estimated_alike(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, card, options = RUNS[name]
+    run = RunConfig(**({"seq_len": 2048, "batch_size": 1} | options))
+    answers = []
+    for native in ("auto", "never"):
+        monkeypatch.setenv("QLORA_PLANNER_NATIVE", native)
+        monkeypatch.setattr(simulate, "_remembered", {})
+        answers.append(Session(stored_only=True).open(model, card).estimate(run))
+    compiled, plain = answers
+    assert compiled.method == "traced"
+    assert compiled == plain
+
+
+def test_batches_of_other_widths_before_are_played_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = RunConfig(seq_len=2048, batch_size=1)
+    answers = []
+    for native in ("auto", "never"):
+        monkeypatch.setenv("QLORA_PLANNER_NATIVE", native)
+        monkeypatch.setattr(simulate, "_remembered", {})
+        opened = Session(stored_only=True).open("Qwen/Qwen2.5-0.5B", "h200")
+        answers.append(opened.estimate(replace(run, padding=False), widths=[[700, 2048, 1300], [1999, 40]]))
+    assert answers[0] == answers[1]
+    assert answers[0].peak.reserved_bytes > answers[0].peak.allocated_bytes
