@@ -22,9 +22,16 @@ KINDS = ("plan", "axolotl", "llama-factory", "trl")
 @click.argument("file")
 @click.option("--format", "kind", cls=SectionOption, type=click.Choice(KINDS), help="What FILE is (its keys tell).")
 @click.option("--model", cls=SectionOption, metavar="MODEL", help="Take this model in place of the file's.")
+@click.option(
+    "--accelerate-config",
+    "launch",
+    cls=SectionOption,
+    metavar="YAML",
+    help="How accelerate launches FILE on several cards.",
+)
 @card_options()
 @output_options()
-def command(file: str, kind: str | None, model: str | None, **given: Any) -> int:
+def command(file: str, kind: str | None, model: str | None, launch: str | None, **given: Any) -> int:
     """Whether FILE, a plan or a config of axolotl, LLaMA-Factory or TRL, fits; and the smallest change that makes it.
 
     Without --gpu a plan is checked against its own card. Exits with 1 when it does not fit or will not run, with 5 when
@@ -34,6 +41,10 @@ def command(file: str, kind: str | None, model: str | None, **given: Any) -> int
     from qlora_planner.exchange.configs import read_config
 
     reading = read_config(file, kind)
+    if launch is not None:
+        from qlora_planner.exchange.several_cards.on_cards import launched
+
+        reading = launched(reading, launch)
     card = _card(reading, given, output)
     opened = output.session.on(card).open(model or reading.model_id)
     from qlora_planner.session.check import check_reading

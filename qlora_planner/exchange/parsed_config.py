@@ -7,9 +7,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qlora_planner.catalog import OPTIMIZERS
+from qlora_planner.catalog.parallel import DDP
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.effects import OPTIMIZER, Effect, either
 from qlora_planner.exchange.effects import OPTIMIZERS as UNCOUNTED
+from qlora_planner.exchange.several_cards.sharing import Decision, Sharing
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.record import record
 from qlora_planner.spec.faults import refuse
@@ -40,6 +42,9 @@ class Reading:
     `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
     `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`. `stand_in` answers where `run` is
     not traced; `casts_while_preparing` says why 16-bit weights are float32 for a moment before adapters are added.
+    `settled` are codes of problems that the file or its tool takes care of.
+    `sharing` is what the file says of several cards: see `exchange.several_cards.on_cards`; `stored` is the dtype that
+    4-bit weights lie in, with what decided it.
     """
 
     format: str
@@ -56,6 +61,9 @@ class Reading:
     loss_stands_in: bool = False
     stand_in: StandIn | None = None
     casts_while_preparing: str | None = None
+    sharing: Sharing | None = None
+    stored: Decision | None = None
+    settled: tuple[str, ...] = ()
 
     def keys_to_dict(self) -> dict[str, Any]:
         """The four kinds, JSON-ready."""
@@ -80,6 +88,8 @@ class Config:
     trains_embeddings: bool = False
     loss_stands_in: bool = False
     casts_while_preparing: str | None = None
+    sharing: Sharing | None = None
+    stored: Decision | None = None
     instead: dict[str, Any] = field(default_factory=dict)
     off_by: list[Unmodelled] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -89,6 +99,13 @@ class Config:
         if key in self.raw:
             self.seen[key] = None
         return self.raw.get(key)
+
+    def asked(self, key: str) -> Any:
+        """The value where it asks for something; a key that is switched off decides nothing."""
+        value = self.get(key)
+        if not value:
+            self.seen.pop(key, None)
+        return value or None
 
     def flag(self, key: str, default: bool = False) -> bool:
         """A switch."""
@@ -203,6 +220,11 @@ class Config:
         self.instead.update(changes)
         self.off_by.append(_unmodelled(name, effect))
 
+    def _settled(self, tool: str) -> tuple[str, ...]:
+        """Where nothing looks for unused parameters, which LLaMA-Factory (hparams/parser.py) switches off for LoRA."""
+        off = self.raw.get("ddp_find_unused_parameters") is False or tool == "llama-factory"
+        return ("ddp-reentrant",) if off else ()
+
     def finish(
         self,
         tool: str,
@@ -219,6 +241,11 @@ class Config:
         A key that decides nothing here, as an adapter's rank without an adapter, is ignored; one that is null,
         false or empty asks for nothing, whatever it could ask for. Raises InputError naming the file and all faults.
         """
+        if self.sharing is not None:
+            for key in self.sharing.keys:
+                self.seen[key] = None
+                if self.sharing.strategy != DDP:  # on one card it is the run itself
+                    self.leave(key, either(self.sharing.on_one_card))
         ignored: list[str] = []
         unknown: list[str] = []
         for key, value in self.raw.items():
@@ -250,6 +277,9 @@ class Config:
             loss_stands_in=self.loss_stands_in,
             stand_in=StandIn(changes=self.instead, unmodelled=tuple(self.off_by)) if self.instead else None,
             casts_while_preparing=self.casts_while_preparing,
+            sharing=self.sharing,
+            stored=self.stored,
+            settled=self._settled(tool),
         )
 
 

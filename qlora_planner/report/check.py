@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from qlora_planner.memory import MemoryEstimate
-from qlora_planner.report.estimate import headline, problems, render_components
+from qlora_planner.report.estimate import headline, phase_lines, problems, render_components
 from qlora_planner.report.parts.labels import card_line, cards_line, gib, recipe
 from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.machine import GpuSpec
@@ -58,6 +58,8 @@ def render_check(
     """The whole screen. `fixes` are changes, the least harmful first, each with the keys to write."""
     lines = [*headline(estimate, gpu, theme), [], *_about(estimate, gpu, theme)]
     sections = [_reading(estimate, read, theme), _fixes(estimate, fixes, theme)]
+    if estimate.machine is not None and estimate.machine.world > 1:
+        sections.insert(0, phase_lines(estimate, theme))
     if explain:
         sections.append(render_components(estimate, theme))
     sections.append(problems(estimate, theme))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from qlora_planner.catalog.parallel import BOUNDED
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory import Fit, MemoryEstimate
 from qlora_planner.memory.records import STORED_QUANTIZED, ModelFacts, weakest
@@ -48,7 +49,7 @@ def render_estimate(
     With `explain`, each component in exact bytes with its reason, adding up to the peak.
     """
     lines = [*headline(estimate, gpu, theme), [], *_about(estimate, gpu, theme), []]
-    lines += _phases(estimate, theme)
+    lines += phase_lines(estimate, theme)
     lines.append([])
     lines += render_components(estimate, theme) if explain else _components(estimate, theme)
     for part in (chosen(estimate, theme), problems(estimate, theme), _beside(estimate, theme)):
@@ -120,6 +121,8 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
         return [*fit.reasons, f"{_if_it_ran(estimate)}: peak {peak} of {format_gib(usable)} usable"]
     odds = f"chance of running out {chance(fit.probability_oom)}"
     taken = f"at most {format_risk(fit.risk)} passes (--risk)"
+    if estimate.run.parallel in BOUNDED and fit.probability_oom is None:
+        return [*left_out, *fit.reasons]
     if fit.verdict == "does-not-fit" and floor <= usable:
         needs = f"needs about {format_gib(floor)} of the {format_gib(usable)} usable, which is not sure enough"
         return [*left_out, f"{needs}: {odds}; {taken}"]
@@ -189,7 +192,8 @@ def _about(estimate: MemoryEstimate, gpu: GpuSpec | None, theme: Theme) -> Itera
         yield from theme.wrap(speed, 6, "speed", first_style="dim")
 
 
-def _phases(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+def phase_lines(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
+    """Each phase of a card in MiB."""
     widths, left = (17, 11, 11, 11, 8), frozenset({0, 4})
     heads = ("phase", "allocated", "reserved", "device", "MiB")
     yield columns([(head, "dim") for head in heads], widths, left)

@@ -51,11 +51,21 @@ class Check:
             "fix": {"smallest": rows[0], "runner_up": rows[1] if len(rows) > 1 else None} if rows else None,
             "keys": self.reading.keys_to_dict(),
             "notes": list(self.reading.notes),
+            **({} if self.estimate.run.parallel is None else {"decided": self._decided()}),
         }
+
+    def _decided(self) -> dict[str, Any]:
+        """Which key decided what of how several cards share the run, by the option."""
+        sharing = self.reading.sharing
+        decided = () if sharing is None else sharing.decided
+        return {item.option: {"value": item.value, "key": item.key} for item in decided}
 
 
 def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelOnCard) -> Check:
     """The answer for a file that was read, of which `opened` is the model on the card."""
+    from qlora_planner.exchange.several_cards.on_cards import on_cards
+
+    reading = on_cards(reading, opened.budget.world)
     _tell_left_out(reading, opened)
     estimates = Estimates(opened)
     reading, estimate = judged(reading, estimates)
@@ -82,7 +92,23 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
         reading = standing_in(reading)
         estimate = estimates.full(reading.run)
     things = (*reading.unmodelled, *_while_preparing(reading, estimate, estimates))
+    if estimate.run.parallel is not None:
+        estimate, beyond = _shared(reading, estimate)
+        things = (*things, *beyond)
     return reading, qualified(estimate, things)
+
+
+def _shared(reading: Reading, estimate: MemoryEstimate) -> tuple[MemoryEstimate, tuple[Unmodelled, ...]]:
+    """The estimate with what the file's own settings for several cards run into, and what it leaves out of them."""
+    from qlora_planner.memory.verdict import with_problems
+
+    sharing = reading.sharing
+    if sharing is None:
+        return with_problems(estimate, (), reading.settled), ()
+    without = {*reading.settled, *(problem.code for problem in sharing.problems)}
+    without |= {"full-state-dict"} if sharing.saves_whole else set()
+    things = tuple(beyond.of(estimate) for beyond in sharing.beyond)
+    return with_problems(estimate, sharing.problems, without), things
 
 
 def _while_preparing(reading: Reading, estimate: MemoryEstimate, estimates: Estimates) -> tuple[Unmodelled, ...]:

@@ -66,6 +66,11 @@ USED: Mapping[str, str] = {
     "liger_glu_activation": "liger",
     "liger_swiglu": "liger",
     "liger_fused_linear_cross_entropy": "liger; alone, a loss without whole logits",
+    "fsdp": "parallel, on several cards: fsdp1 or fsdp2 by fsdp_version",
+    "fsdp_config": "how FSDP shares, offloads and loads",
+    "fsdp_version": "parallel: 2 is fsdp2, 1 and none are fsdp1",
+    "deepspeed": "parallel: zero2 or zero3 by the stage in the file that it names",
+    "ddp": "parallel: ddp",
 }
 
 _LOSS = "another loss than a language model's, over other rows"
@@ -77,12 +82,10 @@ _GENERATES = "generates beside training"
 RL = either("preference or reward training: other rows, a reference pass, another loss")
 # Key -> what it does that is not in the estimate. It counts only where it is switched on.
 NOT_MODELLED: Mapping[str, Effect] = rows((
-    ("deepspeed deepcompile", either("DeepSpeed shards and offloads, which is not planned here")),
-    ("fsdp fsdp_config", either("FSDP shards over several cards, which is not planned here")),
-    ("fsdp_version", either("FSDP shards over several cards, which is not planned here", SLIGHT)),
+    ("deepcompile", either("DeepSpeed's compiler decides what is kept")),
     ("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size dp_shard_size",
      either(_SEVERAL, off=(1,))),
-    ("dp_replicate_size ddp", more("each card holds all of it, and buckets of gradients beside them", 0.1, off=(1,))),
+    ("dp_replicate_size", more("each card holds all of it, and buckets of gradients beside them", 0.1, off=(1,))),
     ("trl ebft vllm", either("options of preference and reward training")),
     ("reward_model process_reward_model num_labels kd_trainer trainer_cls use_eaft", either(_LOSS)),
     ("torch_compile", either("the compiler decides what is kept")),

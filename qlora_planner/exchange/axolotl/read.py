@@ -20,6 +20,7 @@ from qlora_planner.exchange.axolotl.keys import (
 )
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.several_cards.tools import of_axolotl
 from qlora_planner.text import listed, quoted
 
 FORMAT = "axolotl"
@@ -73,6 +74,7 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
         config.casts_while_preparing = f"embeddings and head in float32 while preparing{since}"
     options |= _preference(config)
     _own_kernels(config, options)
+    of_axolotl(config, options)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
     )

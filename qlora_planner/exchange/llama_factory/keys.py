@@ -54,6 +54,9 @@ USED: Mapping[str, str] = {
     "do_eval": "whether it evaluates",
     "val_size": "evaluation, with eval_strategy or do_eval",
     "eval_dataset": "evaluation, with eval_strategy or do_eval",
+    "deepspeed": "parallel, on several cards: zero2 or zero3 by the stage in the file that it names",
+    "fsdp": "parallel: fsdp2, or fsdp1 where fsdp_config says version 1",
+    "fsdp_config": "how FSDP shares, offloads and loads",
 }
 
 _SEVERAL = "several cards share the work, which is not planned here"
@@ -61,8 +64,7 @@ _IMAGES = "rows may hold images, each of hundreds to thousands of tokens"
 
 # Key -> what it does that is not in the estimate. It counts only where it is switched on.
 NOT_MODELLED: Mapping[str, Effect] = rows((
-    ("deepspeed", either("DeepSpeed shards and offloads, which is not planned here")),
-    ("fsdp fsdp_config parallelism_config", either("FSDP shards over several cards, which is not planned here")),
+    ("parallelism_config", either(_SEVERAL)),
     ("use_mca use_megatron_bridge use_hyper_parallel hyper_parallel_args", either(_SEVERAL)),
     ("ray_num_workers", either(_SEVERAL, off=(1,))),
     ("use_v1_kernels use_kt", either("other code than PEFT's")),

@@ -9,6 +9,7 @@ from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, traine
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.several_cards.tools import of_transformers
 from qlora_planner.exchange.trl import keys as trl_keys
 
 FORMAT = "llama-factory"
@@ -70,9 +71,17 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     options |= _packing(config, stage)
     options |= _preference(config, row)
     options |= _evaluation(config)
+    of_transformers(config, options, "LLaMA-Factory", stored(options))
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
     )
+
+
+def stored(options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The dtype that 4-bit weights are stored in (model/model_utils/quantization.py), and what decides it."""
+    if options.get("quant") not in ("nf4", "fp4"):
+        return None
+    return options.get("compute_dtype") or "bfloat16", "LLaMA-Factory, which stores 4-bit weights in the compute dtype"
 
 
 def _preference(config: Config, row: TrainerRow | None) -> dict[str, Any]:

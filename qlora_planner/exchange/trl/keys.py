@@ -44,6 +44,12 @@ USED: Mapping[str, str] = {
     "eval_strategy": "whether it evaluates",
     "per_device_eval_batch_size": "eval_batch_size; 8 where it is absent",
     "loss_type": "a language model's own loss (nll) or another",
+    "bnb_4bit_quant_storage": "quant_storage, on several cards; uint8 where it is absent",
+    "accelerate_config": "parallel, on several cards: one of trl's own names, or a file of accelerate's",
+    "num_processes": "parallel: ddp, where nothing else shares the run",
+    "deepspeed": "parallel: zero2 or zero3 by the stage in the file that it names",
+    "fsdp": "parallel: fsdp2, or fsdp1 where fsdp_config says version 1",
+    "fsdp_config": "how FSDP shares, offloads and loads",
 }
 
 _OTHER_VERB = "a key of TRL's preference and reward training, whose rows and losses are others"
@@ -54,10 +60,7 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("beta num_generations max_completion_length max_prompt_length reward_funcs reward_model_name_or_path"
      " desirable_weight undesirable_weight precompute_ref_log_probs ref_model_init_kwargs use_vllm vllm_mode"
      " num_ppo_epochs teacher_model_name_or_path sft_model_path loss_weights num_iterations", either(_OTHER_VERB)),
-    ("deepspeed", either("DeepSpeed shards and offloads, which is not planned here")),
-    ("fsdp fsdp_config parallelism_config", either("FSDP shards over several cards, which is not planned here")),
-    ("accelerate_config", either(_SEVERAL, off=("single_gpu",))),
-    ("num_processes", either(_SEVERAL, off=(1,))),
+    ("parallelism_config", either(_SEVERAL)),
     ("torch_compile", either("the compiler decides what is kept")),
     ("auto_find_batch_size", less("the batch is halved while it does not fit")),
     ("optim_target_modules", either("the optimizer projects gradients")),
@@ -67,7 +70,6 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("eval_packing", either("evaluation in other rows", SLIGHT)),
     ("label_smoothing_factor", more("another loss over the logits")),
     ("liger_kernel_config", either("a part of Liger alone", 0.5)),
-    ("bnb_4bit_quant_storage", either("weights are stored in another dtype, in as many bytes", SLIGHT)),
 ))  # fmt: skip
 
 # Known, and they take no memory on the card.

@@ -8,6 +8,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.effects import either, more
 from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.several_cards.tools import of_transformers
 from qlora_planner.exchange.trl import keys as trl_keys
 from qlora_planner.exchange.trl.keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
 
@@ -53,9 +54,20 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     loss = config.text("loss_type", "nll")
     if loss not in _SFT_LOSSES:
         config.leave("loss_type", either("another loss than a language model's own"))
+    of_transformers(config, options, "trl", stored(config, options))
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
     )
+
+
+def stored(config: Config, options: Mapping[str, Any]) -> tuple[str, str] | None:
+    """The dtype that 4-bit weights are stored in (trl/trainer/utils.py), and what decides it."""
+    named = config.text("bnb_4bit_quant_storage")
+    if options.get("quant") not in ("nf4", "fp4"):
+        return None
+    if named is None:
+        return "uint8", "TRL without bnb_4bit_quant_storage"
+    return named.removeprefix("torch."), "bnb_4bit_quant_storage"
 
 
 def _method(config: Config) -> dict[str, Any]:
