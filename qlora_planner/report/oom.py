@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from qlora_planner.catalog.parallel import strategy_row
 from qlora_planner.diagnose.oom import OomReport
 from qlora_planner.diagnose.oom.against_plan import Against
 from qlora_planner.report.check import Fix
@@ -14,14 +15,26 @@ from qlora_planner.units import format_gib, format_size
 
 
 def render_oom(
-    report: OomReport, theme: Theme, compared: Against | None = None, fixes: Sequence[Fix] = (), verdict: str = ""
+    report: OomReport,
+    theme: Theme,
+    compared: Against | None = None,
+    fixes: Sequence[Fix] = (),
+    verdict: str = "",
+    shared: tuple[str, int] | None = None,
 ) -> str:
-    """The whole screen. `verdict` is what the plan's estimate says on the card, `fixes` the least harmful first."""
+    """The whole screen. `verdict` is what the plan's estimate says on the card, `fixes` the least harmful first.
+
+    `shared` is the strategy of a plan for several cards, and their number.
+    """
     lines: list[Line] = [[(headline(report), "bold red")], []]
     for label, text in facts(report, planned=compared is not None and bool(compared.tensors)):
         lines += theme.wrap(text, 10, label, first_style="dim")
     if compared is not None:
         lines.append([])
+        if shared is not None:
+            strategy, world = shared
+            text = f"{world} cards, {strategy_row(strategy).label}; the plan's figures are one card's share"
+            lines += theme.wrap(text, 10, "cards", first_style="dim")
         for label, text in _beside(report, compared, verdict):
             lines += theme.wrap(text, 10, label, first_style="dim")
     hints = list(advice(report, general=not fixes))

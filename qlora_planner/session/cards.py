@@ -62,8 +62,14 @@ class PlannedCard:
 
 def card_of_plan(gpu: Mapping[str, Any]) -> tuple[str, int]:
     """The card that a plan file names as it can be typed, with their number, and how many nodes have as many."""
-    count, nodes = (value if isinstance(value := gpu.get(name), int) else 1 for name in ("count", "nodes"))
+    count, nodes = number_of_plan(gpu)
     return f"{count}x{gpu['name']}" if count > 1 else str(gpu["name"]), nodes
+
+
+def number_of_plan(gpu: Mapping[str, Any]) -> tuple[int, int]:
+    """How many cards a plan file has in each node, and how many nodes."""
+    count, nodes = (value if isinstance(value := gpu.get(name), int) else 1 for name in ("count", "nodes"))
+    return count, nodes
 
 
 def is_local(text: str) -> bool:

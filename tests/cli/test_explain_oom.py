@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qlora_planner import RunConfig, estimate, load_gpu, load_model
+from qlora_planner import RunConfig, Session, estimate, load_gpu, load_model
 from qlora_planner.diagnose.oom.against_plan import asked_for, tensors_of
 from qlora_planner.units import GIB, MIB
 from tests.cli.conftest import Invoke, Process
@@ -87,6 +87,26 @@ def test_within_the_plan_it_blames_the_room(invoke: Invoke, log: Path, plan: Pat
     text = " ".join(result.stdout.split())
     assert "tensors were within it: 5.96 GiB of" in text
     assert "nvidia-smi shows whose" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "planned_mib"), [({"parallel": "ddp"}, 6867), ({"parallel": "fsdp2", "load_on": "gpu"}, 8229)], ids=str
+)
+def test_a_plan_for_several_cards_is_compared_by_what_one_of_them_holds(
+    log: Path, tmp_path: Path, options: dict[str, Any], planned_mib: int
+) -> None:
+    """An 8B on two cards, at wrapping, measured: 6,866.6 under DDP, 8,228.8 under FSDP2."""
+    path = tmp_path / "plan.json"
+    run = RunConfig(optimizer="adamw_torch_fused" if options["parallel"] == "fsdp2" else "paged_adamw_8bit", **options)
+    gpu = {"name": "rtx-4090", "count": 2}
+    document = {"schema": "qlora-plan/plan/1", "model": {"id": "llama-3.1-8b"}, "gpu": gpu, "run": run.to_dict()}
+    path.write_text(json.dumps(document))
+    answer = Session(stored_only=True).explain_oom(str(log), plan=str(path))
+    beside: dict[str, Any] = answer.to_dict()["plan"]
+    assert beside["planned_bytes"] / MIB == pytest.approx(planned_mib, rel=0.002)
+    assert (beside["parallel"], beside["cards"]) == (options["parallel"], 2)
+    label = {"ddp": "DDP", "fsdp2": "FSDP2"}[options["parallel"]]
+    assert f"2 cards, {label}; the plan's figures are one card's share" in " ".join(str(answer).split())
 
 
 @pytest.mark.parametrize(

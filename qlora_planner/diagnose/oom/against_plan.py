@@ -44,7 +44,8 @@ class Against:
 
 def against(report: OomReport, estimate: MemoryEstimate, dims: Mapping[str, int]) -> Against:
     """`report` beside the estimate of the run that it failed in; `dims` are the sizes of the model's config."""
-    planned = estimate.peak.allocated_bytes
+    # The highest moment of the device need not be that of the tensors: a card that wraps a model caches what it freed.
+    planned = max([estimate.peak.allocated_bytes, *(phase.allocated_bytes or 0 for phase in estimate.phases)])
     tried = None
     if report.allocated_bytes is not None and report.requested_bytes is not None and not report.senseless:
         tried = report.allocated_bytes + report.requested_bytes

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.diagnose.log_file import read_log
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.session.cards import LOCAL, PlannedCard
+from qlora_planner.session.cards import LOCAL, PlannedCard, number_of_plan
 from qlora_planner.session.views import attribute_of, shown
 from qlora_planner.text import plain
 
@@ -23,11 +23,14 @@ if TYPE_CHECKING:
 @record
 class BesidePlan:
     """How the failed run stands to its plan: what was more than planned, the changes by which the next one fits, and
-    the plan's own verdict ("" where it had none)."""
+    the plan's own verdict ("" where it had none). `strategy` and `world` are of a plan for several cards, whose figures
+    are each card's; None and 1 on one."""
 
     compared: Against
     fixes: tuple[Remedy, ...]
     verdict: str
+    strategy: str | None = None
+    world: int = 1
 
 
 @record
@@ -48,7 +51,9 @@ class OomAnswer:
 
         if self.planned is None:
             return render_oom(self.report, theme)
-        return render_oom(self.report, theme, self.planned.compared, list(self.planned.fixes), self.planned.verdict)
+        planned = self.planned
+        whose = None if planned.strategy is None else (planned.strategy, planned.world)
+        return render_oom(self.report, theme, planned.compared, list(planned.fixes), planned.verdict, whose)
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import text_html
@@ -69,6 +74,7 @@ class OomAnswer:
             else {
                 **planned.compared.to_dict(),
                 "verdict": planned.verdict or None,
+                **({} if planned.strategy is None else {"parallel": planned.strategy, "cards": planned.world}),
                 "fixes": [fix.to_dict() for fix in planned.fixes],
             },
         }
@@ -131,7 +137,10 @@ def _beside_plan(session: Session, file: str, report: OomReport) -> BesidePlan |
         more = min(card.gpu.memory_bytes - 1, card.reserve_bytes + compared.excess_bytes)
         estimates = Estimates(session.on(replace(card, reserve_bytes=more)).open(profile))
         needed = estimates.full(plan.run)
-    return BesidePlan(compared=compared, fixes=tuple(fixes_for(needed, estimates)), verdict=estimate.verdict or "")
+    return BesidePlan(
+        compared=compared, fixes=tuple(fixes_for(needed, estimates)), verdict=estimate.verdict or "",
+        strategy=estimate.run.parallel, world=card.world,
+    )  # fmt: skip
 
 
 def _card_that_failed(session: Session, gpu: Any, report: OomReport) -> PlannedCard:
@@ -153,6 +162,8 @@ def _card_that_failed(session: Session, gpu: Any, report: OomReport) -> PlannedC
         spec = session.gpu(f"{capacity >> 20}MiB")
     # CUDA's own total counts the driver's part as used by nobody; what is left of it others hold.
     others = report.others_bytes or 0
+    count, nodes = number_of_plan(gpu or {})
     return PlannedCard(
-        gpu=spec, reserve_bytes=min(others, spec.memory_bytes - 1), cap_bytes=report.allowed_bytes, asked=spec.name
-    )
+        gpu=spec, reserve_bytes=min(others, spec.memory_bytes - 1), cap_bytes=report.allowed_bytes, asked=spec.name,
+        count=count, nodes=nodes,
+    )  # fmt: skip
