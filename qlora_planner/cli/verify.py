@@ -19,7 +19,7 @@ from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from, stand_in_from
 from qlora_planner.errors import InputError
-from qlora_planner.session.measuring.this_card import check_packages, this_card_as
+from qlora_planner.session.measuring.this_card import check_one_card, check_packages, this_card_as
 from qlora_planner.session.measuring.verify import check_amount, run_of_file, verify
 
 DEVICES = ("cuda", "cpu")
@@ -48,6 +48,7 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     session = output.session
     named, run = run_of_file(model, explicit_run_options(given))
     check_amount(run, steps)
+    check_one_card(run)
     check_packages(run)
     here = None
     if device == "cuda":

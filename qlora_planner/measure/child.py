@@ -14,8 +14,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -25,24 +25,35 @@ from qlora_planner.measure import process
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import environment
+from qlora_planner.train.ranks import Ranks
 
 _EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}
 # The sampler reads fifty times a second; nobody watches more often than this.
 _MEMORY_LINES_S = 0.25
 
 
-class Lines:
-    """Progress as JSON lines; several threads may tell."""
+# What every rank tells; of the rest the first rank's is enough.
+_OF_EACH_RANK = ("rank", "memory", "refused", "result")
 
-    def __init__(self, out: TextIO) -> None:
+
+class Lines:
+    """Progress as JSON lines; several threads may tell, and several `ranks` into one pipe, each by its number."""
+
+    def __init__(self, out: TextIO, ranks: Ranks | None = None, turn: Path | None = None) -> None:
         self._out, self._lock = out, threading.Lock()
         self._started = time.monotonic()
         self._last_memory = 0.0
+        self._rank = None if ranks is None or ranks.world == 1 else ranks.rank
+        self._turn = turn
 
     def tell(self, event: str, fields: Mapping[str, Any]) -> None:
-        """Write one line, unless it is a memory reading too soon after another."""
+        """Write one line, unless it is a memory reading too soon after another, or the first rank's to tell."""
         elapsed = time.monotonic() - self._started
-        with self._lock:
+        if self._rank is not None:
+            if self._rank and event not in _OF_EACH_RANK:
+                return
+            fields = {**fields, "rank": self._rank}
+        with self._lock, self._whole():
             if event == "memory":
                 if elapsed - self._last_memory < _MEMORY_LINES_S:
                     return
@@ -51,6 +62,18 @@ class Lines:
                 print(
                     json.dumps({"event": event, "elapsed_s": round(elapsed, 3), **fields}), file=self._out, flush=True
                 )
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """A pipe takes 4 KiB at once: where others write to it too, longer lines need a turn, held on a file."""
+        if self._rank is None or self._turn is None or sys.platform == "win32":
+            yield
+            return
+        import fcntl
+
+        with self._turn.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            yield
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -95,10 +118,10 @@ def read_specification(path: str) -> Any:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
-def set_environment(run: RunConfig, *, device: str, gpu_index: int) -> None:
-    """What must be set before torch is imported: the allocator, no network, one card or none.
+def set_environment(run: RunConfig, *, device: str, gpu_index: int, ranks: int = 1) -> None:
+    """What must be set before torch is imported: the allocator, no network, the cards of all `ranks` or none.
 
-    Raises MissingError where there is no such card.
+    Raises MissingError where there are no such cards.
     """
     for name, value in environment(run).items():
         if value is None:
@@ -106,21 +129,24 @@ def set_environment(run: RunConfig, *, device: str, gpu_index: int) -> None:
         else:
             os.environ[name] = value
     if device == "cuda":
-        _show_one_card(gpu_index)
+        _show_cards(gpu_index, ranks)
     else:
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # torch's profiler hears of allocations on the thread that started it, not on a loader's workers.
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
 
 
-def _show_one_card(index: int) -> None:
-    """Leave one card visible, in NVML's order: transformers would spread a run over all that it sees."""
+def _show_cards(first: int, count: int) -> None:
+    """Leave as many cards visible as there are ranks, in NVML's order: transformers would spread the run of one
+    process over all that it sees."""
     os.environ["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    names = [str(index)] if visible is None else visible.split(",")[index : index + 1]
-    if not names:
-        raise MissingError(f"GPU {index} is not here: CUDA_VISIBLE_DEVICES={visible!r}")
-    os.environ["CUDA_VISIBLE_DEVICES"] = names[0]
+    wanted = range(first, first + count)
+    names = [str(index) for index in wanted] if visible is None else visible.split(",")[first : first + count]
+    if len(names) < count:
+        which = f"GPU {first} is" if count == 1 else f"{count} GPUs are"
+        raise MissingError(f"{which} not here: CUDA_VISIBLE_DEVICES={visible!r}")
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(names)
 
 
 if __name__ == "__main__":

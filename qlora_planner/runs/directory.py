@@ -25,10 +25,11 @@ _FIELDS: Mapping[str, tuple[type, ...]] = {
     "model": _OBJECT, "model.id": _TEXT, "model.path": _TEXT, "run": _OBJECT, "settings": _OBJECT, "data": _OBJECT,
     "data.path": _TEXT, "data.bad_rows": _TEXT, "data.files": (list,), "tokenizer": (str, type(None)), "device": _TEXT,
     "versions": (dict, type(None)), "rung": (dict, type(None)), ADAPTER_FILES: (dict, type(None)),
+    "ranks": (int, type(None)),
 }  # fmt: skip
 _KINDS: Mapping[tuple[type, ...], str] = {
     _TEXT: "a text", _OBJECT: "an object", (list,): "a list", (str, type(None)): "a text or null",
-    (dict, type(None)): "an object or null",
+    (dict, type(None)): "an object or null", (int, type(None)): "a whole number or null",
 }  # fmt: skip
 
 
@@ -47,6 +48,11 @@ class RunDirectory:
     def plan(self) -> Path:
         """The plan that is run."""
         return self.path / "plan.yaml"
+
+    @property
+    def launch(self) -> Path:
+        """What `accelerate launch` reads where several ranks are started."""
+        return self.path / "accelerate.yaml"
 
     @property
     def checkpoints(self) -> Path:

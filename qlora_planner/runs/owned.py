@@ -21,14 +21,14 @@ from qlora_planner.text import plain
 MARK = ".qlora-plan"
 _MARK = '{"schema": "qlora-plan/mark/1"}'
 FILES = (
-    "run.json", "run.json.partial", "plan.yaml", "metrics.jsonl", "summary.json", "summary.json.partial", "report.html",
-    "log.txt",
+    "run.json", "run.json.partial", "plan.yaml", "accelerate.yaml", "metrics.jsonl", "summary.json",
+    "summary.json.partial", "report.html", "log.txt",
 )  # fmt: skip
 # Made, marked and emptied by the run itself.
 SCRATCH = ("adapter.partial", ".data", ".rehearsal", "logs")
 FOLDERS = ("checkpoints", "adapter", *SCRATCH)
 # What is left of a file that was being written when the program was ended.
-_CUT_OFF = re.compile(r"\.(plan\.yaml|report\.html)\.\w+\.tmp")
+_CUT_OFF = re.compile(r"\.(plan\.yaml|accelerate\.yaml|report\.html)\.\w+\.tmp")
 _CHECKPOINT_NAMES = ("checkpoint-", "damaged-checkpoint-", "unknown-checkpoint-")
 
 

@@ -50,6 +50,7 @@ def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -
         "data": {"path": str(Path(spec.data).absolute()), "bad_rows": spec.bad_rows, "files": data_digest(spec.data)},
         "tokenizer": spec.tokenizer,
         "device": spec.device,
+        **({} if spec.ranks == 1 else {"ranks": spec.ranks}),
         "versions": dict(versions),
     }
 
@@ -71,6 +72,8 @@ def check_same(record: Mapping[str, Any], now: Mapping[str, Any], folder: RunDir
         ]
     if (record.get("model") or {}).get("id") != now["model"]["id"]:
         changed.append(f"the model was {(record.get('model') or {}).get('id')} and is {now['model']['id']}")
+    if (before := record.get("ranks") or 1) != (after := now.get("ranks") or 1):
+        changed.append(f"it had {before} ranks and has {after}")
     if (record.get("data") or {}).get("files") != now["data"]["files"]:
         changed.append("the data is not what it was")
     if changed:
@@ -155,6 +158,7 @@ def summary(
     evaluations = [row["eval_loss"] for row in metrics if row["kind"] == "evaluation"]
     seconds = [row["step_s"] for row in steps if row.get("step_s") is not None][_WARM_UP:]
     training = (result.get("phases") or {}).get("training") or {}
+    ranks = _ranks(result)
     nvml = result.get("nvml") or {}
     done = last.outcome == "ok"
     return {
@@ -184,11 +188,14 @@ def summary(
             "predicted": _peak(predicted),
             "allocated_bytes": training.get("allocated_bytes"),
             "reserved_bytes": training.get("reserved_bytes"),
-            "device_bytes": nvml.get("process_peak_bytes"),
+            "device_bytes": max((row["device_bytes"] or 0 for row in ranks), default=None) or nvml.get(
+                "process_peak_bytes"
+            ),
             "phases": {row["phase"]: {name: row[name] for name in ("device_bytes", "predicted_bytes")}
                        for row in metrics if row["kind"] == "phase"},
             "others_bytes": nvml.get("others_bytes"),
             "host_bytes": result.get("rss_peak_bytes"),
+            **({"ranks": ranks} if ranks else {}),
         },
         "params": result.get("params"),
         "trainable_params": result.get("trainable_params"),
@@ -203,10 +210,11 @@ def summary(
     }  # fmt: skip
 
 
-def mean_tokens(metrics: Sequence[Mapping[str, Any]], run: RunConfig) -> int | None:
-    """Tokens of the rows that a micro-batch held, padding counted, at the mean of the steps; None without steps."""
+def mean_tokens(metrics: Sequence[Mapping[str, Any]], run: RunConfig, ranks: int = 1) -> int | None:
+    """Tokens of the rows that a micro-batch of a rank held, padding counted, at the mean of the steps; None without
+    steps."""
     counts = [row["tokens"] for row in metrics if row["kind"] == "step" and row.get("tokens")]
-    return round(sum(counts) / len(counts) / run.batch_size / run.grad_accum) if counts else None
+    return round(sum(counts) / len(counts) / run.batch_size / run.grad_accum / ranks) if counts else None
 
 
 def _peak(predicted: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -216,6 +224,19 @@ def _peak(predicted: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return None
     allocated = [phase.get("allocated_bytes") for phase in predicted.get("phases") or ()]
     return {**peak, "allocated_bytes": max(filter(None, allocated), default=peak.get("allocated_bytes"))}
+
+
+def _ranks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What each rank of several measured; empty where there was one process."""
+    rows = []
+    for told in result.get("ranks") or ():
+        training, nvml = (told.get("phases") or {}).get("training") or {}, told.get("nvml") or {}
+        rows.append({
+            "rank": told.get("rank", 0), "gpu": told.get("gpu"), "parameter_bytes": told.get("parameter_bytes"),
+            "allocated_bytes": training.get("allocated_bytes"), "reserved_bytes": training.get("reserved_bytes"),
+            "device_bytes": nvml.get("process_peak_bytes"), "host_bytes": told.get("rss_peak_bytes"),
+        })  # fmt: skip
+    return rows
 
 
 def _size(folder: Path) -> int:
@@ -231,13 +252,18 @@ def evidence(
     config_sha256: str | None,
     predicted: Mapping[str, Any] | None,
 ) -> Measurement | None:
-    """The attempt as evidence for `calibrate`; None where nothing was measured on a card.
+    """The attempt as evidence for `calibrate`; None where nothing was measured on a card, or on several.
 
     A run that evaluates is none either: its peak may be an evaluation's. Another counts as the run of its longest
     batch: that is what made its peak. Its steps were of rows of all lengths, so no step time is kept.
     """
     result = attempt.facts
-    if spec.device != "cuda" or attempt.outcome not in ("ok", "out-of-memory") or not result.get("gpu"):
+    if (
+        spec.ranks > 1
+        or spec.device != "cuda"
+        or attempt.outcome not in ("ok", "out-of-memory")
+        or not result.get("gpu")
+    ):
         return None
     run: RunConfig = attempt.run
     if run.eval_batch_size is not None:

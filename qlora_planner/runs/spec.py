@@ -20,7 +20,8 @@ class LaunchSpec:
     `weights` is the folder with config, weights and (unless `tokenizer` names another) tokenizer; `model_id` what the
     adapter will name as its base. `output` is the run's folder, `resume` a checkpoint to go on from, whose optimizer
     states are dropped where `fresh_optimizer` says so. `quantized` is how many matrices the plan counts as quantised,
-    None where nobody counted. `cap_bytes` is torch's per-process limit; `gpu_index` counts visible cards.
+    None where nobody counted. `cap_bytes` is torch's per-process limit; `gpu_index` counts visible cards. There are
+    `ranks` processes, one a card.
     """
 
     run: RunConfig
@@ -37,6 +38,7 @@ class LaunchSpec:
     quantized: int | None = None
     resume: str | None = None
     fresh_optimizer: bool = False
+    ranks: int = 1
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

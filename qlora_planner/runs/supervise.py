@@ -17,6 +17,7 @@ from typing import Any
 from qlora_planner.errors import InputError, MissingError, PlannerError, RefusedError, RunError
 from qlora_planner.isolation import python_module
 from qlora_planner.measure.children import Progress, end_group, heard, spawn
+from qlora_planner.measure.ranks import Gathered, ended_by, launch_command
 from qlora_planner.planner.fallbacks import fallbacks, keeps_states
 from qlora_planner.record import record
 from qlora_planner.runs.checkpoints import newest_complete, optimizer_of, set_aside, step_of
@@ -152,42 +153,55 @@ def _one(
     spec: LaunchSpec, folder: RunDirectory, stop: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
-    result: Mapping[str, Any] = {}
-    refused: Mapping[str, Any] | None = None
+    told = Gathered(spec.ranks)
     with TemporaryDirectory(prefix="qlora-plan-train-") as home, folder.log.open("a", encoding="utf-8") as log:
         written = Path(home) / "spec.json"
         written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
         child = spawn(
-            [*CHILD, str(written), "--with-parent", str(os.getpid())], stderr=log,
+            _command(spec, folder, written), stderr=log,
             pass_fds=() if lock is None else (lock,),  # held until both have ended
         )  # fmt: skip
         try:
-            for event in _heard(child, stop):
-                if event.event == "result":
-                    result = event.facts
-                elif event.event == "refused":
-                    refused = event.facts
-                else:
+            for event in _heard(child, stop, told):
+                if not told.take(event):
                     yield event
         finally:
+            told.end()  # each rank has a group of its own
             end_group(child)
-    if refused is not None:
-        raise _ERRORS.get(int(refused["exit_code"]), RunError)(str(refused["message"]))
-    return result, child.returncode
+    if told.refused is not None:
+        raise _ERRORS.get(int(told.refused["exit_code"]), RunError)(str(told.refused["message"]))
+    return told.facts(), child.returncode
 
 
-def _heard(child: subprocess.Popen[str], stop: StopAsked) -> Iterator[Progress]:
-    """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice."""
+def _command(spec: LaunchSpec, folder: RunDirectory, written: Path) -> list[str]:
+    """What starts one process here, or `accelerate launch` with the run's own config, which stays in its folder."""
+    if spec.ranks == 1:
+        return [*CHILD, str(written), "--with-parent", str(os.getpid())]
+    from qlora_planner.exchange.commented_yaml import document
+    from qlora_planner.exchange.files import write_text
+    from qlora_planner.exchange.scripts.accelerate import config
+
+    launch = document(config(spec.run, spec.ranks), ["What `accelerate launch` starts the ranks of this run with."])
+    write_text(folder.launch, launch, force=True)
+    return launch_command(folder.launch, CHILD[-1], str(written))
+
+
+def _heard(child: subprocess.Popen[str], stop: StopAsked, told: Gathered) -> Iterator[Progress]:
+    """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice, or where
+    one of several ranks has ended badly."""
     passed_on = 0
     for event in heard(child, _TICK_S):
         if stop.times > passed_on:
             passed_on = stop.times
-            if passed_on > 1:
+            if passed_on > 1 or (told.world > 1 and not told.ask()):
                 return
-            child.send_signal(signal.SIGTERM)
+            if told.world == 1:
+                child.send_signal(signal.SIGTERM)
             message = "asked to stop: saving a checkpoint after this step; once more to stop at once"
             yield Progress(event="remark", elapsed_s=0.0, facts={"message": message})
         yield event or Progress(event="tick", elapsed_s=0.0)
+        if told.over:
+            return
 
 
 def _outcome(result: Mapping[str, Any], code: int | None, stop: StopAsked) -> str:
@@ -203,13 +217,12 @@ def _says(
 ) -> str:
     if outcome == "out-of-memory":
         nvml = result.get("nvml") or {}
-        return verdict({**result, "others_bytes": nvml.get("others_bytes")}, run, predicted)
+        words = verdict({**result, "others_bytes": nvml.get("others_bytes")}, run, predicted)
+        return words if result.get("rank") is None else f"rank {result['rank']}: {words}"
     if outcome == "disk-full":
         return "the disk is full; make room, then go on with --resume"
     if outcome == "killed":
-        name = signal.Signals(-(code or 0)).name
-        hint = " (the system ends processes so when host memory runs out)" if name == "SIGKILL" else ""
-        return f"the training process was ended by {name}{hint}"
+        return str(result.get("message") or f"the training process {ended_by(code or 0)}")
     if outcome == "error":
         return str(
             result.get("message") or f"the training process ended with code {code}; its last words are in log.txt"

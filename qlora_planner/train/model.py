@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -103,7 +104,7 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
         None,
         config=config,
         state_dict=weights,
-        device_map=_placement(device),
+        device_map=_placement(run, device),
         trust_remote_code=False,
         **loading_options(run),
     )
@@ -120,7 +121,7 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
         options["num_labels"] = labels
     if stored:
         options.pop("quantization_config", None)  # its own wins in any case, with a warning
-    model = wanted.from_pretrained(str(folder), device_map=_placement(device), trust_remote_code=False, **options)
+    model = wanted.from_pretrained(str(folder), device_map=_placement(run, device), trust_remote_code=False, **options)
     if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model
@@ -164,8 +165,11 @@ def has_weights(folder: str | Path) -> bool:
     return any(Path(folder).glob("*.safetensors")) or any(Path(folder).glob("pytorch_model*.bin"))
 
 
-def _placement(device: str) -> dict[str, Any]:
-    return {"": 0 if device == "cuda" else device}
+def _placement(run: RunConfig, device: str) -> dict[str, Any]:
+    """Where a process loads all of the model: its own card, or the host where shards are made of it there."""
+    if device != "cuda" or run.load_on == "cpu":
+        return {"": "cpu" if device == "cuda" else device}
+    return {"": 0 if run.parallel is None else int(os.environ.get("LOCAL_RANK", 0))}
 
 
 def base_of(model: Any) -> Any:

@@ -12,6 +12,7 @@ from qlora_planner.errors import RunError
 from qlora_planner.runs.checkpoints import remove_old, seal
 from qlora_planner.runs.owned import mark_again
 from qlora_planner.train.options import CHECKPOINTS_KEPT
+from qlora_planner.train.ranks import Ranks
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -49,10 +50,16 @@ class Tokens:
 
 
 def make_callback(
-    tell: Tell, stop: Stop, tokens: Tokens, *, begin: Callable[[], None], live: Callable[[], Mapping[str, Any]]
+    tell: Tell,
+    stop: Stop,
+    tokens: Tokens,
+    *,
+    begin: Callable[[], None],
+    live: Callable[[], Mapping[str, Any]],
+    ranks: Ranks,
 ) -> Any:
     """The callback of a run. `begin` is called when everything is built and no step was taken; `live` gives what is
-    to be told beside each step."""
+    to be told beside each step. Tokens are counted over all `ranks`, and all of them stop where one is asked to."""
     from transformers import TrainerCallback
 
     class Callback(TrainerCallback):  # type: ignore[misc]
@@ -71,7 +78,8 @@ def make_callback(
             self.since, self.tokens = time.perf_counter(), tokens.seen
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            seconds, count = time.perf_counter() - self.since, tokens.seen - self.tokens
+            seconds = time.perf_counter() - self.since
+            count, asked = ranks.total([tokens.seen - self.tokens, stop.asked])
             self.held = {
                 "step": state.global_step,
                 "of": state.max_steps,
@@ -81,12 +89,13 @@ def make_callback(
                 "tokens_per_s": count / seconds if seconds > 0 else None,
                 **live(),
             }
-            if stop.asked:
+            if asked:
+                stop.asked = True
                 control.should_save = control.should_training_stop = True
             if control.should_save:
-                mark_again(
-                    _checkpoint(args, state)
-                )  # before the trainer writes into it: a run that is killed now made it
+                if ranks.first:  # before the trainer writes into it: a run that is killed now made it
+                    mark_again(_checkpoint(args, state))
+                ranks.barrier()
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, Any] | None = None, **_: Any) -> None:
             if logs is None or "loss" not in logs:
@@ -108,8 +117,10 @@ def make_callback(
         def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.flush()
             folder = _checkpoint(args, state)
-            seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
-            remove_old(folder.parent, keep=CHECKPOINTS_KEPT)
+            ranks.barrier()  # each writes its own random numbers there
+            if ranks.first:
+                seal(folder, optimizer=str(getattr(args.optim, "value", args.optim)))
+                remove_old(folder.parent, keep=CHECKPOINTS_KEPT)
             tell("checkpoint", {"step": state.global_step, "path": str(folder)})
 
         def on_train_end(self, *_: Any, **__: Any) -> None:

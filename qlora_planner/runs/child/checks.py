@@ -7,6 +7,7 @@ from typing import Any
 from qlora_planner.errors import RunError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype, torch_dtype
+from qlora_planner.train.ranks import local_part
 
 _PACKED = ("Params4bit", "Int8Params")
 
@@ -55,7 +56,7 @@ def check_gradients(model: Any, run: RunConfig) -> str | None:
         raise RunError("nothing is trained: no parameter takes a gradient; see --target-modules")
     without = [name for name, parameter in trained if parameter.grad is None]
     if len(without) == len(trained) or not any(
-        bool(parameter.grad.abs().max() > 0) for _, parameter in trained if parameter.grad is not None
+        _is_felt(parameter.grad) for _, parameter in trained if parameter.grad is not None
     ):
         raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}")
     if without:
@@ -63,6 +64,12 @@ def check_gradients(model: Any, run: RunConfig) -> str | None:
             f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
         )
     return None
+
+
+def _is_felt(gradient: Any) -> bool:
+    """Whether this rank's part of a gradient, which may be empty, holds anything but zeros."""
+    part = local_part(gradient)
+    return bool(part.numel()) and bool(part.abs().max() > 0)
 
 
 def gradient_fix(run: RunConfig) -> str:

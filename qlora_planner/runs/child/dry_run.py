@@ -12,6 +12,7 @@ from qlora_planner.errors import RunError
 from qlora_planner.record import record
 from qlora_planner.runs.child.checks import gradient_fix
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.ranks import local_part
 
 _COLUMNS = (
     "input_ids", "labels", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids",
@@ -65,7 +66,9 @@ def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Dr
 
 def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
     try:
-        return float(trainer.training_step(model, inputs, _labels(inputs)))
+        labels = _labels(inputs)  # of all ranks, which take as many rows each
+        items = None if labels is None else labels * trainer.args.world_size
+        return float(trainer.training_step(model, inputs, items))
     except RuntimeError as error:
         if "does not require grad" in str(error):
             raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}") from error
@@ -124,7 +127,7 @@ def _room(trainer: Any, run: RunConfig) -> Any:
     size = 0
     for parameter in trainer.model.parameters():
         if parameter.requires_grad:
-            states = row.states(tuple(parameter.shape), str(parameter.dtype).removeprefix("torch."))
+            states = row.states(tuple(local_part(parameter).shape), str(parameter.dtype).removeprefix("torch."))
             size += sum(state.size_bytes for state in states if not state.paged)
     return torch.empty(size, dtype=torch.uint8, device=trainer.args.device)
 

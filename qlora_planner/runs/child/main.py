@@ -1,9 +1,10 @@
-"""The training child: `python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID]`.
+"""The training child: `python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID [--rank]]`.
 
 SPEC.json is a `LaunchSpec`. Progress goes to stdout, one JSON object a line: `{"event": "phase" | "data" | "note" |
 "rehearsed" | "begin" | "step" | "evaluation" | "checkpoint" | "memory" | "refused" | "result", "elapsed_s": ..., ...}`.
 What libraries print goes to stderr. SIGTERM or SIGINT: a checkpoint after the step that runs, then the end. Exit codes:
-0 for a result of any outcome but an error, else as the program's.
+0 for a result of any outcome but an error, else as the program's. Several ranks, as `accelerate launch` starts them,
+write to one stdout, each line with its `rank`, and first of all `rank` with its process id.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from qlora_planner.runs.child.callbacks import Stop
 from qlora_planner.runs.child.reporters import set_places
 from qlora_planner.runs.directory import RunDirectory
 from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.train.ranks import RANK, Ranks
 
 _PARENTS_OWN = [number for name in ("SIGHUP", "SIGUSR1") if (number := getattr(signal, name, None)) is not None]
 # What libraries say when the disk is full and their own exception carries no errno.
@@ -33,27 +35,32 @@ _FULL = ("No space left on device", "os error 28", "Disk quota exceeded")
 def main(arguments: list[str] | None = None) -> int:
     """Run the specification named on the command line."""
     given = sys.argv[1:] if arguments is None else arguments
+    launched = given[-1:] == [RANK]
+    given = given[:-1] if launched else given
     alone = len(given) == 1
     if not alone and (len(given) != 3 or given[1] != "--with-parent" or not given[2].isdecimal()):
-        print("usage: python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID]", file=sys.stderr)
+        print("usage: python -m qlora_planner.runs.child.main SPEC.json [--with-parent PID [--rank]]", file=sys.stderr)
         return 2
     if not alone:
         process.die_with_parent(int(given[2]))
-    lines, stop = Lines(own_stdout()), Stop()
+    ranks = Ranks.from_environment() if launched else Ranks()
+    lines, stop = Lines(own_stdout(), ranks, turn=Path(given[0])), Stop()
     for name in (signal.SIGTERM, signal.SIGINT):
         signal.signal(name, stop.ask)
     for name in _PARENTS_OWN:  # sent to a whole group: the parent passes them on as SIGTERM
         signal.signal(name, signal.SIG_IGN)
     if not alone:
         process.stop_without_parent(int(given[2]))
+    if ranks.world > 1:
+        lines.tell("rank", {"pid": os.getpid()})
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
-        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
+        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index, ranks=spec.ranks)
         set_places(spec.settings.report_to, RunDirectory(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.runs.child.training import Training
 
-        training = Training(spec, lines.tell, stop)
+        training = Training(spec, lines.tell, stop, ranks)
         result = attempt(training, stop)
     except PlannerError as error:
         print(str(error), file=sys.stderr)

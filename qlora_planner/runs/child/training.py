@@ -28,6 +28,7 @@ from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule,
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.train.ranks import Ranks, gathered, parameter_bytes
 
 _DATA_S = 5.0
 
@@ -37,10 +38,14 @@ class _Trained(Exception):
 
 
 class Training:
-    """Runs a specification once. `tell(event, facts)` hears of phases, steps, memory, checkpoints and notes."""
+    """Runs a specification once. `tell(event, facts)` hears of phases, steps, memory, checkpoints and notes.
 
-    def __init__(self, spec: LaunchSpec, tell: Tell, stop: Stop) -> None:
+    Of several `ranks` each runs it, on its own card, and the first one writes.
+    """
+
+    def __init__(self, spec: LaunchSpec, tell: Tell, stop: Stop, ranks: Ranks | None = None) -> None:
         self.spec, self.run, self._tell, self._stop = spec, spec.run, tell, stop
+        self.ranks = ranks or Ranks()
         self.folder = RunDirectory(Path(spec.output))
         self.phase = "start"
         self.card: Card | None = None
@@ -64,6 +69,7 @@ class Training:
         RunError for a rule that is broken, KeyboardInterrupt where it was stopped before training began.
         """
         with self._on_card():
+            self.ranks.begin(self.run, self.spec.device)
             self._enter("data")
             tokenizer = dataset.load_tokenizer(self.spec.tokenizer or self.spec.weights, self.spec.settings, self.note)
             rows = self._rows(tokenizer)
@@ -84,7 +90,7 @@ class Training:
             return nullcontext()
         import torch
 
-        self.card = Card.find(0)  # the child leaves one card visible
+        self.card = Card.find(self.ranks.local)  # the child leaves the cards of its ranks visible
         if not torch.cuda.is_available():
             raise MissingError("torch sees no CUDA device here; see `qlora-plan doctor`, or use --device cpu")
         self.sampler = Sampler(self.card.nvml_index, heard=self._heard)
@@ -105,8 +111,12 @@ class Training:
     def _rows(self, tokenizer: Any) -> tuple[Any, Any]:
         spec = self.spec
         cache = self.folder.path / ".data"
-        remove_marked(cache)  # of an attempt before this one
-        mark(cache)
+        if self.ranks.first:
+            remove_marked(cache)  # of an attempt before this one
+            mark(cache)
+        self.ranks.barrier()
+        if not self.ranks.first:
+            cache /= f"rank-{self.ranks.rank}"
         train, held_out = dataset.load_rows(
             spec.data, self.run, spec.settings, bad_rows=spec.bad_rows, cache=cache, note=self.note, moved=self._moved
         )  # fmt: skip
@@ -147,7 +157,7 @@ class Training:
             import torch
 
             if spec.cap_bytes is not None:
-                total = torch.cuda.get_device_properties(0).total_memory
+                total = torch.cuda.get_device_properties(self.ranks.local).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, spec.cap_bytes / total))
             torch.zeros(1, device="cuda")
             assert self.sampler is not None
@@ -190,12 +200,15 @@ class Training:
         self._enter("rehearsal", shown="tokenise")
         sequence = {**options.sequence_options(run), "assistant_only_loss": spec.settings.assistant_only_loss}
         self._tokens = Tokens(self.model)
-        callback = make_callback(self._tell, self._stop, self._tokens, begin=self._begin, live=self._live)
+        callback = make_callback(
+            self._tell, self._stop, self._tokens, begin=self._begin, live=self._live, ranks=self.ranks
+        )
         self.trainer = trainer_module(run).make(
             self.model,
             run,
             {
                 **options.launch_options(run, spec.settings, folder=str(self.folder.checkpoints), device=spec.device),
+                **self.ranks.arguments(run, spec.device),
                 # The trainer would remove whatever is called a checkpoint; the callback removes what a seal proves.
                 "save_total_limit": None,
             },
@@ -240,14 +253,17 @@ class Training:
                 restore_schedule(self.trainer, checkpoint)
             else:
                 restore_states(self.trainer, checkpoint)
+        self.facts["parameter_bytes"] = parameter_bytes(self.trainer.model_wrapped)
         self._tell("phase", {"phase": "rehearsal"})
         done = dry_run(self.trainer, self.run, check=self._check_gradients)
         self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"
-        remove_marked(trial)
-        mark(trial)
-        self.model.save_pretrained(str(trial))
-        remove_marked(trial)
+        whole = gathered(self.model)
+        if self.ranks.first:
+            remove_marked(trial)
+            mark(trial)
+            self.model.save_pretrained(str(trial), state_dict=whole)
+            remove_marked(trial)
         self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
         self._enter("training")
 
@@ -274,7 +290,9 @@ class Training:
             # The trainer takes up optimizer and schedule together or not at all: it is shown the checkpoint without
             # the former, and _begin puts the latter back.
             shown = self.folder.path / ".data" / "without-optimizer"
-            shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt"))
+            if self.ranks.first:
+                shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt", "optimizer.bin"))
+            self.ranks.barrier()
             resume = str(shown)
         try:
             result = self.trainer.train(resume_from_checkpoint=resume)
@@ -289,10 +307,13 @@ class Training:
     def _save(self, tokenizer: Any) -> None:
         """The adapter and its tokenizer, whole or not at all."""
         self._enter("save")
+        whole = gathered(self.model)
+        if not self.ranks.first:
+            return
         partial = self.folder.path / "adapter.partial"
         remove_marked(partial)
         mark(partial)
-        self.model.save_pretrained(str(partial))
+        self.model.save_pretrained(str(partial), state_dict=whole)
         tokenizer.save_pretrained(str(partial))
         if self._labels is not None:
             (partial / LABELS_FILE).write_text(self._labels.document(), encoding="utf-8")

@@ -84,10 +84,11 @@ def verify(
     from qlora_planner.measure import events_file
     from qlora_planner.measure.verify import verify as measure
     from qlora_planner.report.comparison import to_document
-    from qlora_planner.session.measuring.this_card import check_packages, check_room
+    from qlora_planner.session.measuring.this_card import check_one_card, check_packages, check_room
 
     refuse_images("verify", run)
     check_amount(run, steps)
+    check_one_card(run, 1 if here is None else here.cards)
     check_packages(run)
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)

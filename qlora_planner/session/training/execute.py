@@ -125,7 +125,7 @@ class _Execution:
         summary = records.summary(
             run_record, attempts, metrics, self.predictions.document(last.run),  # of the rung that it ended on
             wall_s=wall_s, folder=self.folder, notes=notes,
-            speed=self.predictions.speed(last.run, records.mean_tokens(metrics, last.run)),
+            speed=self.predictions.speed(last.run, records.mean_tokens(metrics, last.run, spec.ranks)),
         )  # fmt: skip
         unwritten = self._keep(spec, last, summary, metrics, created)
         summary["notes"] += unwritten  # a full disk: what came of it is answered all the same

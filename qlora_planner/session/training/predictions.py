@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from qlora_planner.session.training.onlooker import Onlooker
     from qlora_planner.session.training.prepare import Prepared
     from qlora_planner.session.training.request import TrainRequest
+    from qlora_planner.spec.machine import Machine
     from qlora_planner.spec.model import ModelProfile
 
 Widths = tuple[tuple[int, ...], ...]
@@ -41,11 +42,18 @@ class Predictions:
     ) -> None:
         self._session, self._profile, self._here, self._widths = session, profile, here, widths
         self._opened = None
+        self._machine: Machine | None = None
         if profile is not None and here is not None:
             card = PlannedCard(
-                gpu=here.gpu, asked=here.gpu.name, reserve_bytes=here.others_bytes, cap_bytes=here.cap_bytes, risk=risk
+                gpu=here.gpu,
+                asked=here.gpu.name,
+                reserve_bytes=here.others_bytes,
+                cap_bytes=here.cap_bytes,
+                risk=risk,
+                count=here.cards,
             )
             self._opened = session.open(profile, card)
+            self._machine = card.machine
 
     def estimate(self, run: RunConfig) -> MemoryEstimate | None:
         """The memory of a run, in bytes."""
@@ -61,11 +69,11 @@ class Predictions:
         if self._opened is None or self._profile is None or self._here is None or not tokens:
             return None
         from qlora_planner.memory.options.resolve import resolve
-        from qlora_planner.speed.roofline import speed_of
+        from qlora_planner.speed.several import speed_on
 
         profile, gpu = self._profile, self._here.gpu
         resolution = resolve(profile, run.with_(seq_len=min(tokens, run.seq_len)), gpu)
-        speed = speed_of(profile, resolution.run, gpu, self._session.calibration, resolution.stack)
+        speed = speed_on(self._machine, profile, resolution.run, gpu, self._session.calibration, resolution.stack)
         basis = None if speed.basis is None else speed.basis.value
         return {"tokens_per_s": speed.tokens_per_s, "step_s": speed.step_s, "basis": basis}
 

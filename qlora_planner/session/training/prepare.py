@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
+from qlora_planner.measure.process import versions
+from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
 from qlora_planner.session.data import summary_of
-from qlora_planner.session.measuring.this_card import ThisCard, check_packages, this_card_as
+from qlora_planner.session.measuring.this_card import ThisCard, check_packages, these_cards, this_card_as
 from qlora_planner.session.packages import check_executable
 from qlora_planner.session.towers import refuse_images
+from qlora_planner.session.training.ranks import check_ranks, ranks_of
 from qlora_planner.session.training.request import TrainRequest
 from qlora_planner.spec.run import RunConfig
 
@@ -59,6 +62,9 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     refuse_images("train", request.run)
     check_executable(request.run, request.device)
     check_packages(request.run)
+    ranks = ranks_of(request)
+    request = replace(request, run=for_cards(request.run, ranks)[0])
+    check_ranks(request.run, ranks, versions())
     check_reporters(request.settings.report_to)
     request = replace(request, data=rows_of(request.data, session.tell))
     request = _with_labels(request)
@@ -66,9 +72,10 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     folder = weights_folder(request.weights, session.tell)
     if note := check_stored(folder, request.run, request.model):
         session.tell(note)
-    here = _this_card(session, request) if request.device == "cuda" else None
+    here = _this_card(session, request, ranks) if request.device == "cuda" else None
     profile = _profile_of(session, request)
     run, document = _planned(session, request, profile, here, onlooker)
+    check_ranks(run, ranks, versions())
     spec = LaunchSpec(
         run=run,
         settings=request.settings,
@@ -81,6 +88,7 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
         device=request.device,
         cap_bytes=None if here is None else here.cap_bytes,
         quantized=None if profile is None else _quantized(profile, run),
+        ranks=ranks,
     )
     return Prepared(request=request, spec=spec, profile=profile, here=here, document=document)
 
@@ -91,8 +99,10 @@ def counted(session: Session, request: TrainRequest, onlooker: Onlooker) -> Data
         return summary_of(request.source, request.weights, tell=session.tell, moved=moved)
 
 
-def _this_card(session: Session, request: TrainRequest) -> ThisCard:
+def _this_card(session: Session, request: TrainRequest, ranks: int) -> ThisCard:
     try:
+        if request.options.card is None and ranks > 1:
+            return replace(these_cards(ranks), cap_bytes=request.options.cap_bytes)
         return this_card_as(session, request.options.card, request.options.cap_bytes)
     except MissingError as error:
         raise MissingError(f"{error}; or train on the CPU with --device cpu") from None

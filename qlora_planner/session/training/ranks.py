@@ -1,0 +1,54 @@
+"""On how many cards of this machine a run is started, and what cannot be started on several."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from qlora_planner.catalog.parallel import strategy_row
+from qlora_planner.errors import InputError, RefusedError
+from qlora_planner.memory.options.parallel import parallel_problems
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.ranks import LAUNCHED
+
+if TYPE_CHECKING:
+    from qlora_planner.session.training.request import TrainRequest
+
+_WRITTEN = "`qlora-plan plan` with --export accelerate=FILE and --export trl=FILE writes what starts it"
+
+
+def ranks_of(request: TrainRequest) -> int:
+    """Processes of a run, one a card: of the cards that were named, else those of the plan, or that it was begun on.
+
+    Raises InputError for more than one node.
+    """
+    card, gpu = request.options.card, (request.plan or {}).get("gpu")
+    if card is not None:
+        count, nodes = card.count, card.nodes
+    elif request.record is not None:
+        count, nodes = int(request.record.get("ranks") or 1), 1
+    elif isinstance(gpu, Mapping):
+        count, nodes = int(gpu.get("count") or 1), int(gpu.get("nodes") or 1)
+    else:
+        count, nodes = 1, 1
+    if nodes > 1:
+        raise InputError(f"this run is on {nodes} nodes, and the cards of one machine are started here; {_WRITTEN}")
+    return count
+
+
+def check_ranks(run: RunConfig, ranks: int, stack: Mapping[str, str]) -> None:
+    """Raises InputError for a strategy that is not started here or has no cards, RefusedError for what breaks on
+    several cards, or trains on garbage."""
+    if run.parallel is None:
+        return
+    label = strategy_row(run.parallel).label
+    if ranks == 1:
+        raise InputError(
+            f"this run is on several cards (parallel: {run.parallel}); write their number before the card, as"
+            " --gpu 2xrtx-4090"
+        )
+    if run.parallel not in LAUNCHED:
+        raise InputError(f"{label} is planned for, and not started here; {_WRITTEN}")
+    blocking = [problem for problem in parallel_problems(run, stack) if problem.blocking]
+    if blocking:
+        raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")

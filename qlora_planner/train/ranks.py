@@ -1,0 +1,112 @@
+"""This process as one rank of a run on several cards, or of one on several processes of a CPU that stand for cards.
+
+accelerate makes the process group and wraps the model; here is what a run must agree on beside that. Facts are of
+accelerate 1.15 and transformers 5.17.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from qlora_planner.catalog.parallel import DDP, FSDP2
+from qlora_planner.spec.run import RunConfig
+
+# Strategies that are launched here; the others are planned, and written for their own tools.
+LAUNCHED = (DDP, FSDP2)
+# How a process is told that it is one of several: the environment may be that of a launcher around all of this.
+RANK = "--rank"
+
+
+class Ranks:
+    """Rank `rank` of `world`, `local` on its node. Alone in the world every verb returns at once."""
+
+    def __init__(self, rank: int = 0, world: int = 1, local: int = 0) -> None:
+        self.rank, self.world, self.local = rank, world, local
+        self._host: Any = None
+
+    @classmethod
+    def from_environment(cls) -> Ranks:
+        """As torchrun tells a process, which `accelerate launch` starts its processes by."""
+        rank, world, local = (int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
+        return cls(rank, world, local)
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank writes, and speaks for all."""
+        return self.rank == 0
+
+    def begin(self, run: RunConfig, device: str) -> None:
+        """Join the others: before a model is loaded, so that each rank has its own card by then."""
+        if self.world == 1:
+            return
+        import torch.distributed
+        from accelerate import PartialState
+
+        PartialState(cpu=device == "cpu")
+        if device == "cpu" and run.parallel == FSDP2:
+            _stand_for_cards()
+        # What is agreed on must not wait for a card's work, and NCCL moves nothing of the host's.
+        self._host = torch.distributed.new_group(backend="gloo")
+
+    def arguments(self, run: RunConfig, device: str) -> dict[str, Any]:
+        """TrainingArguments that go with a strategy."""
+        if self.world == 1:
+            return {}
+        named: dict[str, Any] = {}
+        if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
+            named["ddp_find_unused_parameters"] = False
+        if device == "cpu" and run.parallel == FSDP2:
+            named["accelerator_config"] = {"use_configured_state": True}  # not made anew: see _stand_for_cards
+        return named
+
+    def barrier(self) -> None:
+        """Wait until every rank has come here."""
+        self.total([0])
+
+    def total(self, numbers: Sequence[int]) -> list[int]:
+        """The sum of each number over all ranks."""
+        if self.world == 1:
+            return list(numbers)
+        import torch
+
+        summed = torch.tensor(list(numbers), dtype=torch.int64)
+        torch.distributed.all_reduce(summed, group=self._host)
+        return [int(number) for number in summed]
+
+
+def _stand_for_cards() -> None:
+    """Have accelerate take gloo's ranks for cards: it knows FSDP on accelerators alone, and makes DDP of it on a CPU
+    without a word (`state.py: AcceleratorState.__init__`)."""
+    from accelerate import PartialState
+    from accelerate.utils import DistributedType
+
+    PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
+
+
+def local_part(tensor: Any) -> Any:
+    """The shard that this rank holds of a tensor that is spread over ranks, any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor  # without importing what makes such
+
+
+def parameter_bytes(model: Any) -> int:
+    """Bytes of all parameters that this rank holds, each once, with what pads a shard to the length of the others'."""
+    storages = {}
+    for parameter in model.parameters():
+        storage = local_part(parameter.detach()).untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+    return sum(storages.values())
+
+
+def gathered(model: Any) -> dict[str, Any] | None:
+    """Name -> whole tensor on the host of everything that is trained, where ranks hold shards; else None.
+
+    Every rank has to call this. A 4-bit base is neither gathered nor needed for an adapter.
+    """
+    trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
+    if not any(hasattr(value, "full_tensor") for value in trained.values()):
+        return None
+    return {
+        name: (value.full_tensor() if hasattr(value, "full_tensor") else value).cpu() for name, value in trained.items()
+    }
