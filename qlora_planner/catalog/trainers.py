@@ -70,8 +70,11 @@ class TrainerRow:
     16-bit weights to float32. `embeddings_32bit`: 8-bit optimizers keep the states of embeddings in 32 bits
     (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`). `clips_gradients`: it clips them by
     their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
+    `first_step_differs`: what it sets up in its first step decides what later ones take.
+    `compiles_layers`: it hands them to torch's compiler where it can, and its traces are of layers as they are written.
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
+    `patches_libraries`: importing it changes the other libraries for the whole process, and it prepares a model itself.
     `shards`: its step is played where cards share the weights. `loss_beside_head`: its loss meets counts that are on
     the first card, so that the head has to be there too.
     `generation`: it generates completions itself before it trains on them, with these defaults.
@@ -112,8 +115,11 @@ class TrainerRow:
     embeddings_32bit: bool
     clips_gradients: bool
     frees_cache_first: bool
+    first_step_differs: bool = False
+    compiles_layers: bool = False
     drops_dropout: bool = False
     adds_adapters: bool = False
+    patches_libraries: bool = False
     shards: bool = False
     loss_beside_head: bool = False
     own_options: tuple[str, ...] = ()
@@ -391,6 +397,9 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             embeddings_32bit=True,
             clips_gradients=True,
             frees_cache_first=True,
+            first_step_differs=True,
+            compiles_layers=True,
+            patches_libraries=True,
             launches=False,
             switches={"llama-factory": "use_unsloth"},
             other_names=("fastlanguagemodel", "unslothsfttrainer"),

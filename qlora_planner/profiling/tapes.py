@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.profiling.refusals import traced_fault
 from qlora_planner.profiling.text_part import text_part
+from qlora_planner.profiling.tracing.apart import trace_apart
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -28,10 +30,13 @@ _MULTIPROCESSORS = {(7, 5): 40, (8, 0): 108, (8, 6): 82, (8, 9): 128, (9, 0): 13
 
 def efficiency_of(gpu: GpuSpec | None) -> CudaTraits:
     """The facts of a card that decide which kernels run; an unknown card is taken as an H200."""
-    if gpu is None or gpu.compute_capability is None:
+    if gpu is None:
         return CudaTraits()
+    if gpu.compute_capability is None:
+        return CudaTraits(memory_bytes=gpu.memory_bytes)
     major, minor = (int(part) for part in gpu.compute_capability.split("."))
-    return CudaTraits(capability=(major, minor), multiprocessors=_MULTIPROCESSORS.get((major, minor), 80))
+    units = _MULTIPROCESSORS.get((major, minor), 80)
+    return CudaTraits(capability=(major, minor), multiprocessors=units, memory_bytes=gpu.memory_bytes)
 
 
 def traced_config(source: ConfigSource, run: RunConfig) -> Mapping[str, Any]:
@@ -73,6 +78,8 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     """
     try:
         spec = TraceSpec(resolution=resolution, device=efficiency_of(gpu))
+        if resolution.trainer.patches_libraries and resolution.trainer.packages[0] not in sys.modules:
+            return trace_apart(traced_config(source, resolution.run), spec, source.id)
         return trace(traced_config(source, resolution.run), spec)
     except PlannerError:
         raise

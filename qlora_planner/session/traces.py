@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from qlora_planner import installing
 from qlora_planner.catalog.stack import CODE_SINCE, same_code, stack_of
 from qlora_planner.errors import MissingError
 from qlora_planner.installing import install_packages
@@ -67,15 +68,18 @@ def tape_for(
     from qlora_planner.sources.profile_cache import installed_versions
     from qlora_planner.sources.tape_cache import TapeCache
 
+    trainer = resolution.trainer
     versions = installed_versions()
+    if trainer.patches_libraries:
+        versions |= installing.installed_versions(trainer.packages)
     cache = TapeCache(cache_dir() / "tapes")
     cached = cache.load(profile, resolved, variant, versions)
     if cached is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
         return cached
     missing = packages.missing_packages()
-    own = packages.missing_packages(resolution.trainer.packages)
-    if own and not resolution.trainer.closed_forms:
-        tell(f"{profile.id}: {resolution.trainer.name} is traced where its packages are (missing: {', '.join(own)})")
+    own = packages.missing_packages(trainer.packages)
+    if own and not trainer.closed_forms:
+        tell(f"{profile.id}: {trainer.name} is traced where its packages are (missing: {', '.join(own)})")
         return None
     if missing:
         raise MissingError(_not_traced(profile, resolved, missing))

@@ -19,6 +19,8 @@ from qlora_planner.spec.run import RunConfig
 LEAST_TOKENS = 512
 # trl 1.15 and later score at most so many tokens per tile of the head (kernels/chunked_logprob.py).
 HEAD_TILE_TOKENS = 4096
+# unsloth_zoo 2026.10.9, fused_losses/fused_linear.py: cards up to which the loss always goes over the words in tiles.
+SMALL_CARD_BYTES = 49 << 29
 # Two tables of 16 values: the same tensors, the same kernels, the same bytes.
 FOUR_BIT = ("nf4", "fp4")
 
@@ -119,6 +121,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         f"completion:{run.completion_len}": run.prompt_len is None and run.completion_len is not None,
         f"images:{run.images}x{run.image_size or run.image_tokens}": run.shows_images,
         f"exclude:{run.exclude_modules}": run.exclude_modules is not None,
+        "small-card": trainer.patches_libraries and gpu is not None and gpu.memory_bytes <= SMALL_CARD_BYTES,
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

@@ -29,6 +29,8 @@ from qlora_planner.profiling.meta_model import remember_skipped, skipped_modules
 from qlora_planner.profiling.tracing import layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.spec import TraceSpec
+from qlora_planner.profiling.tracing.trainers import patching_tracer_of
+from qlora_planner.profiling.tracing.trainers.protocol import PatchingTrainer
 from qlora_planner.profiling.whole import sees
 from qlora_planner.train.adapters import attention_modules
 from qlora_planner.train.model import with_labels
@@ -87,10 +89,18 @@ def skeleton(
 
 def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
     """Build, cut, quantise and adapt; everything still on meta."""
+    own = patching_tracer_of(spec)
+    with contextlib.nullcontext() if own is None else own.making(str(raw["model_type"])):
+        return _build(raw, spec, own)
+
+
+def _build(raw: Mapping[str, Any], spec: TraceSpec, own: PatchingTrainer | None) -> MetaModel:
     run = spec.run
     model: Any = skeleton(raw, run.attention, spec.load_dtype, labels_of(run))
     if run.gradient_checkpointing and run.checkpoint_every is not None and run.checkpoint_every > 1:
         layers.mark_checkpointed(model, run.checkpoint_every)
+    if own is not None and run.gradient_checkpointing:
+        layers.mark_last_kept(model)
     # Offloading keeps a layer's tensors on the device until a number of others has followed.
     cut = layers.choose_all(model) if run.activation_offloading else layers.choose(model)
     layers.apply(model, cut)
@@ -106,6 +116,8 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
         model.is_loaded_in_4bit = not model.is_loaded_in_8bit
         model.is_quantized = True
     model.tie_weights()
+    if own is not None:
+        model = own.loaded(model, spec)
     base = model
     if run.method != "full":
         for parameter in model.parameters():
@@ -114,6 +126,8 @@ def build(raw: Mapping[str, Any], spec: TraceSpec) -> MetaModel:
         lora = peft.LoraConfig(**lora_options(run, names))
         with quiet(), dora_on_meta():
             model = peft.get_peft_model(model, lora, low_cpu_mem_usage=True)
+        if own is not None:
+            model = own.adapted(model, spec)
     return MetaModel(model=model, base=base, cut=cut, spec=spec)
 
 

@@ -28,7 +28,13 @@ from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.shadow import tensor_of
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import evaluate, generating_tracer_of, precomputer_of, tracer_of
+from qlora_planner.profiling.tracing.trainers import (
+    evaluate,
+    generating_tracer_of,
+    patching_tracer_of,
+    precomputer_of,
+    tracer_of,
+)
 from qlora_planner.profiling.tracing.trainers.common import module_kept, wrap_forward
 from qlora_planner.spec.layers import represent
 from qlora_planner.spec.trace import Tape
@@ -103,6 +109,9 @@ def recording(spec: TraceSpec) -> Iterator[Recorder]:
         stack.enter_context(mock.patch.object(torch, "tensor", tensor_of))
         stack.enter_context(dora_on_meta())
         stack.enter_context(tracer_of(spec).patches(spec))
+        own = patching_tracer_of(spec)
+        if own is not None:
+            stack.enter_context(own.watched(recorder))
         if spec.run.checkpoint_offload:
             stack.enter_context(inputs_on_host(recorder))
         stack.enter_context(_quiet_loggers("bitsandbytes", "transformers", "peft", "torch._subclasses.fake_tensor"))
@@ -191,7 +200,7 @@ def _prepare(meta: build.MetaModel, marker: SegmentMarker) -> tuple[Callable[...
     """The model as its trainer prepares it: what is called in a step, what is trained, and its vocabulary's size."""
     spec, model, base = meta.spec, meta.model, meta.base
     run, anybase = spec.run, base
-    if run.gradient_checkpointing:
+    if run.gradient_checkpointing and not spec.trainer.patches_libraries:
         anybase.gradient_checkpointing_enable(checkpointing_options(run), **checkpointed_layers(run))
         layers.restore_checkpointed(base)
         if run.method != "full":
@@ -217,7 +226,7 @@ def _run(meta: build.MetaModel, marker: SegmentMarker) -> Any:
         if run.precompute_ref_log_probs:
             marker.mark("precompute", "embedding")
             precomputer_of(spec).precompute(model, tracer.inputs(spec, vocabulary), spec)
-        for step in range(2 if stay else 1):
+        for step in range(2 if stay or spec.trainer.first_step_differs else 1):
             marker.step = step
             for micro_step in range(micro_steps):
                 marker.micro_step = micro_step

@@ -96,6 +96,13 @@ def mark_checkpointed(model: nn.Module, every: int) -> None:
         setattr(layer, _CHECKPOINTED, position % every == 0)
 
 
+def mark_last_kept(model: nn.Module) -> None:
+    """Note that the last layer's input stays on the device where those of all others go to the host."""
+    _, layers = decoder_layers(model)
+    for position, layer in enumerate(layers):
+        setattr(layer, _CHECKPOINTED, position + 1 < len(layers))
+
+
 def restore_checkpointed(model: nn.Module) -> None:
     """Checkpoint the layers of a cut model that `mark_checkpointed` noted, whatever their place in it is now."""
     for layer in model.modules():

@@ -25,6 +25,7 @@ _FACTORY_DEVICE_ARGUMENT = "device"
 
 _GROUPED = torch.ops.aten._grouped_mm.default
 _LINEAR = torch.ops.aten.linear.default
+_RESIZE = torch.ops.aten.resize_.default
 _BIASED = torch.ops.aten.addmm.default
 MATRIX_PRODUCTS = frozenset(
     {
@@ -77,6 +78,10 @@ class Recorder(TorchDispatchMode):
         self.streamed: set[int] = set()
         self.on_host: set[int] = set()
 
+    def replace(self, replacements: Mapping[Any, Replacement]) -> None:
+        """More operators that CUDA runs as other code than their fake versions."""
+        self._replacements = {**self._replacements, **replacements}
+
     # -- segments ---------------------------------------------------------------------------------------------------
     def mark(self, stage: str, name: str, layer: int = -1, step: int = 0, micro_step: int = 0) -> None:
         """Close the open segment and begin another."""
@@ -121,6 +126,17 @@ class Recorder(TorchDispatchMode):
         if storage._cdata not in self._alive:
             self._note(storage, storage._cdata, op)
             self.on_host.add(self._counter)
+
+    def _grown(self, tensor: Any) -> None:
+        """A storage that was resized: the larger one is there before the old one goes (aten Resize.cpp)."""
+        storage = tensor.untyped_storage()
+        before = self._alive.get(storage._cdata)
+        if before is None or storage.nbytes() <= before[1]:
+            return
+        self._counter += 1
+        self._alive[storage._cdata] = (self._counter, storage.nbytes())
+        self._append(self._counter, storage.nbytes(), "resize_")
+        self._append(before[0], -before[1], "")
 
     def _note(self, storage: Any, address: int, op: str) -> None:
         size = storage.nbytes()
@@ -246,6 +262,8 @@ class Recorder(TorchDispatchMode):
             self.shadows.follow(func, args, kwargs, result)
         if by_engine and func is _ADD and self._take_over(result, args):
             return result
+        if func is _RESIZE:
+            self._grown(args[0])
         name = func._schema.name
         outputs = result if isinstance(result, (tuple, list)) else (result,)
         if func in LATE_RESULTS:

@@ -14,6 +14,7 @@ class CudaTraits:
     capability: tuple[int, int] = (9, 0)
     multiprocessors: int = 132
     cudnn: int = 91900  # torch 2.11+cu130's; cuDNN attention is preferred above 91500
+    memory_bytes: int = 139 << 30
 
     @property
     def cublas_workspace(self) -> int:

@@ -22,7 +22,12 @@ from qlora_planner.profiling.tracing.trainers import (
     sft_before_1_15,
     unsloth,
 )
-from qlora_planner.profiling.tracing.trainers.protocol import GeneratingTrainer, Precomputer, TracedTrainer
+from qlora_planner.profiling.tracing.trainers.protocol import (
+    GeneratingTrainer,
+    PatchingTrainer,
+    Precomputer,
+    TracedTrainer,
+)
 
 # By trainer: the first version of the package that decides (see `TrainerRow.versioned_by`), newest first.
 TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
@@ -47,6 +52,11 @@ def precomputer_of(spec: TraceSpec) -> Precomputer:
     """How what the run's trainer asks of its reference before training is traced."""
     tracer: Any = tracer_of(spec)
     return cast(Precomputer, tracer)
+
+
+def patching_tracer_of(spec: TraceSpec) -> PatchingTrainer | None:
+    """The same of a trainer that patches the libraries; None for any other."""
+    return cast(PatchingTrainer, tracer_of(spec)) if spec.trainer.patches_libraries else None
 
 
 def generating_tracer_of(spec: TraceSpec) -> GeneratingTrainer:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.segments import SegmentMarker
 from qlora_planner.profiling.tracing.spec import TraceSpec
 from qlora_planner.profiling.tracing.trainers.common import Batch
@@ -39,6 +40,22 @@ class Precomputer(Protocol):
 
     def precompute(self, model: nn.Module, inputs: Batch, spec: TraceSpec) -> None:
         """One batch of it."""
+
+
+class PatchingTrainer(TracedTrainer, Protocol):
+    """A trainer that patches the libraries' classes, and makes its model ready by itself."""
+
+    def making(self, model_type: str) -> AbstractContextManager[None]:
+        """While a model of this type and its adapters are made, without storage."""
+
+    def loaded(self, model: Any, spec: TraceSpec) -> Any:
+        """The model as its loader hands it out, quantised and without adapters."""
+
+    def adapted(self, model: Any, spec: TraceSpec) -> Any:
+        """The model with its adapters."""
+
+    def watched(self, recorder: Recorder) -> AbstractContextManager[None]:
+        """While its step is recorded."""
 
 
 class GeneratingTrainer(TracedTrainer, Protocol):

@@ -1,0 +1,78 @@
+"""A trace in a process of its own, for a trainer that changes the libraries for whoever imports it."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from qlora_planner.errors import MissingError, PlannerError
+from qlora_planner.isolation import child_environment, python_module
+
+if TYPE_CHECKING:
+    from qlora_planner.profiling.tracing.spec import TraceSpec
+    from qlora_planner.spec.trace import Tape
+
+_REQUEST, _ANSWER = "request.pickle", "answer.pickle"
+# Unsloth on a machine without a card, with layers as they are written, and nothing asked of the network.
+_ENVIRONMENT = {
+    "UNSLOTH_ALLOW_CPU": "1",
+    "UNSLOTH_BLOCK_COMPILE": "0",
+    "UNSLOTH_DISABLE_PINNED_MEMORY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+}
+
+
+def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
+    """The tape of one run, as `engine.trace` gives it; half a minute more, most of which are imports.
+
+    `what` names the model in faults. Raises what `profiling.tapes.trace_run` raises.
+    """
+    with tempfile.TemporaryDirectory(prefix="qlora-planner-trace-") as folder:
+        request, answer = (Path(folder) / name for name in (_REQUEST, _ANSWER))
+        request.write_bytes(pickle.dumps((dict(raw), spec, what)))
+        ended = subprocess.run(
+            [*python_module(__name__), spec.trainer.packages[0]],
+            cwd=folder,  # into which it writes what it compiles
+            env=child_environment(**_ENVIRONMENT),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+        )
+        if not answer.exists():
+            last = (ended.stderr.strip() or ended.stdout.strip() or f"exit code {ended.returncode}").splitlines()[-1]
+            raise MissingError(f"{what} cannot be traced for this run: {spec.trainer.name} ends with {last}")
+        given = pickle.loads(answer.read_bytes())
+    if isinstance(given, PlannerError):
+        raise given
+    tape: Tape = given
+    return tape
+
+
+def main() -> None:
+    """Trace the run that the working directory's request names; the trainer's package is imported before all others."""
+    importlib.import_module(sys.argv[1])
+    from qlora_planner.profiling.refusals import traced_fault
+    from qlora_planner.profiling.tracing.engine import trace
+
+    raw, spec, what = pickle.loads(Path(_REQUEST).read_bytes())
+    answer: Any
+    try:
+        answer = trace(raw, spec)
+    except PlannerError as error:
+        answer = error
+    except Exception as error:  # any model code may fail on fake tensors; the cause is passed on
+        answer = traced_fault(error, what)
+    Path(_ANSWER).write_bytes(pickle.dumps(answer))
+
+
+if __name__ == "__main__":
+    main()
