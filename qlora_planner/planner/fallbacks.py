@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_named
+from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.planner.knobs import fewer_together, generates
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -42,11 +43,12 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
     if not run.gradient_checkpointing and (profile is None or profile.supports.get("gradient_checkpointing", True)):
         run = run.with_(gradient_checkpointing=True)
         yield run, "gradient checkpointing on: slower, the same result"
-    row = find_optimizer(run.optimizer)
-    if row is None or (not (row.paged and row.bits == 8) and row.kind != "none"):
+    row, sharded = find_optimizer(run.optimizer), run.parallel == FSDP2  # where bitsandbytes' optimizers break
+    if not sharded and (row is None or (not (row.paged and row.bits == 8) and row.kind != "none")):
         run = run.with_(optimizer=SMALL_OPTIMIZER)
         yield run, f"{SMALL_OPTIMIZER}: its states start anew"
-    if _offloads(run) and run.gradient_checkpointing and not run.activation_offloading:
+    # Nobody has traced what offloading and gathers take together.
+    if not sharded and _offloads(run) and run.gradient_checkpointing and not run.activation_offloading:
         run = run.with_(activation_offloading=True)
         yield run, "activations kept in host memory: slower, the same result"
     while (fewer := fewer_together(run)) is not None:

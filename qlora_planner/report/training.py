@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from qlora_planner.catalog.parallel import strategy_row
 from qlora_planner.report.parts.labels import count, gib, recipe
 from qlora_planner.report.parts.theme import Line, Theme
 from qlora_planner.spec.run import RunConfig
@@ -81,6 +82,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         beside = "" if predicted is None else f", {predicted:,.0f} predicted"
         yield "speed", f"{speed['tokens_per_s']:,.0f} tokens/s{beside}; {speed['step_s']:.2f} s per step"
     yield "memory", _memory(summary["memory"])
+    if ranks := summary["memory"].get("ranks"):
+        yield "ranks", f"{len(ranks)} by {strategy_row(summary['run']['parallel']).label}; {_by_rank(ranks)}"
     if phases := _by_phase(summary["memory"].get("phases") or {}):
         yield "phases", phases
     yield "time", f"{summary['wall_s']:,.0f} s"
@@ -103,6 +106,16 @@ def _memory(memory: Mapping[str, Any]) -> str:
         f"{text}, {format_gib(predicted['device_bytes'])} predicted ({off:+.1f} %), {inside} the interval of"
         f" {format_gib(low)} to {format_gib(high)}"
     )
+
+
+def _by_rank(ranks: Sequence[Mapping[str, Any]]) -> str:
+    """What each of several ranks took at the most: of its card, else of the host."""
+    parts = [
+        f"{rank['rank']}: {format_gib(rank['device_bytes'])}" if rank["device_bytes"] is not None
+        else f"{rank['rank']}: {format_size(rank['host_bytes'])} of host memory"
+        for rank in ranks
+    ]  # fmt: skip
+    return f"{', '.join(parts)} at the most"
 
 
 def _by_phase(phases: Mapping[str, Mapping[str, Any]]) -> str:

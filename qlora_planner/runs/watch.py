@@ -58,6 +58,7 @@ class Watch:
         self.last: Mapping[str, Any] = {}
         self.used_bytes: int | None = None
         self.peak_bytes: int | None = None
+        self._of_ranks: dict[int, int] = {}  # what each holds now, of several
         self.temperature: str = ""
         self._times: list[float] = []
         self._warned = False
@@ -185,8 +186,12 @@ class Watch:
             self.line(self.words())
 
     def _memory(self, fields: Mapping[str, Any]) -> None:
-        used = fields.get("process_bytes")
-        self.used_bytes = fields.get("device_bytes") if used is None else used
+        used, rank = fields.get("process_bytes"), fields.get("rank")
+        now = fields.get("device_bytes") if used is None else used
+        if now is not None and rank is not None:
+            self._of_ranks[rank] = now
+            now = max(self._of_ranks.values())  # the rank that holds most is the one that runs out
+        self.used_bytes = now
         if self.used_bytes is None:
             return
         self.peak_bytes = max(self.peak_bytes or 0, self.used_bytes)
@@ -195,8 +200,10 @@ class Watch:
         high = None if self.predicted is None or used is None else self.predicted["peak"]["high_bytes"]
         if high is not None and self.peak_bytes > high and not self._warned:
             self._warned = True
+            whose = "" if rank is None else f" of rank {rank}"
             self.note(
-                f"the peak of {format_gib(self.peak_bytes)} is above what was planned at the most, {format_gib(high)}"
+                f"the peak{whose} of {format_gib(self.peak_bytes)} is above what was planned at the most,"
+                f" {format_gib(high)}"
             )
 
     def _look(self) -> None:

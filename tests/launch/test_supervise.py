@@ -251,6 +251,14 @@ def test_a_peak_above_the_plan_is_warned_of_once(tmp_path: Path) -> None:
     assert "1500" not in found.notes[0]
 
 
+def test_of_several_ranks_the_fullest_card_is_shown_and_warned_of(tmp_path: Path) -> None:
+    found, _ = watch(tmp_path)
+    for rank, size in ((0, 700), (1, 900), (0, 800), (1, 1200), (0, 1150)):
+        found.hear(event("memory", process_bytes=size, device_bytes=size, rank=rank))
+    assert (found.used_bytes, found.peak_bytes) == (1200, 1200)
+    assert len(found.notes) == 1 and found.notes[0].startswith("the peak of rank 1 of ")
+
+
 def test_each_phase_is_held_against_its_own_prediction(tmp_path: Path) -> None:
     phases = [{"name": "load", "device_bytes": 400}, {"name": "save", "device_bytes": 900}]
     found, _ = watch(tmp_path, predicted={**PREDICTED, "phases": phases})

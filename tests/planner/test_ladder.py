@@ -31,6 +31,13 @@ def test_micro_batches_shrink_first_and_keep_the_effective_batch(batch: int) -> 
         assert found[batches.index(1)].padding is False  # a batch of one has nothing to pad
 
 
+def test_a_sharded_run_keeps_an_optimizer_that_takes_shards() -> None:
+    run = resolved(parallel="fsdp2", optimizer="adamw_torch_fused", batch_size=2, gradient_checkpointing=False)
+    found = [lower for lower, _ in fallbacks(run, PROFILE)]
+    assert found[-1].gradient_checkpointing and found[-1].seq_len < run.seq_len
+    assert {(lower.optimizer, lower.activation_offloading) for lower in found} == {("adamw_torch_fused", False)}
+
+
 def test_every_rung_is_estimated_to_take_no_more_than_the_one_above() -> None:
     run = resolved(batch_size=8, gradient_checkpointing=False, optimizer="adamw_torch", seq_len=2048)
     chain = [run, *(lower for lower, _ in fallbacks(run, PROFILE))]
