@@ -36,21 +36,21 @@ class Gathered:
 
     def take(self, event: Progress) -> bool:
         """Whether the event was for this, and for nobody else."""
-        facts = event.facts
-        rank = int(facts.get("rank", 0))
+        fields = event.facts
+        rank = int(fields.get("rank", 0))
         if event.event == "rank":
-            self._pids[rank] = int(facts["pid"])
+            self._pids[rank] = int(fields["pid"])
         elif event.event == "lost":
-            if (pid := int(facts["pid"])) in self._pids.values():  # else a tool that the launcher asked something
-                self._lost.append((pid, int(facts["code"])))
+            if (pid := int(fields["pid"])) in self._pids.values():  # else a tool that the launcher asked something
+                self._lost.append((pid, int(fields["code"])))
                 self._ends_in(_SETTLE_S)
         elif event.event == "result":
-            self.results[rank] = facts
-            if facts["outcome"] != "ok":
+            self.results[rank] = fields
+            if fields["outcome"] != "ok":
                 self._bad.append(rank)
-                self._ends_in(_SAVE_S if facts["outcome"] == "interrupted" else _SETTLE_S)
+                self._ends_in(_SAVE_S if fields["outcome"] == "interrupted" else _SETTLE_S)
         elif event.event == "refused":
-            self.refused = self.refused or facts
+            self.refused = self.refused or fields
             self._ends_in(_SETTLE_S)
         else:
             return False
@@ -87,15 +87,15 @@ class Gathered:
         first = self.results.get(0, {})
         if self.world == 1:
             return first
-        told = {"ranks": [self.results[rank] for rank in sorted(self.results)]}
+        every = {"ranks": [self.results[rank] for rank in sorted(self.results)]}
         if (lost := self._lost_rank()) is not None:
-            return {**first, **told, **lost}
+            return {**first, **every, **lost}
         if self._bad:
             bad = self.results[self._bad[0]]
             message = bad.get("message")
             named = None if message is None else f"rank {self._bad[0]} of {self.world}: {message}"
-            return {**bad, **told, "message": named, "rank": self._bad[0]}
-        return {**first, **told} if first else first
+            return {**bad, **every, "message": named, "rank": self._bad[0]}
+        return {**first, **every} if first else first
 
     def _lost_rank(self) -> dict[str, Any] | None:
         """Outcome and message of a rank that ended without a word. What ends it with SIGTERM is the launcher, after

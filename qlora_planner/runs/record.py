@@ -229,12 +229,13 @@ def _peak(predicted: Mapping[str, Any] | None) -> dict[str, Any] | None:
 def _ranks(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What each rank of several measured; empty where there was one process."""
     rows = []
-    for told in result.get("ranks") or ():
-        training, nvml = (told.get("phases") or {}).get("training") or {}, told.get("nvml") or {}
+    for reading in result.get("ranks") or ():
+        training, nvml = (reading.get("phases") or {}).get("training") or {}, reading.get("nvml") or {}
         rows.append({
-            "rank": told.get("rank", 0), "gpu": told.get("gpu"), "parameter_bytes": told.get("parameter_bytes"),
+            "rank": reading.get("rank", 0), "gpu": reading.get("gpu"),
+            "parameter_bytes": reading.get("parameter_bytes"),
             "allocated_bytes": training.get("allocated_bytes"), "reserved_bytes": training.get("reserved_bytes"),
-            "device_bytes": nvml.get("process_peak_bytes"), "host_bytes": told.get("rss_peak_bytes"),
+            "device_bytes": nvml.get("process_peak_bytes"), "host_bytes": reading.get("rss_peak_bytes"),
         })  # fmt: skip
     return rows
 

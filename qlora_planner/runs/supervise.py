@@ -153,7 +153,7 @@ def _one(
     spec: LaunchSpec, folder: RunDirectory, stop: StopAsked, lock: int | None = None
 ) -> Generator[Progress, None, tuple[Mapping[str, Any], int | None]]:
     """One child from start to end; the facts of its result and its exit code."""
-    told = Gathered(spec.ranks)
+    gathered = Gathered(spec.ranks)
     with TemporaryDirectory(prefix="qlora-plan-train-") as home, folder.log.open("a", encoding="utf-8") as log:
         written = Path(home) / "spec.json"
         written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
@@ -162,15 +162,15 @@ def _one(
             pass_fds=() if lock is None else (lock,),  # held until both have ended
         )  # fmt: skip
         try:
-            for event in _heard(child, stop, told):
-                if not told.take(event):
+            for event in _heard(child, stop, gathered):
+                if not gathered.take(event):
                     yield event
         finally:
-            told.end()  # each rank has a group of its own
+            gathered.end()  # each rank has a group of its own
             end_group(child)
-    if told.refused is not None:
-        raise _ERRORS.get(int(told.refused["exit_code"]), RunError)(str(told.refused["message"]))
-    return told.facts(), child.returncode
+    if gathered.refused is not None:
+        raise _ERRORS.get(int(gathered.refused["exit_code"]), RunError)(str(gathered.refused["message"]))
+    return gathered.facts(), child.returncode
 
 
 def _command(spec: LaunchSpec, folder: RunDirectory, written: Path) -> list[str]:
@@ -186,21 +186,21 @@ def _command(spec: LaunchSpec, folder: RunDirectory, written: Path) -> list[str]
     return launch_command(folder.launch, CHILD[-1], str(written))
 
 
-def _heard(child: subprocess.Popen[str], stop: StopAsked, told: Gathered) -> Iterator[Progress]:
+def _heard(child: subprocess.Popen[str], stop: StopAsked, gathered: Gathered) -> Iterator[Progress]:
     """What the child tells until it ends; asks it to stop once, and ends it where that is asked for twice, or where
     one of several ranks has ended badly."""
     passed_on = 0
     for event in heard(child, _TICK_S):
         if stop.times > passed_on:
             passed_on = stop.times
-            if passed_on > 1 or (told.world > 1 and not told.ask()):
+            if passed_on > 1 or (gathered.world > 1 and not gathered.ask()):
                 return
-            if told.world == 1:
+            if gathered.world == 1:
                 child.send_signal(signal.SIGTERM)
             message = "asked to stop: saving a checkpoint after this step; once more to stop at once"
             yield Progress(event="remark", elapsed_s=0.0, facts={"message": message})
         yield event or Progress(event="tick", elapsed_s=0.0)
-        if told.over:
+        if gathered.over:
             return
 
 

@@ -79,7 +79,7 @@ def make_callback(
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             seconds = time.perf_counter() - self.since
-            count, asked = ranks.total([tokens.seen - self.tokens, stop.asked])
+            count, stopping = ranks.total([tokens.seen - self.tokens, stop.asked])
             self.held = {
                 "step": state.global_step,
                 "of": state.max_steps,
@@ -89,7 +89,7 @@ def make_callback(
                 "tokens_per_s": count / seconds if seconds > 0 else None,
                 **live(),
             }
-            if asked:
+            if stopping:
                 stop.asked = True
                 control.should_save = control.should_training_stop = True
             if control.should_save:
