@@ -14,6 +14,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
 
 DATA = "train.jsonl"
+NODES = ("torchrun", "slurm", "skypilot")  # what starts a run's script on the cards of one or more machines
 Judge = Callable[[Reading], MemoryEstimate]
 # Kinds that are configs of other tools, which `check` reads.
 READ_BACK: Mapping[str, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory"}
@@ -27,7 +28,7 @@ def export(
     attention_modules: Sequence[str] = (),
     judge: Judge | None = None,
 ) -> str:
-    """The plan of `Plan.to_dict()` as `kind` (see KINDS), ready to be run or written to a file.
+    """The plan of `Plan.to_dict()` as `kind` (see EXPORTS), ready to be run or written to a file.
 
     `data` is the path of the samples, JSON lines; without it the plan's own, else a placeholder. `attention_modules`
     are the names that the target `attention` stands for, for tools whose configs cannot say so. A config of another
@@ -35,15 +36,15 @@ def export(
     of that for the file's first line, which has no figure without it.
     Raises InputError for an unknown kind, a document that is no plan, and what `kind` cannot express.
     """
-    if kind not in KINDS:
-        raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(KINDS)}")
+    if kind not in EXPORTS:
+        raise InputError(f"--export {plain(kind)}: is not known; known: {', '.join(EXPORTS)}")
     plan = plan_of(plan_document, "the plan")
     if plan.run.task is not None and kind in READ_BACK:
         raise InputError(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
-    if plan.run.parallel not in (None, DDP) and kind not in ("trl", "accelerate"):
+    if plan.run.parallel not in (None, DDP) and kind not in ("trl", "accelerate", *NODES):
         raise InputError(
             f"--export {kind}: {strategy_row(plan.run.parallel).label} is not written there; --export accelerate and"
             " --export trl are the launch config and the script of this run"
@@ -58,6 +59,10 @@ def export(
         gpu = plan.gpu or {}
         count, nodes = (number if isinstance(number := gpu.get(name), int) else 1 for name in ("count", "nodes"))
         return render(plan.run, _heading(plan_document), count, nodes)
+    if kind in NODES:
+        from qlora_planner.exchange.scripts.nodes import WRITERS, Cards
+
+        return WRITERS[kind](plan.run, _heading(plan_document), Cards.of(plan.gpu or {}))
     if kind not in READ_BACK:
         return KINDS[kind](plan.run, model, samples, _heading(plan_document), attention_modules)
     config = KINDS[kind](plan.run, model, samples, [], attention_modules)
@@ -143,3 +148,4 @@ KINDS: Mapping[str, Writer] = {
     "axolotl": _axolotl,
     "llama-factory": _llama_factory,
 }
+EXPORTS = (*KINDS, *NODES)

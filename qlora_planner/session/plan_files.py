@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.session.model_on_card import ModelOnCard
 
-EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory")
+EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory", "torchrun", "slurm", "skypilot")
 _PLAN = "plan"
 REPORTS = (".md", ".html")
 

@@ -134,9 +134,10 @@ class PlanAnswer:
     ) -> str:
         """The plan in the words of another tool: its text, which is also written to `path` where one is given.
 
-        `kind` is "trl", "notebook", "percent", "accelerate", "axolotl" or "llama-factory"; `data` the path of the
-        samples (the plan's own). Raises InputError for an unknown kind, for what it cannot express, for a file that is
-        there already, unless `force`, and for one that cannot be written.
+        `kind` is "trl", "notebook", "percent", "accelerate", "axolotl" or "llama-factory", or for several cards
+        "torchrun", "slurm" or "skypilot"; `data` the path of the samples (the plan's own). Raises InputError for an
+        unknown kind, for what it cannot express, for a file that is there already, unless `force`, and for one that
+        cannot be written.
         """
         from qlora_planner.session.plan_files import exported, write_export
 
