@@ -270,7 +270,10 @@ def candidate_memory_of(
     run = resolution.run
     traced = traced or run
     context = budget.context_for(run)
-    once, again = (trace_key(traced.with_(grad_accum=steps), resolution.stack, budget.card) for steps in (1, 2))
+    # What is generated at a time, and whether it is scored, hangs on the steps that are accumulated.
+    generates = resolution.trainer.generation is not None
+    counts = (run.grad_accum,) * 2 if generates else (1, 2)
+    once, again = (trace_key(traced.with_(grad_accum=steps), resolution.stack, budget.card) for steps in counts)
     return CandidateMemory(
         run=run,
         parts=memory_terms(ground, resolution, context),

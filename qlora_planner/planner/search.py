@@ -184,6 +184,8 @@ def _option_sets(
 ) -> Iterator[tuple[OptionSet, list[int]]]:
     sizes = space.batches[:1] if objective.lengths else space.batches  # the smallest comes first
     kinds = [[size for size in sizes if size == 1], [size for size in sizes if size > 1]]
+    if trainer_named(base.trainer).generation is not None:  # each with the completions of its own steps
+        kinds = [[size] for size in sizes]
     refused: str | None = None
     runs = False
     for options in space.options:

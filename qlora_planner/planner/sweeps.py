@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.sweep.segments import SweptTape
+from qlora_planner.memory.sweep.tasks import TaskRange, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import ValidityRange, validity_ranges
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
@@ -51,7 +52,7 @@ class SweptRange(Generic[M]):
     """Moments of one model, and the variant and sizes they hold for."""
 
     variant: str
-    region: ValidityRange
+    region: ValidityRange | TaskRange
     moments: M
 
 
@@ -88,10 +89,14 @@ class TapeSweep:
 
     profile: ModelProfile
     tape_of: ShippedOf
-    _known: dict[tuple[str, ValidityRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
+    _known: dict[tuple[str, ValidityRange | TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
 
     def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
+        task = task_sizes(variant)
+        if task is not None:
+            yield from self._of_task(variant, task_ranges(task), batch, seq)
+            return
         for batched in (False, True):
             of_kind = (batch > 1) == batched
             if not of_kind.any():
@@ -107,6 +112,25 @@ class TapeSweep:
                 part = self._known[key]
                 if part is not None:
                     yield part
+
+    def _of_task(self, variant: str, regions: Sequence[TaskRange], batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+        """The same of a task: one tape for each range. Lengths that are odd where its own was even, or the other way
+        round, are off by half a token."""
+        for region in regions:
+            inside = np.flatnonzero(region.inside(batch, seq))
+            if not len(inside):
+                continue
+            key = variant, region
+            if key not in self._known:
+                shipped = self.tape_of(variant, int(batch[inside[0]]), int(seq[inside[0]]))
+                self._known[key] = (
+                    None
+                    if shipped is None
+                    else SweptRange(variant=variant, region=region, moments=SweptTape.of(shipped[0]))
+                )
+            part = self._known[key]
+            if part is not None:
+                yield part
 
     def _swept(self, variant: str, batch_size: int, seq_len: int) -> SweptRange[SweptTape] | None:
         shipped = self.tape_of(variant, batch_size, seq_len)

@@ -17,6 +17,7 @@ from typing import Any
 from qlora_planner.bounded import read_bytes
 from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
+from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
 from qlora_planner.sources.tapes import StoredTape, lines_of
 from qlora_planner.spec.family import FamilyTape
@@ -60,10 +61,13 @@ def family_tape(
     `variant` is what `trace_key` says of the run, `stack` the versions that it must hold for, by default the profile's.
     Raises InputError naming a file that cannot be read.
     """
+    task = task_sizes(variant)
+    if task is not None:
+        return _of_task(profile, task, dirs, batch_size, seq_len, profile.versions if stack is None else stack)
     region = next((part for part in validity_ranges(profile, batch_size > 1) if part.holds(batch_size, seq_len)), None)
     if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
         return None
-    if any(tensor.quantized and tensor.numel % _BLOCK for tensor in profile.tensors):
+    if _has_part_blocks(profile):
         return None
     if variant.startswith("sm70") and (seq_len % _ALIGNED or int(profile.dims.get("head_dim") or 1) % _ALIGNED):
         return None
@@ -71,19 +75,53 @@ def family_tape(
     names = [name]
     if not profile.dims.get("sliding_window") and _masks_nothing(variant):  # every row lies within no window
         names.append(f"{name} within")
+    held = _held(profile, variant, names, dirs, profile.versions if stack is None else stack)
+    family, versions = held or (None, {})
+    tape = None if family is None else family.of_model(profile, batch_size, seq_len)
+    if family is None or tape is None:
+        return None
+    return StoredTape(tape=tape, region=_of_as_many_tiles(family, region, batch_size, seq_len), versions=versions)
+
+
+def _of_task(
+    profile: ModelProfile,
+    task: TaskSizes,
+    dirs: Sequence[Path],
+    batch_size: int,
+    seq_len: int,
+    stack: Mapping[str, str],
+) -> StoredTape | None:
+    """The same for a task: for sequences that are as even or odd as this one, with as many tokens after a prompt."""
+    rows = batch_size * task.trainer.sequences_per_row
+    if profile.dims.get("sliding_window") or _has_part_blocks(profile):
+        return None
+    if rows * seq_len <= LEAST_TOKENS and fuses_short_rows(profile):
+        return None
+    part = next((part for part in task_ranges(task) if part.holds(batch_size, seq_len)), None)
+    held = None if part is None else _held(profile, task.key, [part.name], dirs, stack)
+    if held is None:
+        return None
+    family, versions = held
+    tape = family.of_model(profile, batch_size, seq_len, task.letters(seq_len))
+    if tape is None:
+        return None
+    tokens = batch_size * seq_len
+    here = ValidityRange(batched=batch_size > 1, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
+    return StoredTape(tape=tape, region=here, versions=versions)
+
+
+def _held(
+    profile: ModelProfile, variant: str, regions: Sequence[str], dirs: Sequence[Path], stack: Mapping[str, str]
+) -> tuple[FamilyTape, Mapping[str, str]] | None:
+    """The tape of a model's family for a variant, and the versions it was made with; None where none ships."""
     made_from = profile.family_sha256 or profile.same_shape_sha256 or profile.config_sha256
-    for folder in dirs:
-        path = _path_of(folder, made_from)
-        if path is None:
-            continue
-        held = _family(path, variant, names, profile.drawn_dims, profile.versions if stack is None else stack)
-        family, versions = held or (None, {})
-        tape = None if family is None else family.of_model(profile, batch_size, seq_len)
-        if family is None or tape is None:
-            return None
-        tiled = _of_as_many_tiles(family, region, batch_size, seq_len)
-        return StoredTape(tape=tape, region=tiled, versions=versions)
-    return None
+    path = next((path for folder in dirs if (path := _path_of(folder, made_from)) is not None), None)
+    return None if path is None else _family(path, variant, regions, profile.drawn_dims, stack)
+
+
+def _has_part_blocks(profile: ModelProfile) -> bool:
+    """Whether a last block of some weight is not full: then what it takes is no fraction of its size."""
+    return any(tensor.quantized and tensor.numel % _BLOCK for tensor in profile.tensors)
 
 
 def _masks_nothing(variant: str) -> bool:

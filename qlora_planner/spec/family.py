@@ -12,8 +12,14 @@ from qlora_planner.record import record
 from qlora_planner.spec.layers import kept_positions, represent
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, VOCABULARY, TileLoop, tile_count, unrolled
+from qlora_planner.spec.trace import TOKENS as SINGLE_TOKENS
 from qlora_planner.spec.trace import CompiledTape, Monomial, Term
 
+# Letters beside a class's dimensions, of runs whose rows are prompts and completions: tokens of a completion and of a
+# prompt, all rows that are generated together, and the labels of a classifier.
+COMPLETION, PROMPT, ROWS, LABELS = "completion_len", "prompt_len", "generated_rows", "num_labels"
+# Each letter as a polynomial of batch, sequence and rank.
+Letters = Mapping[str, tuple[Term, ...]]
 # Numerator, denominator, powers of (batch, sequence, rank), and the dimensions that are multiplied, by their names.
 FamilyTerm = tuple[int, int, Monomial, tuple[str, ...]]
 
@@ -34,8 +40,11 @@ class FamilyTape:
             return None
         return int(sum((Fraction(n, d) * batch_size**b * seq_len**s for n, d, (b, s, _) in self.scored), Fraction(0)))
 
-    def of_model(self, profile: ModelProfile, batch_size: int, seq_len: int) -> CompiledTape | None:
-        """The tape of one model for batches of about these sizes: with as many tiles of the head as they fill.
+    def of_model(
+        self, profile: ModelProfile, batch_size: int, seq_len: int, letters: Letters | None = None
+    ) -> CompiledTape | None:
+        """The tape of one model for batches of about these sizes: with as many tiles of the head as they fill, and with
+        `letters` for what a task has beside batch and sequence.
 
         None where the model's layers or dimensions are not this family's, or make sizes that are no whole numbers of
         bytes.
@@ -55,25 +64,59 @@ class FamilyTape:
         if scored is not None:
             counts[TOKENS] = tile_count(scored, TOKENS)
             rest = (*rest, ((1 - counts[TOKENS]) * TILE_SIZES[TOKENS], 1, (0, 0, 0)))
+        written = {RESTS[TOKENS]: rest, **(letters or {})}
         sizes = []
         for terms in self.sizes:
-            filled = with_dims(_with_rest(terms, rest), dims)
+            filled = with_dims(_written(terms, written), dims)
             if filled is None:
                 return None
             sizes.append(filled)
         tape = self.tape
+        tokens, last_sizes = self._single_tokens(written, seq_len, dims, sizes)
         events, segments = tape.events, tape.segments
         if self.loops:
             events, starts = unrolled(tape.events, self.loops, counts, {index + 1 for index in tape.workspace_sizes})
             segments = tuple(segment.at(starts[segment.start], starts[segment.stop]) for segment in tape.segments)
         return CompiledTape(
             variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=events,
-            segments=segments, places=represent(kept, order), kept=kept,
+            segments=segments, places=represent(kept, order), kept=kept, tokens=tokens, last_sizes=last_sizes,
         )  # fmt: skip
+
+    def _single_tokens(
+        self, letters: Letters, seq_len: int, dims: Mapping[str, int | float | None], sizes: list[tuple[Term, ...]]
+    ) -> tuple[int, tuple[tuple[int, int], ...]]:
+        """How many tokens are generated one at a time, and the sizes that storages of the last traced one have at the
+        last of all: those of a prompt that ends there. These are put at the end of `sizes`."""
+        spans = [(each.start, each.stop) for each in self.tape.segments if each.stage == SINGLE_TOKENS[-1]]
+        if not spans:
+            return 0, ()
+        # The prompts' pass gives the first token.
+        tokens = _number(letters[COMPLETION], seq_len) - 1
+        more = tokens - len(SINGLE_TOKENS)
+        late = {**letters, PROMPT: (*letters[PROMPT], (more, 1, (0, 0, 0)))}
+        numbers: dict[tuple[Term, ...], int] = {}
+        last: list[tuple[int, int]] = []
+        born = 0
+        for at, code in enumerate(self.tape.events):
+            if code <= 0:
+                continue
+            born += 1
+            terms = self.sizes[code - 1]
+            grows = more > 0 and any(PROMPT in product for _, _, _, product in terms)
+            if not grows or not any(start <= at < stop for start, stop in spans):
+                continue
+            filled = with_dims(_written(terms, late), dims) or ()
+            if filled not in numbers:
+                numbers[filled] = len(sizes)
+                sizes.append(filled)
+            last.append((born, numbers[filled]))
+        return tokens, tuple(last)
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], symbols: tuple[str, ...], kinds: tuple[str, ...]) -> FamilyTape:
-        """Read what `tools.families` wrote: a tape whose sizes name dimensions by their place in `symbols`."""
+        """Read what `tools.families` wrote: a tape whose sizes name dimensions by their place in `symbols`, and a
+        task's letters by their place after these."""
+        symbols = (*raw.get("symbols", symbols), *raw.get("letters", ()))
         sizes = tuple(
             tuple((n, d, (b, s, r), tuple(symbols[index] for index in product)) for n, d, b, s, r, *product in terms)
             for terms in raw["sizes"]
@@ -97,19 +140,29 @@ def numbered(kinds: Any) -> tuple[str, ...]:
     return tuple(numbers.setdefault(kind, str(len(numbers))) for kind in kinds)
 
 
-def _with_rest(terms: tuple[FamilyTerm, ...], rest: tuple[Term, ...]) -> tuple[FamilyTerm, ...]:
-    """The terms with what the last tile of tokens holds written out."""
-    name = RESTS[TOKENS]
-    if all(name not in product for _, _, _, product in terms):
+def _written(terms: tuple[FamilyTerm, ...], letters: Letters) -> tuple[FamilyTerm, ...]:
+    """The terms with `letters` written out, as what the last tile of tokens holds."""
+    if all(name not in product for _, _, _, product in terms for name in letters):
         return terms
     written: list[FamilyTerm] = []
-    for numerator, denominator, (b, s, r), product in terms:
-        if name not in product:
+    waiting = list(terms)
+    while waiting:
+        numerator, denominator, (b, s, r), product = waiting.pop()
+        name = next((symbol for symbol in product if symbol in letters), None)
+        if name is None:
             written.append((numerator, denominator, (b, s, r), product))
             continue
-        others = tuple(symbol for symbol in product if symbol != name)
-        written += [(numerator * n, denominator * d, (b + by, s + sy, r + ry), others) for n, d, (by, sy, ry) in rest]
-    return tuple(written)
+        at = product.index(name)
+        others = product[:at] + product[at + 1 :]
+        waiting += [
+            (numerator * n, denominator * d, (b + by, s + sy, r + ry), others) for n, d, (by, sy, ry) in letters[name]
+        ]
+    return tuple(reversed(written))
+
+
+def _number(terms: tuple[Term, ...], seq_len: int) -> int:
+    """A letter that hangs on the sequence alone, as a number."""
+    return int(sum((Fraction(n, d) * seq_len**s for n, d, (_, s, _) in terms), Fraction(0)))
 
 
 def with_dims(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:

@@ -22,6 +22,7 @@ from typing import Any
 
 from tools.families.recipes import RECIPES, batches_only
 from tools.families.regions import Region, regions
+from tools.families.task_regions import TaskRegion, is_task, task_regions
 from tools.families.toys import NOT_ARCHITECTURE, Toys, toys_of
 
 # The classes most used come first, so that a run that is stopped has made what is asked for most.
@@ -125,10 +126,13 @@ def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any
     toys = toys_for(json.dumps(raw), region.windows, region.tiled, before_80)
     family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
     document = family.tape.to_dict()
+    names = (*family.symbols, *family.letters)
     document["sizes"] = [
-        [[c.numerator, c.denominator, *m, *(family.symbols.index(name) for name in product)] for c, m, product in terms]
+        [[c.numerator, c.denominator, *m, *(names.index(name) for name in product)] for c, m, product in terms]
         for terms in family.sizes
     ]
+    if family.letters:
+        document |= {"symbols": family.symbols, "letters": family.letters}
     if family.loops:
         document |= {
             "loops": [loop.words for loop in family.loops],
@@ -143,9 +147,11 @@ def toys_for(raw: str, windows: tuple[int, ...], tiled: bool, aligned: bool = Fa
     return toys_of(json.loads(raw), windows, tiled, aligned)
 
 
-def region_for(recipe: str, name: str) -> Region:
+def region_for(recipe: str, name: str) -> Region | TaskRegion:
     """The region that a piece of this recipe names."""
     run, _ = RECIPES[recipe]
+    if is_task(run):
+        return next(region for region in task_regions(run) if region.name == name)
     region = next(r for windowed in (False, True) for r in regions(windowed) if r.name == name)
     return replace(region, tiled=run.trainer in (None, "trl-sft") and not run.packing and not run.stack)
 
@@ -170,7 +176,8 @@ def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[
         for name, raw, windowed in ordered:
             popular = raw["model_type"] in FIRST
             if popular or recipe == "default" or given.all:
-                for region in regions(windowed):
+                own = task_regions(RECIPES[recipe][0]) if is_task(RECIPES[recipe][0]) else regions(windowed)
+                for region in own:
                     if batches_only(recipe) and not region.batched:
                         continue
                     if chosen is None or region.name.replace(" within", "").replace(" beyond", "") in chosen:

@@ -11,6 +11,10 @@ _LORA = RunConfig(method="lora")
 _UPCAST, _HF_UPCAST = _QLORA.with_(upcast=True), _HF.with_(upcast=True)
 _KEPT = {"gradient_checkpointing": False}
 _TRL_1_7 = {"trl": "1.10.0"}  # whose loss trl has from 1.7 to 1.13
+_DPO, _KTO, _REWARD, _GRPO, _RLOO = (
+    RunConfig(trainer=f"trl-{name}") for name in ("dpo", "kto", "reward", "grpo", "rloo")
+)
+_CLASSIFY = RunConfig(task="classification")
 _EVEN = {"padding": False}  # rows of one length; several rows are padded by default
 
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
@@ -73,6 +77,23 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "trl-1.7": (_QLORA.with_(stack=_TRL_1_7), False),
     "trl-1.7-upcast": (_UPCAST.with_(stack=_TRL_1_7), False),
     "eager-kept": (_QLORA.with_(attention="eager", **_KEPT), False),
+    "dpo": (_DPO, False),
+    "grpo": (_GRPO, False),
+    "kto": (_KTO, False),
+    "reward": (_REWARD, False),
+    "classify": (_CLASSIFY, False),
+    "rloo": (_RLOO.with_(steps_per_generation=1), False),
+    "dpo-kept": (_DPO.with_(**_KEPT), False),
+    "dpo-lora": (_DPO.with_(method="lora"), False),
+    "dpo-flat": (_DPO.with_(double_quant=False), False),
+    "dpo-precomputed": (_DPO.with_(precompute_ref_log_probs=True), False),
+    "grpo-kept": (_GRPO.with_(**_KEPT), False),
+    "grpo-lora": (_GRPO.with_(method="lora"), False),
+    "reward-kept": (_REWARD.with_(**_KEPT), False),
+    "kto-kept": (_KTO.with_(**_KEPT), False),
+    "classify-kept": (_CLASSIFY.with_(**_KEPT), False),
+    "classify-lora": (_CLASSIFY.with_(method="lora"), False),
+    "rloo-kept": (_RLOO.with_(steps_per_generation=1, **_KEPT), False),
 }
 
 

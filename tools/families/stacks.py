@@ -34,6 +34,8 @@ from qlora_planner.spec.tiles import TileLoop
 from qlora_planner.spec.trace import CompiledTape, Tape
 from tools.families.make import FIRST, made, quieten, region_for, toys_for
 from tools.families.recipes import RECIPES
+from tools.families.regions import Region
+from tools.families.task_regions import is_task
 from tools.families.tracing import CONFIGS, TracedToy, toy_dims, traced_toy
 
 HOLDS = "holds.jsonl"
@@ -74,7 +76,9 @@ class Here:
     """One piece, and its class's toys traced with the libraries that are installed here."""
 
     def __init__(self, piece: Mapping[str, Any], raw: dict[str, Any]) -> None:
-        self.piece, self.region = piece, region_for(piece["recipe"], piece["region"])
+        region = region_for(piece["recipe"], piece["region"])
+        assert isinstance(region, Region)
+        self.piece, self.region = piece, region
         self.toys = toys_for(json.dumps(raw), self.region.windows, self.region.tiled)
         # Others for each piece, so that over the pieces of a class all toys have their turn.
         self._first = zlib.crc32(" ".join(str(piece[name]) for name in KEY).encode()) % CONFIGS
@@ -273,7 +277,8 @@ def _chosen(given: argparse.Namespace) -> list[tuple[dict[str, Any], dict[str, A
             getattr(given, option) is None or piece[option[:-1]] in getattr(given, option)
             for option in ("names", "recipes", "regions")
         )
-        if "tape" not in piece or not wanted:
+        # Of a task only the catalogue's versions are known.
+        if "tape" not in piece or not wanted or is_task(RECIPES[piece["recipe"]][0]):
             continue
         name = piece["name"]
         if name not in configs:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from functools import lru_cache
@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.sweep.tasks import task_sizes
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.profiling.build import build_profile
 from qlora_planner.profiling.compile import Point, aligned_codes
@@ -20,13 +21,15 @@ from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
+from qlora_planner.spec.family import PROMPT, ROWS
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.tiles import TileLoop
-from qlora_planner.spec.trace import CompiledTape, Tape, Term
-from tools.families.fitting import SizeFitter, Sum
+from qlora_planner.spec.tiles import RESTS, TileLoop
+from qlora_planner.spec.trace import ROLLOUT, SCORE, CompiledTape, Tape, Term
+from tools.families.fitting import SizeFitter, Sum, UnfittedError
 from tools.families.regions import Region
+from tools.families.task_regions import TaskRegion
 from tools.families.tiles import TilesError, loops_of, rests, scored_tokens
 from tools.families.toys import Toys
 
@@ -51,6 +54,7 @@ class TracedFamily:
     symbols: tuple[str, ...]
     loops: tuple[TileLoop, ...] = ()
     scored: tuple[Term, ...] = ()  # tokens that the head scores, where there are loops
+    letters: tuple[str, ...] = ()  # of a task, after the symbols
 
 
 @record
@@ -90,11 +94,11 @@ def few_chunks() -> Iterator[None]:
         yield
 
 
-def family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
+def family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region | TaskRegion) -> TracedFamily:
     """Trace and solve. Raises NotPolynomialError and UnfittedError where the class is not one tape in this region, and
     what tracing raises."""
     with never_fused(), few_chunks():
-        return _family_tape(toys, recipe, gpu, region)
+        return _family_tape(toys, recipe, gpu, region) if isinstance(region, Region) else _task(toys, recipe, region)
 
 
 def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region, at: int) -> TracedToy:
@@ -142,6 +146,75 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
         dims = [{**row, **last} for row, last in zip(toys.dims, rest, strict=False)]
         of_last = SizeFitter(symbols, dims, points, ()) if loops else fitter
         in_last = {at for loop in loops for at in range(loop.last, loop.stop)}
+
+    def fit(at: int, observed: tuple[int, ...]) -> Sum:
+        return (of_last if at in in_last else fitter).fit(observed)
+
+    tape, sizes = _solved(tapes, codes, variant, fit, in_last)
+    return TracedFamily(tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else ())
+
+
+def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
+    """The same for a task. What is generated has its own sizes: all rows together, and the prompt."""
+    points, options = region.points(CONFIGS), [region.options(at) for at in range(CONFIGS)]
+    resolution = resolve(
+        _profile(json.dumps(toys.configs[0], default=str)),
+        recipe.with_(batch_size=points[0][0], seq_len=points[0][1], **options[0]),
+    )
+    sizes = task_sizes(trace_key(resolution.run, resolution.stack, None))
+    assert sizes is not None
+    tapes = [
+        _trace(config, replace(resolution, run=resolution.run.with_(**given)), None, point)
+        for config, given, point in zip(toys.configs[:CONFIGS], options, points, strict=True)
+    ]
+    if any(
+        loops_of(tape, dims, dict.fromkeys(RESTS.values(), 0)) for tape, dims in zip(tapes, toys.dims, strict=False)
+    ):
+        raise TilesError("a head that goes tile by tile is shipped for trainers on texts alone")
+    symbols = (*toys.symbols, *region.letters)
+    dims = [
+        {**row, **{name: given[name] for name in region.letters}}
+        for row, given in zip(toys.dims, options, strict=False)
+    ]
+    fitters = [SizeFitter(symbols, dims, points, _begun_sums(sizes.trainer.sequences_per_row))]
+    generated: set[int] = set()
+    if sizes.trainer.generation is not None:
+        together = [
+            (batch * given["steps_per_generation"], given["prompt_len"], rank)
+            for (batch, _, rank), given in zip(points, options, strict=True)
+        ]
+        fitters.append(SizeFitter(symbols, dims, together, ()))
+        spans = [part for part in tapes[0].segments if part.stage in ROLLOUT and part.stage != SCORE]
+        generated = {at for part in spans for at in range(part.start, part.stop)}
+
+    def fit(at: int, observed: tuple[int, ...]) -> Sum:
+        own = at in generated
+        for later in (own, not own) if generated else (False,):
+            try:
+                terms = fitters[later].fit(observed)
+            except UnfittedError:
+                continue
+            return _of_rows(terms) if later else terms
+        return fitters[own].fit(observed)
+
+    tape, terms = _solved(tapes, aligned_codes(tapes, points), sizes.key, fit, generated)
+    letters = (PROMPT, ROWS) if sizes.trainer.generation is not None else ()
+    return TracedFamily(tape=tape, sizes=terms, symbols=toys.symbols, letters=(*region.letters, *letters))
+
+
+def _of_rows(terms: Sum) -> Sum:
+    """A sum in all rows that are generated together, their prompt and the rank, by letters."""
+    return tuple((c, (0, 0, r), (*product, *[ROWS] * b, *[PROMPT] * s)) for c, (b, s, r), product in terms)
+
+
+def _solved(
+    tapes: Sequence[Tape],
+    codes: Sequence[int],
+    variant: str,
+    fit: Callable[[int, tuple[int, ...]], Sum],
+    apart: Collection[int],
+) -> tuple[CompiledTape, tuple[Sum, ...]]:
+    """One tape of several, and what each of its sizes is; `fit` solves an event, and those `apart` otherwise."""
     fits: dict[tuple[tuple[int, ...], bool], Sum] = {}
     sizes: dict[tuple[Sum, bool], int] = {}
     events: list[int] = []
@@ -149,9 +222,9 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
         if code < 0:
             events.append(code)
             continue
-        observed = tuple(tape.events[at][1] for tape in tapes), at in in_last
+        observed = tuple(tape.events[at][1] for tape in tapes), at in apart
         if observed not in fits:
-            fits[observed] = (of_last if observed[1] else fitter).fit(observed[0])
+            fits[observed] = fit(at, observed[0])
         workspace = tapes[0].events[at][0] in tapes[0].workspaces
         events.append(sizes.setdefault((fits[observed], workspace), len(sizes)) + 1)
     tape = CompiledTape(
@@ -163,16 +236,14 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
         places=(),
         kept=(),
     )
-    return TracedFamily(
-        tape=tape, sizes=tuple(terms for terms, _ in sizes), symbols=symbols, loops=loops,
-        scored=scored if loops else (),
-    )  # fmt: skip
+    return tape, tuple(terms for terms, _ in sizes)
 
 
-def _begun_sums() -> list[Sum]:
+def _begun_sums(sequences_per_row: int = 1) -> list[Sum]:
     """The first terms of sums of three: cuDNN's attention backward takes a workspace of 256 bytes, a sum in float32
     for each row of each head, and accumulators as wide as the heads."""
-    return [((Fraction(256), (0, 0, 0), ()), (Fraction(4), (1, 1, 0), ("num_attention_heads",)))]
+    of_heads = (Fraction(4 * sequences_per_row), (1, 1, 0), ("num_attention_heads",))
+    return [((Fraction(256), (0, 0, 0), ()), of_heads)]
 
 
 class _Unasked(Prober):

@@ -61,7 +61,9 @@ class SweptTape:
 
     @classmethod
     def of(cls, tape: CompiledTape) -> SweptTape:
-        """From a compiled tape, whatever the model's numbers."""
+        """From a compiled tape, whatever the model's numbers. Of tokens that are generated one at a time the last one
+        counts: by then what grows is largest."""
+        tape = at_last_token(tape)
         # Every size stands in for itself by its number.
         numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
         script = prepare_trace(numbered.at(1, 1, 1), gradient_checkpointing=False)
@@ -98,6 +100,17 @@ class SweptTape:
             level = (before @ table).max(axis=0) + (rows @ table).max(axis=0)
             levels[phase] = np.maximum(levels[phase], level) if phase in levels else level
         return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in levels.items()}
+
+
+def at_last_token(tape: CompiledTape) -> CompiledTape:
+    """The tape with the last traced token as large as the last of all."""
+    if not tape.last_sizes:
+        return tape
+    last, born, events = dict(tape.last_sizes), 0, []
+    for code in tape.events:
+        born += code > 0
+        events.append(last[born] + 1 if code > 0 and born in last else code)
+    return replace(tape, events=tuple(events), last_sizes=())
 
 
 class _Counting:
