@@ -246,6 +246,10 @@ def _preference_trainer(name: str, **own: Any) -> TrainerRow:
 # Kernels that a model's own loss can be exchanged for.
 _OF_MODELS = ("cut-cross-entropy", "liger-fused")
 
+_ONLINE_OPTIONS = (
+    "prompt_len", "completion_len", "beta", "num_generations", "num_iterations", "steps_per_generation", "vllm",
+    "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode",
+)  # fmt: skip
 # What trl's online trainers share: SFT's casts and its head in tiles, completions that they generate.
 _TRL_ONLINE: dict[str, Any] = {
     **_TRL,
@@ -256,20 +260,9 @@ _TRL_ONLINE: dict[str, Any] = {
     "batch_unit": "completions",
     "scores_completions": True,
     "adds_adapters": True,
-    "own_options": (
-        "prompt_len",
-        "completion_len",
-        "loss_type",
-        "beta",
-        "num_generations",
-        "num_iterations",
-        "steps_per_generation",
-        "scale_rewards",
-        "vllm",
-        "vllm_gpu_memory_utilization",
-        "vllm_enable_sleep_mode",
-    ),
-    "launches": False,
+    "launches": True,
+    "prepares_rows": True,
+    "row_shapes": ("prompts",),
 }
 
 # The first row is the default; rows are tried in this order where nobody names a trainer.
@@ -367,6 +360,8 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         TrainerRow(
             name="trl-grpo",
             **_TRL_ONLINE,
+            trl_class="GRPO",
+            own_options=(*_ONLINE_OPTIONS, "loss_type", "scale_rewards"),
             loss_types=("dapo", "grpo", "bnpo", "dr_grpo", "cispo", "sapo", "vespo", "luspo"),
             generation=Generation(completion_len=512, num_generations=8, beta=0.0, always_scores=False),
             other_names=("grpo", "grpotrainer"),
@@ -375,6 +370,8 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
         TrainerRow(
             name="trl-rloo",
             **_TRL_ONLINE,
+            trl_class="RLOO",
+            own_options=_ONLINE_OPTIONS,
             generation=Generation(completion_len=512, num_generations=2, beta=0.05, always_scores=True),
             other_names=("rloo", "rlootrainer"),
         ),
@@ -414,6 +411,12 @@ TRAINER_NAMES: Mapping[str, str] = {name: row.name for row in TRAINER_ROWS.value
 def trainer_named(name: str | None) -> TrainerRow:
     """The facts of a run's trainer that no version changes; None is the default trainer."""
     return TRAINER_ROWS[name or DEFAULT_TRAINER]
+
+
+def data_task(run: RunConfig) -> str | None:
+    """What a dataset is read for: the run's task, else `prompts` where the trainer writes the answers itself, else
+    None."""
+    return run.task or ("prompts" if trainer_named(run.trainer).generation is not None else None)
 
 
 def run_document(run: RunConfig) -> dict[str, Any]:

@@ -25,11 +25,14 @@ def summary_from(given: Mapping[str, Any], model: str, output: Output) -> DataSu
     path = given.get("data")
     if path is None:
         return None
+    from qlora_planner.catalog.trainers import data_task
     from qlora_planner.session.data import DataSource, summary_of
+    from qlora_planner.spec.run import RunConfig
 
+    rows = data_task(RunConfig(task=given.get("task"), trainer=given.get("trainer")))
     source = DataSource(
         path=path, tokenizer=given.get("tokenizer"), chars_per_token=given.get("chars_per_token"),
-        bad_rows=given.get("bad_rows") or "refuse", task=given.get("task"),
+        bad_rows=given.get("bad_rows") or "refuse", task=rows,
     )  # fmt: skip
     with counting(path, quiet=output.quiet) as moved:
         return summary_of(source, model, tell=output.warn, moved=moved)

@@ -19,7 +19,7 @@ _WORDS = {
     "load": "loading",
     "prepare": "preparing",
     "adapters": "adding adapters",
-    **dict.fromkeys(("training", "forward", "backward", "optimizer"), "training"),
+    **dict.fromkeys(("training", "generate", "forward", "backward", "optimizer"), "training"),
     "eval": "evaluating",
     "save": "saving",
 }

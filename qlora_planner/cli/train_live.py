@@ -18,6 +18,7 @@ from qlora_planner.report.parts.theme import Theme
 from qlora_planner.runs.watch import READING, Watch, duration
 from qlora_planner.session.training.onlooker import Draw, MakeWatch, Onlooker
 from qlora_planner.text import plain
+from qlora_planner.train.figures import words_of
 from qlora_planner.units import format_gib, format_size
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ _SPARKS_KEPT, _BAR_COLUMNS, _MEMORY_COLUMNS = 36, 24, 12
 
 
 def draw(watch: Watch, theme: Theme) -> Text:
-    """The live view, three lines."""
+    """The live view, three lines, and one of rewards where a trainer has them."""
     from rich.text import Text
 
     head: list[tuple[str, str]] = [(f"{plain(watch.what)}  ", "bold"), (plain(watch.phase), "cyan")]
@@ -50,6 +51,10 @@ def draw(watch: Watch, theme: Theme) -> Text:
             (spark(watch.losses) if theme.unicode else "", "cyan"),
             ("  lr ", "dim"), f"{latest.get('learning_rate') or 0:.2e}",
             ("  ", ""), f"{latest.get('tokens_per_s') or 0:,.0f}", (" tokens/s", "dim"),
+        ))  # fmt: skip
+    if watch.rewards:
+        lines.append(Text.assemble(
+            (f"{words_of(watch.last)} ", "bold"), (spark(watch.rewards) if theme.unicode else "", "cyan"),
         ))  # fmt: skip
     memory = _memory_line(watch, theme)
     return Text("\n").join([*lines, Text.assemble(*memory)] if memory else lines)

@@ -79,7 +79,9 @@ class Guess:
             return self._chat(example["messages"]), 0
         if "text" in example:
             return self._text(example["text"]) + 1, 0  # its end, or the start of a text without one
-        prompt, completion = example["prompt"], example["completion"]
+        prompt, completion = example["prompt"], example.get("completion")
+        if completion is None:
+            return (self._chat(prompt) + TEMPLATE_TOKENS if isinstance(prompt, list) else self._text(prompt) + 1), 0
         if isinstance(prompt, list):
             return self._chat(prompt + completion), self._chat(prompt)
         return self._text(prompt + completion) + 1, self._text(prompt)
@@ -137,7 +139,9 @@ class Tokenised:
             return self._ended(example["text"]), None
         if "messages" in example:
             return self._rendered(example["messages"], example), None
-        prompt, completion = example["prompt"], example["completion"]
+        prompt, completion = example["prompt"], example.get("completion")
+        if completion is None:  # the answer begins behind it, and is not there yet
+            return (self._rendered(prompt, {}, generate=True) if isinstance(prompt, list) else prompt), None
         if isinstance(prompt, list):
             return self._rendered(prompt + completion, example), self._rendered(prompt, example, generate=True)
         return prompt + self._ended(completion), prompt

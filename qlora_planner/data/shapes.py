@@ -18,11 +18,13 @@ SHAPES: Mapping[str, tuple[str, ...]] = {
     "conversations": ("conversations",),
     "alpaca": ("instruction", "output"),
     "text": ("text",),
+    "prompts": ("prompt",),
 }
+PROMPTS = "prompts"  # what a trainer completes itself; other columns go to its rewards
 LABELLED = "labelled"  # text and a label: what a classifier is trained on
 UNDERSTOOD = (
     "text; messages; conversations; prompt and completion, maybe label; chosen and rejected, maybe prompt;"
-    " instruction, output and maybe input; input_ids"
+    " instruction, output and maybe input; input_ids; prompt alone"
 )
 
 # Stanford Alpaca's own words (tatsu-lab/stanford_alpaca, train.py, PROMPT_DICT), with and without an input.
@@ -54,6 +56,11 @@ def detect_shape(columns: Iterable[str], path: str, task: str | None = None) -> 
     Raises InputError that lists what is there and what is understood.
     """
     there = set(columns)
+    if task == PROMPTS:
+        if "prompt" in there:
+            return PROMPTS
+        shown = listed(sorted(map(str, there))) or "none"
+        raise InputError(f"{plain(path)}: its columns are {shown}; a trainer that generates completions needs prompt")
     if task is not None:
         if "text" in there and there & set(_LABELS):
             return LABELLED
@@ -87,6 +94,11 @@ def check_trained_on(shape: str, wanted: Collection[str], trainer: str, path: st
         raise InputError(
             f"{plain(path)}: its rows are pairs, chosen and rejected; {trainer} trains on texts: name a"
             " trainer of preferences, as --trainer trl-dpo"
+        )
+    if not wanted and shape == PROMPTS:
+        raise InputError(
+            f"{plain(path)}: its rows are prompts without answers; {trainer} trains on texts: name a trainer that"
+            " generates completions, as --trainer trl-grpo"
         )
 
 
@@ -179,6 +191,18 @@ def _unpaired(row: Mapping[str, Any]) -> Example:
     return {**_prompt_completion(row), "label": bool(label)}
 
 
+def _prompts(row: Mapping[str, Any]) -> Example:
+    """The prompt, and every other column for the rewards."""
+    prompt = row["prompt"]
+    if isinstance(prompt, list):
+        return {**row, "prompt": _chat(prompt, "prompt")}
+    if not _is_text(prompt):
+        raise RowFaultError(f"prompt must be text or a list of messages, not {quoted(prompt)}")
+    if not prompt:
+        raise RowFaultError("has no tokens: its prompt is empty")
+    return dict(row)
+
+
 def _alpaca(row: Mapping[str, Any]) -> Example:
     instruction, output = _string(row, "instruction"), _string(row, "output")
     given = row.get("input")
@@ -212,6 +236,7 @@ _MAKERS = {
     "conversations": _conversations,
     "alpaca": _alpaca,
     "text": _text,
+    PROMPTS: _prompts,
     LABELLED: _labelled,
 }
 

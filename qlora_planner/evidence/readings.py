@@ -5,7 +5,9 @@ from __future__ import annotations
 from qlora_planner.record import record
 
 # `training` spans the adapters' casting and every step; forward, backward and optimizer are parts of it.
-MEASURED_PHASES = ("load", "prepare", "adapters", "training", "forward", "backward", "optimizer", "eval", "save")
+MEASURED_PHASES = (
+    "load", "prepare", "adapters", "training", "generate", "forward", "backward", "optimizer", "eval", "save",
+)  # fmt: skip
 
 
 @record

@@ -193,7 +193,7 @@ class Execution:
         """A stretch of the run begins, here and for the meter; outsiders hear of phases, not of every micro-step."""
         assert self._meter is not None
         self._meter.enter(stretch)
-        if stretch not in ("forward", "backward", "optimizer", "between"):
+        if stretch not in ("generate", "forward", "backward", "optimizer", "between"):
             self._look()
             self.timeline.mark(mark or stretch)
         phase = {"cast": "adapters", "between": self.phase}.get(stretch, stretch)

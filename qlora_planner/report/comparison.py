@@ -9,7 +9,7 @@ from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
 from qlora_planner.memory.records import Component
 from qlora_planner.record import record
 
-_TRAINING = ("forward", "loss", "backward", "optimizer")
+_TRAINING = ("generate", "forward", "loss", "reference", "backward", "optimizer")
 
 
 def training_peak(predicted: Mapping[str, Any], figure: str) -> int | None:
@@ -53,7 +53,8 @@ _PHASES: dict[str, tuple[str, ...]] = {
     "load": ("load",),
     "prepare": ("prepare",),
     "adapters": ("adapters",),
-    "forward": ("forward", "loss"),
+    "generate": ("generate",),
+    "forward": ("forward", "loss", "reference"),
     "backward": ("backward",),
     "optimizer": ("optimizer",),
     "eval": ("eval",),

@@ -21,6 +21,11 @@ _OUTCOMES = {
     "error": ("✗", "x", "failed", "bold red"),
 }
 
+_REWARDS = (
+    ("reward", "mean", ".4g"), ("reward_std", "std", ".4g"), ("completion_len", "tokens a completion", ",.0f"),
+    ("chosen_reward", "chosen", ".4f"), ("rejected_reward", "rejected", ".4f"), ("reward_margin", "margin", ".4f"),
+    ("reward_accuracy", "ranked right", ".0%"),
+)  # fmt: skip
 _PHASES = {"load": "loading", "prepare": "preparing", "adapters": "adapters", "training": "training", "save": "saving"}
 
 
@@ -77,6 +82,8 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "trained", f"{count(summary['trainable_params'])} of {count(summary['params'])} parameters"
     if summary["loss"]["evaluation"] is not None:
         yield "held out", f"loss {summary['loss']['evaluation']:.3f}"
+    if rewards := _rewards(summary.get("rewards") or {}):
+        yield "rewards", rewards
     if speed["tokens_per_s"] is not None:
         predicted = (speed["predicted"] or {}).get("tokens_per_s")
         beside = "" if predicted is None else f", {predicted:,.0f} predicted"
@@ -87,6 +94,15 @@ def _rows(summary: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if phases := _by_phase(summary["memory"].get("phases") or {}):
         yield "phases", phases
     yield "time", f"{summary['wall_s']:,.0f} s"
+
+
+def _rewards(rewards: Mapping[str, Mapping[str, float]]) -> str:
+    """From the first step to the last: margins of pairs, or rewards of completions and how long these are."""
+    parts = []
+    for name, words, form in _REWARDS:
+        if name in rewards:
+            parts.append(f"{words} {rewards[name]['first']:{form}} to {rewards[name]['last']:{form}}")
+    return ", ".join(parts)
 
 
 def _memory(memory: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from qlora_planner import data
-from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.catalog.trainers import data_task, trainer_named
 from qlora_planner.data.files import find_files
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.spec.run import RunConfig
@@ -82,21 +82,21 @@ def load_rows(
     from pyarrow import ArrowException
 
     trainer = trainer_named(run.trainer)
-    if run.task is None:
+    if data_task(run) is None:
         data.check_rows(path, trainer.row_shapes, trainer.name)
     large = sum(file.size_bytes for file in find_files(path)) > IN_MEMORY_BYTES
     columns: dict[str, None] = {}
     kept = []
-    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved, task=run.task):
+    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved, task=data_task(run)):
         columns.update(dict.fromkeys(row))
         if not large:
             kept.append(row)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=run.task):
+        for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=data_task(run)):
             yield {name: row.get(name) for name in columns}
 
-    if run.task is None and "unpaired" not in trainer.row_shapes:
+    if data_task(run) is None and "unpaired" not in trainer.row_shapes:
         columns.pop("label", None)  # what was thought of a completion, where it is only learnt from
     try:
         if large:
@@ -154,6 +154,36 @@ def check_chats(rows: Any, tokenizer: Any, settings: Settings, note: Note) -> No
         note("the chat template puts no end token behind an answer: the model may never learn to stop")
     if settings.assistant_only_loss and "generation" not in str(tokenizer.chat_template):
         note("the chat template does not mark answers: trl's own training template of this family stands in for it")
+
+
+def fitting_prompts(trainer: Any, run: RunConfig, *, bad_rows: str, path: str, note: Note) -> tuple[Any, list[int]]:
+    """The rows of a trainer that generates, with the tokens of each prompt as it makes them: those that the run is
+    planned for.
+
+    Raises InputError for longer ones, unless `bad_rows` is skip, and for fewer than one generation takes.
+    """
+    from qlora_planner.train.trainers.online import prompt_lengths
+
+    rows, name = trainer.train_dataset, plain(path)
+    lengths = prompt_lengths(trainer, rows)
+    most = run.prompt_len or max(lengths)
+    kept = [row for row, length in enumerate(lengths) if length <= most]
+    if len(kept) < len(lengths):
+        words = f"{len(lengths) - len(kept):,} of {len(lengths):,} prompts are longer than --prompt-len {most:,}"
+        if bad_rows == "refuse":
+            raise InputError(
+                f"{name}: {words}, and trl cuts none: --prompt-len {max(lengths)} holds the longest; --bad-rows skip"
+                " leaves them out"
+            )
+        note(f"{words}; they are left out")
+        rows, lengths = rows.select(kept), [lengths[row] for row in kept]
+    least = trainer.args.generation_batch_size // trainer.num_generations
+    if len(rows) < least:
+        raise InputError(
+            f"{name}: {len(rows):,} prompts are fewer than the {least:,} that are completed together,"
+            f" {trainer.num_generations} times each; a smaller --batch-size or --grad-accum needs fewer"
+        )
+    return rows, lengths
 
 
 def tokenised(rows: Any, tokenizer: Any, run: RunConfig) -> Any:

@@ -18,13 +18,16 @@ from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.runs.supervise import Attempt
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain, short
+from qlora_planner.train.figures import FIGURES
 
 SUMMARY_SCHEMA = "qlora-plan/training/1"
 # The first step compiles kernels and makes optimizer states.
 _WARM_UP = 1
 # A run may be trained on for longer than it was begun for.
 _LENGTH = ("epochs", "max_steps")
-_NUMBERS = ("step", "of", "from_step", "loss", "eval_loss", "learning_rate", "step_s", "tokens", "tokens_per_s")
+_NUMBERS = (
+    "step", "of", "from_step", "loss", "eval_loss", "learning_rate", "step_s", "tokens", "tokens_per_s", *FIGURES,
+)  # fmt: skip
 _NEEDED = {"evaluation": ("eval_loss",), "phase": ("phase", "device_bytes", "predicted_bytes")}
 
 
@@ -178,6 +181,7 @@ def summary(
         "epochs": result.get("epochs"),
         "loss": {"first": losses[0] if losses else None, "last": losses[-1] if losses else None,
                  "least": min(losses, default=None), "evaluation": evaluations[-1] if evaluations else None},
+        "rewards": _rewards(steps),
         "tokens": sum(row.get("tokens") or 0 for row in steps),
         "speed": {
             "step_s": median(seconds) if seconds else None,
@@ -208,6 +212,12 @@ def summary(
         "checkpoint": last.checkpoint,
         "notes": list(notes),
     }  # fmt: skip
+
+
+def _rewards(steps: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, float]] | None:
+    """First and last of each figure that the trainer told of rewards; None where it told none."""
+    values_of = {name: [row[name] for row in steps if row.get(name) is not None] for name in FIGURES}
+    return {name: {"first": values[0], "last": values[-1]} for name, values in values_of.items() if values} or None
 
 
 def mean_tokens(metrics: Sequence[Mapping[str, Any]], run: RunConfig, ranks: int = 1) -> int | None:

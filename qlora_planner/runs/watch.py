@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, RunError
 from qlora_planner.text import plain
+from qlora_planner.train.figures import main_figure, words_of
 from qlora_planner.units import format_gib
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Watch:
         self._stage = ""
         self._stage_peak: int | None = None
         self.losses: list[float] = []
+        self.rewards: list[float] = []  # margins of pairs, or rewards of completions
         self.last: Mapping[str, Any] = {}
         self.used_bytes: int | None = None
         self.peak_bytes: int | None = None
@@ -175,6 +177,8 @@ class Watch:
         self.step, self.of, self.last = int(fields["step"]), int(fields["of"]), fields
         if fields.get("loss") is not None:
             self.losses.append(float(fields["loss"]))
+        if (figure := main_figure(fields)) is not None:
+            self.rewards.append(float(fields[figure]))
         if fields.get("step_s") is not None:
             self._times = [*self._times, float(fields["step_s"])][-_LATELY:]
         memory = {"process_bytes": self.used_bytes} if self.used_bytes is not None else {}
@@ -233,6 +237,8 @@ class Watch:
         """The last step in one line."""
         latest = self.last
         parts = [f"step {self.step}/{self.of}: loss {_figure(latest.get('loss'))}"]
+        if rewards := words_of(latest):
+            parts.append(rewards)
         if latest.get("learning_rate") is not None:
             parts.append(f"lr {latest['learning_rate']:.2e}")
         if latest.get("tokens_per_s") is not None:

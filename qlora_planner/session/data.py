@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from typing import TYPE_CHECKING
 
+from qlora_planner.catalog.trainers import data_task, trainer_named
 from qlora_planner.record import record
 from qlora_planner.session.packages import Warn
 
@@ -52,11 +54,25 @@ def summary_of(
     )
 
 
+def with_prompts(
+    run: RunConfig | None, fixed: Collection[str] | None, data: DataSummary | None
+) -> tuple[RunConfig | None, Collection[str] | None, DataSummary | None]:
+    """What is planned for prompts: they say how long a prompt is at the most where that was not given, and nothing of
+    the completions that make up the rest of a sequence. Anything else as it is."""
+    if run is None or data is None or data_task(run) != "prompts":
+        return run, fixed, data
+    return with_longest(run, data), None if fixed is None else {*fixed, "prompt_len"}, None
+
+
+def with_longest(run: RunConfig, data: DataSummary) -> RunConfig:
+    """The run of prompts as long as the longest, unless their length was given."""
+    return run if run.prompt_len is not None else run.with_(prompt_len=data.longest.tokens)
+
+
 def check_shape(run: RunConfig | None, data: DataSummary | None) -> None:
     """Raises InputError for rows of another task than the run's trainer has, as pairs are to SFT."""
     if data is None or (run is not None and run.task is not None):
         return
-    from qlora_planner.catalog.trainers import trainer_named
     from qlora_planner.data.shapes import check_trained_on
 
     trainer = trainer_named(None if run is None else run.trainer)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.record import record
 from qlora_planner.session import packages
-from qlora_planner.session.data import check_shape
+from qlora_planner.session.data import check_shape, with_prompts
 from qlora_planner.session.models import with_targets
 from qlora_planner.session.towers import refuse_images, with_tower
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
@@ -228,6 +228,7 @@ class ModelOnCard:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
         refuse_images("plan", run)
         check_shape(run, request.get("data"))
+        run, fixed, request["data"] = with_prompts(run, fixed, request.get("data"))
         from qlora_planner.memory.parallel.choice import SETTLED, sharded
         from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planner import Request

@@ -43,6 +43,11 @@ def check_executable(run: RunConfig, device: str) -> None:
             "--expert-quant nf4: transformers loads fused experts in 16 bits, so such a run is planned and not executed"
             " here; --export axolotl=FILE writes it for axolotl, which stores them in NF4"
         )
+    if run.vllm not in (None, "none"):
+        raise InputError(
+            f"--vllm {run.vllm}: such a run is planned, and written by --export trl; verify and train generate with"
+            " transformers: leave it out"
+        )
     if run.loss_kernel in ("cut-cross-entropy", "liger-fused") and device == "cpu":
         raise InputError(f"--device cpu: --loss-kernel {run.loss_kernel} runs Triton's kernels, which need a card")
     if run.checkpoint_offload and device == "cpu":

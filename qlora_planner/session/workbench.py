@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterable
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import data_task
 from qlora_planner.session.session import Session, given_options, run_of
 from qlora_planner.spec.model import ModelProfile
 
@@ -175,7 +176,7 @@ class Workbench:
             planning.cheapest_card(self.session, opened.profile, typed, fixed, self.card)
         counted = planning.data_of(
             self.session, data, planning.tokenizer_of(model, opened.profile), tokenizer=tokenizer,
-            chars_per_token=chars_per_token, bad_rows=bad_rows, task=typed.task,
+            chars_per_token=chars_per_token, bad_rows=bad_rows, task=data_task(typed),
         )  # fmt: skip
         cards = [name.strip() for name in compare.split(",")] if isinstance(compare, str) and compare else compare
         plan = opened.plan(

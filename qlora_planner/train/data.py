@@ -112,21 +112,31 @@ def preference_rows(run: RunConfig, rows: int, words: int, shape: str) -> Any:
 
     lengths, drawn = lengths_of(run), random.Random(0)
 
-    def text(count: int) -> str:
-        return " ".join(f"t{drawn.randrange(words)}" for _ in range(count))
-
     made: list[dict[str, Any]] = []
     for row in range(rows):
         short = bool(run.padding) and (row + 1) % run.batch_size == 0
         last = max(1, lengths.completion // 2) if short else lengths.completion
-        prompt = text(lengths.prompt)
+        prompt = _words(drawn, words, lengths.prompt)
         # What a completion begins with keeps its first word apart from the prompt's last.
-        chosen, rejected = (" " + text(count - 1) for count in (lengths.completion, last))
+        chosen, rejected = (" " + _words(drawn, words, count - 1) for count in (lengths.completion, last))
         if shape == "preference":
             made.append({"prompt": prompt, "chosen": chosen, "rejected": rejected})
         else:
             made.append({"prompt": prompt, "completion": rejected, "label": bool(row % 2)})
     return Dataset.from_list(made)
+
+
+def prompt_rows(run: RunConfig, rows: int, words: int) -> Any:
+    """A `datasets.Dataset` of prompts of the run's length; with padding every other one is a token shorter."""
+    from datasets import Dataset
+
+    drawn, length = random.Random(0), lengths_of(run).prompt
+    counts = [max(1, length - row % 2) if run.padding else length for row in range(rows)]
+    return Dataset.from_list([{"prompt": _words(drawn, words, count)} for count in counts])
+
+
+def _words(drawn: random.Random, words: int, count: int) -> str:
+    return " ".join(f"t{drawn.randrange(words)}" for _ in range(count))
 
 
 def vocabulary_of(rows: list[list[int]]) -> int:

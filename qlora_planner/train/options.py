@@ -225,6 +225,27 @@ def sequence_options(run: RunConfig) -> dict[str, Any]:
     }
 
 
+def online_options(run: RunConfig) -> dict[str, Any]:
+    """What the run decides of what only GRPOConfig and RLOOConfig have, as far as its trainer has it."""
+    wanted: dict[str, Any] = {
+        "max_completion_length": run.completion_len,
+        "num_generations": run.num_generations,
+        "num_iterations": run.num_iterations,
+        "steps_per_generation": run.steps_per_generation,
+        "beta": run.beta,
+        "loss_type": run.loss_type,
+        "scale_rewards": run.scale_rewards,
+    }
+    if run.vllm not in (None, "none"):
+        wanted |= {
+            "use_vllm": True,
+            "vllm_mode": run.vllm,
+            "vllm_gpu_memory_utilization": run.vllm_gpu_memory_utilization,
+            "vllm_enable_sleep_mode": run.vllm_enable_sleep_mode,
+        }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
 def preference_options(run: RunConfig) -> dict[str, Any]:
     """What the run decides of what only DPOConfig, KTOConfig and RewardConfig have, as far as its trainer has it.
 

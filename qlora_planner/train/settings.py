@@ -13,6 +13,7 @@ from qlora_planner.text import quoted
 LEARNING_RATE = 2e-4
 SCHEDULERS = ("cosine", "linear", "constant", "constant_with_warmup")
 REPORTERS = ("tensorboard", "wandb")
+_LISTS = ("report_to", "reward")
 # At ten a second a hundred million take four months; numpy takes seeds of 32 bits.
 _MOST_STEPS, _MOST_SEED = 10**8, 2**32 - 1
 # Used where a run evaluates and nobody said how much to hold out: what exported scripts hold out too.
@@ -25,7 +26,8 @@ class Settings:
 
     `epochs` passes over the data, unless `max_steps` optimizer steps end it earlier. `warmup` below 1 is a part of all
     steps, from 1 on a number of steps. A checkpoint (and an evaluation, where there is one) every `save_steps`.
-    `eval_split` is the part of the rows that is held out, `report_to` the trainer's own reporters.
+    `eval_split` is the part of the rows that is held out, `report_to` the trainer's own reporters, `reward` names the
+    functions that reward completions (see `train.rewards`).
     Raises InputError listing every value that is out of range.
     """
 
@@ -41,6 +43,7 @@ class Settings:
     assistant_only_loss: bool = False
     pad_token: str | None = None
     report_to: tuple[str, ...] = ()
+    reward: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         faults = [
@@ -58,6 +61,7 @@ class Settings:
                 None if type(self.assistant_only_loss) is bool else "assistant_only_loss must be true or false",
                 None if isinstance(self.pad_token, (str, type(None))) else "--pad-token must be a text",
                 *(_choice("--report-to", name, REPORTERS) for name in self.report_to),
+                *("--reward must be a text" for name in self.reward if not isinstance(name, str)),
             )
             if fault
         ]
@@ -66,16 +70,17 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""
-        return asdict(self) | {"report_to": list(self.report_to)}
+        return asdict(self) | {name: list(getattr(self, name)) for name in _LISTS}
 
     @classmethod
     def from_dict(cls, raw: Any, location: str = "settings") -> Settings:
         """Raises InputError for what is no object, unknown fields and bad values."""
         fields_given = known_fields(raw, cls, location)
-        reporters = fields_given.get("report_to") or ()
-        if not isinstance(reporters, (list, tuple)):
-            raise InputError(f"{location}: report_to must be a list, not {quoted(reporters)}")
-        return cls(**{**fields_given, "report_to": tuple(reporters)})
+        lists = {name: fields_given.get(name) or () for name in _LISTS}
+        for name, value in lists.items():
+            if not isinstance(value, (list, tuple)):
+                raise InputError(f"{location}: {name} must be a list, not {quoted(value)}")
+        return cls(**{**fields_given, **{name: tuple(value) for name, value in lists.items()}})
 
 
 def _number(option: str, value: Any, *, above: float, most: float) -> str | None:

@@ -11,6 +11,9 @@ class Watcher(Protocol):
     def forward_begins(self) -> None:
         """A micro-batch is about to go forward."""
 
+    def generation_begins(self) -> None:
+        """Completions are about to be generated, and scored; `forward_begins` says when that is done."""
+
     def backward_begins(self) -> None:
         """The loss is there; backward is about to start."""
 

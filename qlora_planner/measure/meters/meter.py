@@ -18,6 +18,7 @@ STRETCHES: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "adapters": ("adapters",),
     "cast": ("adapters", "training"),
+    "generate": ("generate", "training"),
     "forward": ("forward", "training"),
     "backward": ("backward", "training"),
     "optimizer": ("optimizer", "training"),

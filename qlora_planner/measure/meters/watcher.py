@@ -41,6 +41,9 @@ class StepWatcher:
         self._enter("forward")
         self._timeline.mark("forward")
 
+    def generation_begins(self) -> None:
+        self._enter("generate")
+
     def backward_begins(self) -> None:
         self.in_backward = True
         self._enter("backward")

@@ -52,6 +52,15 @@ def _plots(
     if held_out:
         losses.append(("held out", "#d62728", held_out))
     yield "Loss by step", "", losses, None
+    rewards: list[Series] = [
+        ("mean reward", "#1f77b4", points(steps, "reward")), ("std", "#9467bd", points(steps, "reward_std")),
+        ("chosen", "#2ca02c", points(steps, "chosen_reward")), ("margin", "#ff7f0e", points(steps, "reward_margin")),
+        ("rejected", "#d62728", points(steps, "rejected_reward")),
+    ]  # fmt: skip
+    if any(series[2] for series in rewards):
+        yield "Rewards by step", "", [series for series in rewards if series[2]], None
+    if lengths := points(steps, "completion_len"):
+        yield "Completions by step", "tokens", [("mean length", "#17becf", lengths)], None
     memory: list[Series] = [
         ("this process", "#2ca02c", points(steps, "process_bytes", GIB)),
         ("allocated at the peak", "#1f77b4", points(steps, "allocated_peak_bytes", GIB)),

@@ -11,6 +11,7 @@ from typing import Any
 from qlora_planner.errors import RunError
 from qlora_planner.runs.checkpoints import remove_old, seal
 from qlora_planner.runs.owned import mark_again
+from qlora_planner.train.figures import figures_of
 from qlora_planner.train.options import CHECKPOINTS_KEPT
 from qlora_planner.train.ranks import Ranks
 
@@ -101,6 +102,7 @@ def make_callback(
             if logs is None or "loss" not in logs:
                 return
             logged = {name: _number(logs.get(name)) for name in ("loss", "learning_rate", "grad_norm")}
+            logged |= {name: _number(value) for name, value in figures_of(logs)}
             self.held = {**(self.held or {"step": state.global_step, "of": state.max_steps}), **logged}
             self.flush()
             loss = float(logs["loss"])

@@ -43,28 +43,34 @@ def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Dr
     """
     model = trainer.model_wrapped
     batch = longest_rows(trainer.train_dataset, run.batch_size)
-    with _untouched(trainer):
-        room = _room(trainer, run)
+    with untouched(trainer):
+        held = room(trainer, run)
         loss = 0.0
         for _ in range(min(2, run.grad_accum)):
             inputs = trainer.data_collator([dict(row) for row in batch])
             shape = tuple(inputs["input_ids"].shape)
             trainer.current_gradient_accumulation_steps = 1
-            loss = _step(trainer, model, inputs, run)
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise RunError(
-                f"the loss of the longest batch is {loss}: --compute-dtype bfloat16 where the card has it, else check"
-                " the weights and the data"
-            )
+            loss = step(trainer, model, inputs, run)
+        checked_loss(loss)
         check(model)
-        del room
+        del held
         model.zero_grad(set_to_none=True)
         if run.eval_batch_size is not None and trainer.eval_dataset is not None:
             _evaluate(trainer, run)
     return DryRun(rows=len(batch), longest=max(_length(row) for row in batch), tokens=shape[0] * shape[1], loss=loss)
 
 
-def _step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
+def checked_loss(loss: float) -> None:
+    """Raises RunError for a loss that is no number."""
+    if loss != loss or loss in (float("inf"), float("-inf")):
+        raise RunError(
+            f"the loss of the longest batch is {loss}: --compute-dtype bfloat16 where the card has it, else check"
+            " the weights and the data"
+        )
+
+
+def step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
+    """The loss of a micro-batch that went forward and backward. Raises RunError where no gradient comes through."""
     try:
         labels = _labels(inputs)  # of all ranks, which take as many rows each
         items = None if labels is None else labels * trainer.args.world_size
@@ -100,7 +106,7 @@ def _length(row: Mapping[str, Any]) -> int:
 
 def _labels(inputs: Any) -> Any:
     """How many tokens are learnt from, or rows of a classifier, as the trainer counts them; None where none has one."""
-    labels = inputs.get("labels")
+    labels = inputs.get("labels") if isinstance(inputs, Mapping) else None
     if labels is None:
         return None
     return ((labels[..., 1:] if labels.dim() > 1 else labels) != -100).sum()
@@ -117,7 +123,7 @@ def _evaluate(trainer: Any, run: RunConfig) -> None:
         trainer.model.train()
 
 
-def _room(trainer: Any, run: RunConfig) -> Any:
+def room(trainer: Any, run: RunConfig) -> Any:
     """Memory as large as the optimizer's states on the device, where they are not made yet."""
     import torch
 
@@ -133,7 +139,7 @@ def _room(trainer: Any, run: RunConfig) -> Any:
 
 
 @contextmanager
-def _untouched(trainer: Any) -> Iterator[None]:
+def untouched(trainer: Any) -> Iterator[None]:
     """Random numbers and the trainer's own counters come back as they were; gradients go in any case."""
     import numpy
     import torch

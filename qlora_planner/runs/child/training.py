@@ -23,7 +23,7 @@ from qlora_planner.measure.meters.sampler import Sampler
 from qlora_planner.runs import dataset
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
-from qlora_planner.runs.child.dry_run import dry_run
+from qlora_planner.runs.child.dry_run import DryRun, dry_run
 from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
@@ -61,6 +61,7 @@ class Training:
         self._rows_given = 0
         self._labels: Labels | None = None
         self._told_of_data: float | None = None
+        self._prompts: list[int] | None = None  # tokens of each, where completions are generated
 
     def execute(self) -> bool:
         """Train to the end; False where it was asked to stop and saved a checkpoint.
@@ -218,6 +219,7 @@ class Training:
             train_dataset=train,
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],
+            **self._rewards(),
         )
         if trainer_named(run.trainer).adds_adapters:
             self.model = self.trainer.model
@@ -227,7 +229,26 @@ class Training:
         self._dtypes = trained_dtypes(self.model)
         self._check_rows()
 
+    def _rewards(self) -> dict[str, Any]:
+        """What a trainer that generates learns from."""
+        from qlora_planner.train.rewards import guarded, loaded
+
+        if trainer_named(self.run.trainer).generation is None:
+            return {}
+        return {"reward_funcs": [guarded(loaded(text), text) for text in self.spec.settings.reward]}
+
+    def _check_prompts(self) -> None:
+        """That no prompt is longer than was planned for, since none is cut, and that they are enough to begin with."""
+        if trainer_named(self.run.trainer).generation is None:
+            return
+        from qlora_planner.runs.dataset import fitting_prompts
+
+        self.trainer.train_dataset, self._prompts = fitting_prompts(
+            self.trainer, self.run, bad_rows=self.spec.bad_rows, path=self.spec.data, note=self.note
+        )
+
     def _check_rows(self) -> None:
+        self._check_prompts()
         kept, run = len(self.trainer.train_dataset), self.run
         if not kept:
             raise InputError(
@@ -255,7 +276,7 @@ class Training:
                 restore_states(self.trainer, checkpoint)
         self.facts["parameter_bytes"] = parameter_bytes(self.trainer.model_wrapped)
         self._tell("phase", {"phase": "rehearsal"})
-        done = dry_run(self.trainer, self.run, check=self._check_gradients)
+        done = self._rehearsed()
         self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"
         whole = gathered(self.model)
@@ -266,6 +287,13 @@ class Training:
             remove_marked(trial)
         self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
         self._enter("training")
+
+    def _rehearsed(self) -> DryRun:
+        if self._prompts is None:
+            return dry_run(self.trainer, self.run, check=self._check_gradients)
+        from qlora_planner.runs.child.dry_rollout import dry_rollout
+
+        return dry_rollout(self.trainer, self.run, self._prompts, check=self._check_gradients)
 
     def _check_steps_left(self) -> None:
         """The trainer takes a step before it looks whether any was left: a run that was ended between its last step

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.speed.fit import TimedRun
 
-TRAINING = ("forward", "loss", "backward", "optimizer")
+TRAINING = ("generate", "forward", "loss", "reference", "backward", "optimizer")
 Tell = Callable[[str], None]
 
 

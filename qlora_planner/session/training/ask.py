@@ -35,8 +35,9 @@ def train_with(
     """See `Workbench.train`; `given` are its arguments, options of the run and of `train.settings.Settings`, mixed."""
     started = {name: _as_text(given[name]) for name in _STARTED if name in given}
     settings = {name: given[name] for name in SETTINGS if name in given}
-    if isinstance(settings.get("report_to"), str):
-        settings["report_to"] = (settings["report_to"],)
+    for name in ("report_to", "reward"):
+        if isinstance(settings.get(name), str):
+            settings[name] = (settings[name],)
     others = {name: value for name, value in given.items() if name not in {*started, *settings, "risk"}}
     risk = parse_risk(given["risk"]) if given.get("risk") is not None else (card or session).risk
     options = TrainOptions(**started, settings=settings, card=card, risk=risk)

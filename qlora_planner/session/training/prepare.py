@@ -8,12 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.catalog.trainers import data_task, trainer_named
 from qlora_planner.errors import InputError, MissingError, RefusedError, UnsureError
 from qlora_planner.measure.process import versions
 from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
-from qlora_planner.session.data import summary_of
+from qlora_planner.session.data import summary_of, with_longest
 from qlora_planner.session.measuring.this_card import ThisCard, check_packages, these_cards, this_card_as
 from qlora_planner.session.packages import check_executable
 from qlora_planner.session.towers import refuse_images
@@ -66,9 +66,11 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     request = replace(request, run=for_cards(request.run, ranks)[0])
     check_ranks(request.run, ranks, versions())
     check_reporters(request.settings.report_to)
+    _check_rewarded(request)
     request = replace(request, data=rows_of(request.data, session.tell))
     request = _with_labels(request)
     _check_data(request)
+    _check_rewards(request)
     folder = weights_folder(request.weights, session.tell)
     if note := check_stored(folder, request.run, request.model):
         session.tell(note)
@@ -137,12 +139,40 @@ def _check_data(request: TrainRequest) -> None:
     from qlora_planner.runs.dataset import IN_MEMORY_BYTES
 
     trainer = trainer_named(request.run.trainer)
-    if request.run.task is None:
+    if data_task(request.run) is None:
         data.check_rows(request.data, trainer.row_shapes, trainer.name)
     # Larger data is read by the child alone: its faults then come a little later.
     if sum(file.size_bytes for file in find_files(request.data)) <= IN_MEMORY_BYTES:
-        for _ in data.rows(request.data, bad_rows=request.bad_rows, task=request.run.task):
+        for _ in data.rows(request.data, bad_rows=request.bad_rows, task=data_task(request.run)):
             pass
+
+
+def _check_rewarded(request: TrainRequest) -> None:
+    """Raises InputError where rewards are named and nothing is generated, and the other way round."""
+    trainer, rewards = trainer_named(request.run.trainer), request.settings.reward
+    if trainer.generation is None and rewards:
+        raise InputError(
+            f"--reward is of trainers that generate completions, as trl-grpo; {trainer.name} learns from its data"
+        )
+    if trainer.generation is not None and request.run.parallel is not None:
+        raise InputError(f"{trainer.name} is started on one card here: name one card, and no number before it")
+    if trainer.generation is not None and not rewards:
+        raise InputError(
+            f"{trainer.name} learns from rewards: name a function of a Python file, as --reward rewards.py:length, or"
+            " one of trl's own, as --reward think_format_reward"
+        )
+
+
+def _check_rewards(request: TrainRequest) -> None:
+    """Raises InputError for a reward that cannot be called with rows of this data, MissingError for what it lacks."""
+    if not request.settings.reward:
+        return
+    from qlora_planner import data
+    from qlora_planner.train.rewards import checked
+
+    checked(
+        request.settings.reward, next(data.rows(request.data, bad_rows=request.bad_rows, task=data_task(request.run)))
+    )
 
 
 def _name(request: TrainRequest, folder: Path) -> str:
@@ -196,6 +226,8 @@ def _fitted(session: Session, request: TrainRequest, onlooker: Onlooker) -> RunC
         return request.run
     from qlora_planner.planner.sweeps import SEQ_STEP
 
+    if trainer_named(request.run.trainer).generation is not None:
+        return with_longest(request.run, counted(session, request, onlooker))
     longest = counted(session, request, onlooker).longest.tokens
     seq_len = min(request.run.seq_len, -(-longest // SEQ_STEP) * SEQ_STEP)
     if longest > seq_len:

@@ -7,6 +7,7 @@ from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import data_task
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.session.data import DataSource
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 SETTINGS = (
     "epochs", "max_steps", "learning_rate", "warmup", "scheduler", "save_steps", "logging_steps", "seed", "eval_split",
-    "assistant_only_loss", "pad_token", "report_to",
+    "assistant_only_loss", "pad_token", "report_to", "reward",
 )  # fmt: skip
 
 
@@ -79,7 +80,7 @@ class TrainRequest:
     @property
     def source(self) -> DataSource:
         """The dataset and how it is counted."""
-        return DataSource(path=self.data, tokenizer=self.tokenizer, bad_rows=self.bad_rows, task=self.run.task)
+        return DataSource(path=self.data, tokenizer=self.tokenizer, bad_rows=self.bad_rows, task=data_task(self.run))
 
 
 def request_of(
@@ -105,7 +106,7 @@ def request_of(
     model = what if planned is None else planned[0]
     run = RunConfig(**explicit) if planned is None else planned[1].with_(**explicit)
     name = Path(model.rstrip("/")).name
-    run, settings = _with_evaluation(run, Settings(**options.settings))
+    run, settings = _with_evaluation(run, Settings(**_settings(options)))
     weights = options.weights or model
     if planned is not None and plan is None:
         weights = _seen_from_plan(weights, what)
@@ -132,7 +133,7 @@ def _resumed(
     """The run as it was begun, with what was given: `check_same` then says whether that is the same."""
     plan = None if Path(what).is_dir() else _plan_of(what)
     base = RunConfig.from_dict(record["run"], str(folder.record)) if plan is None else plan[1]
-    settings = Settings.from_dict({**record["settings"], **options.settings}, str(folder.record))
+    settings = Settings.from_dict({**record["settings"], **_settings(options)}, str(folder.record))
     run, settings = _with_evaluation(base.with_(**explicit), settings)
     data, model = record["data"], record["model"]
     return TrainRequest(
@@ -177,6 +178,16 @@ def _seen_from_plan(model: str, what: str) -> str:
         if (folder / "config.json").is_file():
             return str(folder)
     return model
+
+
+def _settings(options: TrainOptions) -> dict[str, Any]:
+    """The settings that were given, with files named so that they are found from anywhere."""
+    from qlora_planner.train.rewards import absolute
+
+    given = dict(options.settings)
+    if given.get("reward"):
+        given["reward"] = tuple(map(absolute, given["reward"]))
+    return given
 
 
 def _with_evaluation(run: RunConfig, settings: Settings) -> tuple[RunConfig, Settings]:

@@ -8,7 +8,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import owner_of, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.trainers import hf, loop, planned, preference, sft
+from qlora_planner.train.trainers import hf, loop, online, planned, preference, sft
 from qlora_planner.train.trainers.protocol import AnyTrainer, TrainerModule
 
 TRAINERS: Mapping[str, TrainerModule] = {
@@ -18,8 +18,8 @@ TRAINERS: Mapping[str, TrainerModule] = {
     "trl-dpo": preference,
     "trl-kto": preference,
     "trl-reward": preference,
-    "trl-grpo": planned,
-    "trl-rloo": planned,
+    "trl-grpo": online,
+    "trl-rloo": online,
     "unsloth": planned,
 }
 

@@ -28,9 +28,10 @@ from qlora_planner.text import short
 # A phase that is heard of, and the predicted phases that it holds.
 HOLDS: Mapping[str, tuple[str, ...]] = {
     "load": ("load",), "prepare": ("prepare",), "adapters": ("adapters",), "forward": ("forward", "loss"),
-    "backward": ("backward",), "optimizer": ("optimizer",), "eval": ("eval",), "save": ("save",),
-    "rehearsal": ("forward", "loss", "backward", "optimizer"),
-    "training": ("forward", "loss", "backward", "optimizer", "eval"),
+    "generate": ("generate",), "backward": ("backward",), "optimizer": ("optimizer",), "eval": ("eval",),
+    "save": ("save",),
+    "rehearsal": ("generate", "forward", "loss", "backward", "optimizer"),
+    "training": ("generate", "forward", "loss", "backward", "optimizer", "eval"),
 }  # fmt: skip
 _KEPT = 600  # points of a curve
 _LOG_LINES = 200

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _PHASES = {
     "data": "reading the data", "load": "loading the model", "prepare": "preparing", "adapters": "adding adapters",
     "tokenise": "tokenising", "rehearsal": "longest batch", "training": "training", "forward": "forward, loss",
-    "backward": "backward", "optimizer": "optimizer", "eval": "evaluating", "save": "saving",
+    "backward": "backward", "generate": "generating", "optimizer": "optimizer", "eval": "evaluating", "save": "saving",
 }  # fmt: skip
 _COLUMNS = 24
 
