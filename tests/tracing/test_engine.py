@@ -20,6 +20,7 @@ from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import CompiledTape, Tape  # noqa: E402
 from tests.tracing.specs import spec_of  # noqa: E402
+from tests.wide import some  # noqa: E402
 
 
 def toy(depth: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def played(tape: Tape, checkpointing: bool = True) -> dict[str, tuple[int, int]]
     return {name: (phase.peak.allocated, phase.peak.reserved) for name, phase in player.phases.items()}
 
 
-@pytest.mark.parametrize("trainer", ["trl-sft", "hf-trainer", "loop"])
+@pytest.mark.parametrize("trainer", some(["trl-sft", "hf-trainer", "loop"], 2))
 @pytest.mark.parametrize("checkpointing", [True, False])
 def test_playing_a_cut_model_equals_a_trace_of_all_layers(
     trainer: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch

@@ -30,6 +30,7 @@ from qlora_planner.spec.trace import Segment, Tape
 from tests.profiles import Unasked
 from tests.tracing.test_measured import AS_MEASURED, ROOT, training
 from tests.truth import FOLDER, config_path
+from tests.wide import some
 
 H200 = parse_gpu("h200", GpuCatalogue([ROOT / "profiles" / "gpus"]))
 ROWS = [json.loads(line) for line in (FOLDER / "vision-open.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -168,7 +169,7 @@ def test_a_measured_run_takes_what_was_measured(row: dict[str, Any]) -> None:
     assert reserved == pytest.approx(measured["train_reserved"], rel=0 if AS_MEASURED else 0.02, abs=0)
 
 
-@pytest.mark.parametrize("model_type", CUT)
+@pytest.mark.parametrize("model_type", some(list(CUT), 2))
 def test_cut_down_a_model_with_a_tower_is_played_as_traced_whole(
     model_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -195,7 +196,7 @@ def test_every_family_is_traced_through_its_tower(model_type: str) -> None:
     assert max(size for _, size in tape.events) >= pixels
 
 
-@pytest.mark.parametrize("trainer", ["hf-trainer", "trl-sft", "loop"])
+@pytest.mark.parametrize("trainer", some(["hf-trainer", "trl-sft", "loop"], 3))
 def test_larger_images_of_as_many_tokens_in_all_take_more(trainer: str) -> None:
     """The sequence stays as long as it is: what grows is the tower's own."""
     profile = whole(QWEN25)

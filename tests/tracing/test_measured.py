@@ -22,6 +22,7 @@ from qlora_planner.sources.configs import read_config
 from qlora_planner.spec.run import RunConfig
 from tests.profiles import unprobed
 from tests.truth import config_path, rows, run_of
+from tests.wide import some
 
 AS_MEASURED = version("transformers").startswith("5.17.")  # another release allocates in another order
 ROOT = Path(__file__).parents[2]
@@ -47,7 +48,7 @@ def training(answer: MemoryEstimate) -> tuple[int, int]:
     return max(p.allocated_bytes or 0 for p in phases), max(p.reserved_bytes or 0 for p in phases)
 
 
-@pytest.mark.parametrize("row", OPEN, ids=lambda row: f"{row.index}-{row.model}")
+@pytest.mark.parametrize("row", some(OPEN, 2), ids=lambda row: f"{row.index}-{row.model}")
 def test_open_rows(row: Any) -> None:
     source = read_config(config_path(row.model))
     profile = unprobed(source)
@@ -61,7 +62,7 @@ def test_open_rows(row: Any) -> None:
     assert all(size >= 0 for size in answer.components.values())
 
 
-@pytest.mark.parametrize("row", EXPANDABLE, ids=lambda row: f"{row.index}-{row.model}")
+@pytest.mark.parametrize("row", some(EXPANDABLE, 2), ids=lambda row: f"{row.index}-{row.model}")
 def test_expandable_segments_reserve_what_torch_did(row: Any) -> None:
     """To the byte with the measured release: which free block is taken first decides how much has to be mapped."""
     source = read_config(config_path(row.model))
@@ -71,7 +72,7 @@ def test_expandable_segments_reserve_what_torch_did(row: Any) -> None:
     assert reserved == pytest.approx(row.measured["train_reserved"], rel=0 if AS_MEASURED else 0.02, abs=0)
 
 
-@pytest.mark.parametrize("row", CAPPED, ids=lambda row: f"{row['model']}-{row['cap_bytes'] >> 20}")
+@pytest.mark.parametrize("row", some(CAPPED, 3), ids=lambda row: f"{row['model']}-{row['cap_bytes'] >> 20}")
 def test_under_a_limit_a_run_gives_back_what_it_has_cached(row: Any) -> None:
     """Each of these would reserve 7 to 11 % more on the whole card."""
     source: Any = SimpleNamespace(config=row["config"], id=row["model"], sha256="")
@@ -96,7 +97,7 @@ def test_a_limit_that_does_not_suffice_changes_nothing() -> None:
     assert (free.verdict, short.verdict) == ("fits", "does-not-fit")
 
 
-@pytest.mark.parametrize("case", [case for case in SAMPLE if case in FAMILIES])
+@pytest.mark.parametrize("case", some([case for case in SAMPLE if case in FAMILIES], 3))
 def test_other_families(case: str) -> None:
     row = FAMILIES[case]
     source: Any = SimpleNamespace(config=row["config"], id=case, sha256="")

@@ -26,6 +26,7 @@ from qlora_planner.spec.trace import CompiledTape, Tape
 from tests.profiles import toy_profile
 from tests.tracing.specs import spec_of
 from tests.tracing.test_engine import played, toy
+from tests.wide import some
 
 VOCABULARY = 40960
 LLAMA = toy(6) | {"vocab_size": VOCABULARY}
@@ -60,19 +61,22 @@ def phase(found: MemoryEstimate, name: str) -> Any:
 @pytest.mark.parametrize("raw", [QWEN3], ids=["qwen3"])
 @pytest.mark.parametrize(
     "options",
-    [
-        {"quant": "fp4", "compute_dtype": "float16", "trainer": "hf-trainer"},
-        {"quant": "int8", "trainer": "loop"},
-        {"method": "lora", "quant": "none", "use_reentrant": True},
-        {"method": "full", "quant": "none", "compute_dtype": "float32", "trainer": "loop"},
-        {"dora": True, "attention": "eager", "padding": True, "batch_size": 2},
-        {"packing": True, "batch_size": 2, "liger": True},
-        {"attention": "flash_attention_2", "packing": True, "activation_offloading": True},
-        {"modules_to_save": ("lm_head", "embed_tokens"), "eval_batch_size": 2},
-        {"trl": "1.5.0", "eval_batch_size": 2},
-        {"trl": "1.13.0", "packing": True},
-        {"trl": "1.14.0", "grad_accum": 3},
-    ],
+    some(
+        [
+            {"quant": "fp4", "compute_dtype": "float16", "trainer": "hf-trainer"},
+            {"quant": "int8", "trainer": "loop"},
+            {"method": "lora", "quant": "none", "use_reentrant": True},
+            {"method": "full", "quant": "none", "compute_dtype": "float32", "trainer": "loop"},
+            {"dora": True, "attention": "eager", "padding": True, "batch_size": 2},
+            {"packing": True, "batch_size": 2, "liger": True},
+            {"attention": "flash_attention_2", "packing": True, "activation_offloading": True},
+            {"modules_to_save": ("lm_head", "embed_tokens"), "eval_batch_size": 2},
+            {"trl": "1.5.0", "eval_batch_size": 2},
+            {"trl": "1.13.0", "packing": True},
+            {"trl": "1.14.0", "grad_accum": 3},
+        ],
+        2,
+    ),
     ids=lambda options: " ".join(options),
 )
 def test_every_option_traces(raw: dict[str, Any], options: dict[str, Any]) -> None:
@@ -152,7 +156,7 @@ def test_saved_modules_get_gradients() -> None:
     assert extra >= 2 * copies  # the copies and their gradients
 
 
-@pytest.mark.parametrize("trainer", ["trl-sft", "hf-trainer", "loop"])
+@pytest.mark.parametrize("trainer", some(["trl-sft", "hf-trainer", "loop"], 2))
 def test_evaluation_has_figures_and_can_be_the_peak(trainer: str) -> None:
     _, none = answer(trainer=trainer)
     assert phase(none, "eval").allocated_bytes is None

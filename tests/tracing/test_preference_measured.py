@@ -18,6 +18,7 @@ from qlora_planner.spec.run import RunConfig
 from tests.profiles import unprobed
 from tests.tracing.test_measured import H200
 from tests.truth import FOLDER, config_path
+from tests.wide import some
 
 TASKS = ("dpo", "kto", "reward")
 PHASES = ("forward", "loss", "reference", "backward", "optimizer")
@@ -50,7 +51,9 @@ def run_of(raw: dict[str, Any]) -> RunConfig:
     )
 
 
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row['run']['task']}-{row['run']['completion_tokens']}")
+@pytest.mark.parametrize(
+    "row", some(ROWS, 2), ids=lambda row: f"{row['run']['task']}-{row['run']['completion_tokens']}"
+)
 def test_open_rows_of_preferences(row: Any) -> None:
     source = read_config(config_path(row["model"]))
     profile, run, measured = unprobed(source), run_of(row["run"]), row["measured_bytes"]

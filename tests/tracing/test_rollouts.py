@@ -28,6 +28,7 @@ from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import PREFILL, TOKENS, CompiledTape, Tape  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
 from tests.tracing.test_engine import toy  # noqa: E402
+from tests.wide import some  # noqa: E402
 
 USUAL: dict[str, Any] = {
     "trainer": "trl-grpo", "prompt_len": 40, "completion_len": 24, "batch_size": 4, "num_generations": 4, "rank": 8,
@@ -63,15 +64,15 @@ def every_token(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     monkeypatch.setattr(engine, "with_last_token", lambda tape, *_: tape)
 
 
-@pytest.mark.parametrize("options", [{}, {"padding": True}, {"attention": "eager"}], ids=["plain", "padded", "eager"])
+@pytest.mark.parametrize("options", some([{}, {"padding": True}, {"attention": "eager"}], 3), ids=str)
 def test_tokens_that_are_not_traced_are_played_as_if_they_were(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tokens, "WHOLE", 1)
-    few, run = traced(**options)
-    assert few.tokens == 23 and few.last_sizes
-    every_token(monkeypatch, 23)
-    every, _ = traced(**options)
+    few, run = traced(completion_len=12, **options)
+    assert few.tokens == 11 and few.last_sizes
+    every_token(monkeypatch, 11)
+    every, _ = traced(completion_len=12, **options)
     assert len(every.segments) > len(few.segments)
     assert played(every, run) == played(few, run)
 
@@ -88,7 +89,7 @@ def test_tokens_played_in_outline_peak_where_whole_ones_do(monkeypatch: pytest.M
     }
 
 
-@pytest.mark.parametrize("trainer", ["trl-grpo", "trl-rloo"])
+@pytest.mark.parametrize("trainer", some(["trl-grpo", "trl-rloo"], 2))
 def test_a_cut_model_generates_as_the_whole_one(trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cut, run = traced(7, trainer=trainer)
     monkeypatch.setattr(layers, "choose", layers.choose_all)
@@ -154,7 +155,7 @@ def test_a_kept_tape_is_read_back_as_it_was() -> None:
     assert played(kept, run) == played(tape, run)
 
 
-@pytest.mark.parametrize("kind", ["qwen3", "gemma3_text", "olmo2"])
+@pytest.mark.parametrize("kind", some(["gemma3_text", "qwen3", "olmo2"], 3))
 def test_other_classes_generate_with_nothing_lost(kind: str) -> None:
     sliding = {"sliding_window": 16, "head_dim": 64} if kind == "gemma3_text" else {"head_dim": 64}
     tape, run = traced(4, {"model_type": kind, **sliding})

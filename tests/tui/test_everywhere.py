@@ -20,11 +20,12 @@ from qlora_planner.tui.widgets.ascii_filter import nearest
 from qlora_planner.tui.widgets.common import KnobList
 from tests.tui.conftest import SIGNS, document, explorer, idle, open_model, painted, table, tell, words
 from tests.tui.scenes import staged
+from tests.wide import some
 
 MODEL = "meta-llama/Llama-3.1-8B"
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 40)], ids=["80x24", "120x40"])
+@pytest.mark.parametrize("size", some([(80, 24), (120, 40)], 2), ids=lambda size: f"{size[0]}x{size[1]}")
 def test_ascii_alone_help_and_escape_on_every_place(tmp_path: Path, size: tuple[int, int]) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)

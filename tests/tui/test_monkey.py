@@ -14,11 +14,12 @@ from qlora_planner.tui.control.child_process import Launch
 from tests.tui.conftest import explorer, idle, open_model, tell
 from tests.tui.monkey import keys
 from tests.tui.scenes import write_data
+from tests.wide import some
 
 SIZES = ((100, 30), (60, 20), (80, 24), (140, 45))
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", some([1, 2], 2))
 def test_no_keys_break_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Explorer, "action_leave", lambda self: None)
