@@ -36,12 +36,17 @@ def some_size(draw: random.Random) -> int:
 
 
 @pytest.mark.parametrize("limit_bytes", [None, 900 * MIB], ids=["unlimited", "limited"])
-@pytest.mark.parametrize("expandable", [False, True], ids=["segments", "expandable"])
-@pytest.mark.parametrize("seed", range(4))
-def test_any_order_of_calls_leaves_the_same_counters(expandable: bool, limit_bytes: int | None, seed: int) -> None:
+@pytest.mark.parametrize("kind", ["segments", "expandable", "apart"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_order_of_calls_leaves_the_same_counters(kind: str, limit_bytes: int | None, seed: int) -> None:
     draw = random.Random(seed)
-    ours = (ExpandableAllocator if expandable else CachingAllocator)(limit_bytes=limit_bytes)
-    theirs = native_memory(limit_bytes, expandable=expandable)
+    expandable, apart = kind != "segments", kind == "apart"
+    ours = (
+        ExpandableAllocator(limit_bytes=limit_bytes, apart=apart)
+        if expandable
+        else CachingAllocator(limit_bytes=limit_bytes)
+    )
+    theirs = native_memory(limit_bytes, expandable=expandable, apart=apart)
     assert theirs is not None
     alive: list[tuple[Any, Any]] = []
     refused = 0
@@ -85,6 +90,17 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "full": ("Qwen/Qwen2.5-0.5B", "h200", {"method": "full"}),
     "offloaded": ("Qwen/Qwen2.5-0.5B", "h200", {"activation_offloading": True}),
     "conv1d": ("openai-community/gpt2", "h200", {"seq_len": 512}),
+    "fsdp2": ("meta-llama/Llama-3.2-1B", "2xh200", {"parallel": "fsdp2", "optimizer": "adamw_torch"}),
+    "fsdp2-from-host": (
+        "meta-llama/Llama-3.2-1B",
+        "4xh200",
+        {"parallel": "fsdp2", "optimizer": "adamw_torch", "load_on": "cpu", "grad_accum": 2},
+    ),
+    "fsdp2-expandable": (
+        "Qwen/Qwen2.5-0.5B",
+        "2xrtx-3060",
+        {"parallel": "fsdp2", "optimizer": "adamw_torch", "alloc_conf": EXPANDABLE, "seq_len": 4096},
+    ),
     "ddp": ("meta-llama/Llama-3.2-1B", "2xh200", {"trainer": "hf-trainer", "padding": False, "upcast": False}),
 }
 

@@ -32,9 +32,9 @@ def read_named(draft: Draft, value: Any, location: str, key: str) -> None:
     if isinstance(value, Mapping):
         read_settings(draft, value, f"{key}.")
         return
-    found = beside(str(value), location)
-    if found is not None:
-        read_settings(draft, read_yaml(found), f"{found.name}: ")
+    path = beside(str(value), location)
+    if path is not None:
+        read_settings(draft, read_yaml(path), f"{path.name}: ")
         return
     own = _OWN_FILE.fullmatch(Path(str(value)).name)
     if own is None:

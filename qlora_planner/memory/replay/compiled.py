@@ -24,7 +24,7 @@ from qlora_planner.spec.trace import TOKENS, Segment
 _Pass = tuple[str, int, int]  # stage, step, micro-batch
 
 
-class _Packing:
+class Packing:
     """Numbers of storages and of passes, the same for all scripts of a run: a later one finds what an earlier one left.
 
     A pass has a table for each layer, after the one for what lies outside the layers.
@@ -45,8 +45,9 @@ class _Packing:
         numbers: dict[object, int] = {}
         parts = array("q", [-1]) * len(self.storages)
         for storage, origin in script.origins.items():
-            part = (origin.size, origin.rank, origin.end)
-            parts[self.storages[storage]] = numbers.setdefault(part, len(numbers))
+            if storage in self.storages:
+                part = (origin.size, origin.rank, origin.end)
+                parts[self.storages[storage]] = numbers.setdefault(part, len(numbers))
         return parts.tobytes()
 
     def acts(self, script: PreparedTrace, segment: Segment, acts: Sequence[Act]) -> bytes:
@@ -67,23 +68,34 @@ def _pass_of(segment: Segment) -> _Pass:
     return segment.stage, segment.step, segment.micro_step
 
 
-class NativeReplayer(TraceReplayer):
-    """One playing by compiled code; `memory` is what `native_memory` gives."""
+class OnNative(TraceReplayer):
+    """What every player by compiled code does otherwise; its `memory` is what `native_memory` gives."""
 
-    def __init__(
-        self,
-        memory: CachingAllocator,
-        script: PreparedTrace,
-        components: Sequence[int],
-        before: Sequence[PreparedTrace] = (),
-    ) -> None:
-        super().__init__(memory, script, components)
-        self._native = cast("NativeMemory", memory)
+    _native: NativeMemory
+    packing: Packing
+    _used: PreparedTrace | None = None
+    _outlived = 0  # what tokens left that no later one freed
+
+    def set_up(self, components: Sequence[int], scripts: Sequence[PreparedTrace]) -> None:
+        """Before anything is played: bytes by component, and every script that will be played."""
+        self._native = cast("NativeMemory", self.memory)
         self._native.start(GRADIENTS, *components)
-        self._packing = _Packing((script, *before))
-        self._used: PreparedTrace | None = None
-        self._packed: dict[Segment, bytes] = {}
-        self._outlived = 0  # what tokens left that no later one freed
+        self.packing = Packing(scripts)
+
+    def use_script(self) -> None:
+        """The compiled code plays from `script` now."""
+        if self.script is not self._used:
+            self._used = self.script
+            places = array("q", self.script.tape.places).tobytes()
+            self._native.use(self.packing.parts(self.script), places, self.packing.tables)
+            self.forget_packed()
+
+    def forget_packed(self) -> None:
+        """Segments are packed anew: they are of another script."""
+
+    def base_of(self, segment: Segment) -> int:
+        """The table of a segment's pass outside the layers; those of layers follow it."""
+        return self.packing.bases[_pass_of(segment)]
 
     def _begin(self) -> None:
         self._native.begin()
@@ -102,32 +114,43 @@ class NativeReplayer(TraceReplayer):
         assert component != HOST
         self._native.give(block, component)
 
+
+class NativeReplayer(OnNative):
+    """One playing by compiled code."""
+
+    def __init__(
+        self,
+        memory: CachingAllocator,
+        script: PreparedTrace,
+        components: Sequence[int],
+        before: Sequence[PreparedTrace] = (),
+    ) -> None:
+        super().__init__(memory, script, components)
+        self._packed: dict[Segment, bytes] = {}
+        self.set_up(components, (script, *before))
+
+    def forget_packed(self) -> None:
+        self._packed = {}
+
     def _segment(self, segment: Segment, layer: int) -> None:
-        if self.script is not self._used:
-            self._use(self.script)
+        self.use_script()
         acts = self._packed.get(segment)
         if acts is None:
-            acts = self._packed[segment] = self._packing.acts(self.script, segment, self.script.acts[segment])
-        self._native.segment(acts, self._packing.bases[_pass_of(segment)], layer)
-
-    def _use(self, script: PreparedTrace) -> None:
-        self._used, self._packed = script, {}
-        places = array("q", script.tape.places).tobytes()
-        self._native.use(self._packing.parts(script), places, self._packing.tables)
+            acts = self._packed[segment] = self.packing.acts(self.script, segment, self.script.acts[segment])
+        self._native.segment(acts, self.base_of(segment), layer)
 
     def _later_tokens(self, token: Sequence[tuple[Segment, int]]) -> None:
         growth = growth_of(self.script.tape)
         step, micro_step = token[0][0].step, token[0][0].micro_step
-        storages = self._packing.storages
+        storages = self.packing.storages
         before = array("q", [-1]) * len(storages)
         for storage, earlier in growth.before.items():
             if storage in storages and earlier in storages:
                 before[storages[storage]] = storages[earlier]
         earlier_numbers = before.tobytes()
-        bases = [self._packing.bases[stage, step, micro_step] for stage in TOKENS]
+        bases = [self.packing.bases[stage, step, micro_step] for stage in TOKENS]
         traced = self.script
-        if traced is not self._used:
-            self._use(traced)
+        self.use_script()
         self._begin()
         for number in later_tokens(traced.tape):
             for layer in {layer for _, layer in token}:
@@ -135,7 +158,7 @@ class NativeReplayer(TraceReplayer):
                     left = self._native.age(older, newer, earlier_numbers)
                     self._outlived += left if at == 0 else 0
             grown = replace(traced, acts=acts_at(traced, growth, number))
-            packed = {segment: self._packing.acts(grown, segment, acts) for segment, acts in grown.acts.items()}
+            packed = {segment: self.packing.acts(grown, segment, acts) for segment, acts in grown.acts.items()}
             for segment, layer in token:
-                self._native.segment(packed[segment], self._packing.bases[_pass_of(segment)], layer)
+                self._native.segment(packed[segment], self.base_of(segment), layer)
         self._note(phase_of(token[0][0]))

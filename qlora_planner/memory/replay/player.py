@@ -236,12 +236,16 @@ class TraceReplayer:
         here: dict[int, tuple[Block | None, int]] = {}
         # What an earlier step left for good, such as a library's workspace, is not made twice.
         kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
-        at_peak: Sequence[int] = self._at_peak
+        at_peak = list(self._at_peak)
         for kind, storage, size, component in self.script.acts[segment]:
             if kind in (BIRTH, BIRTH_STREAMED):
                 if storage in kept:
                     if component == GRADIENTS:  # added to the gradient that is there, and gone
-                        free(malloc(size, kind == BIRTH_STREAMED))
+                        block = malloc(size, kind == BIRTH_STREAMED)
+                        if block is not None and memory.allocated == memory.peak_allocated:
+                            at_peak = totals.copy()
+                            at_peak[component] += block.size
+                        free(block)
                     continue
                 block = malloc(size, kind == BIRTH_STREAMED)
                 here[storage] = (block, component)

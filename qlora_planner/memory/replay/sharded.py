@@ -161,6 +161,10 @@ class ShardedReplayer(TraceReplayer):
 
     def _segment(self, segment: Segment, layer: int) -> None:
         self._before(segment, layer)
+        self._acts(segment, layer)
+        self._after(segment, layer)
+
+    def _acts(self, segment: Segment, layer: int) -> None:
         here: dict[int, tuple[Block | None, int]] = {}
         kept = self._alive.setdefault((segment.stage, segment.step, segment.micro_step, layer), {})
         for kind, storage, size, component in self.script.acts[segment]:
@@ -180,7 +184,6 @@ class ShardedReplayer(TraceReplayer):
             else:
                 self._at_mark(kind)
         kept.update(here)
-        self._after(segment, layer)
 
     def _before(self, segment: Segment, layer: int) -> None:
         stage, name = segment.stage, segment.name
@@ -284,10 +287,7 @@ class ShardedReplayer(TraceReplayer):
         self._free(self._reduce_input, GRADIENTS)
         size = unit.reduced_bytes()
         self._reduce_input = self._take(size, GRADIENTS)
-        for (stage, _, _, of), blocks in self._alive.items():
-            if stage == "backward" and of == layer:
-                for storage in [s for s, (_, component) in blocks.items() if component == GRADIENTS]:
-                    self._free(*blocks.pop(storage))
+        self._free_gradients(layer)
         output = self._take(size // self.world, GRADIENTS, _REDUCES)
         if any(tensor.trained and tensor.cast for tensor in unit.tensors):
             narrow = output
@@ -295,6 +295,12 @@ class ShardedReplayer(TraceReplayer):
             output = self._take(wide, GRADIENTS, _REDUCES)
             self._free(narrow, GRADIENTS)
         self._reduced.append(output)
+
+    def _free_gradients(self, layer: int) -> None:
+        for (stage, _, _, of), blocks in self._alive.items():
+            if stage == "backward" and of == layer:
+                for storage in [s for s, (_, component) in blocks.items() if component == GRADIENTS]:
+                    self._free(*blocks.pop(storage))
 
     def _end_of_backward(self) -> None:
         """The root's last hook: what is whole is cut again, and gathers that nothing waited for are dropped."""

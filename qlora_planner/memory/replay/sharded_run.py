@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.memory.allocator.expandable import make_allocator
+from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
+from qlora_planner.memory.allocator.native import native_memory
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel, Sharding
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter
 from qlora_planner.memory.replay.sharded import ShardedReplayer
+from qlora_planner.memory.replay.sharded_compiled import NativeShardedReplayer
 from qlora_planner.memory.replay.simulate import SimulatedRun, Stage
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
@@ -30,7 +32,9 @@ class ShardedStage(Stage):
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
         model = ShardedModel(self.placement, trainer, sharding)
-        memory = make_allocator(run.alloc_conf, limit_bytes, apart=True)
+        native = native_memory(limit_bytes, expandable=is_expandable(run.alloc_conf), apart=True)
+        memory = native or make_allocator(run.alloc_conf, limit_bytes, apart=True)
+        replayer = ShardedReplayer if native is None else NativeShardedReplayer
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
         whole_head = self.resolution.loss.kind == "fused"
         prepare = None
@@ -38,7 +42,7 @@ class ShardedStage(Stage):
             load = adding = PhasePeak(
                 live=memory.allocated, allocated=memory.peak_allocated, reserved=memory.peak_reserved
             )
-            player = ShardedReplayer(memory, self.script, [0] * len(COMPONENTS), model, whole_head, self.before)
+            player = replayer(memory, self.script, [0] * len(COMPONENTS), model, whole_head, self.before)
             player.cast([], run, trainer)
             player.wrap_from_host()
         else:
@@ -47,7 +51,7 @@ class ShardedStage(Stage):
             added, adding = loading.add_adapters(memory, self.placement, self.workspace_bytes)
             memory.empty_cache()
             adapters = [Adapter(tensor=tensor, block=block) for tensor, block in added]
-            player = ShardedReplayer(
+            player = replayer(
                 memory, self.script, self._components(adapters), model, whole_head, self.before
             )  # fmt: skip
             player.wrap(tensors, player.cast(adapters, run, trainer))

@@ -38,7 +38,7 @@ void arena_destroy(Arena *arena) {
     free(arena->segments);
     free(arena->gaps);
     for (int i = 0; i < ARENA_POOLS; i++) free(arena->pools[i].entries);
-    for (int i = 0; i < 2; i++) free(arena->holes[i].blocks);
+    for (int i = 0; i < ARENA_POOLS; i++) free(arena->holes[i].blocks);
 }
 
 /* ---- numbers of blocks and segments ---- */
@@ -201,7 +201,7 @@ int32_t arena_malloc(Arena *arena, int64_t size_bytes, int stream) {
     if (size_bytes <= 0) return ARENA_NONE;
     int64_t size = rounded(size_bytes, MIN_BLOCK);
     int small = size <= SMALL_LIMIT;
-    int index = small + (arena->expands ? 0 : 2 * stream);
+    int index = small + (arena->expands && !arena->apart ? 0 : 2 * stream);
     Pool *pool = &arena->pools[index];
     int32_t at = place_of(pool, size, INT64_MIN), number;
     if (arena->expands) at = arena_by_room(arena, pool, at);

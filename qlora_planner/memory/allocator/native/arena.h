@@ -48,8 +48,8 @@ typedef struct {
     Segment *segments;
     int32_t segment_count, segment_capacity, unused_segment; /* the same, by their `live` */
     Pool pools[ARENA_POOLS];
-    Holes holes[2]; /* by pool, of expandable segments */
-    int expands;
+    Holes holes[ARENA_POOLS]; /* by pool, of expandable segments */
+    int expands, apart;       /* apart: streams have address ranges of their own */
     Gap *gaps;
     int32_t gap_count, gap_capacity;
     int64_t low_address;
@@ -66,7 +66,7 @@ int arena_empty_cache(Arena *arena);                          /* 0, or ARENA_NO_
 void arena_reset_peaks(Arena *arena);
 
 /* Between the two files. */
-int arena_expands(Arena *arena);
+int arena_expands(Arena *arena, int apart);
 int32_t arena_expand(Arena *arena, int64_t size, int pool);
 int32_t arena_by_room(const Arena *arena, const Pool *pool, int32_t at);
 int arena_unmap_free(Arena *arena);

@@ -1,4 +1,4 @@
-/* Expandable segments: the same rules as memory/allocator/expandable.py, without streams of their own. */
+/* Expandable segments: the same rules as memory/allocator/expandable.py. */
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,9 +36,10 @@ static void remove_hole(Arena *arena, int32_t number) {
     arena->blocks[number].is_unmapped = 0;
 }
 
-int arena_expands(Arena *arena) {
+int arena_expands(Arena *arena, int apart) {
     arena->expands = 1;
-    for (int pool = 0; pool < 2; pool++) {
+    arena->apart = apart;
+    for (int pool = 0; pool < ARENA_POOLS; pool++) {
         /* The whole range counts as one segment of no size, as in Python. */
         int32_t segment = arena_new_segment(arena, 0);
         int32_t whole = segment < 0 ? segment : arena_new_block(arena, pool * RANGE_BYTES, RANGE_BYTES, pool, segment);
@@ -148,7 +149,7 @@ static int unmap(Arena *arena, int32_t block, int64_t start, int64_t stop) {
 
 /* Unmap every unit that lies wholly in a free block. */
 int arena_unmap_free(Arena *arena) {
-    for (int pool = 0; pool < 2; pool++) {
+    for (int pool = 0; pool < ARENA_POOLS; pool++) {
         int32_t count = arena->pools[pool].count;
         if (!count) continue;
         int64_t unit = unit_of(pool);

@@ -146,9 +146,9 @@ static int valid_component(MemoryObject *self, long long component) {
 }
 
 static PyObject *memory_take(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
-    long long n[2] = {0, 0};
-    if (numbers(args, given, 2, 2, n) || !valid_component(self, n[1])) return NULL;
-    return wrap(self, replay_malloc(&self->replay, n[0], (int)n[1], 0));
+    long long n[3] = {0, 0, 0};
+    if (numbers(args, given, 2, 3, n) || !valid_component(self, n[1]) || !valid_stream(n[2])) return NULL;
+    return wrap(self, replay_malloc(&self->replay, n[0], (int)n[1], (int)n[2]));
 }
 
 static PyObject *memory_give(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -204,15 +204,24 @@ static int valid_table(MemoryObject *self, long long table) {
     return 0;
 }
 
-/* segment(acts, base, layer): play it; `acts` are of the storages of the script in use. */
+/* segment(acts, base, layer, last=1): play it, or a piece of it; `acts` are of the storages of the script in use. */
 static PyObject *memory_segment(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     char *acts;
     Py_ssize_t size;
-    long long n[2];
-    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
-    if (PyBytes_AsStringAndSize(args[0], &acts, &size) || numbers(args + 1, 2, 2, 2, n)) return NULL;
+    long long n[3] = {0, 0, 1};
+    if (given < 3) return PyErr_Format(PyExc_TypeError, "takes 3 or 4 arguments, not %zd", given);
+    if (PyBytes_AsStringAndSize(args[0], &acts, &size) || numbers(args + 1, given - 1, 2, 3, n)) return NULL;
     if (!valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1])) return NULL;
-    int failed = replay_segment(&self->replay, (const Act *)acts, size / (Py_ssize_t)sizeof(Act), n[0], n[1]);
+    int failed = replay_segment(&self->replay, (const Act *)acts, size / (Py_ssize_t)sizeof(Act), n[0], n[1], n[2] != 0);
+    if (failed) return fail(self, failed);
+    Py_RETURN_NONE;
+}
+
+/* free_all(table, component): free what the table has of it. */
+static PyObject *memory_free_all(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    long long n[2];
+    if (numbers(args, given, 2, 2, n) || !valid_table(self, n[0])) return NULL;
+    int failed = replay_free_all(&self->replay, n[0], (int)n[1]);
     if (failed) return fail(self, failed);
     Py_RETURN_NONE;
 }
@@ -233,19 +242,20 @@ static PyObject *memory_age(MemoryObject *self, PyObject *const *args, Py_ssize_
 /* ---- the types ---- */
 
 static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named) {
-    static char *names[] = {"limit_bytes", "expandable", NULL};
-    int expandable = 0;
+    static char *names[] = {"limit_bytes", "expandable", "apart", NULL};
+    int expandable = 0, apart = 0;
     PyObject *limit = Py_None;
-    if (!PyArg_ParseTupleAndKeywords(args, named, "|Op", names, &limit, &expandable)) return NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, named, "|Opp", names, &limit, &expandable, &apart)) return NULL;
     long long bytes = limit == Py_None ? -1 : PyLong_AsLongLong(limit);
     if (PyErr_Occurred()) return NULL;
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     MemoryObject *self = (MemoryObject *)alloc(type, 0);
     if (self == NULL) return NULL;
     arena_init(&self->replay.arena, limit == Py_None ? -1 : bytes < 0 ? 0 : bytes);
+    self->replay.births = -1;
     Py_INCREF(limit);
     self->limit = limit;
-    if (expandable && arena_expands(&self->replay.arena)) {
+    if (expandable && arena_expands(&self->replay.arena, apart)) {
         Py_DECREF(self);
         return PyErr_NoMemory();
     }
@@ -284,10 +294,11 @@ static PyMethodDef memory_methods[] = {
     {"begin", (PyCFunction)memory_begin, METH_NOARGS, "Peaks, and components at the peak, are what is there now."},
     {"components", (PyCFunction)memory_components, METH_NOARGS, "Bytes by component when most was allocated."},
     FAST("start", memory_start, "start(gradients, *bytes): the position of gradients, and bytes by component."),
-    FAST("take", memory_take, "take(size_bytes, component): malloc, counted for a component."),
+    FAST("take", memory_take, "take(size_bytes, component, stream=0): malloc, counted for a component."),
     FAST("give", memory_give, "give(block, component): free, counted for a component."),
     FAST("use", memory_use, "use(parts, places, tables): the script whose segments are played next."),
-    FAST("segment", memory_segment, "segment(acts, base, layer): play one."),
+    FAST("segment", memory_segment, "segment(acts, base, layer, last=True): play one, or a piece of it."),
+    FAST("free_all", memory_free_all, "free_all(table, component): free what a table has of a component."),
     FAST("age", memory_age, "age(older, newer, before): move what a newer token left; how much an older had left."),
     {NULL, NULL, 0, NULL},
 };

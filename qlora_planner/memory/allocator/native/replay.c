@@ -94,7 +94,6 @@ static int drop_elsewhere(Replay *replay, const Act *act, int64_t layer, const S
 }
 
 static int play(Replay *replay, const Act *acts, int64_t count, int64_t layer, const Survivors *own, int32_t *births) {
-    Arena *arena = &replay->arena;
     for (const Act *act = acts; act < acts + count; act++) {
         Local *local = &replay->here[act->storage];
         int failed = 0;
@@ -102,9 +101,9 @@ static int play(Replay *replay, const Act *acts, int64_t count, int64_t layer, c
             int stream = act->kind == BIRTH_STREAMED;
             if (replay->is_kept[act->storage]) {
                 if (act->component == replay->gradients) { /* added to the gradient that is there, and gone */
-                    int32_t block = arena_malloc(arena, act->size, stream);
+                    int32_t block = replay_malloc(replay, act->size, (int)act->component, stream);
                     if (block < ARENA_NONE) return block;
-                    failed = arena_free(arena, block);
+                    failed = replay_free(replay, block, (int)act->component);
                 }
             } else {
                 int32_t block = replay_malloc(replay, act->size, (int)act->component, stream);
@@ -131,18 +130,39 @@ static int play(Replay *replay, const Act *acts, int64_t count, int64_t layer, c
     return 0;
 }
 
-/* Play a segment for a layer (-1: outside them); `base` is the table of its stage outside the layers. */
-int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer) {
+/* Play a segment for a layer (-1: outside them), or a piece of it up to the `last`; `base` is the table of its stage
+ * outside the layers. */
+int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer, int last) {
     Survivors *own = &replay->tables[base + 1 + layer];
-    int32_t births = 0;
-    for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 1;
-    int failed = play(replay, acts, count, layer, own, &births);
+    if (replay->births < 0) {
+        replay->births = 0;
+        for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 1;
+    }
+    int failed = play(replay, acts, count, layer, own, &replay->births);
+    if (!last && !failed) return 0;
     for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 0;
-    for (int32_t i = 0; i < births; i++) {
+    for (int32_t i = 0; i < replay->births; i++) {
         Local *local = &replay->here[replay->born[i]];
         if (local->alive && !failed) failed = keep(own, local->is);
         local->alive = 0;
     }
+    replay->births = -1;
+    return failed;
+}
+
+/* Free what a table has of a component. */
+int replay_free_all(Replay *replay, int64_t table_number, int component) {
+    Survivors *table = &replay->tables[table_number];
+    int32_t kept = 0;
+    int failed = 0;
+    for (int32_t i = 0; i < table->count; i++) {
+        Survivor survivor = table->items[i];
+        if (survivor.component != component)
+            table->items[kept++] = survivor;
+        else if (!failed)
+            failed = end_of(replay, &survivor);
+    }
+    table->count = kept;
     return failed;
 }
 

@@ -47,9 +47,11 @@ typedef struct {
     const int64_t *places; /* by layer: the traced layer that stands for it */
     int32_t layer_count;
     int64_t lost, host_bytes, host_peak;
+    int32_t births; /* so far in a segment that is played in pieces; below 0: none is */
 } Replay;
 
-int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer);
+int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer, int last);
+int replay_free_all(Replay *replay, int64_t table, int component);
 int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *before);
 int32_t replay_malloc(Replay *replay, int64_t size, int component, int stream);
 int replay_free(Replay *replay, int32_t block, int component);
