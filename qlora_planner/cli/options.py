@@ -310,6 +310,14 @@ def card_options() -> Callable[[_Function], _Function]:
     return _adds(_card_options())
 
 
+def reward_option() -> Callable[[_Function], _Function]:
+    """Add --reward."""
+    return click.option(
+        "--reward", cls=SectionOption, multiple=True, metavar="FILE:NAME",
+        help="GRPO, RLOO: a function of a Python file, as rewards.py:length, or one of trl's own; again for more.",
+    )  # fmt: skip
+
+
 def data_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
     """Add --data, --tokenizer, --chars-per-token and --bad-rows, or some of them by their parameter names."""
     return _adds([option for option in _data_options() if not only or option.name in only])

@@ -16,6 +16,7 @@ from qlora_planner.cli.options import (
     data_options,
     explicit_run_options,
     output_options,
+    reward_option,
     run_from,
     run_options,
 )
@@ -62,6 +63,7 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
     help="The run as trl, notebook (.ipynb), percent (its cells as .py), accelerate, axolotl or llama-factory: printed,"
     " or into FILE.",
 )
+@reward_option()
 @card_options()
 @data_options()
 @run_options()
@@ -104,7 +106,7 @@ def command(
         model, run, fixed=explicit, objective=objective, effective_batch=effective_batch,
         data=summary_from(given, tokenizer_of(model, profile), output), compare=others, adjust=adjust,
     )  # fmt: skip
-    printed = write_files(planned.plan, wanted, bench.open(model), given["data"])
+    printed = write_files(planned.plan, wanted, bench.open(model), given["data"], given["reward"])
     write_shared(planned.plan, shared, explicit, card, output, force=force)
     if printed is not None:
         answer(printed)

@@ -16,6 +16,7 @@ from qlora_planner.cli.options import (
     data_options,
     explicit_run_options,
     output_options,
+    reward_option,
     run_options,
 )
 from qlora_planner.cli.streams import answer, answer_json, say
@@ -62,13 +63,7 @@ def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Ca
 @click.option(
     "--report-to", cls=SectionOption, type=click.Choice(REPORTERS), multiple=True, help="The trainer's own reporters."
 )
-@click.option(
-    "--reward",
-    cls=SectionOption,
-    multiple=True,
-    metavar="FILE:NAME",
-    help="GRPO, RLOO: a function of a Python file, as rewards.py:length, or one of trl's own; again for more.",
-)
+@reward_option()
 @card_options()
 @data_options(only=("data", "tokenizer", "bad_rows"))
 @run_options()

@@ -27,13 +27,15 @@ def export(
     *,
     attention_modules: Sequence[str] = (),
     judge: Judge | None = None,
+    rewards: Sequence[str] = (),
 ) -> str:
     """The plan of `Plan.to_dict()` as `kind` (see EXPORTS), ready to be run or written to a file.
 
     `data` is the path of the samples, JSON lines; without it the plan's own, else a placeholder. `attention_modules`
     are the names that the target `attention` stands for, for tools whose configs cannot say so. A config of another
     tool is another run than the plan's: what is written is read back as `check` reads it, and `judge` gives the memory
-    of that for the file's first line, which has no figure without it.
+    of that for the file's first line, which has no figure without it. `rewards` name what the script of a trainer that
+    generates learns from.
     Raises InputError for an unknown kind, a document that is no plan, and what `kind` cannot express.
     """
     if kind not in EXPORTS:
@@ -64,7 +66,7 @@ def export(
 
         return WRITERS[kind](plan.run, _heading(plan_document), Cards.of(plan.gpu or {}))
     if kind not in READ_BACK:
-        return KINDS[kind](plan.run, model, samples, _heading(plan_document), attention_modules)
+        return KINDS[kind](plan.run, model, samples, _heading(plan_document), rewards)
     config = KINDS[kind](plan.run, model, samples, [], attention_modules)
     heading = _as_read(kind, config, plan_document, judge)
     return KINDS[kind](plan.run, model, samples, heading, attention_modules)
@@ -101,25 +103,26 @@ def _heading(document: Mapping[str, Any]) -> list[str]:
     return [headline(document), *([plain(f"Planned for {versions}")] if versions else [])]
 
 
+# The last are the modules that a config names, or the rewards of a script.
 Writer = Callable[[RunConfig, str, str, list[str], Sequence[str]], str]
 
 
-def _script(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+def _script(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str]) -> str:
     from qlora_planner.exchange.scripts.training import script
 
-    return script(run, model_id, data, heading)
+    return script(run, model_id, data, heading, rewards)
 
 
-def _notebook(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+def _notebook(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str]) -> str:
     from qlora_planner.exchange.scripts.notebook import notebook
 
-    return notebook(run, model_id, data, heading)
+    return notebook(run, model_id, data, heading, rewards)
 
 
-def _percent(run: RunConfig, model_id: str, data: str, heading: list[str], _modules: Sequence[str]) -> str:
+def _percent(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str]) -> str:
     from qlora_planner.exchange.scripts.notebook import percent
 
-    return percent(run, model_id, data, heading)
+    return percent(run, model_id, data, heading, rewards)
 
 
 def _accelerate(run: RunConfig, _model: str, _data: str, heading: list[str], _modules: Sequence[str]) -> str:

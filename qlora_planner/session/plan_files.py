@@ -116,11 +116,12 @@ def check_target(option: str, path: str, force: bool) -> None:
 
 
 def exported(
-    plan: Plan, kind: str, opened: ModelOnCard, data: str | None = None
+    plan: Plan, kind: str, opened: ModelOnCard, data: str | None = None, rewards: Sequence[str] = ()
 ) -> tuple[str, tuple[MemoryEstimate, ...]]:
     """The plan as `kind`, one of EXPORTS, and the memory of the run that a config of another tool is there.
 
-    Such a config states that memory, as `check` of it does. `data` is the path of the samples (the plan's own).
+    Such a config states that memory, as `check` of it does. `data` is the path of the samples (the plan's own),
+    `rewards` name what a trainer that generates learns from.
     Raises InputError for an unknown kind and for what it cannot express.
     """
     from qlora_planner.exchange.export import export
@@ -136,7 +137,7 @@ def exported(
         elsewhere.append(qualified(judged(reading, estimates)[1], plan.estimate.unmodelled))
         return elsewhere[-1]
 
-    text = export(kind, plan.to_dict(), data, attention_modules=names, judge=judge)
+    text = export(kind, plan.to_dict(), data, attention_modules=names, judge=judge, rewards=rewards)
     return text, tuple(elsewhere)
 
 
@@ -150,7 +151,9 @@ def write_export(text: str, path: str | os.PathLike[str], *, force: bool = False
     return text
 
 
-def write_files(plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str | None) -> str | None:
+def write_files(
+    plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str | None, rewards: Sequence[str] = ()
+) -> str | None:
     """Write every file, all rendered before the first is written; the text to print in place of the plan, if any."""
     if not wanted.files and wanted.printed is None:
         return None
@@ -163,7 +166,7 @@ def write_files(plan: Plan, wanted: WantedFiles, opened: ModelOnCard, data: str 
     others: dict[str, MemoryEstimate] = {}
 
     def rendered(kind: str) -> str:
-        text, elsewhere = exported(plan, kind, opened, data)
+        text, elsewhere = exported(plan, kind, opened, data, rewards)
         others.update((kind, estimate) for estimate in elsewhere)
         return text
 

@@ -6,7 +6,7 @@ An answer gives way to its record: `answer.verdict` is the estimate's. Rendering
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,18 +130,26 @@ class PlanAnswer:
         return write_report(self.plan, self.asked, self.card, path, force=force)
 
     def export(
-        self, kind: str, path: str | os.PathLike[str] | None = None, *, data: str | None = None, force: bool = False
+        self,
+        kind: str,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        data: str | None = None,
+        force: bool = False,
+        rewards: Sequence[str] = (),
     ) -> str:
         """The plan in the words of another tool: its text, which is also written to `path` where one is given.
 
         `kind` is "trl", "notebook", "percent", "accelerate", "axolotl" or "llama-factory", or for several cards
-        "torchrun", "slurm" or "skypilot"; `data` the path of the samples (the plan's own). Raises InputError for an
+        "torchrun", "slurm" or "skypilot"; `data` the path of the samples (the plan's own), and `rewards` what a
+        trainer that generates learns from, as ("rewards.py:length",). Raises InputError for an
         unknown kind, for what it cannot express, for a file that is there already, unless `force`, and for one that
         cannot be written.
         """
         from qlora_planner.session.plan_files import exported, write_export
 
-        text = exported(self.plan, kind, self.bench.open(self.plan.model.path or self.plan.model.id), data)[0]
+        bench = self.bench.open(self.plan.model.path or self.plan.model.id)
+        text = exported(self.plan, kind, bench, data, rewards)[0]
         return text if path is None else write_export(text, path, force=force)
 
     def to_frame(self) -> Any:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import runpy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click.testing
 import pytest
@@ -12,9 +14,17 @@ import pytest
 from examples.toy_model import NUMBERS, write_rows
 from qlora_planner.cli.main import cli
 from qlora_planner.errors import InputError
+from qlora_planner.exchange.export import export
+from qlora_planner.measure.execution import Execution
+from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train import model
+from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.settings import Settings
+from qlora_planner.train.trainers import build_trainer
 from tests.launch.conftest import RUN, Home, Make, Start, finished, interrupt_at, same, tensors, trained
+from tests.launch.test_one_builder import FREE, Seen
+from tests.train.test_builder import Silent
 
 PROMPTS = [
     {"prompt": f"count from {word}" + " and on" * (at % 3), "start": at, "label": "kept"}
@@ -219,3 +229,96 @@ def test_trl_s_own_rewards_are_made_with_what_they_need() -> None:
     assert loaded("think_format_reward")(completions=answers) == [1.0, 0.0]
     with pytest.raises(InputError, match="is no maker of rewards"):
         loaded("think_format_reward(a=1)")
+
+
+def test_a_verification_says_what_generating_takes(home: Home) -> None:
+    config = json.loads((home.model("llama") / "config.json").read_text())
+    run = GRPO.with_(completion_len=4, seq_len=24, grad_accum=1, steps_per_generation=1)
+    spec = ChildSpec(run=run, config=config, device="cpu", steps=1, toy=False)
+    measured = Execution(spec, lambda _event, _facts: None).measure()
+    assert (measured.outcome, measured.error) == ("ok", None)
+    generate, training = (measured.phases[name].allocated_bytes or 0 for name in ("generate", "training"))
+    assert 0 < generate <= training
+    assert (measured.components or {})["adapters"] == 4 * (measured.trainable_params or 0)
+
+
+@pytest.mark.parametrize("run", [GRPO, RLOO], ids=["grpo", "rloo"])
+def test_a_verified_step_generates_whole_completions(run: RunConfig, home: Home, tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listener(Silent):
+        def generation_begins(self) -> None:
+            heard.append("generate")
+
+        def backward_begins(self) -> None:
+            heard.append("backward")
+
+    config = json.loads((home.model("llama") / "config.json").read_text())
+    loaded = model.load_folder(home.model("llama"), config, run, "cpu")
+    made: Any = build_trainer(
+        loaded, run, rows=synthetic_rows(run, 2, 300), steps=2, folder=str(tmp_path), device="cpu"
+    )
+    made.trainer.args.logging_steps = 1
+    made.train(2, Listener())
+    assert heard == ["generate", "backward", "backward"] * 2
+    assert {step["completions/clipped_ratio"] for step in made.trainer.state.log_history if "reward" in step} == {1.0}
+    assert {step["completions/min_length"] for step in made.trainer.state.log_history if "reward" in step} == {10.0}
+
+
+@pytest.mark.parametrize(
+    ("run", "name"),
+    [(GRPO.with_(scale_rewards="batch", loss_type="grpo"), "GRPO"), (RLOO, "RLOO")],
+    ids=["grpo", "rloo"],
+)
+def test_verify_train_and_script_tell_trl_the_same(
+    run: RunConfig, name: str, home: Home, make: Make, tmp_path: Path, prompts: str, rewards: Callable[[str], str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import trl
+
+    seen: list[dict[str, Any]] = []
+
+    class Recorder:
+        def __init__(self, *, model: Any, args: Any, peft_config: Any, reward_funcs: list[Any], **_: Any) -> None:
+            seen.append({"arguments": args.to_dict(), "lora": peft_config.to_dict(), "class": type(model).__name__})
+            seen[-1]["rewards"] = [len(function(completions=["a", "bc"])) for function in reward_funcs]
+            raise Seen
+
+    monkeypatch.setattr(trl, f"{name}Trainer", Recorder)
+    folder = home.model("llama")
+    raw = json.loads((folder / "config.json").read_text())
+    loaded = model.load_folder(folder, raw, run, "cpu")
+    with pytest.raises(Seen):
+        build_trainer(loaded, run, rows=synthetic_rows(run, 1, 300), steps=1, folder=str(tmp_path), device="cpu")
+    settings = Settings(reward=(rewards("length"),))
+    assert trained(make(run=run, data=prompts, settings=settings))[0]["message"] == "Seen"
+    plan = {"schema": "qlora-plan/plan/1", "model": {"id": str(folder)}, "gpu": None, "run": run.to_dict()}
+    (tmp_path / "train.py").write_text(export("trl", plan, data=prompts, rewards=[rewards("length")]))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Seen):
+        runpy.run_path("train.py", run_name="__main__")
+    verified, launched, exported = seen
+    for other in (launched, exported):
+        assert {key: value for key, value in other.items() if key != "arguments"} == {
+            key: value for key, value in verified.items() if key != "arguments"
+        }
+        first, second = verified["arguments"], other["arguments"]
+        assert {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)} <= FREE
+    assert verified["arguments"]["max_completion_length"] == run.completion_len
+
+
+def test_an_exported_script_trains_with_its_rewards(
+    home: Home, tmp_path: Path, prompts: str, rewards: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = GRPO.with_(grad_accum=4, steps_per_generation=4)
+    plan = {"schema": "qlora-plan/plan/1", "model": {"id": str(home.model("llama"))}, "gpu": None, "run": run.to_dict()}
+    with pytest.raises(InputError, match="a script of trl-grpo holds what it learns from"):
+        export("trl", plan, data=prompts)
+    own = "get_soft_overlong_punishment(max_completion_len=10, soft_punish_cache=2)"
+    text = export("trl", plan, data=prompts, rewards=[rewards("length"), own])
+    assert "qlora_planner" not in text
+    (tmp_path / "train.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path("train.py", run_name="__main__")
+    state = json.loads((next((tmp_path / "outputs").glob("checkpoint-*")) / "trainer_state.json").read_text())
+    assert state["global_step"] == 2 and (tmp_path / "outputs" / "adapter_model.safetensors").is_file()

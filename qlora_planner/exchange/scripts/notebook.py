@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from qlora_planner.exchange.scripts.training import Section, packages, sections
@@ -11,10 +12,10 @@ from qlora_planner.spec.run import RunConfig
 INSTALL = "Install"
 
 
-def notebook(run: RunConfig, model_id: str, data: str, heading: list[str]) -> str:
+def notebook(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str] = ()) -> str:
     """The script of a resolved run as an .ipynb document; `heading` are printable lines about the plan."""
     cells = [_cell("plan", "markdown", _markdown(heading))]
-    cells += [_cell(part.title.lower(), "code", part.code) for part in _sections(run, model_id, data)]
+    cells += [_cell(part.title.lower(), "code", part.code) for part in _sections(run, model_id, data, rewards)]
     document = {
         "cells": cells,
         "metadata": {
@@ -27,16 +28,16 @@ def notebook(run: RunConfig, model_id: str, data: str, heading: list[str]) -> st
     return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
 
 
-def percent(run: RunConfig, model_id: str, data: str, heading: list[str]) -> str:
+def percent(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str] = ()) -> str:
     """The same cells as a Python file that editors and jupytext open as a notebook; it runs as a script, too."""
     head = "\n".join(["# %% [markdown]", *(f"# {line}".rstrip() for line in heading)])
-    parts = [f"# %% {part.title}\n{_without_magic(part)}" for part in _sections(run, model_id, data)]
+    parts = [f"# %% {part.title}\n{_without_magic(part)}" for part in _sections(run, model_id, data, rewards)]
     return "\n\n".join([head, *parts]) + "\n"
 
 
-def _sections(run: RunConfig, model_id: str, data: str) -> list[Section]:
+def _sections(run: RunConfig, model_id: str, data: str, rewards: Sequence[str]) -> list[Section]:
     install = Section(title=INSTALL, code=f"%pip install -q {' '.join(packages(run))}")
-    return [install, *sections(run, model_id, data, notebook=True)]
+    return [install, *sections(run, model_id, data, notebook=True, rewards=rewards)]
 
 
 def _without_magic(part: Section) -> str:

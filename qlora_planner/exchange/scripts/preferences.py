@@ -9,6 +9,7 @@ from qlora_planner.spec.run import RunConfig
 _NOTES = {
     "preference": "JSON lines with prompt, chosen and rejected",
     "unpaired": "JSON lines with prompt, completion and label",
+    "prompts": "JSON lines with prompt, and what the rewards look at",
 }
 _SCORE_CLASS = "AutoModelForSequenceClassification"
 

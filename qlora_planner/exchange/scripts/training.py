@@ -6,7 +6,7 @@ Every argument comes from `train.options`, so that a script trains the very run 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from qlora_planner.catalog.parallel import DDP, PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts import classification, preferences
+from qlora_planner.exchange.scripts import rewards as reward_lists
 from qlora_planner.exchange.scripts.cut_loss import CUT_LOSS
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
@@ -65,16 +66,19 @@ class Section:
     code: str
 
 
-def script(run: RunConfig, model_id: str, data: str, heading: list[str]) -> str:
-    """The whole script of a resolved run; `heading` are printable lines about the plan."""
+def script(run: RunConfig, model_id: str, data: str, heading: list[str], rewards: Sequence[str] = ()) -> str:
+    """The whole script of a resolved run; `heading` are printable lines about the plan, `rewards` see `sections`."""
     parts = ["\n".join(f"# {line}".rstrip() for line in heading)]
-    parts += [section.code for section in sections(run, model_id, data)]
+    parts += [section.code for section in sections(run, model_id, data, rewards=rewards)]
     return "\n\n".join(parts) + "\n"
 
 
-def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False) -> list[Section]:
+def sections(
+    run: RunConfig, model_id: str, data: str, *, notebook: bool = False, rewards: Sequence[str] = ()
+) -> list[Section]:
     """The script in the order in which it is run; every section needs those before it.
 
+    `rewards` name what a trainer that generates learns from (see `train.rewards`).
     For a `notebook` it refuses to go on where torch is imported already and the allocator's settings would be ignored.
     """
     if run.expert_quant == "nf4":
@@ -89,6 +93,7 @@ def sections(run: RunConfig, model_id: str, data: str, *, notebook: bool = False
         ("Config", "\n".join(_constants(run, model_id, data))),
         ("Model", "\n".join(_model(run))),
         ("Data", _dataset(run, data)),
+        ("Rewards", "" if trainer_named(run.trainer).generation is None else reward_lists.section(run, rewards)),
         ("Trainer", trainer),
         ("Train", training),
     ]
@@ -109,6 +114,7 @@ def packages(run: RunConfig) -> list[str]:
     states = None if optimizer is None else optimizer.package
     names += ["bitsandbytes"] if options.quantization_options(run) or states == "bitsandbytes" else []
     names += [package for package in trainer_named(run.trainer).packages if package not in names]
+    names += ["vllm"] if run.vllm not in (None, "none") else []
     names += ["cut-cross-entropy"] if run.loss_kernel == "cut-cross-entropy" else []
     return [*names, "liger-kernel"] if liger_parts(run) is not None else names
 
@@ -373,10 +379,20 @@ def _planned(run: RunConfig) -> tuple[str, str]:
 
 def _preference(run: RunConfig) -> tuple[str, str]:
     """trl adds the adapters: given a model that has them, it would keep a second set as the reference."""
+    return _adding_adapters(run, options.preference_options(run), {})
+
+
+def _online(run: RunConfig) -> tuple[str, str]:
+    """The same with rewards, which are a section of their own."""
+    return _adding_adapters(run, options.online_options(run), {"reward_funcs": Code("rewards")})
+
+
+def _adding_adapters(run: RunConfig, own: Mapping[str, Any], parts: Mapping[str, Any]) -> tuple[str, str]:
     config, trainer = preferences.classes(run)
     parts = {
         "model": Code("model"),
-        "args": Code(call(config, {**_arguments(run), **options.preference_options(run)})),
+        "args": Code(call(config, {**_arguments(run), **own})),
+        **parts,
         **_sets(run),
         "processing_class": Code("tokenizer"),
     }
@@ -389,5 +405,5 @@ def _preference(run: RunConfig) -> tuple[str, str]:
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
     "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
     "trl-reward": _preference,
-    "trl-grpo": _planned, "trl-rloo": _planned, "unsloth": _planned,
+    "trl-grpo": _online, "trl-rloo": _online, "unsloth": _planned,
 }  # fmt: skip

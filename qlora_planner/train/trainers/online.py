@@ -67,12 +67,12 @@ def prompt_lengths(trainer: Any, rows: Any) -> list[int]:
 def whole_completions(trainer: Any) -> Iterator[None]:
     """Inside, no completion ends before it is as long as it may be: what ends one is no token that can be drawn."""
     never, config, arguments = vocabulary(trainer.model), trainer.generation_config, trainer.generation_kwargs
-    before = config.eos_token_id, arguments["eos_token_id"]
-    config.eos_token_id = arguments["eos_token_id"] = [never]
+    before = config.eos_token_id, arguments["eos_token_id"], trainer.eos_token_ids
+    config.eos_token_id = arguments["eos_token_id"] = trainer.eos_token_ids = [never]
     try:
         yield
     finally:
-        config.eos_token_id, arguments["eos_token_id"] = before
+        config.eos_token_id, arguments["eos_token_id"], trainer.eos_token_ids = before
 
 
 class _Measured(LibraryTrainer):
