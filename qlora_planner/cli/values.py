@@ -109,9 +109,10 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Pl
 
 
 def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard | None, int | None, int | None]:
-    """The card that the one in this machine is to behave like, where one was named; --reserve and --cap in bytes.
+    """The card that those in this machine are to behave like, where one was named, with their number; --reserve and
+    --cap in bytes.
 
-    Raises InputError for a card, a reserve or a cap that means nothing.
+    Raises InputError for a card, a reserve or a cap that means nothing, and for several nodes.
     """
     text, reserve_bytes, cap_bytes = card_asked(given)
     if text is None:
@@ -120,10 +121,10 @@ def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard
 
     nodes = given.get("nodes") or 1
     card = card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes)
-    if card.world > 1:
+    if card.nodes > 1:
         raise InputError(
-            f"--gpu {card.asked}: one card runs here, as another card or as itself; several are started from the files"
-            " that `qlora-plan plan --export accelerate=run.py` writes"
+            f"--nodes {card.nodes}: the cards of one machine are started here; `qlora-plan plan` with --export slurm,"
+            " torchrun or skypilot writes what starts several"
         )
     return card, reserve_bytes, cap_bytes
 

@@ -19,8 +19,8 @@ from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from, stand_in_from
 from qlora_planner.errors import InputError
-from qlora_planner.session.measuring.this_card import check_one_card, check_packages, this_card_as
-from qlora_planner.session.measuring.verify import check_amount, run_of_file, verify
+from qlora_planner.session.measuring.this_card import check_packages
+from qlora_planner.session.measuring.verify import cards_for, check_amount, run_of_file, verify
 
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
@@ -43,28 +43,24 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
     --gpu of a smaller card makes this one behave like it. Exits with 1 when it runs out of memory.
     """
     output = output_from(given)
-    if device == "cpu" and (floor or given.get("gpu") or given.get("cap")):
-        raise InputError("--device cpu: --gpu, --cap and --floor need a card; leave them out")
     session = output.session
     named, run = run_of_file(model, explicit_run_options(given))
+    card, _, cap_bytes = stand_in_from(given, output)
+    if device == "cpu" and (floor or given.get("cap") or (card is not None and card.count == 1)):
+        raise InputError("--device cpu: --gpu, --cap and --floor need a card; leave them out")
     check_amount(run, steps)
-    check_one_card(run)
     check_packages(run)
-    here = None
-    if device == "cuda":
-        card, _, cap_bytes = stand_in_from(given, output)
-        here = this_card_as(session, card, cap_bytes)
+    ranks, here = cards_for(session, model, card, cap_bytes=cap_bytes, device=device)
+    if floor and ranks > 1:
+        raise InputError("--floor: is found on one card; leave it out")
     verification = verify(
-        session, named, run, here=here, steps=steps, floor=floor, save=save,
+        session, named, run, here=here, steps=steps, floor=floor, save=save, ranks=ranks,
         watching=partial(watching, quiet=output.quiet),
     )  # fmt: skip
     if output.json:
         answer_json(verification.to_dict())
     else:
-        from qlora_planner.report.verify import render_verification
+        from qlora_planner.session.run_views import VerificationAnswer
 
-        works_bytes = None if verification.floor is None else verification.floor.works_bytes
-        answer(
-            render_verification(verification.measurement, output.theme, floor_bytes=works_bytes, kept=verification.kept)
-        )
+        answer(VerificationAnswer(verification=verification).render(output.theme))
     return _EXIT[verification.measurement.outcome]

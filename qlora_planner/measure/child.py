@@ -4,6 +4,7 @@ SPEC.json is a `ChildSpec`; OUT.json becomes a `Measurement`. Progress goes to s
 `{"event": "phase"|"begin"|"step"|"memory"|"result", "elapsed_s": ..., ...}`. What libraries print goes to stderr.
 Exit codes: 0 measured (an out-of-memory is a measurement), 2 bad specification, 3 something is missing, 4 the run
 failed otherwise, 130 interrupted; a failed run has its OUT.json too. With --with-parent it dies when its parent does.
+As one of several ranks, which `measure.launcher` starts, it writes OUT-RANK.json.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from qlora_planner.measure import process
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import environment
-from qlora_planner.train.ranks import Ranks
+from qlora_planner.train.ranks import RANK, Ranks
 
 _EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}
 # The sampler reads fifty times a second; nobody watches more often than this.
@@ -79,28 +80,41 @@ class Lines:
 def main(arguments: list[str] | None = None) -> int:
     """Run the specification named on the command line."""
     given = sys.argv[1:] if arguments is None else arguments
+    launched = given[-1:] == [RANK]
+    if launched:  # the launcher's own process stands after --with-parent
+        process.die_with_parent(int(given[-2]))
+        given = given[:-3]
     paths = [argument for argument in given if not argument.startswith("--")]
     if len(paths) != 2 or set(given) - set(paths) - {"--with-parent"}:
         print("usage: python -m qlora_planner.measure.child SPEC.json OUT.json [--with-parent]", file=sys.stderr)
         return 2
     if "--with-parent" in given:
         process.die_with_parent()
-    lines = Lines(own_stdout())
+    ranks = Ranks.from_environment() if launched else Ranks()
+    lines = Lines(own_stdout(), ranks, turn=Path(paths[0]))
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # asked to end: still say how far it came
+    if launched:
+        lines.tell("rank", {"pid": os.getpid()})
     try:
         spec = ChildSpec.from_dict(read_specification(paths[0]), paths[0])
-        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index)
+        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index, ranks=spec.ranks)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.measure.execution import Execution
 
-        measurement = Execution(spec, lines.tell).measure()
+        measurement = Execution(spec, lines.tell, ranks).measure()
     except PlannerError as error:
         print(str(error), file=sys.stderr)
         lines.tell("refused", {"message": str(error), "exit_code": error.exit_code})
         return error.exit_code
-    write_whole(Path(paths[1]), json.dumps(measurement.to_dict()).encode())
+    out = Path(paths[1])
+    write_whole(rank_path(out, ranks.rank) if launched else out, json.dumps(measurement.to_dict()).encode())
     lines.tell("result", {"outcome": measurement.outcome, "phase": measurement.failed_phase})
     return _EXIT[measurement.outcome]
+
+
+def rank_path(out: Path, rank: int) -> Path:
+    """The file of one of several ranks, beside the one that was named."""
+    return out.with_name(f"{out.stem}-{rank}{out.suffix}")
 
 
 def own_stdout() -> TextIO:

@@ -27,6 +27,7 @@ from qlora_planner.measure.meters.timeline import Timeline
 from qlora_planner.measure.meters.watcher import StepWatcher
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.ranks import Ranks
 
 Tell = Callable[[str, Mapping[str, Any]], None]
 
@@ -34,8 +35,8 @@ Tell = Callable[[str, Mapping[str, Any]], None]
 class Execution:
     """Runs a specification once. `tell(event, facts)` hears of phases, steps and memory while it runs."""
 
-    def __init__(self, spec: ChildSpec, tell: Tell) -> None:
-        self.spec, self._tell = spec, tell
+    def __init__(self, spec: ChildSpec, tell: Tell, ranks: Ranks | None = None) -> None:
+        self.spec, self._tell, self._ranks = spec, tell, ranks or Ranks()
         self.run: RunConfig = spec.run
         self.raw: Mapping[str, Any] = {}
         self.card: Card | None = None
@@ -64,6 +65,7 @@ class Execution:
             if self.spec.device == "cuda":
                 self._on_card()
             else:
+                self._ranks.begin(self.run, "cpu")
                 self._execute(CpuMeter)
         except (InputError, MissingError):
             if self.phase == "start":
@@ -88,13 +90,14 @@ class Execution:
     def _on_card(self) -> None:
         import torch
 
-        self.card = Card.find(0)  # the child leaves one card visible
+        self.card = Card.find(self._ranks.local)  # the child leaves the cards of its ranks visible
         self._sampler = Sampler(self.card.nvml_index, heard=self._heard)
         with self._sampler:
             if not torch.cuda.is_available():
                 raise MissingError("torch sees no CUDA device here; see `qlora-plan doctor`, or use --device cpu")
+            self._ranks.begin(self.run, "cuda")
             if self.spec.cap_bytes is not None:
-                total = torch.cuda.get_device_properties(0).total_memory
+                total = torch.cuda.get_device_properties(self._ranks.local).total_memory
                 torch.cuda.set_per_process_memory_fraction(min(1.0, self.spec.cap_bytes / total))
             torch.zeros(1, device="cuda")
             self._sampler.context_made()
@@ -147,7 +150,7 @@ class Execution:
             torch.cuda.empty_cache()
         self._enter("cast", mark="adapters")
         with tempfile.TemporaryDirectory(prefix="qlora-plan-") as folder:
-            rows = synthetic_rows(run, spec.steps, vocabulary(adapted))
+            rows = synthetic_rows(run, spec.steps * self._ranks.world, vocabulary(adapted))
             trainer = build_trainer(adapted, run, rows=rows, steps=spec.steps, folder=folder, device=spec.device)
             adapted = trainer.model
             self.trainable_params = trainable_params(adapted)

@@ -22,6 +22,7 @@ class ChildSpec:
     weights. `cap_bytes` is torch's per-process limit. `toy` cuts the model to a toy size first (by default on the
     CPU). `snapshot` keeps every allocation, to say what was alive at the peak. `steps` optimizer steps, then one
     evaluation where the run evaluates, and saving where `save` says so. `gpu_index` counts visible cards.
+    There are `ranks` processes, one a card, which accelerate starts with its config `launch`.
     `created`, `config_sha256`, `predicted` and `role` go into the measurement as they are.
     """
 
@@ -40,6 +41,8 @@ class ChildSpec:
     created: str | None = None
     predicted: Mapping[str, Any] | None = None
     role: str | None = None
+    ranks: int = 1
+    launch: str | None = None
 
     def __post_init__(self) -> None:
         faults = []

@@ -15,7 +15,9 @@ from pathlib import Path
 from qlora_planner.errors import InputError, MissingError, RunError
 from qlora_planner.evidence import Measurement
 from qlora_planner.isolation import python_module
+from qlora_planner.measure.child import rank_path
 from qlora_planner.measure.children import Progress, end_group, heard, spawn
+from qlora_planner.measure.ranks import Gathered, launch_command
 from qlora_planner.measure.spec import ChildSpec
 
 _STDERR_LINES = 12
@@ -55,6 +57,46 @@ def watch(spec: ChildSpec, *, timeout_s: float | None = None) -> Generator[Progr
             finally:
                 end_group(child)
         yield _outcome(spec, home, child.returncode, timed_out, timeout_s)
+
+
+def verify_ranks(spec: ChildSpec, *, tell: Callable[[Progress], None] = lambda _: None) -> tuple[Measurement, ...]:
+    """What each of several ranks measured of one run, by its number; `tell` hears of the first one's progress, and of
+    the memory of all.
+
+    A rank that ended without a measurement, as one that others were ended with, has one without readings that says why.
+    Raises InputError and MissingError for what the ranks refuse.
+    """
+    gathered = Gathered(spec.ranks)
+    with tempfile.TemporaryDirectory(prefix="qlora-plan-verify-") as folder:
+        home = Path(folder)
+        written, launch, out = home / "spec.json", home / "accelerate.yaml", home / "out.json"
+        written.write_text(json.dumps(spec.to_dict()), encoding="utf-8")
+        launch.write_text(str(spec.launch), encoding="utf-8")
+        with (home / "stderr").open("w", encoding="utf-8") as errors:
+            child = spawn(launch_command(launch, CHILD[-1], str(written), str(out)), stderr=errors)
+            try:
+                for progress in heard(child, _TICK_S):
+                    if progress is not None and not gathered.take(progress):
+                        tell(progress)
+                    if gathered.over:
+                        break
+            finally:
+                gathered.end()
+                end_group(child)
+        if gathered.refused is not None:
+            refusal = InputError if gathered.refused["exit_code"] == InputError.exit_code else MissingError
+            raise refusal(str(gathered.refused["message"]))
+        paths = [rank_path(out, rank) for rank in range(spec.ranks)]
+        if not any(path.exists() for path in paths):
+            last = [
+                line for line in (home / "stderr").read_text(encoding="utf-8", errors="replace").splitlines() if line
+            ]
+            raise RunError("no rank measured anything: " + " | ".join(last[-_STDERR_LINES:]))
+        why = str(gathered.facts().get("message") or "it was ended with the others")
+        return tuple(
+            Measurement.from_dict(json.loads(path.read_text(encoding="utf-8")), "the measuring process")
+            if path.exists() else _without_readings(spec, "error", why) for path in paths
+        )  # fmt: skip
 
 
 def _progress(child: subprocess.Popen[str], timeout_s: float | None) -> Generator[Progress, None, bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
@@ -37,6 +38,10 @@ class Compared:
         if self.predicted is None or self.measured is None or self.predicted == 0:
             return None
         return self.measured / self.predicted - 1
+
+    def renamed(self, name: str) -> Compared:
+        """The same under another name."""
+        return replace(self, name=name)
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""

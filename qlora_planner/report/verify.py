@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from qlora_planner.evidence import Measurement
 from qlora_planner.report.comparison import (
@@ -31,10 +31,15 @@ _CLOSE, _OFF = 0.01, 0.03
 
 
 def render_verification(
-    measurement: Measurement, theme: Theme, *, floor_bytes: int | None = None, kept: str | None = None
+    measurement: Measurement,
+    theme: Theme,
+    *,
+    floor_bytes: int | None = None,
+    kept: str | None = None,
+    ranks: Sequence[Measurement] = (),
 ) -> str:
     """The whole screen. `floor_bytes` is the least limit on torch under which the run worked, `kept` where the
-    evidence was put."""
+    evidence was put; of several `ranks`, `measurement` is that of the one that is shown whole."""
     lines = [*_headline(measurement, theme), []]
     lines += theme.wrap(recipe(measurement.run), 6, "run", first_style="dim")
     lines += [
@@ -46,6 +51,8 @@ def render_verification(
         [],
         *_process(measurement, theme),
     ]
+    if ranks:
+        lines += [[], *_ranks(measurement, ranks)]
     if components := list(_components(measurement, theme)):
         lines += [[], *components]
     if speed := list(_speed(measurement, theme)):
@@ -159,6 +166,26 @@ def _alive(measurement: Measurement, theme: Theme) -> Iterator[Line]:
 def _process(measurement: Measurement, theme: Theme) -> Iterator[Line]:
     rows = [row for row in compared_process(measurement) if row.predicted is not None or row.measured is not None]
     yield from _table(measurement, f"in all, {_unit(measurement)}", rows)
+
+
+def _ranks(measurement: Measurement, ranks: Sequence[Measurement]) -> Iterator[Line]:
+    """All training of every rank: what torch allocated and reserved there, and what the process held."""
+    widths, left = (8, 15, 9, 9, 8), frozenset({0, 1})
+    heads = ("rank", _unit(measurement), "predicted", "measured", "off")
+    yield columns([(head, "dim") for head in heads], widths, left)
+    for number, rank in enumerate(ranks):
+        rows = [
+            row.renamed(name)
+            for name in ("allocated", "reserved")
+            for row in compared_phases(rank, f"{name}_bytes")
+            if row.name == "training" and row.measured is not None
+        ]
+        rows += [row.renamed("this process") for row in compared_process(rank)[:1] if row.measured is not None]
+        if rank.outcome != "ok" or not rows:
+            yield columns([(str(number), ""), (rank.outcome, "bold red")], widths[:2], left)
+        for row in rows:
+            sizes = [(_size(rank, size), "") for size in (row.predicted, row.measured)]
+            yield columns([(str(number), ""), (row.name, ""), *sizes, _off(row)], widths, left)
 
 
 def _components(measurement: Measurement, theme: Theme) -> Iterator[Line]:

@@ -177,12 +177,10 @@ def _command(spec: LaunchSpec, folder: RunDirectory, written: Path) -> list[str]
     """What starts one process here, or `accelerate launch` with the run's own config, which stays in its folder."""
     if spec.ranks == 1:
         return [*CHILD, str(written), "--with-parent", str(os.getpid())]
-    from qlora_planner.exchange.commented_yaml import document
     from qlora_planner.exchange.files import write_text
-    from qlora_planner.exchange.scripts.accelerate import config
+    from qlora_planner.exchange.scripts.accelerate import launch_config
 
-    launch = document(config(spec.run, spec.ranks), ["What `accelerate launch` starts the ranks of this run with."])
-    write_text(folder.launch, launch, force=True)
+    write_text(folder.launch, launch_config(spec.run, spec.ranks), force=True)
     return launch_command(folder.launch, CHILD[-1], str(written))
 
 

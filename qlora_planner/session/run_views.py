@@ -34,7 +34,9 @@ class VerificationAnswer:
 
         verification = self.verification
         works_bytes = None if verification.floor is None else verification.floor.works_bytes
-        return render_verification(verification.measurement, theme, floor_bytes=works_bytes, kept=verification.kept)
+        return render_verification(
+            verification.measurement, theme, floor_bytes=works_bytes, kept=verification.kept, ranks=verification.ranks
+        )
 
     def _repr_html_(self) -> str:
         from qlora_planner.report.pages.notebook import text_html

@@ -284,15 +284,14 @@ class Workbench:
         'ok'
         """
         from qlora_planner.errors import InputError
-        from qlora_planner.session.measuring.this_card import this_card_as
-        from qlora_planner.session.measuring.verify import run_of_file, verify
+        from qlora_planner.session.measuring.verify import cards_for, run_of_file, verify
         from qlora_planner.session.run_views import VerificationAnswer
 
         if device == "cpu" and floor:
             raise InputError("device='cpu': floor needs a card; leave it out")
         named, meant = run_of_file(os.fspath(model), given_options(run, options))
-        here = None if device == "cpu" else this_card_as(self.session, self.card)
-        verification = verify(self.session, named, meant, here=here, steps=steps, floor=floor, save=save)
+        ranks, here = cards_for(self.session, os.fspath(model), self.card, device=device)
+        verification = verify(self.session, named, meant, here=here, steps=steps, floor=floor, save=save, ranks=ranks)
         return VerificationAnswer(verification=verification)
 
     def train(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.parallel import DDP, FSDP2
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
@@ -155,6 +156,7 @@ def training_options(run: RunConfig, *, steps: int, folder: str, device: str) ->
         "report_to": "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
+        **parallel_options(run, device),
     }
 
 
@@ -179,9 +181,20 @@ def launch_options(run: RunConfig, settings: Settings, *, folder: str, device: s
         "report_to": list(settings.report_to) or "none",
         "disable_tqdm": True,
         "use_cpu": device == "cpu",
+        **parallel_options(run, device),
     }
     if run.eval_batch_size is not None:
         options |= {"eval_strategy": "steps", "eval_steps": settings.save_steps}
+    return options
+
+
+def parallel_options(run: RunConfig, device: str) -> dict[str, Any]:
+    """What a strategy for several cards calls for of TrainingArguments, beside accelerate's own config."""
+    options: dict[str, Any] = {}
+    if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
+        options["ddp_find_unused_parameters"] = False
+    if run.parallel == FSDP2 and device == "cpu":
+        options["accelerator_config"] = {"use_configured_state": True}  # not made anew: see train.ranks
     return options
 
 

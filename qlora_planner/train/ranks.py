@@ -50,17 +50,6 @@ class Ranks:
         # What is agreed on must not wait for a card's work, and NCCL moves nothing of the host's.
         self._host = torch.distributed.new_group(backend="gloo")
 
-    def arguments(self, run: RunConfig, device: str) -> dict[str, Any]:
-        """TrainingArguments that go with a strategy."""
-        if self.world == 1:
-            return {}
-        named: dict[str, Any] = {}
-        if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
-            named["ddp_find_unused_parameters"] = False
-        if device == "cpu" and run.parallel == FSDP2:
-            named["accelerator_config"] = {"use_configured_state": True}  # not made anew: see _stand_for_cards
-        return named
-
     def barrier(self) -> None:
         """Wait until every rank has come here."""
         self.total([0])

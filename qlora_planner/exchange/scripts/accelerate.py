@@ -98,3 +98,8 @@ def render(run: RunConfig, heading: list[str], gpus_per_node: int = 1, nodes: in
     if run.alloc_conf is not None:
         notes.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
     return document(config(run, gpus_per_node, nodes), [*heading, *notes])
+
+
+def launch_config(run: RunConfig, ranks: int) -> str:
+    """The config that this program starts a run's ranks with on the cards of this machine."""
+    return document(config(run, ranks), ["What `accelerate launch` starts the ranks of this run with."])

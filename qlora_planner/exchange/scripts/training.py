@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.catalog.parallel import DDP, PIPELINE, ZERO3
+from qlora_planner.catalog.parallel import PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts import classification, preferences
@@ -268,9 +268,7 @@ def _arguments(run: RunConfig) -> dict[str, Any]:
     }
     if run.eval_batch_size is not None:
         own["eval_strategy"] = "epoch"
-    if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
-        own["ddp_find_unused_parameters"] = False
-    return {**own, **options.trainer_options(run)}
+    return {**own, **options.parallel_options(run, "cuda"), **options.trainer_options(run)}
 
 
 def _sets(run: RunConfig) -> dict[str, Any]:

@@ -209,7 +209,6 @@ class Training:
             run,
             {
                 **options.launch_options(run, spec.settings, folder=str(self.folder.checkpoints), device=spec.device),
-                **self.ranks.arguments(run, spec.device),
                 # The trainer would remove whatever is called a checkpoint; the callback removes what a seal proves.
                 "save_total_limit": None,
             },

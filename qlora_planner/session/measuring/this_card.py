@@ -47,15 +47,6 @@ def check_packages(run: RunConfig) -> None:
         raise MissingError(f"missing here: {', '.join(missing)}; {install_packages(missing)}")
 
 
-def check_one_card(run: RunConfig, cards: int = 1) -> None:
-    """Raises InputError for a run on several cards."""
-    if run.parallel is not None or cards > 1:
-        raise InputError(
-            f"this run is on several cards (parallel: {run.parallel or 'auto'}), and one card is measured here;"
-            " `qlora-plan train` starts it on those of this machine"
-        )
-
-
 def this_card_as(session: Session, card: PlannedCard | None = None, cap_bytes: int | None = None) -> ThisCard:
     """This machine's card, or as many as `card` says, and the limit that makes each behave like it, which leaves its
     reserve to others.

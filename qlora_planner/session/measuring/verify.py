@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.exchange.scripts.accelerate import launch_config
+from qlora_planner.measure.process import versions
+from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
+from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.packages import Warn, check_executable
 from qlora_planner.session.towers import refuse_images
+from qlora_planner.session.training.ranks import check_ranks
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
 
@@ -37,12 +42,14 @@ Hear = Callable[["Progress"], None]
 class Verification:
     """Real steps with what was predicted for them; `kept` is the file that the evidence is in, None: it says nothing.
 
-    `floor` is the least limit on torch under which the run works, where that was looked for.
+    `floor` is the least limit on torch under which the run works, where that was looked for. Of several ranks,
+    `measurement` is that of the one that ended badly or held most, and `ranks` has all of them by their numbers.
     """
 
     measurement: Measurement
     floor: Floor | None = None
     kept: str | None = None
+    ranks: tuple[Measurement, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/verification/1`."""
@@ -50,11 +57,16 @@ class Verification:
 
         floor = self.floor
         limits = None if floor is None else {"works_bytes": floor.works_bytes, "fails_bytes": floor.fails_bytes}
+        ranks = [
+            {"rank": number, "measurement": rank.to_dict(), "comparison": to_document(rank)}
+            for number, rank in enumerate(self.ranks)
+        ]
         return {
             "schema": SCHEMA,
             "measurement": self.measurement.to_dict(),
             "comparison": to_document(self.measurement),
             "floor": limits,
+            **({"ranks": ranks} if ranks else {}),
         }
 
 
@@ -71,11 +83,13 @@ def verify(
     steps: int,
     floor: bool = False,
     save: bool = False,
+    ranks: int = 1,
     watching: Callable[[str, int | None], AbstractContextManager[Hear]] = _unwatched,
 ) -> Verification:
     """Real steps of this run with random weights in a process of its own, kept where `calibrate` finds them.
 
-    `here` is this machine's card, None the CPU. With `floor` more runs look for the least limit that works, with `save`
+    `here` is this machine's card, or its cards, None the CPU; there are `ranks` processes, one a card, and what several
+    measure is no evidence for `calibrate`. With `floor` more runs look for the least limit that works, with `save`
     the evidence is written beside the session's profiles too. `watching` is called with the model's id and the bytes of
     the card, and gives what hears of progress. A run out of memory is an outcome, no error.
     Raises MissingError for packages that are not installed, a card in use and a run that the stack refuses; InputError
@@ -83,17 +97,21 @@ def verify(
     """
     from qlora_planner.measure import events_file
     from qlora_planner.measure.verify import verify as measure
+    from qlora_planner.measure.verify import verify_ranks
     from qlora_planner.report.comparison import to_document
-    from qlora_planner.session.measuring.this_card import check_one_card, check_packages, check_room
+    from qlora_planner.session.measuring.this_card import check_packages, check_room
 
     refuse_images("verify", run)
     check_amount(run, steps)
-    check_one_card(run, 1 if here is None else here.cards)
+    run = for_cards(run, ranks)[0]
+    check_ranks(run, ranks, versions())
     check_packages(run)
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)
-    spec, predicted = specification(session, model, session.model(model), run, here, device=device, steps=steps)
-    if here is not None:
+    spec, predicted = specification(
+        session, model, session.model(model), run, here, device=device, steps=steps, ranks=ranks
+    )
+    if here is not None and predicted is not None:
         check_room(here, predicted, session.tell)
     events_file.tell("predicted", {"estimate": spec.predicted})
     with watching(spec.model_id, None if here is None else here.gpu.memory_bytes) as hear:
@@ -102,27 +120,67 @@ def verify(
             events_file.pass_on(progress)
             hear(progress)
 
+        if ranks > 1:
+            measured = verify_ranks(spec, tell=heard)
+            return Verification(measurement=_deciding(measured), ranks=measured)
         measurement = measure(spec, tell=heard)
     events_file.tell("compared", to_document(measurement))
-    least = least_limit(spec, measurement, predicted, session.tell) if floor and measurement.outcome == "ok" else None
+    least = None
+    if floor and predicted is not None and measurement.outcome == "ok":
+        least = least_limit(spec, measurement, predicted, session.tell)
     kept = keep(session, measurement, save=save)
     for _, attempt in () if least is None else least.tries:
         keep(session, attempt, save=save)
     return Verification(measurement=measurement, floor=least, kept=kept)
 
 
-def run_of_file(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
-    """The model and the run: of a plan file where MODEL is one, with what was typed in place of what it says."""
+def _deciding(ranks: tuple[Measurement, ...]) -> Measurement:
+    """The rank that ended badly, before those that were ended with it; else the one that held most."""
+    bad = [rank for rank in ranks if rank.outcome != "ok"]
+    most = [rank.nvml.process_peak_bytes or 0 for rank in ranks]
+    return next((rank for rank in bad if rank.phases), bad[0]) if bad else ranks[most.index(max(most))]
+
+
+def cards_for(
+    session: Session, model: str, card: PlannedCard | None, *, cap_bytes: int | None = None, device: str = "cuda"
+) -> tuple[int, ThisCard | None]:
+    """How many ranks a run takes, and this machine's cards for them; None on the CPU.
+
+    They are those of `card`, else those of the plan file at `model`. Raises InputError for several nodes, MissingError
+    as `this_card_as` does.
+    """
+    from qlora_planner.session.measuring.this_card import these_cards, this_card_as
+    from qlora_planner.session.training.ranks import cards_here
+
+    gpu = (_plan_at(model) or {}).get("gpu")
+    planned = cards_here(gpu) if isinstance(gpu, dict) else 1
+    ranks = planned if card is None or card.count == 1 else card.count
+    if device == "cpu":
+        return ranks, None
+    if ranks == (1 if card is None else card.count):
+        return ranks, this_card_as(session, card, cap_bytes)
+    return ranks, these_cards(ranks)
+
+
+def _plan_at(model: str) -> Any:
     path = Path(model)
     if path.suffix.lower() not in (".yaml", ".yml", ".json") or not path.is_file() or path.name == "config.json":
-        return model, RunConfig(**explicit)
+        return None
     from qlora_planner.exchange.files import read_yaml
-    from qlora_planner.exchange.plan_file import is_plan, plan_of
+    from qlora_planner.exchange.plan_file import is_plan
 
     raw = read_yaml(path)
-    if not is_plan(raw):
-        return model, RunConfig(**explicit)  # a config.json under another name
-    plan = plan_of(raw, str(path))
+    return raw if is_plan(raw) else None  # else a config.json under another name
+
+
+def run_of_file(model: str, explicit: dict[str, Any]) -> tuple[str, RunConfig]:
+    """The model and the run: of a plan file where MODEL is one, with what was typed in place of what it says."""
+    raw = _plan_at(model)
+    if raw is None:
+        return model, RunConfig(**explicit)
+    from qlora_planner.exchange.plan_file import plan_of
+
+    plan = plan_of(raw, model)
     return plan.model_id, plan.run.with_(**explicit)
 
 
@@ -145,8 +203,9 @@ def specification(
     *,
     device: str,
     steps: int,
-) -> tuple[ChildSpec, MemoryEstimate]:
-    """What the child is told, and what is predicted for it.
+    ranks: int = 1,
+) -> tuple[ChildSpec, MemoryEstimate | None]:
+    """What the child is told, and what is predicted for it; nothing is for ranks on the CPU, which have no cards.
 
     Raises MissingError for a run that this card or stack refuses.
     """
@@ -169,17 +228,18 @@ def specification(
         small = toy_config(deepcopy(config))
         toy = RawConfig(id=raw.id, config=small, sha256=config_sha256(small), origin="toy")
         profile = answers.profile_of(toy, warn=session.tell)
-    predicted = session.open(
-        profile,
-        here.gpu if here else None,
-        reserve_bytes=here.others_bytes if here else 0,
-        cap_bytes=here.cap_bytes if here else None,
-    ).estimate(run)
-    refused = [problem for problem in predicted.problems if problem.blocking]
-    if refused:
-        raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
+    if ranks > 1 and here is None:
+        from qlora_planner.memory.options.resolve import resolve
+
+        predicted, resolved = None, resolve(profile, run).run
+    else:
+        predicted = session.open(profile, None if here is None else _card(here)).estimate(run)
+        resolved = predicted.run
+        refused = [problem for problem in predicted.problems if problem.blocking]
+        if refused:
+            raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
     spec = ChildSpec(
-        run=predicted.run,
+        run=resolved,
         model_id=raw.id,
         config=None if real else config,
         model_dir=str(folder) if real else None,
@@ -187,10 +247,19 @@ def specification(
         device=device,
         cap_bytes=here.cap_bytes if here else None,
         steps=steps,
+        snapshot=ranks == 1,  # who holds what is not told apart of tensors that are shards of others
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        predicted=predicted.to_dict(),
+        predicted=None if predicted is None else predicted.to_dict(),
+        ranks=ranks,
+        launch=launch_config(resolved, ranks) if ranks > 1 else None,
     )
     return spec, predicted
+
+
+def _card(here: ThisCard) -> PlannedCard:
+    return PlannedCard(
+        gpu=here.gpu, asked=here.gpu.name, reserve_bytes=here.others_bytes, cap_bytes=here.cap_bytes, count=here.cards
+    )
 
 
 def least_limit(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimate, tell: Warn) -> Floor | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import strategy_row
 from qlora_planner.errors import InputError, RefusedError
@@ -24,15 +24,20 @@ def ranks_of(request: TrainRequest) -> int:
     """
     card, gpu = request.options.card, (request.plan or {}).get("gpu")
     if card is not None:
-        count, nodes = card.count, card.nodes
-    elif request.record is not None:
-        count, nodes = int(request.record.get("ranks") or 1), 1
-    elif isinstance(gpu, Mapping):
-        count, nodes = int(gpu.get("count") or 1), int(gpu.get("nodes") or 1)
-    else:
-        count, nodes = 1, 1
+        return cards_here({"count": card.count, "nodes": card.nodes})
+    if request.record is not None:
+        return int(request.record.get("ranks") or 1)
+    return cards_here(gpu) if isinstance(gpu, Mapping) else 1
+
+
+def cards_here(gpu: Mapping[str, Any]) -> int:
+    """How many cards of one machine a plan's `gpu` names. Raises InputError for several nodes."""
+    count, nodes = (value if isinstance(value := gpu.get(name), int) else 1 for name in ("count", "nodes"))
     if nodes > 1:
-        raise InputError(f"this run is on {nodes} nodes, and the cards of one machine are started here; {_WRITTEN}")
+        raise InputError(
+            f"this run is on {nodes} nodes, and the cards of one machine are started here; `qlora-plan plan` with"
+            " --export slurm, torchrun or skypilot writes what starts it there"
+        )
     return count
 
 
