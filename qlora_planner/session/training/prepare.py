@@ -63,7 +63,8 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     check_executable(request.run, request.device)
     check_packages(request.run)
     ranks = ranks_of(request)
-    request = replace(request, run=for_cards(request.run, ranks)[0])
+    if request.planned or ranks == 1:  # else the plan says which strategy fits
+        request = replace(request, run=for_cards(request.run, ranks)[0])
     check_ranks(request.run, ranks, versions())
     check_reporters(request.settings.report_to)
     _check_rewarded(request)
