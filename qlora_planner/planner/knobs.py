@@ -57,6 +57,21 @@ def _sequence(turn: Callable[[int], int]) -> Callable[[RunConfig], dict[str, Any
     return turned
 
 
+def of_length(run: RunConfig, seq_len: int, prompt_len: int | None = None) -> RunConfig:
+    """The run with sequences of this length: a prompt (`prompt_len`, where the run leaves it open) stays as it is, and
+    completions take the rest; a limit that cuts rows moves too."""
+    changes: dict[str, Any] = {"seq_len": seq_len}
+    prompt = run.prompt_len if prompt_len is None else prompt_len
+    if generates(run) and prompt is not None:
+        prompt = min(prompt, seq_len - 1)  # of lengths that are ranked but hold no whole prompt
+        changes |= {"prompt_len": prompt, "completion_len": seq_len - prompt}
+    elif run.completion_len is not None and (prompt is not None or not trainer_named(run.trainer).scores_completions):
+        changes["completion_len"] = seq_len - (prompt or 0)
+    if run.max_length is not None:
+        changes["max_length"] = seq_len
+    return run.with_(**changes)
+
+
 def whole_groups(run: RunConfig) -> bool:
     """Whether what a trainer that generates makes at a time is whole groups of completions; true of others."""
     return run.batch_size * (run.steps_per_generation or 1) % (run.num_generations or 1) == 0 or not generates(run)

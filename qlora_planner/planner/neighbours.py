@@ -24,7 +24,7 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
-from qlora_planner.planner.knobs import KNOBS, generates, whole_groups
+from qlora_planner.planner.knobs import KNOBS, generates, of_length, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
@@ -269,7 +269,9 @@ def longest_played(
         tried = min(ranked, tried - SEQ_STEP)
         if tried < SEQ_STEP:
             break
-        answer = played_of(memory.run.with_(seq_len=tried))
+        if generates(memory.run) and tried <= (memory.run.prompt_len or 0):
+            break
+        answer = played_of(of_length(memory.run, tried))
         if answer is None:
             break
         if answer.verdict == "fits":

@@ -11,6 +11,7 @@ from qlora_planner.catalog.trainers import run_document
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
@@ -125,6 +126,9 @@ def plan(
     """
     objective = find_objective(request.objective)
     run, fixed = request.run, fixed_options(request.run, request.fixed)
+    told = {"prompt_len", "completion_len"} & fixed
+    if not objective.lengths and (len(told) == 2 or (generates(run) and "completion_len" in told)):
+        fixed |= {"seq_len"}  # what is left of a sequence is not looked for
     if objective.lengths and "seq_len" in fixed:  # nothing is left to look for: the length stays
         objective = OBJECTIVES["throughput"]
     if request.data is not None:
@@ -210,9 +214,11 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     price = request.gpu.rent_usd_per_hour
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
+    # Of a task no closed forms stand in for what lies around a run: where none of its traces ships nobody says.
+    lone = is_task(answer.run) and planner.shipped_of is not none_shipped and planner.played(answer.run) is None
     priced = tuple(
         price for price in prices(factory, answer.run, planner.pace_on, scale, planner.played)
-        if not (shared and _STORED & set(price.change))
+        if not (lone or (shared and _STORED & set(price.change)))
     )  # fmt: skip
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
@@ -220,14 +226,14 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         gpu=request.gpu,
         run=answer.run,
         estimate=_qualified(planner, answer),
-        alternatives=tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
+        alternatives=() if lone else tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=priced,
-        frontier=() if shared else frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
+        frontier=() if shared or lone else frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
         objective=request.objective,
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
+        ladder=() if lone else tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
         if _of_data(request)

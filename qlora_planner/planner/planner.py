@@ -16,6 +16,7 @@ from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.planner.candidate_memory import CandidateFactory
+from qlora_planner.planner.knobs import generates, of_length
 from qlora_planner.planner.neighbours import longest_played
 from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
@@ -228,7 +229,7 @@ class Planner:
         seq_len, _ = longest_played(memory, run.batch_size, run.seq_len, self.roughly)
         if seq_len is None:
             return None
-        run = run.with_(seq_len=seq_len)
+        run = of_length(run, seq_len, memory.run.prompt_len if generates(run) else None)
         answer = answer_of(run)
         if answer is None or answer.verdict != "fits":
             return None

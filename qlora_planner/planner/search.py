@@ -14,6 +14,7 @@ from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
+from qlora_planner.planner.knobs import generates, of_length
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
@@ -101,9 +102,12 @@ class Ranking:
     def choice(self, at: int) -> Choice:
         """One candidate by its number."""
         columns, options = self.columns, self.sets[int(self.which[at])]
-        run = options.typed.with_(
-            batch_size=int(columns.batch[at]), seq_len=int(columns.seq[at]), grad_accum=int(self.accumulation[at])
-        )
+        run, seq_len = options.typed, int(columns.seq[at])
+        run = run.with_(batch_size=int(columns.batch[at]), grad_accum=int(self.accumulation[at]))
+        if seq_len != options.run.seq_len:
+            run = of_length(run, seq_len, options.run.prompt_len if generates(run) else None)
+        elif not generates(run):
+            run = run.with_(seq_len=seq_len)
         return Choice(
             run=run, floor_bytes=int(columns.floor[at]), fits=bool(self.fits[at]), traced=bool(self.traced[at]),
             pace=float(columns.pace[at]), step_s=float(self.step_s[at]), quality=int(columns.quality[at]),

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_planner.catalog.parallel import FSDP2
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
 from qlora_planner.report.parts.labels import card_line, cards_line, change, mib, option, recipe, speed_line, value
@@ -87,6 +88,10 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
         return
     if not plan.frontier and plan.run.parallel == FSDP2:
         text = "longest sequence: not ranked for cards that share the weights; `estimate` with --seq-len plays one"
+        yield from theme.wrap(text, style="dim")
+        return
+    if not plan.frontier and is_task(plan.run):
+        text = "longest sequence: not ranked, as no trace of this run ships; `estimate` with --seq-len traces one"
         yield from theme.wrap(text, style="dim")
         return
     if not points:

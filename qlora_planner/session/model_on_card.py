@@ -230,6 +230,7 @@ class ModelOnCard:
         check_shape(run, request.get("data"))
         run, fixed, request["data"] = with_prompts(run, fixed, request.get("data"))
         from qlora_planner.memory.parallel.choice import SETTLED, sharded
+        from qlora_planner.memory.sweep.tasks import is_task
         from qlora_planner.planner.plan import plan
         from qlora_planner.planner.planner import Request
         from qlora_planner.spec.run import RunConfig as Run
@@ -242,6 +243,8 @@ class ModelOnCard:
             try:
                 return self.tape(chosen)
             except MissingError as error:  # closed forms answer instead, and the plan says so
+                if is_task(chosen):  # but not for a task
+                    raise
                 if not said:
                     self.session.tell(str(error))
                 said.add(str(error))
@@ -286,12 +289,15 @@ class ModelOnCard:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
         import numpy as np
 
+        from qlora_planner.planner.knobs import generates, of_length
         from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
 
         refuse_images("frontier", run)
         resolved, scale = self._accepted(run), self._scale(run)
         points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
-        lengths = tuple(length for length in GRID_LENGTHS if length <= (self.model_limit or GRID_LENGTHS[-1]))
+        least = resolved.prompt_len or 0 if generates(resolved) else 0
+        most = self.model_limit or GRID_LENGTHS[-1]
+        lengths = tuple(length for length in GRID_LENGTHS if least < length <= most)
         cells: dict[tuple[int, int], tuple[str, int]] = {}
         for batch in FRONTIER_BATCHES:
             try:
@@ -300,11 +306,11 @@ class ModelOnCard:
                 continue
             seq = np.array(lengths, dtype=np.int64)
             floors, traced = memory.floors(np.full_like(seq, batch), seq)
-            most, _ = memory.largest_floors()
+            limit, _ = memory.largest_floors()
             for length, floor, by_trace in zip(lengths, floors.tolist(), traced.tolist(), strict=True):
                 cells[batch, length] = memory.verdict(floor, traced=by_trace), floor
-                if by_trace and most / NEAR_BY <= floor <= most * NEAR_BY:
-                    there = memory.run.with_(seq_len=length)
+                if by_trace and limit / NEAR_BY <= floor <= limit * NEAR_BY:
+                    there = of_length(memory.run, length)
                     played = self._planner.roughly(there)
                     if played is not None and played.verdict != "fits":
                         played = self._planner.played(there)

@@ -56,7 +56,7 @@ def test_a_tasks_tape_is_the_models_own_trace_to_the_byte(name: str, run: RunCon
 
 @pytest.mark.parametrize("name", USUAL)
 def test_a_base_install_answers_every_task_of_the_usual_models(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     profile = CATALOGUE.load(name)
     runs = (
         DPO, DPO.with_(batch_size=4), DPO.with_(prompt_len=512, completion_len=512), RunConfig(trainer="trl-reward"),

@@ -20,9 +20,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.memory.sweep.tasks import is_task
 from tools.families.recipes import RECIPES, batches_only
 from tools.families.regions import Region, regions
-from tools.families.task_regions import TaskRegion, is_task, task_regions
+from tools.families.task_regions import TaskRegion, task_regions
 from tools.families.toys import NOT_ARCHITECTURE, Toys, toys_of
 
 # The classes most used come first, so that a run that is stopped has made what is asked for most.

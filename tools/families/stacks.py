@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.profiling.compile import NotPolynomialError, Point, aligned_codes
 from qlora_planner.session import load_gpu
 from qlora_planner.spec.family import FamilyTape, with_dims
@@ -35,7 +36,6 @@ from qlora_planner.spec.trace import CompiledTape, Tape
 from tools.families.make import FIRST, made, quieten, region_for, toys_for
 from tools.families.recipes import RECIPES
 from tools.families.regions import Region
-from tools.families.task_regions import is_task
 from tools.families.tracing import CONFIGS, TracedToy, toy_dims, traced_toy
 
 HOLDS = "holds.jsonl"

@@ -66,11 +66,6 @@ class TaskRegion:
         return given
 
 
-def is_task(run: RunConfig) -> bool:
-    """Whether a recipe trains something else than a language model on texts."""
-    return run.task is not None or not trainer_named(run.trainer).one_pass
-
-
 def task_regions(run: RunConfig) -> list[TaskRegion]:
     """Every range of a recipe's task."""
     trainer = trainer_named(run.trainer)

@@ -10,6 +10,7 @@ from qlora_planner.catalog.trainers import TRAINER_ROWS, TrainerRow, trainer_nam
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
 from qlora_planner.record import record
 from qlora_planner.spec.family import COMPLETION, LABELS, PROMPT, ROWS
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import TOKENS, Term
 
 
@@ -101,6 +102,11 @@ class TaskRange:
         if self.long is not None:
             inside = inside & ((sizes.scored(batch_size, seq_len) > HEAD_TILE_TOKENS) == self.long)
         return inside
+
+
+def is_task(run: RunConfig) -> bool:
+    """Whether a run trains something else than a language model on texts."""
+    return run.task is not None or not trainer_named(run.trainer).one_pass
 
 
 def task_sizes(variant: str) -> TaskSizes | None:

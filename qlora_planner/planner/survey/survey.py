@@ -22,6 +22,7 @@ from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_te
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
@@ -229,7 +230,16 @@ def _judged(
         traced=bool(traced[0]),
         recommended=None if refused else recommend(model),
     )
-    return _qualified(_noted(row, model.resolution.run), tuple(of_text_part(model.text_part_of)))
+    row = _noted(row, model.resolution.run)
+    if is_task(run) and not row.traced:
+        return _without_trace(row, str(run.task or run.trainer))
+    return _qualified(row, tuple(of_text_part(model.text_part_of)))
+
+
+def _without_trace(row: SurveyRow, task: str) -> SurveyRow:
+    """A row of a task of which no trace ships: no closed forms stand in."""
+    row = replace(row, longest_seq_len=None, largest_batch=None)
+    return _qualified(row, (Unmodelled(key=task, what="no trace of this class ships; `estimate` traces it"),))
 
 
 def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError
 from qlora_planner.session.towers import refuse_images
+from qlora_planner.session.traces import sweep_for
 from qlora_planner.sources.locations import models_dirs, tapes_dirs
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.survey.survey import Candidate, Recommended, SurveyRow
+    from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.session.workbench import Workbench
+    from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
 
 # Of 4-bit weights with what stays in 16 bits, roughly: it decides an order and nothing else.
@@ -26,6 +29,7 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     Without `recommend` no best run is looked for, which takes a fraction of the time. Raises MissingError for an empty
     catalogue.
     """
+    from qlora_planner.memory.sweep.tasks import is_task
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
@@ -60,11 +64,18 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
         yield judge(candidate, budget, best, played)
     folders = tapes_dirs(session.profiles)
+
+    def swept(profile: ModelProfile) -> Sweep | None:
+        """What ships of a model: its own tapes of the default recipe, and of a task those of its family."""
+        if is_task(run):
+            return sweep_for(profile, profiles=session.profiles, named=run.stack)
+        return stored_sweep(profile, folders)
+
     yield from survey(
         profiles,
         budget,
         run,
-        sweep_of=lambda profile: stored_sweep(profile, folders),
+        sweep_of=swept,
         # With options of the user's nothing is searched: the run is theirs.
         storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
         recommend=best,

@@ -1,0 +1,69 @@
+"""Plans of pairs, completions and labelled texts: figures are those of estimates, and none stand in where none ship."""
+
+from __future__ import annotations
+
+import pytest
+
+from qlora_planner.errors import MissingError
+from qlora_planner.memory.budget import Budget
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.planner.knobs import of_length
+from qlora_planner.planner.survey.survey import survey
+from qlora_planner.session import Session, packages
+from qlora_planner.session.traces import sweep_for
+from qlora_planner.spec.run import RunConfig
+
+SMALL = "meta-llama/Llama-3.2-1B"
+DPO = RunConfig(trainer="trl-dpo", batch_size=2, seq_len=1024)
+
+
+@pytest.fixture
+def base_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
+    monkeypatch.delenv(packages.TRACE_VARIABLE, raising=False)
+
+
+@pytest.mark.usefixtures("base_install")
+def test_what_lies_around_a_plan_of_pairs_is_what_estimate_says_of_it() -> None:
+    bench = Session().open(SMALL, "8GB")
+    plan = bench.plan(DPO)
+    here = bench.estimate(plan.run)
+    assert plan.estimate.floor_bytes == here.floor_bytes
+    longer = next(price for price in plan.prices if price.change == {"seq_len": 2048})
+    there = bench.estimate(plan.run.with_(seq_len=2048))
+    assert longer.bytes == there.floor_bytes - here.floor_bytes
+    assert longer.fits == (there.verdict == "fits")
+    points = {point.batch_size: point.seq_len for point in plan.frontier}
+    tokens = points[2]
+    assert tokens is not None
+    assert tokens > 1024
+    assert bench.estimate(plan.run.with_(seq_len=tokens)).verdict == "fits"
+    assert bench.estimate(plan.run.with_(seq_len=tokens + 512)).verdict != "fits"
+
+
+@pytest.mark.usefixtures("base_install")
+def test_a_task_of_a_class_without_traces_is_no_plan_by_closed_forms() -> None:
+    bench = Session().open("google/gemma-2-9b", "8GB")
+    with pytest.raises(MissingError, match=r"trl-dpo.* is not among the traces that ship"):
+        bench.plan(DPO)
+
+
+def test_a_survey_of_a_task_says_nothing_of_classes_without_traces() -> None:
+    session = Session()
+    models = [session.model(name) for name in (SMALL, "google/gemma-2-9b")]
+    rows = {row.model_id: row for row in survey(models, Budget.of(session.gpu("24GB")), DPO, sweep_of=sweep_for)}
+    assert rows[SMALL].verdict == "fits"
+    assert rows[SMALL].traced
+    other = rows["google/gemma-2-9b"]
+    assert (other.verdict, other.longest_seq_len) == ("cannot-say", None)
+    assert "no trace of this class ships" in (other.note or "")
+
+
+def test_longer_sequences_of_a_generating_trainer_are_longer_completions() -> None:
+    profile = Session().model(SMALL)
+    run = RunConfig(trainer="trl-grpo", batch_size=8, prompt_len=300, completion_len=200)
+    longer = resolve(profile, of_length(resolve(profile, run).run, 1000)).run
+    assert (longer.seq_len, longer.prompt_len, longer.completion_len) == (1000, 300, 700)
+    pairs = of_length(DPO.with_(prompt_len=300, completion_len=200), 1000)
+    assert resolve(profile, pairs).run.seq_len == 1000
+    assert resolve(profile, of_length(DPO.with_(max_length=512), 1000)).run.seq_len == 1000
