@@ -7,8 +7,17 @@ import sys
 from pathlib import Path
 
 from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.report.parts.table import markdown_advice, markdown_cards, markdown_memory
 from qlora_planner.session import Session
+from qlora_planner.spec.run import RunConfig
+from qlora_planner.units import GIB
+
+TASK_MODEL = "meta-llama/Llama-3.1-8B"
+
+
+def _rollouts(trainer: str, batch: int) -> RunConfig:
+    return RunConfig(trainer=trainer, batch_size=batch, prompt_len=512, completion_len=512)
 
 
 def sections() -> dict[str, str]:
@@ -17,7 +26,33 @@ def sections() -> dict[str, str]:
     return {
         "memory": f"{markdown_memory(tables)}\n\n{markdown_advice(tables)}",
         "cards": markdown_cards(tables),
+        "tasks": task_table(),
     }
+
+
+# What the table of tasks is of: a name, what a row of it is, and the run.
+TASKS: tuple[tuple[str, str, RunConfig], ...] = (
+    ("fine-tuning on texts", "4 x 1,024 tokens", RunConfig(batch_size=4, seq_len=1024)),
+    ("`--trainer trl-dpo`", "4 pairs of 1,024 tokens", RunConfig(trainer="trl-dpo", batch_size=4, seq_len=1024)),
+    ("`--trainer trl-kto`", "4 completions, rows of 1,024", RunConfig(trainer="trl-kto", batch_size=4, seq_len=1024)),
+    ("`--trainer trl-reward`", "4 pairs of 1,024 tokens", RunConfig(trainer="trl-reward", batch_size=4, seq_len=1024)),
+    ("`--trainer trl-grpo`", "8 completions of 512 after prompts of 512", _rollouts("trl-grpo", 8)),
+    ("`--trainer trl-rloo`", "8 completions of 512 after prompts of 512", _rollouts("trl-rloo", 8)),
+    ("`--task classification`", "16 x 512 tokens", RunConfig(task="classification", batch_size=16, seq_len=512)),
+)
+
+
+def task_table() -> str:
+    """A row for each of TASKS on an 8B model and a card of 24 GB, from traces that ship."""
+    bench = Session(stored_only=True).open(TASK_MODEL, "24GB")
+    lines = ["| task | batch | peak, GiB | works from, GiB | at its highest in |", "| --- | --- | ---: | ---: | --- |"]
+    for name, size, run in TASKS:
+        answer = bench.estimate(run)
+        if answer.method != TRACED:
+            raise InputError(f"README.md: no trace of {name} ships for {TASK_MODEL}")
+        figures = (answer.peak.device_bytes / GIB, answer.floor_bytes / GIB)
+        lines.append(f"| {name} | {size} | {figures[0]:.1f} | {figures[1]:.1f} | {answer.peak.phase} |")
+    return "\n".join(lines)
 
 
 def regenerated(text: str, found: dict[str, str]) -> str:
