@@ -130,10 +130,11 @@ def test_the_command_line_trains_and_goes_on(home: Home, start: Start) -> None:
     (home.path / "rewards.py").write_text(REWARDS)
     write_rows(home.path / "prompts.jsonl", PROMPTS)
     metrics = home.path / "online" / "metrics.jsonl"
+    # A plan needs no profile, which takes longer to make than the whole run.
+    plan = home.plan("llama", GRPO).rename(home.path / "online-plan.yaml")
     process = start(
-        "./llama", "--trainer", "trl-grpo", "--method", "lora", "--data", "prompts.jsonl", "--reward",
-        "rewards.py:length", "--completion-len", "10", "--num-generations", "4", "--batch-size", "4", "--max-steps",
-        "8", "--save-steps", "50", "--device", "cpu", "--yes", "--output", "online",
+        plan.name, "--data", "prompts.jsonl", "--reward", "rewards.py:length", "--max-steps", "12",
+        "--save-steps", "50", "--device", "cpu", "--output", "online",
     )  # fmt: skip
     interrupt_at(process, metrics, 2)
     code, _, err = finished(process)
@@ -142,7 +143,7 @@ def test_the_command_line_trains_and_goes_on(home: Home, start: Start) -> None:
     code, out, err = finished(start("online", "--resume", "--json"))
     assert code == 0, err
     summary = json.loads(out)
-    assert (summary["outcome"], summary["steps"]) == ("ok", 8)
+    assert (summary["outcome"], summary["steps"]) == ("ok", 12)
     assert summary["settings"]["reward"] == [f"{(home.path / 'rewards.py').absolute()}:length"]
     assert summary["rewards"]["reward"]["last"] > 0
     assert "Rewards by step" in (home.path / "online" / "report.html").read_text()
