@@ -233,7 +233,7 @@ def test_without_the_training_packages_closed_forms_answer(
     from qlora_planner.session import packages
 
     monkeypatch.delenv("QLORA_PLANNER_TRACE", raising=False)
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     result = invoke("check", file(AXOLOTL), "--gpu", "24GB", "--json")
     assert result.exit_code == 0
     assert "this answer is by closed forms" in result.stderr

@@ -65,7 +65,6 @@ KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
     *((FACTORY, {"stage": stage}, "cannot-say", "cannot-say") for stage in ("ppo", "rm")),
     *((FACTORY, {"stage": stage}, "cannot-say", "does-not-fit") for stage in ("dpo", "kto")),
     (FACTORY, {"deepspeed": "z.json"}, "cannot-say", "cannot-say"),
-    (FACTORY, {"use_unsloth": True}, "cannot-say", "cannot-say"),
     (FACTORY, {"use_badam": True}, "cannot-say", "cannot-say"),
     (FACTORY, {"use_galore": True}, "cannot-say", "cannot-say"),
     (FACTORY, {"shift_attn": True}, "cannot-say", "cannot-say"),

@@ -63,7 +63,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[RawConfig]:
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine without the training packages."""
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch", "peft"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch", "peft"])
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", dict)
 
 
@@ -133,7 +133,7 @@ def test_without_the_packages_a_cached_profile_will_do(
     folder: Path, built: list[RawConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     session.load_model(str(folder))
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     monkeypatch.setattr("qlora_planner.sources.profile_cache.installed_versions", dict)
     assert session.load_model(str(folder)).source == "cache"
 

@@ -90,7 +90,7 @@ def test_other_recipes_are_what_the_models_own_code_does() -> None:
 
 
 def test_a_base_install_estimates_recipes_that_no_trace_of_the_model_has(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     profile = CATALOGUE.load(LLAMA)
     for run in (RunConfig(trainer="hf-trainer"), RunConfig(gradient_checkpointing=False)):
         assert tape_for(profile, run, profiles=ROOT) is not None

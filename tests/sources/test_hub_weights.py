@@ -23,7 +23,7 @@ ABSENT = answer("404 Not Found", {"X-Error-Code": "EntryNotFound"})
 
 @pytest.fixture(autouse=True)
 def _base_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     monkeypatch.setattr(hub_weights, "cache_dir", lambda: tmp_path / "own")
 
 

@@ -240,7 +240,7 @@ def test_heads_that_take_other_kernels_and_blocks_that_do_not_fill_up_are_no_fam
 def test_a_base_install_says_what_keeps_a_config_from_being_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     assert load_model(str(tmp_path), profiles=ROOT).layers == 20
     (tmp_path / "config.json").write_text(json.dumps({**LLAMA, "warp_factor": 9}))

@@ -45,7 +45,7 @@ def folder_with(tmp_path: Path, tensors: dict[str, list[int]], dtype: str = "BF1
 
 @pytest.fixture(autouse=True)
 def _base_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(packages, "missing_packages", lambda: ["torch"])
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
 
 
 def test_weights_that_are_what_the_config_makes_are_answered(tmp_path: Path) -> None:

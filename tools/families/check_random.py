@@ -75,6 +75,8 @@ def _resized(
     else:
         dims["num_attention_heads"] = drawn.choice([8, 12, 16, 20, 25, 32])
     width = drawn.choice([32, 64, 80, 96, 112, 128])
+    if "mrope_section" in (raw.get("rope_parameters") or {}):
+        width = dims.get("head_dim", width)  # its sections are written for one width
     if "head_dim" in structure["symbols"]:
         dims["head_dim"] = width
     dims["hidden_size"] = dims["num_attention_heads"] * drawn.choice([width, width, 64])
@@ -117,7 +119,8 @@ def _relist(raw: dict[str, Any], layers: Mapping[str, Any], depth: int) -> None:
     pattern = (layers.get("pattern") or {}).get("field")
     for name in (*layers["fields"], pattern, "layer_types", "layers_block_type"):
         listed = raw.get(name)
-        if name in layers.get("absent", ()):
+        filled_in = layers.get("absent", {}).get(name)
+        if filled_in and set(listed or ()) <= set(filled_in[:depth]):
             raw.pop(name, None)
         elif listed and isinstance(listed, (list, str)):
             again = [listed[at % len(listed)] for at in range(depth)]

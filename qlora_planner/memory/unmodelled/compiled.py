@@ -36,7 +36,7 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         " bits more or less",
         at_most=round(layer / peak, 4),
     )
-    embedding = sum(2 * group.numel for group in profile.tensors if group.role == "embedding")
+    embedding = sum(2 * weight.group.numel for weight in placement.weights if weight.group.role == "embedding")
     yield Unmodelled(
         key='offload_embedding="auto" (its default)',
         what="where the card is short the embedding waits in host memory, which is not counted",
