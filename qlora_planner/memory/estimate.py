@@ -133,6 +133,10 @@ def estimate_within(
         from qlora_planner.memory.parallel.bounded import bounded
 
         answer = bounded(answer, Placement(profile, answer.run), resolution.trainer, budget)
+    if answer.run.parallel is not None and complete:
+        from qlora_planner.memory.parallel.priced import with_prices
+
+        answer = with_prices(answer, Placement(profile, answer.run), budget)
     return whole(profile, answer) if complete else answer
 
 

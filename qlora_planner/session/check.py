@@ -92,7 +92,7 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
         reading = standing_in(reading)
         estimate = estimates.full(reading.run)
     things = (*reading.unmodelled, *_while_preparing(reading, estimate, estimates))
-    if estimate.run.parallel is not None:
+    if estimate.run.parallel is not None or (reading.sharing is not None and reading.sharing.strategy is None):
         estimate, beyond = _shared(reading, estimate)
         things = (*things, *beyond)
     return reading, qualified(estimate, things)

@@ -115,6 +115,7 @@ REFUSED: list[tuple[dict[str, Any], dict[str, Any], str, bool]] = [
     (AXOLOTL, {"fsdp_version": 2, "fsdp_config": {"mixed_precision_policy": "fp16"}}, "storage-refused", True),
     (FACTORY, {"fsdp": True, "fsdp_config": {"reshard_after_forward": "HYBRID_SHARD"}}, "reshard-refused", True),
     (TRL, {"accelerate_config": "fsdp2"}, "loads-whole", False),
+    (TRL, {"model_init_kwargs": {"distributed_config": {"fsdp_size": 2}}}, "native-fsdp-refused", True),
 ]  # fmt: skip
 
 

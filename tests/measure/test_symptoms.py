@@ -97,6 +97,10 @@ LINES = {
     "RuntimeError: CUDA error: an illegal memory access was encountered": "illegal-access",
     "Segmentation fault (core dumped)": "segfault",
     "ValueError: Using fsdp only works in distributed training.": "fsdp-single",
+    "RuntimeError: bitsandbytes.optimizer_update_8bit_blockwise.default got mixed torch.Tensor and DTensor, need":
+        "fsdp2-optimizer",
+    "ValueError: SFTTrainer does not support `nn.DataParallel`, which `Trainer` uses when several GPUs are":
+        "no-data-parallel",
     "The activation_checkpointing in FSDP config and the gradient_checkpointing in training arg": "fsdp-checkpointing",
     "ValueError: DeepSpeed Zero-3 is not compatible with passing a `device_map`.": "zero3-device-map",
     "RuntimeError: 'weight' must be 2-D": "zero3-shape",

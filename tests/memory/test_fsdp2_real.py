@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -100,3 +101,34 @@ def test_every_shard_is_cut_as_accelerate_cuts_it(world: int, tied: bool, storag
     ours = [[tensor.shard for tensor in unit.tensors] for unit in model.units]
     assert sorted(map(sorted, ours)) == sorted(map(sorted, real))
     assert ours[: len(model.kinds)] == [unit for unit in real if len(unit) == len(ours[0])]
+
+
+def test_torchs_dtensor_refuses_what_bitsandbytes_optimizers_hand_it() -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    with ranks(2):
+        sharded = DTensor.from_local(torch.zeros(256), init_device_mesh("cpu", (2,)), [Shard(0)])
+        plain = torch.zeros(256)
+        with pytest.raises(RuntimeError, match=r"mixed torch\.Tensor and DTensor"):
+            torch.ops.bitsandbytes.optimizer_update_32bit(
+                "adam", sharded, sharded, plain, plain, None, 0.0, 0.0, 0.9, 0.999, 0.0, 0.0, 1e-8,
+                0.0, 1, 1e-3, 1.0, False,
+            )  # fmt: skip
+
+
+def test_what_is_refused_of_the_libraries_is_in_the_installed_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    from accelerate.commands.launch import launch_command_parser
+    from transformers import Trainer, TrainingArguments
+    from transformers.integrations import accelerate as placing
+
+    launched = launch_command_parser().parse_args(["--use_fsdp", "--fsdp_version", "2", "train.py"])
+    assert launched.fsdp_state_dict_type is None or "FULL" not in launched.fsdp_state_dict_type
+    assert launched.fsdp_cpu_ram_efficient_loading == "true"
+    monkeypatch.setattr(placing, "is_deepspeed_zero3_enabled", lambda: True)
+    with pytest.raises(ValueError, match="not compatible with passing a `device_map`"):
+        placing.check_and_set_device_map({"": 0})
+    trainer, arguments = inspect.getsource(Trainer), inspect.getsource(TrainingArguments)
+    assert "can't be set to True simultaneously" in trainer  # both checkpoint
+    assert "isinstance(self.model, PreTrainedModel)" in trainer  # which a PeftModel is not: unused ones are looked for
+    assert "v5.20" in arguments  # FSDP1 goes

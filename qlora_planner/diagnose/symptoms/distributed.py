@@ -62,6 +62,22 @@ ROWS = (
         "https://github.com/deepspeedai/DeepSpeed/issues/1599",
     ),
     Symptom(
+        "fsdp2-optimizer",
+        r"bitsandbytes\.optimizer_update[\w.]{0,80} got mixed torch\.Tensor and DTensor",
+        "bitsandbytes' optimizers, in 8 or 32 bits, paged or not, take no DTensor, which FSDP2 makes of parameters",
+        "optim='adamw_torch_fused'",
+        "https://github.com/bitsandbytes-foundation/bitsandbytes/issues/1633",
+        ("bitsandbytes", "torch"),
+    ),
+    Symptom(
+        "no-data-parallel",
+        r"does not support `?nn\.DataParallel",
+        "one process sees several cards, and transformers' Trainer would wrap the model in DataParallel",
+        "accelerate launch --num_processes N train.py, or CUDA_VISIBLE_DEVICES=0 for one card",
+        "https://github.com/huggingface/trl/blob/main/trl/trainer/sft_trainer.py",
+        ("trl",),
+    ),
+    Symptom(
         "ddp-unused",
         r"Expected to have finished reduction in the prior iteration",
         "some trainable parameters took no part in the loss (experts, a vision tower, adapters on unused layers)",

@@ -108,6 +108,15 @@ def of_transformers(config: Config, run: Mapping[str, Any], tool: str, stored: t
     elif raw.get("num_processes") not in (None, 1):
         draft = Draft(strategy=DDP, keys=keys, why="num_processes")
         draft.decide("parallel", DDP, "num_processes, without a strategy")
+    if _cuts_by_itself(config) and config.stored is not None:
+        draft, keys = Draft(strategy=None, keys=keys, why="transformers' own cutting"), ("model_init_kwargs",)
+        draft.problem(
+            "native-fsdp-refused",
+            "transformers' own DistributedConfig(fsdp_size) quantises each rank's slice by itself and loses its state:"
+            " a 4-bit model loads and breaks in forward",
+            "accelerate_config: fsdp2",
+            blocking=True,
+        )
     if draft is None:
         return
     draft.keys = keys
@@ -155,6 +164,12 @@ def loads_whole(draft: Draft, tool: str, run: Mapping[str, Any]) -> None:
 
 def _storage(value: Any, key: str) -> Decision:
     return Decision(option="quant_storage", value=str(value).removeprefix("torch."), key=key)
+
+
+def _cuts_by_itself(config: Config) -> bool:
+    """Whether `from_pretrained` is told to shard, which it does without accelerate."""
+    native = mapping(mapping(config.raw.get("model_init_kwargs")).get("distributed_config"))
+    return native.get("fsdp_size") not in (None, 0, 1)
 
 
 def _words(config: Config, key: str) -> list[str]:

@@ -19,20 +19,29 @@ from qlora_planner.spec.run import RunConfig
 _FSDP1_GONE = (5, 20)
 
 
-def settled(run: RunConfig) -> dict[str, tuple[object, str]]:
-    """What a strategy calls for where nobody said: values with the reason, by option. `run` has its dtypes."""
+def settled(run: RunConfig, *, stored: bool = False) -> dict[str, tuple[object, str]]:
+    """What a strategy calls for where nobody said: values with the reason, by option. `run` has its dtypes.
+
+    `stored`: whether the checkpoint is quantised by bitsandbytes already, whose 4-bit weights are bytes.
+    """
     if run.parallel is None:
         return {}
     row = strategy_row(run.parallel)
     four_bit = run.quant in ("nf4", "fp4")
     settled: dict[str, tuple[object, str]] = {}
-    if run.quant_storage is None and four_bit:
+    storage = run.quant_storage
+    if stored and four_bit and storage is None:
+        storage = "uint8"
+        settled["quant_storage"] = storage, "the checkpoint is stored so, whatever is asked for"
+    elif storage is None and four_bit:
         if row.shards and row.name != ZERO3:
             dtype = run.compute_dtype or "bfloat16"
             settled["quant_storage"] = dtype, "sharded weights must have the dtype that is computed in"
         else:
             settled["quant_storage"] = "uint8", f"the default, which {row.label} takes"
-    if run.load_on is None:
+    if run.load_on is None and four_bit and storage == "uint8" and row.name == FSDP2:
+        settled["load_on"] = "gpu", "FSDP2 leaves weights stored as uint8 out, which have to be on the card by then"
+    elif run.load_on is None:
         why = f"every rank of {row.label} loads the whole model first; the host holds it until it is sharded"
         settled["load_on"] = row.loads_on, why if row.loads_on == "cpu" else "each rank onto its own card"
     if run.reshard_after_forward is None and row.name == FSDP2:
@@ -40,11 +49,20 @@ def settled(run: RunConfig) -> dict[str, tuple[object, str]]:
     return settled
 
 
-def parallel_problems(run: RunConfig, stack: Mapping[str, str]) -> Iterator[Problem]:
-    """What this stack refuses or breaks on of a run on several cards, and what it does in silence."""
+def parallel_problems(run: RunConfig, stack: Mapping[str, str], *, stored: bool = False) -> Iterator[Problem]:
+    """What this stack refuses or breaks on of a run on several cards, and what it does in silence.
+
+    `stored`: whether the checkpoint is quantised by bitsandbytes already.
+    """
     name = run.parallel
     if name is None:
         return
+    if stored and name in (FSDP1, FSDP2) and run.quant_storage not in (None, "uint8") and run.quant in ("nf4", "fp4"):
+        yield _refuse(
+            "storage-refused",
+            "the checkpoint stores 4-bit weights as uint8, and so they stay (bitsandbytes' from_prequantized)",
+            "a checkpoint in 16 bits, which is quantised when it is loaded",
+        )
     if name in (FSDP1, FSDP2):
         yield from _of_fsdp(run, stack)
     elif name == ZERO3:
@@ -115,12 +133,24 @@ def _of_fsdp(run: RunConfig, stack: Mapping[str, str]) -> Iterator[Problem]:
             " fsdp_cpu_ram_efficient_loading says",
             "--load-on cpu",
         )
+    if first and run.optimizer == "paged_adamw_8bit":
+        yield _advise(
+            "fsdp1-optimizer-unsaved",
+            "PEFT's own notes have it that saving a checkpoint with paged_adamw_8bit fails under FSDP",
+            f"--optimizer {PLAIN_OPTIMIZER}",
+        )
     if not first:
         yield _advise(
             "full-state-dict",
             "accelerate's default, SHARDED_STATE_DICT, saves no adapter at the end",
             "fsdp_state_dict_type: FULL_STATE_DICT",
         )
+        if run.compute_dtype != "float32":
+            yield _advise(
+                "loss-rounded",
+                f"FSDP2's mixed precision rounds the logged loss to {compute}, 11.75 for 11.7621: its curve has stairs",
+                "an evaluation, to compare runs by",
+            )
 
 
 def _of_zero3(run: RunConfig) -> Iterator[Problem]:

@@ -85,14 +85,15 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     trainer, loss = _trainer(draft, stack)
     _preferences(draft, trainer)
     _rest(draft, trainer)
-    for option, (value, why) in settled(run.with_(**draft.values)).items():
+    stored = "quant" in stored_options(profile)
+    for option, (value, why) in settled(run.with_(**draft.values), stored=stored).items():
         draft.settle(option, value, why)
     settle_images(draft, trainer)
     resolved = run.with_(**draft.values)
     trainer = replace(trainer, passes=trainer.passes_of(resolved))
     _named_versions(draft, held, trainer.name, stack)
     draft.problems += refusals(profile, resolved, trainer, loss, gpu)
-    draft.problems += parallel_problems(resolved, stack)
+    draft.problems += parallel_problems(resolved, stack, stored=stored)
     return Resolution(
         run=resolved, why=draft.why, problems=tuple(draft.problems), stack=stack, trainer=trainer, loss=loss
     )
