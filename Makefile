@@ -70,9 +70,10 @@ families-stack:
 faults:
 	$(PYTHON) -m tests.faults docs/faults.md
 
-# Write the README's tables again.
+# Write the tables of the README and of the page on several cards again.
 tables:
 	$(PYTHON) -m tools.readme README.md
+	$(PYTHON) -m tools.several_cards docs/several-cards.md
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
 # own, so that nothing traced by an older tracer stands in.
