@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import pairwise
 from typing import cast
 
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.native import NativeMemory
+from qlora_planner.memory.replay import tokens
 from qlora_planner.memory.replay.events import (
     DEATH_ELSEWHERE,
     HOST,
@@ -18,7 +17,7 @@ from qlora_planner.memory.replay.events import (
     whereabouts,
 )
 from qlora_planner.memory.replay.player import GRADIENTS, TraceReplayer, phase_of
-from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
+from qlora_planner.memory.replay.tokens import Growth, growth_of, outlined
 from qlora_planner.spec.trace import TOKENS, Segment
 
 _Pass = tuple[str, int, int]  # stage, step, micro-batch
@@ -74,7 +73,6 @@ class OnNative(TraceReplayer):
     _native: NativeMemory
     packing: Packing
     _used: PreparedTrace | None = None
-    _outlived = 0  # what tokens left that no later one freed
 
     def set_up(self, components: Sequence[int], scripts: Sequence[PreparedTrace]) -> None:
         """Before anything is played: bytes by component, and every script that will be played."""
@@ -105,7 +103,7 @@ class OnNative(TraceReplayer):
 
     def _note(self, phase: str) -> None:
         super()._note(phase)
-        self.lost, self.host_peak = self._native.lost + self._outlived, self._native.host_peak
+        self.lost, self.host_peak = self._native.lost, self._native.host_peak
 
     def _malloc(self, size: int, component: int) -> Block | None:
         return self._native.take(size, component)
@@ -140,25 +138,30 @@ class NativeReplayer(OnNative):
         self._native.segment(acts, self.base_of(segment), layer)
 
     def _later_tokens(self, token: Sequence[tuple[Segment, int]]) -> None:
-        growth = growth_of(self.script.tape)
-        step, micro_step = token[0][0].step, token[0][0].micro_step
-        storages = self.packing.storages
-        before = array("q", [-1]) * len(storages)
+        """All at once: what each is, `memory/replay/tokens.py` says."""
+        self.use_script()
+        growth, storages = growth_of(self.script.tape), self.packing.storages
+        before, growing = array("q", [-1]) * len(storages), array("q", [-1]) * (3 * len(storages))
         for storage, earlier in growth.before.items():
             if storage in storages and earlier in storages:
                 before[storages[storage]] = storages[earlier]
-        earlier_numbers = before.tobytes()
+        for storage, sizes in growth.sizes.items():
+            if storage in storages:
+                at = 3 * storages[storage]
+                growing[at : at + 3] = array("q", sizes)
+        step, micro_step = token[0][0].step, token[0][0].micro_step
         bases = [self.packing.bases[stage, step, micro_step] for stage in TOKENS]
-        traced = self.script
-        self.use_script()
+        ages = array("q", [base + 1 + layer for layer in sorted({layer for _, layer in token}) for base in bases])
+        acts = {segment: self._of_a_token(segment, growth) for segment, _ in token}
+        segments = [(*acts[segment], self.base_of(segment), layer) for segment, layer in token]
         self._begin()
-        for number in later_tokens(traced.tape):
-            for layer in {layer for _, layer in token}:
-                for at, (older, newer) in enumerate(pairwise(base + 1 + layer for base in bases)):
-                    left = self._native.age(older, newer, earlier_numbers)
-                    self._outlived += left if at == 0 else 0
-            grown = replace(traced, acts=acts_at(traced, growth, number))
-            packed = {segment: self.packing.acts(grown, segment, acts) for segment, acts in grown.acts.items()}
-            for segment, layer in token:
-                self._native.segment(packed[segment], self.base_of(segment), layer)
+        self._native.tokens(
+            segments, growing.tobytes(), before.tobytes(), ages.tobytes(), len(TOKENS), growth.tokens, tokens.WHOLE
+        )
         self._note(phase_of(token[0][0]))
+
+    def _of_a_token(self, segment: Segment, growth: Growth) -> tuple[bytes, bytes]:
+        """All acts of a segment, and those of its outline, at the sizes of the last traced token."""
+        acts = self.script.acts[segment]
+        outline = outlined(self.script, growth, acts)
+        return self.packing.acts(self.script, segment, acts), self.packing.acts(self.script, segment, outline)

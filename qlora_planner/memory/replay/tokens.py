@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 
 from qlora_planner.memory.replay.events import BIRTH, Act, PreparedTrace
@@ -70,16 +70,20 @@ def acts_at(script: PreparedTrace, growth: Growth, token: int) -> dict[Segment, 
     gaps that it left. Every WHOLE-th and the last are whole.
     """
     whole = token % WHOLE == 0 or token == growth.tokens
-    kept = {*growth.sizes, *script.origins}
     return {
         segment: tuple(
             (kind, storage, growth.size(storage, size, token) if kind == BIRTH else size, component)
-            for kind, storage, size, component in acts
-            if whole or storage in kept
+            for kind, storage, size, component in (acts if whole else outlined(script, growth, acts))
         )
         for segment, acts in script.acts.items()
         if segment.stage == TOKENS[-1]
     }
+
+
+def outlined(script: PreparedTrace, growth: Growth, acts: Sequence[Act]) -> list[Act]:
+    """The acts of what grows, or outlives its segment."""
+    kept = {*growth.sizes, *script.origins}
+    return [act for act in acts if act[1] in kept]
 
 
 def later_tokens(tape: Tape) -> Iterator[int]:

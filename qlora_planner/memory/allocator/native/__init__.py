@@ -8,6 +8,8 @@ from typing import Protocol, cast
 
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 
+_TokenSegment = tuple[bytes, bytes, int, int]  # all acts, those of an outline, the base of its tables, the layer
+
 
 class NativeMemory(Protocol):
     """What the compiled type has beside what `CachingAllocator` has; blocks are of a type of its own, with `size`."""
@@ -23,7 +25,16 @@ class NativeMemory(Protocol):
     def use(self, parts: bytes, places: bytes, tables: int) -> None: ...
     def segment(self, acts: bytes, base: int, layer: int, last: bool = True) -> None: ...
     def free_all(self, table: int, component: int) -> None: ...
-    def age(self, older: int, newer: int, before: bytes) -> int: ...
+    def tokens(
+        self,
+        segments: list[_TokenSegment],
+        growing: bytes,
+        before: bytes,
+        ages: bytes,
+        traced: int,
+        tokens: int,
+        whole: int,
+    ) -> None: ...
 
 
 def native_memory(limit_bytes: int | None, *, expandable: bool = False, apart: bool = False) -> CachingAllocator | None:

@@ -226,17 +226,69 @@ static PyObject *memory_free_all(MemoryObject *self, PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
-/* age(older, newer, before) -> how many storages of the older table there were. */
-static PyObject *memory_age(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
-    char *before;
+static int read_bytes(PyObject *bytes, int64_t item, const void **into, int64_t *count) {
+    char *start;
     Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(bytes, &start, &size)) return -1;
+    *into = start;
+    *count = size / item;
+    return 0;
+}
+
+/* One segment of a token: (whole acts, outlined acts, base, layer). */
+static int read_segment(MemoryObject *self, PyObject *given, TokenSegment *segment) {
+    PyObject *parts[4];
+    if (!PyTuple_Check(given) || PyTuple_Size(given) != 4) {
+        PyErr_SetString(PyExc_TypeError, "a token's segment is a tuple of four");
+        return -1;
+    }
+    for (int i = 0; i < 4; i++) parts[i] = PyTuple_GetItem(given, i);
     long long n[2];
-    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
-    if (numbers(args, 2, 2, 2, n) || PyBytes_AsStringAndSize(args[2], &before, &size)) return NULL;
-    if (!valid_table(self, n[0]) || !valid_table(self, n[1])) return NULL;
-    int32_t had = self->replay.tables[n[0]].count;
-    int failed = replay_age(&self->replay, n[0], n[1], (const int64_t *)before);
-    return failed ? fail(self, failed) : PyLong_FromLong(had);
+    if (read_bytes(parts[0], sizeof(Act), (const void **)&segment->whole, &segment->whole_count) ||
+        read_bytes(parts[1], sizeof(Act), (const void **)&segment->outline, &segment->outline_count) ||
+        numbers(parts + 2, 2, 2, 2, n) || !valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1]))
+        return -1;
+    segment->base = n[0];
+    segment->layer = n[1];
+    return 0;
+}
+
+/* tokens(segments, growing, before, ages, traced, tokens, whole): see `Tokens`; the first four are a list and bytes. */
+static PyObject *memory_tokens(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    Tokens tokens;
+    int64_t growing_count, before_count;
+    long long n[3];
+    if (given != 7 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "takes a list, three bytes and three numbers");
+        return NULL;
+    }
+    if (read_bytes(args[1], sizeof(Growing), (const void **)&tokens.growing, &growing_count) ||
+        read_bytes(args[2], 8, (const void **)&tokens.before, &before_count) ||
+        read_bytes(args[3], 8, (const void **)&tokens.ages, &tokens.age_count) || numbers(args + 4, 3, 3, 3, n))
+        return NULL;
+    tokens.traced = n[0];
+    tokens.tokens = n[1];
+    tokens.whole = n[2];
+    tokens.segment_count = PyList_Size(args[0]);
+    for (int64_t i = 0; i < tokens.age_count; i++)
+        if (!valid_table(self, tokens.ages[i])) return NULL;
+    TokenSegment *segments = calloc((size_t)tokens.segment_count + 1, sizeof(TokenSegment));
+    if (segments == NULL) return PyErr_NoMemory();
+    int64_t longest = 1;
+    for (int64_t i = 0; i < tokens.segment_count; i++) {
+        if (read_segment(self, PyList_GetItem(args[0], i), &segments[i])) {
+            free(segments);
+            return NULL;
+        }
+        if (segments[i].whole_count > longest) longest = segments[i].whole_count;
+    }
+    tokens.segments = segments;
+    Act *scratch = malloc((size_t)longest * sizeof(Act));
+    int failed = scratch == NULL ? ARENA_NO_MEMORY : replay_tokens(&self->replay, &tokens, scratch);
+    free(scratch);
+    free(segments);
+    if (failed) return fail(self, failed);
+    Py_RETURN_NONE;
 }
 
 /* ---- the types ---- */
@@ -299,7 +351,7 @@ static PyMethodDef memory_methods[] = {
     FAST("use", memory_use, "use(parts, places, tables): the script whose segments are played next."),
     FAST("segment", memory_segment, "segment(acts, base, layer, last=True): play one, or a piece of it."),
     FAST("free_all", memory_free_all, "free_all(table, component): free what a table has of a component."),
-    FAST("age", memory_age, "age(older, newer, before): move what a newer token left; how much an older had left."),
+    FAST("tokens", memory_tokens, "tokens(segments, growing, before, ages, traced, tokens, whole): play later tokens."),
     {NULL, NULL, 0, NULL},
 };
 

@@ -179,3 +179,42 @@ int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *befo
     from->count = 0;
     return 0;
 }
+
+static int64_t grown(const Growing *growing, int64_t size, int64_t done, int64_t all) {
+    if (growing->first < 0) return size;
+    int64_t difference = growing->last - growing->first;
+    if (growing->step > 0 && growing->first + growing->step * all >= growing->last) {
+        int64_t reached = growing->first + growing->step * done;
+        return reached < growing->last ? reached : growing->last;
+    }
+    int64_t part = difference * done / all;
+    return growing->first + part - (difference * done % all != 0 && difference < 0); /* rounded down, as in Python */
+}
+
+/* All tokens after the traced ones; `scratch` has room for the acts of any segment. */
+int replay_tokens(Replay *replay, const Tokens *tokens, Act *scratch) {
+    int64_t all = tokens->tokens - tokens->traced;
+    for (int64_t token = tokens->traced + 1; token <= tokens->tokens; token++) {
+        for (int64_t i = 0; i < tokens->age_count; i += tokens->traced) {
+            replay->lost += replay->tables[tokens->ages[i]].count;
+            for (int64_t age = 0; age + 1 < tokens->traced; age++) {
+                int failed = replay_age(replay, tokens->ages[i + age], tokens->ages[i + age + 1], tokens->before);
+                if (failed) return failed;
+            }
+        }
+        int in_whole = token % tokens->whole == 0 || token == tokens->tokens;
+        for (int64_t i = 0; i < tokens->segment_count; i++) {
+            const TokenSegment *segment = &tokens->segments[i];
+            const Act *acts = in_whole ? segment->whole : segment->outline;
+            int64_t count = in_whole ? segment->whole_count : segment->outline_count;
+            for (int64_t at = 0; at < count; at++) {
+                scratch[at] = acts[at];
+                if (acts[at].kind == BIRTH)
+                    scratch[at].size = grown(&tokens->growing[acts[at].storage], acts[at].size, token - tokens->traced, all);
+            }
+            int failed = replay_segment(replay, scratch, count, segment->base, segment->layer, 1);
+            if (failed) return failed;
+        }
+    }
+    return 0;
+}

@@ -50,6 +50,27 @@ typedef struct {
     int32_t births; /* so far in a segment that is played in pieces; below 0: none is */
 } Replay;
 
+/* A segment of the last traced token, as every later one plays it: with all of its acts, and in outline. */
+typedef struct {
+    const Act *whole, *outline;
+    int64_t whole_count, outline_count, base, layer;
+} TokenSegment;
+
+/* How a storage grows from token to token, as `Growth` of memory/replay/tokens.py says; `first` below 0: it does not. */
+typedef struct {
+    int64_t first, step, last;
+} Growing;
+
+typedef struct {
+    const TokenSegment *segments;
+    int64_t segment_count;
+    const Growing *growing; /* by storage */
+    const int64_t *before;  /* by storage: the one of the token before that plays its part */
+    const int64_t *ages;    /* tables of a layer, of the oldest traced token to the newest, layer after layer */
+    int64_t age_count, traced, tokens, whole;
+} Tokens;
+
+int replay_tokens(Replay *replay, const Tokens *tokens, Act *scratch);
 int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer, int last);
 int replay_free_all(Replay *replay, int64_t table, int component);
 int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *before);
