@@ -18,6 +18,11 @@ def python_module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-P", "-m", name)
 
 
+def python_code(code: str) -> tuple[str, ...]:
+    """The command that runs a line of code with the Python that runs here, where even packages must wait their turn."""
+    return (sys.executable, "-P", "-c", code)
+
+
 def child_environment(**more: str) -> dict[str, str]:
     """This environment for a child, which finds this very package; `more` is added to it."""
     import sysconfig

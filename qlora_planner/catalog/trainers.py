@@ -71,15 +71,18 @@ class TrainerRow:
     (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`). `clips_gradients`: it clips them by
     their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
     `first_step_differs`: what it sets up in its first step decides what later ones take.
+    `measured`: runs of its kind were measured, and what calibrates a card holds for it.
     `compiles_layers`: it hands them to torch's compiler where it can, and its traces are of layers as they are written.
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
     `patches_libraries`: importing it changes the other libraries for the whole process, and it prepares a model itself.
+    `trace_environment`: the variables under which it is imported in a process that traces it.
     `shards`: its step is played where cards share the weights. `loss_beside_head`: its loss meets counts that are on
     the first card, so that the head has to be there too.
     `generation`: it generates completions itself before it trains on them, with these defaults.
 
-    What it offers: `own_options` among OWN_OPTIONS; `loss_kernels` that may take the place of its
+    What it offers: `own_options` among OWN_OPTIONS; `only` values of some options that it has or that are modelled of
+    it; `loss_kernels` that may take the place of its
     loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
     alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows it trains on (see
     `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with; `formats`: other
@@ -117,12 +120,15 @@ class TrainerRow:
     frees_cache_first: bool
     first_step_differs: bool = False
     compiles_layers: bool = False
+    measured: bool = True
     drops_dropout: bool = False
     adds_adapters: bool = False
     patches_libraries: bool = False
+    trace_environment: Mapping[str, str] = field(default_factory=dict)
     shards: bool = False
     loss_beside_head: bool = False
     own_options: tuple[str, ...] = ()
+    only: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     loss_kernels: tuple[str, ...] = ()
     launches: bool
     prepares_rows: bool = False
@@ -265,6 +271,29 @@ _TRL_ONLINE: dict[str, Any] = {
     "row_shapes": ("prompts",),
 }
 
+# Unsloth on a machine without a card, with layers as they are written, and nothing asked of the network.
+_UNSLOTH_WITHOUT_CARD: Mapping[str, str] = {
+    "UNSLOTH_ALLOW_CPU": "1",
+    "UNSLOTH_BLOCK_COMPILE": "0",
+    "UNSLOTH_DISABLE_PINNED_MEMORY": "1",
+    "UNSLOTH_DISABLE_STATISTICS": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "HF_HUB_OFFLINE": "1",
+}
+# unsloth 2026.10.9: its loader stores NF4 with double quantisation, its checkpoints go to the host by themselves.
+_OF_UNSLOTH: Mapping[str, tuple[Any, ...]] = {
+    "method": ("qlora", "lora"),
+    "quant": ("nf4", "none"),
+    "double_quant": (True,),
+    "attention": ("sdpa", "flash_attention_2"),
+    "upcast": (False,),
+    "liger": (False,),
+    "checkpoint_every": (None,),
+    "checkpoint_offload": (False,),
+    "modules_to_save": (None,),
+    "expert_quant": (None,),
+}
+
 # The first row is the default; rows are tried in this order where nobody names a trainer.
 TRAINER_ROWS: dict[str, TrainerRow] = {
     row.name: row
@@ -396,7 +425,10 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             frees_cache_first=True,
             first_step_differs=True,
             compiles_layers=True,
+            measured=False,
             patches_libraries=True,
+            trace_environment=_UNSLOTH_WITHOUT_CARD,
+            only=_OF_UNSLOTH,
             launches=False,
             switches={"llama-factory": "use_unsloth"},
             other_names=("fastlanguagemodel", "unslothsfttrainer"),

@@ -9,7 +9,7 @@ from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace
 from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.catalog.links import link_of
 from qlora_planner.catalog.parallel import communication_row, strategy_row
-from qlora_planner.catalog.trainers import VLLM_SHARE
+from qlora_planner.catalog.trainers import VLLM_SHARE, trainer_named
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
 from qlora_planner.record import record
@@ -92,7 +92,10 @@ class Budget:
         return 1 if self.machine is None else self.machine.world
 
     def for_run(self, run: RunConfig) -> Budget:
-        """The same for a run whose libraries take more or less than the usual one's."""
+        """The same for a run whose libraries take more or less than the usual one's, and whose trainer nobody measured:
+        how its figures may turn out is assumed."""
+        if not trainer_named(run.trainer).measured and self.calibration is not None:
+            return replace(self, calibration=None).for_run(run)
         context = self.context_for(run)
         if context is self.context:
             return self

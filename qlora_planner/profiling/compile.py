@@ -63,7 +63,7 @@ def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check
     tapes = [trace(point) for point in (*points, check)]
     codes = aligned_codes(tapes, (*points, check))
     fits: dict[tuple[int, ...], tuple[Term, ...]] = {}
-    sizes: dict[tuple[tuple[Term, ...], bool], int] = {}
+    sizes: dict[tuple[tuple[Term, ...], str], int] = {}
     events: list[int] = []
     columns = zip(*(tape.events for tape in tapes), strict=True)
     for column, code in zip(columns, codes, strict=True):
@@ -73,17 +73,20 @@ def compile_tapes(trace: Callable[[Point], Tape], points: Sequence[Point], check
         observed = tuple(size for _, size in column)
         if observed not in fits:
             fits[observed] = _fit(observed, (*points, check))
-        key = (fits[observed], column[0][0] in tapes[0].workspaces)
+        storage = column[0][0]
+        kind = "workspace" if storage in tapes[0].workspaces else "host" if storage in tapes[0].on_host else ""
+        key = (fits[observed], kind)
         events.append(sizes.setdefault(key, len(sizes)) + 1)
     first = tapes[0]
     return CompiledTape(
         variant=variant,
         sizes=tuple(terms for terms, _ in sizes),
-        workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+        workspace_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "workspace"),
         events=tuple(events),
         segments=first.segments,
         places=first.places,
         kept=first.kept,
+        host_sizes=tuple(index for index, (_, kind) in enumerate(sizes) if kind == "host"),
     )
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from qlora_planner import installing
 from qlora_planner.catalog.stack import CODE_SINCE, same_code, stack_of
 from qlora_planner.errors import MissingError
-from qlora_planner.installing import install_packages
+from qlora_planner.installing import install_line, install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
@@ -79,7 +79,11 @@ def tape_for(
     missing = packages.missing_packages()
     own = packages.missing_packages(trainer.packages)
     if own and not trainer.closed_forms:
-        tell(f"{profile.id}: {trainer.name} is traced where its packages are (missing: {', '.join(own)})")
+        line = install_line(trainer.packages[0])
+        tell(
+            f"{profile.id}: {trainer.name} is traced where its packages are (missing: {', '.join(own)}); `{line}` in an"
+            " environment of its own"
+        )
         return None
     if missing:
         raise MissingError(_not_traced(profile, resolved, missing))
@@ -118,6 +122,13 @@ def shipped_tape(
     from qlora_planner.sources.tapes import stored_tape
 
     wanted = profile.counted if stack is None else stack
+    from qlora_planner.sources.tapes import OF_TRAINERS
+
+    of_trainer = stored_tape(
+        profile, [folder / OF_TRAINERS for folder in tapes_dirs(profiles)], batch_size, seq_len, variant
+    )
+    if of_trainer is not None:
+        return of_trainer
     own = stored_tape(profile, tapes_dirs(profiles), batch_size, seq_len)
     if own is not None and own.tape.variant != variant:
         own = None

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 TAPE_SCHEMA = "qlora-plan/tape/2"
 KINDS = ("single", "batched")
+# Where tapes of trainers that are traced with packages of their own lie, several variants a model.
+OF_TRAINERS = "trainers"
 _ENDING = ".jsonl.gz"
 _LARGEST_BYTES = 4 << 20  # the largest shipped has 66 kB, unpacked 215 kB
 T = TypeVar("T")
@@ -46,10 +48,14 @@ def tape_path(folder: Path, kind: str, model_id: str) -> Path:
 
 
 def stored_tape(
-    profile: ModelProfile, dirs: Sequence[Path], batch_size: int = 1, seq_len: int = 2048
+    profile: ModelProfile,
+    dirs: Sequence[Path],
+    batch_size: int = 1,
+    seq_len: int = 2048,
+    variant: str | None = None,
 ) -> StoredTape | None:
     """The tape of this config, or of the model that it has the shape of, for these sizes in the first folder that has
-    one; None when none does.
+    one, of this `variant` where a file has several; None when none does.
 
     Raises InputError naming a file that cannot be read.
     """
@@ -58,7 +64,7 @@ def stored_tape(
         header = json.loads(lines[0])
         for number, raw in enumerate(header["regions"], start=1):
             region = ValidityRange(**raw["region"])
-            if region.holds(batch_size, seq_len):
+            if region.holds(batch_size, seq_len) and variant in (None, raw["variant"]):
                 tape = CompiledTape.from_dict(json.loads(lines[number]))
                 return StoredTape(tape=tape, region=region, versions=header.get("versions", {}))
         return None

@@ -142,11 +142,11 @@ def speed_of(
     stack: Mapping[str, str] | None = None,
 ) -> Speed:
     """Tokens per second and seconds per step of a resolved run; all None without a card whose rates are known, and for
-    a run that generates: how long that takes is not modelled."""
+    a run that generates or whose trainer brings kernels of its own: how long those take is not modelled."""
     resolution = Resolution.resolved(run, dict(stack or {**profile.counted, **run.stack}))
     model = (
         None
-        if gpu is None or resolution.trainer.generation is not None
+        if gpu is None or resolution.trainer.generation is not None or not resolution.trainer.closed_forms
         else speed_model(profile, resolution, gpu, calibration)
     )
     if model is None:

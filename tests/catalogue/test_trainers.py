@@ -92,7 +92,7 @@ def test_no_module_asks_for_a_trainer_by_name() -> None:
         for line in path.read_text(encoding="utf-8").splitlines():
             for name, row in TRAINER_ROWS.items():
                 # What a package of that name prints, and what calls it.
-                of_its_package = name in row.packages and bool({"diagnose", name} & set(path.parts))
+                of_its_package = name in row.packages and bool({"diagnose", name} & set(path.with_suffix("").parts))
                 if f'"{name}"' in line and not of_its_package:
                     found[name].append(f"{path.relative_to(package)}: {line.strip()}")
     for name, lines in found.items():

@@ -6,9 +6,13 @@ import pytest
 
 from qlora_planner import RunConfig, load_gpu, load_model
 from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component
+from qlora_planner.session.traces import tape_for
+from qlora_planner.speed.roofline import speed_of
 
 RUN = RunConfig(trainer="unsloth")
+NAMES = ("unsloth", "trl-sft")
 
 
 @pytest.mark.parametrize(("model", "verdict"), [("llama-3.1-8b", "cannot-say"), ("llama-3.1-70b", "does-not-fit")])
@@ -20,7 +24,7 @@ def test_without_a_trace_nobody_can_say_unless_its_weights_alone_are_too_large(m
 
 def test_weights_stay_in_16_bits_and_adapters_are_float32() -> None:
     profile = load_model("llama-3.1-8b")
-    own, trl = (estimate(profile, RunConfig(trainer=name)).components for name in ("unsloth", "trl-sft"))
+    own, trl = (estimate(profile, RunConfig(trainer=name)).components for name in NAMES)
     assert own[Component.UNQUANTIZED_WEIGHTS.value] == trl[Component.UNQUANTIZED_WEIGHTS.value]
     assert own[Component.ADAPTERS.value] == 2 * trl[Component.ADAPTERS.value]
 
@@ -29,3 +33,36 @@ def test_adapters_have_no_dropout_unless_it_is_asked_for() -> None:
     profile = load_model("llama-3.1-8b")
     assert estimate(profile, RUN).run.lora_dropout == 0.0
     assert estimate(profile, RUN.with_(lora_dropout=0.1)).run.lora_dropout == 0.1
+
+
+@pytest.mark.parametrize(("model", "sizes"), [("llama-3.1-8b", {}), ("Qwen/Qwen3-8B", {"batch_size": 4})])
+def test_models_that_are_asked_for_most_are_answered_without_unsloth(model: str, sizes: dict[str, int]) -> None:
+    profile, run, card = load_model(model), RUN.with_(**sizes), load_gpu("24GB")
+    tape = tape_for(profile, run, card, stored_only=True)
+    assert tape is not None
+    answer = estimate(profile, run, card, tape=tape)
+    assert answer.fit is not None and answer.fit.verdict == "fits" and answer.method == "traced"
+    # Two buffers on the card hold one layer's input each; the others wait on the host.
+    layers, hidden = profile.dims["num_hidden_layers"], profile.dims["hidden_size"]
+    assert answer.host.offloaded_bytes == layers * 2 * hidden * run.batch_size * run.seq_len
+    assert answer.components[Component.CHECKPOINTS.value] <= 2 * 2 * hidden * run.batch_size * run.seq_len
+
+
+def test_a_verdict_that_compiled_layers_could_change_is_nobody_s() -> None:
+    profile, card = load_model("llama-3.1-8b"), load_gpu("7GiB")
+    tape = tape_for(profile, RUN, card, stored_only=True)
+    answer = estimate(profile, RUN, card, tape=tape)
+    assert answer.fit is not None and answer.fit.verdict == "cannot-say"
+    assert "UNSLOTH_BLOCK_COMPILE" in " ".join(answer.fit.reasons)
+
+
+def test_a_run_that_its_loader_has_no_word_for_is_refused() -> None:
+    answer = estimate(load_model("llama-3.1-8b"), RUN.with_(quant="fp4"), load_gpu("24GB"))
+    assert answer.verdict == "will-not-run"
+    assert "--quant nf4" in answer.problems[0].fix
+
+
+def test_nobody_timed_it_and_no_other_trainer_s_speed_is_given() -> None:
+    profile = load_model("llama-3.1-8b")
+    speeds = [speed_of(profile, resolve(profile, RunConfig(trainer=name)).run, load_gpu("h200")) for name in NAMES]
+    assert [speed.tokens_per_s is None for speed in speeds] == [True, False]

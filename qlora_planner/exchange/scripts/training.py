@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import qlora_planner.exchange.scripts.unsloth as unsloth
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
@@ -86,12 +87,22 @@ def sections(
             "a script would load fused experts in 16 bits, as transformers does: --export axolotl=FILE writes a config"
             " that stores them in NF4"
         )
-    trainer, training = SCRIPTS[trainer_named(run.trainer).name](run)
-    parts = [
-        ("Allocator", _opening(run, notebook=notebook)),
-        ("Imports", "\n".join(_imports(run))),
-        ("Config", "\n".join(_constants(run, model_id, data))),
-        ("Model", "\n".join(_model(run))),
+    row = trainer_named(run.trainer)
+    trainer, training = (_unsloth if row.patches_libraries else SCRIPTS[row.name])(run)
+    parts = [("Allocator", _opening(run, notebook=notebook))]
+    if row.patches_libraries:
+        parts += [
+            ("Imports", "\n".join(unsloth.imports())),
+            ("Config", "\n".join(unsloth.constants(run, model_id, data))),
+            ("Model", "\n".join(unsloth.model(run))),
+        ]
+    else:
+        parts += [
+            ("Imports", "\n".join(_imports(run))),
+            ("Config", "\n".join(_constants(run, model_id, data))),
+            ("Model", "\n".join(_model(run))),
+        ]
+    parts += [
         ("Data", _dataset(run, data)),
         ("Rewards", "" if trainer_named(run.trainer).generation is None else reward_lists.section(run, rewards)),
         ("Trainer", trainer),
@@ -108,6 +119,8 @@ def is_hub_dataset(data: str) -> bool:
 
 def packages(run: RunConfig) -> list[str]:
     """What the script imports, by the names that pip installs."""
+    if trainer_named(run.trainer).patches_libraries:
+        return [*unsloth.PACKAGES]  # which names the versions of all others
     names = ["torch", "transformers", "accelerate", "datasets"]
     names += ["peft"] if run.method != "full" else []
     optimizer = find_optimizer(run.optimizer)
@@ -249,7 +262,9 @@ def _dataset(run: RunConfig, data: str) -> str:
     if is_hub_dataset(data):
         loader = "DATA"
     lines = [f'dataset = load_dataset({loader}, split="train")']
-    if not trainer_named(run.trainer).prepares_rows:
+    if trainer_named(run.trainer).patches_libraries:
+        lines.append(f"\n{unsloth.texts()}")
+    elif not trainer_named(run.trainer).prepares_rows:
         lines.append(f"\n{_TOKENIZE if run.task is None else classification.TOKENIZE}")
     if run.eval_batch_size is not None:
         lines.append(_SPLIT)
@@ -369,6 +384,19 @@ with torch.no_grad():
     held_out = torch.utils.data.DataLoader(parts["test"], batch_size={batch}, collate_fn=collate)
     losses = [model(**{{name: value.to(model.device) for name, value in batch.items()}}).loss for batch in held_out]
 print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
+
+
+def _unsloth(run: RunConfig) -> tuple[str, str]:
+    """trl's SFTTrainer as Unsloth has patched it; the precision of the whole process is the model's."""
+    own = {name: value for name, value in _arguments(run).items() if name not in options.trainer_options(run)}
+    del own["use_cpu"]
+    parts = {
+        "model": Code("model"),
+        "args": Code(call("SFTConfig", {**own, **unsloth.trainer_arguments(run)})),
+        **_sets(run),
+        "processing_class": Code("tokenizer"),
+    }
+    return f"trainer = {call('SFTTrainer', parts)}", _ENDING
 
 
 def _planned(run: RunConfig) -> tuple[str, str]:

@@ -134,6 +134,16 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
         fix = f"--seq-len {run.max_length}" if option == "max_length" else f"--trainer {owner_of(option).name}"
         yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", fix)
     yield from rollout_refusals(run, trainer)
+    for option, values in trainer.only.items():
+        if getattr(run, option) not in values:
+            name = option.replace("_", "-")
+            choices = [str(value) for value in values if value is not None and not isinstance(value, bool)]
+            yield _refuse(
+                f"{name}-refused",
+                f"{trainer.name} {'has' if choices else 'is modelled'} "
+                + (f"--{name} {' and '.join(choices)} alone" if choices else f"without --{name}"),
+                f"--{name} {choices[0]}" if choices else f"another trainer, or no --{name}",
+            )
     named, since = run.stack.get(trainer.versioned_by or ""), trainer.modelled_since
     if named is not None and since is not None and parse_version(named) < since:
         first = ".".join(map(str, since))

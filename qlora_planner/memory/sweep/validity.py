@@ -21,6 +21,8 @@ LEAST_TOKENS = 512
 HEAD_TILE_TOKENS = 4096
 # unsloth_zoo 2026.10.9, fused_losses/fused_linear.py: cards up to which the loss always goes over the words in tiles.
 SMALL_CARD_BYTES = 49 << 29
+# torch 2.13, sdp_utils.cpp: where cuDNN attends, for whose plans Unsloth pads sequences (utils/attention_dispatch.py).
+CUDNN_CAPABILITIES = ("9.0", "10.0")
 # Two tables of 16 values: the same tensors, the same kernels, the same bytes.
 FOUR_BIT = ("nf4", "fp4")
 
@@ -122,6 +124,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         f"images:{run.images}x{run.image_size or run.image_tokens}": run.shows_images,
         f"exclude:{run.exclude_modules}": run.exclude_modules is not None,
         "small-card": trainer.patches_libraries and gpu is not None and gpu.memory_bytes <= SMALL_CARD_BYTES,
+        "cudnn": trainer.patches_libraries and (gpu is None or gpu.compute_capability in CUDNN_CAPABILITIES),
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
 

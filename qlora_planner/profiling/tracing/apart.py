@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import importlib
 import pickle
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, PlannerError
-from qlora_planner.isolation import child_environment, python_module
+from qlora_planner.isolation import child_environment, python_code
 
 if TYPE_CHECKING:
     from qlora_planner.profiling.tracing.spec import TraceSpec
     from qlora_planner.spec.trace import Tape
 
 _REQUEST, _ANSWER = "request.pickle", "answer.pickle"
-# Unsloth on a machine without a card, with layers as they are written, and nothing asked of the network.
-_ENVIRONMENT = {
-    "UNSLOTH_ALLOW_CPU": "1",
-    "UNSLOTH_BLOCK_COMPILE": "0",
-    "UNSLOTH_DISABLE_PINNED_MEMORY": "1",
-    "UNSLOTH_DISABLE_STATISTICS": "1",
-    "CUDA_VISIBLE_DEVICES": "",
-    "HF_HUB_OFFLINE": "1",
-}
+# Importing this package imports what the trainer changes, so the trainer's comes first.
+_CHILD = (
+    "import importlib, sys; importlib.import_module(sys.argv[1]);"
+    " from qlora_planner.profiling.tracing.apart import main; main()"
+)
 
 
 def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
@@ -39,9 +33,9 @@ def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
         request, answer = (Path(folder) / name for name in (_REQUEST, _ANSWER))
         request.write_bytes(pickle.dumps((dict(raw), spec, what)))
         ended = subprocess.run(
-            [*python_module(__name__), spec.trainer.packages[0]],
+            [*python_code(_CHILD), spec.trainer.packages[0]],
             cwd=folder,  # into which it writes what it compiles
-            env=child_environment(**_ENVIRONMENT),
+            env=child_environment(**spec.trainer.trace_environment),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -58,8 +52,7 @@ def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
 
 
 def main() -> None:
-    """Trace the run that the working directory's request names; the trainer's package is imported before all others."""
-    importlib.import_module(sys.argv[1])
+    """Trace the run that the working directory's request names."""
     from qlora_planner.profiling.refusals import traced_fault
     from qlora_planner.profiling.tracing.engine import trace
 
@@ -72,7 +65,3 @@ def main() -> None:
     except Exception as error:  # any model code may fail on fake tensors; the cause is passed on
         answer = traced_fault(error, what)
     Path(_ANSWER).write_bytes(pickle.dumps(answer))
-
-
-if __name__ == "__main__":
-    main()

@@ -48,6 +48,20 @@ def _flash_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any)
     return sizes
 
 
+def _varlen_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> list[int]:
+    """flash_attn mha_varlen_bwd over rows end to end, each of which begins at a multiple of 128 of its own."""
+    query, key, bounds = args[1], args[2], args[6]
+    if bounds is None:
+        return _flash_backward((args[0], query.transpose(1, 2), key.transpose(1, 2)), kwargs, result)
+    total, heads, width = query.shape
+    rows = total + 128 * (bounds.shape[0] - 1)
+    padded = -(-width // 32) * 32
+    sizes = [4 * heads * rows, 4 * rows * heads * padded]
+    if key.shape[1] != heads:
+        sizes += [key.element_size() * key.shape[0] * heads * width] * 2
+    return sizes
+
+
 def _efficient_backward(args: Sequence[Any], kwargs: Mapping[str, Any], result: Any) -> list[int]:
     """kernel_backward.h: fp32 product for the row sums before it, then dQ (and wide dK, dV) accumulators in fp32."""
     query, key = args[1], args[2]
@@ -101,6 +115,7 @@ SCRATCH: dict[Any, Callable[[Sequence[Any], Mapping[str, Any], Any], Sequence[in
     aten._scaled_dot_product_cudnn_attention.default: _cudnn_forward,
     aten._scaled_dot_product_cudnn_attention_backward.default: _cudnn_backward,
     aten._scaled_dot_product_flash_attention_backward.default: _flash_backward,
+    aten._flash_attention_backward.default: _varlen_backward,
     aten._scaled_dot_product_efficient_attention_backward.default: _efficient_backward,
     aten._softmax_backward_data.default: _softmax_backward,
     aten._foreach_norm.Scalar: _norm_of_list,

@@ -29,6 +29,10 @@ def launched_plainly(traits: CudaTraits) -> Iterator[None]:
     from unsloth.models import llama
     from unsloth_zoo.fused_losses import fused_linear
 
+    def wide_results(_device: torch.device, dtype: torch.dtype = torch.float16) -> bool:
+        """Its trial of a product with a float32 result, which bfloat16 has where the card has bfloat16."""
+        return traits.bfloat16 or dtype is torch.float16
+
     small = traits.memory_bytes <= fused_linear._SMALL_CARD_BYTES
     with (
         mock.patch.object(triton_launch, "_ENABLED", False),
@@ -36,6 +40,7 @@ def launched_plainly(traits: CudaTraits) -> Iterator[None]:
         mock.patch.object(llama, "DEVICE_COUNT", 1),
         mock.patch.dict(utils._SCRATCH, clear=True),
         mock.patch.object(fused_linear, "_flash_min_rows", lambda _device: 0 if small else ROWS_ON_LARGE_CARDS),
+        mock.patch.object(fused_linear, "_fp32_out_ok", wide_results),
         mock.patch.object(fused_linear, "range", _first_of_steps, create=True),
     ):
         yield
