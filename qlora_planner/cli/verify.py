@@ -17,10 +17,10 @@ from qlora_planner.cli.options import (
 )
 from qlora_planner.cli.progress import watching
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import output_from, stand_in_from
+from qlora_planner.cli.values import Output, card_from, output_from, stand_in_from
 from qlora_planner.errors import InputError
 from qlora_planner.session.measuring.this_card import check_packages
-from qlora_planner.session.measuring.verify import cards_for, check_amount, run_of_file, verify
+from qlora_planner.session.measuring.verify import Verification, cards_for, check_amount, run_of_file, verify
 
 DEVICES = ("cuda", "cpu")
 _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
@@ -34,15 +34,25 @@ _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
 @click.option(
     "--save", cls=SectionOption, is_flag=True, help="Write the evidence into measurements/ of --profiles too."
 )
+@click.option(
+    "--as-rank",
+    cls=SectionOption,
+    type=click.IntRange(0, 1023),
+    metavar="R",
+    help="Play one of several cards on this one.",
+)
 @card_options()
 @run_options()
 @output_options()
-def command(model: str, device: str, steps: int, floor: bool, save: bool, **given: Any) -> int:
+def command(model: str, device: str, steps: int, floor: bool, save: bool, as_rank: int | None, **given: Any) -> int:
     """Build this very run with random weights, take real steps in a process of its own, and compare.
 
-    --gpu of a smaller card makes this one behave like it. Exits with 1 when it runs out of memory.
+    --gpu of a smaller card makes this one behave like it; with --as-rank it plays rank R of --gpu 8xa100-80gb alone,
+    under FSDP2, with nobody to send to. Exits with 1 when it runs out of memory.
     """
     output = output_from(given)
+    if as_rank is not None:
+        return _as_rank(model, as_rank, device, steps, given, output, alone=not (floor or save))
     session = output.session
     named, run = run_of_file(model, explicit_run_options(given))
     card, _, cap_bytes = stand_in_from(given, output)
@@ -57,6 +67,35 @@ def command(model: str, device: str, steps: int, floor: bool, save: bool, **give
         session, named, run, here=here, steps=steps, floor=floor, save=save, ranks=ranks,
         watching=partial(watching, quiet=output.quiet),
     )  # fmt: skip
+    return _answered(verification, output)
+
+
+def _as_rank(
+    model: str, rank: int, device: str, steps: int, given: dict[str, Any], output: Output, *, alone: bool
+) -> int:
+    """Raises InputError for --floor and --save, which are of one card, and without a number of cards."""
+    from dataclasses import replace
+
+    from qlora_planner.session.measuring.as_rank import run_as_rank, verify_as_rank
+    from qlora_planner.session.measuring.this_card import this_card_as
+
+    if not alone:
+        raise InputError("--as-rank: --floor and --save are of one card; leave them out")
+    card = card_from(given, output, required=False)
+    if card is None:
+        raise InputError(f"--as-rank {rank}: of which cards? add --gpu, as --gpu 8xa100-80gb")
+    named, run = run_of_file(model, explicit_run_options(given))
+    run = run_as_rank(run, card, rank)
+    check_packages(run)
+    here = this_card_as(output.session, replace(card, count=1, nodes=1)) if device == "cuda" else None
+    verification = verify_as_rank(
+        output.session, named, run, card, rank, here=here, steps=steps,
+        watching=partial(watching, quiet=output.quiet),
+    )  # fmt: skip
+    return _answered(verification, output)
+
+
+def _answered(verification: Verification, output: Output) -> int:
     if output.json:
         answer_json(verification.to_dict())
     else:

@@ -6,7 +6,7 @@ from qlora_planner.record import record
 
 # `training` spans the adapters' casting and every step; forward, backward and optimizer are parts of it.
 MEASURED_PHASES = (
-    "load", "prepare", "adapters", "training", "generate", "forward", "backward", "optimizer", "eval", "save",
+    "load", "prepare", "adapters", "wrap", "training", "generate", "forward", "backward", "optimizer", "eval", "save",
 )  # fmt: skip
 
 

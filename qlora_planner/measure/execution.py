@@ -108,6 +108,10 @@ class Execution:
         from qlora_planner.train import adapters, model
 
         run, spec = self.run, self.spec
+        if spec.rank is not None:
+            from qlora_planner.measure.as_rank import join
+
+            join(run, spec.rank, spec.world, spec.device)
         weights = None if spec.model_dir is not None else model.random_weights(self.raw, spec.device, labels_of(run))
         self._meter = make_meter()
         try:
@@ -170,6 +174,8 @@ class Execution:
             try:
                 self._tell("begin", {"step": 0, "of": spec.steps})
                 with gpu_lock.stepping():
+                    if spec.rank is not None:
+                        self._enter("wrap", mark="adapters")
                     trainer.train(spec.steps, watcher)
             finally:
                 # After a failure too: what still lives says what was alive.
@@ -254,6 +260,10 @@ class Execution:
 
     def _notes(self) -> tuple[str, ...]:
         notes = [] if self._sampler is None else list(self._sampler.notes)
+        if self.spec.rank is not None:
+            from qlora_planner.measure.as_rank import NOTE
+
+            notes.append(f"rank {self.spec.rank} of {self.spec.world}: {NOTE}")
         return (*notes, gpu_lock.EXCLUSIVE_NOTE) if gpu_lock.takes_turns() else tuple(notes)
 
     def _components(self, outcome: str) -> dict[str, int] | None:

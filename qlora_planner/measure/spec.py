@@ -23,6 +23,7 @@ class ChildSpec:
     CPU). `snapshot` keeps every allocation, to say what was alive at the peak. `steps` optimizer steps, then one
     evaluation where the run evaluates, and saving where `save` says so. `gpu_index` counts visible cards.
     There are `ranks` processes, one a card, which accelerate starts with its config `launch`.
+    `rank` of `world` is played alone where it is given, on a fake process group: see `measure.as_rank`.
     `created`, `config_sha256`, `predicted` and `role` go into the measurement as they are.
     """
 
@@ -43,6 +44,8 @@ class ChildSpec:
     role: str | None = None
     ranks: int = 1
     launch: str | None = None
+    rank: int | None = None
+    world: int = 1
 
     def __post_init__(self) -> None:
         faults = []
@@ -54,6 +57,8 @@ class ChildSpec:
             faults.append(f"steps must be a whole number from 1, not {quoted(self.steps)}")
         if self.cap_bytes is not None and (type(self.cap_bytes) is not int or self.cap_bytes < 1):
             faults.append(f"cap_bytes must be a whole number from 1, not {quoted(self.cap_bytes)}")
+        if self.rank is not None and not 0 <= self.rank < self.world:
+            faults.append(f"rank must be one of {self.world} from 0, not {quoted(self.rank)}")
         if faults:
             refuse(faults, "specification")
 

@@ -58,6 +58,7 @@ _PHASES: dict[str, tuple[str, ...]] = {
     "load": ("load",),
     "prepare": ("prepare",),
     "adapters": ("adapters",),
+    "wrap": ("wrap",),
     "generate": ("generate",),
     "forward": ("forward", "loss", "reference"),
     "backward": ("backward",),

@@ -18,6 +18,7 @@ STRETCHES: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "adapters": ("adapters",),
     "cast": ("adapters", "training"),
+    "wrap": ("wrap",),  # of one rank of several: its trainer shards the model
     "generate": ("generate", "training"),
     "forward": ("forward", "training"),
     "backward": ("backward", "training"),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from datetime import UTC, datetime
 from pathlib import Path
@@ -70,7 +70,8 @@ class Verification:
         }
 
 
-def _unwatched(_model: str, _whole_bytes: int | None) -> AbstractContextManager[Hear]:
+def unwatched(_model: str, _whole_bytes: int | None) -> AbstractContextManager[Hear]:
+    """What nobody looks on at."""
     return nullcontext(lambda _progress: None)
 
 
@@ -84,7 +85,7 @@ def verify(
     floor: bool = False,
     save: bool = False,
     ranks: int = 1,
-    watching: Callable[[str, int | None], AbstractContextManager[Hear]] = _unwatched,
+    watching: Callable[[str, int | None], AbstractContextManager[Hear]] = unwatched,
 ) -> Verification:
     """Real steps of this run with random weights in a process of its own, kept where `calibrate` finds them.
 
@@ -113,17 +114,11 @@ def verify(
     )
     if here is not None and predicted is not None:
         check_room(here, predicted, session.tell)
-    events_file.tell("predicted", {"estimate": spec.predicted})
-    with watching(spec.model_id, None if here is None else here.gpu.memory_bytes) as hear:
-
-        def heard(progress: Progress) -> None:
-            events_file.pass_on(progress)
-            hear(progress)
-
+    with heard(spec, here, watching) as hear:
         if ranks > 1:
-            measured = verify_ranks(spec, tell=heard)
+            measured = verify_ranks(spec, tell=hear)
             return Verification(measurement=_deciding(measured), ranks=measured)
-        measurement = measure(spec, tell=heard)
+        measurement = measure(spec, tell=hear)
     events_file.tell("compared", to_document(measurement))
     least = None
     if floor and predicted is not None and measurement.outcome == "ok":
@@ -132,6 +127,23 @@ def verify(
     for _, attempt in () if least is None else least.tries:
         keep(session, attempt, save=save)
     return Verification(measurement=measurement, floor=least, kept=kept)
+
+
+@contextmanager
+def heard(
+    spec: ChildSpec, here: ThisCard | None, watching: Callable[[str, int | None], AbstractContextManager[Hear]]
+) -> Iterator[Hear]:
+    """What hears of a child's progress: whoever looks on, and the events file, which is told what was predicted."""
+    from qlora_planner.measure import events_file
+
+    events_file.tell("predicted", {"estimate": spec.predicted})
+    with watching(spec.model_id, None if here is None else here.gpu.memory_bytes) as hear:
+
+        def both(progress: Progress) -> None:
+            events_file.pass_on(progress)
+            hear(progress)
+
+        yield both
 
 
 def _deciding(ranks: tuple[Measurement, ...]) -> Measurement:
@@ -204,8 +216,11 @@ def specification(
     device: str,
     steps: int,
     ranks: int = 1,
+    card: PlannedCard | None = None,
 ) -> tuple[ChildSpec, MemoryEstimate | None]:
     """What the child is told, and what is predicted for it; nothing is for ranks on the CPU, which have no cards.
+
+    `card` is what the prediction is of, where that is another than the one here.
 
     Raises MissingError for a run that this card or stack refuses.
     """
@@ -233,7 +248,7 @@ def specification(
 
         predicted, resolved = None, resolve(profile, run).run
     else:
-        predicted = session.open(profile, None if here is None else _card(here)).estimate(run)
+        predicted = session.open(profile, card or (None if here is None else _card(here))).estimate(run)
         resolved = predicted.run
         refused = [problem for problem in predicted.problems if problem.blocking]
         if refused:
