@@ -41,7 +41,7 @@ Ints = NDArray[np.int64]
 # What decides loading, preparing and adding adapters, but for the rank.
 _loading_options = options_without(
     "rank", "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger",
-    "padding",
+    "padding", "checkpoint_every", "checkpoint_offload",
     "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
     "trainer",
 )  # fmt: skip

@@ -21,9 +21,10 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
     """Every rung below a resolved `run`, in order, each with what it says; a rung keeps what the ones above it changed.
 
     Smaller micro-batches with more accumulation come first: the same effective batch, the same schedule. Then gradient
-    checkpointing, an optimizer whose states are paged 8-bit ones, activations kept in host memory, and at the very end
-    sequences of half the length. A trainer that generates keeps the completions of a step together until fewer of them
-    at a time are all that is left, and its completions are what is cut. Where memory ran out in `phase` "eval",
+    checkpointing, of every layer where some are left out, an optimizer whose states are paged 8-bit ones, activations
+    kept in host memory, and at the very end sequences of half the length. A trainer that generates keeps the
+    completions of a step together until fewer of them at a time are all that is left, and its completions are what is
+    cut. Where memory ran out in `phase` "eval",
     evaluation batches shrink before all that. `profile` tells whether the class can be checkpointed. Nothing is yielded
     that changes nothing.
     """
@@ -43,6 +44,11 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
     if not run.gradient_checkpointing and (profile is None or profile.supports.get("gradient_checkpointing", True)):
         run = run.with_(gradient_checkpointing=True)
         yield run, "gradient checkpointing on: slower, the same result"
+    while run.gradient_checkpointing and (run.checkpoint_every or 1) > 1:
+        every = 2 if (run.checkpoint_every or 1) > 2 else None
+        run = run.with_(checkpoint_every=every)
+        layers = f"every {every}nd layer" if every else "every layer"
+        yield run, f"{layers} checkpointed: slower, the same result"
     row, sharded = find_optimizer(run.optimizer), run.parallel == FSDP2  # where bitsandbytes' optimizers break
     if not sharded and (row is None or (not (row.paged and row.bits == 8) and row.kind != "none")):
         run = run.with_(optimizer=SMALL_OPTIMIZER)

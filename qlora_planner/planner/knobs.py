@@ -11,6 +11,9 @@ from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 
+# Of so many layers one is checkpointed: half of all recomputing is saved, two thirds, three quarters, seven eighths.
+SOME_LAYERS = (2, 3, 4, 8)
+
 
 @record
 class Knob:
@@ -94,6 +97,20 @@ def fewer_together(run: RunConfig) -> dict[str, Any] | None:
     return {"steps_per_generation": steps}
 
 
+def _layers_checkpointed(*, fewer: bool) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """The next larger or smaller number of layers of which one is checkpointed; the smallest is every layer."""
+
+    def turn(run: RunConfig) -> dict[str, Any] | None:
+        every = run.checkpoint_every or 1
+        row = trainer_named(run.trainer)
+        if not run.gradient_checkpointing or run.use_reentrant or run.parallel or not row.one_pass:
+            return None
+        steps = [n for n in SOME_LAYERS if n > every] if fewer else [n for n in (*SOME_LAYERS[::-1], 1) if n < every]
+        return {"checkpoint_every": steps[0]} if steps else None
+
+    return turn
+
+
 def _set(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
     def turn(run: RunConfig) -> dict[str, Any] | None:
         changed = {name: value for name, value in options.items() if getattr(run, name) != value}
@@ -135,7 +152,12 @@ KNOBS = (
         name="double_quant",
         turn=lambda run: {"double_quant": not run.double_quant} if run.quant in ("nf4", "fp4") else None,
     ),
-    Knob(name="gradient_checkpointing", turn=lambda run: {"gradient_checkpointing": not run.gradient_checkpointing}),
+    Knob(name="checkpoint_every", turn=_layers_checkpointed(fewer=True), note="layers that keep all are not run again"),
+    Knob(name="checkpoint_every", turn=_layers_checkpointed(fewer=False)),
+    Knob(
+        name="gradient_checkpointing",
+        turn=lambda run: {"gradient_checkpointing": not run.gradient_checkpointing, "checkpoint_every": None},
+    ),
     Knob(name="attention", turn=_set(attention="eager")),
     Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
     Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),

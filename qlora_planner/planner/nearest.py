@@ -40,7 +40,7 @@ def _steps(run: RunConfig, fixed: frozenset[str]) -> Iterator[Step]:
     """From what changes nothing that is learnt to what changes most; a step that touches nothing fixed is left out."""
     attention = Step(reset={"attention": None} if run.attention == "eager" else {})
     upcast = Step(reset={"upcast": None} if run.upcast else {})
-    checkpoints = Step(searched=frozenset({"gradient_checkpointing"}))
+    checkpoints = Step(searched=frozenset({"gradient_checkpointing", "checkpoint_every"}))
     optimizer = Step(searched=frozenset({"optimizer", "alloc_conf"}))
     batch = Step(searched=_BATCH if "batch_size" in fixed and run.batch_size > 1 else frozenset())
     constants = Step(searched=frozenset({"double_quant"}))

@@ -156,7 +156,8 @@ class Planner:
             )
         space = search_space(
             self.profile, run, fixed, effective_batch=effective_batch or self._effective_batch(fixed),
-            packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths, whole=whole,
+            packed=data is not None, int8=objective.name == "quality", offloading=objective.lengths,
+            some_layers=not objective.lengths and self.budget.world == 1, whole=whole,
         )  # fmt: skip
         if objective.ranks and "rank" not in fixed:
             space = replace(space, ranks=objective.ranks)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
-from qlora_planner.planner.knobs import generates, of_length
+from qlora_planner.planner.knobs import SOME_LAYERS, generates, of_length
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
@@ -28,6 +28,7 @@ _DEFAULT = RunConfig()
 # A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much
 # above the card are worth playing, a few of them.
 NEARLY, MOST_NEARLY = 1.05, 2
+_WHICH_LAYERS = ("gradient_checkpointing", "checkpoint_every")
 # Of a dataset's rows in a batch, by batch, sequence and packing: tokens computed on a row, padding with them, and the
 # row's own, both in the mean.
 Rows = Callable[[int, int, bool], tuple[float, float]]
@@ -192,10 +193,12 @@ def _option_sets(
         kinds = [[size] for size in sizes]
     refused: str | None = None
     runs = False
+    room = _Room(base.seq_len)
     for options in space.options:
         for rank in space.ranks:
             for batches in kinds:
-                if not batches:
+                wanted = room.batches(options, rank, batches)
+                if not wanted:
                     continue
                 run = base.with_(**options, rank=rank, batch_size=batches[0])
                 if trainer_named(run.trainer).generation is not None:  # completions of a whole step come together
@@ -207,9 +210,64 @@ def _option_sets(
                     refused = refused or f"{blocking[0].message}; use {blocking[0].fix}"
                     continue
                 runs = True
-                yield _prepared(factory, run, resolution, pace_on), batches
+                prepared = _prepared(factory, run, resolution, pace_on)
+                room.add(options, rank, batches, prepared)
+                yield prepared, wanted
     if not runs and refused is not None:
         raise NothingRunsError(f"no combination of the options left open runs: {refused}")
+
+
+@dataclass(slots=True)
+class _Room:
+    """What is left on the card between checkpointing every layer and none, by the other options, rank and batches."""
+
+    seq_len: int
+    _ends: dict[Any, dict[bool, CandidateMemory]] = field(default_factory=dict)
+    _steps: dict[Any, Mapping[int, list[int]]] = field(default_factory=dict)
+
+    def add(self, options: Mapping[str, Any], rank: int, batches: Sequence[int], prepared: OptionSet) -> None:
+        """Keep the memory of a run that checkpoints every layer or none."""
+        if options.get("gradient_checkpointing") is not None and options.get("checkpoint_every") is None:
+            ends = self._ends.setdefault(_beside_checkpointing(options, rank, batches), {})
+            ends[prepared.run.gradient_checkpointing] = prepared.memory
+
+    def batches(self, options: Mapping[str, Any], rank: int, batches: list[int]) -> list[int]:
+        """Those at which a run of these options may be the fastest that fits."""
+        every = options.get("checkpoint_every")
+        key = _beside_checkpointing(options, rank, batches)
+        ends = self._ends.get(key, {})
+        if every is None or len(ends) < 2:
+            return batches
+        if key not in self._steps:
+            self._steps[key] = self._worth_ranking(ends[True], ends[False], batches)
+        return self._steps[key][every]
+
+    def _worth_ranking(self, least: CandidateMemory, most: CandidateMemory, batches: list[int]) -> dict[int, list[int]]:
+        """By the number of layers of which one is checkpointed, the batches at which that may be the best number.
+
+        What the other layers keep lies between nothing and all by how many they are, to some percent: so at a batch the
+        largest number that may fit is ranked, and smaller ones down to what does fit; none where no layer needs it.
+        """
+        batch = np.array(batches, dtype=np.int64)
+        seq = np.full_like(batch, self.seq_len)
+        (low, _), (high, _) = least.floors(batch, seq), most.floors(batch, seq)
+        limit = max(least.largest_floors())
+        steps: dict[int, list[int]] = {every: [] for every in SOME_LAYERS}
+        for size, floor, whole in zip(batches, low.tolist(), high.tolist(), strict=True):
+            if whole * NEARLY <= limit:
+                continue
+            between = {every: floor + (whole - floor) * (1 - 1 / every) for every in SOME_LAYERS}
+            surely = [every for every in SOME_LAYERS if between[every] * NEARLY <= limit]
+            for every in SOME_LAYERS:
+                if between[every] <= NEARLY * limit and every >= max(surely, default=0):
+                    steps[every].append(size)
+        return steps
+
+
+def _beside_checkpointing(options: Mapping[str, Any], rank: int, batches: Sequence[int]) -> Any:
+    """The options of a set but for which layers are checkpointed, as a key."""
+    others = sorted((name, repr(value)) for name, value in options.items() if name not in _WHICH_LAYERS)
+    return tuple(others), rank, tuple(batches)
 
 
 def _prepared(factory: CandidateFactory, run: RunConfig, resolution: Resolution, pace_on: GpuSpec) -> OptionSet:

@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.options.stored_checkpoint import stored_options
+from qlora_planner.planner.knobs import SOME_LAYERS
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -87,6 +88,11 @@ RULES = (
         source="each layer's input crosses PCIe twice: 1 x 4,096 tokens of Llama-3.1-8B took 0.87 s instead of 0.73 s",
     ),
     Rule(
+        name="some-layers",
+        says="memory that is left goes to layers that keep what backward needs: 1 in 2, 3, 4 or 8 is checkpointed",
+        source="transformers' gradient_checkpointing_kwargs, every_n_layers; a layer that keeps all is not run again",
+    ),
+    Rule(
         name="near-ties",
         says="of runs within 2 % of the fastest: more bits, the usual options, a traced run, the least memory",
         source="nobody can tell runs so near apart beforehand; the accuracy of the speed model is in the README",
@@ -151,16 +157,18 @@ def search_space(
     packed: bool = False,
     int8: bool = False,
     offloading: bool = False,
+    some_layers: bool = True,
     whole: bool = True,
 ) -> SearchSpace:
-    """Every combination of what is not `fixed`; `packed`, `int8` and `offloading` try those too.
+    """Every combination of what is not `fixed`; `packed`, `int8`, `offloading` and `some_layers` try those too.
 
     With `whole` false the optimizer and the allocator stay as they are, as for a survey of many models.
     """
     open_axes: list[list[dict[str, Any]]] = [_bases(profile, run, fixed, int8)]
-    which = {"checkpoint_every", "checkpoint_offload"} & fixed  # options of checkpointing, which then stays
-    if not which and "gradient_checkpointing" not in fixed and profile.supports.get("gradient_checkpointing", True):
-        open_axes.append([{"gradient_checkpointing": True}, {"gradient_checkpointing": False}])
+    # Options of checkpointing keep it as it is.
+    checkpointing = {"gradient_checkpointing", "checkpoint_every", "checkpoint_offload"} & fixed
+    if not checkpointing and profile.supports.get("gradient_checkpointing", True):
+        open_axes.append(list(_checkpointing(run, some_layers)))
     if whole:
         if "optimizer" not in fixed:
             open_axes.append([{"optimizer": name} for name in OPTIMIZERS])
@@ -189,6 +197,15 @@ def _bases(profile: ModelProfile, run: RunConfig, fixed: frozenset[str], int8: b
         and (int8 or base.options["quant"] != "int8" or "quant" in fixed)
     ]
     return bases or [{}]
+
+
+def _checkpointing(run: RunConfig, some_layers: bool) -> Iterator[dict[str, Any]]:
+    """All layers are checkpointed, none, or some."""
+    for checkpointing in (True, False):
+        yield {"gradient_checkpointing": checkpointing, "checkpoint_every": None}
+    if some_layers and trainer_named(run.trainer).one_pass:
+        for every in SOME_LAYERS:
+            yield {"gradient_checkpointing": True, "checkpoint_every": every}
 
 
 def _runs(axes: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:

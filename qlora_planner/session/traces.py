@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner import installing
 from qlora_planner.catalog.stack import CODE_SINCE, same_code, stack_of
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
     from qlora_planner.spec.trace import CompiledTape, Tape
+
+# Tapes of runs that checkpoint some layers, put together a moment ago, with the profile that is meant: its address is
+# no one else's while it is kept here.
+_woven: dict[tuple[Any, ...], tuple[ModelProfile, list[StoredTape]]] = {}
+_MOST_WOVEN = 32
 
 
 def tape_for(
@@ -116,11 +121,33 @@ def shipped_tape(
 ) -> StoredTape | None:
     """The tape that ships for a variant (see `trace_key`) of a model at these sizes, its own or its family's; None
     where there is none. One that holds for the versions of `stack`, else one that the profile's versions were traced
-    with. Raises InputError naming a file that cannot be read.
+    with. A run that checkpoints some layers is answered from the two that checkpoint all of them and none. Raises
+    InputError naming a file that cannot be read.
     """
+    from qlora_planner.memory.sweep.validity import variants_of_some_layers
+    from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import stored_tape
+    from qlora_planner.sources.tapes import stored_tape, woven_tape
 
+    some_layers = variants_of_some_layers(variant)
+    if some_layers is not None:
+        if any(stores_experts(tensor) for tensor in profile.tensors):
+            return None  # what a router leaves for its loss is of all layers together
+        key = id(profile), variant, str(profiles), tuple(sorted((stack or {}).items()))
+        _, kept = _woven.setdefault(key, (profile, []))
+        at_hand = next((tape for tape in kept if tape.region.holds(batch_size, seq_len)), None)
+        if at_hand is not None:
+            return at_hand
+        *variants, every = some_layers
+        whole, none = (
+            shipped_tape(profile, each, batch_size, seq_len, profiles=profiles, stack=stack) for each in variants
+        )
+        tape = woven_tape(whole, none, every)
+        if tape is not None:
+            kept.append(tape)
+        if len(_woven) > _MOST_WOVEN:
+            _woven.clear()
+        return tape
     wanted = profile.counted if stack is None else stack
     from qlora_planner.sources.tapes import OF_TRAINERS
 

@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from qlora_planner.bounded import read_bytes, unpacked
+from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.partial import UnlikeError, checkpoints_every
 from qlora_planner.spec.trace import CompiledTape
 
 if TYPE_CHECKING:
@@ -70,6 +72,18 @@ def stored_tape(
         return None
 
     return _first(profile, "batched" if batch_size > 1 else "single", dirs, pick)
+
+
+def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: int) -> StoredTape | None:
+    """The tape of a run that checkpoints every `every`-th layer, from those of the runs that checkpoint every layer and
+    none; None where one is missing, was made with other libraries, or the two do not go together."""
+    if checkpointed is None or kept is None or not same_code(checkpointed.versions, kept.versions):
+        return None
+    try:
+        tape = checkpoints_every(checkpointed.tape, kept.tape, every)
+    except UnlikeError:
+        return None
+    return StoredTape(tape=tape, region=checkpointed.region.within(kept.region), versions=checkpointed.versions)
 
 
 def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list[StoredTape]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 MOST_KEPT = 24
 # Models of so few layers are traced whole.
@@ -34,3 +35,19 @@ def represent(kept: Sequence[int], kinds: Sequence[str]) -> tuple[int, ...]:
             inner[kinds[index]] = position
     positions = {index: position for position, index in enumerate(kept)}
     return tuple(positions.get(index, inner[kind]) for index, kind in enumerate(kinds))
+
+
+def bridged(kept: Sequence[int], flags: Sequence[bool | None]) -> tuple[int, ...]:
+    """`kept` with as few layers more as it takes for each kept layer to follow one that is checkpointed as the layer
+    before it in the whole model is, and likewise to come before such a one; `flags`: whether each layer is."""
+    whole = set(kept)
+    for first, last in pairwise(kept):
+        steps = ((i, j) for i in range(last - first) for j in range(last - first - i))
+        matching = (
+            (i, j)
+            for i, j in sorted(steps, key=sum)
+            if flags[first + i : first + i + 2] == flags[last - j - 1 : last - j + 1]
+        )
+        after, before = next(matching)
+        whole |= {*range(first + 1, first + after + 1), *range(last - before, last)}
+    return tuple(sorted(whole))

@@ -9,6 +9,7 @@ from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.record import record
+from qlora_planner.spec.family import layer_kinds
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.kernels import Setting, cast, norm
@@ -71,8 +72,18 @@ def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
     at = setting_of(placement, trainer)
     layers = layers_of(placement, at)
     beside = len(trainer.passes) - 1  # passes without gradients: a forward each
-    micro = _total([_passes(layer.plain, run, layer.unneeded, beside) * layer.count for layer in layers])
-    masked = tuple((layer.window, _beyond(layer, run, beside)) for layer in layers if layer.window is not None)
+    again = recomputed_shares(profile, run)
+    micro = _total(
+        [
+            _passes(layer.plain, run, share, layer.unneeded, beside) * layer.count
+            for layer, share in zip(layers, again, strict=True)
+        ]
+    )
+    masked = tuple(
+        (layer.window, _beyond(layer, run, share, beside))
+        for layer, share in zip(layers, again, strict=True)
+        if layer.window is not None
+    )
     head = _head(placement, at, resolution.loss)
     micro += head * (1 + beside / _HEAD_PRODUCTS) if beside else head
     optimizer = find_optimizer(run.optimizer)
@@ -97,23 +108,32 @@ def _total(parts: list[Work]) -> Work:
     return total
 
 
-def _passes(layer: Pass, run: RunConfig, unneeded: Work, beside: int) -> Work:
-    """Forward and backward; with gradient checkpointing the forward once more, less what backward does not need.
+def recomputed_shares(profile: ModelProfile, run: RunConfig) -> tuple[float, ...]:
+    """Of each kind of layer, the part that backward computes once more: layers 0, n, 2 n and so on of a run that
+    checkpoints every n-th one."""
+    every = (run.checkpoint_every or 1) if run.gradient_checkpointing else None
+    order = layer_kinds(profile)
+    of_kind = [[index for index, name in enumerate(order) if name == kind.name] for kind in profile.layer_kinds]
+    if every is None or every == 1:
+        return tuple(0.0 if every is None else 1.0 for _ in of_kind)
+    return tuple(sum(index % every == 0 for index in indices) / max(1, len(indices)) for indices in of_kind)
+
+
+def _passes(layer: Pass, run: RunConfig, share: float, unneeded: Work, beside: int) -> Work:
+    """Forward and backward; of a `share` of layers the forward once more, less what backward does not need.
 
     `beside` forwards without gradients come on top.
     """
     forward = layer.forward * (1 + beside) if beside else layer.forward
-    if not run.gradient_checkpointing:
+    if not share:
         return forward + layer.backward
     again = layer.forward if run.use_reentrant else layer.forward + unneeded * -1
-    if run.checkpoint_every is not None:
-        again = again * (1 / run.checkpoint_every)
-    return forward + again + layer.backward
+    return forward + (again if share == 1 else again * share) + layer.backward
 
 
-def _beyond(layer: LayerWork, run: RunConfig, beside: int) -> Work:
+def _beyond(layer: LayerWork, run: RunConfig, share: float, beside: int) -> Work:
     """What a mask adds to a kind of layer."""
-    more = _passes(layer.masked, run, NOTHING, beside) + _passes(layer.plain, run, NOTHING, beside) * -1
+    more = _passes(layer.masked, run, share, NOTHING, beside) + _passes(layer.plain, run, share, NOTHING, beside) * -1
     return more * layer.count
 
 

@@ -133,6 +133,19 @@ def _storage(run: RunConfig) -> str:
     return next((name for name, choice in _STORAGES.items() if choice == now), f"{run.method} {now['quant']}")
 
 
+_CHECKPOINTING: Mapping[str, Choice] = {
+    "on": {"gradient_checkpointing": True, "checkpoint_every": None},
+    **{f"1 layer in {n}": {"gradient_checkpointing": True, "checkpoint_every": n} for n in (2, 3, 4, 8)},
+    "off": {"gradient_checkpointing": False, "checkpoint_every": None},
+}
+
+
+def _checkpointing(run: RunConfig) -> str:
+    if not run.gradient_checkpointing or (run.checkpoint_every or 1) == 1:
+        return _word(run.gradient_checkpointing)
+    return f"1 layer in {run.checkpoint_every}"
+
+
 KNOBS = (
     _numbers("seq_len", "sequence", _LENGTHS, "tokens per sequence", limit=True),
     _numbers("batch_size", "batch", _SIZES, "sequences per micro-batch"),
@@ -146,7 +159,10 @@ KNOBS = (
         name="quant", label="weights", says="how the base is stored, and what is trained",
         choices=lambda _: list(_STORAGES.values()), show=_storage,
     ),
-    _words("gradient_checkpointing", "checkpointing", (True, False), "keep layer inputs only, compute the rest again"),
+    Knob(
+        name="gradient_checkpointing", label="checkpointing", says="keep layer inputs only, compute the rest again",
+        choices=lambda _: list(_CHECKPOINTING.values()), show=_checkpointing,
+    ),
     Knob(
         name="optimizer", label="optimizer", says="whose states are held", choices=_optimizers,
         show=lambda run: run.optimizer,

@@ -83,8 +83,9 @@ def test_nearest_is_one_ascii_character() -> None:
 def test_every_option_of_a_run_has_a_knob() -> None:
     beside = {"method", "double_quant"}  # those are part of `quant`
     beside |= {"image_size", "images", "image_tokens"}  # each size of image is traced by itself, and nothing is here
+    beside |= {"checkpoint_every"}  # is part of `gradient_checkpointing`
     # No traces of these ship, and nothing is traced here: they are given on the command line.
-    beside |= {"checkpoint_every", "checkpoint_offload", "loss_kernel", "expert_quant"}
+    beside |= {"checkpoint_offload", "loss_kernel", "expert_quant"}
     beside |= {"prompt_len", "completion_len", "max_length", "loss_type", "beta", "precompute_ref_log_probs"}
     beside |= {"num_generations", "num_iterations", "steps_per_generation", "scale_rewards"}
     beside |= {"vllm", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
@@ -27,6 +28,8 @@ CUDNN_CAPABILITIES = ("9.0", "10.0")
 FOUR_BIT = ("nf4", "fp4")
 
 _UNBOUNDED = 1 << 24
+_EVERY = re.compile(r"every\d+")
+_ALWAYS = 9  # words that every variant has, before those of its flags
 
 
 @record
@@ -44,6 +47,13 @@ class ValidityRange:
         """Whether a run of these sizes lies in it."""
         inside = self.low < seq_len <= self.high and self.tokens < batch_size * seq_len <= self.most_tokens
         return inside and (batch_size > 1) == self.batched
+
+    def within(self, other: ValidityRange) -> ValidityRange:
+        """The sizes that lie in both, of two ranges of one kind of batch."""
+        return ValidityRange(
+            batched=self.batched, low=max(self.low, other.low), high=min(self.high, other.high),
+            tokens=max(self.tokens, other.tokens), most_tokens=min(self.most_tokens, other.most_tokens),
+        )  # fmt: skip
 
     def inside(self, batch_size: Any, seq_len: Any) -> Any:
         """The same for arrays of runs."""
@@ -127,6 +137,19 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
         "cudnn": trainer.patches_libraries and (gpu is None or gpu.compute_capability in CUDNN_CAPABILITIES),
     }  # fmt: skip
     return " ".join(words + sorted(word for word, on in flags.items() if on))
+
+
+def variants_of_some_layers(variant: str) -> tuple[str, str, int] | None:
+    """Of a run that checkpoints every n-th layer: the variants of the run that checkpoints every layer and of the one
+    that keeps everything, and n. None of any other run, and where inputs go to the host or are recomputed re-entrantly.
+    """
+    words = variant.split()
+    every = next((word for word in words if _EVERY.fullmatch(word)), None)
+    if every is None or {"host", "offload", "reentrant"} & set(words):
+        return None
+    all_layers = [word for word in words if word != every]
+    head, flags = all_layers[:_ALWAYS], all_layers[_ALWAYS:]
+    return " ".join(all_layers), " ".join(head + sorted([*flags, "kept"])), int(every.removeprefix("every"))
 
 
 def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange, ...]:

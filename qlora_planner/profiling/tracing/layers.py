@@ -5,14 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from qlora_planner.errors import RefusedError
-from qlora_planner.spec.layers import MOST_KEPT, kept_positions
+from qlora_planner.spec.layers import MOST_KEPT, bridged, kept_positions
 
 _INDEX_NAMES = re.compile(r"(layer|block)_?(idx|id|index|number|num)$|^(idx|index)$|_layer_index$")
 _CHECKPOINTED = "_checkpointed_in_whole_model"
@@ -166,25 +165,9 @@ def choose(model: nn.Module, most: int = MOST_KEPT) -> Cut:
     also |= {max(index for index in range(depth) if order[index] == kind) for kind in readers}
     flags = [getattr(layer, _CHECKPOINTED, None) for layer in layers]
     if any(flag is not None for flag in flags):
-        kept = _bridged(kept_positions(order, sorted(also), depth), flags)
+        kept = bridged(kept_positions(order, sorted(also), depth), flags)
         return Cut(list_name=name, order=order, kept=kept)
     return Cut(list_name=name, order=order, kept=kept_positions(order, sorted(also), most))
-
-
-def _bridged(kept: Sequence[int], flags: Sequence[bool | None]) -> tuple[int, ...]:
-    """`kept` with as few layers more as it takes for each kept layer to follow one that is checkpointed as the layer
-    before it in the whole model is, and likewise to come before such a one."""
-    whole = set(kept)
-    for first, last in pairwise(kept):
-        steps = ((i, j) for i in range(last - first) for j in range(last - first - i))
-        matching = (
-            (i, j)
-            for i, j in sorted(steps, key=sum)
-            if flags[first + i : first + i + 2] == flags[last - j - 1 : last - j + 1]
-        )
-        after, before = next(matching)
-        whole |= {*range(first + 1, first + after + 1), *range(last - before, last)}
-    return tuple(sorted(whole))
 
 
 def choose_all(model: nn.Module) -> Cut:

@@ -126,6 +126,10 @@ def value(raw: Any) -> str:
     return str(raw)
 
 
+# What leaves no layer out, where it is typed beside options that leave some out.
+_EVERY_LAYER = 1
+
+
 def change(changes: Mapping[str, Any]) -> str:
     """Changed options as they would be typed."""
     words = []
@@ -133,7 +137,7 @@ def change(changes: Mapping[str, Any]) -> str:
         if isinstance(raw, bool):
             words.append(option(name) if raw else option(name).replace("--", "--no-", 1))
         else:
-            words.append(f"{option(name)} {value(raw)}")
+            words.append(f"{option(name)} {value(_EVERY_LAYER if name == 'checkpoint_every' and raw is None else raw)}")
     return " ".join(words)
 
 
@@ -170,7 +174,7 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
 def _checkpointing(run: RunConfig) -> str:
     if not run.gradient_checkpointing:
         return "no checkpointing"
-    every = f" of every {run.checkpoint_every} layers' first" if (run.checkpoint_every or 1) > 1 else ""
+    every = f" of 1 layer in {run.checkpoint_every}" if (run.checkpoint_every or 1) > 1 else ""
     return f"gradient checkpointing{every}" + (", inputs in host memory" if run.checkpoint_offload else "")
 
 

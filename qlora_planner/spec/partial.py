@@ -1,0 +1,269 @@
+"""The tape of a run that checkpoints every n-th layer, woven of two: one of the run that checkpoints every layer, and
+one of the run that keeps what every layer's backward needs.
+
+A layer's events are those of the one run or of the other, whatever its neighbours do: it frees what the layer before
+hands on when it has no more use for that itself. transformers checkpoints the first layer of every n
+(modeling_utils.py, `every_n_layers`), so what comes before and after all layers is the checkpointed run's.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
+from itertools import groupby
+
+from qlora_planner.spec.layers import bridged, kept_positions, represent
+from qlora_planner.spec.trace import CompiledTape, Segment, Term
+
+OUTSIDE = -1
+# Stage, step and micro-step.
+_Pass = tuple[str, int, int]
+# Whose a storage is: a traced layer of the woven tape or what is outside, and its number in the tape it comes from.
+_Key = tuple[int, int]
+
+
+class UnlikeError(Exception):
+    """Two tapes that no third one can be woven of."""
+
+
+@dataclass(slots=True)
+class _Source:
+    """One tape, with where its storages are born and die."""
+
+    tape: CompiledTape
+    born: list[Segment] = field(default_factory=list)  # by storage, from 1 on
+    size: list[int] = field(default_factory=list)  # the number of its size, alike
+    births: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # by segment's number
+    codes: list[int] = field(default_factory=list)  # by its own number, the number of a size in the woven tape
+    # By pass, layer and the layer that they end in, the storages that one layer hands to its neighbour, as they come.
+    handed: dict[tuple[_Pass, int, int], list[int]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def of(cls, tape: CompiledTape) -> _Source:
+        source = cls(tape, born=[tape.segments[0]], size=[0])
+        ends: dict[int, Segment] = {}
+        for index, segment in enumerate(tape.segments):
+            for code in tape.events[segment.start : segment.stop]:
+                if code > 0:
+                    source.births[index].append(len(source.born))
+                    source.born.append(segment)
+                    source.size.append(code - 1)
+                else:
+                    ends[-code] = segment
+        for storage, end in sorted(ends.items()):
+            layer = source.born[storage].layer
+            if OUTSIDE in (layer, end.layer) or layer == end.layer:
+                continue
+            if abs(layer - end.layer) > 1:
+                raise UnlikeError("what a layer leaves lives on through several others")
+            source.handed[_pass(source.born[storage]), layer, end.layer].append(storage)
+        return source
+
+    def events(self, segment: int) -> tuple[int, ...]:
+        """The events of the segment of a number; none where that is -1."""
+        if segment < 0:
+            return ()
+        return self.tape.events[self.tape.segments[segment].start : self.tape.segments[segment].stop]
+
+    def terms(self, storage: int) -> tuple[tuple[tuple[int, int, int], Fraction], ...]:
+        """A storage's size in one form for all tapes."""
+        return _canonical(self.tape.sizes[self.size[storage]])
+
+
+def checkpoints_every(checkpointed: CompiledTape, kept: CompiledTape, every: int) -> CompiledTape:
+    """The tape of the run that checkpoints layers 0, `every`, 2 `every` and so on.
+
+    Raises UnlikeError where the two tapes are of other layers, or layers share more than what one hands to the next.
+    """
+    if (checkpointed.places, checkpointed.kept) != (kept.places, kept.kept):
+        raise UnlikeError("the two tapes are of other layers")
+    if any((tape.tokens or tape.host_sizes or tape.streamed_sizes) for tape in (checkpointed, kept)):
+        raise UnlikeError("generated tokens and offloaded activations are traced run by run")
+    return _Weaver(_Source.of(checkpointed), _Source.of(kept), every).woven()
+
+
+class _Weaver:
+    """Goes through the checkpointed run's segments, with the woven tape's layers in place of its own."""
+
+    def __init__(self, outer: _Source, inner: _Source, every: int) -> None:
+        self.outer, self.inner = outer, inner
+        places = outer.tape.places
+        flags = [index % every == 0 for index in range(len(places))]
+        numbers: dict[tuple[object, ...], str] = {}
+        kinds = []
+        for index, part in enumerate(places):
+            around = tuple(flags[near] if 0 <= near < len(flags) else None for near in (index - 1, index, index + 1))
+            kinds.append(numbers.setdefault((part, around), str(len(numbers))))
+        self.kept = bridged(kept_positions(kinds, most=len(kinds)), flags)
+        self.places = represent(self.kept, kinds)
+        # By layer of the woven tape: the tape that its events are from, and that tape's layer.
+        self.sources = [outer if flags[index] else inner for index in self.kept]
+        self.parts = [places[index] for index in self.kept]
+        self.same = {_named(segment): index for index, segment in enumerate(inner.tape.segments)}
+        self.twins = self._twins()
+        self.sizes: list[tuple[Term, ...]] = []
+        workspaces: set[int] = set()
+        number_of: dict[object, int] = {}
+        for source in (outer, inner):
+            for index, terms in enumerate(source.tape.sizes):
+                workspace = index in source.tape.workspace_sizes
+                number = number_of.setdefault((workspace, _canonical(terms)), len(self.sizes))
+                if number == len(self.sizes):
+                    self.sizes.append(terms)
+                if workspace:
+                    workspaces.add(number)
+                source.codes.append(number)
+        self.workspaces = tuple(sorted(workspaces))
+
+    def _same(self, index: int) -> int:
+        """The number of the kept run's segment that is one of the checkpointed run's; -1 where it has none."""
+        return self.same.get(_named(self.outer.tape.segments[index]), -1)
+
+    def _twins(self) -> dict[int, int]:
+        """By storage of the kept run that is born outside the layers, the one of the checkpointed run."""
+        twins: dict[int, int] = {}
+        for index, segment in enumerate(self.outer.tape.segments):
+            if segment.layer != OUTSIDE:
+                continue
+            ours, theirs = self.outer.births[index], self.inner.births[self._same(index)]
+            if not theirs:  # as for the gradient of embeddings, which is wanted for the sake of checkpoints alone
+                continue
+            if [self.outer.terms(born) for born in ours] != [self.inner.terms(born) for born in theirs]:
+                raise UnlikeError(f"{segment.stage} {segment.name} makes other tensors")
+            twins |= dict(zip(theirs, ours, strict=True))
+        if any(born.layer == OUTSIDE and storage not in twins for storage, born in enumerate(self.inner.born[1:], 1)):
+            raise UnlikeError("the two tapes are of other stages")
+        return twins
+
+    def woven(self) -> CompiledTape:
+        """The third tape."""
+        segments: list[tuple[Segment, list[tuple[_Key, int]]]] = []  # with the births and deaths of each
+        numbered = enumerate(self.outer.tape.segments)
+        for (in_layers, stage), group in groupby(numbered, key=lambda pair: (pair[1].name == "layer", pair[1].stage)):
+            chosen = list(group)
+            if not in_layers:
+                segments += [(segment, list(self._outside(index))) for index, segment in chosen]
+                continue
+            # What a library takes for itself at the first layer that needs it: here before the first of all.
+            segments[-1][1].extend(self._lost([index for index, _ in chosen]))
+            order = range(len(self.kept))
+            for layer in reversed(order) if stage == "backward" else order:
+                segments += [
+                    (_of_layer(segment, layer), list(self._inside(index, layer)))
+                    for index, segment in chosen
+                    if segment.layer == self.parts[layer]
+                ]
+        return self._numbered(segments)
+
+    def _lost(self, indices: list[int]) -> Iterator[tuple[_Key, int]]:
+        """Births of workspaces in the checkpointed run's layers whose place a layer of the kept run takes."""
+        played = {part for source, part in zip(self.sources, self.parts, strict=True) if source is self.outer}
+        for index in indices:
+            if self.outer.tape.segments[index].layer in played:
+                continue
+            for storage in self.outer.births[index]:
+                if self.outer.size[storage] in self.outer.tape.workspace_sizes:
+                    yield (OUTSIDE, storage), self.outer.codes[self.outer.size[storage]]
+
+    def _inside(self, index: int, layer: int) -> Iterator[tuple[_Key, int]]:
+        """What one layer's segment does: a storage, with its size's number at its birth and -1 at its death."""
+        source, part = self.sources[layer], self.parts[layer]
+        there = index if source is self.outer else self._same(index)
+        births = iter(source.births[there])
+        for code in source.events(there):
+            if code > 0:
+                yield (layer, next(births)), source.codes[code - 1]
+                continue
+            storage = -code
+            born = source.born[storage]
+            if born.layer == part:
+                yield (layer, storage), -1
+            elif born.layer == OUTSIDE:
+                yield (OUTSIDE, storage if source is self.outer else self.twins[storage]), -1
+            else:
+                yield self._handed(source, storage, part, layer), -1
+
+    def _handed(self, source: _Source, storage: int, part: int, layer: int) -> _Key:
+        """What the neighbour of `layer` hands to it in place of `storage`, which `part` has of its own neighbour."""
+        born = source.born[storage]
+        step = born.layer - part
+        neighbour = layer + step
+        giver, giving = self.sources[neighbour], self.parts[neighbour]
+        wanted = source.handed[_pass(born), born.layer, part]
+        given = giver.handed[_pass(born), giving, giving - step]
+        if [source.terms(each) for each in wanted] != [giver.terms(each) for each in given]:
+            raise UnlikeError("layers that keep everything hand on other tensors than those that are checkpointed")
+        return neighbour, given[wanted.index(storage)]
+
+    def _outside(self, index: int) -> Iterator[tuple[_Key, int]]:
+        """What a segment outside the layers does."""
+        # Deaths of what layers of the kept run leave, by how much is born in this segment before.
+        more: dict[int, list[_Key]] = defaultdict(list)
+        born = 0
+        for code in self.inner.events(self._same(index)):
+            born += code > 0
+            if code < 0:
+                more[born] += self._of_layers(self.inner, -code)
+        births = self.outer.births[index]
+        born = 0
+        for code in self.outer.events(index):
+            if code > 0:
+                yield from ((key, -1) for key in more[born])
+                yield (OUTSIDE, births[born]), self.outer.codes[code - 1]
+                born += 1
+            elif self.outer.born[-code].layer == OUTSIDE:
+                yield (OUTSIDE, -code), -1
+            else:
+                yield from ((key, -1) for key in self._of_layers(self.outer, -code))
+        yield from ((key, -1) for key in more[born])
+
+    def _of_layers(self, source: _Source, storage: int) -> list[_Key]:
+        """A storage of each layer of the woven tape that plays the part in which it is born."""
+        born = source.born[storage].layer
+        layers = zip(self.sources, self.parts, strict=True)
+        return [(layer, storage) for layer, (own, part) in enumerate(layers) if own is source and part == born]
+
+    def _numbered(self, segments: list[tuple[Segment, list[tuple[_Key, int]]]]) -> CompiledTape:
+        """The tape of these segments; what is outside the layers dies with the last that frees it."""
+        steps = [step for _, acts in segments for step in acts]
+        last = {key: at for at, (key, size) in enumerate(steps) if size < 0}
+        numbers: dict[_Key, int] = {}
+        events: list[int] = []
+        placed: list[Segment] = []
+        at = 0
+        for segment, acts in segments:
+            start = len(events)
+            for key, size in acts:
+                if size >= 0:
+                    numbers[key] = len(numbers) + 1
+                    events.append(size + 1)
+                elif last[key] == at:
+                    events.append(-numbers[key])
+                at += 1
+            placed.append(segment.at(start, len(events)))
+        return replace(
+            self.outer.tape, sizes=tuple(self.sizes), workspace_sizes=self.workspaces, events=tuple(events),
+            segments=tuple(placed), places=self.places, kept=self.kept,
+        )  # fmt: skip
+
+
+def _pass(segment: Segment) -> _Pass:
+    return segment.stage, segment.step, segment.micro_step
+
+
+def _named(segment: Segment) -> tuple[str, str, int, int, int]:
+    return segment.stage, segment.name, segment.layer, segment.step, segment.micro_step
+
+
+def _of_layer(segment: Segment, layer: int) -> Segment:
+    return replace(segment, layer=layer)
+
+
+def _canonical(terms: tuple[Term, ...]) -> tuple[tuple[tuple[int, int, int], Fraction], ...]:
+    """Terms of equal polynomials alike."""
+    sums: dict[tuple[int, int, int], Fraction] = defaultdict(Fraction)
+    for numerator, denominator, monomial in terms:
+        sums[monomial] += Fraction(numerator, denominator)
+    return tuple(sorted((monomial, value) for monomial, value in sums.items() if value))
