@@ -275,7 +275,7 @@ class Execution:
             self._readings,
             None if self._sampler is None else self._sampler.reading,
             failed=outcome == "out-of-memory",
-            checkpointing=self.run.gradient_checkpointing and (self.run.checkpoint_every or 1) == 1,
+            checkpoint_every=(self.run.checkpoint_every or 1) if self.run.gradient_checkpointing else None,
             workspace_bytes=self._workspace_bytes,
         )
 

@@ -35,10 +35,10 @@ class Story:
     def free(self, address: int) -> None:
         self.event(FREE, address, 0)
 
-    def components(self, *, checkpointing: bool = True) -> dict[str, int]:
+    def components(self, *, checkpoint_every: int | None = 1) -> dict[str, int]:
         moment = highest_moment(self.events, self.timeline)
         assert moment is not None
-        return components_at(moment, self.timeline, checkpointing=checkpointing, workspace_bytes=WORKSPACE)
+        return components_at(moment, self.timeline, checkpoint_every=checkpoint_every, workspace_bytes=WORKSPACE)
 
 
 def loaded() -> Story:
@@ -90,8 +90,18 @@ def test_without_checkpointing_what_layers_keep_are_activations() -> None:
     story.alloc(20, 500)
     story.free(20)
     finish(story)
-    found = story.components(checkpointing=False)
+    found = story.components(checkpoint_every=None)
     assert (found["activations"], found.get("checkpoints")) == (24, None)
+
+
+def test_what_a_layer_keeps_that_is_not_checkpointed_is_activations() -> None:
+    story = loaded()
+    forward(story)
+    story.alloc(20, 500)
+    story.free(20)
+    finish(story)
+    found = story.components(checkpoint_every=2)
+    assert (found["activations"], found["checkpoints"]) == (9, 7 + 8)
 
 
 def test_a_peak_in_the_backward_of_a_layer() -> None:

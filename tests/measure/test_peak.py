@@ -50,7 +50,7 @@ def components(phases: dict[str, PhaseReading], card: NvmlReading | None, *, fai
     if failed:
         told.event(OOM, 0, 10_000)
     found = peak_components(
-        told.events, told.timeline, phases, card, failed=failed, checkpointing=True, workspace_bytes=WORKSPACE
+        told.events, told.timeline, phases, card, failed=failed, checkpoint_every=1, workspace_bytes=WORKSPACE
     )
     assert found is not None
     return found
@@ -103,6 +103,6 @@ def test_without_kernels_torchs_counter_decides(card: NvmlReading | None) -> Non
 def test_no_counter_of_reserved_bytes_names_no_phase() -> None:
     assert peak_phase({"load": PhaseReading(allocated_bytes=5)}, None) is None
     found = peak_components(
-        story().events, story().timeline, {}, None, failed=False, checkpointing=True, workspace_bytes=WORKSPACE
+        story().events, story().timeline, {}, None, failed=False, checkpoint_every=1, workspace_bytes=WORKSPACE
     )
     assert found is not None and found["workspace"] == 900  # most was allocated while loading

@@ -61,14 +61,17 @@ def highest_moment(events: Sequence[MemoryEvent], timeline: Timeline, *, phase: 
     )
 
 
-def components_at(moment: Moment, timeline: Timeline, *, checkpointing: bool, workspace_bytes: int) -> dict[str, int]:
+def components_at(
+    moment: Moment, timeline: Timeline, *, checkpoint_every: int | None, workspace_bytes: int
+) -> dict[str, int]:
     """Bytes by component name at `moment`; allocator slack where segments were recorded.
 
+    Of `checkpoint_every` layers the first is checkpointed, of none where it is None.
     `workspace_bytes` is the size of one cuBLAS workspace on this card.
     """
     by_component: dict[str, int] = {}
     for block in moment.alive:
-        name = block.owner or _by_birth(block, moment, timeline, checkpointing, workspace_bytes)
+        name = block.owner or _by_birth(block, moment, timeline, checkpoint_every, workspace_bytes)
         by_component[name] = by_component.get(name, 0) + block.size
     if moment.reserved_bytes:
         by_component[Component.ALLOCATOR_SLACK.value] = max(moment.reserved_bytes - moment.allocated_bytes, 0)
@@ -123,7 +126,9 @@ def _assign(owners: object, alive: dict[int, tuple[int, Block]]) -> None:
             entry[1].owner = name
 
 
-def _by_birth(block: Block, moment: Moment, timeline: Timeline, checkpointing: bool, workspace_bytes: int) -> str:
+def _by_birth(
+    block: Block, moment: Moment, timeline: Timeline, checkpoint_every: int | None, workspace_bytes: int
+) -> str:
     born_at = timeline.index_at(block.birth_ns)
     stage = timeline.stages[born_at][1] if born_at >= 0 else None
     if stage is None:
@@ -143,7 +148,17 @@ def _by_birth(block: Block, moment: Moment, timeline: Timeline, checkpointing: b
     if stage == "backward" or _within_backward(timeline, born_at):
         return Component.ACTIVATIONS.value
     in_this_layer = stage == LAYER and timeline.index_at(moment.time_ns) == born_at
-    return (Component.ACTIVATIONS if in_this_layer or not checkpointing else Component.CHECKPOINTS).value
+    if in_this_layer or checkpoint_every is None or (stage == LAYER and _layer(timeline, born_at) % checkpoint_every):
+        return Component.ACTIVATIONS.value
+    return Component.CHECKPOINTS.value
+
+
+def _layer(timeline: Timeline, index: int) -> int:
+    """The number of the layer, from 0, whose stage of a forward pass this is."""
+    number = -1
+    while index >= 0 and timeline.stages[index][1] == LAYER:
+        number, index = number + 1, index - 1
+    return number
 
 
 def _within_backward(timeline: Timeline, index: int) -> bool:

@@ -33,7 +33,7 @@ def peak_components(
     nvml: NvmlReading | None,
     *,
     failed: bool,
-    checkpointing: bool,
+    checkpoint_every: int | None,
     workspace_bytes: int,
 ) -> dict[str, int] | None:
     """Bytes by component name when most was allocated in the peak phase; None without events.
@@ -45,7 +45,7 @@ def peak_components(
     moment = highest_moment(events, timeline, phase=phase)
     if moment is None:
         return None
-    components = components_at(moment, timeline, checkpointing=checkpointing, workspace_bytes=workspace_bytes)
+    components = components_at(moment, timeline, checkpoint_every=checkpoint_every, workspace_bytes=workspace_bytes)
     reserved_bytes = [reading.reserved_bytes for reading in readings.values() if reading.reserved_bytes is not None]
     if phase is not None:
         reserved = readings[phase].reserved_bytes or 0
