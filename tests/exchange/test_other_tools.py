@@ -238,7 +238,13 @@ EXPORTED: list[dict[str, Any]] = [
     {"quant": "fp4", "double_quant": False, "rank": 64, "alpha": 16, "lora_dropout": 0.0},
     {"method": "lora", "quant": "none", "target_modules": "q_proj,v_proj", "modules_to_save": "lm_head", "dora": True},
     {"quant": "int8", "seq_len": 4096, "batch_size": 4, "grad_accum": 8, "use_reentrant": True, "rslora": True},
-    {"gradient_checkpointing": False, "optimizer": "adamw_torch", "liger": True, "attention": "flash_attention_2"},
+    {
+        "gradient_checkpointing": False,
+        "checkpoint_every": None,
+        "optimizer": "adamw_torch",
+        "liger": True,
+        "attention": "flash_attention_2",
+    },  # fmt: skip
     {"compute_dtype": "float16", "load_dtype": "float16", "eval_batch_size": 2, "attention": "eager"},
     {"method": "full", "quant": "none", "target_modules": None, "optimizer": "adafactor"},
 ]
@@ -259,6 +265,9 @@ def test_an_export_reads_back_as_the_run(
     own = {"trainer", "alloc_conf", "upcast", "padding"}
     own |= {"rank", "alpha", "lora_dropout"} if run.method == "full" else set()
     own |= set() if run.quant in ("nf4", "fp4") else {"double_quant"}
+    if kind == "llama-factory":  # checkpoints every layer, and its file says so
+        assert ("checkpoints all" in path.read_text()) == (run.checkpoint_every is not None)
+        own |= {"checkpoint_every"}
     assert set(differing(found.run, run)) <= own
 
 
