@@ -9,7 +9,7 @@ from qlora_planner.record import record
 
 _Version = tuple[int, int]
 # Releases, first to last, whose difference for memory is in the code or was measured to be none. trl: the loss and the
-# casts of its trainer, read in its released wheels (catalog/trainers.py, tracing/older_trl.py). transformers: what
+# casts of its trainer, read in its released wheels (catalog/trainers/rows.py, tracing/older_trl.py). transformers: what
 # classes lost is in catalog/attention.py, and four runs were measured with 5.24 (docs/verifications.md). torch: traced
 # with 2.13 and measured with 2.11. The others: traced and measured with one release.
 MODELLED: Mapping[str, tuple[_Version, _Version]] = {

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.exits import exit_code
-from qlora_planner.cli.options import SectionOption, Verb, card_options, output_options
+from qlora_planner.cli.options import Verb, card_options, output_options
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Output, card_from, output_from
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from qlora_planner.cli.options import SectionOption, Verb, output_options
+from qlora_planner.cli.options import Verb, output_options
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from qlora_planner.cli.options import SectionOption, Verb, output_options
+from qlora_planner.cli.options import Verb, output_options
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
 from qlora_planner.session.after.merge import DTYPES, merge_run

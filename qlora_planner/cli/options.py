@@ -8,6 +8,18 @@ from typing import Any, TypeVar
 import click
 
 from qlora_planner.cli.kinds import Kernel, Named, Tokens, notes_of, trainer_names
+from qlora_planner.cli.sections import (
+    CARD,
+    DATA,
+    OTHER,
+    OUTPUT,
+    RUN,
+    CardOption,
+    DataOption,
+    OutputOption,
+    RunOption,
+    SectionOption,
+)
 from qlora_planner.spec.run import (
     COMPUTE_DTYPES,
     EXPERT_QUANTS,
@@ -36,51 +48,8 @@ from qlora_planner.spec.spellings import (
     TASK_NAMES,
 )
 
-RUN, CARD, DATA, OUTPUT, OTHER = "Run options", "Card options", "Data options", "Output options", "Options"
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
 _Function = TypeVar("_Function", bound=Callable[..., Any])
-
-
-class SectionOption(click.Option):
-    """An option that knows its section in the help."""
-
-    section = OTHER
-
-    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """`--[no-]dora` for a switch, as short as people write it."""
-        if self.secondary_opts:
-            return self.opts[0].replace("--", "--[no-]", 1), self.help or ""
-        return super().get_help_record(ctx)
-
-
-class RunOption(SectionOption):
-    """What decides the run. `auto` is what leaving it out means."""
-
-    section = RUN
-
-    def type_cast_value(self, ctx: click.Context, value: Any) -> Any:
-        """The value; None for `auto`."""
-        if isinstance(value, str) and value.strip().lower() == "auto":
-            return None
-        return super().type_cast_value(ctx, value)
-
-
-class CardOption(SectionOption):
-    """What decides the card."""
-
-    section = CARD
-
-
-class DataOption(SectionOption):
-    """What decides the dataset."""
-
-    section = DATA
-
-
-class OutputOption(SectionOption):
-    """What decides how the answer looks."""
-
-    section = OUTPUT
 
 
 # Behind a switch: people write `--packing true`, as configs do.

@@ -10,7 +10,6 @@ from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.options import (
-    SectionOption,
     Verb,
     card_options,
     data_options,
@@ -21,6 +20,7 @@ from qlora_planner.cli.options import (
     run_options,
 )
 from qlora_planner.cli.plan_shared import check_shared, write_shared
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import card_from, output_from
 from qlora_planner.session.plan_files import wanted_files, write_files

@@ -7,7 +7,8 @@ from typing import Any
 import click
 
 from qlora_planner.cli.blas import load_numpy
-from qlora_planner.cli.options import OutputOption, SectionOption, Verb, output_options, run_options
+from qlora_planner.cli.options import Verb, output_options, run_options
+from qlora_planner.cli.sections import OutputOption, SectionOption
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
 from qlora_planner.cli.values import output_from
 from qlora_planner.errors import InputError

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.options import (
-    SectionOption,
     Verb,
     card_options,
     data_options,
@@ -19,6 +18,7 @@ from qlora_planner.cli.options import (
     reward_option,
     run_options,
 )
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_live import Terminal
 from qlora_planner.cli.values import Output, output_from, stand_in_from

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli.blas import load_numpy
-from qlora_planner.cli.options import CardOption, OutputOption, Verb, data_options
+from qlora_planner.cli.options import Verb, data_options
+from qlora_planner.cli.sections import CardOption, OutputOption
 from qlora_planner.cli.streams import say
 from qlora_planner.cli.tui_survey import Surveys
 from qlora_planner.errors import MissingError, PlannerError, UnprofiledError

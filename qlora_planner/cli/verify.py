@@ -7,15 +7,9 @@ from typing import Any
 
 import click
 
-from qlora_planner.cli.options import (
-    SectionOption,
-    Verb,
-    card_options,
-    explicit_run_options,
-    output_options,
-    run_options,
-)
+from qlora_planner.cli.options import Verb, card_options, explicit_run_options, output_options, run_options
 from qlora_planner.cli.progress import watching
+from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import Output, card_from, output_from, stand_in_from
 from qlora_planner.errors import InputError

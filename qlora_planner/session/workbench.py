@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.trainers import data_task
-from qlora_planner.session.session import Session, given_options, run_of
+from qlora_planner.session.run_options import given_options, run_of
+from qlora_planner.session.session import Session
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:
@@ -19,13 +20,7 @@ if TYPE_CHECKING:
     from qlora_planner.session.data import DataSource
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
     from qlora_planner.session.run_views import TrainingAnswer, VerificationAnswer
-    from qlora_planner.session.views import (
-        AuditAnswer,
-        CheckAnswer,
-        EstimateAnswer,
-        PlanAnswer,
-        SurveyAnswer,
-    )
+    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 

@@ -14,8 +14,10 @@ from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError, one_line
 from qlora_planner.record import record
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import listed, quoted
 
 RewardFunction = Callable[..., Any]
@@ -229,3 +231,10 @@ def _told_of(text: str, path: Path | None) -> Iterator[None]:
         says = one_line([" ".join(str(error).split())], f"{type(error).__name__}")
         kind = MissingError if isinstance(error, ImportError) else InputError
         raise kind(f"--reward {quoted(text)}: it raised {says}{line}") from error
+
+
+def trainer_arguments(run: RunConfig, rewards: Sequence[str]) -> dict[str, Any]:
+    """What a trainer that generates learns from; nothing for others. Raises as `loaded` does."""
+    if trainer_named(run.trainer).generation is None:
+        return {}
+    return {"reward_funcs": [guarded(loaded(text), text) for text in rewards]}

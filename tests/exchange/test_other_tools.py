@@ -244,7 +244,7 @@ EXPORTED: list[dict[str, Any]] = [
         "optimizer": "adamw_torch",
         "liger": True,
         "attention": "flash_attention_2",
-    },  # fmt: skip
+    },
     {"compute_dtype": "float16", "load_dtype": "float16", "eval_batch_size": 2, "attention": "eager"},
     {"method": "full", "quant": "none", "target_modules": None, "optimizer": "adafactor"},
 ]

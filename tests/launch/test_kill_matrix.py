@@ -28,7 +28,7 @@ def matrix(tmp_path_factory: pytest.TempPathFactory) -> Matrix:
     exit="-",
     part="resumed",
 )
-@pytest.mark.parametrize("kill", some(SAMPLE, 2), ids=lambda kill: f"{kill.moment}, {kill.who}")
+@pytest.mark.parametrize("kill", some(SAMPLE, 3), ids=lambda kill: f"{kill.moment}, {kill.who}")
 def test_a_run_that_was_killed_ends_with_the_same_bits(kill: Kill, matrix: Matrix) -> None:
     outcome = matrix.run(kill, f"{kill.moment} {kill.who}")
     assert outcome.same, outcome

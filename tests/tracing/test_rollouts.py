@@ -17,7 +17,7 @@ from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E40
 from qlora_planner.memory.allocator.native import native_memory  # noqa: E402
 from qlora_planner.memory.estimate import estimate  # noqa: E402
 from qlora_planner.memory.options.resolve import resolve  # noqa: E402
-from qlora_planner.memory.replay import player, tokens  # noqa: E402
+from qlora_planner.memory.replay import tokens, walking  # noqa: E402
 from qlora_planner.memory.replay.compiled import NativeReplayer  # noqa: E402
 from qlora_planner.memory.replay.events import prepare_trace  # noqa: E402
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer  # noqa: E402
@@ -60,7 +60,7 @@ def every_token(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     stages = tuple(f"token-{number}" for number in range(1, count + 1))
     monkeypatch.setattr(rollouts, "TOKENS", stages)
     monkeypatch.setattr(segments, "_OTHER_FORWARDS", (*segments._OTHER_FORWARDS, *stages))
-    monkeypatch.setattr(player, "_PHASES", {**player._PHASES, **dict.fromkeys(stages, PREFILL)})
+    monkeypatch.setattr(walking, "_PHASES", {**walking._PHASES, **dict.fromkeys(stages, PREFILL)})
     monkeypatch.setattr(engine, "with_last_token", lambda tape, *_: tape)
 
 

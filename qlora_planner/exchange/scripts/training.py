@@ -17,7 +17,8 @@ from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts import classification, preferences
 from qlora_planner.exchange.scripts import rewards as reward_lists
-from qlora_planner.exchange.scripts.cut_loss import CUT_LOSS
+from qlora_planner.exchange.scripts.functions import ATTENTION, TOKENIZE
+from qlora_planner.exchange.scripts.loop import cut_loss, plain_loop
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
@@ -25,38 +26,12 @@ from qlora_planner.train import options
 from qlora_planner.train.losses import liger_parts
 
 _SPLIT = "parts = dataset.train_test_split(test_size=0.02, seed=0)"
-# How scripts that train without trl turn a sample into tokens: the same three shapes of samples that trl takes.
-_TOKENIZE = '''
-def tokens_of(sample):
-    """Tokens of one sample: `messages`, `prompt` with `completion`, or `text`."""
-    if "messages" in sample:
-        text = tokenizer.apply_chat_template(sample["messages"], tokenize=False)
-        return tokenizer(text, add_special_tokens=False, truncation=True, max_length=SEQ_LEN)
-    text = sample["text"] if "text" in sample else sample["prompt"] + sample["completion"]
-    return tokenizer(text + tokenizer.eos_token, truncation=True, max_length=SEQ_LEN)
-
-
-dataset = dataset.map(tokens_of, remove_columns=dataset.column_names)'''
-# The same rule by which a plan counts them: linear modules that sit directly in an attention module.
-_ATTENTION = '''
-def attention_modules(model):
-    """Full names of the linear modules that sit directly in an attention module."""
-    return [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D))
-        and re.search("attention|attn", type(model.get_submodule(name.rpartition(".")[0])).__name__, re.IGNORECASE)
-    ]
-'''
 _LOADERS = {
     ".csv": '"csv", data_files=DATA',
     ".tsv": '"csv", data_files=DATA, delimiter="\\t"',
     ".parquet": '"parquet", data_files=DATA',
 }
 _HUB_DATASET = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LIGER = """from liger_kernel.transformers import _apply_liger_kernel_to_instance
-
-_apply_liger_kernel_to_instance(model=BASE)"""
 
 
 @record
@@ -88,7 +63,7 @@ def sections(
             " that stores them in NF4"
         )
     row = trainer_named(run.trainer)
-    trainer, training = (_unsloth if row.patches_libraries else SCRIPTS[row.name])(run)
+    trainer, training = SCRIPTS[row.name](run)
     parts = [("Allocator", _opening(run, notebook=notebook))]
     if row.patches_libraries:
         parts += [
@@ -231,7 +206,7 @@ def _model(run: RunConfig) -> Iterator[str]:
         }
         yield f"model = {call('prepare_model_for_kbit_training', preparing, 'model')}"
     if run.target_modules == "attention":
-        yield f"\n{_ATTENTION}\n"
+        yield f"\n{ATTENTION}\n"
         adapters = {**options.lora_options(run, ["?"]), "target_modules": Code("attention_modules(model)")}
     else:
         adapters = options.lora_options(run)
@@ -265,7 +240,7 @@ def _dataset(run: RunConfig, data: str) -> str:
     if trainer_named(run.trainer).patches_libraries:
         lines.append(f"\n{unsloth.texts()}")
     elif not trainer_named(run.trainer).prepares_rows:
-        lines.append(f"\n{_TOKENIZE if run.task is None else classification.TOKENIZE}")
+        lines.append(f"\n{TOKENIZE if run.task is None else classification.TOKENIZE}")
     if run.eval_batch_size is not None:
         lines.append(_SPLIT)
     return "\n".join(lines)
@@ -313,77 +288,13 @@ def _trainer(run: RunConfig) -> tuple[str, str]:
         ),
         "processing_class": Code("tokenizer"),
     }
-    return f"{_cut_loss(run)}trainer = {call('Trainer', parts)}", _ENDING
-
-
-def _cut_loss(run: RunConfig) -> str:
-    if run.loss_kernel != "cut-cross-entropy":
-        return ""
-    return CUT_LOSS.replace("BASE", "model" if run.method == "full" else "model.get_base_model()") + "\n"
+    return f"{cut_loss(run)}trainer = {call('Trainer', parts)}", _ENDING
 
 
 _ENDING = """trainer.train()
 trainer.save_model(OUTPUT)
 if torch.cuda.is_available():
     print(f"peak allocated {torch.cuda.max_memory_allocated():,} bytes")"""
-
-
-def _loop(run: RunConfig) -> tuple[str, str]:
-    """The plain loop: no autocast, the model's own loss, no attention mask over full rows."""
-    return _cut_loss(run) + "\n".join(_loop_optimizer(run)), "\n".join(_loop_steps(run))
-
-
-def _loop_optimizer(run: RunConfig) -> Iterator[str]:
-    base = "model" if run.method == "full" else "model.get_base_model()"
-    if (parts := liger_parts(run)) is not None:
-        yield _LIGER.replace("BASE", base + "".join(f", {name}={value}" for name, value in parts.items()))
-    prepared = run.upcast and run.method != "full"
-    layers = options.checkpointed_layers(run)
-    if run.gradient_checkpointing and (layers or not prepared):  # else preparing has switched it on, for every layer
-        yield call(
-            "model.gradient_checkpointing_enable",
-            {"gradient_checkpointing_kwargs": options.checkpointing_options(run), **layers},
-        )
-        if run.method != "full":
-            yield "model.enable_input_require_grads()"
-    chosen = options.trainer_options(run)
-    yield "# transformers' own table of optimizers: the constructor and its arguments."
-    arguments = {"output_dir": Code("OUTPUT"), **{name: chosen[name] for name in ("optim", "learning_rate")}}
-    yield f"arguments = {call('TrainingArguments', arguments)}"
-    yield "kind, settings = Trainer.get_optimizer_cls_and_kwargs(arguments, model)"
-    yield "optimizer = kind([p for p in model.parameters() if p.requires_grad], **settings)"
-
-
-def _loop_steps(run: RunConfig) -> Iterator[str]:
-    rows = "dataset" if run.eval_batch_size is None else 'parts["train"]'
-    yield _LOOP.format(rows=rows, batch=run.batch_size, accumulated=run.grad_accum)
-    if run.eval_batch_size is not None:
-        yield _EVALUATION.format(batch=run.eval_batch_size)
-    yield "model.save_pretrained(OUTPUT)"
-
-
-_LOOP = """collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-BATCH_SIZE, GRAD_ACCUM = {batch}, {accumulated}
-batches = torch.utils.data.DataLoader(
-    {rows}, batch_size=BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate
-)
-model.train()
-for step, batch in enumerate(batches, start=1):
-    placed = {{name: value.to(model.device) for name, value in batch.items()}}
-    if bool(placed["attention_mask"].all()):
-        del placed["attention_mask"]  # full rows need none
-    outputs = model(**placed)
-    loss = outputs.loss / GRAD_ACCUM
-    loss.backward()
-    if step % GRAD_ACCUM == 0:
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        print(f"step {{step // GRAD_ACCUM}}: loss {{outputs.loss.item():.4f}}")"""
-_EVALUATION = """model.eval()
-with torch.no_grad():
-    held_out = torch.utils.data.DataLoader(parts["test"], batch_size={batch}, collate_fn=collate)
-    losses = [model(**{{name: value.to(model.device) for name, value in batch.items()}}).loss for batch in held_out]
-print(f"evaluation loss {{torch.stack(losses).mean().item():.4f}}")"""
 
 
 def _unsloth(run: RunConfig) -> tuple[str, str]:
@@ -397,10 +308,6 @@ def _unsloth(run: RunConfig) -> tuple[str, str]:
         "processing_class": Code("tokenizer"),
     }
     return f"trainer = {call('SFTTrainer', parts)}", _ENDING
-
-
-def _planned(run: RunConfig) -> tuple[str, str]:
-    raise InputError(f"--trainer {run.trainer} has no script yet")
 
 
 def _preference(run: RunConfig) -> tuple[str, str]:
@@ -429,7 +336,7 @@ def _adding_adapters(run: RunConfig, own: Mapping[str, Any], parts: Mapping[str,
 
 # How a script trains, by trainer: what makes it, and what runs it.
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
-    "trl-sft": _sft, "hf-trainer": _trainer, "loop": _loop, "trl-dpo": _preference, "trl-kto": _preference,
+    "trl-sft": _sft, "hf-trainer": _trainer, "loop": plain_loop, "trl-dpo": _preference, "trl-kto": _preference,
     "trl-reward": _preference,
-    "trl-grpo": _online, "trl-rloo": _online, "unsloth": _planned,
+    "trl-grpo": _online, "trl-rloo": _online, "unsloth": _unsloth,
 }  # fmt: skip

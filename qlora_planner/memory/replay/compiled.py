@@ -16,8 +16,9 @@ from qlora_planner.memory.replay.events import (
     PreparedTrace,
     whereabouts,
 )
-from qlora_planner.memory.replay.player import GRADIENTS, TraceReplayer, phase_of
+from qlora_planner.memory.replay.player import GRADIENTS, TraceReplayer
 from qlora_planner.memory.replay.tokens import Growth, growth_of, outlined
+from qlora_planner.memory.replay.walking import phase_of
 from qlora_planner.spec.trace import TOKENS, Segment
 
 _Pass = tuple[str, int, int]  # stage, step, micro-batch

@@ -7,18 +7,15 @@ all adapters at once, are played from the adapters' own shapes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 from qlora_planner.catalog import OptimizerRow, TrainerRow
-from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.events import (
-    ALL_OF_A_PART,
-    BESIDE,
     BIRTH,
     BIRTH_ON_HOST,
     BIRTH_STREAMED,
@@ -26,31 +23,23 @@ from qlora_planner.memory.replay.events import (
     DEATH_ELSEWHERE,
     HOST,
     OUTSIDE,
-    SHARED,
     Act,
     Origin,
     PreparedTrace,
-    whereabouts,
 )
 from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
+from qlora_planner.memory.replay.walking import accumulated, origin_layers, phase_of, walk
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, Segment, Tape
+from qlora_planner.spec.trace import TOKENS, Segment
 
 COMPONENTS = tuple(Component)
 _ADAPTERS = COMPONENTS.index(Component.ADAPTERS)
 GRADIENTS = COMPONENTS.index(Component.GRADIENTS)
 _STATES = COMPONENTS.index(Component.OPTIMIZER_STATES)
 _WORKSPACE = COMPONENTS.index(Component.WORKSPACE)
-
-# Stages that belong to a phase of another name.
-_PHASES = {
-    "after": "backward", "zero_grad": "optimizer", DIVERGENCE: REFERENCE, "precompute": REFERENCE, SCORE: REFERENCE,
-    **dict.fromkeys(TOKENS, PREFILL),
-}  # fmt: skip
-_MICRO_BATCH = ("forward", *PASSES, "backward", "after")
 
 # Blocks left alive by one segment: by traced storage, and by size and rank among the survivors of that size.
 Survivors = dict[int, tuple[Block | None, int]]
@@ -309,59 +298,6 @@ class TraceReplayer:
         ]
         for block in temporaries:
             self._free(block, _WORKSPACE)
-
-
-def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> Iterable[int]:
-    """Of which layers of the whole model a storage dies in `segment`, played for `layer`, that was born before it."""
-    rule, argument = whereabouts(tape, origin, segment)
-    if rule == SHARED:
-        return (OUTSIDE,) if argument == layer else ()
-    if rule == ALL_OF_A_PART:
-        return [whole for whole, part in enumerate(tape.places) if part == argument]
-    return (layer + argument if rule == BESIDE else argument,)
-
-
-def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
-    """Every segment of the whole model in order, with the layer of the whole model that plays it."""
-    segments, places = script.tape.segments, script.tape.places
-    index = 0
-    while index < len(segments):
-        segment = segments[index]
-        if segment.name != "layer":
-            yield segment, OUTSIDE
-            index += 1
-            continue
-        stop = index
-        while stop < len(segments) and segments[stop].name == "layer" and segments[stop].stage == segment.stage:
-            stop += 1
-        parts: dict[int, list[Segment]] = {}
-        for part in segments[index:stop]:
-            parts.setdefault(part.layer, []).append(part)
-        order = range(len(places) - 1, -1, -1) if segment.stage == "backward" else range(len(places))
-        for whole in order:
-            for part in parts.get(places[whole], ()):
-                yield part, whole
-        index = stop
-
-
-def accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
-    """The same with every micro-batch twice before the optimizer's step."""
-    micro_batch: list[tuple[Segment, int]] = []
-    for segment, layer in walk(script):
-        if segment.stage in _MICRO_BATCH:
-            micro_batch.append((segment, layer))
-        elif micro_batch:
-            yield from micro_batch
-            micro_batch = []
-        yield segment, layer
-    yield from micro_batch
-
-
-def phase_of(segment: Segment) -> str:
-    """The phase of an estimate that a segment belongs to."""
-    if segment.stage == "forward":
-        return "loss" if segment.name == "head" else "forward"
-    return _PHASES.get(segment.stage, segment.stage)
 
 
 __all__ = ["COMPONENTS", "OUTSIDE", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

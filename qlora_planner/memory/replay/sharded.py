@@ -14,17 +14,10 @@ from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel, ShardedTensor, Unit
 from qlora_planner.memory.records import Component
-from qlora_planner.memory.replay.events import BIRTH, DEATH, DEATH_ELSEWHERE, PreparedTrace
+from qlora_planner.memory.replay.events import BIRTH, DEATH, DEATH_ELSEWHERE, OUTSIDE, PreparedTrace
 from qlora_planner.memory.replay.gathers import EMBEDDED, HEAD_BEGINS, HEAD_ENDS, SCORED, gradient_storages, marked
-from qlora_planner.memory.replay.player import (
-    COMPONENTS,
-    GRADIENTS,
-    OUTSIDE,
-    Adapter,
-    TraceReplayer,
-    accumulated,
-    walk,
-)
+from qlora_planner.memory.replay.player import COMPONENTS, GRADIENTS, Adapter, TraceReplayer
+from qlora_planner.memory.replay.walking import accumulated, walk
 from qlora_planner.memory.weights.loading import Loaded
 from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.spec.run import RunConfig

@@ -25,8 +25,9 @@ from qlora_planner.memory.replay.events import (
     PreparedTrace,
     prepare_trace,
 )
-from qlora_planner.memory.replay.player import GRADIENTS, accumulated, origin_layers, phase_of, walk
+from qlora_planner.memory.replay.player import GRADIENTS
 from qlora_planner.memory.replay.simulate import without_collection
+from qlora_planner.memory.replay.walking import accumulated, origin_layers, phase_of, walk
 from qlora_planner.memory.sweep.peaks import handles_of
 from qlora_planner.memory.sweep.polynomials import NORMS, SCRATCH, STATES, FixedBytes, PeakPolynomials
 from qlora_planner.spec.trace import CompiledTape, Segment

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_planner.errors import RunError
+from qlora_planner.catalog.trainers import DEFAULT_TRAINER, TrainerRow
+from qlora_planner.errors import InputError, RunError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype, torch_dtype
 from qlora_planner.train.ranks import local_part
+from qlora_planner.train.settings import Settings
 
 _PACKED = ("Params4bit", "Int8Params")
 
@@ -83,3 +85,37 @@ def gradient_fix(run: RunConfig) -> str:
 
 def _short(dtype: Any) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def steps_left(state: Any) -> bool:
+    """Whether a resumed run has a step to take.
+
+    The trainer takes one before it looks: a run that was ended between its last step and its adapter must not. Raises
+    InputError where more steps were taken than are asked for.
+    """
+    if state.global_step > state.max_steps:
+        raise InputError(
+            f"--resume: {state.global_step} steps are done and {state.max_steps} are asked for; give at least"
+            f" --max-steps {state.global_step}, or more --epochs"
+        )
+    return bool(state.global_step < state.max_steps)
+
+
+def check_trainer(trainer: TrainerRow, run: RunConfig, settings: Settings) -> None:
+    """Raises InputError for a trainer that is not for training, or that lacks what is asked of it."""
+    if not trainer.launches:
+        raise InputError(f"--trainer {trainer.name} is for measuring alone; train with --trainer {DEFAULT_TRAINER}")
+    if not trainer.prepares_rows and (settings.assistant_only_loss or any(trainer.lacks(run))):
+        raise InputError(
+            "--packing, --assistant-only-loss and --activation-offloading are"
+            f" {DEFAULT_TRAINER}'s; {trainer.name} has none"
+        )
+
+
+def check_any_left(rows: int, data: str, run: RunConfig) -> None:
+    """Raises InputError where every answer of the data is cut off."""
+    if not rows:
+        raise InputError(
+            f"{data}: no row is left at --seq-len {run.seq_len}: the prompt fills it and the answer is"
+            " cut off everywhere; give a longer --seq-len"
+        )

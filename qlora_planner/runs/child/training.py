@@ -2,32 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import small_json
-from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_named
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.data.labels import LABELS_FILE, Labels
-from qlora_planner.errors import InputError, MissingError
+from qlora_planner.errors import MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure import process
 from qlora_planner.measure.card import Card
-from qlora_planner.measure.meters import tensor_owners
 from qlora_planner.measure.meters.meter import CudaMeter
 from qlora_planner.measure.meters.sampler import Sampler
 from qlora_planner.runs import dataset
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
 from qlora_planner.runs.child.dry_run import DryRun, dry_run
+from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes, take_card
 from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
+from qlora_planner.train import rewards
 from qlora_planner.train.ranks import Ranks, gathered, parameter_bytes
 
 _DATA_S = 5.0
@@ -124,14 +125,8 @@ class Training:
         self._rows_given = len(train)
         trainer = trainer_named(self.run.trainer)
         dataset.check_chats(train, tokenizer, spec.settings, self.note)
-        if not trainer.launches:
-            raise InputError(f"--trainer {trainer.name} is for measuring alone; train with --trainer {DEFAULT_TRAINER}")
+        checks.check_trainer(trainer, self.run, spec.settings)
         if not trainer.prepares_rows:
-            if spec.settings.assistant_only_loss or any(trainer.lacks(self.run)):
-                raise InputError(
-                    "--packing, --assistant-only-loss and --activation-offloading are"
-                    f" {DEFAULT_TRAINER}'s; {trainer.name} has none"
-                )
             self._labels = dataset.labels_for(spec)
             made = dataset.tokeniser(tokenizer, self.run, self._labels)
             train, held_out = made(train), None if held_out is None else made(held_out)
@@ -155,12 +150,7 @@ class Training:
         transformers.set_seed(spec.settings.seed)  # adapters are born at random
         self.raw = small_json(Path(spec.weights) / "config.json")
         if spec.device == "cuda":
-            import torch
-
-            if spec.cap_bytes is not None:
-                total = torch.cuda.get_device_properties(self.ranks.local).total_memory
-                torch.cuda.set_per_process_memory_fraction(min(1.0, spec.cap_bytes / total))
-            torch.zeros(1, device="cuda")
+            take_card(self.ranks.local, spec.cap_bytes)
             assert self.sampler is not None
             self.sampler.context_made()
             self._meter = CudaMeter(keep_events=False)
@@ -179,11 +169,7 @@ class Training:
         self.model = adapters.add_adapters(loaded, run)
         self._adapted()
         del loaded
-        gc.collect()
-        if spec.device == "cuda":
-            import torch
-
-            torch.cuda.empty_cache()
+        give_back(spec.device)
 
     def _adapted(self) -> None:
         """Adapters are there: name their base, and count what is trained."""
@@ -202,7 +188,12 @@ class Training:
         sequence = {**options.sequence_options(run), "assistant_only_loss": spec.settings.assistant_only_loss}
         self._tokens = Tokens(self.model)
         callback = make_callback(
-            self._tell, self._stop, self._tokens, begin=self._begin, live=self._live, ranks=self.ranks
+            self._tell,
+            self._stop,
+            self._tokens,
+            begin=self._begin,
+            live=partial(live_bytes, self.spec.device),
+            ranks=self.ranks,
         )
         self.trainer = trainer_module(run).make(
             self.model,
@@ -218,7 +209,7 @@ class Training:
             train_dataset=train,
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],
-            **self._rewards(),
+            **rewards.trainer_arguments(self.run, self.spec.settings.reward),
         )
         if trainer_named(run.trainer).adds_adapters:
             self.model = self.trainer.model
@@ -227,14 +218,6 @@ class Training:
         self.trainer.create_model_card = lambda *_, **__: None
         self._dtypes = trained_dtypes(self.model)
         self._check_rows()
-
-    def _rewards(self) -> dict[str, Any]:
-        """What a trainer that generates learns from."""
-        from qlora_planner.train.rewards import guarded, loaded
-
-        if trainer_named(self.run.trainer).generation is None:
-            return {}
-        return {"reward_funcs": [guarded(loaded(text), text) for text in self.spec.settings.reward]}
 
     def _check_prompts(self) -> None:
         """That no prompt is longer than was planned for, since none is cut, and that they are enough to begin with."""
@@ -249,11 +232,7 @@ class Training:
     def _check_rows(self) -> None:
         self._check_prompts()
         kept, run = len(self.trainer.train_dataset), self.run
-        if not kept:
-            raise InputError(
-                f"{self.spec.data}: no row is left at --seq-len {run.seq_len}: the prompt fills it and the answer is"
-                " cut off everywhere; give a longer --seq-len"
-            )
+        checks.check_any_left(kept, self.spec.data, run)
         if not run.packing and kept < self._rows_given:
             self.note(
                 f"{self._rows_given - kept} of {self._rows_given} rows lose their whole answer to --seq-len: left out"
@@ -268,7 +247,8 @@ class Training:
         if self.spec.resume is not None:
             checkpoint = Path(self.spec.resume)
             restore_dtypes(self.model, self._dtypes)
-            self._check_steps_left()
+            if not checks.steps_left(self.trainer.state):
+                raise _Trained
             if self.spec.fresh_optimizer:
                 restore_schedule(self.trainer, checkpoint)
             else:
@@ -284,7 +264,7 @@ class Training:
             mark(trial)
             self.model.save_pretrained(str(trial), state_dict=whole)
             remove_marked(trial)
-        self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **self._live()})
+        self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **live_bytes(self.spec.device)})
         self._enter("training")
 
     def _rehearsed(self) -> DryRun:
@@ -293,19 +273,6 @@ class Training:
         from qlora_planner.runs.child.dry_rollout import dry_rollout
 
         return dry_rollout(self.trainer, self.run, self._prompts, check=self._check_gradients)
-
-    def _check_steps_left(self) -> None:
-        """The trainer takes a step before it looks whether any was left: a run that was ended between its last step
-        and its adapter must not. Raises _Trained there, and InputError where more steps were taken than are asked for.
-        """
-        state = self.trainer.state
-        if state.global_step > state.max_steps:
-            raise InputError(
-                f"--resume: {state.global_step} steps are done and {state.max_steps} are asked for; give at least"
-                f" --max-steps {state.global_step}, or more --epochs"
-            )
-        if state.global_step == state.max_steps:
-            raise _Trained
 
     def _check_gradients(self, model: Any) -> None:
         if note := checks.check_gradients(model, self.run):
@@ -337,28 +304,16 @@ class Training:
         whole = gathered(self.model)
         if not self.ranks.first:
             return
-        partial = self.folder.path / "adapter.partial"
-        remove_marked(partial)
-        mark(partial)
-        self.model.save_pretrained(str(partial), state_dict=whole)
-        tokenizer.save_pretrained(str(partial))
+        half_written = self.folder.path / "adapter.partial"
+        remove_marked(half_written)
+        mark(half_written)
+        self.model.save_pretrained(str(half_written), state_dict=whole)
+        tokenizer.save_pretrained(str(half_written))
         if self._labels is not None:
-            (partial / LABELS_FILE).write_text(self._labels.document(), encoding="utf-8")
-        if kept := replace_adapter(self.folder, partial):
+            (half_written / LABELS_FILE).write_text(self._labels.document(), encoding="utf-8")
+        if kept := replace_adapter(self.folder, half_written):
             self.note(f"adapter was not what this run wrote: kept as {kept.name}")
         remove_marked(self.folder.path / ".data")
-
-    def _live(self) -> dict[str, Any]:
-        """Memory now, beside a step: torch's figures on a card, resident host memory elsewhere."""
-        if self.spec.device != "cuda":
-            return {"host_peak_bytes": process.rss_peak_bytes()}
-        import torch
-
-        return {
-            "allocated_bytes": torch.cuda.memory_allocated(),
-            "allocated_peak_bytes": torch.cuda.max_memory_allocated(),
-            "reserved_bytes": torch.cuda.memory_reserved(),
-        }
 
     def _finish_meter(self) -> None:
         if self._meter is not None:
@@ -381,13 +336,8 @@ class Training:
             "nvml": None if sampler is None else asdict(sampler.reading),
             "notes": [] if sampler is None else list(sampler.notes),
             "rss_peak_bytes": process.rss_peak_bytes(),
-            "paged_bytes": self._paged_bytes(),
+            "paged_bytes": paged_bytes(self.trainer),
         }
-
-    def _paged_bytes(self) -> int | None:
-        wrapped = getattr(self.trainer, "optimizer", None)
-        optimizer = getattr(wrapped, "optimizer", wrapped)
-        return None if optimizer is None else tensor_owners.paged_bytes(optimizer)
 
     def alive(self) -> dict[str, int]:
         """Bytes by component, as far as tensors can be told apart: what the model, its gradients and its optimizer
@@ -395,8 +345,5 @@ class Training:
         from qlora_planner.runs.post_mortem import held
 
         wrapped = getattr(self.trainer, "optimizer", None)
-        return held(self.model, getattr(wrapped, "optimizer", wrapped), self.spec.device, self._process_bytes())
-
-    def _process_bytes(self) -> int | None:
-        reading = None if self.sampler is None else self.sampler.reading
-        return None if reading is None else reading.process_peak_bytes
+        peak = None if self.sampler is None or self.sampler.reading is None else self.sampler.reading.process_peak_bytes
+        return held(self.model, getattr(wrapped, "optimizer", wrapped), self.spec.device, peak)

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.session.run_options import given_options
 from qlora_planner.session.run_views import TrainingAnswer
-from qlora_planner.session.session import Session, given_options
+from qlora_planner.session.session import Session
 from qlora_planner.session.training.execute import train
 from qlora_planner.session.training.onlooker import Onlooker
 from qlora_planner.session.training.request import SETTINGS, TrainOptions, request_of

@@ -1,0 +1,77 @@
+"""The order in which a tape's segments are played at the whole model's depth, and the phases that they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE
+from qlora_planner.memory.replay.events import (
+    ALL_OF_A_PART,
+    BESIDE,
+    OUTSIDE,
+    SHARED,
+    Origin,
+    PreparedTrace,
+    whereabouts,
+)
+from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, Segment, Tape
+
+# Stages that belong to a phase of another name.
+_PHASES = {
+    "after": "backward", "zero_grad": "optimizer", DIVERGENCE: REFERENCE, "precompute": REFERENCE, SCORE: REFERENCE,
+    **dict.fromkeys(TOKENS, PREFILL),
+}  # fmt: skip
+_MICRO_BATCH = ("forward", *PASSES, "backward", "after")
+
+
+def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> Iterable[int]:
+    """Of which layers of the whole model a storage dies in `segment`, played for `layer`, that was born before it."""
+    rule, argument = whereabouts(tape, origin, segment)
+    if rule == SHARED:
+        return (OUTSIDE,) if argument == layer else ()
+    if rule == ALL_OF_A_PART:
+        return [whole for whole, part in enumerate(tape.places) if part == argument]
+    return (layer + argument if rule == BESIDE else argument,)
+
+
+def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+    """Every segment of the whole model in order, with the layer of the whole model that plays it."""
+    segments, places = script.tape.segments, script.tape.places
+    index = 0
+    while index < len(segments):
+        segment = segments[index]
+        if segment.name != "layer":
+            yield segment, OUTSIDE
+            index += 1
+            continue
+        stop = index
+        while stop < len(segments) and segments[stop].name == "layer" and segments[stop].stage == segment.stage:
+            stop += 1
+        parts: dict[int, list[Segment]] = {}
+        for part in segments[index:stop]:
+            parts.setdefault(part.layer, []).append(part)
+        order = range(len(places) - 1, -1, -1) if segment.stage == "backward" else range(len(places))
+        for whole in order:
+            for part in parts.get(places[whole], ()):
+                yield part, whole
+        index = stop
+
+
+def accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+    """The same with every micro-batch twice before the optimizer's step."""
+    micro_batch: list[tuple[Segment, int]] = []
+    for segment, layer in walk(script):
+        if segment.stage in _MICRO_BATCH:
+            micro_batch.append((segment, layer))
+        elif micro_batch:
+            yield from micro_batch
+            micro_batch = []
+        yield segment, layer
+    yield from micro_batch
+
+
+def phase_of(segment: Segment) -> str:
+    """The phase of an estimate that a segment belongs to."""
+    if segment.stage == "forward":
+        return "loss" if segment.name == "head" else "forward"
+    return _PHASES.get(segment.stage, segment.stage)
