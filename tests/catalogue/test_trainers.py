@@ -87,7 +87,7 @@ def test_no_module_asks_for_a_trainer_by_name() -> None:
     package = Path(qlora_planner.__path__[0])
     found: dict[str, list[str]] = {name: [] for name in TRAINER_ROWS}
     for path in sorted(package.rglob("*.py")):
-        if path == package / "catalog" / "trainers.py":
+        if path.parent == package / "catalog" / "trainers":
             continue
         for line in path.read_text(encoding="utf-8").splitlines():
             for name, row in TRAINER_ROWS.items():

@@ -187,6 +187,10 @@ def test_what_is_to_be_known_about_a_card_is_shown_wherever_it_is_chosen(tmp_pat
         app.controller.use_card(card)
         await idle(app, pilot)
         assert any(says in notification.message for notification in app._notifications)
+        for _ in range(100):  # a plan that is being made tells what it knows of the card at its end
+            if says in words(app, "#problems"):
+                break
+            await pilot.pause(0.05)
         assert says in words(app, "#problems")
 
     tell(explorer(tmp_path / "tui.json"), story)
