@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import data, options
+from qlora_planner.train import adapters, data, options
 from qlora_planner.train.steps import Watcher
 
 
@@ -92,3 +94,25 @@ class LibraryTrainer:
 
         accelerator.backward = backward
         self.trainer.add_callback(Callback())
+
+
+def with_adapters(
+    model: Any, run: RunConfig, arguments: Mapping[str, Any], sequence: Mapping[str, Any], tokenizer: Any, **more: Any
+) -> Any:
+    """The trainer of trl's that the run names, given the base model, to which it adds the adapters.
+
+    Raises InputError for what only SFTTrainer has.
+    """
+    import trl
+
+    trainer = trainer_named(run.trainer)
+    if sequence.get("assistant_only_loss"):
+        raise InputError(f"--assistant-only-loss is for chats that are there; {run.trainer} scores completions")
+    made, config = getattr(trl, f"{trainer.trl_class}Trainer"), getattr(trl, f"{trainer.trl_class}Config")
+    return made(
+        model=model,
+        args=config(**arguments),
+        processing_class=tokenizer,
+        peft_config=adapters.lora_config(model, run),
+        **more,
+    )

@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from qlora_planner.catalog.trainers import trainer_named
-from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import adapters, data, options
+from qlora_planner.train import data, options
 from qlora_planner.train.model import vocabulary
 from qlora_planner.train.steps import Watcher
-from qlora_planner.train.trainers.library import LibraryTrainer
+from qlora_planner.train.trainers.library import LibraryTrainer, with_adapters
 from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
 
 
@@ -38,19 +36,7 @@ def make(
 
     Raises InputError for what only SFTTrainer has.
     """
-    import trl
-
-    if sequence.get("assistant_only_loss"):
-        raise InputError(f"--assistant-only-loss is for chats that are there; {run.trainer} scores what it generates")
-    name = trainer_named(run.trainer).trl_class
-    trainer, config = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
-    return trainer(
-        model=model,
-        args=config(**arguments, **options.online_options(run)),
-        processing_class=tokenizer,
-        peft_config=adapters.lora_config(model, run),
-        **more,
-    )
+    return with_adapters(model, run, {**arguments, **options.online_options(run)}, sequence, tokenizer, **more)
 
 
 def by_place(*, completions: Sequence[Any], **_: Any) -> list[float]:

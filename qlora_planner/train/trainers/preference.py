@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named
-from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import adapters, data, options
-from qlora_planner.train.trainers.library import LibraryTrainer
+from qlora_planner.train import data, options
+from qlora_planner.train.trainers.library import LibraryTrainer, with_adapters
 from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
 
 
@@ -39,16 +38,4 @@ def make(
 
     Raises InputError for what only SFTTrainer has.
     """
-    import trl
-
-    if sequence.get("assistant_only_loss"):
-        raise InputError(f"--assistant-only-loss is for chats; {run.trainer} scores completions")
-    name = trainer_named(run.trainer).trl_class
-    trainer, config = getattr(trl, f"{name}Trainer"), getattr(trl, f"{name}Config")
-    return trainer(
-        model=model,
-        args=config(**arguments, **options.preference_options(run)),
-        processing_class=tokenizer,
-        peft_config=adapters.lora_config(model, run),
-        **more,
-    )
+    return with_adapters(model, run, {**arguments, **options.preference_options(run)}, sequence, tokenizer, **more)
