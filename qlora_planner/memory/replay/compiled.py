@@ -106,8 +106,8 @@ class OnNative(TraceReplayer):
         super()._note(phase)
         self.lost, self.host_peak = self._native.lost, self._native.host_peak
 
-    def _malloc(self, size: int, component: int) -> Block | None:
-        return self._native.take(size, component)
+    def _malloc(self, size: int, component: int, stream: int = 0) -> Block | None:
+        return self._native.take(size, component, stream)
 
     def _free(self, block: Block | None, component: int) -> None:
         assert component != HOST

@@ -22,7 +22,6 @@ from qlora_planner.memory.replay.events import (
     DEATH,
     DEATH_ELSEWHERE,
     HOST,
-    OUTSIDE,
     Act,
     Origin,
     PreparedTrace,
@@ -204,8 +203,8 @@ class TraceReplayer:
             trained.append(cast)
         return trained
 
-    def _malloc(self, size: int, component: int) -> Block | None:
-        block = self.memory.malloc(size)
+    def _malloc(self, size: int, component: int, stream: int = 0) -> Block | None:
+        block = self.memory.malloc(size, stream)
         if block is not None:
             self._bytes[component] += block.size
             if self.memory.allocated == self.memory.peak_allocated:
@@ -300,4 +299,4 @@ class TraceReplayer:
             self._free(block, _WORKSPACE)
 
 
-__all__ = ["COMPONENTS", "OUTSIDE", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]
+__all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

@@ -74,7 +74,7 @@ class ShardedReplayer(TraceReplayer):
             dtype = training_dtype(adapter.tensor.dtype, run, trainer, adapter.tensor.shape)
             if dtype != adapter.tensor.dtype:
                 tensor = replace(adapter.tensor, dtype=dtype)
-                block = self._take(tensor.size_bytes, _ADAPTERS)
+                block = self._malloc(tensor.size_bytes, _ADAPTERS)
                 self._free(adapter.block, _ADAPTERS)
                 adapter = Adapter(tensor=tensor, block=block)
             after.append(adapter)
@@ -109,10 +109,10 @@ class ShardedReplayer(TraceReplayer):
             for tensor in unit.tensors:
                 if tensor.placed is not None:
                     for size in tensor.placed.constant_bytes:
-                        self._take(size, _CONSTANTS)
-                moved.append((self._take(tensor.whole, _part(tensor)), _part(tensor)))
+                        self._malloc(size, _CONSTANTS)
+                moved.append((self._malloc(tensor.whole, _part(tensor)), _part(tensor)))
             for placed in unit.buffers:
-                self._take(placed.weight_bytes, _UNQUANTIZED)
+                self._malloc(placed.weight_bytes, _UNQUANTIZED)
             self._shards(unit)
             if unit in named:
                 stays += moved
@@ -123,7 +123,7 @@ class ShardedReplayer(TraceReplayer):
 
     def _shards(self, unit: Unit) -> None:
         for tensor in unit.tensors:
-            self._take(tensor.shard, _part(tensor))
+            self._malloc(tensor.shard, _part(tensor))
 
     # -- steps --------------------------------------------------------------------------------------------------------
     def play_steps(self, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow) -> None:
@@ -140,7 +140,7 @@ class ShardedReplayer(TraceReplayer):
         # FULL_STATE_DICT: every parameter is gathered, one at a time, and goes to the host.
         self._begin()
         largest = max(tensor.whole for unit in self.model.units for tensor in unit.tensors)
-        self._free(self._take(largest, _GATHERED), _GATHERED)
+        self._free(self._malloc(largest, _GATHERED), _GATHERED)
         self._note("save")
 
     def _watched(self, order: Iterable[tuple[Segment, int]]) -> Iterator[tuple[Segment, int]]:
@@ -226,7 +226,7 @@ class ShardedReplayer(TraceReplayer):
             self._reshard("embedding")
         elif mark == HEAD_BEGINS and self.model.head is not None:
             if self.whole_head:
-                self._full_head = self._take(self.model.head.gathered_bytes, _GATHERED)
+                self._full_head = self._malloc(self.model.head.gathered_bytes, _GATHERED)
             else:
                 self._unshard("head")
                 self._wait("head", forward=True)
@@ -253,8 +253,8 @@ class ShardedReplayer(TraceReplayer):
         if key in self._gathered or key in self._outputs:
             return
         unit = self._unit(name)
-        cast = self._take(unit.cast_bytes(self.world), _GATHERED, _GATHERS)
-        self._outputs[key] = self._take(unit.gathered_bytes, _GATHERED, _GATHERS)
+        cast = self._malloc(unit.cast_bytes(self.world), _GATHERED, _GATHERS)
+        self._outputs[key] = self._malloc(unit.gathered_bytes, _GATHERED, _GATHERS)
         self._free(cast, _GATHERED)
 
     def _wait(self, name: str | int, forward: bool = False) -> None:
@@ -264,7 +264,7 @@ class ShardedReplayer(TraceReplayer):
             return
         output = self._outputs.pop(key)
         self._gathered[key] = [
-            (self._take(tensor.gathered, _GATHERED), _GATHERED) for tensor in self._unit(name).tensors
+            (self._malloc(tensor.gathered, _GATHERED), _GATHERED) for tensor in self._unit(name).tensors
         ]  # fmt: skip
         if forward:
             output, self._previous = self._previous, output
@@ -279,13 +279,13 @@ class ShardedReplayer(TraceReplayer):
             return
         self._free(self._reduce_input, GRADIENTS)
         size = unit.reduced_bytes()
-        self._reduce_input = self._take(size, GRADIENTS)
+        self._reduce_input = self._malloc(size, GRADIENTS)
         self._free_gradients(layer)
-        output = self._take(size // self.world, GRADIENTS, _REDUCES)
+        output = self._malloc(size // self.world, GRADIENTS, _REDUCES)
         if any(tensor.trained and tensor.cast for tensor in unit.tensors):
             narrow = output
             wide = sum(tensor.shard for tensor in unit.tensors if tensor.trained)
-            output = self._take(wide, GRADIENTS, _REDUCES)
+            output = self._malloc(wide, GRADIENTS, _REDUCES)
             self._free(narrow, GRADIENTS)
         self._reduced.append(output)
 
@@ -308,14 +308,6 @@ class ShardedReplayer(TraceReplayer):
             self._free(self._outputs.pop(key), _GATHERED)
 
     # -- blocks -------------------------------------------------------------------------------------------------------
-    def _take(self, size: int, component: int, stream: int = 0) -> Block | None:
-        block = self.memory.malloc(size, stream)
-        if block is not None:
-            self._bytes[component] += block.size
-            if self.memory.allocated == self.memory.peak_allocated:
-                self._at_peak = tuple(self._bytes)
-        return block
-
     def _let_go(self, held: Held) -> None:
         for block, component in held:
             self._free(block, component)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+from qlora_planner.memory.allocator.caching import CachingAllocator
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel
 from qlora_planner.memory.replay.compiled import OnNative
 from qlora_planner.memory.replay.events import BIRTH, DEATH, DEATH_ELSEWHERE, Act, PreparedTrace
@@ -62,6 +62,3 @@ class NativeShardedReplayer(ShardedReplayer, OnNative):
         for (stage, _, _), base in self.packing.bases.items():
             if stage == "backward":
                 self._native.free_all(base + 1 + layer, GRADIENTS)
-
-    def _take(self, size: int, component: int, stream: int = 0) -> Block | None:
-        return self._native.take(size, component, stream)
