@@ -16,7 +16,7 @@ from qlora_planner.train import adapters, model
 from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.trainers import build_trainer
 from tests.launch.conftest import RUN, Home, Make, Start, finished, interrupt_at, same, tensors, trained
-from tests.launch.test_one_builder import FREE, Seen
+from tests.launch.test_one_builder import Seen, assert_alike
 
 CLASSIFY = RUN.with_(trainer="hf-trainer", task="classification", num_labels=3)
 STEPS = 8
@@ -152,11 +152,7 @@ def test_verify_train_and_the_script_tell_the_libraries_the_same(
         runpy.run_path("train.py", run_name="__main__")
     verified, launched, exported = seen
     assert (verified["class"], verified["labels"]) == ("LlamaForSequenceClassification", 3)
-    first = verified.pop("arguments")
-    for other in (launched, exported):
-        second = other.pop("arguments")
-        assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} <= FREE
-        assert other == verified
+    assert_alike(verified, launched, exported)
 
 
 def test_micro_batches_average_their_gradients(home: Home, tmp_path: Path) -> None:

@@ -51,6 +51,16 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return found
 
 
+def assert_alike(verified: dict[str, Any], launched: dict[str, Any], exported: dict[str, Any]) -> None:
+    """What verify, train and an exported script gave a trainer is the same, but for the arguments that are FREE."""
+    for other in (launched, exported):
+        assert {name: value for name, value in other.items() if name != "arguments"} == {
+            name: value for name, value in verified.items() if name != "arguments"
+        }
+        first, second = verified["arguments"], other["arguments"]
+        assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} <= FREE
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -84,13 +94,7 @@ def test_all_three_tell_the_libraries_the_same(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Seen):
         runpy.run_path("train.py", run_name="__main__")
-    verified, launched, exported = seen
-    for other in (launched, exported):
-        assert {name: value for name, value in other.items() if name != "arguments"} == {
-            name: value for name, value in verified.items() if name != "arguments"
-        }
-        first, second = verified["arguments"], other["arguments"]
-        assert {name for name in first.keys() | second.keys() if first.get(name) != second.get(name)} <= FREE
+    assert_alike(*seen)
 
 
 def _config(folder: Path) -> dict[str, Any]:

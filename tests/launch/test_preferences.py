@@ -22,7 +22,7 @@ from qlora_planner.train.data import synthetic_rows
 from qlora_planner.train.settings import Settings
 from qlora_planner.train.trainers import build_trainer
 from tests.launch.conftest import RUN, Home, Make, same, tensors, trained
-from tests.launch.test_one_builder import FREE, Seen
+from tests.launch.test_one_builder import Seen, assert_alike
 
 PAIRS = [
     {"prompt": f"count from {word}", "chosen": " " + " ".join(NUMBERS[at:]), "rejected": " " + " ".join(NUMBERS[:at])}
@@ -187,12 +187,7 @@ def test_verify_train_and_script_tell_trl_the_same(
     with pytest.raises(Seen):
         runpy.run_path("train.py", run_name="__main__")
     verified, launched, exported = seen
-    for other in (launched, exported):
-        assert {key: value for key, value in other.items() if key != "arguments"} == {
-            key: value for key, value in verified.items() if key != "arguments"
-        }
-        first, second = verified["arguments"], other["arguments"]
-        assert {key for key in first.keys() | second.keys() if first.get(key) != second.get(key)} <= FREE
+    assert_alike(verified, launched, exported)
     assert verified["arguments"]["max_length"] == run.seq_len
 
 
