@@ -49,7 +49,7 @@ def command(file: str, kind: str | None, model: str | None, launch: str | None, 
     card = _card(reading, given, output)
     opened = output.session.on(card).open(model or reading.model_id)
     from qlora_planner.session.check import check_reading
-    from qlora_planner.session.views import CheckAnswer
+    from qlora_planner.session.views.planned import CheckAnswer
 
     checked = CheckAnswer(check=check_reading(file, reading, opened), gpu=card.gpu)
     if output.json:

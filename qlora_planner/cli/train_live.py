@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from qlora_planner.data.scan import Moved
-    from qlora_planner.session.views import PlanAnswer
+    from qlora_planner.session.views.planned import PlanAnswer
 
 _SPARKS = "▁▂▃▄▅▆▇█"
 # Three lines of 80 columns, with the temperature and power of a card.

@@ -93,7 +93,7 @@ def _answered(verification: Verification, output: Output) -> int:
     if output.json:
         answer_json(verification.to_dict())
     else:
-        from qlora_planner.session.run_views import VerificationAnswer
+        from qlora_planner.session.views.ran import VerificationAnswer
 
         answer(VerificationAnswer(verification=verification).render(output.theme))
     return _EXIT[verification.measurement.outcome]

@@ -16,11 +16,11 @@ from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
+from qlora_planner.planner.gpus.others import Standing, smallest_card
 from qlora_planner.planner.knobs import generates
 from qlora_planner.planner.nearest import nearest
 from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
-from qlora_planner.planner.other_gpus import Standing, smallest_card
 from qlora_planner.planner.other_runs import alternatives, elsewhere
 from qlora_planner.planner.planner import (
     OrdersOf,

@@ -29,7 +29,7 @@ def cheapest_card(
 
     Raises InputError for a card without a price, NothingFitsError where no card with a known price holds it.
     """
-    from qlora_planner.planner.cheapest_gpu import cheapest, priced
+    from qlora_planner.planner.gpus.cheapest import cheapest, priced
 
     if card is not None:
         if not priced(card.gpu):

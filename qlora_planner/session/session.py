@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     from qlora_planner.session.after.post_mortem import OomAnswer
     from qlora_planner.session.measuring.calibrate import CalibrationAnswer
     from qlora_planner.session.model_on_card import ModelOnCard
-    from qlora_planner.session.run_views import TrainingAnswer
     from qlora_planner.session.surveying.tables import TablesAnswer
-    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer
+    from qlora_planner.session.views.planned import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer
+    from qlora_planner.session.views.ran import TrainingAnswer
     from qlora_planner.session.workbench import Workbench
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
@@ -194,7 +194,7 @@ class Session:
 
         Raises as `Workbench.estimate` does.
         """
-        from qlora_planner.session.views import EstimateAnswer
+        from qlora_planner.session.views.planned import EstimateAnswer
 
         return EstimateAnswer(estimate=self.open(model).estimate(run_of(run, options)), gpu=None, card=None)
 
@@ -204,7 +204,7 @@ class Session:
         Raises InputError for a run that quantises nothing and for a model that means nothing.
         """
         from qlora_planner.memory.audit.audit import audit
-        from qlora_planner.session.views import AuditAnswer
+        from qlora_planner.session.views.planned import AuditAnswer
 
         wanted = run_of(run, options)
         profile = self.model(model)

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.data import DataSource
     from qlora_planner.session.model_on_card import Frontier, ModelOnCard
-    from qlora_planner.session.run_views import TrainingAnswer, VerificationAnswer
-    from qlora_planner.session.views import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
+    from qlora_planner.session.views.planned import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
+    from qlora_planner.session.views.ran import TrainingAnswer, VerificationAnswer
     from qlora_planner.spec.machine import GpuSpec
     from qlora_planner.spec.run import RunConfig
 
@@ -104,7 +104,7 @@ class Workbench:
         Raises InputError for options that contradict each other or are unknown, and as `open` does; MissingError for a
         run that would have to be traced where the packages for that are missing.
         """
-        from qlora_planner.session.views import EstimateAnswer
+        from qlora_planner.session.views.planned import EstimateAnswer
 
         answer = self.at(risk).open(model).estimate(run_of(run, options))
         return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.card.asked)
@@ -157,7 +157,7 @@ class Workbench:
         """
         from qlora_planner.session import planning
         from qlora_planner.session.plan_files import with_folder
-        from qlora_planner.session.views import PlanAnswer
+        from qlora_planner.session.views.planned import PlanAnswer
 
         planning.check_batch(options, effective_batch, self.card.world)
         typed = run_of(run, options)
@@ -199,7 +199,7 @@ class Workbench:
         """
         from qlora_planner.exchange.configs import read_config
         from qlora_planner.session.check import check_reading
-        from qlora_planner.session.views import CheckAnswer
+        from qlora_planner.session.views.planned import CheckAnswer
 
         reading = read_config(file, kind)
         check = check_reading(file, reading, self.at(risk).open(model or reading.model_id))
@@ -216,7 +216,7 @@ class Workbench:
         """
         from qlora_planner.planner.knobs import in_whole_groups
         from qlora_planner.session.surveying.survey import stream_rows
-        from qlora_planner.session.views import SurveyAnswer
+        from qlora_planner.session.views.planned import SurveyAnswer
 
         typed = in_whole_groups(run_of(run, options))
         rows = sorted(stream_rows(self, typed, recommend=recommend), key=lambda row: (-row.params, row.model_id))
@@ -280,7 +280,7 @@ class Workbench:
         """
         from qlora_planner.errors import InputError
         from qlora_planner.session.measuring.verify import cards_for, run_of_file, verify
-        from qlora_planner.session.run_views import VerificationAnswer
+        from qlora_planner.session.views.ran import VerificationAnswer
 
         if device == "cpu" and floor:
             raise InputError("device='cpu': floor needs a card; leave it out")

@@ -10,8 +10,8 @@ import pytest
 from qlora_planner.catalog.gpus import GpuCatalogue
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate
-from qlora_planner.planner.cheapest_gpu import cheapest
-from qlora_planner.planner.other_gpus import by_size, smallest_card
+from qlora_planner.planner.gpus.cheapest import cheapest
+from qlora_planner.planner.gpus.others import by_size, smallest_card
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig

@@ -14,8 +14,8 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.planner.candidate_memory import CandidateFactory
+from qlora_planner.planner.gpus.others import smallest_card, standing
 from qlora_planner.planner.neighbours import prices
-from qlora_planner.planner.other_gpus import smallest_card, standing
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.run import RunConfig

@@ -17,7 +17,7 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component, MemoryEstimate
 from qlora_planner.planner.candidate_memory import CandidateFactory
-from qlora_planner.planner.other_gpus import fitting_on
+from qlora_planner.planner.gpus.others import fitting_on
 from qlora_planner.planner.plan import Plan, plan
 from qlora_planner.planner.planner import Request
 from qlora_planner.planner.search_space import search_space

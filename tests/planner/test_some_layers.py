@@ -9,7 +9,7 @@ import pytest
 
 from qlora_planner.session import Session
 from qlora_planner.session.traces import tape_for
-from qlora_planner.session.views import PlanAnswer
+from qlora_planner.session.views.planned import PlanAnswer
 from qlora_planner.session.workbench import Workbench
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig

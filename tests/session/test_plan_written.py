@@ -9,7 +9,7 @@ import pytest
 
 from qlora_planner import Session
 from qlora_planner.errors import InputError
-from qlora_planner.session.views import PlanAnswer
+from qlora_planner.session.views.planned import PlanAnswer
 
 MODEL = "meta-llama/Llama-3.1-8B"
 

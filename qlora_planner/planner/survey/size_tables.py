@@ -16,8 +16,8 @@ from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.planner.candidate_memory import CandidateMemory
+from qlora_planner.planner.gpus.others import fitting_on
 from qlora_planner.planner.neighbours import longest
-from qlora_planner.planner.other_gpus import fitting_on
 from qlora_planner.planner.survey.size_rows import (
     METHODS,
     CardRow,

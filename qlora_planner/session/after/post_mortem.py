@@ -9,7 +9,7 @@ from qlora_planner.diagnose.log_file import read_log
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
 from qlora_planner.session.cards import LOCAL, PlannedCard, number_of_plan
-from qlora_planner.session.views import attribute_of, shown
+from qlora_planner.session.views.planned import attribute_of, shown
 from qlora_planner.text import plain
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, PlannerError
 from qlora_planner.record import record
-from qlora_planner.session.views import shown
+from qlora_planner.session.views.planned import shown
 
 if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration

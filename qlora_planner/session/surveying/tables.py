@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.session.views import shown
+from qlora_planner.session.views.planned import shown
 from qlora_planner.spec.model import ModelProfile
 
 if TYPE_CHECKING:

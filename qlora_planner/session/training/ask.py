@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.session.run_options import given_options
-from qlora_planner.session.run_views import TrainingAnswer
 from qlora_planner.session.session import Session
 from qlora_planner.session.training.execute import train
 from qlora_planner.session.training.onlooker import Onlooker
 from qlora_planner.session.training.request import SETTINGS, TrainOptions, request_of
-from qlora_planner.session.views import PlanAnswer
+from qlora_planner.session.views.planned import PlanAnswer
+from qlora_planner.session.views.ran import TrainingAnswer
 from qlora_planner.spec.risk import parse_risk
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from qlora_planner.session.packages import Warn
 if TYPE_CHECKING:
     from qlora_planner.data.scan import Moved
     from qlora_planner.runs.watch import Watch
-    from qlora_planner.session.views import PlanAnswer
+    from qlora_planner.session.views.planned import PlanAnswer
 
 # Makes a Watch that words what it hears to somebody.
 MakeWatch = Callable[[Warn], "Watch"]

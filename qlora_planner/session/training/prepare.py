@@ -241,7 +241,7 @@ def _plan(
 ) -> tuple[RunConfig, Mapping[str, Any]]:
     """What `qlora-plan plan --data` recommends, for the longest batch of this data."""
     from qlora_planner.session.plan_files import with_folder
-    from qlora_planner.session.views import PlanAnswer
+    from qlora_planner.session.views.planned import PlanAnswer
 
     card = _card_of_plan(session, request)
     limited = card if here is None else replace(card, cap_bytes=here.cap_bytes)

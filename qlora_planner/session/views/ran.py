@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.record import record
-from qlora_planner.session.views import attribute_of, shown
+from qlora_planner.session.views.planned import attribute_of, shown
 
 if TYPE_CHECKING:
     from qlora_planner.report.parts.theme import Theme

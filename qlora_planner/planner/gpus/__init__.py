@@ -1,0 +1,1 @@
+"""What other cards hold a run, and what it costs where."""
