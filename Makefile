@@ -83,3 +83,4 @@ calibration:
 # Take the README's pictures of the explorer again.
 screenshots:
 	$(PYTHON) benchmarks/screenshots.py docs/screenshots
+	$(PYTHON) benchmarks/moving_picture.py docs/screenshots/turn.svg

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import html
+import io
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+from rich.console import Console
 
+from benchmarks.moving_picture import joined
 from qlora_planner.report.parts.labels import mib
+from qlora_planner.session import Session
+from qlora_planner.units import GIB
 from tests.tui.player import Recording
 from tests.tui.scenes import RECORDING
 
@@ -50,3 +56,40 @@ def test_the_watched_training_shows_what_was_recorded() -> None:
     assert f"{losses[-1]:.3f}" in shown
     assert f"step {len(losses)}/40: loss {losses[-1]:.4f}" in shown
     assert "7,481" not in shown
+
+
+def shown_at(path: Path, index: int) -> str:
+    """What is written on a picture that moves, at one of its pictures."""
+    root = ElementTree.parse(path).getroot()
+    seen = []
+    for group in root.iter("{http://www.w3.org/2000/svg}g"):
+        span = re.fullmatch(r"s(\d+)-(\d+)", group.get("class", ""))
+        if span and int(span[1]) <= index < int(span[2]):
+            seen += [text.text or "" for text in group.iter("{http://www.w3.org/2000/svg}text")]
+    return " ".join(seen).replace("\xa0", " ")
+
+
+@pytest.mark.parametrize(("index", "batch", "verdict"), [(2, 1, "✓ fits"), (3, 2, "✓ fits"), (4, 4, "✗ does not fit")])
+def test_the_moving_picture_shows_the_figures_of_estimate(index: int, batch: int, verdict: str) -> None:
+    shown = shown_at(ROOT / "docs" / "screenshots" / "turn.svg", index)
+    answer = Session(stored_only=True).on("12GB").estimate("llama-3.1-8b", batch_size=batch, grad_accum=16)
+    assert verdict in shown
+    assert mib(answer.peak.device_bytes) in shown
+    assert f"{answer.peak.device_bytes / GIB:.2f} GiB of" in shown
+
+
+def test_the_moving_picture_ends_with_a_run_that_fits() -> None:
+    path = ROOT / "docs" / "screenshots" / "turn.svg"
+    assert "f: the best that fits" in shown_at(path, 5)
+    assert "✓ fits" in shown_at(path, 5)
+    assert "162 fits" not in shown_at(path, 5)
+
+
+def test_pictures_joined_write_a_row_that_stays_once() -> None:
+    pictures = [Console(record=True, width=20, file=io.StringIO()) for _ in range(2)]
+    for console, word in zip(pictures, ("before", "behind"), strict=True):
+        console.print(f"always\n{word}")
+    text = joined([console.export_svg(title="t") for console in pictures], [1.0, 3.0])
+    assert text.count("always") == 1
+    assert text.count("before") == text.count("behind") == 1
+    assert "25.00%" in text, "the second picture begins after a quarter of the time"
