@@ -70,9 +70,9 @@ families-stack:
 faults:
 	$(PYTHON) -m tests.faults docs/faults.md
 
-# Write the tables of the README and of the page on several cards again.
+# Write what the README and the pages of docs show of the program again: tables, answers, figures.
 tables:
-	$(PYTHON) -m tools.readme README.md
+	$(PYTHON) -m tools.readme .
 	$(PYTHON) -m tools.several_cards docs/several-cards.md
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its

@@ -1,4 +1,4 @@
-"""The README's moving picture of the explorer, from itself: `python benchmarks/moving_picture.py docs/screenshots/turn.svg`.
+"""A moving picture of the explorer: `python benchmarks/moving_picture.py docs/screenshots/turn.svg`.
 
 A story of keys is played in the real app; after each chapter it takes its own picture, and the pictures become one SVG
 that shows them in turn. Rows that stay the same over several pictures are written once. Nothing depends on the machine.
@@ -86,7 +86,9 @@ def joined(pictures: list[str], seconds: list[float]) -> str:
     body = "".join(f'<g class="s{a}-{b}">{"".join(rows)}</g>\n' for (a, b), rows in sorted(spans.items()))
     first = _FONT.sub("", _TITLE.sub(lambda _: titles, pictures[0]))
     first = re.sub(r"terminal-\d+-", "terminal-", first)
-    first = re.sub(r"\.terminal-r\d+ \{[^}]*\}\n?", "", first).replace("Fira Code, ", "Fira Code, ui-monospace, Menlo, ")
+    first = re.sub(r"\.terminal-r\d+ \{[^}]*\}\n?", "", first).replace(
+        "Fira Code, ", "Fira Code, ui-monospace, Menlo, "
+    )
     rules = [f".{name} {{ {style} }}" for style, name in styles.items()]
     rules += [_shown(span, starts) for span in sorted(spans) if span != (0, len(pictures))]
     rules.append("@media (prefers-reduced-motion: reduce) { g { animation: none !important } }")

@@ -1,4 +1,4 @@
-"""What the documents promise: links lead somewhere, commands run, and the README's Python prints figures."""
+"""What the documents promise: links lead somewhere, commands run, and the sample of Python prints figures."""
 
 from __future__ import annotations
 
@@ -81,13 +81,15 @@ def test_the_guards_shell_is_shell() -> None:
         assert subprocess.run(["bash", "-n", "-c", script], capture_output=True, timeout=30).returncode == 0, script
 
 
-def test_the_readmes_python_prints_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    (sample,) = [text for text in blocks(ROOT / "README.md", "python") if "import" in text and "Session" in text]
+def test_the_python_page_prints_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    (sample,) = [
+        text for text in blocks(ROOT / "docs" / "python.md", "python") if "import" in text and "Session" in text
+    ]
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
     out = io.StringIO()
     space: dict[str, Any] = {}
     with contextlib.redirect_stdout(out):
-        exec(compile(sample, "README.md", "exec"), space)
+        exec(compile(sample, "python.md", "exec"), space)
     printed = out.getvalue()
     assert printed.strip(), "the sample prints what it asks for"
     assert "None" not in printed

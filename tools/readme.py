@@ -1,17 +1,22 @@
-"""`make tables`: write the README's copies of the tables between their markers."""
+"""`make tables`: write what the README and pages of docs show of the program between their markers."""
 
 from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
-from qlora_planner.report.parts.table import markdown_advice, markdown_cards, markdown_memory
+from qlora_planner.report.parts.table import advice_lines, markdown_advice, markdown_cards, markdown_memory
 from qlora_planner.session import Session
+from qlora_planner.session.surveying.tables import TablesAnswer
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB
+from tools.accuracy import holdout_line, holdout_table
+from tools.console import Shown, console_block
 
 TASK_MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -20,14 +25,17 @@ def _rollouts(trainer: str, batch: int) -> RunConfig:
     return RunConfig(trainer=trainer, batch_size=batch, prompt_len=512, completion_len=512)
 
 
-def sections() -> dict[str, str]:
-    """Marker -> what stands between it and its end, by the code and the profiles of now."""
-    tables = Session().table().tables
-    return {
-        "memory": f"{markdown_memory(tables)}\n\n{markdown_advice(tables)}",
-        "cards": markdown_cards(tables),
-        "tasks": task_table(),
-    }
+@cache
+def _tables() -> TablesAnswer:
+    return Session().table()
+
+
+def _memory() -> str:
+    return f"{markdown_memory(_tables().tables)}\n\n{markdown_advice(_tables().tables)}"
+
+
+def _myths() -> str:
+    return "\n".join(f"- {text}" for text in list(advice_lines(_tables().tables))[:3])
 
 
 # What the table of tasks is of: a name, what a row of it is, and the run.
@@ -49,31 +57,55 @@ def task_table() -> str:
     for name, size, run in TASKS:
         answer = bench.estimate(run)
         if answer.method != TRACED:
-            raise InputError(f"README.md: no trace of {name} ships for {TASK_MODEL}")
+            raise InputError(f"docs/memory.md: no trace of {name} ships for {TASK_MODEL}")
         figures = (answer.peak.device_bytes / GIB, answer.floor_bytes / GIB)
         lines.append(f"| {name} | {size} | {figures[0]:.1f} | {figures[1]:.1f} | {answer.peak.phase} |")
     return "\n".join(lines)
 
 
-def regenerated(text: str, found: dict[str, str]) -> str:
+# Page -> marker -> what makes that which stands between it and its end.
+PAGES: dict[str, dict[str, Callable[[], str]]] = {
+    "README.md": {
+        "survey": lambda: console_block("qlora-plan --gpu 24GB", Shown(1, 8)),
+        "plan": lambda: console_block("qlora-plan llama-3.1-8b --gpu rtx-4090", Shown(0), Shown(1), Shown(2)),
+        "check": lambda: console_block(
+            "qlora-plan check examples/trl-sft.yaml --gpu 10GB", Shown(0), Shown(1), Shown(4)
+        ),
+        "accuracy": holdout_line,
+        "myths": _myths,
+    },
+    "docs/plans.md": {"plan": lambda: console_block("qlora-plan llama-3.1-8b --gpu rtx-4090")},
+    "docs/memory.md": {"memory": _memory, "cards": lambda: markdown_cards(_tables().tables), "tasks": task_table},
+    "docs/accuracy.md": {"holdout": holdout_table},
+}
+
+
+def sections(page: str) -> dict[str, str]:
+    """Marker -> what stands between it and its end on a page of PAGES, by the code and the profiles of now."""
+    return {name: make() for name, make in PAGES[page].items()}
+
+
+def regenerated(text: str, bodies: dict[str, str], page: str = "README.md") -> str:
     """`text` with every section replaced. Raises InputError naming a marker that is not there once."""
-    for name, body in found.items():
+    for name, body in bodies.items():
         start, end = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
         pattern = re.compile(f"{re.escape(start)}\n.*?{re.escape(end)}", re.DOTALL)
         if len(pattern.findall(text)) != 1:
-            raise InputError(f"README.md: {start} and {end} must be there once, on lines of their own")
+            raise InputError(f"{page}: {start} and {end} must be there once, on lines of their own")
         text = pattern.sub(lambda _, whole=f"{start}\n{body}\n{end}": whole, text)  # type: ignore[misc]
     return text
 
 
-def main(path: Path) -> int:
-    """Rewrite `path`; says whether anything changed."""
-    old = path.read_text(encoding="utf-8")
-    new = regenerated(old, sections())
-    path.write_text(new, encoding="utf-8")
-    print("rewritten" if new != old else "as it was")
+def main(root: Path) -> int:
+    """Rewrite every page of PAGES; says whether anything changed."""
+    for page in PAGES:
+        path = root / page
+        old = path.read_text(encoding="utf-8")
+        new = regenerated(old, sections(page), page)
+        path.write_text(new, encoding="utf-8")
+        print(f"{page}: {'rewritten' if new != old else 'as it was'}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")))
+    sys.exit(main(Path(sys.argv[1] if len(sys.argv) > 1 else ".")))

@@ -95,7 +95,7 @@ RULES = (
     Rule(
         name="near-ties",
         says="of runs within 2 % of the fastest: more bits, the usual options, a traced run, the least memory",
-        source="nobody can tell runs so near apart beforehand; the accuracy of the speed model is in the README",
+        source="nobody can tell runs so near apart beforehand; docs/accuracy.md has the accuracy of the speed model",
     ),
 )
 

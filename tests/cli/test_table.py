@@ -10,15 +10,31 @@ from pathlib import Path
 from qlora_planner import session
 from qlora_planner.spec.run import RunConfig
 from tests.cli.conftest import Invoke
+from tools.readme import PAGES, regenerated, sections
 
-README = Path(__file__).parents[2] / "README.md"
+ROOT = Path(__file__).parents[2]
 
 
-def test_readme_holds_what_the_code_says_now() -> None:
-    from tools.readme import regenerated, sections
+def test_pages_hold_what_the_program_says_now() -> None:
+    texts = {
+        page: (ROOT / page).read_text(encoding="utf-8") for page in PAGES
+    }  # in one test: their tables are made once
+    stale = [page for page, text in texts.items() if regenerated(text, sections(page), page) != text]
+    assert stale == [], "`make tables` writes them again"
 
-    text = README.read_text(encoding="utf-8")
-    assert regenerated(text, sections()) == text, "`make tables` writes the README's tables again"
+
+def test_the_readme_is_a_page_of_at_most_130_lines_that_begins_with_the_two_set_up_commands() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 130
+    commands = text.split("```console\n")[1].splitlines()[:2]
+    assert commands == ["pip install . && qlora-plan --gpu 24GB", "pip install '.[train,test]' && pytest"]
+    assert text.index("docs/screenshots/turn.svg") < text.index("\n## ")
+
+
+def test_the_readme_names_every_page_of_docs() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    missing = [page.name for page in (ROOT / "docs").glob("*.md") if f"(docs/{page.name})" not in text]
+    assert missing == []
 
 
 def test_figures_are_those_of_estimate(invoke: Invoke) -> None:
