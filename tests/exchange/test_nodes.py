@@ -16,8 +16,10 @@ from qlora_planner.exchange.export import NODES, export
 from qlora_planner.exchange.scripts.nodes import environment
 from qlora_planner.spec.run import RunConfig
 
-RUN = RunConfig(compute_dtype="bfloat16", trainer="trl-sft", parallel="fsdp2", quant_storage="bfloat16", load_on="cpu",
-                optimizer="adamw_torch_fused", alloc_conf="expandable_segments:True")  # fmt: skip
+RUN = RunConfig(
+    quant="nf4", compute_dtype="bfloat16", trainer="trl-sft", parallel="fsdp2", quant_storage="bfloat16",
+    load_on="cpu", optimizer="adamw_torch_fused", alloc_conf="expandable_segments:True",
+)  # fmt: skip
 DDP = RUN.with_(parallel="ddp", quant_storage="uint8", load_on="gpu")
 
 
@@ -72,6 +74,21 @@ def test_every_way_starts_a_process_a_card(kind: str, count: int, nodes: int) ->
     assert "export FSDP_STATE_DICT_TYPE=FULL_STATE_DICT" in script
     assert "export PYTORCH_ALLOC_CONF=expandable_segments:True" in script
     assert "--export trl=train.py" in text  # what the ranks run is named
+
+
+@pytest.mark.parametrize(("set_already", "threads"), [("", "4"), ("export OMP_NUM_THREADS=3", "3")])
+def test_ranks_that_quantise_on_the_host_share_its_cores(set_already: str, threads: str) -> None:
+    (line,) = re.findall("^export OMP_NUM_THREADS=.*$", export("torchrun", plan()), re.MULTILINE)
+    shell = f"unset OMP_NUM_THREADS; nproc() {{ echo 30; }}\n{set_already}\n{line}\necho $OMP_NUM_THREADS"
+    done = subprocess.run(["bash", "-c", shell], text=True, capture_output=True, check=True)
+    assert done.stdout.strip() == threads  # of 30 cores and 8 ranks
+    assert line in yaml.safe_load(export("skypilot", plan()))["run"]
+    assert "cores of a node / 8" in export("accelerate", plan(nodes=1))
+
+
+def test_ranks_that_load_on_their_cards_are_told_nothing_of_threads() -> None:
+    for run in (DDP, RUN.with_(load_on="gpu"), RUN.with_(method="lora", quant="none", quant_storage=None)):
+        assert all("OMP_NUM_THREADS" not in export(kind, plan(run)) for kind in ("torchrun", "slurm", "accelerate"))
 
 
 def test_slurm_reads_every_directive_before_the_first_command() -> None:

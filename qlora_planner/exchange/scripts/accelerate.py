@@ -77,6 +77,11 @@ def _deepspeed(run: RunConfig) -> dict[str, Any]:
     }
 
 
+def quantises_on_host(run: RunConfig) -> bool:
+    """Whether every rank quantises its 4-bit weights on the CPU while it loads."""
+    return run.load_on == "cpu" and run.quant in ("nf4", "fp4") and run.parallel in (FSDP1, FSDP2)
+
+
 def render(run: RunConfig, heading: list[str], gpus_per_node: int = 1, nodes: int = 1) -> str:
     """The config as YAML; what it cannot hold is said above it. Raises InputError as `config` does."""
     notes = [f"accelerate launch --config_file accelerate.yaml train.py ({_SCRIPT})"]
@@ -95,6 +100,11 @@ def render(run: RunConfig, heading: list[str], gpus_per_node: int = 1, nodes: in
             "mixed_precision must be the dtype of bnb_4bit_quant_storage in the script, or weights are garbage.",
             "fsdp_cpu_ram_efficient_loading does nothing for 4-bit models; SHARDED_STATE_DICT would save no adapter.",
         ]
+    if quantises_on_host(run):
+        notes.append(
+            "Weights are quantised on the host, in one thread a rank where nothing is said: set OMP_NUM_THREADS to the"
+            f" cores of a node / {gpus_per_node}."
+        )
     if run.alloc_conf is not None:
         notes.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
     return document(config(run, gpus_per_node, nodes), [*heading, *notes])

@@ -72,7 +72,7 @@ def torchrun(run: RunConfig, heading: Sequence[str], cards: Cards) -> str:
         *_beside(several),
         *(["The nodes find each other at HOST, which must be reachable from all on this port."] if several else []),
     ]  # fmt: skip
-    lines = [*_opening(heading, says), *_exports(run)]
+    lines = [*_opening(heading, says), *_exports(run, cards)]
     if several:
         lines.append(': "${HOST:?name the address of one of the nodes}"')
     return _text([*lines, "", _launch(cards, host='"$HOST"')])
@@ -99,7 +99,7 @@ def slurm(run: RunConfig, heading: Sequence[str], cards: Cards) -> str:
         " has several.",
     ]
     lines = ["#!/bin/bash", *(f"#SBATCH --{directive}" for directive in directives)]
-    lines += [*_opening(heading, says)[1:], *_exports(run)]
+    lines += [*_opening(heading, says)[1:], *_exports(run, cards)]
     lines += [
         "# Ranks meet at the first node of the job.",
         'HOST=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)',
@@ -120,7 +120,7 @@ def skypilot(run: RunConfig, heading: Sequence[str], cards: Cards) -> str:
             f"--export skypilot: {quoted(cards.name)} is no card that clouds rent out; plan for one of"
             f" {', '.join(sorted(_SKY))}, as --gpu 2xl4"
         )
-    start = [f"export {name}={shlex.quote(value)}" for name, value in environment(run).items()]
+    start = [f"export {name}={shlex.quote(value)}" for name, value in environment(run).items()] + _threads(run, cards)
     host = '"$(echo "$SKYPILOT_NODE_IPS" | head -n 1)"'
     start.append(_launch(cards, host=host, run_id='"$SKYPILOT_TASK_ID"', always=True))
     task = {
@@ -172,12 +172,23 @@ def _opening(heading: Sequence[str], says: Sequence[str]) -> list[str]:
     return ["#!/bin/bash", *(f"# {plain(line)}" for line in [*heading, *says]), "set -euo pipefail", ""]
 
 
-def _exports(run: RunConfig) -> list[str]:
+def _exports(run: RunConfig, cards: Cards) -> list[str]:
     lines = []
     if run.parallel in (FSDP1, FSDP2):
         lines.append("# The dtype of bnb_4bit_quant_storage in the script, or weights are garbage.")
     lines += [f"export {name}={shlex.quote(value)}" for name, value in environment(run).items()]
-    return lines
+    return [*lines, *_threads(run, cards)]
+
+
+def _threads(run: RunConfig, cards: Cards) -> list[str]:
+    """The host's cores for quantising there: torchrun leaves each rank a single thread."""
+    if not accelerate.quantises_on_host(run):
+        return []
+    each = f"$(( ($(nproc) + {cards.count - 1}) / {cards.count} ))"
+    return [
+        "# Weights are quantised on the host, in as many threads as each rank is given; torchrun gives it one.",
+        f'export OMP_NUM_THREADS="${{OMP_NUM_THREADS:-{each}}}"',
+    ]
 
 
 def _launch(cards: Cards, *, host: str, run_id: str = "qlora", always: bool = False) -> str:
