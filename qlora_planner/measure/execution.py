@@ -174,7 +174,7 @@ class Execution:
             try:
                 self._tell("begin", {"step": 0, "of": spec.steps})
                 with gpu_lock.stepping():
-                    if spec.rank is not None:
+                    if spec.rank is not None or self._ranks.world > 1:
                         self._enter("wrap", mark="adapters")
                     trainer.train(spec.steps, watcher)
             finally:

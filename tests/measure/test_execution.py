@@ -12,6 +12,7 @@ import pytest
 from qlora_planner.measure.process import one_line, requested_bytes
 from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.ranks import Ranks
 from qlora_planner.train.trainers import loop
 
 torch = pytest.importorskip("torch")
@@ -19,14 +20,14 @@ pytest.importorskip("bitsandbytes")
 LLAMA = json.loads((Path(__file__).parents[1] / "data/truth/configs/llama-3.2-1b.json").read_text(encoding="utf-8"))
 
 
-def measured(**options: Any) -> Any:
-    """One step of a toy in this process."""
+def measured(world: int = 1, **options: Any) -> Any:
+    """One step of a toy in this process, as the first of `world` ranks, the others of which nobody calls."""
     from qlora_planner.measure.execution import Execution
 
     heard: list[tuple[str, Mapping[str, Any]]] = []
     run = RunConfig(**{"seq_len": 48, "rank": 4, "trainer": "loop", "lora_dropout": 0.0, **options})
     spec = ChildSpec(run=run, config=LLAMA, device="cpu", steps=1)
-    return Execution(spec, lambda event, facts: heard.append((event, facts))).measure()
+    return Execution(spec, lambda event, facts: heard.append((event, facts)), Ranks(world=world)).measure()
 
 
 def failing_in_backward(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
@@ -116,3 +117,8 @@ def test_a_folder_with_weights_is_run_as_it_is(tmp_path: Path) -> None:
     found = Execution(spec, lambda *_: None).measure()
     assert (found.outcome, found.toy) == ("ok", False)
     assert found.components["quantized_weights"] > 0  # type: ignore[index]
+
+
+def test_what_wrapping_takes_is_read_of_several_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "begin", lambda *_: None)
+    assert "wrap" in measured(world=2).phases and "wrap" not in measured().phases

@@ -18,7 +18,7 @@ STRETCHES: dict[str, tuple[str, ...]] = {
     "prepare": ("prepare",),
     "adapters": ("adapters",),
     "cast": ("adapters", "training"),
-    "wrap": ("wrap",),  # of one rank of several: its trainer shards the model
+    "wrap": ("wrap",),  # of ranks of several: their trainer shards the model, or hands one copy round
     "generate": ("generate", "training"),
     "forward": ("forward", "training"),
     "backward": ("backward", "training"),
