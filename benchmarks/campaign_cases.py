@@ -81,6 +81,8 @@ def asked_runs(families: Mapping[str, str], optimizers: tuple[str, ...]) -> Iter
     for name, options, needs in _OPTIONS:
         yield Asked(name=name, model_id=next(small), options=options, needs=needs)
         yield Asked(name=f"{name}-mixed", model_id=next(mixed), options={**options, "seq_len": 1024}, needs=needs)
+    for name, options in _TASKS:
+        yield Asked(name=name, model_id="meta-llama/Llama-3.2-1B", options=options)
     yield from _WHOLE
 
 
@@ -94,6 +96,7 @@ def _families(families: Mapping[str, str]) -> Iterator[Asked]:
 
 
 _SHORT = {"seq_len": 1024}
+_HF = {"trainer": "hf-trainer"}
 _OPTIONS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("flat-constants", {**_SHORT, "double_quant": False}, ()),
     ("fp4", {**_SHORT, "quant": "fp4"}, ()),
@@ -124,6 +127,20 @@ _OPTIONS: tuple[tuple[str, dict[str, Any], tuple[str, ...]], ...] = (
     ("evaluated-hf", {**_SHORT, "eval_batch_size": 2, "trainer": "hf-trainer"}, ()),
     ("no-dropout", {**_SHORT, "lora_dropout": 0.0}, ()),
     ("attention-only", {**_SHORT, "target_modules": "attention"}, ()),
+)
+_PAIRS = {"batch_size": 4, "prompt_len": 128, "completion_len": 384}
+_ONLINE = {"batch_size": 8, "num_generations": 8, "prompt_len": 256, "completion_len": 256}
+_TASKS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("dpo", {**_PAIRS, "trainer": "trl-dpo", "padding": False}),
+    ("dpo-padded", {**_PAIRS, "trainer": "trl-dpo", "padding": True}),
+    ("dpo-precomputed", {**_PAIRS, "trainer": "trl-dpo", "precompute_ref_log_probs": True}),
+    ("kto", {**_PAIRS, "trainer": "trl-kto", "loss_type": "apo_zero_unpaired"}),
+    ("reward", {"batch_size": 4, "seq_len": 512, "trainer": "trl-reward"}),
+    ("classification", {"batch_size": 8, "seq_len": 256, "task": "classification", "num_labels": 4, **_HF}),
+    ("grpo", {**_ONLINE, "trainer": "trl-grpo"}),
+    ("grpo-compared", {**_ONLINE, "trainer": "trl-grpo", "beta": 0.04}),
+    ("grpo-twice", {**_ONLINE, "trainer": "trl-grpo", "num_iterations": 2}),
+    ("rloo-accumulated", {**_ONLINE, "trainer": "trl-rloo", "batch_size": 4, "grad_accum": 2, "num_generations": 4}),
 )
 _WHOLE = (
     Asked(name="whole-8b", model_id="meta-llama/Llama-3.1-8B", options={"seq_len": 4096, "rank": 32}),

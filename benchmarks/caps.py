@@ -7,8 +7,8 @@ usage:
   caps.py table OUT.jsonl MEASURED.jsonl             what came of it, as Markdown
 
 A small card is torch's per-process limit on a large one: what the small card leaves after the context. A notch is 64
-tokens of sequence, or one more in the batch. The run at the edge must not run out of memory, and should use the card;
-the first notch beyond `does-not-fit` should fail.
+tokens of sequence or of prompt, or one more in the batch. The run at the edge must not run out of memory, and should
+use the card; the first notch beyond `does-not-fit` should fail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-NOTCH = {"seq_len": 64, "batch_size": 1}
+NOTCH = {"seq_len": 64, "prompt_len": 64, "batch_size": 1}
 GIB = 1 << 30
 
 
@@ -50,6 +50,8 @@ class Edge:
 
 
 HF = {"trainer": "hf-trainer"}
+PAIRS = {"trainer": "trl-dpo", "upcast": False}
+ONLINE = {"trainer": "trl-grpo", "upcast": False, "batch_size": 8, "num_generations": 8, "completion_len": 128}
 EDGES = (
     Edge(card="8GB", model_id="Qwen/Qwen2.5-7B"),
     Edge(card="8GB", model_id="meta-llama/Llama-3.2-3B", options=HF),
@@ -75,6 +77,10 @@ EDGES = (
     Edge(card="80GB", model_id="Qwen/Qwen3-30B-A3B"),
     Edge(card="80GB", model_id="meta-llama/Llama-3.1-70B", options=HF),
     Edge(card="80GB", model_id="Qwen/Qwen2.5-32B", options={"method": "lora"}),
+    Edge(card="16GB", model_id="meta-llama/Llama-3.1-8B", options=PAIRS),
+    Edge(card="24GB", model_id="meta-llama/Llama-3.1-8B", options=PAIRS),
+    Edge(card="16GB", model_id="meta-llama/Llama-3.1-8B", options=ONLINE, knob="prompt_len"),
+    Edge(card="24GB", model_id="meta-llama/Llama-3.1-8B", options=ONLINE, knob="prompt_len"),
 )
 
 
@@ -148,7 +154,7 @@ def push(edge: Edge) -> list[dict[str, Any]]:
 
         return measure
 
-    fits = last_below(over(FITS_AT_MOST), 32 if edge.knob == "seq_len" else 4)
+    fits = last_below(over(FITS_AT_MOST), 4 if edge.knob == "batch_size" else 32)
     if not fits:
         print(f"{edge.name}: not even one notch fits", flush=True)
         return []
