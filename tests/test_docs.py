@@ -14,6 +14,7 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from qlora_planner import __version__
 from qlora_planner.cli.main import EXIT_CODES, cli
 
 ROOT = Path(__file__).parents[1]
@@ -104,3 +105,27 @@ def test_what_the_readme_makes_is_ignored_by_git() -> None:
     if done.returncode == 128:
         pytest.skip("no git checkout")
     assert done.stdout.split() == paths
+
+
+def test_the_citation_is_of_this_version() -> None:
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cited["version"] == __version__
+    assert cited["title"] == "qlora-planner"
+
+
+def test_a_release_publishes_without_a_token_and_after_it_was_tried() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "release.yml").read_text(encoding="utf-8"))["jobs"]
+    assert jobs["publish"]["permissions"] == {"id-token": "write"}
+    assert jobs["publish"]["needs"] == "try"
+    assert set(jobs["try"]["needs"]) == {"sdist", "wheels"}
+    steps = [step for job in jobs.values() for step in job["steps"]]
+    assert not any("password" in step.get("with", {}) for step in steps)
+    scripts = "\n".join(step.get("run", "") for step in steps)
+    assert (
+        subprocess.run(
+            ["bash", "-n", "-c", scripts.replace("${{", "${").replace("}}", "}").replace("matrix.kind", "K")],
+            capture_output=True,
+            timeout=30,
+        ).returncode
+        == 0
+    )

@@ -48,7 +48,7 @@ def holdout_line() -> str:
     means = {name: mean for name, _, mean, _, _ in summary([errors_of(row) for row in rows])}
     return (
         f"{len(rows)} runs of {len({row.model for row in rows})} models, set apart before anything was measured, on an"
-        f" H200: the bytes that torch\nallocates are predicted within {means['train allocated']:.2f} % on average, what it"
-        f" reserves within {means['train reserved']:.2f} %,\nwhat the driver shows for the process within"
+        f" H200: the bytes that torch\nallocates are predicted within {means['train allocated']:.2f} % on average, what"
+        f" it reserves within {means['train reserved']:.2f} %,\nwhat the driver shows for the process within"
         f" {means['device']:.2f} %. [Every row, and where it is off](docs/accuracy.md)."
     )

@@ -6,13 +6,14 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
 
 
 @click.command("audit", cls=Verb)
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @run_options(only=("method", "quant", "double_quant", "compute_dtype", "images"))
 @output_options()
 def command(model: str, **given: Any) -> int:

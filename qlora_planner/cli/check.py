@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.options import Verb, card_options, output_options
 from qlora_planner.cli.sections import SectionOption
@@ -20,7 +21,7 @@ KINDS = ("plan", "axolotl", "llama-factory", "trl")
 
 
 @click.command("check", cls=Verb)
-@click.argument("file")
+@click.argument("file", shell_complete=completing.files)
 @click.option("--format", "kind", cls=SectionOption, type=click.Choice(KINDS), help="What FILE is (its keys tell).")
 @click.option("--model", cls=SectionOption, metavar="MODEL", help="Take this model in place of the file's.")
 @click.option(

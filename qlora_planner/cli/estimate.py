@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
@@ -13,7 +14,7 @@ from qlora_planner.cli.values import card_from, output_from
 
 
 @click.command("estimate", cls=Verb)
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @card_options()
 @run_options()
 @output_options()

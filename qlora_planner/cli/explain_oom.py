@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
@@ -13,7 +14,7 @@ from qlora_planner.cli.values import output_from
 
 
 @click.command("explain-oom", cls=Verb)
-@click.argument("log", metavar="LOG")
+@click.argument("log", metavar="LOG", shell_complete=completing.files)
 @click.option("--plan", "plan", cls=SectionOption, metavar="FILE", help="The plan of the run that failed.")
 @output_options()
 def command(log: str, plan: str | None, **given: Any) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json, answer_part
@@ -19,7 +20,7 @@ _LONGEST_BYTES = 4 << 20
 
 
 @click.command("generate", cls=Verb)
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completing.files)
 @click.option("--prompt", cls=SectionOption, required=True, metavar="TEXT", help="What to answer; - reads stdin.")
 @click.option(
     "--max-new-tokens", cls=SectionOption, type=click.IntRange(1, 1 << 20), default=256, help="At most (256)."

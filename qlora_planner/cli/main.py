@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -17,8 +17,12 @@ from qlora_planner.cli.streams import PROGRAM, guarded_stderr, say
 from qlora_planner.errors import InputError, PlannerError
 from qlora_planner.text import quoted
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
 DEBUG_VARIABLE = "QLORA_PLAN_DEBUG"
 BUG, INTERRUPTED = 4, 130
+_NO_COMMAND = "qlora_planner.no_command"
 
 # Verb -> module in this package, what it does.
 VERBS: dict[str, tuple[str, str]] = {
@@ -38,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
+    "completion": ("completion", "Completion at the tab key of bash, zsh and fish; --install puts it in place."),
     "tui": ("tui", "The explorer: models, knobs, frontier and prices in the terminal."),
 }
 
@@ -152,7 +157,32 @@ class Program(click.Group):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Put the verb first, then parse as any group does."""
-        return super().parse_args(ctx, dispatch(args))
+        try:
+            args = dispatch(args)
+        except InputError:
+            if not ctx.resilient_parsing:
+                raise
+            args, ctx.meta[_NO_COMMAND] = [], True  # a shell that completes a line is offered nothing
+        return super().parse_args(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Verbs and models, whose plan a model alone is; the options of both forms without a verb."""
+        from click.shell_completion import CompletionItem
+
+        from qlora_planner.cli.completing import model_names
+
+        if ctx.meta.get(_NO_COMMAND):
+            return []
+        if incomplete.startswith("-"):
+            found = [
+                item
+                for verb in ("plan", "survey")
+                if (command := self.get_command(ctx, verb))
+                for item in command.shell_complete(ctx, incomplete)
+            ]
+            return list({item.value: item for item in found}.values())
+        verbs = [CompletionItem(name, help=text) for name, (_, text) in VERBS.items() if name.startswith(incomplete)]
+        return verbs + [CompletionItem(name) for name in model_names(incomplete)] if incomplete else verbs
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The verbs from their table: help imports none of them."""

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("merge", cls=Verb)
-@click.argument("run", metavar="RUN")
+@click.argument("run", metavar="RUN", shell_complete=completing.files)
 @click.option("--output", "target", cls=SectionOption, metavar="DIR", help="Where to (RUN-merged).")
 @click.option("--base", cls=SectionOption, metavar="DIR|ID", help="The full-precision base (what RUN names).")
 @click.option("--dtype", cls=SectionOption, type=click.Choice(DTYPES), default="bfloat16", help="Stored as (bfloat16).")

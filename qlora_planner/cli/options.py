@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.kinds import Kernel, Named, Tokens, notes_of, trainer_names
 from qlora_planner.cli.sections import (
     CARD,
@@ -143,8 +144,8 @@ def _switch(name: str, text: str) -> click.Option:
     return RunOption([f"--{name}/--no-{name}"], default=None, help=text)
 
 
-def _value(name: str, kind: Any, text: str, metavar: str | None = None) -> click.Option:
-    return RunOption([f"--{name}"], type=kind, default=None, help=text, metavar=metavar)
+def _value(name: str, kind: Any, text: str, metavar: str | None = None, complete: Any = None) -> click.Option:
+    return RunOption([f"--{name}"], type=kind, default=None, help=text, metavar=metavar, shell_complete=complete)
 
 
 def _run_options() -> list[click.Option]:
@@ -169,7 +170,7 @@ def _run_options() -> list[click.Option]:
         _switch("gradient-checkpointing", "Keep layer inputs only, compute the rest again (on)."),
         _switch("use-reentrant", "The old kind of checkpointing (off)."),
         _value("attention", Kernel(ATTENTIONS, ATTENTION_NAMES), "Attention kernel (sdpa where the class has it)."),
-        _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME"),
+        _value("optimizer", str, "A transformers name (paged_adamw_8bit).", "NAME", completing.optimizers),
         _value(
             "trainer",
             Named(TRAINERS, trainer_names),
@@ -208,9 +209,7 @@ def _run_options() -> list[click.Option]:
         _value("image-size", str, "Pixels of every image, for a vision-language model with its tower.", "WxH"),
         _value("images", int, "Images in each sequence (1 where their size is given); 0 loads the tower alone.", "N"),
         _value("image-tokens", int, "Tokens of one image, where its size is not given.", "N"),
-        _value(
-            "exclude-modules", str, "Modules without adapters, as visual; or a regular expression (none).", "NAME,.."
-        ),
+        _value("exclude-modules", str, "Modules without adapters, or a regular expression (none).", "NAME,.."),
         _value("vllm", click.Choice(VLLM_MODES), "GRPO, RLOO: where vLLM generates (none: transformers does)."),
         _value("vllm-gpu-memory-utilization", float, "Its part of this card, with --vllm colocate (0.3).", "F"),
         _switch("vllm-enable-sleep-mode", "It gives its part back while the trainer trains (off)."),
@@ -220,10 +219,13 @@ def _run_options() -> list[click.Option]:
 
 def _card_options() -> list[click.Option]:
     return [
-        CardOption(["--gpu"], metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, 2xrtx-4090, or local."),
         CardOption(
-            ["--nodes"], type=click.IntRange(1, 1024), metavar="N", help="Machines with as many such cards (1)."
+            ["--gpu"],
+            shell_complete=completing.cards,
+            metavar="GPU",
+            help="24GB, 24564MiB, a name such as rtx-4090, 2xrtx-4090, or local.",
         ),
+        CardOption(["--nodes"], type=click.IntRange(1, 1024), metavar="N", help="Machines with such cards (1)."),
         CardOption(["--reserve"], metavar="SIZE", help="Held back for a desktop or other processes, as 800MiB."),
         CardOption(["--cap"], metavar="SIZE", help="torch's per-process limit on a larger card, as 20GiB."),
         CardOption(
@@ -236,7 +238,10 @@ def _data_options() -> list[click.Option]:
     bad_rows = click.Choice(("refuse", "skip"))
     return [
         DataOption(
-            ["--data"], metavar="FILE|ID", help="jsonl, json, csv, parquet, a folder or pattern of them, a Hub id."
+            ["--data"],
+            shell_complete=completing.files,
+            metavar="FILE|ID",
+            help="jsonl, json, csv, parquet, a folder or pattern of them, a Hub id.",
         ),
         DataOption(["--tokenizer"], metavar="NAME|DIR", help="Whose tokens are counted (the model's own)."),
         DataOption(["--chars-per-token"], type=float, metavar="F", help="Guess the tokens from characters, as 4."),

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.data import summary_from
 from qlora_planner.cli.exits import exit_code
@@ -30,7 +31,7 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
 
 
 @click.command("plan", cls=Verb)
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @click.option(
     "--objective",
     cls=SectionOption,
@@ -48,7 +49,14 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
 @click.option(
     "--adjust", cls=SectionOption, is_flag=True, help="Change what was typed where nothing fits so; what is said."
 )
-@click.option("--compare", cls=SectionOption, multiple=True, metavar="GPU,..", help="The same run on these cards too.")
+@click.option(
+    "--compare",
+    cls=SectionOption,
+    shell_complete=completing.cards,
+    multiple=True,
+    metavar="GPU,..",
+    help="The same run on these cards too.",
+)
 @click.option("--save", cls=SectionOption, metavar="FILE", help="Write the plan as YAML for verify, check and train.")
 @click.option("--force", cls=SectionOption, is_flag=True, help="Write over files that are there.")
 @click.option("--report", cls=SectionOption, metavar="FILE", help="A report to hand on, .md or .html.")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import output_from
@@ -14,7 +15,7 @@ from qlora_planner.text import plain
 
 
 @click.command("profile", cls=Verb)
-@click.argument("model")
+@click.argument("model", shell_complete=completing.models)
 @output_options()
 def command(model: str, **given: Any) -> int:
     """Build the model's real class without weights, see what loading and PEFT do to it, and keep what was found.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import (
     Verb,
     card_options,
@@ -38,7 +39,7 @@ def _option(name: str, kind: Any, text: str, metavar: str = "N") -> Callable[[Ca
 
 
 @click.command("train", cls=Verb)
-@click.argument("what", metavar="PLAN|MODEL|RUN")
+@click.argument("what", metavar="PLAN|MODEL|RUN", shell_complete=completing.runs)
 @_option("output", str, "The run's own folder (runs/NAME of the model).", "DIR")
 @click.option("--resume", cls=SectionOption, is_flag=True, help="Go on with the run in --output.")
 @click.option("--yes", cls=SectionOption, is_flag=True, help="Start without asking, though it may not fit.")

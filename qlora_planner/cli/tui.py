@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import Verb, data_options
 from qlora_planner.cli.sections import CardOption, OutputOption
@@ -25,8 +26,14 @@ _SWITCH_S = 0.001
 
 
 @click.command("tui", cls=Verb)
-@click.argument("model", metavar="[MODEL]", required=False)
-@click.option("--gpu", cls=CardOption, metavar="GPU", help="24GB, 24564MiB, a name such as rtx-4090, or local.")
+@click.argument("model", metavar="[MODEL]", required=False, shell_complete=completing.models)
+@click.option(
+    "--gpu",
+    cls=CardOption,
+    shell_complete=completing.cards,
+    metavar="GPU",
+    help="24GB, 24564MiB, a name such as rtx-4090, or local.",
+)
 @data_options()
 @click.option("--no-color", cls=OutputOption, is_flag=True, help="Without colours, as with NO_COLOR.")
 @click.option("--ascii", cls=OutputOption, is_flag=True, help="ASCII alone (where the locale is not UTF-8).")

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from qlora_planner.cli import completing
 from qlora_planner.cli.options import Verb, card_options, explicit_run_options, output_options, run_options
 from qlora_planner.cli.progress import watching
 from qlora_planner.cli.sections import SectionOption
@@ -21,7 +22,7 @@ _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
 
 
 @click.command("verify", cls=Verb)
-@click.argument("model", metavar="MODEL|PLAN")
+@click.argument("model", metavar="MODEL|PLAN", shell_complete=completing.runs)
 @click.option("--device", cls=SectionOption, type=click.Choice(DEVICES), default="cuda", help="Where (cuda).")
 @click.option("--steps", cls=SectionOption, type=click.IntRange(1, 1000), default=3, help="Optimizer steps (3).")
 @click.option("--floor", cls=SectionOption, is_flag=True, help="Find the least limit on torch that works; more runs.")
