@@ -68,8 +68,8 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
     cls=SectionOption,
     multiple=True,
     metavar="KIND[=FILE]",
-    help="The run as trl, notebook (.ipynb), percent (its cells as .py), accelerate, axolotl or llama-factory: printed,"
-    " or into FILE.",
+    help="The run as trl, notebook (.ipynb), percent (its cells as .py), accelerate, axolotl, llama-factory or"
+    " trl-config (for `trl sft --config`): printed, or into FILE.",
 )
 @reward_option()
 @card_options()

@@ -31,6 +31,11 @@ def target_names(targets: str, attention_modules: Sequence[str]) -> list[str]:
     return list(attention_modules)
 
 
+def rows_full(run: RunConfig) -> bool:
+    """Whether rows are joined until each is full: what a batch of several rows without padding is in these tools."""
+    return run.packing or (run.padding is False and run.batch_size > 1)
+
+
 def differences(tool: str, trainer: str, stands_for: str, run: RunConfig, dropped: Mapping[str, str]) -> list[str]:
     """Where another tool cannot do what the plan says, so that nobody takes the plan's figures for its file's.
 

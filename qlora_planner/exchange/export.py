@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP, strategy_row
+from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, ZERO2, ZERO3, strategy_row
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.exchange.plan_file import headline, plan_of
@@ -17,7 +17,13 @@ DATA = "train.jsonl"
 NODES = ("torchrun", "slurm", "skypilot")  # what starts a run's script on the cards of one or more machines
 Judge = Callable[[Reading], MemoryEstimate]
 # Kinds that are configs of other tools, which `check` reads.
-READ_BACK: Mapping[str, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory"}
+READ_BACK: Mapping[str, str] = {"axolotl": "axolotl", "llama-factory": "LLaMA-Factory", "trl-config": "TRL"}
+_FORMATS: Mapping[str, str] = {kind: "trl" if kind == "trl-config" else kind for kind in READ_BACK}
+# How cards share a run, in the words of these tools.
+_SHARED: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("axolotl", "llama-factory"), (FSDP1, FSDP2)),
+    "trl-config": (FSDP1, FSDP2, ZERO2, ZERO3),
+}
 
 
 def export(
@@ -46,7 +52,8 @@ def export(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
-    if plan.run.parallel not in (None, DDP) and kind not in ("trl", "accelerate", *NODES):
+    strategies = (None, DDP, *_SHARED.get(kind, ()))
+    if plan.run.parallel not in strategies and kind not in ("trl", "accelerate", *NODES):
         raise InputError(
             f"--export {kind}: {strategy_row(plan.run.parallel).label} is not written there; --export accelerate and"
             " --export trl are the launch config and the script of this run"
@@ -81,7 +88,7 @@ def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge |
     if judge is None:
         as_read: Mapping[str, Any] = {**document, "estimate": None}
     else:
-        estimate = judge(FORMATS[kind][1](yaml.safe_load(config), kind))
+        estimate = judge(FORMATS[_FORMATS[kind]][1](yaml.safe_load(config), kind))
         as_read = {**document, "run": estimate.run.to_dict(), "estimate": estimate.to_dict()}
     tool = READ_BACK[kind]
     return [f"{headline(as_read)} (as {tool} runs this file)", f"The plan itself: {headline(document)}"]
@@ -143,6 +150,12 @@ def _llama_factory(run: RunConfig, model_id: str, data: str, heading: list[str],
     return render(run, model_id, data, heading, modules)
 
 
+def _trl_config(run: RunConfig, model_id: str, data: str, heading: list[str], modules: Sequence[str]) -> str:
+    from qlora_planner.exchange.trl.write import render
+
+    return render(run, model_id, data, heading, modules)
+
+
 KINDS: Mapping[str, Writer] = {
     "trl": _script,
     "notebook": _notebook,
@@ -150,5 +163,6 @@ KINDS: Mapping[str, Writer] = {
     "accelerate": _accelerate,
     "axolotl": _axolotl,
     "llama-factory": _llama_factory,
+    "trl-config": _trl_config,
 }
 EXPORTS = (*KINDS, *NODES)

@@ -40,7 +40,8 @@ def standing_in(reading: Reading) -> Reading:
     if reading.stand_in is None:
         return reading
     run, things = reading.run.with_(**reading.stand_in.changes), reading.stand_in.unmodelled
-    return replace(reading, run=run, unmodelled=(*reading.unmodelled, *things), stand_in=None)
+    unmodelled = (*reading.unmodelled, *things)
+    return replace(reading, run=run, unmodelled=unmodelled, stand_in=None, stands_for=reading.run)
 
 
 def _embeddings(profile: ModelProfile) -> list[str]:

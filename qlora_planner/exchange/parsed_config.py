@@ -42,6 +42,7 @@ class Reading:
     `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
     `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`. `stand_in` answers where `run` is
     not traced; `casts_while_preparing` says why 16-bit weights are float32 for a moment before adapters are added.
+    `stands_for` is the file's own run where `run` is the one that stands in for it.
     `settled` are codes of problems that the file or its tool takes care of.
     `sharing` is what the file says of several cards: see `exchange.several_cards.on_cards`; `stored` is the dtype that
     4-bit weights lie in, with what decided it.
@@ -64,6 +65,7 @@ class Reading:
     sharing: Sharing | None = None
     stored: Decision | None = None
     settled: tuple[str, ...] = ()
+    stands_for: RunConfig | None = None
 
     def keys_to_dict(self) -> dict[str, Any]:
         """The four kinds, JSON-ready."""

@@ -25,10 +25,14 @@ SCHEMA = "qlora-plan/check/1"
 
 @record
 class Check:
-    """A file as it was read, the memory of what it means, and changes by which it fits, the least harmful first."""
+    """A file as it was read, the memory of what it means, and changes by which it fits, the least harmful first.
+
+    `run` is what the file asks for, resolved; another run may stand in for it in `estimate`.
+    """
 
     file: str
     reading: Reading
+    run: RunConfig
     estimate: MemoryEstimate
     fixes: tuple[Remedy, ...]
 
@@ -46,7 +50,7 @@ class Check:
             "file": self.file,
             "format": self.reading.format,
             "model": self.estimate.model.to_dict(),
-            "run": run_document(self.estimate.run),
+            "run": run_document(self.run),
             "estimate": self.estimate.to_dict(),
             "fix": {"smallest": rows[0], "runner_up": rows[1] if len(rows) > 1 else None} if rows else None,
             "keys": self.reading.keys_to_dict(),
@@ -64,12 +68,16 @@ class Check:
 def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelOnCard) -> Check:
     """The answer for a file that was read, of which `opened` is the model on the card."""
     from qlora_planner.exchange.several_cards.on_cards import on_cards
+    from qlora_planner.memory.options.resolve import resolve
 
     reading = on_cards(reading, opened.budget.world)
     _tell_left_out(reading, opened)
     estimates = Estimates(opened)
     reading, estimate = judged(reading, estimates)
-    return Check(file=os.fspath(file), reading=reading, estimate=estimate, fixes=tuple(fixes_for(estimate, estimates)))
+    own = reading.stands_for
+    run = estimate.run if own is None else resolve(opened.profile, own, opened.gpu).run
+    fixes = tuple(fixes_for(estimate, estimates))
+    return Check(file=os.fspath(file), reading=reading, run=run, estimate=estimate, fixes=fixes)
 
 
 def _tell_left_out(reading: Reading, opened: ModelOnCard) -> None:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
     from qlora_planner.session.model_on_card import ModelOnCard
 
-EXPORTS = ("trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory", "torchrun", "slurm", "skypilot")
+EXPORTS = (
+    "trl", "notebook", "percent", "accelerate", "axolotl", "llama-factory", "trl-config", "torchrun", "slurm",
+    "skypilot",
+)  # fmt: skip
 _PLAN = "plan"
 REPORTS = (".md", ".html")
 
@@ -125,6 +128,7 @@ def exported(
     Raises InputError for an unknown kind and for what it cannot express.
     """
     from qlora_planner.exchange.export import export
+    from qlora_planner.exchange.several_cards.on_cards import on_cards
     from qlora_planner.memory.unmodelled.qualified import qualified
     from qlora_planner.session.check import Estimates, judged
 
@@ -134,7 +138,9 @@ def exported(
     elsewhere: list[MemoryEstimate] = []
 
     def judge(reading: Reading) -> MemoryEstimate:
-        elsewhere.append(qualified(judged(reading, estimates)[1], plan.estimate.unmodelled))
+        elsewhere.append(
+            qualified(judged(on_cards(reading, opened.budget.world), estimates)[1], plan.estimate.unmodelled)
+        )
         return elsewhere[-1]
 
     text = export(kind, plan.to_dict(), data, attention_modules=names, judge=judge, rewards=rewards)

@@ -81,7 +81,8 @@ def test_json(invoke: Invoke, file: Any) -> None:
     document = json.loads(result.stdout)
     assert (document["schema"], document["format"], document["file"]) == ("qlora-plan/check/1", "llama-factory", path)
     assert document["model"]["id"] == "meta-llama/Llama-3.1-8B"
-    assert document["run"] == document["estimate"]["run"]
+    # LLaMA-Factory re-enters, and the run that does not stands in for it in the figures.
+    assert document["run"] == document["estimate"]["run"] | {"use_reentrant": True}
     assert document["estimate"]["schema"] == "qlora-plan/estimate/1"
     assert document["fix"] is None
     keys = document["keys"]

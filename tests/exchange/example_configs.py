@@ -30,6 +30,15 @@ def factory(model: str, batch: int = 1, **more: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def trl(model: str, seq_len: int, batch: int, **more: Any) -> dict[str, Any]:
+    return {
+        "model_name_or_path": model, "dtype": "bfloat16", "dataset_name": "some/rows", "use_peft": True,
+        "load_in_4bit": True, "use_bnb_nested_quant": True, "lora_r": 32, "lora_target_modules": "all-linear",
+        "max_length": seq_len, "per_device_train_batch_size": batch, "gradient_accumulation_steps": 4,
+        "optim": "adamw_8bit", "learning_rate": 0.0002, **more,
+    }  # fmt: skip
+
+
 # Name -> config, and the keys that take its verdict away; none where it is answered.
 EXAMPLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "llama 3 8b": (axolotl("NousResearch/Meta-Llama-3-8B", 4096, 2, flash_attention=True, **_PACKED), ()),

@@ -301,6 +301,7 @@ def test_accelerate_reads_its_config_of_several_cards(
 def test_what_launches_no_process_a_card_is_not_written_as_if_it_did(document: dict[str, Any]) -> None:
     pipeline = {**document, "run": {**document["run"], "parallel": "pipeline"}}
     sharded = {**document, "run": {**document["run"], "parallel": "fsdp2", "optimizer": "adamw_torch"}}
-    for kind, plan in (("accelerate", pipeline), ("trl", pipeline), ("axolotl", sharded), ("notebook", sharded)):
+    partitioned = {**document, "run": {**sharded["run"], "parallel": "zero3"}}
+    for kind, plan in (("accelerate", pipeline), ("trl", pipeline), ("axolotl", partitioned), ("notebook", sharded)):
         with pytest.raises(InputError, match=f"--export {kind}"):
             export(kind, plan)

@@ -8,7 +8,8 @@ from typing import Any
 from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.axolotl.read import ALLOC_CONF, FORMAT, FUSED_LOSS, KERNELS, LIGER_PARTS
-from qlora_planner.exchange.commented_yaml import differences, document, target_names
+from qlora_planner.exchange.commented_yaml import differences, document, rows_full, target_names
+from qlora_planner.exchange.several_cards.fsdp import fsdp_keys
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointed_layers, compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
@@ -34,6 +35,8 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         changed["bnb_4bit_use_double_quant"] = False
     if run.expert_quant == "nf4":
         config["quantize_moe_experts"] = True
+    if run.quant_storage is not None:
+        changed["bnb_4bit_quant_storage"] = run.quant_storage
     if changed:
         config["bnb_config_kwargs"] = changed
     config |= _task(run)
@@ -41,7 +44,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     config |= {"val_set_size": 0.02 if run.eval_batch_size else 0.0, "output_dir": "./outputs"}
     if run.eval_batch_size:
         config |= {"evals_per_epoch": 1, "eval_batch_size": run.eval_batch_size}
-    config |= {"sequence_len": run.seq_len, "sample_packing": run.packing}
+    config |= {"sequence_len": run.seq_len, "sample_packing": rows_full(run)}
     if run.method != "full":
         config |= _adapters_of(run, attention_modules)
     config |= {
@@ -60,6 +63,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         config["gradient_checkpointing_kwargs"] = {
             "use_reentrant": run.use_reentrant, **checkpointed_layers(run)
         }  # fmt: skip
+    config |= fsdp_keys(run, "fsdp_version")
     if run.attention is not None:
         config["attn_implementation"] = run.attention
     if run.loss_kernel == "cut-cross-entropy":

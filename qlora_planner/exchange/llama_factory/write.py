@@ -7,8 +7,9 @@ from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.commented_yaml import differences, document, target_names
+from qlora_planner.exchange.commented_yaml import differences, document, rows_full, target_names
 from qlora_planner.exchange.llama_factory.read import ATTENTIONS, FORMAT
+from qlora_planner.exchange.several_cards.fsdp import fsdp_keys
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
 from qlora_planner.train.settings import LEARNING_RATE
@@ -39,7 +40,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     if run.method != "full":
         config |= _adapters_of(run, attention_modules)
     config |= {"dataset": "my_dataset", "dataset_dir": "data", "template": "default", "cutoff_len": run.seq_len}
-    if run.packing:
+    if rows_full(run):
         config["packing"] = True
     config |= {
         "per_device_train_batch_size": run.batch_size,
@@ -61,6 +62,8 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
         config["pure_bf16"] = half == "bfloat16"
     if run.eval_batch_size:
         config |= {"val_size": 0.02, "eval_strategy": "epoch", "per_device_eval_batch_size": run.eval_batch_size}
+    if fsdp := fsdp_keys(run, "version"):
+        config |= {"fsdp": True, **fsdp}
     config |= {"output_dir": "outputs", "logging_steps": 10, "report_to": "none"}
     return document(config, [*heading, *_differences(run, data)], _ABOVE)
 

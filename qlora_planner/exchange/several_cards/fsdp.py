@@ -11,6 +11,7 @@ from typing import Any
 
 from qlora_planner.catalog.parallel import FSDP1, FSDP2
 from qlora_planner.exchange.several_cards.sharing import Draft, truth
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
 
 # What is read below, or decides how files are written and who starts: it takes no memory that is not counted.
@@ -79,6 +80,21 @@ def read_settings(
     for name, (written, value) in settings.items():
         if name not in _KNOWN and value not in (None, False, "", "false"):
             draft.leave(f"{at}{written}", "is no setting of FSDP that is known here")
+
+
+def fsdp_keys(run: RunConfig, version: str) -> dict[str, Any]:
+    """A run's strategy in the keys that axolotl and transformers share; nothing where no FSDP shares it.
+
+    `version` is where the tool has the version: a key of its own, or `version` among the settings.
+    """
+    if run.parallel not in (FSDP1, FSDP2):
+        return {}
+    number = 2 if run.parallel == FSDP2 else 1
+    settings: dict[str, Any] = {"auto_wrap_policy": "TRANSFORMER_BASED_WRAP", "state_dict_type": _FULL}
+    if run.parallel == FSDP2:
+        settings["reshard_after_forward"] = run.reshard_after_forward is not False
+    own = {version: number} if version == "fsdp_version" else {}
+    return {**own, "fsdp_config": settings if own else {version: number, **settings}}
 
 
 def _sharding(draft: Draft, settings: Mapping[str, tuple[str, Any]], at: str, words: list[str]) -> None:
