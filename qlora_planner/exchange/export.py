@@ -52,8 +52,12 @@ def export(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
-    strategies = (None, DDP, *_SHARED.get(kind, ()))
-    if plan.run.parallel not in strategies and kind not in ("trl", "accelerate", *NODES):
+    strategies = (DDP, *_SHARED.get(kind, ()))
+    if (
+        plan.run.parallel is not None
+        and plan.run.parallel not in strategies
+        and kind not in ("trl", "accelerate", *NODES)
+    ):
         raise InputError(
             f"--export {kind}: {strategy_row(plan.run.parallel).label} is not written there; --export accelerate and"
             " --export trl are the launch config and the script of this run"

@@ -125,7 +125,7 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
         return [*left_out, *fit.reasons]
     if fit.verdict == "does-not-fit" and floor <= usable:
         needs = f"needs about {format_gib(floor)} of the {format_gib(usable)} usable, which is not sure enough"
-        return [*left_out, f"{needs}: {odds}; {taken}"]
+        return [*left_out, f"{needs}: {odds}; {taken}", *fit.reasons[1:]]
     if fit.verdict == "does-not-fit":
         short = f"{format_size(floor - usable)} more than the {format_gib(usable)} usable"
         return [*left_out, f"needs at least {format_gib(floor)}, {short}; {odds}", *fit.reasons[1:]]

@@ -170,7 +170,13 @@ class ModelOnCard:
         answer = estimate_within(self.budget, profile, run, tape=tape, orders=orders, broken=broken)
         if not run.shows_images:  # the work of towers is not counted
             answer = replace(answer, speed=speed_within(self.budget, profile, answer.run, answer.stack))
-        return qualified(answer, unmodelled)
+        return self._with_stack(qualified(answer, unmodelled), run)
+
+    def _with_stack(self, answer: MemoryEstimate, asked: RunConfig) -> MemoryEstimate:
+        """What does not fit, with the stack that stores its experts in 4 bits where that would."""
+        from qlora_planner.session.experts import with_stack_that_fits
+
+        return with_stack_that_fits(answer, asked, self.budget, self._profile_for(asked), self.session)
 
     def _profile_for(self, run: RunConfig) -> ModelProfile:
         """The model's profile, with its tower where the run shows images: see `session.towers.with_tower`."""
@@ -274,9 +280,9 @@ class ModelOnCard:
 
         wanted = run or Run()
         answer = planned(wanted)
-        if self.budget.world == 1 or wanted.parallel is not None or answer.estimate.verdict in SETTLED:
-            return answer
-        return replace(planned(sharded(wanted)), nearest=answer.nearest)
+        if not (self.budget.world == 1 or wanted.parallel is not None or answer.estimate.verdict in SETTLED):
+            answer = replace(planned(sharded(wanted)), nearest=answer.nearest)
+        return replace(answer, estimate=self._with_stack(answer.estimate, wanted))
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

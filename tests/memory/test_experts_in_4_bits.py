@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from qlora_planner import RunConfig, load_gpu, load_model
+from qlora_planner import RunConfig, Session, load_gpu, load_model
 from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.exchange.scripts.training import script
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.weights.placement import Placement, packed_bytes, stores_experts
 from qlora_planner.memory.weights.static import static_memory
+from qlora_planner.session.packages import TRACE_VARIABLE
+from qlora_planner.units import format_gib
+from tests.exchange.example_configs import axolotl
 
 MOE = "Qwen/Qwen3-30B-A3B"
 NF4 = {"trainer": "hf-trainer", "expert_quant": "nf4"}
@@ -61,14 +66,48 @@ def test_a_step_whose_kernels_are_not_counted_fits_only_with_room_for_them() -> 
     assert verdicts["80GB"] == "fits"
 
 
-def test_a_run_with_experts_in_16_bits_names_the_stacks_that_would_hold_it() -> None:
-    told = estimate(load_model(MOE), RunConfig(), gpu=load_gpu("32GB")).fit
+@pytest.mark.parametrize(("card", "trainer"), [("32GB", None), ("48GB", "trl-sft"), ("80GB", "trl-dpo")])
+def test_a_verdict_names_the_stack_that_would_hold_the_experts_by_that_runs_own_figures(
+    card: str, trainer: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, "never")
+    bench = Session().on(card)
+    told = bench.estimate(MOE, trainer=trainer).fit
     assert told is not None and told.verdict == "does-not-fit"
-    assert "quantize_moe_experts" in told.reasons[-1] and "--expert-quant nf4" in told.reasons[-1]
-    too_small = estimate(load_model(MOE), RunConfig(), gpu=load_gpu("12GB")).fit
-    dense = estimate(load_model("qwen3-32b"), RunConfig(), gpu=load_gpu("12GB")).fit
-    for fit in (too_small, dense):
-        assert fit is not None and "quantize_moe_experts" not in " ".join(fit.reasons)
+    elsewhere = "trl-dpo" if trainer == "trl-dpo" else "hf-trainer"
+    then = bench.estimate(MOE, trainer=elsewhere, expert_quant="nf4")
+    assert then.verdict == "fits"
+    assert f"fits {card} with --expert-quant nf4" in told.reasons[-1]
+    assert ("--trainer hf-trainer" in told.reasons[-1]) == (trainer != "trl-dpo")
+    assert "axolotl's quantize_moe_experts; Unsloth" in told.reasons[-1]
+    assert f"works from {format_gib(then.floor_bytes)} on" in told.reasons[-1]
+    assert bench.estimate(MOE, expert_quant="nf4", trainer=None if trainer != "trl-dpo" else trainer).peak == then.peak
+
+
+def test_a_plan_and_a_file_name_that_stack_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, "never")
+    bench = Session().on("32GB")
+    (said,) = {estimate.fit.reasons[-1] for estimate in (bench.estimate(MOE), bench.plan(MOE).estimate) if estimate.fit}
+    assert said.startswith("experts stay in 16 bits here; fits 32GB")
+    file = tmp_path / "axolotl.yaml"
+    file.write_text(yaml.safe_dump(axolotl(MOE, 2048, 1, lora_dropout=0.0, lora_r=16, optimizer="paged_adamw_8bit")))
+    checked = bench.check(file).estimate.fit
+    assert checked is not None and "fits 32GB with --expert-quant nf4 (axolotl's" in checked.reasons[-1]
+
+
+@pytest.mark.parametrize(("model", "card"), [(MOE, "12GB"), (MOE, "24GB"), ("qwen3-32b", "12GB")])
+def test_no_stack_is_named_where_none_would_hold_it(model: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TRACE_VARIABLE, "never")
+    told = Session().on(card).estimate(model).fit
+    assert told is not None and "quantize_moe_experts" not in " ".join(told.reasons)
+
+
+def test_unsloth_stores_fused_experts_in_4_bits_by_itself() -> None:
+    resolved = resolve(load_model(MOE), RunConfig(trainer="unsloth"))
+    assert resolved.run.expert_quant == "nf4" and not any(problem.blocking for problem in resolved.problems)
+    assert resolve(load_model("qwen3-8b"), RunConfig(trainer="unsloth")).run.expert_quant is None
+    assert resolve(load_model(MOE), RunConfig(expert_quant="nf4")).run.trainer == "hf-trainer"
+    assert resolve(load_model(MOE), RunConfig()).run.trainer == "trl-sft"
 
 
 def test_what_cannot_load_such_experts_refuses_them_by_name() -> None:

@@ -80,6 +80,13 @@ def trainer_of_switch(tool: str, key: str) -> TrainerRow:
     return next(row for row in TRAINER_ROWS.values() if row.switches.get(tool) == key)
 
 
+def expert_stack(row: TrainerRow) -> str | None:
+    """Who stores fused experts in 4 bits and trains through this trainer; None where nobody does."""
+    if row.quantizes_experts:
+        return row.name
+    return "axolotl's quantize_moe_experts" if "axolotl" in (*row.formats, *row.stages) else None
+
+
 def owner_of(option: str) -> TrainerRow:
     """The first trainer that has an option of OWN_OPTIONS."""
     return next(row for row in TRAINER_ROWS.values() if option in row.own_options)
@@ -107,6 +114,7 @@ __all__ = [
     "TrainerRow",
     "Version",
     "data_task",
+    "expert_stack",
     "owner_of",
     "parse_version",
     "run_document",

@@ -69,6 +69,7 @@ class TrainerRow:
     `measured`: runs of its kind were measured, and what calibrates a card holds for it.
     `compiles_layers`: it hands them to torch's compiler where it can, and its traces are of layers as they are written.
     `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
+    `quantizes_experts`: it stores fused experts in 4 bits by itself, where it stores linear layers so.
     `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
     `patches_libraries`: importing it changes the other libraries for the whole process, and it prepares a model itself.
     `trace_environment`: the variables under which it is imported in a process that traces it.
@@ -117,6 +118,7 @@ class TrainerRow:
     compiles_layers: bool = False
     measured: bool = True
     drops_dropout: bool = False
+    quantizes_experts: bool = False
     adds_adapters: bool = False
     patches_libraries: bool = False
     trace_environment: Mapping[str, str] = field(default_factory=dict)

@@ -121,7 +121,7 @@ _OF_UNSLOTH: Mapping[str, tuple[Any, ...]] = {
     "checkpoint_every": (None,),
     "checkpoint_offload": (False,),
     "modules_to_save": (None,),
-    "expert_quant": (None,),
+    "expert_quant": (None, "nf4"),  # unsloth_zoo temporary_patches: its quantizer takes fused experts too
 }
 
 # The first row is the default; rows are tried in this order where nobody names a trainer.
@@ -257,6 +257,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             compiles_layers=True,
             measured=False,
             patches_libraries=True,
+            quantizes_experts=True,
             trace_environment=_UNSLOTH_WITHOUT_CARD,
             only=_OF_UNSLOTH,
             launches=False,

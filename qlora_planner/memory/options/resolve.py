@@ -9,7 +9,7 @@ from qlora_planner.catalog.attention import nearest_kernel, sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
-from qlora_planner.catalog.trainers import REFERENCE, trainer_named
+from qlora_planner.catalog.trainers import REFERENCE, expert_stack, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.images import settle_images
 from qlora_planner.memory.options.lengths import settle_lengths
@@ -19,6 +19,7 @@ from qlora_planner.memory.options.rollouts import settle_rollouts
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.weights.classifier import profile_for
+from qlora_planner.memory.weights.placement import fuses_experts
 from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -83,6 +84,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _adapters(draft)
     _attention(draft, stack)
     trainer, loss = _trainer(draft, stack)
+    _experts(draft, trainer)
     _preferences(draft, trainer)
     _rest(draft, trainer)
     stored = "quant" in stored_options(profile)
@@ -241,6 +243,14 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> tuple[TrainerRow, LossMemo
     return row, loss_of(run, row, own, model_type)
 
 
+def _experts(draft: _Draft, trainer: TrainerRow) -> None:
+    """In what fused experts are stored by a trainer that decides it itself."""
+    run = draft.asked
+    four_bit = draft.values.get("quant", run.quant) in ("nf4", "fp4")
+    if run.expert_quant is None and trainer.quantizes_experts and four_bit and fuses_experts(draft.profile):
+        draft.settle("expert_quant", "nf4", f"{trainer.name} stores fused experts in 4 bits by itself")
+
+
 def _half(draft: _Draft) -> bool:
     return draft.values.get("compute_dtype", draft.asked.compute_dtype) == "float16"
 
@@ -267,6 +277,8 @@ def _against(row: TrainerRow, draft: _Draft) -> str | None:
             return "the trainers' GradScaler cannot unscale 16-bit gradients"
         if draft.values.get("quant", run.quant) != "none" and row.adapters_bfloat16:
             return f"{row.name} cannot train float16 on a quantised base"
+    if run.expert_quant == "nf4" and expert_stack(row) is None:
+        return f"{row.name} leaves fused experts in 16 bits"
     if run.loss_kernel not in (None, "full", "chunked", *row.loss_kernels):
         return f"{row.name} computes its loss in its own way"
     # Options that it alone has would be lost on another: there its refusal stands.

@@ -1,18 +1,13 @@
-"""Fused experts in 4 bits: what is known of such a run, what is not, and which stack would hold it."""
+"""Fused experts in 4 bits: what no figure of such a run counts."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from qlora_planner.memory.records import MemoryEstimate, Unmodelled
 from qlora_planner.memory.weights.placement import Placement, stores_experts
-from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.units import format_gib
-
-STACKS = "axolotl's quantize_moe_experts and Unsloth"
 
 
 def of_kernels(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:
@@ -32,29 +27,6 @@ def of_kernels(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmo
         direction="up",
         at_most=round(2 * layer / max(estimate.peak.device_bytes, 1), 4) if bounded else None,
     )
-
-
-def with_stack_that_fits(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
-    """The verdict of a run whose experts stay in 16 bits, with the stacks that store them in 4 where that would fit."""
-    run, fit = estimate.run, estimate.fit
-    if fit is None or fit.verdict != "does-not-fit" or run.expert_quant is not None or run.quant not in ("nf4", "fp4"):
-        return estimate
-    layer = _layer_experts_bytes(profile, run)
-    if not layer:
-        return estimate
-    now, then = (_after_adapters(profile, run.with_(expert_quant=kind)) for kind in (None, "nf4"))
-    floor = estimate.floor_bytes - (now - then) + 2 * layer
-    if floor > fit.usable_bytes:
-        return estimate
-    says = (
-        f"experts stay in 16 bits here; {STACKS} store them in NF4, with which it works from about"
-        f" {format_gib(floor)} on (--expert-quant nf4)"
-    )
-    return replace(estimate, fit=replace(fit, reasons=(*fit.reasons, says)))
-
-
-def _after_adapters(profile: ModelProfile, run: RunConfig) -> int:
-    return static_memory(Placement(profile, run)).after_adapters
 
 
 def _layer_experts_bytes(profile: ModelProfile, run: RunConfig) -> int:

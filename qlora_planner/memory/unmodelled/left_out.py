@@ -52,7 +52,7 @@ def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
         *left_out(profile, estimate.run), *_of_forms(profile, estimate), *experts.of_kernels(profile, estimate),
         *compiled.of_layers(profile, estimate),
     )  # fmt: skip
-    return experts.with_stack_that_fits(profile, qualified(estimate, things))
+    return qualified(estimate, things)
 
 
 def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:

@@ -194,6 +194,11 @@ def stores_experts(group: TensorGroup) -> bool:
     return group.role == "experts" and len(group.shape) == 3 and not group.buffer
 
 
+def fuses_experts(profile: ModelProfile) -> bool:
+    """Whether the model has such tensors, which transformers' 4-bit loading leaves in 16 bits."""
+    return any(stores_experts(group) and not group.quantized for group in profile.tensors)
+
+
 def packed_bytes(scheme: QuantScheme, shape: tuple[int, ...], double_quant: bool) -> tuple[int, tuple[int, ...]]:
     """Bytes of a packed weight and of its constants; a stack of matrices has a row of constants per row of each."""
     rows = shape[0]
