@@ -20,7 +20,9 @@ COMPUTE_DTYPES = ("bfloat16", "float16", "float32")
 LOAD_DTYPES = ("bfloat16", "float16")
 SCALE_REWARDS = ("group", "batch", "none")
 VLLM_MODES = ("none", "server", "colocate")
-TRAINERS = ("trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-reward", "trl-grpo", "trl-rloo", "unsloth")
+TRAINERS = (
+    "trl-sft", "hf-trainer", "loop", "trl-dpo", "trl-kto", "trl-orpo", "trl-reward", "trl-grpo", "trl-rloo", "unsloth",
+)  # fmt: skip
 TASKS = ("classification",)
 EXPERT_QUANTS = ("none", "nf4")
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")

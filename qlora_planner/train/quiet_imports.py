@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import redirect_stdout
+from importlib import import_module
+from types import ModuleType
 
 _KERNEL = "Failed to load CPU gemm_4bit_forward"
 
@@ -19,6 +22,13 @@ def import_libraries() -> None:
     logging.getLogger("bitsandbytes.backends.cpu.ops").addFilter(_is_other)
     with redirect_stdout(sys.stderr):
         import transformers.integrations.integration_utils  # noqa: F401
+
+
+def trl_module(name: str) -> ModuleType:
+    """trl, or one of its modules, without the warning that its experimental part (experimental/__init__.py) may change:
+    which version is modelled is the catalogue's to say."""
+    os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
+    return import_module(name)
 
 
 def _is_other(record: logging.LogRecord) -> bool:

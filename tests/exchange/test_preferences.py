@@ -31,6 +31,7 @@ def planned(**options: Any) -> tuple[RunConfig, dict[str, Any]]:
         ({"rl": "ipo", "rl_beta": 0.3}, ("trl-dpo", "ipo", 0.3, None)),
         ({"rl": "dpo", "dpo_loss_type": ["sigmoid", "sft"]}, ("trl-dpo", "sigmoid,sft", None, None)),
         ({"rl": "kto", "precompute_ref_log_probs": True}, ("trl-kto", None, None, True)),
+        ({"rl": "orpo", "rl_beta": 0.2}, ("trl-orpo", None, 0.2, None)),
         ({"rl": "dpo", "sample_packing": True, "plugins": ["x.CutCrossEntropyPlugin"]}, ("trl-dpo", None, None, None)),
     ],
 )
@@ -51,6 +52,13 @@ def test_llama_factory_s_stage_is_a_trainer_whose_losses_hold_more(tmp_path: Pat
     assert list(found.not_modelled) == ["stage"] and found.unmodelled[0].at_most is None
 
 
+def test_llama_factory_s_loss_orpo_is_trl_s_trainer_of_it(tmp_path: Path) -> None:
+    found = read(tmp_path, FACTORY, stage="dpo", pref_loss="orpo", pref_beta=0.2)
+    assert (found.run.trainer, found.run.beta, found.run.upcast) == ("trl-orpo", 0.2, None)
+    assert list(found.not_modelled) == ["stage"] and "pref_loss" in found.used
+    assert not [problem for problem in resolve(LLAMA, found.run).problems if problem.blocking]
+
+
 def test_a_loss_without_a_reference_is_named(tmp_path: Path) -> None:
     assert "pref_loss" in read(tmp_path, FACTORY, stage="dpo", pref_loss="simpo").not_modelled
     assert "pref_loss" in read(tmp_path, FACTORY, stage="dpo", pref_loss="hinge").used
@@ -62,6 +70,7 @@ def test_a_loss_without_a_reference_is_named(tmp_path: Path) -> None:
         {"trainer": "trl-dpo", "loss_type": "ipo", "beta": 0.2},
         {"trainer": "trl-dpo", "precompute_ref_log_probs": True, "seq_len": 1024},
         {"trainer": "trl-kto", "batch_size": 4},
+        {"trainer": "trl-orpo", "beta": 0.3},
     ],
 )
 def test_axolotl_reads_back_what_is_written(tmp_path: Path, options: dict[str, Any]) -> None:
@@ -70,7 +79,7 @@ def test_axolotl_reads_back_what_is_written(tmp_path: Path, options: dict[str, A
     path.write_text(export("axolotl", document, data="pairs.jsonl"))
     raw = yaml.safe_load(path.read_text())
     kind = raw["datasets"][0]["type"]
-    assert {"dpo": "field_chosen", "kto": "field_label"}[raw["rl"]] in kind
+    assert {"dpo": "field_chosen", "kto": "field_label", "orpo": "chat_template.argilla"}[raw["rl"]] in kind
     again = resolve(LLAMA, read_config(path).run).run
     for name in ("trainer", "beta", "precompute_ref_log_probs", "seq_len", "batch_size", "rank", "loss_type"):
         assert getattr(again, name) == getattr(run, name), name
@@ -80,6 +89,9 @@ def test_llama_factory_is_written_with_its_stage(tmp_path: Path) -> None:
     _, document = planned(trainer="trl-dpo", loss_type="hinge", beta=0.3)
     raw = yaml.safe_load(export("llama-factory", document, data="pairs.jsonl"))
     assert (raw["stage"], raw["pref_beta"], raw["pref_loss"]) == ("dpo", 0.3, "hinge")
+    _, document = planned(trainer="trl-orpo", beta=0.2)
+    raw = yaml.safe_load(export("llama-factory", document, data="pairs.jsonl"))
+    assert (raw["stage"], raw["pref_beta"], raw["pref_loss"]) == ("dpo", 0.2, "orpo")
 
 
 @pytest.mark.parametrize("trainer", ["trl-reward", "trl-grpo"])
@@ -89,7 +101,9 @@ def test_what_axolotl_has_no_word_for_is_not_written_as_something_else(trainer: 
         export("axolotl", document, data="pairs.jsonl")
 
 
-@pytest.mark.parametrize(("trainer", "first"), [("trl-dpo", "1.15"), ("trl-kto", "1.15"), ("trl-reward", "1.7")])
+@pytest.mark.parametrize(
+    ("trainer", "first"), [("trl-dpo", "1.15"), ("trl-kto", "1.15"), ("trl-reward", "1.7"), ("trl-orpo", "1.16")]
+)
 def test_an_older_trl_is_refused_by_name(trainer: str, first: str) -> None:
     run = RunConfig(trainer=trainer, batch_size=2, stack={"trl": "1.6"})
     (problem,) = [one for one in resolve(LLAMA, run).problems if one.blocking]

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from examples.toy_model import NUMBERS, write_rows
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.export import export
 from qlora_planner.runs.checkpoints import newest_complete
@@ -19,6 +20,7 @@ from qlora_planner.runs.child.dry_run import longest_rows
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, data, model
 from qlora_planner.train.data import synthetic_rows
+from qlora_planner.train.quiet_imports import trl_module
 from qlora_planner.train.settings import Settings
 from qlora_planner.train.trainers import build_trainer
 from tests.launch.conftest import RUN, Home, Make, same, tensors, trained
@@ -43,6 +45,7 @@ CHATS = [
 ]
 PLAIN = RUN.with_(lora_dropout=0.0, batch_size=2)
 DPO, KTO, REWARD = (PLAIN.with_(trainer=f"trl-{name}") for name in ("dpo", "kto", "reward"))
+ORPO = PLAIN.with_(trainer="trl-orpo", upcast=True)  # it prepares a quantised base by itself
 
 
 @pytest.fixture
@@ -59,8 +62,9 @@ def rows(tmp_path: Path) -> Callable[[list[dict[str, Any]]], str]:
         (KTO.with_(loss_type="kto", beta=0.3), LABELLED),
         (KTO.with_(loss_type="apo_zero_unpaired", precompute_ref_log_probs=True), PAIRS),
         (REWARD, PAIRS),
+        (ORPO.with_(beta=0.3, eval_batch_size=1), CHATS),
     ],
-    ids=["dpo", "dpo precomputed", "dpo on chats", "kto", "kto on pairs", "reward"],
+    ids=["dpo", "dpo precomputed", "dpo on chats", "kto", "kto on pairs", "reward", "orpo on chats"],
 )
 def test_each_trains_a_step_on_its_rows(
     run: RunConfig, found: list[dict[str, Any]], make: Make, rows: Callable[[list[dict[str, Any]]], str]
@@ -76,8 +80,11 @@ def test_each_trains_a_step_on_its_rows(
     assert rehearsed["longest"] <= run.seq_len and rehearsed["rows"] == run.batch_size
 
 
-def test_a_run_of_pairs_goes_on_where_it_was(make: Make, rows: Callable[[list[dict[str, Any]]], str]) -> None:
-    run, path, settings = DPO.with_(loss_type="sigmoid"), rows(PAIRS), Settings(max_steps=4, save_steps=2)
+@pytest.mark.parametrize("run", [DPO.with_(loss_type="sigmoid"), ORPO], ids=["dpo", "orpo"])
+def test_a_run_of_pairs_goes_on_where_it_was(
+    run: RunConfig, make: Make, rows: Callable[[list[dict[str, Any]]], str]
+) -> None:
+    path, settings = rows(PAIRS), Settings(max_steps=4, save_steps=2)
     assert trained(make(run=run, settings=settings, data=path))[0]["outcome"] == "ok"
     folder = Path(make().output)
     whole = (folder / "adapter").rename(folder.parent / "whole")
@@ -150,15 +157,15 @@ def test_rows_of_another_task_are_refused_by_name(
         (DPO.with_(loss_type="ipo", beta=0.2, precompute_ref_log_probs=False), "DPO"),
         (KTO.with_(loss_type="kto", precompute_ref_log_probs=False, grad_accum=2), "KTO"),
         (REWARD.with_(eval_batch_size=2, gradient_checkpointing=False), "Reward"),
+        (ORPO.with_(beta=0.2), "ORPO"),
     ],
-    ids=["dpo", "kto", "reward"],
+    ids=["dpo", "kto", "reward", "orpo"],
 )
 def test_verify_train_and_script_tell_trl_the_same(
     run: RunConfig, name: str, home: Home, make: Make, tmp_path: Path, rows: Callable[[list[dict[str, Any]]], str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    import trl
-
+    module = trl_module(trainer_named(run.trainer).trl_module)
     seen: list[dict[str, Any]] = []
 
     class Recorder:
@@ -169,7 +176,7 @@ def test_verify_train_and_script_tell_trl_the_same(
             })  # fmt: skip
             raise Seen
 
-    monkeypatch.setattr(trl, f"{name}Trainer", Recorder)
+    monkeypatch.setattr(module, f"{name}Trainer", Recorder)
     folder = home.model("llama")
     raw = {
         "model_type": "llama",

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from qlora_planner import load_model
+from qlora_planner import estimate, load_model
 from qlora_planner.catalog.trainers import DIVERGENCE, POLICY, REFERENCE
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.spec.lengths import Lengths, lengths_of
 from qlora_planner.spec.run import RunConfig
 
@@ -51,6 +55,7 @@ def test_a_run_is_the_same_when_it_is_resolved_again() -> None:
     [
         ({"prompt_len": 512, "max_length": 512}, "nothing of a completion is left"),
         ({"prompt_len": 2048}, "--prompt-len 2,048 fills --seq-len 2,048"),
+        ({"trainer": "trl-orpo", "prompt_len": 600, "max_length": 512}, "--prompt-len 600 fills --max-length 512"),
         ({"completion_len": 4096}, "longer than the sequence"),
         ({"loss_type": "wpo"}, "--loss-type 'wpo': trl-dpo has sigmoid, hinge"),
         ({"trainer": "trl-kto", "loss_type": "sigmoid"}, "trl-kto has kto, apo_zero_unpaired"),
@@ -71,6 +76,8 @@ def test_what_cannot_be_is_refused_by_name(options: dict[str, object], says: str
         ({"trainer": "trl-sft", "beta": 0.2}, "beta-refused"),
         ({"trainer": "hf-trainer", "precompute_ref_log_probs": True}, "precompute-ref-log-probs-refused"),
         ({"target_modules": "q_proj,lm_head"}, "targets-refused"),
+        ({"trainer": "trl-orpo", "upcast": False}, "upcast-refused"),
+        ({"trainer": "trl-orpo", "precompute_ref_log_probs": True}, "precompute-ref-log-probs-refused"),
     ],
 )
 def test_what_trl_refuses_is_a_blocking_problem(options: dict[str, object], code: str) -> None:
@@ -109,3 +116,29 @@ def test_dropout_is_off_and_a_pair_is_padded() -> None:
 def test_other_trainers_answer_as_before() -> None:
     run = resolve(LLAMA, RunConfig()).run
     assert {run.prompt_len, run.completion_len, run.max_length, run.loss_type, run.beta} == {None}
+
+
+@pytest.mark.parametrize(
+    ("options", "prepared", "kept"),
+    [
+        ({}, "float32", "bfloat16"),
+        ({"compute_dtype": "float16"}, "float32", "float32"),
+        ({"quant": "int8"}, "float32", "float32"),
+        ({"method": "lora"}, "bfloat16", "bfloat16"),
+    ],
+)
+def test_orpo_casts_a_4_bit_base_s_embeddings_to_float32_and_back(
+    options: dict[str, Any], prepared: str, kept: str
+) -> None:
+    placement = Placement(LLAMA, resolved(trainer="trl-orpo", **options).run)
+    weights = {tensor.group.name: (tensor.dtype, tensor.kept_dtype) for tensor in placement.weights}
+    assert weights["model.embed_tokens.weight"] == weights["lm_head.weight"] == (prepared, kept)
+    assert weights["model.norm.weight"] == (prepared, prepared)
+    assert static_memory(placement).cast_back == (2 * 2 * 128256 * 4096 if prepared != kept else 0)
+
+
+def test_what_is_trained_of_a_head_that_is_cast_back_is_named() -> None:
+    run = RunConfig(trainer="trl-orpo", modules_to_save="lm_head")
+    named = [thing.what for thing in estimate(LLAMA, run).unmodelled]
+    assert any("casts what is trained of embeddings and head" in what for what in named)
+    assert not any("casts what" in thing.what for thing in estimate(LLAMA, RunConfig(trainer="trl-orpo")).unmodelled)

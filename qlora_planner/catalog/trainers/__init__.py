@@ -12,6 +12,7 @@ from typing import Any
 
 from qlora_planner.catalog.trainers.records import (
     BATCH_UNITS,
+    CAST_BACK,
     DIVERGENCE,
     OWN_OPTIONS,
     PASSES,
@@ -100,6 +101,7 @@ def parse_version(text: str) -> Version:
 
 __all__ = [
     "BATCH_UNITS",
+    "CAST_BACK",
     "DEFAULT_TRAINER",
     "DIVERGENCE",
     "OWN_OPTIONS",

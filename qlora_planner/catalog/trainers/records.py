@@ -62,29 +62,28 @@ class TrainerRow:
     What it does to memory: `adapters_bfloat16`: adapters on a quantised base are cast to bfloat16 before training.
     `autocast`: forward runs under autocast in the compute dtype. `keeps_outputs`: logits live through backward.
     `micro_batches_stay`: what a micro-batch bound lives until the next one has taken its place. `upcasts`: it casts
-    16-bit weights to float32. `embeddings_32bit`: 8-bit optimizers keep the states of embeddings in 32 bits
-    (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`). `clips_gradients`: it clips them by
-    their norm before each step. `frees_cache_first`: it empties the allocator's cache before its first step.
-    `first_step_differs`: what it sets up in its first step decides what later ones take.
-    `measured`: runs of its kind were measured, and what calibrates a card holds for it.
-    `compiles_layers`: it hands them to torch's compiler where it can, and its traces are of layers as they are written.
-    `last_upcasting`: the last version whose preparing casts to float32. `drops_dropout`: it switches dropout off.
-    `quantizes_experts`: it stores fused experts in 4 bits by itself, where it stores linear layers so.
-    `adds_adapters`: it is given the base model and adds them itself; given them, it would keep a second set beside.
-    `patches_libraries`: importing it changes the other libraries for the whole process, and it prepares a model itself.
-    `trace_environment`: the variables under which it is imported in a process that traces it.
-    `shards`: its step is played where cards share the weights. `loss_beside_head`: its loss meets counts that are on
-    the first card, so that the head has to be there too.
+    16-bit weights to float32; `prepares_quantized`: it does so to a quantised base, by PEFT's
+    `prepare_model_for_kbit_training`, and then casts embeddings and head back. `embeddings_32bit`: 8-bit optimizers
+    keep the states of embeddings in 32 bits (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`).
+    `clips_gradients`: it clips them by their norm before each step. `frees_cache_first`: it empties the allocator's
+    cache before its first step. `first_step_differs`: what it sets up in its first step decides what later ones take.
+    `measured`: runs of its kind were measured, and what calibrates a card holds for it. `compiles_layers`: it hands
+    them to torch's compiler where it can, and its traces are of layers as they are written. `last_upcasting`: the last
+    version whose preparing casts to float32. `drops_dropout`: it switches dropout off. `quantizes_experts`: it stores
+    fused experts in 4 bits by itself, where it stores linear layers so. `adds_adapters`: it is given the base model and
+    adds them itself; given them, it would keep a second set beside. `patches_libraries`: importing it changes the other
+    libraries for the whole process, and it prepares a model itself. `trace_environment`: the variables under which it
+    is imported in a process that traces it. `shards`: its step is played where cards share the weights.
+    `loss_beside_head`: its loss meets counts that are on the first card, so that the head has to be there too.
     `generation`: it generates completions itself before it trains on them, with these defaults.
 
     What it offers: `own_options` among OWN_OPTIONS; `only` values of some options that it has or that are modelled of
-    it; `loss_kernels` that may take the place of its
-    loss (catalog/losses.py); `launches`: it trains over a real data set, not for a measurement
-    alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows it trains on (see
-    `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with; `formats`: other
-    tools that train through it, as they train texts; `stages`: what they call this one (axolotl's `rl`,
-    LLaMA-Factory's `stage`), `switches`: their key that hands a run over to it. `modelled_since`: the first version of
-    its package that is, where not every one is.
+    it; `loss_kernels` that may take the place of its loss (catalog/losses.py); `launches`: it trains over a real data
+    set, not for a measurement alone; `prepares_rows`: it turns samples into tokens by itself; `row_shapes`: what rows
+    it trains on (see `data.shapes`), none where they are texts; `trl_class`: what trl's config and trainer begin with,
+    in `trl_module`; `formats`: other tools that train through it, as they train texts; `stages`: what they call this
+    one (axolotl's `rl`, LLaMA-Factory's `stage`), `switches`: their key that hands a run over to it. `modelled_since`:
+    the first version of its package that is, where not every one is.
     """
 
     name: str
@@ -109,6 +108,7 @@ class TrainerRow:
     keeps_outputs: bool
     micro_batches_stay: bool
     upcasts: bool = False
+    prepares_quantized: bool = False
     last_upcasting: Version | None = None
     generation: Generation | None = None
     embeddings_32bit: bool
@@ -131,6 +131,7 @@ class TrainerRow:
     prepares_rows: bool = False
     row_shapes: tuple[str, ...] = ()
     trl_class: str = "SFT"
+    trl_module: str = "trl"
     modelled_since: Version | None = None
     stages: Mapping[str, str] = field(default_factory=dict)
     switches: Mapping[str, str] = field(default_factory=dict)
@@ -141,6 +142,12 @@ class TrainerRow:
     def one_pass(self) -> bool:
         """Whether a micro-batch is `batch_size` sequences, all of them scored, through the policy alone."""
         return self.passes == (POLICY,) and self.sequences_per_row == 1 and not self.scores_completions
+
+    def casts_back(self, run: RunConfig) -> bool:
+        """Whether the weights named in CAST_BACK are 16 bits wide again while `run`, resolved, trains: trl 1.16
+        experimental/utils.py, peft_module_casting_to_bf16, which ORPOTrainer calls for a 4-bit base with `bf16`."""
+        four_bits = run.quant in ("nf4", "fp4") and run.method != "full"
+        return self.prepares_quantized and bool(run.upcast) and four_bits and run.compute_dtype == "bfloat16"
 
     def lacks(self, run: RunConfig) -> Iterator[str]:
         """Options that are on in `run` and that this trainer does not have."""
@@ -159,6 +166,8 @@ class TrainerRow:
         return tuple(name for name in passes if name != REFERENCE) if run.precompute_ref_log_probs else passes
 
 
+# Modules whose float32 weights are cast back, by a part of their name.
+CAST_BACK = ("lm_head", "embed_tokens", "wte", "wpe")
 # Options of a run that not every trainer has, and what stands in them where it is not wanted.
 OWN_OPTIONS: Mapping[str, bool | None] = {
     "packing": False,

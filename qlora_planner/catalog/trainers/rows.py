@@ -200,6 +200,23 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             usual="completions with a label against the model without its adapters",
             other_names=("kto", "ktotrainer"),
         ),
+        # trl 1.16 experimental/orpo: no reference, whole logits, a quantised base prepared as PEFT does.
+        _preference_trainer(
+            "trl-orpo",
+            trl_class="ORPO",
+            trl_module="trl.experimental.orpo",
+            stages={"axolotl": "orpo", "llama-factory": "orpo"},
+            modelled_since=(1, 16),
+            sequences_per_row=2,
+            batch_unit="pairs",
+            losses=(((0, 0), LossMemory(kind="full", why="ORPO holds the whole logits, several times over")),),
+            closed_forms=False,
+            adapters_bfloat16=False,
+            prepares_quantized=True,
+            own_options=("prompt_len", "completion_len", "max_length", "beta"),
+            usual="pairs of completions in one loss, without a reference",
+            other_names=("orpo", "orpotrainer"),
+        ),
         # trl 1.16 reward_trainer.py: a classifier with one label, whose whole rows are scored once.
         _preference_trainer(
             "trl-reward",

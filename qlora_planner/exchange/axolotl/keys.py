@@ -55,7 +55,7 @@ USED: Mapping[str, str] = {
     "eval_steps": "whether it evaluates",
     "evals_per_epoch": "whether it evaluates",
     "eval_strategy": "whether it evaluates",
-    "rl": "the trainer: dpo and ipo are trl-dpo, kto is trl-kto; others are not modelled",
+    "rl": "the trainer: dpo and ipo are trl-dpo, kto is trl-kto, orpo is trl-orpo; others are not modelled",
     "rl_beta": "beta",
     "dpo_loss_type": "loss_type",
     "precompute_ref_log_probs": "precompute_ref_log_probs",

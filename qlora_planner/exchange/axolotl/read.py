@@ -96,6 +96,7 @@ def _preference(config: Config) -> dict[str, Any]:
         "trainer": row.name,
         "packing": False,
         "padding": None,
+        "upcast": None if row.prepares_quantized else False,
         "beta": None if beta is None else config.number("rl_beta", 0.0),
         "loss_type": ",".join(losses) or None if "loss_type" in row.own_options else None,
         "precompute_ref_log_probs": precomputes or None,

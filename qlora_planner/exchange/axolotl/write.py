@@ -84,6 +84,8 @@ _ABOVE = {
 
 # The columns of a preference row, as its user-defined types name them.
 _ROWS: Mapping[str, Any] = {
+    "orpo": "chat_template.argilla",  # chosen and rejected are chats: it has no user-defined type
+} | {
     stage: {
         **{f"field_{name}": name for name in columns},
         **{f"{name}_format": f"{{{name}}}" for name in columns if name != "label"},

@@ -97,6 +97,8 @@ STAGES: Mapping[str, Effect] = {
     "dpo": more("its own trainer holds the whole logits of both passes in float32, which are not counted"),
     "kto": more("its own trainer holds the whole logits of every pass in float32, which are not counted"),
 }
+# Of a loss of the stage dpo that trl has a trainer of its own for, which prepares a quantised base.
+OWN_LOSS = either("its own trainer holds the whole logits in float32 and leaves the base as it is; trl's is counted")
 
 # Known, and they take no memory on the card.
 _NEUTRAL = """

@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage, trainer_of_switch
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
-from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, STAGES, USED
+from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, OWN_LOSS, STAGES, USED
 from qlora_planner.exchange.parsed_config import Config, Reading
 from qlora_planner.exchange.several_cards.tools import of_transformers
 from qlora_planner.exchange.trl import keys as trl_keys
@@ -39,9 +39,11 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     config.notes.append(STANDS_IN)
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False}
     stage = config.text("stage", "sft", _STAGES) or "sft"
-    row = trainer_of_stage(FORMAT, stage)
+    row = trainer_of_stage(FORMAT, config.text("pref_loss") or stage) if stage == "dpo" else None
+    row = row or trainer_of_stage(FORMAT, stage)
     if stage not in ("sft", "pt"):
-        config.leave("stage", STAGES[stage])
+        prepares = row is not None and row.prepares_quantized
+        config.leave("stage", OWN_LOSS if prepares else STAGES[stage])
     options |= _method(config)
     options |= _adapters(config) if options["method"] != "full" else {}
     options |= _dtypes(config, options["method"])
@@ -90,12 +92,16 @@ def _preference(config: Config, row: TrainerRow | None) -> dict[str, Any]:
     if row is None:
         return {}
     config.notes[:] = [f"LLaMA-Factory's own trainer; modelled as {row.name}"]
-    options: dict[str, Any] = {"trainer": row.name, "padding": None}
+    options: dict[str, Any] = {
+        "trainer": row.name,
+        "padding": None,
+        "upcast": None if row.prepares_quantized else False,
+    }
     if "beta" in row.own_options:
         options["beta"] = beta
     if loss in row.loss_types:
         options["loss_type"] = loss
-    elif loss is not None and row.loss_types:
+    elif loss not in (None, row.stages[FORMAT]) and row.loss_types:
         config.leave("pref_loss", either("another loss, which may need no reference"))
     return options
 

@@ -8,6 +8,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.commented_yaml import differences, document, rows_full, target_names
+from qlora_planner.exchange.llama_factory.keys import STAGES
 from qlora_planner.exchange.llama_factory.read import ATTENTIONS, FORMAT
 from qlora_planner.exchange.several_cards.fsdp import fsdp_keys
 from qlora_planner.spec.run import RunConfig
@@ -77,7 +78,8 @@ def _task(run: RunConfig) -> dict[str, Any]:
         return {"stage": "sft", row.switches[FORMAT]: True}
     if FORMAT not in row.stages:
         raise InputError(f"{row.name} is not written as a LLaMA-Factory config; --export trl is the script of this run")
-    config: dict[str, Any] = {"stage": row.stages[FORMAT]}
+    stage = row.stages[FORMAT]
+    config: dict[str, Any] = {"stage": stage} if stage in STAGES else {"stage": "dpo", "pref_loss": stage}
     if run.beta is not None:
         config["pref_beta"] = run.beta
     if config["stage"] == "dpo" and run.loss_type is not None:

@@ -160,7 +160,7 @@ def _imports(run: RunConfig) -> Iterator[str]:
     if run.target_modules == "attention":
         yield "from transformers.pytorch_utils import Conv1D"
     if prepares_rows:
-        yield f"from trl import {', '.join(preferences.classes(run))}"
+        yield f"from {trainer_named(run.trainer).trl_module} import {', '.join(preferences.classes(run))}"
 
 
 def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
@@ -337,6 +337,6 @@ def _adding_adapters(run: RunConfig, own: Mapping[str, Any], parts: Mapping[str,
 # How a script trains, by trainer: what makes it, and what runs it.
 SCRIPTS: Mapping[str, Callable[[RunConfig], tuple[str, str]]] = {
     "trl-sft": _sft, "hf-trainer": _trainer, "loop": plain_loop, "trl-dpo": _preference, "trl-kto": _preference,
-    "trl-reward": _preference,
+    "trl-orpo": _preference, "trl-reward": _preference,
     "trl-grpo": _online, "trl-rloo": _online, "unsloth": _unsloth,
 }  # fmt: skip

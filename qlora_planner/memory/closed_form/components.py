@@ -39,7 +39,7 @@ def _training(run: RunConfig, parts: MemoryTerms, peak: Phase) -> dict[Component
     sizes = {
         Component.QUANTIZED_WEIGHTS: static.packed_weights,
         Component.QUANTIZATION_CONSTANTS: static.constants,
-        Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_prepared - (
+        Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_kept - (
             state.weights if run.method == "full" else 0
         ),
         Component.ADAPTERS: state.weights,

@@ -12,7 +12,7 @@ from qlora_planner.spec.run import RunConfig
 def settle_lengths(settle: Callable[[str, object, str], None], run: RunConfig, trainer: TrainerRow) -> None:
     """Settle `seq_len` where `prompt_len` and `completion_len` are both given, or `max_length` cuts.
 
-    Raises InputError where nothing of a completion would be left: trl drops such rows.
+    Raises InputError where nothing of a completion would be left: trl drops such rows, or learns nothing from them.
     """
     total, why = run.seq_len, ""
     # Where whole rows are scored, what has no prompt is a completion alone.
@@ -26,8 +26,8 @@ def settle_lengths(settle: Callable[[str, object, str], None], run: RunConfig, t
     if run.prompt_len is not None and run.prompt_len >= total:
         limit = "--max-length" if run.max_length == total else "--seq-len"
         raise InputError(
-            f"--prompt-len {run.prompt_len:,} fills {limit} {total:,}: {trainer.name} drops rows of which nothing of a"
-            f" completion is left; shorten the prompt, or raise {limit}"
+            f"--prompt-len {run.prompt_len:,} fills {limit} {total:,}: nothing of a completion is left that"
+            f" {trainer.name} could learn from; shorten the prompt, or raise {limit}"
         )
     if run.prompt_len is None and run.completion_len is not None and run.completion_len > total:
         raise InputError(f"--completion-len {run.completion_len:,} is longer than the sequence, {total:,} tokens")

@@ -134,6 +134,12 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
         fix = f"--seq-len {run.max_length}" if option == "max_length" else f"--trainer {owner_of(option).name}"
         yield _refuse(f"{name}-refused", f"{trainer.name} has no {name}", fix)
     yield from rollout_refusals(run, trainer)
+    if trainer.prepares_quantized and run.quant != "none" and not run.upcast:
+        yield _refuse(
+            "upcast-refused",
+            f"{trainer.name} prepares a quantised base by itself, whatever it is told, which casts it to float32",
+            "--upcast",
+        )
     for option, values in trainer.only.items():
         if getattr(run, option) not in values:
             name = option.replace("_", "-")

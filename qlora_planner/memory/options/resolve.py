@@ -233,6 +233,8 @@ def _trainer(draft: _Draft, stack: dict[str, str]) -> tuple[TrainerRow, LossMemo
     if run.upcast is None and labels_of(run) is not None and _half(draft) and run.method != "full":
         why = "a score head in 16 bits has gradients that the float16 GradScaler cannot unscale"
         draft.settle("upcast", row.autocast, why)
+    elif run.upcast is None and row.prepares_quantized and _is_quantized(draft):
+        draft.settle("upcast", True, f"{name} prepares a quantised base as PEFT does")
     elif run.upcast is None:
         why = f"{name} casts to float32 by itself" if row.upcasts else f"{name} does not need it"
         draft.settle("upcast", row.upcasts, why)
@@ -249,6 +251,10 @@ def _experts(draft: _Draft, trainer: TrainerRow) -> None:
     four_bit = draft.values.get("quant", run.quant) in ("nf4", "fp4")
     if run.expert_quant is None and trainer.quantizes_experts and four_bit and fuses_experts(draft.profile):
         draft.settle("expert_quant", "nf4", f"{trainer.name} stores fused experts in 4 bits by itself")
+
+
+def _is_quantized(draft: _Draft) -> bool:
+    return draft.values.get("quant", draft.asked.quant) != "none"
 
 
 def _half(draft: _Draft) -> bool:

@@ -100,7 +100,7 @@ def _stored(placement: Placement, trainer: TrainerRow, adapters: str) -> _Stored
     root = constants = trained = 0
     for tensor in weights:
         constants += sum(tensor.constant_bytes) * tensor.group.count
-        size = tensor.prepared_bytes * tensor.group.count
+        size = tensor.kept_bytes * tensor.group.count
         if tensor.group.layer_kind in kinds:
             kinds[tensor.group.layer_kind] += size
         else:

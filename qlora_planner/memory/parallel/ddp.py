@@ -113,7 +113,7 @@ def _own(placement: Placement, tensor: PlacedTensor) -> Sized:
     if tensor.scheme is not None:
         dtype = "int8" if tensor.scheme.row_statistics else placement.run.quant_storage or "uint8"
         return dtype, tensor.weight_bytes
-    return tensor.dtype, tensor.prepared_bytes
+    return tensor.kept_dtype, tensor.kept_bytes
 
 
 def _added(placement: Placement, trainer: TrainerRow, added: AddedTensor) -> Sized:

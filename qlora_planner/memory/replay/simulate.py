@@ -229,6 +229,7 @@ class Stage:
         prepare = loading.prepare(memory, tensors) if run.upcast else None
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         added, adding = loading.add_adapters(memory, self.placement, self.workspace_bytes)
+        adding = loading.cast_back(memory, tensors, adding)
         own = [(entry.tensor.trained, entry.blocks[0]) for entry in tensors if entry.tensor.trained]
         adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
@@ -265,7 +266,7 @@ class Stage:
         sizes = {
             Component.QUANTIZED_WEIGHTS: static.packed_weights,
             Component.QUANTIZATION_CONSTANTS: static.constants,
-            Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_prepared,
+            Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_kept,
             Component.ADAPTERS: 0 if full else sum(a.block.size for a in adapters if a.block is not None),
             Component.WORKSPACE: self.workspace_bytes if self.run.dora and not full else 0,
         }

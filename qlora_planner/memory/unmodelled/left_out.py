@@ -12,7 +12,7 @@ from qlora_planner.catalog.trainers import TRAINER_ROWS, parse_version, trainer_
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.parallel.fsdp2 import unplayed
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
-from qlora_planner.memory.unmodelled import compiled, experts
+from qlora_planner.memory.unmodelled import compiled, experts, prepared
 from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.memory.weights.targets import WHOLE_SETS, targets_of
 from qlora_planner.spec.model import ModelProfile
@@ -50,7 +50,7 @@ def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
     """`estimate` with all that its figures leave out."""
     things = (
         *left_out(profile, estimate.run), *_of_forms(profile, estimate), *experts.of_kernels(profile, estimate),
-        *compiled.of_layers(profile, estimate),
+        *compiled.of_layers(profile, estimate), *prepared.of_trained(profile, estimate),
     )  # fmt: skip
     return qualified(estimate, things)
 

@@ -170,6 +170,16 @@ def prepare(memory: CachingAllocator, tensors: Iterable[Loaded]) -> PhasePeak:
     return peak
 
 
+def cast_back(memory: CachingAllocator, tensors: Iterable[Loaded], adding: PhasePeak) -> PhasePeak:
+    """Play what the trainer casts back to 16 bits, each weight beside itself, after adapters were added (`adding`)."""
+    for entry in tensors:
+        if entry.tensor.kept_dtype != entry.tensor.dtype:
+            cast = memory.malloc(entry.tensor.kept_bytes)
+            memory.free(entry.blocks[0])
+            entry.blocks[0] = cast
+    return PhasePeak(live=adding.live, allocated=memory.peak_allocated, reserved=memory.peak_reserved)
+
+
 def in_model_order(placement: Placement) -> list[AddedTensor]:
     """What PEFT adds, one by one as `named_parameters` gives it: layer by layer, outside the layers, saved copies."""
     profile = placement.profile

@@ -12,6 +12,7 @@ from functools import cached_property
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
 from qlora_planner.catalog.classifiers import SCORE, labels_of
+from qlora_planner.catalog.trainers import CAST_BACK, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.memory.weights.targets import targeted
@@ -30,7 +31,8 @@ class PlacedTensor:
 
     `shape` is what this card holds of `group.shape`. `weight_bytes` and `constant_bytes` are its allocations once
     loaded: the packed weight with its constants, or the tensor alone, in `loaded_dtype`. `dtype` is what it has after
-    `prepare_model_for_kbit_training`. `trained` is set where a full fine-tune trains the tensor itself.
+    `prepare_model_for_kbit_training`, and `kept_dtype` what it has through training. `trained` is set where a full
+    fine-tune trains the tensor itself.
     """
 
     group: TensorGroup
@@ -38,6 +40,7 @@ class PlacedTensor:
     scheme: QuantScheme | None  # how bitsandbytes packs it; None where it stays as it is
     loaded_dtype: str
     dtype: str
+    kept_dtype: str
     numel: int
     weight_bytes: int
     constant_bytes: tuple[int, ...]
@@ -50,8 +53,13 @@ class PlacedTensor:
 
     @property
     def prepared_bytes(self) -> int:
-        """The weight through training: packed, or after its cast."""
+        """The weight once it is prepared: packed, or after its cast."""
         return self.weight_bytes if self.scheme else DTYPE_BYTES[self.dtype] * self.numel
+
+    @property
+    def kept_bytes(self) -> int:
+        """The weight through training: as it was prepared, or as the trainer cast it back."""
+        return self.weight_bytes if self.scheme else DTYPE_BYTES[self.kept_dtype] * self.numel
 
 
 @record
@@ -86,6 +94,7 @@ class Placement:
     def __init__(self, profile: ModelProfile, run: RunConfig) -> None:
         self.profile = profile_for(profile, run)
         self.run = run
+        self._cast_back = run.trainer is not None and trainer_named(run.trainer).casts_back(run)
 
     @cached_property
     def weights(self) -> tuple[PlacedTensor, ...]:
@@ -146,12 +155,13 @@ class Placement:
             size = DTYPE_BYTES[loaded] * numel
             if run.upcast and loaded in _HALF and not group.buffer:
                 dtype = "float32"
+        kept = "bfloat16" if dtype == "float32" and self._cast_back and cast_back(group.name) else dtype
         trained = None
         if run.method == "full" and not group.buffer and not group.tied_with:
             trained = Trainable(shape=shape, dtype=_whole_dtype(run), count=group.count, embedding=embedding)
         return PlacedTensor(
-            group=group, shape=shape, scheme=scheme, loaded_dtype=loaded, dtype=dtype, numel=numel, weight_bytes=size,
-            constant_bytes=constants, trained=trained,
+            group=group, shape=shape, scheme=scheme, loaded_dtype=loaded, dtype=dtype, kept_dtype=kept, numel=numel,
+            weight_bytes=size, constant_bytes=constants, trained=trained,
         )  # fmt: skip
 
     def _adapted(self, adapter: AdapterTensor, base: PlacedTensor | None) -> Iterator[AddedTensor]:
@@ -187,6 +197,11 @@ class Placement:
                 # The copy of a tied head is a linear layer's weight, although the original is the embedding's.
                 tensor = Trainable(shape=base.shape, dtype=dtype, count=base.group.count, embedding=_embeds(base.group))
                 yield AddedTensor(tensor=tensor, birth_dtype=dtype, base=base)
+
+
+def cast_back(name: str) -> bool:
+    """Whether a trainer that casts weights back casts the one with this full name."""
+    return any(part in name.rpartition(".")[0] for part in CAST_BACK)
 
 
 def stores_experts(group: TensorGroup) -> bool:

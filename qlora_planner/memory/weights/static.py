@@ -21,6 +21,7 @@ class StaticMemory:
     largest_upcast: int  # the largest tensor that preparing casts, in bytes after the cast
     largest_loaded: int  # the largest 16-bit tensor that loading holds beside its quantised form
     trainable: tuple[Trainable, ...]
+    cast_back: int = 0  # how much less the prepared weights take once the trainer has cast some back
 
     @property
     def after_load(self) -> int:
@@ -29,6 +30,10 @@ class StaticMemory:
     @property
     def after_prepare(self) -> int:
         return self.packed_weights + self.constants + self.unquantized_prepared + self.buffers
+
+    @property
+    def unquantized_kept(self) -> int:
+        return self.unquantized_prepared - self.cast_back
 
     @property
     def after_adapters(self) -> int:
@@ -40,7 +45,7 @@ def static_memory(placement: Placement) -> StaticMemory:
 
     Raises InputError when target modules or modules_to_save match nothing.
     """
-    packed = constants = loaded = prepared = buffers = largest_upcast = largest_loaded = 0
+    packed = constants = loaded = prepared = buffers = largest_upcast = largest_loaded = cast_back = 0
     for weight in placement.weights:
         count = weight.group.count
         if weight.group.tied_with:
@@ -55,11 +60,12 @@ def static_memory(placement: Placement) -> StaticMemory:
         else:
             loaded += size
             prepared += block_bytes(weight.prepared_bytes) * count
+            cast_back += (block_bytes(weight.prepared_bytes) - block_bytes(weight.kept_bytes)) * count
             if weight.dtype != weight.loaded_dtype:
                 largest_upcast = max(largest_upcast, weight.prepared_bytes)
     adapters = sum(block_bytes(added.tensor.size_bytes) * added.tensor.count for added in placement.added)
     return StaticMemory(
         packed_weights=packed, constants=constants, unquantized_loaded=loaded, unquantized_prepared=prepared,
         buffers=buffers, adapters=adapters, largest_upcast=largest_upcast, largest_loaded=largest_loaded,
-        trainable=placement.trained,
+        trainable=placement.trained, cast_back=cast_back,
     )  # fmt: skip

@@ -16,6 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from qlora_planner.memory.replay.simulate import without_collection
 from qlora_planner.memory.sweep.validity import accumulates_apart
+from qlora_planner.memory.weights.placement import cast_back
 from qlora_planner.profiling.tracing import build, layers
 from qlora_planner.profiling.tracing.adapters_on_meta import dora_on_meta
 from qlora_planner.profiling.tracing.cuda import semantics
@@ -209,6 +210,7 @@ def _prepare(meta: build.MetaModel, marker: SegmentMarker) -> tuple[Callable[...
     model.train()
     marker.mark("prepare", "all")
     _cast_adapters(model, spec)
+    _cast_back(model, spec)
     parameters = [p for p in model.parameters() if p.requires_grad]
     return wrap_forward(model, spec), parameters, anybase.get_input_embeddings().weight.shape[0]
 
@@ -271,3 +273,11 @@ def _cast_adapters(model: nn.Module, spec: TraceSpec) -> None:
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and "lora_magnitude_vector" not in name:
             parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _cast_back(model: nn.Module, spec: TraceSpec) -> None:
+    """ORPOTrainer's cast of a prepared model's embeddings and head back to bf16."""
+    if spec.trainer.casts_back(spec.run):
+        for name, parameter in model.named_parameters():
+            if parameter.dtype is torch.float32 and cast_back(name):
+                parameter.data = parameter.data.to(torch.bfloat16)

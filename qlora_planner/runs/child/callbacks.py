@@ -40,10 +40,10 @@ class Tokens:
         self.longest = 0
         self._handle = model.register_forward_pre_hook(self._count, with_kwargs=True)
 
-    def _count(self, model: Any, _inputs: Any, named: Mapping[str, Any]) -> None:
+    def _count(self, model: Any, inputs: Any, named: Mapping[str, Any]) -> None:
         import torch
 
-        ids = named.get("input_ids")
+        ids = named.get("input_ids", inputs[0] if inputs else None)
         # A reference scores the same tokens once more, without gradients.
         if model.training and ids is not None and torch.is_grad_enabled():
             self.seen += ids.numel()

@@ -17,10 +17,15 @@ from qlora_planner.train.ranks import local_part
 _COLUMNS = (
     "input_ids", "labels", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids",
     "completion_ids", "KL_completion_ids", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps",
-    "ref_KL_logps", "margin",
+    "ref_KL_logps", "margin", "prompt_input_ids", "prompt_attention_mask",
+    *(f"{side}_{name}" for side in ("chosen", "rejected") for name in ("input_ids", "attention_mask", "labels")),
 )  # fmt: skip
 # Of a row's lists of tokens, those that are alternatives to each other: behind what all of them begin with.
-_STARTS, _ENDS = ("input_ids", "prompt_ids"), ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids")
+_WHOLE = ("chosen_input_ids", "rejected_input_ids")  # with their prompt
+_STARTS, _ENDS = (
+    ("input_ids", "prompt_ids"),
+    ("chosen_ids", "rejected_ids", "completion_ids", "KL_completion_ids", *_WHOLE),
+)
 
 
 @record
@@ -48,7 +53,7 @@ def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Dr
         loss = 0.0
         for _ in range(min(2, run.grad_accum)):
             inputs = trainer.data_collator([dict(row) for row in batch])
-            shape = tuple(inputs["input_ids"].shape)
+            shape = _shape(inputs)
             trainer.current_gradient_accumulation_steps = 1
             loss = step(trainer, model, inputs, run)
         checked_loss(loss)
@@ -102,6 +107,15 @@ def _length(row: Mapping[str, Any]) -> int:
     """Tokens of a row, of the longer of two completions."""
     start = sum(len(row[name]) for name in _STARTS if name in row)
     return start + max((len(row[name]) for name in _ENDS if name in row), default=0)
+
+
+def _shape(inputs: Any) -> tuple[int, int]:
+    """Sequences and their tokens, with padding; of pairs that come apart, both."""
+    if "input_ids" in inputs:
+        rows, tokens = inputs["input_ids"].shape
+        return int(rows), int(tokens)
+    chosen, rejected = (inputs[name].shape for name in _WHOLE)
+    return 2 * int(chosen[0]), max(int(chosen[1]), int(rejected[1]))
 
 
 def _labels(inputs: Any) -> Any:
@@ -168,5 +182,5 @@ def untouched(trainer: Any) -> Iterator[None]:
 
 def _metrics(trainer: Any) -> dict[str, Any]:
     """trl averages what it keeps here into the next log line; transformers' own Trainer keeps nothing."""
-    metrics: dict[str, Any] = getattr(trainer, "_metrics", {})
+    metrics: dict[str, Any] = getattr(trainer, "_metrics", getattr(trainer, "_stored_metrics", {}))
     return metrics

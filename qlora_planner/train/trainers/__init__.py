@@ -17,6 +17,7 @@ TRAINERS: Mapping[str, TrainerModule] = {
     "loop": loop,
     "trl-dpo": preference,
     "trl-kto": preference,
+    "trl-orpo": preference,
     "trl-reward": preference,
     "trl-grpo": online,
     "trl-rloo": online,

@@ -11,6 +11,7 @@ from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, data, options
+from qlora_planner.train.quiet_imports import trl_module
 from qlora_planner.train.steps import Watcher
 
 
@@ -103,11 +104,10 @@ def with_adapters(
 
     Raises InputError for what only SFTTrainer has.
     """
-    import trl
-
     trainer = trainer_named(run.trainer)
     if sequence.get("assistant_only_loss"):
         raise InputError(f"--assistant-only-loss is for chats that are there; {run.trainer} scores completions")
+    trl = trl_module(trainer.trl_module)
     made, config = getattr(trl, f"{trainer.trl_class}Trainer"), getattr(trl, f"{trainer.trl_class}Config")
     return made(
         model=model,

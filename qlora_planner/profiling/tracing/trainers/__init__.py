@@ -16,6 +16,7 @@ from qlora_planner.profiling.tracing.trainers import (
     hf,
     kto,
     loop,
+    orpo,
     reward,
     rloo,
     sft,
@@ -36,6 +37,7 @@ TRACERS: Mapping[str, tuple[tuple[Version, TracedTrainer], ...]] = {
     "loop": (((0, 0), loop),),
     "trl-dpo": (((0, 0), dpo),),
     "trl-kto": (((0, 0), kto),),
+    "trl-orpo": (((0, 0), orpo),),
     "trl-reward": (((0, 0), reward),),
     "trl-grpo": (((0, 0), grpo),),  # older ones are refused before they are traced
     "trl-rloo": (((0, 0), rloo),),
