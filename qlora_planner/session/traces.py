@@ -14,7 +14,7 @@ from qlora_planner.installing import install_line, install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
-from qlora_planner.sources.locations import cache_dir, families_dirs, tapes_dirs
+from qlora_planner.sources.locations import PROFILES_VARIABLE, cache_dir, families_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import listed
 
@@ -26,10 +26,10 @@ if TYPE_CHECKING:
     from qlora_planner.spec.run import RunConfig
     from qlora_planner.spec.trace import CompiledTape, Tape
 
-# Tapes of runs that checkpoint some layers, put together a moment ago, with the profile that is meant: its address is
-# no one else's while it is kept here.
-_woven: dict[tuple[Any, ...], tuple[ModelProfile, list[StoredTape]]] = {}
-_MOST_WOVEN = 32
+# Tapes that were looked up or put together a moment ago, and sizes for which none ships, with the profile that is
+# meant: its address is no one else's while it is kept here.
+_kept: dict[tuple[Any, ...], tuple[ModelProfile, list[StoredTape], set[tuple[int, int]]]] = {}
+_MOST_KEPT = 128
 
 
 def tape_for(
@@ -124,39 +124,58 @@ def shipped_tape(
     with. A run that checkpoints some layers is answered from the two that checkpoint all of them and none. Raises
     InputError naming a file that cannot be read.
     """
+    from qlora_planner.sources.families import lengths_alike
+
+    versions = tuple(sorted((stack or {}).items()))
+    key = (
+        id(profile),
+        variant,
+        lengths_alike(variant, seq_len),
+        str(profiles),
+        os.environ.get(PROFILES_VARIABLE),
+        versions,
+    )
+    if key not in _kept and len(_kept) >= _MOST_KEPT:
+        _kept.clear()
+    _, tapes, missing = _kept.setdefault(key, (profile, [], set()))
+    tape = next((tape for tape in tapes if tape.region.holds(batch_size, seq_len)), None)
+    if tape is None and (batch_size, seq_len) not in missing:
+        tape = _look_up(profile, variant, batch_size, seq_len, profiles, stack)
+        if tape is None:
+            missing.add((batch_size, seq_len))
+        else:
+            tapes.append(tape)
+    return tape
+
+
+def _look_up(
+    profile: ModelProfile,
+    variant: str,
+    batch_size: int,
+    seq_len: int,
+    profiles: str | os.PathLike[str] | None,
+    stack: Mapping[str, str] | None,
+) -> StoredTape | None:
     from qlora_planner.memory.sweep.validity import variants_of_some_layers
     from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import stored_tape, woven_tape
+    from qlora_planner.sources.tapes import OF_TRAINERS, stored_tape, woven_tape
 
     some_layers = variants_of_some_layers(variant)
     if some_layers is not None:
         if any(stores_experts(tensor) for tensor in profile.tensors):
             return None  # what a router leaves for its loss is of all layers together
-        key = id(profile), variant, str(profiles), tuple(sorted((stack or {}).items()))
-        _, kept = _woven.setdefault(key, (profile, []))
-        at_hand = next((tape for tape in kept if tape.region.holds(batch_size, seq_len)), None)
-        if at_hand is not None:
-            return at_hand
         *variants, every = some_layers
         whole, none = (
             shipped_tape(profile, each, batch_size, seq_len, profiles=profiles, stack=stack) for each in variants
         )
-        tape = woven_tape(whole, none, every)
-        if tape is not None:
-            kept.append(tape)
-        if len(_woven) > _MOST_WOVEN:
-            _woven.clear()
-        return tape
+        return woven_tape(whole, none, every)
     wanted = profile.counted if stack is None else stack
-    from qlora_planner.sources.tapes import OF_TRAINERS
-
-    of_trainer = stored_tape(
-        profile, [folder / OF_TRAINERS for folder in tapes_dirs(profiles)], batch_size, seq_len, variant
-    )
+    folders = tapes_dirs(profiles)
+    of_trainer = stored_tape(profile, [folder / OF_TRAINERS for folder in folders], batch_size, seq_len, variant)
     if of_trainer is not None:
         return of_trainer
-    own = stored_tape(profile, tapes_dirs(profiles), batch_size, seq_len)
+    own = stored_tape(profile, folders, batch_size, seq_len)
     if own is not None and own.tape.variant != variant:
         own = None
     if own is not None and same_code(own.versions, wanted):

@@ -69,7 +69,9 @@ def family_tape(
         return None
     if _has_part_blocks(profile):
         return None
-    if variant.startswith("sm70") and (seq_len % _ALIGNED or int(profile.dims.get("head_dim") or 1) % _ALIGNED):
+    if not lengths_alike(variant, seq_len) or (
+        variant.startswith("sm70") and int(profile.dims.get("head_dim") or 1) % _ALIGNED
+    ):
         return None
     name = region_name(profile, region)
     names = [name]
@@ -81,6 +83,12 @@ def family_tape(
     if family is None or tape is None:
         return None
     return StoredTape(tape=tape, region=_of_as_many_tiles(family, region, batch_size, seq_len), versions=versions)
+
+
+def lengths_alike(variant: str, seq_len: int) -> bool:
+    """Whether rows of this length take what others of their region do: before compute capability 8.0 they are rounded
+    up, so that only those that are not stand for each other."""
+    return not (variant.startswith("sm70") and seq_len % _ALIGNED)
 
 
 def _of_task(
@@ -174,6 +182,12 @@ def _index(path: Path) -> dict[str, str]:
         raise _unreadable(path, error) from error
 
 
+@lru_cache(maxsize=64)
+def _decoded(path: Path, number: int) -> FamilyTape:
+    header, lines = _lines(path)
+    return FamilyTape.from_dict(json.loads(lines[number]), tuple(header["symbols"]), tuple(header["kinds"]))
+
+
 @lru_cache(maxsize=4)
 def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
     lines = lines_of(path, "family")
@@ -189,11 +203,12 @@ def _family(
         header, lines = _lines(path)
         if header["schema"] != FAMILY_SCHEMA or not set(letters) <= set(header["symbols"]):
             return None
-        for made, line in zip(header["tapes"], lines, strict=False):
+        for number, (made, _) in enumerate(zip(header["tapes"], lines, strict=False)):
+            if made["variant"] != variant or made["region"] not in regions:
+                continue
             held = next((versions for versions in stacks_of(header, made) if same_code(versions, stack)), None)
-            if held is not None and made["variant"] == variant and made["region"] in regions:
-                symbols, kinds = tuple(header["symbols"]), tuple(header["kinds"])
-                return FamilyTape.from_dict(json.loads(line), symbols, kinds), held
+            if held is not None:
+                return _decoded(path, number), held
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
         raise _unreadable(path, error) from error

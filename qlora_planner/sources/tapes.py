@@ -10,6 +10,8 @@ import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field
+from functools import lru_cache
+from os import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -32,6 +34,7 @@ KINDS = ("single", "batched")
 OF_TRAINERS = "trainers"
 _ENDING = ".jsonl.gz"
 _LARGEST_BYTES = 4 << 20  # the largest shipped has 66 kB, unpacked 215 kB
+_MOST_KEPT = 16  # files that are kept as they were read
 T = TypeVar("T")
 
 
@@ -62,13 +65,11 @@ def stored_tape(
     Raises InputError naming a file that cannot be read.
     """
 
-    def pick(lines: list[bytes]) -> StoredTape | None:
-        header = json.loads(lines[0])
-        for number, raw in enumerate(header["regions"], start=1):
+    def pick(file: _TapeFile) -> StoredTape | None:
+        for number, raw in enumerate(file.header["regions"], start=1):
             region = ValidityRange(**raw["region"])
             if region.holds(batch_size, seq_len) and variant in (None, raw["variant"]):
-                tape = CompiledTape.from_dict(json.loads(lines[number]))
-                return StoredTape(tape=tape, region=region, versions=header.get("versions", {}))
+                return StoredTape(tape=file.tape(number), region=region, versions=file.header.get("versions", {}))
         return None
 
     return _first(profile, "batched" if batch_size > 1 else "single", dirs, pick)
@@ -89,10 +90,10 @@ def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: 
 def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list[StoredTape]:
     """Every tape of this kind in the first folder that has any, with its region."""
 
-    def pick(lines: list[bytes]) -> list[StoredTape]:
+    def pick(file: _TapeFile) -> list[StoredTape]:
         return [
             StoredTape(tape=CompiledTape.from_dict(json.loads(line)), region=ValidityRange(**raw["region"]))
-            for raw, line in zip(json.loads(lines[0])["regions"], lines[1:], strict=True)
+            for raw, line in zip(file.header["regions"], file.lines[1:], strict=True)
         ]
 
     return _first(profile, kind, dirs, pick) or []
@@ -104,14 +105,14 @@ def stored_sweep(profile: ModelProfile, dirs: Sequence[Path]) -> KeptSweep | Non
     from qlora_planner.memory.sweep.polynomials import PeakPolynomials
     from qlora_planner.planner.sweeps import KeptSweep, SweptRange
 
-    def pick(lines: list[bytes]) -> tuple[SweptRange[PeakPolynomials], ...]:
+    def pick(file: _TapeFile) -> tuple[SweptRange[PeakPolynomials], ...]:
         return tuple(
             SweptRange(
                 variant=raw["variant"],
                 region=ValidityRange(**raw["region"]),
                 moments=PeakPolynomials.from_dict(raw["moments"]),
             )
-            for raw in json.loads(lines[0])["regions"]
+            for raw in file.header["regions"]
         )
 
     parts = [part for kind in KINDS for part in _first(profile, kind, dirs, pick) or ()]
@@ -147,18 +148,40 @@ def header_of(path: Path) -> dict[str, Any]:
     return header
 
 
-def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[list[bytes]], T | None]) -> T | None:
+@record
+class _TapeFile:
+    """A file of tapes as it was read; `tape` decodes one of its lines, once."""
+
+    header: dict[str, Any]
+    lines: list[bytes]
+    decoded: dict[int, CompiledTape] = field(default_factory=dict)
+
+    def tape(self, number: int) -> CompiledTape:
+        """The tape of a line."""
+        if number not in self.decoded:
+            self.decoded[number] = CompiledTape.from_dict(json.loads(self.lines[number]))
+        return self.decoded[number]
+
+
+@lru_cache(maxsize=_MOST_KEPT)
+def _read(path: Path, _changed_ns: int, _size: int) -> _TapeFile:
+    """A file as it was when it had this size and time: a search asks the same one for every option set."""
+    lines = lines_of(path)
+    return _TapeFile(header=json.loads(lines[0]), lines=lines)
+
+
+def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callable[[_TapeFile], T | None]) -> T | None:
     made_from = profile.same_shape_sha256 or profile.config_sha256
     for folder in dirs:
         path = tape_path(folder, kind, profile.same_shape_as or profile.id)
         if not path.is_file():
             continue
         try:
-            lines = lines_of(path)
-            header = json.loads(lines[0])
-            if header["schema"] != TAPE_SCHEMA or header["config_sha256"] != made_from:
+            status = stat(path)
+            file = _read(path, status.st_mtime_ns, status.st_size)
+            if file.header["schema"] != TAPE_SCHEMA or file.header["config_sha256"] != made_from:
                 return None
-            return pick(lines)
+            return pick(file)
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise InputError(
                 f"{path}: not a readable tape ({type(error).__name__}); `make tapes` rebuilds it"
