@@ -27,7 +27,10 @@ def compile_in_place(root: Path) -> None:
     """
     from setuptools import Distribution, Extension
 
-    sources = [f"{FOLDER}/{name}" for name in ("arena.c", "expandable.c", "replay.c", "module.c")]
+    sources = [
+        f"{FOLDER}/{name}"
+        for name in ("arena.c", "expandable.c", "replay.c", "script.c", "moments.c", "functions.c", "module.c")
+    ]
     optimised = [] if sys.platform == "win32" else ["-O2"]
     extension = Extension(
         FOLDER.replace("/", ".") + "._native",

@@ -25,7 +25,7 @@ from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.weights.loading import PhasePeak
-from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.placement import UNBILLED, Placement
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.memory.weights.trainable import training_state
@@ -39,12 +39,7 @@ from qlora_planner.speed.step import optimizer_work
 
 Ints = NDArray[np.int64]
 # What decides loading, preparing and adding adapters, but for the rank.
-_loading_options = options_without(
-    "rank", "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger",
-    "padding", "checkpoint_every", "checkpoint_offload",
-    "activation_offloading", "alloc_conf", "packing", "eval_batch_size", "attention", "lora_dropout", "alpha",
-    "trainer",
-)  # fmt: skip
+_loading_options = options_without("rank", *UNBILLED)
 # What decides what layers and head compute.
 _layer_options = options_without(
     "batch_size", "seq_len", "grad_accum", "optimizer", "alloc_conf", "eval_batch_size", "rank", "alpha", "packing",

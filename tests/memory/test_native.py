@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from array import array
 from dataclasses import replace
 from typing import Any
 
@@ -10,9 +11,12 @@ import pytest
 
 from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import ExpandableAllocator
-from qlora_planner.memory.allocator.native import native_memory
+from qlora_planner.memory.allocator.native import native_memory, native_module
 from qlora_planner.memory.replay import simulate
+from qlora_planner.memory.sweep import segments
 from qlora_planner.session import Session
+from qlora_planner.sources.locations import tapes_dirs
+from qlora_planner.sources.tapes import stored_tapes
 from qlora_planner.spec.run import RunConfig
 
 if native_memory(None) is None:
@@ -129,3 +133,48 @@ def test_batches_of_other_widths_before_are_played_alike(monkeypatch: pytest.Mon
         answers.append(opened.estimate(replace(run, padding=False), widths=[[700, 2048, 1300], [1999, 40]]))
     assert answers[0] == answers[1]
     assert answers[0].peak.reserved_bytes > answers[0].peak.allocated_bytes
+
+
+TAPES = (
+    ("meta-llama/Llama-3.2-1B", "single"),
+    ("google/gemma-2-2b", "single"),
+    ("Qwen/Qwen2.5-0.5B", "batched"),
+    ("openai-community/gpt2", "single"),
+)
+
+
+def moments_by_phase(moments: Any) -> dict[str, dict[Any, set[Any]]]:
+    """By phase, what was alive before each kind of part."""
+    phases: dict[str, dict[Any, set[Any]]] = {}
+    for phase, before, rows in moments:
+        kind = tuple(map(tuple, rows))
+        phases.setdefault(phase, {}).setdefault(kind, set()).update(map(tuple, before))
+    return phases
+
+
+@pytest.mark.parametrize(("model", "kind"), TAPES, ids=lambda word: word.rpartition("/")[2])
+def test_the_moments_of_a_tape_are_counted_alike(model: str, kind: str) -> None:
+    profile = Session(stored_only=True).open(model, "h200").profile
+    for stored in stored_tapes(profile, kind, tapes_dirs()):
+        ours, theirs = segments._counted(stored.tape), segments._counted_natively(stored.tape)
+        assert [moments_by_phase(part) for part in ours] == [moments_by_phase(part) for part in theirs]
+
+
+def test_a_tape_with_a_storage_beyond_those_it_knows_is_refused() -> None:
+    compiled = native_module()
+    assert compiled is not None
+    with pytest.raises(ValueError, match="not a tape"):
+        compiled.pack(array("q", (5, 512)).tobytes(), b"", b"", b"", bytes(5), bytes(56))
+
+
+def test_a_copy_of_a_device_goes_its_own_way() -> None:
+    memory: Any = native_memory(None)
+    kept = memory.malloc(3 * MIB)
+    before = counters(memory)
+    copy = memory.copy()
+    copy.free(kept)
+    copy.empty_cache()
+    assert (copy.allocated, copy.reserved) == (0, 0)
+    assert counters(memory) == before
+    memory.free(kept)
+    assert memory.allocated == 0

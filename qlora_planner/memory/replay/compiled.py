@@ -77,9 +77,13 @@ class OnNative(TraceReplayer):
 
     def set_up(self, components: Sequence[int], scripts: Sequence[PreparedTrace]) -> None:
         """Before anything is played: bytes by component, and every script that will be played."""
+        self.begin_with(components)
+        self.packing = Packing(scripts)
+
+    def begin_with(self, components: Sequence[int]) -> None:
+        """Count bytes by component from here on."""
         self._native = cast("NativeMemory", self.memory)
         self._native.start(GRADIENTS, *components)
-        self.packing = Packing(scripts)
 
     def use_script(self) -> None:
         """The compiled code plays from `script` now."""
@@ -112,6 +116,12 @@ class OnNative(TraceReplayer):
     def _free(self, block: Block | None, component: int) -> None:
         assert component != HOST
         self._native.give(block, component)
+
+    def _hold(self, sizes: Sequence[int], component: int) -> None:
+        self._native.take_all(array("q", sizes).tobytes(), component, False)
+
+    def _pass(self, sizes: Sequence[int], component: int) -> None:
+        self._native.take_all(array("q", sizes).tobytes(), component, True)
 
 
 class NativeReplayer(OnNative):

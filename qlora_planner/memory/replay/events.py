@@ -57,7 +57,7 @@ def prepare_trace(
     origins: dict[int, Origin] = {}
     born: set[int] = set()
     # The forward thread's cuBLAS handle may have its workspace from before training: then it is not made again.
-    already = {_first_handle(tape)} if workspace_taken else set()
+    already = {first_handle(tape)} if workspace_taken else set()
     for segment in tape.segments:
         own: set[int] = set()
         ranks: dict[tuple[int, tuple[str, str, int] | None], int] = {}
@@ -113,7 +113,7 @@ def _end(born: Segment, died: Segment | None) -> tuple[str, str, int] | None:
     return died.stage, died.name, away if abs(away) <= 1 else 2
 
 
-def _first_handle(tape: Tape) -> int:
+def first_handle(tape: Tape) -> int:
     """The storage of the forward thread's cuBLAS workspace, the first of full size; 0 where no product was traced.
 
     Where products with a bias come first, the small buffer of fused bias kernels is older.

@@ -98,14 +98,14 @@ class TraceReplayer:
         started = False
         own = self.script
         for self.script in before:
-            self._round(walk(self.script), trained, run, trainer, optimizer, first=not started, evaluates=False)
+            self._round(walk(self.script.tape), trained, run, trainer, optimizer, first=not started, evaluates=False)
             started = True
         self.script = own
         rounds = 2 if len(steps) == 1 else 1
         # A tape of steps without accumulation: a second micro-batch meets the first one's gradients, as any later one.
         again = run.grad_accum > 1 and not any(segment.micro_step for segment in self.script.tape.segments)
         for done in range(1, rounds + 1):
-            order = accumulated(self.script) if again else walk(self.script)
+            order = accumulated(self.script.tape) if again else walk(self.script.tape)
             self._round(order, trained, run, trainer, optimizer, first=not started, evaluates=done == rounds)
             started = True
 
@@ -114,7 +114,7 @@ class TraceReplayer:
 
     def _before_training(self) -> None:
         """What the trainer puts through its reference while it is made, before it frees the cache."""
-        for segment, layer in walk(self.script):
+        for segment, layer in walk(self.script.tape):
             if segment.stage == "precompute":
                 self._begin()
                 self._segment(segment, layer)
@@ -176,16 +176,23 @@ class TraceReplayer:
         self._at_peak = tuple(self._bytes)
 
     def _note(self, phase: str) -> None:
-        memory, old = self.memory, self.phases.get(phase)
-        self.non_releasable_bytes = max(self.non_releasable_bytes, memory.peak_non_releasable_bytes)
-        higher = old is None or memory.peak_allocated > old.peak.allocated
+        memory = self.memory
+        self.note(
+            phase, memory.allocated, memory.peak_allocated, memory.peak_reserved, memory.peak_non_releasable_bytes,
+            self._components_at_peak(),
+        )  # fmt: skip
+
+    def note(
+        self, phase: str, live: int, allocated: int, reserved: int, non_releasable: int, components: tuple[int, ...]
+    ) -> None:
+        """Keep what a stretch of a phase came to: what is live now, and its peaks."""
+        old = self.phases.get(phase)
+        self.non_releasable_bytes = max(self.non_releasable_bytes, non_releasable)
+        if old is not None and allocated <= old.peak.allocated:
+            allocated, components = old.peak.allocated, old.components
+        reserved = max(reserved, old.peak.reserved if old else 0)
         self.phases[phase] = ReplayedPhase(
-            peak=PhasePeak(
-                live=memory.allocated,
-                allocated=memory.peak_allocated if higher or old is None else old.peak.allocated,
-                reserved=max(memory.peak_reserved, old.peak.reserved if old else 0),
-            ),
-            components=self._components_at_peak() if higher or old is None else old.components,
+            peak=PhasePeak(live=live, allocated=allocated, reserved=reserved), components=components
         )
 
     def _components_at_peak(self) -> tuple[int, ...]:
@@ -193,11 +200,14 @@ class TraceReplayer:
 
     def _cast(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow) -> list[Trainable]:
         trained = []
+        casts: dict[int, Trainable] = {}  # a tensor stands for all of its kind
         for adapter in adapters:
-            cast = replace(
-                adapter.tensor, dtype=training_dtype(adapter.tensor.dtype, run, trainer, adapter.tensor.shape)
-            )
-            if cast.dtype != adapter.tensor.dtype:
+            tensor = adapter.tensor
+            cast = casts.get(id(tensor))
+            if cast is None:
+                dtype = training_dtype(tensor.dtype, run, trainer, tensor.shape)
+                cast = casts[id(tensor)] = replace(tensor, dtype=dtype)
+            if cast.dtype != tensor.dtype:
                 self._malloc(cast.size_bytes, _ADAPTERS)
                 self._free(adapter.block, _ADAPTERS)
             trained.append(cast)
@@ -280,23 +290,32 @@ class TraceReplayer:
     ) -> None:
         if trainer.clips_gradients:
             # clip_grad_norm_: one norm per gradient, then their stack.
-            norms = [self._malloc(4, _WORKSPACE) for _ in trained]
-            norms.append(self._malloc(4 * len(norms), _WORKSPACE))
-            for block in norms:
-                self._free(block, _WORKSPACE)
+            self._pass([*(4 for _ in trained), 4 * len(trained)], _WORKSPACE)
         if first:
             eight_bit = any(optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(trainer)) for tensor in trained)
-            for size in optimizer.shared_bytes(eight_bit):
-                self._malloc(size, _STATES)
-            for tensor in trained:
-                for state in optimizer.states(tensor.shape, tensor.dtype, tensor.forced_32bit(trainer)):
-                    if not state.paged:
-                        self._malloc(state.size_bytes, _STATES)
-        temporaries = [
-            self._malloc(tensor.size_bytes, _WORKSPACE) for _ in range(optimizer.step_temporaries) for tensor in trained
-        ]
-        for block in temporaries:
-            self._free(block, _WORKSPACE)
+            self._hold(optimizer.shared_bytes(eight_bit), _STATES)
+            kinds = {id(tensor): tensor for tensor in trained}
+            states = {kind: _states(tensor, trainer, optimizer) for kind, tensor in kinds.items()}
+            self._hold([size for tensor in trained for size in states[id(tensor)]], _STATES)
+        if optimizer.step_temporaries:
+            sizes = [tensor.size_bytes for tensor in trained]
+            self._pass(sizes * optimizer.step_temporaries, _WORKSPACE)
+
+    def _hold(self, sizes: Sequence[int], component: int) -> None:
+        """Allocate each of these for good."""
+        for size in sizes:
+            self._malloc(size, component)
+
+    def _pass(self, sizes: Sequence[int], component: int) -> None:
+        """Allocate each of these, then free them in the same order."""
+        for block in [self._malloc(size, component) for size in sizes]:
+            self._free(block, component)
+
+
+def _states(tensor: Trainable, trainer: TrainerRow, optimizer: OptimizerRow) -> list[int]:
+    """Bytes of each state that an optimizer keeps on the card for a tensor."""
+    states = optimizer.states(tensor.shape, tensor.dtype, tensor.forced_32bit(trainer))
+    return [state.size_bytes for state in states if not state.paged]
 
 
 __all__ = ["COMPONENTS", "Act", "Adapter", "ReplayedPhase", "TraceReplayer"]

@@ -135,7 +135,7 @@ class ShardedReplayer(TraceReplayer):
             self.script = script
             self._gradients = gradient_storages(script)
             last = index == len(self._first) + 1
-            order = accumulated(script) if again and script is own else walk(script)
+            order = accumulated(script.tape) if again and script is own else walk(script.tape)
             self._round(self._watched(order), trained, run, trainer, optimizer, first=index == 0, evaluates=last)
         # FULL_STATE_DICT: every parameter is gathered, one at a time, and goes to the host.
         self._begin()

@@ -22,6 +22,8 @@ class ShardedStage(Stage):
     played, which has the most.
     """
 
+    shards = True
+
     def play(self, limit_bytes: int | None) -> SimulatedRun:
         """One playing from an empty device."""
         return self.play_as(Sharding.of(self.run, self.world), limit_bytes)

@@ -5,24 +5,27 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import replace
+from typing import cast
 
 from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
-from qlora_planner.memory.allocator.native import native_memory
+from qlora_planner.memory.allocator.native import NativeMemory, native_memory, native_module
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.parallel.ddp import ddp_wrapping
 from qlora_planner.memory.parallel.fsdp2 import unplayed
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.compiled import NativeReplayer
-from qlora_planner.memory.replay.events import prepare_trace
+from qlora_planner.memory.replay.events import PreparedTrace, prepare_trace
 from qlora_planner.memory.replay.outputs import with_cloned_outputs
+from qlora_planner.memory.replay.packed import Packed, PackedReplayer, pack
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, ReplayedPhase, TraceReplayer
 from qlora_planner.memory.replay.wrapping import WrappedNativeReplayer, WrappedReplayer
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.loading import PhasePeak
-from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.memory.weights.placement import Placement, bill_key
 from qlora_planner.memory.weights.static import StaticMemory, static_memory
 from qlora_planner.memory.weights.trainable import TrainingState, training_state
 from qlora_planner.record import record
@@ -37,8 +40,23 @@ _PLAYED_ACCUMULATION = 2
 _MOST_REMEMBERED = 128
 # With the profile that is meant: its address is no one else's while it is kept here.
 _remembered: dict[tuple[Hashable, ...], tuple[ModelProfile, SimulatedRun]] = {}
+# Devices with a model loaded and its adapters added, by all that decides how, with the profile that is meant.
+_loaded_devices: dict[tuple[Hashable, ...], tuple[ModelProfile, Loaded]] = {}
+_MOST_LOADED = 16
 # A limit this much above what stays reserved is met whatever a replay under it would give.
 NEAR = 1.1
+
+
+@record
+class Loaded:
+    """A device on which nothing was trained yet, and what torch's counters showed on the way there."""
+
+    memory: CachingAllocator
+    load: PhasePeak
+    prepare: PhasePeak | None
+    adapters: PhasePeak
+    added: list[Adapter]
+    non_releasable_bytes: int
 
 
 @record
@@ -179,6 +197,8 @@ def stage_of(
 class Stage:
     """Everything that one run's playings share."""
 
+    shards = False  # whether acts of a strategy's come between those of the trace
+
     def __init__(
         self,
         profile: ModelProfile,
@@ -189,13 +209,21 @@ class Stage:
         world: int = 1,
     ) -> None:
         self.run: RunConfig = resolution.run
+        self.profile = profile
         self.resolution = resolution
         # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
         taken = self.run.dora and self.run.method != "full"
-        self.script, *self.before = (
-            prepare_trace(traced, self.run.gradient_checkpointing, taken, self.run.checkpoint_every)
-            for traced in (tape, *before)
-        )
+        options = self.run.gradient_checkpointing, taken, self.run.checkpoint_every
+        # What is wrapped, sharded or grows from token to token is not just the trace's acts.
+        plain = self.run.parallel is None and not self.shards and not tape.tokens and native_module() is not None
+        self.packed: list[tuple[PreparedTrace, Packed]] = []
+        tapes = (tape, *before)
+        if plain:
+            scripts = [PreparedTrace(tape=traced, acts={}, origins={}) for traced in tapes]
+            self.packed = [(script, pack(script.tape, *options, among=tapes)) for script in scripts]
+        else:
+            scripts = [prepare_trace(traced, *options) for traced in tapes]
+        self.script, self.before = scripts[0], scripts[1:]
         self.workspace_bytes = workspace_bytes
         self.trainer = resolution.trainer
         self.placement = Placement(profile, self.run)
@@ -204,7 +232,6 @@ class Stage:
         if self.run.parallel == "ddp":
             self.wrapping = ddp_wrapping(self.placement, self.trainer)
             if vocabulary := profile.dims.get("vocab_size"):
-                scripts = (self.script, *self.before)
                 self.script, *self.before = (with_cloned_outputs(script, 4 * int(vocabulary)) for script in scripts)
         self.static = static_memory(self.placement)
 
@@ -218,15 +245,43 @@ class Stage:
 
     def play(self, limit_bytes: int | None) -> SimulatedRun:
         """One playing from an empty device."""
-        run = self.run
+        run, loaded = self.run, self._loaded(limit_bytes)
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        native = native_memory(limit_bytes, expandable=is_expandable(run.alloc_conf))
-        memory = native or make_allocator(run.alloc_conf, limit_bytes)
+        player = self._player(loaded.memory, self._components(loaded.added))
+        player.play(loaded.added, run, self.trainer, optimizer, self.before)
+        return SimulatedRun(
+            static=self.static,
+            state=training_state(self.static.trainable, run, self.trainer, optimizer),
+            load=loaded.load,
+            prepare=loaded.prepare,
+            adapters=loaded.adapters,
+            training=player.phases,
+            non_releasable_bytes=max(loaded.non_releasable_bytes, player.non_releasable_bytes),
+            lost=player.lost,
+            offloaded=player.host_peak,
+        )
+
+    def _loaded(self, limit_bytes: int | None) -> Loaded:
+        """A device of this run's own with everything loaded: a copy of the one of another run that loads alike."""
+        expandable = is_expandable(self.run.alloc_conf)
+        native = native_memory(limit_bytes, expandable=expandable)
+        if native is None:
+            return self._load(make_allocator(self.run.alloc_conf, limit_bytes))
+        key = id(self.profile), bill_key(self.run), self.workspace_bytes, limit_bytes, expandable, self.world
+        known = _loaded_devices.get(key)
+        if known is None:
+            if len(_loaded_devices) >= _MOST_LOADED:
+                _loaded_devices.clear()
+            known = _loaded_devices[key] = self.profile, self._load(native)
+        return replace(known[1], memory=cast("NativeMemory", known[1].memory).copy())
+
+    def _load(self, memory: CachingAllocator) -> Loaded:
+        """Play everything before training on an empty device."""
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
         tensors, load = loading.load(memory, self.placement, self.world)
         non_releasable = memory.peak_non_releasable_bytes
-        prepare = loading.prepare(memory, tensors) if run.upcast else None
+        prepare = loading.prepare(memory, tensors) if self.run.upcast else None
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         added, adding = loading.add_adapters(memory, self.placement, self.workspace_bytes)
         adding = loading.cast_back(memory, tensors, adding)
@@ -234,22 +289,16 @@ class Stage:
         adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
         memory.empty_cache()
-        player = self._player(memory, self._components(adapters), compiled=native is not None)
-        player.play(adapters, run, self.trainer, optimizer, self.before)
-        return SimulatedRun(
-            static=self.static,
-            state=training_state(self.static.trainable, run, self.trainer, optimizer),
-            load=load,
-            prepare=prepare,
-            adapters=adding,
-            training=player.phases,
-            non_releasable_bytes=max(non_releasable, player.non_releasable_bytes),
-            lost=player.lost,
-            offloaded=player.host_peak,
-        )
+        return Loaded(
+            memory=memory, load=load, prepare=prepare, adapters=adding, added=adapters,
+            non_releasable_bytes=non_releasable,
+        )  # fmt: skip
 
-    def _player(self, memory: CachingAllocator, components: list[int], *, compiled: bool) -> TraceReplayer:
+    def _player(self, memory: CachingAllocator, components: list[int]) -> TraceReplayer:
         script, before = self.script, self.before
+        compiled = not isinstance(memory, CachingAllocator)
+        if self.packed:
+            return PackedReplayer(memory, script, components, self.packed)
         if self.wrapping is not None and compiled:
             return WrappedNativeReplayer(memory, script, components, self.wrapping, before)
         if self.wrapping is not None:

@@ -11,10 +11,9 @@ from qlora_planner.memory.replay.events import (
     OUTSIDE,
     SHARED,
     Origin,
-    PreparedTrace,
     whereabouts,
 )
-from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, Segment, Tape
+from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, CompiledTape, Segment, Tape
 
 # Stages that belong to a phase of another name.
 _PHASES = {
@@ -34,9 +33,9 @@ def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> I
     return (layer + argument if rule == BESIDE else argument,)
 
 
-def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+def walk(tape: Tape | CompiledTape) -> Iterator[tuple[Segment, int]]:
     """Every segment of the whole model in order, with the layer of the whole model that plays it."""
-    segments, places = script.tape.segments, script.tape.places
+    segments, places = tape.segments, tape.places
     index = 0
     while index < len(segments):
         segment = segments[index]
@@ -57,10 +56,10 @@ def walk(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
         index = stop
 
 
-def accumulated(script: PreparedTrace) -> Iterator[tuple[Segment, int]]:
+def accumulated(tape: Tape | CompiledTape) -> Iterator[tuple[Segment, int]]:
     """The same with every micro-batch twice before the optimizer's step."""
     micro_batch: list[tuple[Segment, int]] = []
-    for segment, layer in walk(script):
+    for segment, layer in walk(tape):
         if segment.stage in _MICRO_BATCH:
             micro_batch.append((segment, layer))
         elif micro_batch:

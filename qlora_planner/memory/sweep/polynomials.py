@@ -220,7 +220,8 @@ class PeakPolynomials:
         import numpy as np
 
         monomials, factors, units = self._factors()
-        powers = np.array([batch ** m[0] * seq ** m[1] * rank ** m[2] for m in monomials], dtype=np.float64)
+        of_batch, of_seq = ({n: x**n for n in {m[at] for m in monomials}} for at, x in enumerate((batch, seq)))
+        powers = np.array([of_batch[b] * of_seq[s] * rank**r for b, s, r in monomials], dtype=np.float64)
         totals = (factors @ powers.reshape(len(monomials), batch.size)).astype(np.int64)
         blocks: NDArray[np.int64] = np.maximum(0, -(-totals // units))
         return blocks

@@ -7,7 +7,8 @@ a phase is then a maximum of sums. Only the last traced step counts: whatever li
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES
+from qlora_planner.memory.allocator.native import native_module
 from qlora_planner.memory.replay.events import (
     BIRTH,
     BIRTH_ON_HOST,
@@ -22,9 +24,11 @@ from qlora_planner.memory.replay.events import (
     DEATH,
     DEATH_ELSEWHERE,
     HOST,
+    OUTSIDE,
     PreparedTrace,
     prepare_trace,
 )
+from qlora_planner.memory.replay.packed import NO_SEGMENT, pack_by_size, pass_of
 from qlora_planner.memory.replay.player import GRADIENTS
 from qlora_planner.memory.replay.simulate import without_collection
 from qlora_planner.memory.replay.walking import accumulated, origin_layers, phase_of, walk
@@ -36,6 +40,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Counts = NDArray[np.float64]
+# By part of a step: its phase, what was alive before it, and its own moments.
+_Moments = list[tuple[str, Counts, Counts]]
 
 
 @dataclass(slots=True)
@@ -58,21 +64,20 @@ class SweptTape:
     """The moments of one tape: `parts` of a step, and of one that accumulates gradients over micro-batches."""
 
     sizes: PeakPolynomials
-    parts: Mapping[bool, list[tuple[str, Counts, Counts]]]
+    parts: Mapping[bool, tuple[_Stacked, ...]]
 
     @classmethod
     def of(cls, tape: CompiledTape) -> SweptTape:
         """From a compiled tape, whatever the model's numbers. Of tokens that are generated one at a time the last one
         counts: by then what grows is largest."""
         tape = at_last_token(tape)
-        # Every size stands in for itself by its number.
-        numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
-        script = prepare_trace(numbered.at(1, 1, 1), gradient_checkpointing=False)
         handles = tuple(sorted(handles_of(tape)))
         with without_collection():
-            once, again = _Counting(script, len(tape.sizes)).play()
+            once, again = _counted(tape) if native_module() is None else _counted_natively(tape)
+        alone = _Stacked.by_phase(once)
         return cls(
-            sizes=PeakPolynomials(sizes=tape.sizes, rows={}, workspaces=handles), parts={False: once, True: again}
+            sizes=PeakPolynomials(sizes=tape.sizes, rows={}, workspaces=handles),
+            parts={False: alone, True: alone if again is once else _Stacked.by_phase(again)},
         )
 
     def on(self, workspace_bytes: int) -> SweptTape:
@@ -95,12 +100,47 @@ class SweptTape:
         self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool
     ) -> dict[str, NDArray[np.int64]]:
         """The same by phase."""
-        table = self.sizes.table(batch_size, seq_len, rank, fixed)
-        levels: dict[str, Counts] = {}
-        for phase, before, rows in self.parts[accumulates]:
-            level = (before @ table).max(axis=0) + (rows @ table).max(axis=0)
-            levels[phase] = np.maximum(levels[phase], level) if phase in levels else level
+        table = np.ascontiguousarray(self.sizes.table(batch_size, seq_len, rank, fixed).T)
+        levels = {part.phase: part.highest(table) for part in self.parts[accumulates]}
         return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in levels.items()}
+
+
+@dataclass(slots=True)
+class _Stacked:
+    """The parts of one phase below each other, turned so that a run is a row: what was alive before each, and rows."""
+
+    phase: str
+    before: Counts
+    rows: Counts
+    first_before: NDArray[np.int64]
+    first_rows: NDArray[np.int64]
+
+    @classmethod
+    def by_phase(cls, moments: _Moments) -> tuple[_Stacked, ...]:
+        """One for each phase of the moments."""
+        parts: dict[str, list[tuple[Counts, Counts]]] = {}
+        for phase, before, rows in moments:
+            parts.setdefault(phase, []).append((before, rows))
+        stacked = []
+        for phase, each in parts.items():
+            alive, own = ([pair[at] for pair in each] for at in (0, 1))
+            stacked.append(cls(phase, _turned(alive), _turned(own), _firsts(alive), _firsts(own)))
+        return tuple(stacked)
+
+    def highest(self, table: Counts) -> Counts:
+        """The most blocks in each run of the `table`, shape (runs, sizes)."""
+        before = np.maximum.reduceat(table @ self.before, self.first_before, axis=1)
+        rows = np.maximum.reduceat(table @ self.rows, self.first_rows, axis=1)
+        level: Counts = (before + rows).max(axis=1)
+        return level
+
+
+def _turned(parts: Sequence[Counts]) -> Counts:
+    return np.ascontiguousarray(np.concatenate(parts).T)
+
+
+def _firsts(parts: Sequence[Counts]) -> NDArray[np.int64]:
+    return np.cumsum([0, *(len(part) for part in parts[:-1])])
 
 
 def at_last_token(tape: CompiledTape) -> CompiledTape:
@@ -112,6 +152,59 @@ def at_last_token(tape: CompiledTape) -> CompiledTape:
         born += code > 0
         events.append(last[born] + 1 if code > 0 and born in last else code)
     return replace(tape, events=tuple(events), last_sizes=())
+
+
+def _counted(tape: CompiledTape) -> tuple[_Moments, _Moments]:
+    """Before, and the moments, of each part of a step alone and of one that accumulates."""
+    # Every size stands in for itself by its number.
+    numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
+    return _Counting(prepare_trace(numbered.at(1, 1, 1), gradient_checkpointing=False), len(tape.sizes)).play()
+
+
+def _counted_natively(tape: CompiledTape) -> tuple[_Moments, _Moments]:
+    """The same by compiled code, in the order of `_Counting.play`."""
+    compiled, packed, width = native_module(), pack_by_size(tape), len(tape.sizes) + 3
+    assert compiled is not None, "asked for where something is compiled"
+    numbers = {id(segment): number for number, segment in enumerate(tape.segments)}
+    bases = [packed.bases[pass_of(segment)] for segment in tape.segments]
+
+    def steps(order: Iterable[tuple[Segment, int]], *, evaluates: bool) -> bytes:
+        rows = array("q")
+        for segment, layer in order:
+            if segment.stage == "prepare" or (segment.stage == "eval" and not evaluates):
+                continue
+            if segment.stage == "optimizer":
+                rows.extend((NO_SEGMENT, OUTSIDE, 0, 0, 0))
+            number = numbers[id(segment)]
+            rows.extend((number, layer, bases[number], 0, 0))
+        return rows.tobytes()
+
+    rounds = [steps(walk(tape), evaluates=False)]
+    if len({segment.step for segment in tape.segments}) == 1:
+        rounds.append(steps(walk(tape), evaluates=True))
+    apart = not any(segment.micro_step for segment in tape.segments)
+    if apart:
+        rounds.append(steps(accumulated(tape), evaluates=True))
+    counted = compiled.count(packed.acts, packed.parts, packed.places, packed.tables, width, GRADIENTS, rounds)
+    last = [_of_segments(tape, width, parts) for parts in counted[-2:]]
+    return (last[-2] if apart else last[-1]), last[-1]
+
+
+def _of_segments(tape: CompiledTape, width: int, parts: Iterable[tuple[int, bytes, bytes]]) -> _Moments:
+    moments: _Moments = []
+    for number, before, rows in parts:
+        if number == NO_SEGMENT:
+            phase, highest = "optimizer", _optimizer_rows(width)
+        else:
+            phase, highest = phase_of(tape.segments[number]), np.frombuffer(rows).reshape(-1, width)
+        moments.append((phase, np.frombuffer(before).reshape(-1, width), highest))
+    return moments
+
+
+def _optimizer_rows(width: int) -> Counts:
+    rows = np.zeros((2, width))
+    rows[0, NORMS] = rows[1, SCRATCH] = 1
+    return rows
 
 
 class _Counting:
@@ -131,26 +224,26 @@ class _Counting:
             self._survivors[id(segment)] = frozenset(births - own)
             self._deaths[id(segment)] = [storage for kind, storage, *_ in acts if kind == DEATH_ELSEWHERE]
 
-    def play(self) -> tuple[list[tuple[str, Counts, Counts]], list[tuple[str, Counts, Counts]]]:
-        """Before, and the moments, of each part of a step alone and of one that accumulates."""
+    def play(self) -> tuple[_Moments, _Moments]:
+        """See `_counted`."""
         segments = self.script.tape.segments
-        self._round(walk(self.script), evaluates=False)
+        self._round(walk(self.script.tape), evaluates=False)
         self.base[STATES] = 1
         if len({segment.step for segment in segments}) == 1:
             self._forget()
-            self._round(walk(self.script), evaluates=True)
+            self._round(walk(self.script.tape), evaluates=True)
         once = self._noted()
         if any(segment.micro_step for segment in segments):
             return once, once
         self._forget()
-        self._round(accumulated(self.script), evaluates=True)
+        self._round(accumulated(self.script.tape), evaluates=True)
         return once, self._noted()
 
     def _forget(self) -> None:
         for part in self._parts.values():
             part.before.clear()
 
-    def _noted(self) -> list[tuple[str, Counts, Counts]]:
+    def _noted(self) -> _Moments:
         return [(part.phase, np.array(part.before), part.rows) for part in self._parts.values() if part.before]
 
     def _round(self, steps: Iterable[tuple[Segment, int]], *, evaluates: bool) -> None:
@@ -163,9 +256,7 @@ class _Counting:
 
     def _optimizer(self) -> None:
         if "optimizer" not in self._parts:
-            rows = np.zeros((2, self.width))
-            rows[0, NORMS] = rows[1, SCRATCH] = 1
-            self._parts["optimizer"] = _Part("optimizer", rows, np.zeros(self.width), {})
+            self._parts["optimizer"] = _Part("optimizer", _optimizer_rows(self.width), np.zeros(self.width), {})
         self._parts["optimizer"].before.append(self.base.copy())
 
     def _segment(self, segment: Segment, layer: int) -> None:

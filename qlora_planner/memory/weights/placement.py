@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 from qlora_planner.catalog import DTYPE_BYTES, SCHEMES, QuantScheme, quantized_tensor_bytes
 from qlora_planner.catalog.classifiers import SCORE, labels_of
@@ -19,7 +20,7 @@ from qlora_planner.memory.weights.targets import targeted
 from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.model import AdapterTensor, LayerKind, ModelProfile, TensorGroup
-from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.run import RunConfig, options_without
 from qlora_planner.text import listed, quoted
 
 _HALF = ("bfloat16", "float16")
@@ -80,6 +81,20 @@ class AddedTensor:
     def birth_bytes(self) -> int:
         """Bytes of one before the cast."""
         return DTYPE_BYTES[self.birth_dtype] * self.tensor.numel
+
+
+# Options that decide nothing of a bill.
+UNBILLED = (
+    "batch_size", "seq_len", "grad_accum", "optimizer", "gradient_checkpointing", "use_reentrant", "liger", "padding",
+    "checkpoint_every", "checkpoint_offload", "activation_offloading", "alloc_conf", "packing", "eval_batch_size",
+    "attention", "lora_dropout", "alpha", "trainer",
+)  # fmt: skip
+_billed_options = options_without(*UNBILLED)
+
+
+def bill_key(run: RunConfig) -> tuple[Any, ...]:
+    """One value for all runs of a model that have the same bill."""
+    return _billed_options(run), labels_of(run)
 
 
 class Placement:

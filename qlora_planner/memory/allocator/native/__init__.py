@@ -18,12 +18,17 @@ class NativeMemory(Protocol):
     host_peak: int
 
     def begin(self) -> None: ...
+    def copy(self) -> CachingAllocator: ...
     def components(self) -> tuple[int, ...]: ...
     def start(self, gradients: int, *sizes: int) -> None: ...
     def take(self, size_bytes: int, component: int, stream: int = 0) -> Block | None: ...
     def give(self, block: Block | None, component: int) -> None: ...
     def use(self, parts: bytes, places: bytes, tables: int) -> None: ...
     def segment(self, acts: bytes, base: int, layer: int, last: bool = True) -> None: ...
+    def stretch(
+        self, acts: list[bytes], steps: bytes, phases: int
+    ) -> list[tuple[int, int, int, int, tuple[int, ...]] | None]: ...
+    def take_all(self, sizes: bytes, component: int, passing: bool) -> None: ...
     def free_all(self, table: int, component: int) -> None: ...
     def tokens(
         self,
@@ -37,15 +42,30 @@ class NativeMemory(Protocol):
     ) -> None: ...
 
 
-def native_memory(limit_bytes: int | None, *, expandable: bool = False, apart: bool = False) -> CachingAllocator | None:
-    """An empty device, or None where nothing is compiled or QLORA_PLANNER_NATIVE=never asks for plain Python.
+class NativeModule(Protocol):
+    """What is compiled: see memory/allocator/native/functions.c."""
 
-    `apart`: see ExpandableAllocator.
-    """
+    def NativeMemory(self, limit_bytes: int | None, expandable: bool, apart: bool) -> object: ...
+    def pack(
+        self, events: bytes, segments: bytes, places: bytes, kept: bytes, known: bytes, options: bytes
+    ) -> tuple[list[bytes], bytes]: ...
+    def count(
+        self, acts: list[bytes], parts: bytes, places: bytes, tables: int, width: int, gradients: int,
+        rounds: list[bytes],
+    ) -> list[list[tuple[int, bytes, bytes]]]: ...  # fmt: skip
+
+
+def native_module() -> NativeModule | None:
+    """What is compiled, or None where nothing is or QLORA_PLANNER_NATIVE=never asks for plain Python."""
     if os.environ.get("QLORA_PLANNER_NATIVE") == "never":
         return None
     try:
-        compiled = import_module("qlora_planner.memory.allocator.native._native")
+        return cast("NativeModule", import_module("qlora_planner.memory.allocator.native._native"))
     except ImportError:
         return None
-    return cast("CachingAllocator", compiled.NativeMemory(limit_bytes, expandable, apart))
+
+
+def native_memory(limit_bytes: int | None, *, expandable: bool = False, apart: bool = False) -> CachingAllocator | None:
+    """An empty device, or None where `native_module` is. `apart`: see ExpandableAllocator."""
+    compiled = native_module()
+    return None if compiled is None else cast("CachingAllocator", compiled.NativeMemory(limit_bytes, expandable, apart))

@@ -41,6 +41,30 @@ void arena_destroy(Arena *arena) {
     for (int i = 0; i < ARENA_POOLS; i++) free(arena->holes[i].blocks);
 }
 
+static int copied(void **items, int32_t count, int32_t *capacity, size_t item_size) {
+    void *from = *items;
+    *items = NULL;
+    *capacity = 0;
+    if (count == 0) return 0;
+    if (arena_grow(items, capacity, count, (int64_t)item_size)) return ARENA_NO_MEMORY;
+    memcpy(*items, from, (size_t)count * item_size);
+    return 0;
+}
+
+int arena_copy(Arena *copy, const Arena *arena) {
+    *copy = *arena;
+    int failed = copied((void **)&copy->blocks, copy->block_count, &copy->block_capacity, sizeof(Block));
+    failed |= copied((void **)&copy->segments, copy->segment_count, &copy->segment_capacity, sizeof(Segment));
+    failed |= copied((void **)&copy->gaps, copy->gap_count, &copy->gap_capacity, sizeof(Gap));
+    for (int i = 0; i < ARENA_POOLS; i++) {
+        Pool *pool = &copy->pools[i];
+        Holes *holes = &copy->holes[i];
+        failed |= copied((void **)&pool->entries, pool->count, &pool->capacity, sizeof(FreeEntry));
+        failed |= copied((void **)&holes->blocks, holes->count, &holes->capacity, sizeof(int32_t));
+    }
+    return failed ? ARENA_NO_MEMORY : 0;
+}
+
 /* ---- numbers of blocks and segments ---- */
 
 int32_t arena_new_block(Arena *arena, int64_t address, int64_t size, int pool, int32_t segment) {
@@ -164,6 +188,21 @@ int arena_insert(Arena *arena, int32_t number) {
     return 0;
 }
 
+/* Put a free block in the place of an entry of its pool, and that in order: what lies between the two moves by one. */
+static void replace_at(Arena *arena, Pool *pool, int32_t at, int32_t number) {
+    Block *block = &arena->blocks[number];
+    FreeEntry *entries = pool->entries;
+    int32_t to = place_of(pool, block->size, block->address);
+    if (to > at) {
+        to--;
+        memmove(&entries[at], &entries[at + 1], (size_t)(to - at) * sizeof(FreeEntry));
+    } else {
+        memmove(&entries[to + 1], &entries[to], (size_t)(at - to) * sizeof(FreeEntry));
+    }
+    entries[to] = (FreeEntry){.size = block->size, .address = block->address, .block = number};
+    block->is_free = 1;
+}
+
 void arena_take_out(Arena *arena, int32_t number) {
     Block *block = &arena->blocks[number];
     Pool *pool = &arena->pools[block->pool];
@@ -205,9 +244,9 @@ int32_t arena_malloc(Arena *arena, int64_t size_bytes, int stream) {
     Pool *pool = &arena->pools[index];
     int32_t at = place_of(pool, size, INT64_MIN), number;
     if (arena->expands) at = arena_by_room(arena, pool, at);
-    if (at < pool->count) {
+    int cached = at < pool->count;
+    if (cached) {
         number = pool->entries[at].block;
-        remove_at(pool, at);
     } else {
         number = arena->expands ? arena_expand(arena, size, index) : new_from_driver(arena, size, index);
         if (number < 0) return number;
@@ -222,7 +261,13 @@ int32_t arena_malloc(Arena *arena, int64_t size_bytes, int stream) {
         if (whole.next != ARENA_NONE) arena->blocks[whole.next].previous = rest;
         arena->blocks[number].next = rest;
         arena->blocks[number].size = size;
-        if (arena_insert(arena, rest)) return ARENA_NO_MEMORY;
+        pool = &arena->pools[whole.pool];
+        if (cached)
+            replace_at(arena, pool, at, rest);
+        else if (arena_insert(arena, rest))
+            return ARENA_NO_MEMORY;
+    } else if (cached) {
+        remove_at(pool, at);
     }
     Block *block = &arena->blocks[number];
     block->is_free = 0;
@@ -248,9 +293,10 @@ int arena_free(Arena *arena, int32_t number) {
 
 int32_t arena_release(Arena *arena, int32_t number) {
     Block *block = &arena->blocks[number];
-    int32_t before = block->previous, after = block->next;
+    int32_t before = block->previous, after = block->next, at = ARENA_NONE;
+    Pool *pool = &arena->pools[block->pool];
     if (before != ARENA_NONE && arena->blocks[before].is_free) {
-        arena_take_out(arena, before);
+        at = place_of(pool, arena->blocks[before].size, arena->blocks[before].address);
         arena->blocks[before].size += block->size;
         arena->blocks[before].next = after;
         if (after != ARENA_NONE) arena->blocks[after].previous = before;
@@ -258,14 +304,22 @@ int32_t arena_release(Arena *arena, int32_t number) {
         number = before;
     }
     if (after != ARENA_NONE && arena->blocks[after].is_free) {
-        arena_take_out(arena, after);
+        int32_t there = place_of(pool, arena->blocks[after].size, arena->blocks[after].address);
+        if (at == ARENA_NONE) {
+            at = there;
+        } else {
+            remove_at(pool, there);
+            at -= there < at;
+        }
         int32_t beyond = arena->blocks[after].next;
         arena->blocks[number].size += arena->blocks[after].size;
         arena->blocks[number].next = beyond;
         if (beyond != ARENA_NONE) arena->blocks[beyond].previous = number;
         drop_block(arena, after);
     }
-    return arena_insert(arena, number) ? ARENA_NO_MEMORY : number;
+    if (at == ARENA_NONE) return arena_insert(arena, number) ? ARENA_NO_MEMORY : number;
+    replace_at(arena, pool, at, number);
+    return number;
 }
 
 int arena_empty_cache(Arena *arena) {

@@ -60,6 +60,7 @@ typedef struct {
 
 void arena_init(Arena *arena, int64_t limit);
 void arena_destroy(Arena *arena);
+int arena_copy(Arena *copy, const Arena *arena);              /* 0, or ARENA_NO_MEMORY: then destroy the copy */
 int32_t arena_malloc(Arena *arena, int64_t size, int stream); /* a block's number, or one of the above */
 int arena_free(Arena *arena, int32_t block);                  /* 0, or ARENA_NO_MEMORY */
 int arena_empty_cache(Arena *arena);                          /* 0, or ARENA_NO_MEMORY */

@@ -1,8 +1,7 @@
 /* The compiled twin of memory/allocator/caching.py and of what memory/replay/player.py does most: a Python type. */
 
-#define PY_SSIZE_T_CLEAN
-#define Py_LIMITED_API 0x030b0000
-#include <Python.h>
+#include "module.h"
+
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
@@ -42,7 +41,7 @@ static PyObject *fail(MemoryObject *self, int code) {
     return NULL;
 }
 
-static int numbers(PyObject *const *args, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most, long long *into) {
+int read_numbers(PyObject *const *args, Py_ssize_t given, Py_ssize_t least, Py_ssize_t most, long long *into) {
     if (given < least || given > most) {
         PyErr_Format(PyExc_TypeError, "takes %zd to %zd arguments, not %zd", least, most, given);
         return -1;
@@ -52,6 +51,26 @@ static int numbers(PyObject *const *args, Py_ssize_t given, Py_ssize_t least, Py
         if (into[i] == -1 && PyErr_Occurred()) return -1;
     }
     return 0;
+}
+
+int read_items(PyObject *bytes, int64_t item, const void **into, int64_t *count) {
+    char *start;
+    Py_ssize_t size;
+    if (PyBytes_AsStringAndSize(bytes, &start, &size)) return -1;
+    *into = start;
+    *count = size / item;
+    return 0;
+}
+
+Acts *read_acts(PyObject *list, int64_t *count) {
+    *count = PyList_Size(list);
+    Acts *acts = *count < 0 ? NULL : calloc((size_t)*count + 1, sizeof(Acts));
+    for (int64_t i = 0; acts && i < *count; i++)
+        if (read_items(PyList_GetItem(list, i), sizeof(Act), (const void **)&acts[i].acts, &acts[i].count)) {
+            free(acts);
+            return NULL;
+        }
+    return acts || PyErr_Occurred() ? acts : (Acts *)PyErr_NoMemory();
 }
 
 static PyObject *wrap(MemoryObject *self, int32_t number) {
@@ -88,7 +107,7 @@ static int valid_stream(long long stream) {
 
 static PyObject *memory_malloc(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     long long n[2] = {0, 0};
-    if (numbers(args, given, 1, 2, n) || !valid_stream(n[1])) return NULL;
+    if (read_numbers(args, given, 1, 2, n) || !valid_stream(n[1])) return NULL;
     return wrap(self, arena_malloc(&self->replay.arena, n[0], (int)n[1]));
 }
 
@@ -115,28 +134,31 @@ static PyObject *memory_reset_peaks(MemoryObject *self, PyObject *nothing) {
 
 static PyObject *memory_begin(MemoryObject *self, PyObject *nothing) {
     (void)nothing;
-    arena_reset_peaks(&self->replay.arena);
-    memcpy(self->replay.at_peak, self->replay.totals, sizeof self->replay.totals);
+    replay_begin(&self->replay);
     Py_RETURN_NONE;
 }
 
 static PyObject *memory_start(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     long long n[REPLAY_COMPONENTS + 1] = {0};
-    if (numbers(args, given, 2, REPLAY_COMPONENTS + 1, n)) return NULL;
+    if (read_numbers(args, given, 2, REPLAY_COMPONENTS + 1, n)) return NULL;
     self->replay.gradients = (int32_t)n[0];
     self->replay.components = (int32_t)given - 1;
     for (int i = 0; i < self->replay.components; i++) self->replay.totals[i] = n[i + 1];
     return memory_begin(self, NULL);
 }
 
-static PyObject *memory_components(MemoryObject *self, PyObject *nothing) {
-    (void)nothing;
+static PyObject *components_of(MemoryObject *self, const int64_t *bytes) {
     PyObject *sizes = PyTuple_New(self->replay.components);
     for (int i = 0; sizes && i < self->replay.components; i++) {
-        PyObject *size = PyLong_FromLongLong(self->replay.at_peak[i]);
+        PyObject *size = PyLong_FromLongLong(bytes[i]);
         if (size == NULL || PyTuple_SetItem(sizes, i, size)) Py_CLEAR(sizes);
     }
     return sizes;
+}
+
+static PyObject *memory_components(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
+    return components_of(self, self->replay.at_peak);
 }
 
 static int valid_component(MemoryObject *self, long long component) {
@@ -147,7 +169,7 @@ static int valid_component(MemoryObject *self, long long component) {
 
 static PyObject *memory_take(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     long long n[3] = {0, 0, 0};
-    if (numbers(args, given, 2, 3, n) || !valid_component(self, n[1]) || !valid_stream(n[2])) return NULL;
+    if (read_numbers(args, given, 2, 3, n) || !valid_component(self, n[1]) || !valid_stream(n[2])) return NULL;
     return wrap(self, replay_malloc(&self->replay, n[0], (int)n[1], (int)n[2]));
 }
 
@@ -168,33 +190,15 @@ static PyObject *memory_use(MemoryObject *self, PyObject *const *args, Py_ssize_
     if (PyErr_Occurred() || PyBytes_AsStringAndSize(args[0], &parts, &part_bytes) ||
         PyBytes_AsStringAndSize(args[1], &places, &place_bytes))
         return NULL;
-    Replay *replay = &self->replay;
-    int32_t storages = (int32_t)(part_bytes / 8), capacity = replay->table_count;
-    if (storages > replay->storage_count) {
-        int32_t had = replay->storage_count, a = had, b = had, c = had;
-        if (arena_grow((void **)&replay->here, &a, storages, sizeof(Local)) ||
-            arena_grow((void **)&replay->born, &b, storages, sizeof(int32_t)) ||
-            arena_grow((void **)&replay->is_kept, &c, storages, 1))
-            return PyErr_NoMemory();
-        storages = a < b ? (a < c ? a : c) : (b < c ? b : c);
-        memset(replay->here + had, 0, (size_t)(storages - had) * sizeof(Local));
-        memset(replay->is_kept + had, 0, (size_t)(storages - had));
-        replay->storage_count = storages;
-    }
-    if (tables > capacity) {
-        if (arena_grow((void **)&replay->tables, &capacity, (int32_t)tables, sizeof(Survivors))) return PyErr_NoMemory();
-        memset(replay->tables + replay->table_count, 0, (size_t)(capacity - replay->table_count) * sizeof(Survivors));
-        replay->table_count = capacity;
-    }
+    if (replay_use(&self->replay, (const int64_t *)parts, (int32_t)(part_bytes / 8), (const int64_t *)places,
+                   (int32_t)(place_bytes / 8), (int32_t)tables))
+        return PyErr_NoMemory();
     Py_INCREF(args[0]);
     Py_INCREF(args[1]);
     Py_XDECREF(self->parts);
     Py_XDECREF(self->places);
     self->parts = args[0];
     self->places = args[1];
-    replay->parts = (const int64_t *)parts;
-    replay->places = (const int64_t *)places;
-    replay->layer_count = (int32_t)(place_bytes / 8);
     Py_RETURN_NONE;
 }
 
@@ -210,9 +214,80 @@ static PyObject *memory_segment(MemoryObject *self, PyObject *const *args, Py_ss
     Py_ssize_t size;
     long long n[3] = {0, 0, 1};
     if (given < 3) return PyErr_Format(PyExc_TypeError, "takes 3 or 4 arguments, not %zd", given);
-    if (PyBytes_AsStringAndSize(args[0], &acts, &size) || numbers(args + 1, given - 1, 2, 3, n)) return NULL;
+    if (PyBytes_AsStringAndSize(args[0], &acts, &size) || read_numbers(args + 1, given - 1, 2, 3, n)) return NULL;
     if (!valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1])) return NULL;
     int failed = replay_segment(&self->replay, (const Act *)acts, size / (Py_ssize_t)sizeof(Act), n[0], n[1], n[2] != 0);
+    if (failed) return fail(self, failed);
+    Py_RETURN_NONE;
+}
+
+static PyObject *figures_of(MemoryObject *self, const Phase *phase) {
+    if (!phase->noted) Py_RETURN_NONE;
+    PyObject *components = components_of(self, phase->components);
+    if (components == NULL) return NULL;
+    return Py_BuildValue("LLLLN", (long long)phase->live, (long long)phase->allocated, (long long)phase->reserved,
+                         (long long)phase->non_releasable, components);
+}
+
+static int valid_steps(MemoryObject *self, const Step *steps, int64_t count, int64_t segments, int64_t phases) {
+    for (const Step *step = steps; step < steps + count; step++) {
+        if (step->segment >= segments || step->phase < 0 || step->phase >= phases) {
+            PyErr_SetString(PyExc_IndexError, "no such segment or phase");
+            return 0;
+        }
+        if (step->segment >= 0 && (!valid_table(self, step->base) || !valid_table(self, step->base + 1 + step->layer)))
+            return 0;
+    }
+    return 1;
+}
+
+/* stretch(acts, steps, phases): play the steps; by phase None or what it came to: live, allocated, reserved, pinned and
+ * components. */
+static PyObject *memory_stretch(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    const Step *steps;
+    int64_t step_count, segments;
+    if (given != 3 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "takes a list, bytes and a number");
+        return NULL;
+    }
+    long long phases = PyLong_AsLongLong(args[2]);
+    if (PyErr_Occurred() || phases < 0 || read_items(args[1], sizeof(Step), (const void **)&steps, &step_count)) return NULL;
+    Acts *acts = read_acts(args[0], &segments);
+    Phase *noted = acts ? calloc((size_t)phases + 1, sizeof(Phase)) : NULL;
+    PyObject *list = NULL;
+    if (acts && !noted) PyErr_NoMemory();
+    if (noted && valid_steps(self, steps, step_count, segments, phases)) {
+        int failed = replay_stretch(&self->replay, acts, steps, step_count, noted);
+        list = failed ? fail(self, failed) : PyList_New(0);
+        for (long long i = 0; list && i < phases; i++) {
+            PyObject *figures = figures_of(self, &noted[i]);
+            if (figures == NULL || PyList_Append(list, figures)) Py_CLEAR(list);
+            Py_XDECREF(figures);
+        }
+    }
+    free(noted);
+    free(acts);
+    return list;
+}
+
+/* take_all(sizes, component, pass): allocate each in turn, and with `pass` then free each in turn. */
+static PyObject *memory_take_all(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    const int64_t *sizes;
+    int64_t count;
+    long long n[2];
+    if (given != 3) return PyErr_Format(PyExc_TypeError, "takes 3 arguments, not %zd", given);
+    if (read_items(args[0], 8, (const void **)&sizes, &count) || read_numbers(args + 1, 2, 2, 2, n) ||
+        !valid_component(self, n[0]))
+        return NULL;
+    int32_t *blocks = malloc(((size_t)count + 1) * sizeof(int32_t));
+    if (blocks == NULL) return PyErr_NoMemory();
+    int failed = 0;
+    for (int64_t i = 0; i < count && !failed; i++) {
+        blocks[i] = replay_malloc(&self->replay, sizes[i], (int)n[0], 0);
+        if (blocks[i] < ARENA_NONE) failed = blocks[i];
+    }
+    for (int64_t i = 0; n[1] && i < count && !failed; i++) failed = replay_free(&self->replay, blocks[i], (int)n[0]);
+    free(blocks);
     if (failed) return fail(self, failed);
     Py_RETURN_NONE;
 }
@@ -220,19 +295,10 @@ static PyObject *memory_segment(MemoryObject *self, PyObject *const *args, Py_ss
 /* free_all(table, component): free what the table has of it. */
 static PyObject *memory_free_all(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     long long n[2];
-    if (numbers(args, given, 2, 2, n) || !valid_table(self, n[0])) return NULL;
+    if (read_numbers(args, given, 2, 2, n) || !valid_table(self, n[0])) return NULL;
     int failed = replay_free_all(&self->replay, n[0], (int)n[1]);
     if (failed) return fail(self, failed);
     Py_RETURN_NONE;
-}
-
-static int read_bytes(PyObject *bytes, int64_t item, const void **into, int64_t *count) {
-    char *start;
-    Py_ssize_t size;
-    if (PyBytes_AsStringAndSize(bytes, &start, &size)) return -1;
-    *into = start;
-    *count = size / item;
-    return 0;
 }
 
 /* One segment of a token: (whole acts, outlined acts, base, layer). */
@@ -244,9 +310,9 @@ static int read_segment(MemoryObject *self, PyObject *given, TokenSegment *segme
     }
     for (int i = 0; i < 4; i++) parts[i] = PyTuple_GetItem(given, i);
     long long n[2];
-    if (read_bytes(parts[0], sizeof(Act), (const void **)&segment->whole, &segment->whole_count) ||
-        read_bytes(parts[1], sizeof(Act), (const void **)&segment->outline, &segment->outline_count) ||
-        numbers(parts + 2, 2, 2, 2, n) || !valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1]))
+    if (read_items(parts[0], sizeof(Act), (const void **)&segment->whole, &segment->whole_count) ||
+        read_items(parts[1], sizeof(Act), (const void **)&segment->outline, &segment->outline_count) ||
+        read_numbers(parts + 2, 2, 2, 2, n) || !valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1]))
         return -1;
     segment->base = n[0];
     segment->layer = n[1];
@@ -262,9 +328,9 @@ static PyObject *memory_tokens(MemoryObject *self, PyObject *const *args, Py_ssi
         PyErr_SetString(PyExc_TypeError, "takes a list, three bytes and three numbers");
         return NULL;
     }
-    if (read_bytes(args[1], sizeof(Growing), (const void **)&tokens.growing, &growing_count) ||
-        read_bytes(args[2], 8, (const void **)&tokens.before, &before_count) ||
-        read_bytes(args[3], 8, (const void **)&tokens.ages, &tokens.age_count) || numbers(args + 4, 3, 3, 3, n))
+    if (read_items(args[1], sizeof(Growing), (const void **)&tokens.growing, &growing_count) ||
+        read_items(args[2], 8, (const void **)&tokens.before, &before_count) ||
+        read_items(args[3], 8, (const void **)&tokens.ages, &tokens.age_count) || read_numbers(args + 4, 3, 3, 3, n))
         return NULL;
     tokens.traced = n[0];
     tokens.tokens = n[1];
@@ -314,15 +380,26 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
     return (PyObject *)self;
 }
 
-static void memory_dealloc(MemoryObject *self) {
-    Replay *replay = &self->replay;
+/* Another device with the same blocks under the same numbers, before a trace is played. */
+static PyObject *memory_copy(MemoryObject *self, PyObject *nothing) {
+    (void)nothing;
     PyTypeObject *type = Py_TYPE((PyObject *)self);
-    arena_destroy(&replay->arena);
-    for (int32_t i = 0; i < replay->table_count; i++) free(replay->tables[i].items);
-    free(replay->tables);
-    free(replay->here);
-    free(replay->born);
-    free(replay->is_kept);
+    allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
+    MemoryObject *copy = (MemoryObject *)alloc(type, 0);
+    if (copy == NULL) return NULL;
+    copy->replay.births = -1;
+    Py_INCREF(self->limit);
+    copy->limit = self->limit;
+    if (arena_copy(&copy->replay.arena, &self->replay.arena)) {
+        Py_DECREF(copy);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)copy;
+}
+
+static void memory_dealloc(MemoryObject *self) {
+    PyTypeObject *type = Py_TYPE((PyObject *)self);
+    replay_destroy(&self->replay);
     Py_XDECREF(self->parts);
     Py_XDECREF(self->places);
     Py_XDECREF(self->limit);
@@ -344,12 +421,15 @@ static PyMethodDef memory_methods[] = {
     {"empty_cache", (PyCFunction)memory_empty_cache, METH_NOARGS, "Give wholly free segments back to the driver."},
     {"reset_peaks", (PyCFunction)memory_reset_peaks, METH_NOARGS, "Peaks are what is there now."},
     {"begin", (PyCFunction)memory_begin, METH_NOARGS, "Peaks, and components at the peak, are what is there now."},
+    {"copy", (PyCFunction)memory_copy, METH_NOARGS, "Another device with the same blocks."},
     {"components", (PyCFunction)memory_components, METH_NOARGS, "Bytes by component when most was allocated."},
     FAST("start", memory_start, "start(gradients, *bytes): the position of gradients, and bytes by component."),
     FAST("take", memory_take, "take(size_bytes, component, stream=0): malloc, counted for a component."),
     FAST("give", memory_give, "give(block, component): free, counted for a component."),
     FAST("use", memory_use, "use(parts, places, tables): the script whose segments are played next."),
     FAST("segment", memory_segment, "segment(acts, base, layer, last=True): play one, or a piece of it."),
+    FAST("stretch", memory_stretch, "stretch(acts, steps, phases): play steps; what each phase came to."),
+    FAST("take_all", memory_take_all, "take_all(sizes, component, pass): allocate each, and with `pass` free each."),
     FAST("free_all", memory_free_all, "free_all(table, component): free what a table has of a component."),
     FAST("tokens", memory_tokens, "tokens(segments, growing, before, ages, traced, tokens, whole): play later tokens."),
     {NULL, NULL, 0, NULL},
@@ -402,6 +482,7 @@ static struct PyModuleDef module_def = {
 };
 
 PyMODINIT_FUNC PyInit__native(void) {
+    module_def.m_methods = module_functions;
     PyObject *module = PyModule_Create(&module_def);
     if (module == NULL) return NULL;
     PyObject *memory = PyType_FromSpec(&memory_spec);

@@ -1,6 +1,44 @@
 #include "replay.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+int replay_use(Replay *replay, const int64_t *parts, int32_t storages, const int64_t *places, int32_t layers, int32_t tables) {
+    if (storages > replay->storage_count) {
+        int32_t had = replay->storage_count, a = had, b = had, c = had;
+        if (arena_grow((void **)&replay->here, &a, storages, sizeof(Local)) ||
+            arena_grow((void **)&replay->born, &b, storages, sizeof(int32_t)) ||
+            arena_grow((void **)&replay->is_kept, &c, storages, 1))
+            return ARENA_NO_MEMORY;
+        storages = a < b ? (a < c ? a : c) : (b < c ? b : c);
+        memset(replay->here + had, 0, (size_t)(storages - had) * sizeof(Local));
+        memset(replay->is_kept + had, 0, (size_t)(storages - had));
+        replay->storage_count = storages;
+    }
+    if (tables > replay->table_count) {
+        int32_t had = replay->table_count;
+        if (arena_grow((void **)&replay->tables, &replay->table_count, tables, sizeof(Survivors))) return ARENA_NO_MEMORY;
+        memset(replay->tables + had, 0, (size_t)(replay->table_count - had) * sizeof(Survivors));
+    }
+    replay->parts = parts;
+    replay->places = places;
+    replay->layer_count = layers;
+    return 0;
+}
+
+void replay_destroy(Replay *replay) {
+    arena_destroy(&replay->arena);
+    for (int32_t i = 0; i < replay->table_count; i++) free(replay->tables[i].items);
+    free(replay->tables);
+    free(replay->here);
+    free(replay->born);
+    free(replay->is_kept);
+}
+
+void replay_begin(Replay *replay) {
+    arena_reset_peaks(&replay->arena);
+    memcpy(replay->at_peak, replay->totals, sizeof replay->totals);
+}
 
 static void note_peak(Replay *replay) {
     if (replay->arena.allocated == replay->arena.peak_allocated)
@@ -23,6 +61,7 @@ int replay_free(Replay *replay, int32_t block, int component) {
 }
 
 static int end_of(Replay *replay, const Survivor *survivor) {
+    if (replay->end) return replay->end(replay, survivor);
     if (survivor->component == REPLAY_ON_HOST) {
         replay->host_bytes -= survivor->size;
         return 0;
@@ -30,7 +69,7 @@ static int end_of(Replay *replay, const Survivor *survivor) {
     return replay_free(replay, survivor->block, survivor->component);
 }
 
-static int keep(Survivors *table, Survivor survivor) {
+int replay_keep(Survivors *table, Survivor survivor) {
     for (int32_t i = 0; i < table->count; i++)
         if (table->items[i].storage == survivor.storage) {
             table->items[i] = survivor;
@@ -66,7 +105,7 @@ static int drop(Replay *replay, int64_t table_number, int64_t storage, const Sur
     return end_of(replay, &survivor);
 }
 
-static int drop_elsewhere(Replay *replay, const Act *act, int64_t layer, const Survivors *own) {
+int replay_drop_elsewhere(Replay *replay, const Act *act, int64_t layer, const Survivors *own) {
     switch (act->where) {
     case SHARED:
         if (act->argument != layer) return 0;
@@ -117,7 +156,7 @@ static int play(Replay *replay, const Act *acts, int64_t count, int64_t layer, c
             local->alive = 0;
             failed = end_of(replay, &local->is);
         } else if (act->kind == DEATH_ELSEWHERE) {
-            failed = drop_elsewhere(replay, act, layer, own);
+            failed = replay_drop_elsewhere(replay, act, layer, own);
         } else if (act->kind == BIRTH_ON_HOST) {
             local->is = (Survivor){(int32_t)act->storage, ARENA_NONE, REPLAY_ON_HOST, act->size};
             local->alive = 1;
@@ -143,11 +182,38 @@ int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base,
     for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 0;
     for (int32_t i = 0; i < replay->births; i++) {
         Local *local = &replay->here[replay->born[i]];
-        if (local->alive && !failed) failed = keep(own, local->is);
+        if (local->alive && !failed) failed = replay_keep(own, local->is);
         local->alive = 0;
     }
     replay->births = -1;
     return failed;
+}
+
+/* Note what a phase came to, as `TraceReplayer._note` does. */
+static void note(const Replay *replay, Phase *phase) {
+    const Arena *arena = &replay->arena;
+    if (!phase->noted || arena->peak_allocated > phase->allocated) {
+        phase->allocated = arena->peak_allocated;
+        memcpy(phase->components, replay->at_peak, sizeof phase->components);
+    }
+    if (arena->peak_reserved > phase->reserved) phase->reserved = arena->peak_reserved;
+    if (arena->peak_non_releasable > phase->non_releasable) phase->non_releasable = arena->peak_non_releasable;
+    phase->live = arena->allocated;
+    phase->noted = 1;
+}
+
+/* Play steps one after the other; `acts` are by segment, `phases` by number. */
+int replay_stretch(Replay *replay, const Acts *acts, const Step *steps, int64_t count, Phase *phases) {
+    for (const Step *step = steps; step < steps + count; step++) {
+        if (step->begins) replay_begin(replay);
+        if (step->segment >= 0) {
+            const Acts *own = &acts[step->segment];
+            int failed = replay_segment(replay, own->acts, own->count, step->base, step->layer, 1);
+            if (failed) return failed;
+        }
+        note(replay, &phases[step->phase]);
+    }
+    return 0;
 }
 
 /* Free what a table has of a component. */
@@ -174,7 +240,7 @@ int replay_age(Replay *replay, int64_t older, int64_t newer, const int64_t *befo
         Survivor survivor = from->items[i];
         survivor.storage = (int32_t)before[survivor.storage];
         if (survivor.storage < 0) return REPLAY_UNKNOWN;
-        if (keep(to, survivor)) return ARENA_NO_MEMORY;
+        if (replay_keep(to, survivor)) return ARENA_NO_MEMORY;
     }
     from->count = 0;
     return 0;

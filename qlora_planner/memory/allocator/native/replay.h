@@ -33,7 +33,7 @@ typedef struct {
     int8_t alive;
 } Local;
 
-typedef struct {
+typedef struct Replay {
     Arena arena;
     int64_t totals[REPLAY_COMPONENTS], at_peak[REPLAY_COMPONENTS];
     int32_t components, gradients; /* how many there are, and the position of gradients */
@@ -48,7 +48,24 @@ typedef struct {
     int32_t layer_count;
     int64_t lost, host_bytes, host_peak;
     int32_t births; /* so far in a segment that is played in pieces; below 0: none is */
+    int (*end)(struct Replay *replay, const Survivor *survivor); /* what its end is; NULL: it is freed */
 } Replay;
+
+/* Peaks of one phase over the segments that were played for it. */
+typedef struct {
+    int64_t live, allocated, reserved, non_releasable, components[REPLAY_COMPONENTS];
+    int8_t noted;
+} Phase;
+
+/* One step of a stretch: a segment (below 0: none) for a layer, the phase that it counts for, and whether peaks begin. */
+typedef struct {
+    int64_t segment, layer, base, phase, begins;
+} Step;
+
+typedef struct Acts {
+    const Act *acts;
+    int64_t count;
+} Acts;
 
 /* A segment of the last traced token, as every later one plays it: with all of its acts, and in outline. */
 typedef struct {
@@ -70,6 +87,13 @@ typedef struct {
     int64_t age_count, traced, tokens, whole;
 } Tokens;
 
+/* Make room for a script of so many storages, layers and tables. 0, or ARENA_NO_MEMORY. */
+int replay_use(Replay *replay, const int64_t *parts, int32_t storages, const int64_t *places, int32_t layers, int32_t tables);
+void replay_destroy(Replay *replay);
+void replay_begin(Replay *replay);
+int replay_stretch(Replay *replay, const Acts *acts, const Step *steps, int64_t count, Phase *phases);
+int replay_keep(Survivors *table, Survivor survivor);
+int replay_drop_elsewhere(Replay *replay, const Act *act, int64_t layer, const Survivors *own);
 int replay_tokens(Replay *replay, const Tokens *tokens, Act *scratch);
 int replay_segment(Replay *replay, const Act *acts, int64_t count, int64_t base, int64_t layer, int last);
 int replay_free_all(Replay *replay, int64_t table, int component);

@@ -1,0 +1,169 @@
+/* Functions of the Python module that need no memory of their own: a tape packed for playing, and its moments. */
+
+#include "module.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "moments.h"
+#include "script.h"
+
+static PyObject *fail(int code) {
+    if (code == ARENA_NO_MEMORY) return PyErr_NoMemory();
+    PyErr_SetString(PyExc_KeyError, "the trace frees a storage that was never born");
+    return NULL;
+}
+
+static PyObject *bytes_of(const void *items, size_t count, size_t size) {
+    return PyBytes_FromStringAndSize(items, (Py_ssize_t)(count * size));
+}
+
+static int add(PyObject *list, PyObject *item) {
+    int failed = item == NULL || PyList_Append(list, item);
+    Py_XDECREF(item);
+    return failed;
+}
+
+static int within(const Script *script) {
+    for (int64_t i = 0; i < script->event_count; i++)
+        if (script->events[i].storage < 0 || script->events[i].storage >= script->storage_count) return 0;
+    for (int64_t i = 0; i < script->segment_count; i++) {
+        const ScriptSegment *segment = &script->segments[i];
+        if (segment->start < 0 || segment->start > segment->stop || segment->stop > script->event_count ||
+            (script->options.every && segment->name == OF_LAYER && (segment->layer < 0 || segment->layer >= script->kept_count)))
+            return 0;
+    }
+    return 1;
+}
+
+static PyObject *packed(const Script *script) {
+    Act *acts = malloc(((size_t)script->event_count + 1) * sizeof(Act));
+    int64_t *counts = malloc(((size_t)script->segment_count + 1) * sizeof(int64_t));
+    int64_t *parts = malloc(((size_t)script->storage_count + 1) * sizeof(int64_t));
+    int failed = acts && counts && parts ? script_pack(script, acts, counts, parts) : ARENA_NO_MEMORY;
+    PyObject *list = failed ? NULL : PyList_New(0), *pair = NULL;
+    for (int64_t i = 0; list && i < script->segment_count; i++)
+        if (add(list, bytes_of(acts + script->segments[i].start, (size_t)counts[i], sizeof(Act)))) Py_CLEAR(list);
+    if (list) {
+        PyObject *numbers = bytes_of(parts, (size_t)script->storage_count, sizeof(int64_t));
+        pair = numbers ? PyTuple_Pack(2, list, numbers) : NULL;
+        Py_XDECREF(numbers);
+        Py_DECREF(list);
+    }
+    free(acts);
+    free(counts);
+    free(parts);
+    return failed ? fail(failed) : pair;
+}
+
+/* pack(events, segments, places, kept, known, options): bytes; see `Script`. The acts by segment, and the parts. */
+static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t given) {
+    (void)module;
+    Script script;
+    int64_t options;
+    if (given != 6) return PyErr_Format(PyExc_TypeError, "takes 6 arguments, not %zd", given);
+    const ScriptOptions *chosen;
+    if (read_items(args[0], sizeof(ScriptEvent), (const void **)&script.events, &script.event_count) ||
+        read_items(args[1], sizeof(ScriptSegment), (const void **)&script.segments, &script.segment_count) ||
+        read_items(args[2], 8, (const void **)&script.places, &script.place_count) ||
+        read_items(args[3], 8, (const void **)&script.kept, &script.kept_count) ||
+        read_items(args[4], 1, (const void **)&script.known, &script.storage_count) ||
+        read_items(args[5], sizeof(ScriptOptions), (const void **)&chosen, &options))
+        return NULL;
+    if (options == 1) script.options = *chosen;
+    if (options != 1 || !within(&script)) {
+        PyErr_SetString(PyExc_ValueError, "not a tape");
+        return NULL;
+    }
+    return packed(&script);
+}
+
+static PyObject *noted(const Counter *counter) {
+    PyObject *list = PyList_New(0);
+    size_t width = (size_t)counter->width;
+    for (int32_t i = 0; list && i < counter->moment_count; i++) {
+        const Moment *moment = &counter->moments[i];
+        if (!moment->before_count) continue;
+        double *rows = malloc(((size_t)moment->step_count + 2) * width * sizeof(double));
+        if (rows == NULL) {
+            Py_DECREF(list);
+            return PyErr_NoMemory();
+        }
+        size_t count = (size_t)counter_rows(counter, moment, rows);
+        PyObject *before = bytes_of(moment->before, (size_t)moment->before_count * width, sizeof(double));
+        PyObject *highest = bytes_of(rows, count * width, sizeof(double));
+        PyObject *number = PyLong_FromLongLong(moment->segment);
+        free(rows);
+        if (add(list, before && highest && number ? PyTuple_Pack(3, number, before, highest) : NULL)) Py_CLEAR(list);
+        Py_XDECREF(before);
+        Py_XDECREF(highest);
+        Py_XDECREF(number);
+    }
+    return list;
+}
+
+static int count_round(Counter *counter, const Acts *acts, int64_t segments, const Step *steps, int64_t count) {
+    for (const Step *step = steps; step < steps + count; step++) {
+        int64_t table = step->base + 1 + step->layer;
+        if (step->segment >= segments || step->base < 0 || table < 0 || table >= counter->replay.table_count)
+            return REPLAY_UNKNOWN;
+        int failed = step->segment == MOMENTS_OPTIMIZER
+                         ? counter_optimizer(counter)
+                         : counter_segment(counter, step->segment, acts[step->segment].acts, acts[step->segment].count,
+                                           step->base, step->layer);
+        if (failed) return failed;
+    }
+    return 0;
+}
+
+/* count(acts, parts, places, tables, width, gradients, rounds): the moments of each round; states are there after the
+ * first, in the last column. */
+static PyObject *count(PyObject *module, PyObject *const *args, Py_ssize_t given) {
+    (void)module;
+    const int64_t *parts, *places;
+    int64_t storages, layers, segments;
+    long long n[3];
+    if (given != 7 || !PyList_Check(args[0]) || !PyList_Check(args[6])) {
+        PyErr_SetString(PyExc_TypeError, "takes a list, two bytes, three numbers and a list");
+        return NULL;
+    }
+    if (read_items(args[1], 8, (const void **)&parts, &storages) || read_items(args[2], 8, (const void **)&places, &layers) ||
+        read_numbers(args + 3, 3, 3, 3, n))
+        return NULL;
+    Acts *acts = read_acts(args[0], &segments);
+    if (acts == NULL) return NULL;
+    Counter counter;
+    memset(&counter, 0, sizeof counter);
+    counter.width = (int32_t)n[1];
+    counter.replay.gradients = (int32_t)n[2];
+    counter.replay.end = counter_uncount;
+    counter.base = calloc((size_t)n[1], sizeof(double));
+    PyObject *rounds = PyList_New(0);
+    int failed = counter.base == NULL ? ARENA_NO_MEMORY : 0;
+    if (!failed) failed = replay_use(&counter.replay, parts, (int32_t)storages, places, (int32_t)layers, (int32_t)n[0]);
+    for (Py_ssize_t i = 0; rounds && !failed && i < PyList_Size(args[6]); i++) {
+        const Step *steps;
+        int64_t step_count;
+        if (read_items(PyList_GetItem(args[6], i), sizeof(Step), (const void **)&steps, &step_count)) {
+            Py_CLEAR(rounds);
+            break;
+        }
+        failed = count_round(&counter, acts, segments, steps, step_count);
+        if (!failed && add(rounds, noted(&counter))) Py_CLEAR(rounds);
+        counter_forget(&counter);
+        counter.base[counter.width - 1] = 1;
+    }
+    counter_destroy(&counter);
+    free(acts);
+    if (!failed) return rounds;
+    Py_XDECREF(rounds);
+    return fail(failed);
+}
+
+PyMethodDef module_functions[] = {
+    {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL,
+     "pack(events, segments, places, kept, known, options): the acts of each segment, and the part of each storage."},
+    {"count", (PyCFunction)(void (*)(void))count, METH_FASTCALL,
+     "count(acts, parts, places, tables, width, gradients, rounds): by round, each part's segment, before and rows."},
+    {NULL, NULL, 0, NULL},
+};

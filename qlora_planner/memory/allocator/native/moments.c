@@ -1,0 +1,146 @@
+#include "moments.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static int step(Counter *counter, int32_t signed_column) {
+    if (arena_grow((void **)&counter->steps, &counter->step_capacity, counter->step_count + 1, sizeof(int32_t)))
+        return ARENA_NO_MEMORY;
+    counter->steps[counter->step_count++] = signed_column;
+    return 0;
+}
+
+/* What a survivor's end is here: its column counts one less. */
+int counter_uncount(Replay *replay, const Survivor *survivor) {
+    if (survivor->component == REPLAY_ON_HOST) return 0;
+    return step((Counter *)replay, -survivor->block);
+}
+
+static int play(Counter *counter, const Act *acts, int64_t count, const int32_t *freed, int32_t *births) {
+    Replay *replay = &counter->replay;
+    int32_t next = 0; /* of those that die elsewhere, whose steps `freed` has: one after the other, 0 behind each */
+    for (const Act *act = acts; act < acts + count; act++) {
+        Local *local = &replay->here[act->storage];
+        int32_t column = (int32_t)act->size; /* sizes are their own numbers, counted from 1 */
+        int failed = 0;
+        if (act->kind == BIRTH || act->kind == BIRTH_STREAMED) {
+            if (replay->is_kept[act->storage]) {
+                if (act->component == replay->gradients) /* added to the gradient that is there, and gone */
+                    failed = step(counter, column) || step(counter, -column) ? ARENA_NO_MEMORY : 0;
+                if (failed) return failed;
+                continue;
+            }
+            failed = step(counter, column);
+        } else if (act->kind == DEATH) {
+            if (!local->alive) return REPLAY_UNKNOWN;
+            local->alive = 0;
+            failed = counter_uncount(replay, &local->is);
+        } else if (act->kind == DEATH_ELSEWHERE) {
+            for (; freed[next] && !failed; next++) failed = step(counter, freed[next]);
+            next++;
+        }
+        if (failed) return failed;
+        if (act->kind == DEATH || act->kind == DEATH_ELSEWHERE) continue;
+        int32_t kind = act->kind == BIRTH_ON_HOST ? REPLAY_ON_HOST : 0;
+        local->is = (Survivor){(int32_t)act->storage, column, kind, 0};
+        local->alive = 1;
+        replay->born[(*births)++] = (int32_t)act->storage;
+    }
+    return 0;
+}
+
+/* The moment of this segment that does just what was played; a new one where there is none. */
+static Moment *moment_of(Counter *counter, int64_t segment) {
+    size_t bytes = (size_t)counter->step_count * sizeof(int32_t);
+    for (int32_t i = 0; i < counter->moment_count; i++) {
+        Moment *known = &counter->moments[i];
+        if (known->segment == segment && known->step_count == counter->step_count &&
+            (bytes == 0 || !memcmp(known->steps, counter->steps, bytes)))
+            return known;
+    }
+    if (arena_grow((void **)&counter->moments, &counter->moment_capacity, counter->moment_count + 1, sizeof(Moment)))
+        return NULL;
+    Moment *moment = &counter->moments[counter->moment_count];
+    *moment = (Moment){.segment = segment, .step_count = counter->step_count, .steps = malloc(bytes + 1)};
+    if (moment->steps == NULL) return NULL;
+    memcpy(moment->steps, counter->steps, bytes);
+    counter->moment_count++;
+    return moment;
+}
+
+static int note(Counter *counter, int64_t segment) {
+    Moment *moment = moment_of(counter, segment);
+    size_t row = (size_t)counter->width * sizeof(double);
+    if (moment == NULL || arena_grow((void **)&moment->before, &moment->before_capacity, moment->before_count + 1, (int64_t)row))
+        return ARENA_NO_MEMORY;
+    memcpy(moment->before + (size_t)moment->before_count++ * (size_t)counter->width, counter->base, row);
+    return 0;
+}
+
+int counter_segment(Counter *counter, int64_t segment, const Act *acts, int64_t count, int64_t base, int64_t layer) {
+    Replay *replay = &counter->replay;
+    Survivors *own = &replay->tables[base + 1 + layer];
+    int failed = 0;
+    counter->step_count = 0;
+    for (const Act *act = acts; act < acts + count && !failed; act++)
+        if (act->kind == DEATH_ELSEWHERE) {
+            failed = replay_drop_elsewhere(replay, act, layer, own);
+            if (!failed) failed = step(counter, 0);
+        }
+    int32_t *freed = failed ? NULL : malloc(((size_t)counter->step_count + 1) * sizeof(int32_t));
+    if (freed == NULL) return failed ? failed : ARENA_NO_MEMORY;
+    memcpy(freed, counter->steps, (size_t)counter->step_count * sizeof(int32_t));
+    counter->step_count = 0;
+    for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 1;
+    int32_t births = 0;
+    failed = play(counter, acts, count, freed, &births);
+    free(freed);
+    for (int32_t i = 0; i < own->count; i++) replay->is_kept[own->items[i].storage] = 0;
+    for (int32_t i = 0; i < births; i++) {
+        Local *local = &replay->here[replay->born[i]];
+        if (local->alive && !failed) failed = replay_keep(own, local->is);
+        local->alive = 0;
+    }
+    if (!failed) failed = note(counter, segment);
+    if (failed) return failed;
+    for (int32_t i = 0; i < counter->step_count; i++) {
+        int32_t column = counter->steps[i];
+        counter->base[column > 0 ? column - 1 : -column - 1] += column > 0 ? 1 : -1;
+    }
+    return 0;
+}
+
+int counter_optimizer(Counter *counter) {
+    counter->step_count = 0;
+    return note(counter, MOMENTS_OPTIMIZER);
+}
+
+void counter_forget(Counter *counter) {
+    for (int32_t i = 0; i < counter->moment_count; i++) counter->moments[i].before_count = 0;
+}
+
+int32_t counter_rows(const Counter *counter, const Moment *moment, double *rows) {
+    size_t width = (size_t)counter->width;
+    int32_t count = 1; /* nothing but what was there is a moment too */
+    double *now = rows + (size_t)(moment->step_count + 1) * width; /* a row of scratch behind all others */
+    memset(rows, 0, width * sizeof(double));
+    memset(now, 0, width * sizeof(double));
+    for (int32_t i = 0; i < moment->step_count; i++) {
+        int32_t column = moment->steps[i];
+        now[column > 0 ? column - 1 : -column - 1] += column > 0 ? 1 : -1;
+        if (column > 0 && (i + 1 == moment->step_count || moment->steps[i + 1] < 0))
+            memcpy(rows + (size_t)count++ * width, now, width * sizeof(double));
+    }
+    return count;
+}
+
+void counter_destroy(Counter *counter) {
+    for (int32_t i = 0; i < counter->moment_count; i++) {
+        free(counter->moments[i].steps);
+        free(counter->moments[i].before);
+    }
+    free(counter->moments);
+    free(counter->steps);
+    free(counter->base);
+    replay_destroy(&counter->replay);
+}
