@@ -11,7 +11,7 @@ from qlora_planner.cli.exits import exit_code
 from qlora_planner.cli.options import Verb, card_options, output_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
-from qlora_planner.cli.values import Output, card_from, output_from
+from qlora_planner.cli.values import Output, card_from, output_from, parse_stack
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
@@ -31,18 +31,27 @@ KINDS = ("plan", "axolotl", "llama-factory", "trl")
     metavar="YAML",
     help="How accelerate launches FILE on several cards.",
 )
+@click.option(
+    "--stack",
+    cls=SectionOption,
+    multiple=True,
+    metavar="PACKAGE=VERSION,..",
+    help="Read FILE as this release does, as axolotl=0.18; and plan for versions, as trl=1.13.",
+)
 @card_options()
 @output_options()
-def command(file: str, kind: str | None, model: str | None, launch: str | None, **given: Any) -> int:
+def command(
+    file: str, kind: str | None, model: str | None, launch: str | None, stack: tuple[str, ...], **given: Any
+) -> int:
     """Whether FILE, a plan or a config of axolotl, LLaMA-Factory or TRL, fits; and the smallest change that makes it.
 
     Without --gpu a plan is checked against its own card. Exits with 1 when it does not fit or will not run, with 5 when
     the file asks for something that is not modelled and could change that.
     """
     output = output_from(given)
-    from qlora_planner.exchange.configs import read_config
+    from qlora_planner.exchange.configs import TOOLS, read_config
 
-    reading = read_config(file, kind)
+    reading = read_config(file, kind, parse_stack(stack, TOOLS))
     if launch is not None:
         from qlora_planner.exchange.several_cards.on_cards import launched
 

@@ -66,8 +66,8 @@ def output_from(given: Mapping[str, Any]) -> Output:
     )
 
 
-def parse_stack(texts: Sequence[str]) -> dict[str, str]:
-    """`trl=1.13,transformers=5.17` by package.
+def parse_stack(texts: Sequence[str], tools: Sequence[str] = ()) -> dict[str, str]:
+    """`trl=1.13,transformers=5.17` by package; `tools` are named beside the libraries.
 
     Raises InputError for what is not PACKAGE=VERSION, for an unknown package and for one that is given twice.
     """
@@ -77,8 +77,8 @@ def parse_stack(texts: Sequence[str]) -> dict[str, str]:
         name, version = name.strip().lower().replace("_", "-"), version.removeprefix("=").strip()
         if not equals or not _VERSION.fullmatch(version):
             raise InputError(f"--stack: {quoted(item)} is not PACKAGE=VERSION, as trl=1.13,transformers=5.17")
-        if name not in STACK_PACKAGES:
-            names = ", ".join(STACK_PACKAGES)
+        if name not in (*STACK_PACKAGES, *tools):
+            names = ", ".join((*STACK_PACKAGES, *tools))
             raise InputError(f"--stack: {quoted(name)} is not a package that memory depends on; known: {names}")
         if versions.setdefault(name, version) != version:
             raise InputError(f"--stack: {name} is given twice, as {versions[name]} and {version}")

@@ -92,7 +92,7 @@ def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge |
     if judge is None:
         as_read: Mapping[str, Any] = {**document, "estimate": None}
     else:
-        estimate = judge(FORMATS[_FORMATS[kind]][1](yaml.safe_load(config), kind))
+        estimate = judge(FORMATS[_FORMATS[kind]][1](yaml.safe_load(config), kind, {}))
         as_read = {**document, "run": estimate.run.to_dict(), "estimate": estimate.to_dict()}
     tool = READ_BACK[kind]
     return [f"{headline(as_read)} (as {tool} runs this file)", f"The plan itself: {headline(document)}"]

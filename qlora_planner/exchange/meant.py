@@ -17,13 +17,14 @@ def meant(reading: Reading, profile: ModelProfile) -> Reading:
     """
     if reading.trains_embeddings:
         reading = replace(reading, run=reading.run.with_(modules_to_save=",".join(_embeddings(profile))))
+    reading = _named_by_pattern(reading, profile)
     run, unknown = reading.run, reading.run.loss_kernel == LIGER_FUSED and profile.model_type not in FUSED_BY_LIGER
     if unknown:  # Liger leaves such a model as it is, and so its loss
         return replace(reading, run=run.with_(loss_kernel=None), stand_in=None)
-    if reading.format == "llama-factory" and run.attention is None and profile.model_type == "gemma2":
-        # LLaMA-Factory's `auto` (model_utils/attention.py): FlashAttention-2 where it is installed, else eager.
-        left = Unmodelled(key="flash_attn: auto", what="FlashAttention-2 if flash-attn is installed", direction="down")
-        reading = replace(reading, run=run.with_(attention="eager"), unmodelled=(*reading.unmodelled, left))
+    if reading.format == "llama-factory":
+        from qlora_planner.exchange.llama_factory.of_model import of_model
+
+        reading = of_model(reading, profile)
     stand_in = reading.stand_in
     trainer = None if stand_in is None else stand_in.changes.get("trainer")
     if reading.loss_stands_in and stand_in is not None and trainer in profile.refusals:
@@ -33,6 +34,27 @@ def meant(reading: Reading, profile: ModelProfile) -> Reading:
         changes = {**kept, "loss_kernel": None}
         reading = replace(reading, stand_in=replace(stand_in, changes=changes, unmodelled=(*stand_in.unmodelled, left)))
     return reading
+
+
+def _named_by_pattern(reading: Reading, profile: ModelProfile) -> Reading:
+    """The reading with the modules that its pattern matches in this model, where it matches the same in every layer."""
+    if reading.target_pattern is None:
+        return reading
+    from qlora_planner.exchange.patterns import named_by
+
+    names = named_by(reading.target_pattern, profile)
+    if names is None:
+        return reading
+    key = next(key for key in reading.not_modelled if key.startswith("lora_target_modules"))
+    what = reading.not_modelled[key]
+    return replace(
+        reading,
+        run=reading.run.with_(target_modules=names),
+        used=(*reading.used, key),
+        not_modelled={name: why for name, why in reading.not_modelled.items() if name != key},
+        unmodelled=tuple(thing for thing in reading.unmodelled if thing.what != what),
+        target_pattern=None,
+    )
 
 
 def standing_in(reading: Reading) -> Reading:

@@ -11,13 +11,15 @@ from qlora_planner.catalog.parallel import DDP
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.effects import OPTIMIZER, Effect, either
 from qlora_planner.exchange.effects import OPTIMIZERS as UNCOUNTED
-from qlora_planner.exchange.several_cards.sharing import Decision, Sharing
+from qlora_planner.exchange.several_cards.sharing import Beyond, Decision, Sharing
 from qlora_planner.memory.records import Unmodelled
 from qlora_planner.record import record
 from qlora_planner.spec.faults import refuse
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import listed, plain, quoted, short
 
+# No versions: those that figures hold for, and any of the tool itself.
+NOTHING: Mapping[str, str] = {}
 # torchao's optimizers, whose states are in blocks of 256 too: what is known here and takes as much or more.
 STAND_INS: Mapping[str, str] = dict.fromkeys(
     ("adamw_torch_8bit", "adamw_torch_4bit", "ao_adamw_8bit", "ao_adamw_4bit", "ao_adamw_fp8"), "adamw_8bit"
@@ -33,6 +35,15 @@ class StandIn:
 
 
 @record
+class Between:
+    """What takes more than a run and at the most as much as the run with these changes."""
+
+    key: str
+    what: str
+    changes: Mapping[str, Any]
+
+
+@record
 class Reading:
     """A config as a model and a run. Every key of the file is in exactly one of the four kinds.
 
@@ -42,6 +53,8 @@ class Reading:
     `notes` are one-line facts about how the file was read. `gpu` is the card that a plan file names.
     `trains_embeddings` and `loss_stands_in` hang on the model: see `exchange.meant`. `stand_in` answers where `run` is
     not traced; `casts_while_preparing` says why 16-bit weights are float32 for a moment before adapters are added.
+    `target_pattern` names target modules by a regular expression; `asks` are switches whose effect hangs on the model.
+    `beyond` is what takes a size in bytes that no figure has, `between` what lies between the run and another one.
     `stands_for` is the file's own run where `run` is the one that stands in for it.
     `settled` are codes of problems that the file or its tool takes care of.
     `sharing` is what the file says of several cards: see `exchange.several_cards.on_cards`; `stored` is the dtype that
@@ -66,6 +79,10 @@ class Reading:
     stored: Decision | None = None
     settled: tuple[str, ...] = ()
     stands_for: RunConfig | None = None
+    target_pattern: str | None = None
+    asks: frozenset[str] = frozenset()
+    beyond: tuple[Beyond, ...] = ()
+    between: tuple[Between, ...] = ()
 
     def keys_to_dict(self) -> dict[str, Any]:
         """The four kinds, JSON-ready."""
@@ -95,6 +112,10 @@ class Config:
     instead: dict[str, Any] = field(default_factory=dict)
     off_by: list[Unmodelled] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    target_pattern: str | None = None
+    asks: set[str] = field(default_factory=set)
+    beyond: list[Beyond] = field(default_factory=list)
+    between: list[Between] = field(default_factory=list)
 
     def get(self, key: str) -> Any:
         """The value as it is written; None where it is absent or null, which these tools do not tell apart."""
@@ -282,6 +303,10 @@ class Config:
             sharing=self.sharing,
             stored=self.stored,
             settled=self._settled(tool),
+            target_pattern=self.target_pattern,
+            asks=frozenset(self.asks),
+            beyond=tuple(self.beyond),
+            between=tuple(self.between),
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.trainers import run_document
@@ -99,7 +99,8 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
     if estimate is None:
         reading = standing_in(reading)
         estimate = estimates.full(reading.run)
-    things = (*reading.unmodelled, *_while_preparing(reading, estimate, estimates))
+    things = (*reading.unmodelled, *(beyond.of(estimate) for beyond in reading.beyond))
+    things = (*things, *_between(reading, estimate, estimates), *_while_preparing(reading, estimate, estimates))
     if estimate.run.parallel is not None or (reading.sharing is not None and reading.sharing.strategy is None):
         estimate, beyond = _shared(reading, estimate)
         things = (*things, *beyond)
@@ -117,6 +118,17 @@ def _shared(reading: Reading, estimate: MemoryEstimate) -> tuple[MemoryEstimate,
     without |= {"full-state-dict"} if sharing.saves_whole else set()
     things = tuple(beyond.of(estimate) for beyond in sharing.beyond)
     return with_problems(estimate, sharing.problems, without), things
+
+
+def _between(reading: Reading, estimate: MemoryEstimate, estimates: Estimates) -> Iterator[Unmodelled]:
+    """What takes more than the run, and at the most as much as another one, as a part of the run's figures."""
+    from qlora_planner.memory.records import Unmodelled as Thing
+
+    for row in reading.between:
+        least, most = (estimates.quick(run) for run in (reading.run, reading.run.with_(**row.changes)))
+        more_bytes = max(most.floor_bytes - least.floor_bytes, most.peak.device_bytes - least.peak.device_bytes, 0)
+        part = round(more_bytes / max(estimate.floor_bytes, 1), 4)
+        yield Thing(key=row.key, what=row.what, direction="up", at_most=part)
 
 
 def _while_preparing(reading: Reading, estimate: MemoryEstimate, estimates: Estimates) -> tuple[Unmodelled, ...]:

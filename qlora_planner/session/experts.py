@@ -20,7 +20,7 @@ _WORDS = {"fits": "", "tight": ", tightly,"}
 
 
 def with_stack_that_fits(
-    estimate: MemoryEstimate, asked: RunConfig, budget: Budget, profile: ModelProfile, session: Session
+    estimate: MemoryEstimate, wanted: RunConfig, budget: Budget, profile: ModelProfile, session: Session
 ) -> MemoryEstimate:
     """The verdict of a run that does not fit, with the run that was asked for in a stack that stores experts in NF4.
 
@@ -34,7 +34,7 @@ def with_stack_that_fits(
         return estimate
     if not fuses_experts(profile):
         return estimate
-    other = _elsewhere(resolve(profile, asked, budget.gpu).run)
+    other = _elsewhere(resolve(profile, wanted, budget.gpu).run)
     then = _estimated(other, budget, profile, session)
     if then is None or then.verdict not in _WORDS:
         return estimate

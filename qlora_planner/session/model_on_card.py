@@ -172,11 +172,11 @@ class ModelOnCard:
             answer = replace(answer, speed=speed_within(self.budget, profile, answer.run, answer.stack))
         return self._with_stack(qualified(answer, unmodelled), run)
 
-    def _with_stack(self, answer: MemoryEstimate, asked: RunConfig) -> MemoryEstimate:
+    def _with_stack(self, answer: MemoryEstimate, wanted: RunConfig) -> MemoryEstimate:
         """What does not fit, with the stack that stores its experts in 4 bits where that would."""
         from qlora_planner.session.experts import with_stack_that_fits
 
-        return with_stack_that_fits(answer, asked, self.budget, self._profile_for(asked), self.session)
+        return with_stack_that_fits(answer, wanted, self.budget, self._profile_for(wanted), self.session)
 
     def _profile_for(self, run: RunConfig) -> ModelProfile:
         """The model's profile, with its tower where the run shows images: see `session.towers.with_tower`."""

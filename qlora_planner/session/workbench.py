@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -190,18 +190,20 @@ class Workbench:
         kind: str | None = None,
         model: str | ModelProfile | None = None,
         risk: str | float | None = None,
+        stack: Mapping[str, str] | None = None,
     ) -> CheckAnswer:
         """Whether a plan file, or a config of axolotl, LLaMA-Factory or TRL, fits, and what would make it fit.
 
         `kind` is one of `exchange.configs.FORMATS`, else its keys tell; `model` stands in for the file's own; `risk`:
-        see `at`. Its `fixes` are changes by which it fits, the least harmful first.
+        see `at`; `stack` names versions, of the tool too, whose defaults are then read (`{"axolotl": "0.18"}`). Its
+        `fixes` are changes by which it fits, the least harmful first.
         Raises InputError naming the file and every fault in it, and as `open` does.
         """
         from qlora_planner.exchange.configs import read_config
         from qlora_planner.session.check import check_reading
         from qlora_planner.session.views.planned import CheckAnswer
 
-        reading = read_config(file, kind)
+        reading = read_config(file, kind, stack or {})
         check = check_reading(file, reading, self.at(risk).open(model or reading.model_id))
         return CheckAnswer(check=check, gpu=self.gpu)
 

@@ -67,7 +67,7 @@ EXAMPLES: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         axolotl("meta-llama/Llama-3.1-8B", 2048, 2, gradient_checkpointing_kwargs={"use_reentrant": True}), (),
     ),
     "adamw of torchao": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, optimizer="adamw_torch_8bit"), ()),
-    "preferences": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, rl="dpo"), ()),
+    "preferences": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, rl="dpo"), ("trl 1.14 of axolotl",)),
     "two cards": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, fsdp_version=2, fsdp_config={"x": 1}), ("fsdp_config",)),
     "deepspeed": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, deepspeed="zero2.json"), ("deepspeed",)),
     "an unknown optimizer": (axolotl("meta-llama/Llama-3.1-8B", 2048, 1, optimizer="muon"), ("muon",)),

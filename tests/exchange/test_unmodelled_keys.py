@@ -43,8 +43,8 @@ def read(tmp_path: Path, config: dict[str, Any]) -> Reading:
 # What a key says -> the verdicts that are left of one that fits with half the card to spare, and of one that takes a
 # third more than the card.
 KEYS: list[tuple[dict[str, Any], dict[str, Any], str, str]] = [
-    *((AXOLOTL, {"rl": kind}, "cannot-say", "cannot-say") for kind in (True, "orpo", "grpo", "simpo")),
-    *((AXOLOTL, {"rl": kind}, "fits", "does-not-fit") for kind in ("dpo", "ipo", "kto")),
+    *((AXOLOTL, {"rl": kind}, "cannot-say", "cannot-say") for kind in (True, "grpo", "simpo")),
+    *((AXOLOTL, {"rl": kind}, "cannot-say", "does-not-fit") for kind in ("dpo", "ipo", "kto", "orpo")),
     (AXOLOTL, {"fsdp": ["full_shard", "auto_wrap"]}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"fsdp_config": {"offload_params": True}}, "cannot-say", "cannot-say"),
     (AXOLOTL, {"deepspeed": "zero3.json"}, "cannot-say", "cannot-say"),
@@ -90,9 +90,9 @@ def test_a_key_that_is_not_modelled_takes_away_the_verdicts_that_it_could_change
 
 
 def test_the_reason_names_the_key_as_it_stands_in_the_file(tmp_path: Path) -> None:
-    found = qualified(make_estimate("fits"), read(tmp_path, AXOLOTL | {"rl": "orpo"}).unmodelled)
+    found = qualified(make_estimate("fits"), read(tmp_path, AXOLOTL | {"rl": "simpo"}).unmodelled)
     assert found.fit is not None
-    assert found.fit.reasons[0].startswith("not modelled: rl: orpo (")
+    assert found.fit.reasons[0].startswith("not modelled: rl: simpo (")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
-"""axolotl's keys by what they do to memory, as its config models of July 2026 define them.
+"""axolotl's keys by what they do to memory, as its config models define them from 0.18 to 0.21.
 
-Source: axolotl-ai-cloud/axolotl 067b021, src/axolotl/utils/schemas/ and src/axolotl/integrations/*/args.py.
+Source: axolotl-ai-cloud/axolotl 067b021, src/axolotl/utils/schemas/ and src/axolotl/integrations/*/args.py; the same
+files of the wheels 0.18.0 to 0.21.0.
 """
 
 from __future__ import annotations
@@ -82,13 +83,15 @@ _GENERATES = "generates beside training"
 RL = either("preference or reward training: other rows, a reference pass, another loss")
 # Key -> what it does that is not in the estimate. It counts only where it is switched on.
 NOT_MODELLED: Mapping[str, Effect] = rows((
+    ("context_parallel", either(_SEVERAL)),
     ("deepcompile", either("DeepSpeed's compiler decides what is kept")),
     ("tensor_parallel_size context_parallel_size sequence_parallel_degree expert_parallel_size dp_shard_size",
      either(_SEVERAL, off=(1,))),
     ("dp_replicate_size", more("each card holds all of it, and buckets of gradients beside them", 0.1, off=(1,))),
     ("trl ebft vllm", either("options of preference and reward training")),
     ("reward_model process_reward_model num_labels kd_trainer trainer_cls use_eaft", either(_LOSS)),
-    ("torch_compile", either("the compiler decides what is kept")),
+    ("use_dft diffusion_lm diffusion_decision", either(_LOSS)),
+    ("torch_compile torch_compile_regional", either("the compiler decides what is kept")),
     ("use_kernels fused_attn_kernel flash_attn_fuse_mlp flash_attn_rms_norm flash_attn_d512", either(_FUSED)),
     ("use_scattermoe use_sonicmoe", either(_FUSED)),
     ("tiled_mlp", less("the MLP is worked through in tiles")),
@@ -97,8 +100,14 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("selective_checkpointing", either("keeps other activations on the card than checkpointing does")),
     ("chunked_cross_entropy liger_cross_entropy flash_attn_cross_entropy",
      less("another loss kernel, which keeps less of the logits")),
-    ("liger_layer_norm liger_rms_norm_gated liger_use_token_scaling", less("a part of Liger alone", SLIGHT)),
-    ("gptq use_onebitllms model_quantization_config qat quantization fp8", either("another quantisation")),
+    ("liger_layer_norm liger_rms_norm_gated liger_use_token_scaling liger_kernel_impl",
+     less("a part of Liger alone", SLIGHT)),
+    ("gptq use_onebitllms model_quantization_config qat quantization fp8 nvfp4_merge_aware",
+     either("another quantisation")),
+    ("nf4_backend", either("torchao stores NF4 in its own way", off=("bitsandbytes",))),
+    ("lora_fp32_gradients", more("gradients of adapters in float32, as they are here", SLIGHT)),
+    ("ple_cpu_offload", less("embeddings of each layer wait in host memory")),
+    ("full_determinism", more("cuBLAS takes the workspace that deterministic algorithms ask for", SLIGHT)),
     ("llama4_linearized_experts", less("experts are stored in fewer bits than is said")),
     ("experts_implementation", either("other code for experts")),
     ("unfrozen_parameters lisa_n_layers peft_layers_to_transform", less("only a part is trained")),
@@ -143,32 +152,34 @@ _NEUTRAL = """
 accelerator_config adam_beta1 adam_beta2 adam_beta3 adam_epsilon adam_epsilon2 auto_resume_from_checkpoints
 axolotl_config_path base_model_config bench_dataset bench_split center_rewards_coefficient chat_template
 chat_template_jinja chat_template_kwargs chunked_cross_entropy_num_chunks cls_model_config cosine_constant_lr_ratio
-cosine_min_lr_ratio curriculum_sampling datasets ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters
-ddp_timeout debug default_system_message device device_map dynamic_checkpoint early_stopping_patience embedding_lr
-embedding_lr_scale eot_tokens eta_min eval_causal_lm_metrics eval_max_new_tokens
-eval_sample_packing eval_table_size evaluation_strategy excess_length_strategy experimental_skip_move_to_device
-fix_untrained_tokens flex_attn_compile_kwargs fp32_norm_classes fp8_enable_fsdp_float8_all_gather freeze_mm_modules
+cosine_min_lr_ratio curriculum_sampling cut_cross_entropy_accum_c_fp32 cut_cross_entropy_c_grad_chunk_size datasets
+ddp_broadcast_buffers ddp_bucket_cap_mb ddp_find_unused_parameters ddp_timeout debug default_system_message device
+device_map dynamic_checkpoint early_stopping_patience embedding_lr embedding_lr_scale eot_tokens eta_min
+eval_causal_lm_metrics eval_max_new_tokens eval_on_start eval_sample_packing eval_table_size evaluation_strategy
+excess_length_strategy experimental_skip_move_to_device fa_varlen_kwargs_in_collator fix_untrained_tokens
+flex_attn_compile_kwargs fp32_norm_classes fp8_config fp8_enable_fsdp_float8_all_gather freeze_mm_modules
 fsdp_final_state_dict_type gc_collect_steps gc_steps generation_max_new_tokens greater_is_better group_by_length
 heads_k_stride hf_use_auth_token image_resize_algorithm include_tkps include_tokens_per_second is_falcon_derived_model
 is_llama_derived_model is_mistral_derived_model is_preprocess is_qwen_derived_model jagged_restart_anneal_steps
-jagged_restart_steps jagged_restart_warmup_steps learning_rate load_best_model_at_end
-local_rank logging_steps lora_alpha_pattern lora_fan_in_fan_out loraplus_lr_embedding loraplus_lr_ratio
+jagged_restart_steps jagged_restart_warmup_steps learning_rate load_best_model_at_end local_rank log_multimodal
+logging_nan_inf_filter logging_steps lora_alpha_pattern lora_fan_in_fan_out loraplus_lr_embedding loraplus_lr_ratio
 loss_watchdog_patience loss_watchdog_threshold low_cpu_mem_usage lr_div_factor lr_groups lr_quadratic_warmup
 lr_scheduler lr_scheduler_kwargs max_grad_norm max_prompt_len max_steps mean_resizing_embeddings merge_lora
 merge_method metric_for_best_model min_sample_len model_quantization_config_kwargs model_revision model_type
 multipack_real_batches neftune_noise_alpha noisy_embedding_alpha num_dataset_shards_to_save num_epochs
 num_generation_samples optim_args output_dir pad_to_multiple_of pad_to_sequence_len peft_ensure_weight_tying
 peft_init_lora_weights peft_layers_pattern pose_max_context_len pose_num_chunks pose_split_on_token_ids
-preprocess_iterable pretrain_multipack_attn pretrain_multipack_buffer_size processor_kwargs
+prepared_cache_verify preprocess_iterable pretrain_multipack_attn pretrain_multipack_buffer_size processor_kwargs
 profiler_steps profiler_steps_start qlora_sharded_model_loading reinit_weights relora_cpu_offload relora_prune_method
 relora_prune_ratio remove_unused_columns resources_per_worker resume_from_checkpoint revision_of_model ring_attn_func
 role_boundaries rope_scaling rpo_alpha save_first_step save_only_model save_safetensors save_steps save_strategy
 save_total_limit saves_per_epoch scaling_softmax scaling_softmax_bias scaling_softmax_factor seed
 shuffle_before_merging_datasets shuffle_merged_datasets skip_prepare_dataset special_tokens streaming
-streaming_multipack_buffer_size strict tf32 tiled_mlp_num_shards tiled_mlp_use_original_mlp torch_compile_backend
-torch_compile_mode torch_compile_options torch_empty_cache_steps torchdistx_path total_num_tokens
-total_supervised_tokens train_on_inputs trust_remote_code type_of_model use_comet use_mlflow use_otel_metrics use_ray
-use_swanlab use_tensorboard use_trackio use_wandb warmup_ratio warmup_steps weight_decay world_size
+streaming_multipack_buffer_size strict sync_profiler_start_step sync_profiler_steps tf32 tiled_mlp_num_shards
+tiled_mlp_use_original_mlp torch_compile_backend torch_compile_mode torch_compile_options torch_empty_cache_steps
+torchdistx_path total_num_tokens total_supervised_tokens train_on_inputs trust_remote_code type_of_model use_comet
+use_mlflow use_otel_metrics use_ray use_swanlab use_tensorboard use_trackio use_wandb warmup_ratio warmup_steps
+weight_decay world_size
 """
 NEUTRAL = frozenset(_NEUTRAL.split())
 # Whole families of such keys.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_of_format, trainer_of_stage
 from qlora_planner.exchange.axolotl.keys import (
     FAMILIES,
@@ -18,8 +19,9 @@ from qlora_planner.exchange.axolotl.keys import (
     RL,
     USED,
 )
+from qlora_planner.exchange.axolotl.versions import Release, release_of
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
-from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.parsed_config import NOTHING, Config, Reading
 from qlora_planner.exchange.several_cards.tools import of_axolotl
 from qlora_planner.text import listed, quoted
 
@@ -39,7 +41,6 @@ _OLD_ATTENTION = {
     "sdp_attention": "sdpa",
     "eager_attention": "eager",
 }
-_LIKE_FLASH = ("flash_attention_3", "flash_attention_4", "flex_attention", "xformers", "sage")
 _ATTENTIONS = {name: name for name in ("eager", "sdpa", "flash_attention_2")}
 _ATTENTIONS["kernels-community/flash-attn2"] = "flash_attention_2"
 
@@ -49,13 +50,13 @@ def is_axolotl(raw: Mapping[str, Any]) -> bool:
     return "base_model" in raw
 
 
-def read(raw: Mapping[str, Any], location: str) -> Reading:
-    """A parsed axolotl config, with axolotl's own defaults.
+def read(raw: Mapping[str, Any], location: str, stack: Mapping[str, str] = NOTHING) -> Reading:
+    """A parsed axolotl config, with the defaults of the release that `stack` names (see `release_of`).
 
     Raises InputError naming `location` and every fault: no model, values of the wrong kind, switches that exclude each
     other, an optimizer whose memory is not known.
     """
-    config = Config(raw, location)
+    config, release = Config(raw, location), release_of(stack)
     model_id = config.model("base_model")
     options: dict[str, Any] = {"trainer": trainer_of_format(FORMAT).name, "upcast": False, "alloc_conf": ALLOC_CONF}
     config.notes.append(STANDS_IN)
@@ -63,16 +64,18 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     options |= _adapters(config) if options["method"] != "full" else {}
     options |= _dtypes(config)
     options |= _sizes(config)
-    options |= _checkpointing(config)
+    options |= _checkpointing(config, release)
     options |= _attention(config)
     options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused")}
     options |= _plugins(config, options)
     options |= _evaluation(config, options["batch_size"])
-    if options["quant"] != "none" and not config.flag("embeddings_skip_upcast"):
+    skips = config.flag("embeddings_skip_upcast", release.casts_embeddings is False)
+    if options["quant"] != "none" and not skips:
         # loaders/model.py: prepare_model_for_kbit_training, and embeddings and head back to 16 bits afterwards.
-        since = "" if "embeddings_skip_upcast" in raw else ", before axolotl 0.21"
+        unsure = raw.get("embeddings_skip_upcast") is None and release.casts_embeddings is None
+        since = ", before axolotl 0.20" if unsure else ""
         config.casts_while_preparing = f"embeddings and head in float32 while preparing{since}"
-    options |= _preference(config)
+    options |= _preference(config, release)
     _own_kernels(config, options)
     of_axolotl(config, options)
     return config.finish(
@@ -80,7 +83,7 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
     )
 
 
-def _preference(config: Config) -> dict[str, Any]:
+def _preference(config: Config, release: Release) -> dict[str, Any]:
     """axolotl hands trl's own trainer the base model and the adapters' config (core/builders/rl.py)."""
     named, beta, losses = config.get("rl"), config.get("rl_beta"), config.names("dpo_loss_type")
     precomputes = config.flag("precompute_ref_log_probs")
@@ -91,6 +94,9 @@ def _preference(config: Config) -> dict[str, Any]:
         return {}
     config.notes[:] = [note for note in config.notes if note != STANDS_IN]
     config.notes.append(f"rl: {named} is {row.name}, through the trl that axolotl installs: before 1.15 it takes more")
+    if release.scores_whole_logits(row.name):
+        why = "holds the whole logits of every pass, which are not counted; --stack trl=1.16 says that it is newer"
+        config.beside(f"trl {release.trl} of {release.named}", more(why))
     losses = ["ipo"] if named == "ipo" else losses
     return {
         "trainer": row.name,
@@ -161,6 +167,7 @@ def _targets(config: Config) -> str | None:
             config.leave("lora_target_modules", either(why, SLIGHT))
         return "all-linear"
     if isinstance(named, str) and not re.fullmatch(r"[\w.]+", named):
+        config.target_pattern = named
         config.leave("lora_target_modules", less("a pattern; taken as all linear layers", 0.3))
         return "all-linear"
     names = config.names("lora_target_modules")
@@ -208,15 +215,14 @@ def _sizes(config: Config) -> dict[str, Any]:
     return sizes
 
 
-def _checkpointing(config: Config) -> dict[str, Any]:
+def _checkpointing(config: Config, release: Release) -> dict[str, Any]:
     value = config.get("gradient_checkpointing")
     if value == "offload_disk":
         config.leave(
             "gradient_checkpointing", less("layer inputs wait outside the card, which needs less than is said")
         )
     on = value in ("offload", "offload_disk") or config.flag("gradient_checkpointing")
-    # axolotl 0.21, utils/config, normalize_config; before, it re-entered, which takes the same here.
-    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(False) and on}
+    options = {"gradient_checkpointing": on, "use_reentrant": config.reentrant(release.reenters) and on}
     options |= config.checkpointed() if on else {}
     if value == "offload":
         options["checkpoint_offload"] = True
@@ -224,7 +230,7 @@ def _checkpointing(config: Config) -> dict[str, Any]:
         why = "layer inputs wait in host memory, and the card needs less than is said"
         config.stand_in("offloaded checkpoints", less(why), checkpoint_offload=False)
     if options["use_reentrant"]:
-        config.stand_in("use_reentrant: true", either("modelled without re-entering", SLIGHT), use_reentrant=False)
+        config.stand_in("re-entrant checkpointing", either("modelled without re-entering", SLIGHT), use_reentrant=False)
     return options
 
 
@@ -237,8 +243,10 @@ def _attention(config: Config) -> dict[str, Any]:
     kernel = _OLD_ATTENTION[old[0]] if old and named is None else named
     if kernel is None:
         return {}
+    if nearest_kernel(kernel) is not None:
+        return {"attention": _ATTENTIONS.get(kernel, kernel)}
     if kernel not in _ATTENTIONS:
-        config.leave(key, either("taken as flash_attention_2", 0.05 if kernel in _LIKE_FLASH else None))
+        config.leave(key, either("taken as flash_attention_2"))
     return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage, trainer_of_switch
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.llama_factory.keys import FAMILIES, NEUTRAL, NOT_MODELLED, OWN_LOSS, STAGES, USED
-from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.parsed_config import NOTHING, Between, Config, Reading
+from qlora_planner.exchange.several_cards.sharing import Beyond
 from qlora_planner.exchange.several_cards.tools import of_transformers
 from qlora_planner.exchange.trl import keys as trl_keys
 
@@ -16,7 +17,7 @@ FORMAT = "llama-factory"
 STANDS_IN = (
     "LLaMA-Factory trains through transformers' Seq2SeqTrainer with what is trained in float32; modelled as hf-trainer"
 )
-ATTENTIONS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2"}
+ATTENTIONS = {"disabled": "eager", "sdpa": "sdpa", "fa2": "flash_attention_2", "fa3": "flash_attention_3"}
 ADDED_TOKENS = ("resize_vocab", "add_tokens", "add_special_tokens", "new_special_tokens", "new_special_tokens_config")
 _STAGES = ("sft", "pt", "rm", "ppo", "dpo", "kto")
 # transformers 5.17, TrainingArguments.
@@ -28,7 +29,7 @@ def is_llama_factory(raw: Mapping[str, Any]) -> bool:
     return "model_name_or_path" in raw and not trl_keys.is_trl(raw)
 
 
-def read(raw: Mapping[str, Any], location: str) -> Reading:
+def read(raw: Mapping[str, Any], location: str, _stack: Mapping[str, str] = NOTHING) -> Reading:
     """A parsed LLaMA-Factory config, with its and transformers' own defaults.
 
     Raises InputError naming `location` and every fault: no model, values of the wrong kind, options that exclude each
@@ -70,8 +71,9 @@ def read(raw: Mapping[str, Any], location: str) -> Reading:
         why = "layer inputs wait in host memory, and the card needs less than is said"
         config.stand_in("use_unsloth_gc: true", less(why), checkpoint_offload=False)
     options |= _attention(config)
-    options |= _packing(config, stage)
+    options |= _packing(config, stage, options)
     options |= _preference(config, row)
+    _upcasts(config)
     options |= _evaluation(config)
     of_transformers(config, options, "LLaMA-Factory", stored(options))
     return config.finish(
@@ -155,7 +157,7 @@ def _dtypes(config: Config, method: str) -> dict[str, Any]:
         )
     elif pure and method != "full":
         config.notes.append("pure_bf16: adapters stay in bfloat16; modelled in float32, which takes more")
-        config.beside("pure_bf16: true", less("adapters stay in bfloat16; modelled in float32", 0.15))
+        config.asks.add("pure_bf16")
     if not (bf16 or fp16 or pure):
         config.notes.append("neither bf16 nor fp16: LLaMA-Factory trains without autocast; modelled with it")
         return {}
@@ -167,20 +169,33 @@ def _attention(config: Config) -> dict[str, Any]:
     kernel = config.text("flash_attn", "auto", ("auto", "disabled", "sdpa", "fa2", "fa3"))
     if kernel in (None, "auto"):
         return {}
-    if kernel == "fa3":
-        config.leave("flash_attn", either("taken as flash_attention_2", 0.05))
-    return {"attention": ATTENTIONS.get(kernel, "flash_attention_2")}
+    return {"attention": ATTENTIONS[kernel]}
 
 
-def _packing(config: Config, stage: str) -> dict[str, Any]:
+def _packing(config: Config, stage: str, options: Mapping[str, Any]) -> dict[str, Any]:
     neat = config.flag("neat_packing")
     packed = config.flag("packing", stage == "pt") or neat
-    if neat and config.raw.get("flash_attn") != "fa2":
-        config.leave("neat_packing", more("its mask of whole rows takes memory, but for flash_attn: fa2", 0.25))
     if not packed:
         return {}
     config.notes.append("packing: every row is full")
-    return {"padding": False}
+    if not neat or config.raw.get("flash_attn") == "fa2":
+        return {"padding": False}
+    # data/collator.py, prepare_4d_attention_mask: one number of the compute dtype for each pair of a row's tokens. With
+    # a mask attention takes the kernel that batches with padding take.
+    mask_bytes = 2 * options["batch_size"] * options["seq_len"] ** 2
+    why = "a mask with a number for each pair of tokens, but for flash_attn: fa2"
+    config.beyond.append(Beyond(key="neat_packing: true", what=why, direction="up", at_most_bytes=mask_bytes))
+    return {"padding": True}
+
+
+def _upcasts(config: Config) -> None:
+    """model_utils/checkpointing.py: norms in float32, whose outputs are then float32 too, and logits in float32."""
+    if config.flag("upcast_layernorm"):
+        # PEFT's cast takes norms, and embedding and head beside them, whose float32 runs through all layers.
+        why = "norms in float32, which takes less than casting all 16-bit weights (--upcast)"
+        config.between.append(Between(key="upcast_layernorm: true", what=why, changes={"upcast": True}))
+    if config.flag("upcast_lmhead_output"):
+        config.asks.add("upcast_lmhead_output")
 
 
 def _evaluation(config: Config) -> dict[str, Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.trainers import trainer_of_format
 from qlora_planner.exchange.effects import either, more
-from qlora_planner.exchange.parsed_config import Config, Reading
+from qlora_planner.exchange.parsed_config import NOTHING, Config, Reading
 from qlora_planner.exchange.several_cards.tools import of_transformers
 from qlora_planner.exchange.trl import keys as trl_keys
 from qlora_planner.exchange.trl.keys import FAMILIES, NEUTRAL, NOT_MODELLED, USED
@@ -23,7 +24,7 @@ _BATCH_SIZE = 8
 is_trl = trl_keys.is_trl
 
 
-def read(raw: Mapping[str, Any], location: str) -> Reading:
+def read(raw: Mapping[str, Any], location: str, _stack: Mapping[str, str] = NOTHING) -> Reading:
     """A parsed config of `trl sft --config`, with trl's and transformers' own defaults.
 
     Raises InputError naming `location` and every fault: no model, values of the wrong kind, options that exclude each
@@ -140,9 +141,10 @@ def _attention(config: Config) -> dict[str, Any]:
     kernel = config.text("attn_implementation")
     if kernel is None:
         return {}
+    if nearest_kernel(kernel) is not None:
+        return {"attention": _ATTENTIONS.get(kernel, kernel)}
     if kernel not in _ATTENTIONS:
-        like = "flash" in kernel or kernel == "flex_attention"
-        config.leave("attn_implementation", either("taken as flash_attention_2", 0.05 if like else None))
+        config.leave("attn_implementation", either("taken as flash_attention_2"))
     return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
 
 

@@ -1,0 +1,55 @@
+"""Every QLoRA example of axolotl's and LLaMA-Factory's repositories, by the keys that can take memory: answered, or the
+keys that forbid it are named.
+
+published_examples.jsonl has each set of keys once, without model and data, and in how many files it stands
+(axolotl-ai-cloud/axolotl 067b021, hiyouga/LLaMA-Factory ff6d4d1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from qlora_planner import load_gpu, load_model
+from qlora_planner.exchange.configs import FORMATS
+from qlora_planner.exchange.meant import meant, standing_in
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.unmodelled.qualified import qualified
+
+MODEL = "meta-llama/Llama-3.1-8B"
+ROWS = [json.loads(line) for line in (Path(__file__).parent / "published_examples.jsonl").read_text().splitlines()]
+# Modules of Cerebras-GPT, which no model of today's has.
+OF_GPT_2 = ["c_fc", "c_attn", "c_proj"]
+
+
+@cache
+def profile() -> Any:
+    return load_model(MODEL)
+
+
+def verdict_of(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
+    """The verdict on a card that holds each of them by far, and the keys that matter where it is none."""
+    keys = row["keys"] | {"base_model" if row["tool"] == "axolotl" else "model_name_or_path": MODEL}
+    if keys.get("lora_target_modules") == OF_GPT_2:
+        keys["lora_target_modules"] = ["up_proj", "q_proj", "down_proj"]
+    reading = FORMATS[row["tool"]][1](keys, "example", {})
+    assert not set(reading.unknown) - {"gptq_groupsize", "gptq_model_v1", "context_parapllel_size"}
+    reading = standing_in(meant(reading, profile()))
+    answer = estimate(profile(), reading.run, gpu=load_gpu("h200"))
+    answer = qualified(answer, (*reading.unmodelled, *(thing.of(answer) for thing in reading.beyond)))
+    return str(answer.verdict), tuple(thing.key for thing in answer.unmodelled if thing.at_most is None)
+
+
+def test_each_is_answered_or_names_what_forbids_it() -> None:
+    verdicts: Counter[tuple[str, str]] = Counter()
+    for row in ROWS:
+        verdict, keys = verdict_of(row)
+        assert verdict == "fits" or (verdict == "cannot-say" and keys), (row, verdict, keys)
+        verdicts[row["tool"], verdict] += row["files"]
+    assert verdicts == {
+        ("axolotl", "fits"): 62, ("axolotl", "cannot-say"): 44,
+        ("llama-factory", "fits"): 3, ("llama-factory", "cannot-say"): 1,
+    }  # fmt: skip
