@@ -13,6 +13,7 @@ import pytest
 
 from qlora_planner.cli.main import cli
 
+ROOT = Path(__file__).parents[2]
 Invoke = Callable[..., click.testing.Result]
 Process = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -44,12 +45,13 @@ def invoke() -> Invoke:
 
 @pytest.fixture
 def process() -> Process:
-    """Run the program as `python -m qlora_planner`."""
+    """Run the program as its console script does: the working directory is not among the modules."""
 
-    def run(*args: str, **env: str) -> subprocess.CompletedProcess[str]:
+    def run(*args: str, folder: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            (sys.executable, "-m", "qlora_planner", *args),
-            capture_output=True, encoding="utf-8", env={**os.environ, "PYTHONUTF8": "1", **env}, timeout=120,
+            (sys.executable, "-P", "-m", "qlora_planner", *args), cwd=folder,
+            capture_output=True, encoding="utf-8",
+            env={**os.environ, "PYTHONUTF8": "1", "PYTHONPATH": str(ROOT), **env}, timeout=120,
         )  # fmt: skip
 
     return run

@@ -14,31 +14,15 @@ from qlora_planner import isolation
 from qlora_planner.measure import verify
 from qlora_planner.runs import supervise
 from qlora_planner.tui.control.child_process import Launch
+from tests.hostile import imported, lay_traps
 
 ROOT = Path(__file__).parents[2]
-# What libraries import late, and our own names; Python's own `-m` has imported some of its modules by then.
-NAMES = (
-    "random", "queue", "datasets", "qlora_planner", "torch", "transformers", "tokenizers", "yaml", "numpy", "click",
-    "secrets", "statistics", "csv", "tempfile", "bitsandbytes", "peft", "trl", "accelerate", "pyarrow", "pandas",
-    "jinja2", "safetensors", "psutil", "pynvml", "huggingface_hub", "rich", "logging", "json", "typing", "pathlib",
-    "socket", "ssl", "uuid", "hashlib", "shutil", "sysconfig", "subprocess", "dataclasses", "sitecustomize_not",
-)  # fmt: skip
 
 
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
-    """A folder of data with modules in it, each of which leaves its name in `imported/` when it is run."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    (folder / "imported").mkdir()
-    for name in NAMES:
-        text = f"open({str(folder / 'imported' / name)!r}, 'w').close()\nraise SystemExit('{name} was imported')\n"
-        (folder / f"{name}.py").write_text(text)
-    return folder
-
-
-def imported(folder: Path) -> list[str]:
-    return sorted(path.name for path in (folder / "imported").iterdir())
+    """A folder of data with modules in it."""
+    return lay_traps(tmp_path / "data")
 
 
 def run(
@@ -151,32 +135,6 @@ def test_the_doctor_probes_torch_and_nothing_beside_the_data(hostile: Path) -> N
     assert imported(hostile) == [], done.stderr
     assert done.returncode in (0, 1, 3), done.stderr
     assert "was imported" not in done.stdout + done.stderr
-
-
-def test_a_verification_imports_nothing_beside_the_data(hostile: Path) -> None:
-    pytest.importorskip("trl")
-    pytest.importorskip("bitsandbytes")
-    done = run(hostile, *SCRIPT, "verify", "qwen2.5-0.5b", "--device", "cpu", "--seq-len", "64")
-    assert imported(hostile) == [], done.stderr
-    assert done.returncode == 0, done.stderr
-
-
-def test_a_training_a_generation_and_a_merge_import_nothing_beside_the_data(hostile: Path) -> None:
-    pytest.importorskip("trl")
-    pytest.importorskip("bitsandbytes")
-    from examples.toy_model import rows, write_model, write_rows
-
-    write_model(hostile / "llama", "llama")
-    write_rows(hostile / "rows.jsonl", rows(16))
-    run_options = ["--seq-len", "64", "--rank", "2", "--max-steps", "1", "--device", "cpu", "--yes"]
-    for args in (
-        ["train", "./llama", "--data", "rows.jsonl", "--output", "out", *run_options],
-        ["generate", "out", "--prompt", "hello", "--max-new-tokens", "2"],
-        ["merge", "out", "--output", "merged"],
-    ):
-        done = run(hostile, *SCRIPT, *args)
-        assert imported(hostile) == [], done.stderr
-        assert done.returncode == 0, done.stderr
 
 
 def test_the_explorer_imports_nothing_beside_the_data(hostile: Path) -> None:

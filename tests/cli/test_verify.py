@@ -19,6 +19,7 @@ from qlora_planner.sources.locations import evidence_path, user_profiles
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.units import GIB, MIB
 from tests.cli.conftest import Invoke, Process
+from tests.hostile import imported, lay_traps
 
 pytest.importorskip("torch")
 
@@ -278,10 +279,15 @@ def test_a_damaged_line_of_evidence_is_named(invoke: Invoke, fake: Fake) -> None
     assert len(evidence_path().read_text().splitlines()) == 2
 
 
-def test_a_real_four_bit_step_on_the_cpu(process: Process) -> None:
-    """The whole way: the builder that training uses, a child process, bitsandbytes, events, the comparison."""
+def test_a_real_four_bit_step_on_the_cpu(process: Process, tmp_path: Path) -> None:
+    """The whole way: the builder that training uses, a child process, bitsandbytes, events, the comparison.
+
+    Nothing that lies beside the data is imported on it.
+    """
     pytest.importorskip("trl")
-    done = process("verify", "qwen2.5-0.5b", "--device", "cpu", "--seq-len", "256", "--json", OMP_NUM_THREADS="1")
+    command = ["verify", "qwen2.5-0.5b", "--device", "cpu", "--seq-len", "256", "--json"]
+    done = process(*command, folder=lay_traps(tmp_path / "data"), OMP_NUM_THREADS="1")
+    assert imported(tmp_path / "data") == []
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     measured = document["measurement"]

@@ -24,6 +24,7 @@ from qlora_planner.runs.child.training import Training
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.settings import Settings
+from tests.hostile import lay_traps
 
 ROOT = Path(__file__).parents[2]
 # Resolved, as a plan holds it.
@@ -43,7 +44,7 @@ class Home:
     """Folders of one test session, and what was made in them."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.path = lay_traps(path)  # no run may import what lies beside its data
         self.data = write_rows(path / "train.jsonl", rows(64))
 
     def model(self, family: str) -> Path:
@@ -87,8 +88,8 @@ def start(home: Home) -> Start:
 
     def started(*args: str, hook: str | None = None, **more: str) -> subprocess.Popen[str]:
         return subprocess.Popen(
-            [sys.executable, "-m", "qlora_planner", "train", *args], cwd=home.path, env=home.environment(hook, **more),
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8",
+            [sys.executable, "-P", "-m", "qlora_planner", "train", *args], cwd=home.path, stdin=subprocess.DEVNULL,
+            env=home.environment(hook, **more), stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         )  # fmt: skip
 
     return started

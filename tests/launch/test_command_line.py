@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ from qlora_planner.exchange.plan_file import read_plan
 from qlora_planner.runs.checkpoints import checkpoints, fault_of
 from qlora_planner.runs.directory import RunDirectory, open_new
 from qlora_planner.runs.record import read_metrics
+from tests.hostile import imported
 from tests.launch.conftest import RUN, SAVED, STEPS, Home, Make, Start, finished, interrupt_at, same, trained, wait_for
 
 OPTIONS = ("--device", "cpu", "--max-steps", str(STEPS), "--save-steps", str(SAVED), "--learning-rate", "5e-3")
@@ -101,6 +104,19 @@ def test_a_model_is_trained_in_4_bit_and_its_loss_falls(run: tuple[Path, str, st
     assert "the longest batch works: 4 x 19 of 64 tokens" in err
     assert "quantised where the plan counts" not in err  # the profile counts as many as there are
     assert f"step {STEPS}/{STEPS}: loss" in err
+
+
+def test_a_training_a_generation_and_a_merge_import_nothing_beside_the_data(
+    run: tuple[Path, str, str], home: Home
+) -> None:
+    for command in (["generate", "whole", "--prompt", "hello", "--max-new-tokens", "2"],
+                    ["merge", "whole", "--output", "merged"]):  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "qlora_planner", *command], cwd=home.path, env=home.environment(),
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+    assert imported(home.path) == []
 
 
 def test_what_a_run_leaves_behind(run: tuple[Path, str, str]) -> None:
