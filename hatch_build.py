@@ -5,6 +5,7 @@ Without a compiler the package works all the same, three times slower: its Pytho
 
 from __future__ import annotations
 
+import runpy
 import sys
 import sysconfig
 import tempfile
@@ -18,6 +19,11 @@ try:
     from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 except ImportError:  # compiling in place needs setuptools alone
     BuildHookInterface = object
+
+
+def _digest(folder: Path) -> str:
+    """Of the C that is compiled, as the package works it out when it imports the result."""
+    return str(runpy.run_path(str(folder / "sources.py"))["digest"](folder))
 
 
 def compile_in_place(root: Path) -> None:
@@ -36,6 +42,7 @@ def compile_in_place(root: Path) -> None:
         FOLDER.replace("/", ".") + "._native",
         [str(root / source) for source in sources],
         py_limited_api=True,
+        define_macros=[("SOURCES", f'"{_digest(root / FOLDER)}"')],
         extra_compile_args=optimised,
     )
     command: Any = Distribution({"ext_modules": [extension]}).get_command_obj("build_ext")

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 from array import array
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import ExpandableAllocator
-from qlora_planner.memory.allocator.native import native_memory, native_module
+from qlora_planner.memory.allocator.native import fresh, native_memory, native_module
 from qlora_planner.memory.replay import simulate
 from qlora_planner.memory.sweep import segments
 from qlora_planner.session import Session
@@ -29,6 +30,14 @@ EXPANDABLE = "expandable_segments:True"
 COUNTERS = (
     "allocated", "peak_allocated", "reserved", "peak_reserved", "non_releasable_bytes", "peak_non_releasable_bytes",
 )  # fmt: skip
+
+
+def test_what_was_compiled_of_other_c_is_not_used(tmp_path: Path) -> None:
+    (tmp_path / "arena.c").write_text("int other;\n")
+    assert not fresh(native_module(), tmp_path)
+    assert not fresh(object(), tmp_path)  # made before modules said what they were made of
+    (tmp_path / "arena.c").unlink()
+    assert fresh(native_module(), tmp_path)  # a wheel may leave its C behind
 
 
 def counters(memory: CachingAllocator) -> tuple[int, ...]:

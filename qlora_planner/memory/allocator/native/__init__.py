@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from importlib import import_module
+from pathlib import Path
 from typing import Protocol, cast
 
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
+from qlora_planner.memory.allocator.native.sources import digest
 
 _TokenSegment = tuple[bytes, bytes, int, int]  # all acts, those of an outline, the base of its tables, the layer
 
@@ -45,6 +48,8 @@ class NativeMemory(Protocol):
 class NativeModule(Protocol):
     """What is compiled: see memory/allocator/native/functions.c."""
 
+    SOURCES: str  # the digest of the C that it was made of
+
     def NativeMemory(self, limit_bytes: int | None, expandable: bool, apart: bool) -> object: ...
     def pack(
         self, events: bytes, segments: bytes, places: bytes, kept: bytes, known: bytes, options: bytes
@@ -56,13 +61,23 @@ class NativeModule(Protocol):
 
 
 def native_module() -> NativeModule | None:
-    """What is compiled, or None where nothing is or QLORA_PLANNER_NATIVE=never asks for plain Python."""
-    if os.environ.get("QLORA_PLANNER_NATIVE") == "never":
-        return None
+    """What is compiled of the C beside it; None where nothing is, or where QLORA_PLANNER_NATIVE=never."""
+    return None if os.environ.get("QLORA_PLANNER_NATIVE") == "never" else _compiled()
+
+
+@cache
+def _compiled() -> NativeModule | None:
     try:
-        return cast("NativeModule", import_module("qlora_planner.memory.allocator.native._native"))
+        module = cast("NativeModule", import_module("qlora_planner.memory.allocator.native._native"))
     except ImportError:
         return None
+    return module if fresh(module, Path(__file__).parent) else None
+
+
+def fresh(module: object, folder: Path) -> bool:
+    """Whether a compiled module was made of the C in `folder`, or came without any."""
+    sources = digest(folder)
+    return sources is None or getattr(module, "SOURCES", None) == sources
 
 
 def native_memory(limit_bytes: int | None, *, expandable: bool = False, apart: bool = False) -> CachingAllocator | None:

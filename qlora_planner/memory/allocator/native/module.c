@@ -487,7 +487,8 @@ PyMODINIT_FUNC PyInit__native(void) {
     if (module == NULL) return NULL;
     PyObject *memory = PyType_FromSpec(&memory_spec);
     block_type = (PyTypeObject *)PyType_FromSpec(&block_spec);
-    if (memory == NULL || block_type == NULL || PyModule_AddObject(module, "NativeMemory", memory) < 0) {
+    if (memory == NULL || block_type == NULL || PyModule_AddObject(module, "NativeMemory", memory) < 0
+        || PyModule_AddStringConstant(module, "SOURCES", SOURCES) < 0) {
         Py_XDECREF(memory);
         Py_DECREF(module);
         return NULL;
