@@ -26,6 +26,8 @@ ShippedOf = Callable[[str, int, int], tuple[CompiledTape, ValidityRange] | None]
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
+# Runs of one region that are ranked by tapes of their own, where one tape does not hold for all of them.
+MOST_APART = 16
 _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
 # played runs of 25 models. It ranks runs; an answer is played itself.
@@ -89,7 +91,8 @@ class TapeSweep:
 
     profile: ModelProfile
     tape_of: ShippedOf
-    _known: dict[tuple[str, ValidityRange | TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
+    _known: dict[tuple[str, TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
+    _parts: dict[tuple[str, ValidityRange], list[SweptRange[SweptTape] | None]] = field(default_factory=dict)
 
     def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
@@ -103,15 +106,31 @@ class TapeSweep:
                 continue
             for region in validity_ranges(self.profile, batched):
                 inside = np.flatnonzero(of_kind & region.inside(batch, seq))
-                if not len(inside):
-                    continue
-                key = variant, region
-                if key not in self._known:
-                    first = int(inside[0])
-                    self._known[key] = self._swept(variant, int(batch[first]), int(seq[first]))
-                part = self._known[key]
-                if part is not None:
-                    yield part
+                if len(inside):
+                    yield from self._of_region(variant, region, batch[inside], seq[inside])
+
+    def _of_region(
+        self, variant: str, region: ValidityRange, batch: Ints, seq: Ints
+    ) -> Sequence[SweptRange[SweptTape]]:
+        """One tape for the region, or as many as it takes to hold for all of these runs, where they are few: a head
+        that goes tile by tile has a tape for each number of tiles."""
+        parts = self._parts.setdefault((variant, region), [])
+        if parts and parts[0] is None:
+            return ()
+        known = [part for part in parts if part is not None]
+        if any(part.region == region for part in known):
+            return known
+        apart = len(batch) <= MOST_APART
+        for batch_size, seq_len in zip(batch.tolist(), seq.tolist(), strict=True):
+            if (known and not apart) or any(part.region.holds(batch_size, seq_len) for part in known):
+                continue
+            part = self._swept(variant, batch_size, seq_len)
+            if part is None:
+                parts += [] if known else [None]
+                break
+            known.append(part)
+            parts.append(part)
+        return known
 
     def _of_task(self, variant: str, regions: Sequence[TaskRange], batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         """The same of a task: one tape for each range. Lengths that are odd where its own was even, or the other way

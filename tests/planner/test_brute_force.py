@@ -57,15 +57,7 @@ def grid() -> Iterator[RunConfig]:
         )  # fmt: skip
 
 
-# A head that goes tile by tile has a tape for each number of tiles, and a search ranks by the one it met first: other
-# batches of such a model are ranked by closed forms, and 1 x 2,048 is taken for 8 x 2,048, which is 2.3 % faster.
-_TILED = ("tiiuae/falcon-7b", "a100-80gb")
-
-
-@pytest.mark.parametrize(
-    ("model", "card"),
-    [pytest.param(*pair, marks=[pytest.mark.xfail(strict=True)] if pair == _TILED else []) for pair in some(PAIRS, 3)],
-)
+@pytest.mark.parametrize(("model", "card"), some(PAIRS, 3))
 def test_nothing_faster_fits(model: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the traces that ship, of the model itself or of its family, which are what a search ranks by."""
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")
