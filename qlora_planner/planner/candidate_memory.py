@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from qlora_planner.catalog import find_optimizer
-from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.expandable import is_expandable
@@ -25,7 +24,7 @@ from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.weights.loading import PhasePeak
-from qlora_planner.memory.weights.placement import UNBILLED, Placement
+from qlora_planner.memory.weights.placement import UNBILLED, Placement, billed_by_trainer
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.memory.weights.trainable import training_state
@@ -229,7 +228,7 @@ class CandidateFactory:
     def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
         run = resolution.run
-        key = _loading_options(run), labels_of(run)
+        key = _loading_options(run), *billed_by_trainer(run)
         exact = key, run.rank, run.optimizer, run.trainer
         if exact not in self._grounds:
             self._grounds[exact] = self._lay(key, resolution)

@@ -94,7 +94,16 @@ _billed_options = options_without(*UNBILLED)
 
 def bill_key(run: RunConfig) -> tuple[Any, ...]:
     """One value for all runs of a model that have the same bill."""
-    return _billed_options(run), labels_of(run)
+    return _billed_options(run), *billed_by_trainer(run)
+
+
+def billed_by_trainer(run: RunConfig) -> tuple[Any, ...]:
+    """What the trainer decides of a bill: the labels that it scores, and whether it casts weights back."""
+    return labels_of(run), _casts_back(run)
+
+
+def _casts_back(run: RunConfig) -> bool:
+    return run.trainer is not None and trainer_named(run.trainer).casts_back(run)
 
 
 class Placement:
@@ -109,7 +118,7 @@ class Placement:
     def __init__(self, profile: ModelProfile, run: RunConfig) -> None:
         self.profile = profile_for(profile, run)
         self.run = run
-        self._cast_back = run.trainer is not None and trainer_named(run.trainer).casts_back(run)
+        self._cast_back = _casts_back(run)
 
     @cached_property
     def weights(self) -> tuple[PlacedTensor, ...]:

@@ -38,7 +38,8 @@ _CARDS = {
 }
 _CAPABILITIES = ("8.0", "9.0")  # with a small and with a large cuBLAS workspace
 _LONGEST = 1 << 18  # tokens up to which moments compete for a place in the index
-_STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name != "trainable")
+# The default recipe's trainer casts no weight back.
+_STATIC = tuple(spec.name for spec in fields(StaticMemory) if spec.name not in ("trainable", "cast_back"))
 
 
 def build_index(profiles: Iterable[ModelProfile], sweeps: Mapping[str, KeptSweep] | None = None) -> dict[str, Any]:
