@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
+from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate_within
 from qlora_planner.memory.options.resolve import resolve
@@ -268,8 +269,11 @@ class Planner:
         return self._alone(run, refines=True)
 
     def roughly(self, run: RunConfig) -> MemoryEstimate | None:
-        """The same from one playing, with a floor that is never less: what fits by it fits."""
-        return self._alone(run, refines=False)
+        """The same from one playing where that gives a floor which is never less: what fits by it fits.
+
+        What expandable segments can give back is not known from one.
+        """
+        return self._alone(run, refines=is_expandable(run.alloc_conf))
 
     def _alone(self, run: RunConfig, *, refines: bool) -> MemoryEstimate | None:
         if self.shipped_of is none_shipped:

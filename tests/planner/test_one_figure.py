@@ -19,6 +19,9 @@ HERE = Session(stored_only=True)
         ("llama-3.2-1b", "8GB", {}),
         ("qwen2.5-7b", "rtx-3060-12gb", {"seq_len": 4096}),
         ("gemma-2-2b", "rtx-4090", {"trainer": "hf-trainer", "batch_size": 2}),
+        # The smallest card gives cuBLAS a larger workspace; one play does not show what expandable segments give back.
+        ("qwen2.5-14b", "l4", {"seq_len": 4096}),
+        ("ByteDance-Seed/Seed-OSS-36B-Base", "rtx-4090", {"batch_size": 2}),
     ],
 )
 def test_what_a_plan_shows_is_what_estimate_says(model: str, card: str, typed: Mapping[str, Any]) -> None:

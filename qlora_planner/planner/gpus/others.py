@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
+from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.sweep.validity import kernel_class
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -108,8 +110,8 @@ def smallest_card(
     than the one on which it is known to fit.
 
     One that needs another torch than pip installs, or whose memory is the host's too, is passed over. A floor is worked
-    out finely for the card that it is asked for alone, so that where memory is just enough the run is estimated on that
-    card by `played_on`.
+    out finely for the card that it is asked for alone, so that where memory is just enough, and on a card that runs
+    other kernels or gives cuBLAS another workspace, the run is estimated on that card by `played_on`.
     """
     fits_here = answer.verdict == "fits"
     least = answer.peak.allocated_bytes or 0  # that torch was seen to need at the least, on any card
@@ -118,9 +120,9 @@ def smallest_card(
             continue
         budget, _ = _budget_on(answer, here, card)
         if fits_here and budget.usable_bytes > here.usable_bytes and card.name != here.card.name:
-            return None
+            continue  # the card itself may come later: by size on the box, not by what a process can use
         verdict = _verdict_on(answer, card, fitting_on(answer, here, card), here.risk)
-        if verdict == "fits":
+        if verdict == "fits" and (answer.method != TRACED or _alike(card, here.card)):
             return standing(profile, answer, card, here)
         if verdict == "will-not-run":
             continue
@@ -134,9 +136,17 @@ def smallest_card(
                 standing(profile, answer, card, here),
                 verdict="fits", device_bytes=again.peak.device_bytes, probability_oom=chance,
             )  # fmt: skip
+        if again is None and verdict == "fits":
+            return standing(profile, answer, card, here)
         if again is not None:
             least = max(least, again.floor_bytes - budget.context.total_bytes)
     return None
+
+
+def _alike(card: GpuSpec, other: GpuSpec) -> bool:
+    """Whether a run takes the same bytes of both, as far as kernels and cuBLAS's workspaces go."""
+    workspaces = {cublas_workspace_bytes(each.compute_capability) for each in (card, other)}
+    return kernel_class(card) == kernel_class(other) and len(workspaces) == 1
 
 
 def by_size(cards: Iterable[GpuSpec]) -> Sequence[GpuSpec]:
