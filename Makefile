@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults
+.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults schemas
 
 check: lint types layers test
 
@@ -12,12 +12,12 @@ native:
 	$(PYTHON) hatch_build.py
 
 format:
-	ruff format qlora_planner tools tests benchmarks examples hatch_build.py
-	ruff check --fix qlora_planner tools tests benchmarks examples hatch_build.py
+	ruff format qlora_planner tools tests benchmarks examples action hatch_build.py
+	ruff check --fix qlora_planner tools tests benchmarks examples action hatch_build.py
 
 lint:
-	ruff format --check qlora_planner tools tests benchmarks examples hatch_build.py
-	ruff check qlora_planner tools tests benchmarks examples hatch_build.py
+	ruff format --check qlora_planner tools tests benchmarks examples action hatch_build.py
+	ruff check qlora_planner tools tests benchmarks examples action hatch_build.py
 
 types:
 	mypy
@@ -74,6 +74,10 @@ faults:
 tables:
 	$(PYTHON) -m tools.readme .
 	$(PYTHON) -m tools.several_cards docs/several-cards.md
+
+# Write the JSON schemas of every document again, from what the program prints; needs [train] and genson, two minutes.
+schemas:
+	$(PYTHON) -m tools.schemas
 
 # Predict every measured run of profiles/measurements again and keep the residuals: some seconds a run. A cache of its
 # own, so that nothing traced by an older tracer stands in.

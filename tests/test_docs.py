@@ -47,7 +47,9 @@ def test_the_guards_table_holds_the_exit_codes_of_check() -> None:
 
 
 def test_the_guards_yaml_is_yaml_of_its_tool() -> None:
-    workflow, hooks = (yaml.safe_load(text) for text in blocks(GUARD, "yaml"))
+    action, workflow, hooks = (yaml.safe_load(text) for text in blocks(GUARD, "yaml"))
+    inputs = yaml.safe_load((ROOT / "action" / "action.yml").read_text(encoding="utf-8"))["inputs"]
+    assert set(action["jobs"]["fits"]["steps"][-1]["with"]) <= set(inputs)
     steps = workflow["jobs"]["fits"]["steps"]
     assert any("qlora-plan check" in step.get("run", "") for step in steps)
     assert hooks["repos"][0]["hooks"][0]["entry"].startswith("bash -c")
@@ -75,7 +77,7 @@ def test_every_check_of_the_guard_passes_what_fits_and_fails_what_does_not(
 
 
 def test_the_guards_shell_is_shell() -> None:
-    workflow, hooks = (yaml.safe_load(text) for text in blocks(GUARD, "yaml"))
+    _, workflow, hooks = (yaml.safe_load(text) for text in blocks(GUARD, "yaml"))
     scripts = [step["run"] for step in workflow["jobs"]["fits"]["steps"] if "run" in step]
     scripts += [*blocks(GUARD, "bash"), hooks["repos"][0]["hooks"][0]["entry"]]
     for script in scripts:

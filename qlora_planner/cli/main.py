@@ -42,6 +42,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
+    "mcp": ("mcp", "The answers as tools for agents, by the Model Context Protocol."),
     "completion": ("completion", "Completion at the tab key of bash, zsh and fish; --install puts it in place."),
     "tui": ("tui", "The explorer: models, knobs, frontier and prices in the terminal."),
 }
