@@ -44,6 +44,9 @@ class Ranks:
         import torch.distributed
         from accelerate import PartialState
 
+        if device == "cpu":
+            # accelerate numbers its ranks' CPUs, and torch (2.13) loads no optimizer's states to one with a number.
+            os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
         PartialState(cpu=device == "cpu")
         if device == "cpu" and run.parallel == FSDP2:
             _stand_for_cards()

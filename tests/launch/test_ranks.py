@@ -19,6 +19,7 @@ from qlora_planner.spec.run import RunConfig
 from tests.launch.conftest import RUN, Home, Start, finished, same, tensors
 from tests.launch.test_command_line import _WHEN_IMPORTED
 from tests.profiles import toy_profile
+from tests.wide import WIDE
 
 STEPS, SAVED, KILLED = 4, 2, 3
 OPTIONS = (
@@ -115,6 +116,19 @@ def test_a_sharded_4_bit_model_is_trained_on_from_its_checkpoint(sharded: Ended)
     assert f"going on from checkpoint-{SAVED}" in sharded.said
     assert sharded.summary["steps"] == STEPS
     assert sharded.summary["loss"]["last"] < sharded.summary["loss"]["first"]
+
+
+@pytest.mark.skipif(not WIDE, reason="one run more on two ranks; the weekly job takes it")
+@pytest.mark.parametrize(("name", "run"), [("fsdp2", FSDP2), ("ddp", DDP)])
+def test_a_run_that_was_gone_on_with_ends_as_one_that_nobody_ended(
+    name: str, run: RunConfig, home: Home, start: Start
+) -> None:
+    again, whole = f"{name}-again", f"{name}-whole"
+    assert ended(home, start, again, run, hook=KILLED_RANK).code == 4
+    resumed = ended(home, start, again, run, "--resume")
+    uninterrupted = ended(home, start, whole, run)
+    assert resumed.code == uninterrupted.code == 0
+    assert same(resumed.folder / "adapter", uninterrupted.folder / "adapter")
 
 
 def test_each_rank_holds_the_bytes_that_the_plan_counts(sharded: Ended, copied: Ended, home: Home) -> None:

@@ -43,6 +43,26 @@ def test_every_kind_of_adapter_goes_on_to_the_same_bits(changes: dict[str, Any],
     assert same(reference / "adapter", Path(make().output) / "adapter")
 
 
+def test_adapters_have_their_dtype_before_ranks_are_told_of_them(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DDP adds up gradients by hooks that a parameter loses which changes its dtype after wrapping."""
+    from accelerate import Accelerator
+
+    wrapped: list[set[torch.dtype]] = []
+    prepare = Accelerator.prepare_model
+
+    def seen(self: Any, model: Any, *rest: Any, **more: Any) -> Any:
+        wrapped.append({parameter.dtype for parameter in model.parameters() if parameter.requires_grad})
+        return prepare(self, model, *rest, **more)
+
+    monkeypatch.setattr(Accelerator, "prepare_model", seen)
+    trained(make(settings=FOUR))
+    reference = Path(make().output).rename(tmp_path / "whole")
+    trained(make(settings=FOUR, resume=str(reference / "checkpoints" / "checkpoint-2")))
+    assert wrapped == [{torch.bfloat16}] * len(wrapped) and len(wrapped) >= 2
+
+
 @pytest.mark.fault(
     "killed between the last step and the adapter", does="resuming only saves: no step more", exit=0, part="resumed"
 )

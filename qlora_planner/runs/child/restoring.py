@@ -15,16 +15,22 @@ OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
 
 
-def trained_dtypes(model: Any) -> dict[str, Any]:
-    """Name -> dtype of every parameter that is trained."""
-    return {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+def keep_dtypes(trainer: Any, model: Any) -> None:
+    """Have `trainer` bring trained parameters back in the dtypes that they have now whenever it has read a checkpoint.
 
+    Reading 16 bits as 32 lost nothing. It has to be then: DDP wraps the model next, and a parameter that changes its
+    dtype afterwards loses the hook by which ranks add up its gradient, without a word (torch 2.13).
+    """
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters() if parameter.requires_grad}
+    load = trainer._load_from_checkpoint
 
-def restore_dtypes(model: Any, dtypes: Mapping[str, Any]) -> None:
-    """Trained parameters back in the dtypes that they train in; reading 16 bits as 32 lost nothing."""
-    for name, parameter in model.named_parameters():
-        if name in dtypes and parameter.dtype != dtypes[name]:
-            parameter.data = parameter.data.to(dtypes[name])
+    def loaded(*arguments: Any, **named: Any) -> None:
+        load(*arguments, **named)
+        for name, parameter in model.named_parameters():
+            if name in dtypes and parameter.dtype != dtypes[name]:
+                parameter.data = parameter.data.to(dtypes[name])
+
+    trainer._load_from_checkpoint = loaded
 
 
 def restore_schedule(trainer: Any, checkpoint: Path) -> None:

@@ -24,7 +24,7 @@ from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
 from qlora_planner.runs.child.dry_run import DryRun, dry_run
 from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes, take_card
-from qlora_planner.runs.child.restoring import restore_dtypes, restore_schedule, restore_states, trained_dtypes
+from qlora_planner.runs.child.restoring import keep_dtypes, restore_schedule, restore_states
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
@@ -55,7 +55,6 @@ class Training:
         self.trainer: Any = None
         self.raw: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
-        self._dtypes: dict[str, Any] = {}  # of the trained parameters, as the trainer left them when it was built
         self._meter: CudaMeter | None = None
         self._readings: dict[str, PhaseReading] = {}
         self._tokens: Tokens | None = None
@@ -216,7 +215,7 @@ class Training:
             self._adapted()
         # trl would write one beside the checkpoints at every save, which is nobody's; PEFT writes the adapter's own.
         self.trainer.create_model_card = lambda *_, **__: None
-        self._dtypes = trained_dtypes(self.model)
+        keep_dtypes(self.trainer, self.model)
         self._check_rows()
 
     def _check_prompts(self) -> None:
@@ -246,7 +245,6 @@ class Training:
             self._meter.enter("between")  # the trainer has cast the adapters: what follows is training's own peak
         if self.spec.resume is not None:
             checkpoint = Path(self.spec.resume)
-            restore_dtypes(self.model, self._dtypes)
             if not checks.steps_left(self.trainer.state):
                 raise _Trained
             if self.spec.fresh_optimizer:
