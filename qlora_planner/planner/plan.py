@@ -7,7 +7,7 @@ from dataclasses import field, replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
-from qlora_planner.catalog.trainers import run_document
+from qlora_planner.catalog.trainers import run_document, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -206,6 +206,15 @@ def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
     )  # fmt: skip
 
 
+def _stands_alone(planner: Planner, run: RunConfig) -> bool:
+    """Whether no closed forms stand in for what lies around a run, and no trace of it ships: nobody says then."""
+    if run.shows_images or planner.shipped_of is none_shipped:
+        return run.shows_images
+    if not trainer_named(run.trainer).closed_forms:
+        return planner.shipped_of(run, planner.request.gpu) is None
+    return is_task(run) and planner.played(run) is None
+
+
 def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
     request, factory = planner.request, planner.factory
     scale = Scale.of(choice.floor_bytes, choice.traced, answer.floor_bytes)
@@ -214,11 +223,10 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     price = request.gpu.rent_usd_per_hour
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
-    # Of a task no closed forms stand in for what lies around a run: where none of its traces ships nobody says.
-    lone = is_task(answer.run) and planner.shipped_of is not none_shipped and planner.played(answer.run) is None
-    priced = tuple(
+    lone = _stands_alone(planner, answer.run)
+    priced = () if lone else tuple(
         price for price in prices(factory, answer.run, planner.pace_on, scale, planner.played)
-        if not (lone or (shared and _STORED & set(price.change)))
+        if not (shared and _STORED & set(price.change))
     )  # fmt: skip
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(

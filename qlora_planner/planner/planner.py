@@ -307,8 +307,9 @@ class Planner:
     ) -> MemoryEstimate:
         budget = self.budget
         answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False, refines=refines)
-        speed = speed_within(budget, self.profile, answer.run, answer.stack)
-        return replace(answer, speed=speed)
+        if run.shows_images:  # the work of towers is not counted
+            return answer
+        return replace(answer, speed=speed_within(budget, self.profile, answer.run, answer.stack))
 
     def _orders(self, run: RunConfig, tape: Tape | None) -> Sequence[Sequence[Tape]]:
         """With a dataset, traces of batches that may come before the widest of a run that has a `tape`."""

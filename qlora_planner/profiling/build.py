@@ -19,10 +19,11 @@ from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.text_part import text_part
-from qlora_planner.profiling.whole import image_dims, tower_of, whole_config
+from qlora_planner.profiling.whole import tower_of, whole_config
 from qlora_planner.spec.model import AdapterTensor, ModelProfile
 from qlora_planner.text import quoted
 from qlora_planner.train.adapters import attention_modules
+from qlora_planner.train.images import image_dims
 
 # Dimensions that people ask about and that closed forms use; a class that lacks one has None.
 DIMENSIONS = (

@@ -1,4 +1,4 @@
-"""A model with the tower that reads images: its class, its tower, and what of its config images are counted by."""
+"""A model with the tower that reads images: its class and its tower."""
 
 from __future__ import annotations
 
@@ -13,19 +13,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from qlora_planner.errors import InputError
 from qlora_planner.profiling.meta_model import make_config
 
-# Numbers by which processors and towers count, under the names of config.json; those of the tower's part are kept with
-# `vision_` before them.
-_OF_WHOLE = (
-    "mm_tokens_per_image", "image_seq_length", "spatial_merge_size", "scale_factor", "downsample_ratio",
-)  # fmt: skip
-_OF_TOWER = (
-    "image_size", "patch_size", "spatial_merge_size", "temporal_patch_size", "in_channels", "hidden_size", "depth",
-    "num_hidden_layers", "pixel_shuffle_ratio", "max_num_tiles",
-)  # fmt: skip
+_MARKS = ("image", "video", "vision")
 
 
 def whole_config(raw: Mapping[str, Any], location: str) -> Mapping[str, Any]:
-    """The config of the whole model, naming the class that reads images.
+    """The config of the whole model, naming the class that reads images and the tokens that mark these, which published
+    configs may leave to their class.
 
     Raises InputError for a model of text alone and for one that transformers has no such class for; as `make_config`.
     """
@@ -36,7 +29,12 @@ def whole_config(raw: Mapping[str, Any], location: str) -> Mapping[str, Any]:
     if classes is None:
         raise InputError(f"{location}: transformers has no class that reads images for {config.model_type}")
     chosen = classes[0] if isinstance(classes, (list, tuple)) else classes
-    return {**raw, "architectures": [chosen.__name__]}
+    marks = {
+        name: value
+        for name, value in vars(config).items()
+        if name.startswith(_MARKS) and name.endswith(("_token_id", "_token_index")) and type(value) is int
+    }
+    return {**raw, **marks, "architectures": [chosen.__name__]}
 
 
 def sees(config: Any) -> bool:
@@ -51,16 +49,3 @@ def tower_of(model: PreTrainedModel) -> str:
         if name and isinstance(module, nn.Module) and getattr(module, "config", None) is config:
             return name
     raise InputError(f"{type(model).__name__}: found no module that reads images")
-
-
-def image_dims(config: Any) -> dict[str, int | float | None]:
-    """What `catalog.images` counts an image by."""
-    numbers = {name: getattr(config, name, None) for name in _OF_WHOLE}
-    numbers |= {f"vision_{name}": getattr(config.vision_config, name, None) for name in _OF_TOWER}
-    # Some write the side of a square for both of them.
-    numbers = {name: value[0] if isinstance(value, (list, tuple)) else value for name, value in numbers.items()}
-    return {
-        name: int(value) if isinstance(value, int) else value
-        for name, value in numbers.items()
-        if isinstance(value, (int, float)) and not isinstance(value, bool)
-    }

@@ -90,7 +90,7 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
         text = "longest sequence: not ranked for cards that share the weights; `estimate` with --seq-len plays one"
         yield from theme.wrap(text, style="dim")
         return
-    if not plan.frontier and is_task(plan.run):
+    if not plan.frontier and (is_task(plan.run) or plan.run.shows_images):
         text = "longest sequence: not ranked, as no trace of this run ships; `estimate` with --seq-len traces one"
         yield from theme.wrap(text, style="dim")
         return

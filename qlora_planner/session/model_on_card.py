@@ -232,7 +232,8 @@ class ModelOnCard:
 
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
-        refuse_images("plan", run)
+        if run is not None and run.shows_images:
+            self._check_images(request)
         check_shape(run, request.get("data"))
         run, fixed, request["data"] = with_prompts(run, fixed, request.get("data"))
         from qlora_planner.memory.parallel.choice import SETTLED, sharded
@@ -242,6 +243,7 @@ class ModelOnCard:
         from qlora_planner.spec.run import RunConfig as Run
 
         named = {} if run is None else run.stack
+        profile = self.profile if run is None else self._profile_for(run)
         sweep = sweep_for(self.profile, profiles=self.session.profiles, named=named) if named else self.sweep
         said: set[str] = set()
 
@@ -249,7 +251,7 @@ class ModelOnCard:
             try:
                 return self.tape(chosen)
             except MissingError as error:  # closed forms answer instead, and the plan says so
-                if is_task(chosen):  # but not for a task
+                if is_task(chosen) or chosen.shows_images:  # but not for a task, or for images
                     raise
                 if not said:
                     self.session.tell(str(error))
@@ -258,7 +260,7 @@ class ModelOnCard:
 
         def orders(chosen: RunConfig, widths: Sequence[Sequence[int]]) -> Sequence[Sequence[Tape]]:
             try:
-                return self._orders(chosen, widths, self.profile)
+                return self._orders(chosen, widths, profile)
             except MissingError:  # said when the run's own trace was asked for
                 return ()
 
@@ -268,14 +270,14 @@ class ModelOnCard:
 
         def planned(wanted: RunConfig) -> Plan:
             return plan(
-                self.profile,
+                profile,
                 Request(budget=self._on_a_card(), run=wanted, fixed=fixed, pace_on=self.pace_on, **request),
                 sweep=sweep,
                 tape_of=traced,
                 orders_of=orders,
                 shipped_of=self._shipped,
                 traces=not self.session.stored_only and packages.can_trace(),
-                answers=None if request.get("data") is not None else self._played,
+                answers=None if request.get("data") is not None or wanted.shows_images else self._played,
             )
 
         wanted = run or Run()
@@ -283,6 +285,14 @@ class ModelOnCard:
         if not (self.budget.world == 1 or wanted.parallel is not None or answer.estimate.verdict in SETTLED):
             answer = replace(planned(sharded(wanted)), nearest=answer.nearest)
         return replace(answer, estimate=self._with_stack(answer.estimate, wanted))
+
+    def _check_images(self, request: Mapping[str, Any]) -> None:
+        """Raises InputError for what a plan with images does not take."""
+        if self.card is not None and self.card.machine.world > 1:
+            raise InputError("--gpu: runs with images are planned on one card; name one")
+        for option in ("data", "compare"):
+            if request.get(option):
+                raise InputError(f"--{option}: not with images yet; plan by --seq-len, and ask `estimate` of each run")
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

@@ -83,6 +83,6 @@ def refuse_images(question: str, run: RunConfig | None) -> None:
     """Raises InputError for a question about many runs, or one that trains, asked with images in it."""
     if run is not None and run.shows_images:
         raise InputError(
-            f"{question}: not with --image-size, --images or --image-tokens yet, because each size of image is traced"
-            " by itself; `qlora-plan estimate` answers for exactly this run"
+            f"{question}: not with --image-size, --images or --image-tokens yet, because each run with images is traced"
+            " by itself; `qlora-plan estimate` answers for exactly this run, `qlora-plan plan` for one model"
         )

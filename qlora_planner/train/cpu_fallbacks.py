@@ -8,6 +8,7 @@ from typing import Any
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.images import image_dims
 from qlora_planner.train.model import model_class, model_config
 
 
@@ -26,7 +27,8 @@ def with_cpu_fallbacks(run: RunConfig, raw: Mapping[str, Any], versions: Mapping
         config_sha256="",
         params=1,
         versions=dict(versions),
-        dims={},
+        dims=image_dims(config) if run.shows_images else {},
+        tower="" if run.shows_images else None,  # which module it is nobody asks here
         supports={"eager": True, "sdpa": bool(wanted._supports_sdpa), "flash_attention_2": True},
         layer_kinds=(),
         layer_order=(),

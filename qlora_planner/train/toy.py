@@ -63,6 +63,7 @@ _SIZES: dict[str, int] = {
     ),
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_seq_len"), _POSITIONS),
     "hidden_size_per_layer_input": HEAD,
+    "out_hidden_size": HIDDEN,
     "sliding_window": 32,
 }
 _AT_MOST: dict[str, int] = {
@@ -194,10 +195,29 @@ def _settle(toy: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> Non
     if isinstance(raw.get("num_kv_shared_layers"), int):
         toy["num_kv_shared_layers"] = 0
     rope = raw.get("rope_scaling")
-    if isinstance(rope, Mapping) and ("short_factor" in rope or "mrope_section" in rope):
+    if isinstance(rope, Mapping) and "short_factor" in rope:
         toy.pop("rope_scaling")  # lists as long as the real head is wide
+    _settle_images(toy, raw)
     _settle_heads(toy, raw)
     _settle_states(toy)
+
+
+def _settle_images(toy: dict[str, Any], raw: Mapping[str, Any]) -> None:
+    """What ties text and images together: the parts of a head that turn by each axis, the tower's width at its end,
+    and tokens that stand for images, which have to be among a toy's words."""
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = raw.get(name)
+        if isinstance(rope, Mapping) and isinstance(rope.get("mrope_section"), list):
+            whole = sum(rope["mrope_section"])
+            toy[name] = {**rope, "mrope_section": [part * (HEAD // 2) // whole for part in rope["mrope_section"]]}
+    if "vision_config" not in raw:
+        return
+    tokens = sorted({
+        value for name, value in raw.items()
+        if name.endswith(("_token_id", "_token_index")) and type(value) is int and value >= VOCABULARY
+    })  # fmt: skip
+    places = {value: VOCABULARY - len(tokens) + index for index, value in enumerate(tokens)}
+    toy |= {name: places[value] for name, value in raw.items() if "_token_" in name and value in tokens}
 
 
 def _settle_periods(toy: dict[str, Any], raw: Mapping[str, Any], kept: list[int]) -> None:

@@ -16,7 +16,6 @@ from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.packages import Warn, check_executable
-from qlora_planner.session.towers import refuse_images
 from qlora_planner.session.training.ranks import check_ranks
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
@@ -102,7 +101,6 @@ def verify(
     from qlora_planner.report.comparison import to_document
     from qlora_planner.session.measuring.this_card import check_packages, check_room
 
-    refuse_images("verify", run)
     check_amount(run, steps)
     run = for_cards(run, ranks)[0]
     check_ranks(run, ranks, versions())
@@ -229,7 +227,11 @@ def specification(
 
     raw = answers.config_of(profile, session.profiles)
     config = deepcopy(dict(raw.config))  # transformers completes nested parts of a config in place
-    if profile.text_part_of is not None:
+    if run.shows_images:
+        from qlora_planner.profiling.whole import whole_config
+
+        config = dict(whole_config(config, raw.id))
+    elif profile.text_part_of is not None:
         from qlora_planner.profiling.text_part import text_part
 
         session.tell(f"{profile.id} takes images or sound too: its text part alone is measured")

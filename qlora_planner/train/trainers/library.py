@@ -10,7 +10,8 @@ from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import adapters, data, options
+from qlora_planner.train import adapters, data, images, options
+from qlora_planner.train.model import base_of
 from qlora_planner.train.quiet_imports import trl_module
 from qlora_planner.train.steps import Watcher
 
@@ -43,7 +44,7 @@ class LibraryTrainer:
             options.training_options(run, steps=steps, folder=folder, device=device),
             sequence=options.sft_options(run),
             tokenizer=tokenizer,
-            collate=data.collate,
+            collate=images.collator(run, base_of(model).config),
             **sets,
         )
         self.model = self.trainer.model

@@ -9,7 +9,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import DEFAULT_TRAINER
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train import data, losses, options
+from qlora_planner.train import data, images, losses, options
 from qlora_planner.train.model import base_of
 from qlora_planner.train.steps import Watcher
 from qlora_planner.train.trainers.protocol import AnyTrainer, Collate
@@ -54,6 +54,7 @@ class Loop:
     def __init__(self, model: Any, run: RunConfig, rows: list[list[int]], *, folder: str, device: str) -> None:
         self.model, self.run, self.rows = model, run, rows
         self.folder, self.device = folder, device
+        self._collate = images.collator(run, base_of(model).config)
         self.optimizer: Any = None
         self._placed: dict[str, Any] = {}
         self._outputs: Any = None
@@ -89,7 +90,7 @@ class Loop:
 
         self.model.eval()
         with torch.no_grad():
-            batch = data.collate([{"input_ids": row} for row in data.evaluation_rows(self.run, self.rows)])
+            batch = self._collate([{"input_ids": row} for row in data.evaluation_rows(self.run, self.rows)])
             placed = {name: value.to(self.device) for name, value in batch.items()}
             self.model(**placed)
 
@@ -101,8 +102,8 @@ class Loop:
         size = self.run.batch_size
         while True:
             for start in range(0, len(self.rows) - size + 1, size):
-                batch = data.collate([{"input_ids": row} for row in self.rows[start : start + size]])
-                if not self.run.padding:
+                batch = self._collate([{"input_ids": row} for row in self.rows[start : start + size]])
+                if not (self.run.padding or self.run.images):
                     del batch["attention_mask"]  # full rows need none, and a plain loop passes none
                 yield batch
 

@@ -29,5 +29,7 @@ def make(
     """See TrainerModule; trl collates by itself."""
     import trl
 
+    if run.images:  # trl has a collator of its own for them, whose rows come with a processor
+        more["data_collator"] = collate
     chosen = trl.SFTConfig(**arguments, **sequence)
     return trl.SFTTrainer(model=model, args=chosen, processing_class=tokenizer, **more)
