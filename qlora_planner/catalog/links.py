@@ -4,19 +4,9 @@ from __future__ import annotations
 
 from qlora_planner.spec.machine import GpuSpec, Link
 
-_GB = 10**9
-# One direction's bytes per second of all of a card's links together. NVLink: NVIDIA's data sheets of the card or of
-# its SXM module, halved where they give both directions. PCIe: 16 lanes at the rate of their generation, less its
-# encoding (PCI-SIG: 985 MB/s a lane for 3.0, 1,969 for 4.0, 3,938 for 5.0).
+# PCIe's bytes per second in one direction: 16 lanes at the rate of their generation, less its encoding (PCI-SIG: 985
+# MB/s a lane for 3.0, 1,969 for 4.0, 3,938 for 5.0).
 _PCIE = {3: 15_760_000_000, 4: 31_510_000_000, 5: 63_020_000_000}
-_NVLINK: dict[str, tuple[str, int]] = {
-    "v100-16gb": ("NVLink 2", 150 * _GB), "v100-32gb": ("NVLink 2", 150 * _GB),
-    "a100-40gb": ("NVLink 3", 300 * _GB), "a100-80gb": ("NVLink 3", 300 * _GB),
-    "a800-40gb": ("NVLink 3", 200 * _GB), "a800-80gb": ("NVLink 3", 200 * _GB),
-    "h100": ("NVLink 4", 450 * _GB), "h100-80gb": ("NVLink 4", 450 * _GB), "h800": ("NVLink 4", 200 * _GB),
-    "h20": ("NVLink 4", 450 * _GB), "h200": ("NVLink 4", 450 * _GB),
-    "b200": ("NVLink 5", 900 * _GB), "b300": ("NVLink 5", 900 * _GB),
-}  # fmt: skip
 # The bus of cards without NVLink, by compute capability and by name; of those with eight lanes nothing is said.
 _BUS_OF_CAPABILITY = {"7.5": 3, "8.0": 4, "8.6": 4, "8.9": 4, "12.0": 5}
 _BUS_OF_CARD = {"v100-pcie-16gb": 3, "v100-pcie-32gb": 3, "h100-pcie": 5, "h100-nvl": 5}
@@ -24,10 +14,10 @@ _EIGHT_LANES = ("rtx-3050", "rtx-4060", "rtx-5050", "rtx-5060", "a2", "rtx-2000-
 
 
 def link_of(gpu: GpuSpec) -> Link | None:
-    """The link between cards of this kind in one node; None for a bare size and where nobody has said."""
-    if gpu.name in _NVLINK:
-        kind, rate = _NVLINK[gpu.name]
-        return Link(kind=kind, bytes_per_s=rate)
+    """The link between cards of this kind in one node, which the card's file may name; None for a bare size and where
+    nobody has said."""
+    if gpu.link is not None:
+        return Link(kind=gpu.link, bytes_per_s=gpu.link_bytes_per_s)
     generation = _BUS_OF_CARD.get(gpu.name) or _BUS_OF_CAPABILITY.get(gpu.compute_capability or "")
     if gpu.vendor != "nvidia" or gpu.form in ("size", "laptop") or gpu.shared_with_host or generation is None:
         return None

@@ -34,6 +34,8 @@ class GpuSpec:
     form: str = "size"  # desktop, laptop, workstation, datacenter; size for a bare size
     marketed_gb: int | None = None
     bandwidth_bytes_per_s: int | None = None
+    link: str | None = None  # what it reaches others of its kind in a node by, where that is no bus: NVLink 4
+    link_bytes_per_s: int | None = None  # one direction's, of all its links together
     bf16_flops: int | None = None
     fp16_flops: int | None = None
     fp32_flops: int | None = None

@@ -15,7 +15,7 @@ from qlora_planner.units import MIB
 FOLDER = Path(__file__).parents[2] / "profiles" / "gpus"
 CATALOGUE = GpuCatalogue([FOLDER])
 CARDS = CATALOGUE.all()
-ADDED = date(2026, 11, 29)  # no source was read later
+ADDED = date(2026, 11, 30)  # no source was read later
 
 # Figures that people quote from nvidia-smi; a slip in the files must not pass because it is a plausible number.
 KNOWN_MIB = {
@@ -52,8 +52,8 @@ def test_every_fact_has_a_dated_source(card: GpuSpec) -> None:
 
 
 FACT_FIELDS = (
-    "marketed_gb", "memory_bytes", "cuda_total_bytes", "bandwidth_bytes_per_s", "bf16_flops", "fp16_flops",
-    "fp32_flops", "compute_capability", "bf16", "rent_usd_per_hour",
+    "marketed_gb", "memory_bytes", "cuda_total_bytes", "bandwidth_bytes_per_s", "link", "link_bytes_per_s",
+    "bf16_flops", "fp16_flops", "fp32_flops", "compute_capability", "bf16", "rent_usd_per_hour",
 )  # fmt: skip
 
 

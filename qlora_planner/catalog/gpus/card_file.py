@@ -32,6 +32,8 @@ _FIELD_OF_FACT = {
     "memory_mib": "memory_bytes",
     "cuda_total_mib": "cuda_total_bytes",
     "bandwidth_gb_per_s": "bandwidth_bytes_per_s",
+    "link": "link",
+    "link_gb_per_s": "link_bytes_per_s",
     "bf16_tflops": "bf16_flops",
     "fp16_tflops": "fp16_flops",
     "fp32_tflops": "fp32_flops",
@@ -87,6 +89,8 @@ def read_card(name: str, document: Mapping[str, Any], location: str) -> GpuSpec:
         faults.append(f"cuda_total_mib {cuda} is more than memory_mib {memory}")
     if memory and sold and not _MAX_MIB_SHORT_OF_SOLD <= memory / (sold * 1024) <= 1.02:
         faults.append(f"memory_mib {memory} is not what a card sold with {sold} GB has")
+    if "link_gb_per_s" in values and "link" not in document:
+        faults.append('link_gb_per_s is of no link: name it, as link = "NVLink 4"')
     if faults:
         raise InputError(one_line([short(fault, _LONGEST_FAULT) for fault in faults[:_MOST_FAULTS]], location))
     return GpuSpec(
@@ -99,6 +103,8 @@ def read_card(name: str, document: Mapping[str, Any], location: str) -> GpuSpec:
         form=values["form"],
         marketed_gb=sold,
         bandwidth_bytes_per_s=_scaled(values.get("bandwidth_gb_per_s"), 10**9),
+        link=values.get("link"),
+        link_bytes_per_s=_scaled(values.get("link_gb_per_s"), 10**9),
         bf16_flops=_scaled(values.get("bf16_tflops"), 10**12),
         fp16_flops=_scaled(values.get("fp16_tflops"), 10**12),
         fp32_flops=_scaled(values.get("fp32_tflops"), 10**12),
@@ -201,6 +207,8 @@ _CHECKS: dict[str, Callable[[object], str | None]] = {
     "memory_mib": _whole(256, _MAX_MIB),
     "cuda_total_mib": _whole(256, _MAX_MIB),
     "bandwidth_gb_per_s": _number(100_000),
+    "link": _text,
+    "link_gb_per_s": _number(100_000),
     "bf16_tflops": _number(1_000_000),
     "fp16_tflops": _number(1_000_000),
     "fp32_tflops": _number(1_000_000),

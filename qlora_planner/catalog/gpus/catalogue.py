@@ -8,6 +8,8 @@
     memory_mib = 24564                    # the total that the driver reports (nvidia-smi, NVML, rocm-smi), ECC as sold
     cuda_total_mib = 24080                # the total that CUDA reports on Linux, the smallest that was published
     bandwidth_gb_per_s = 1008             # 10^9 bytes
+    link = "NVLink 4"                     # what it reaches others of its kind by, if not by its bus
+    link_gb_per_s = 450                   # one direction's, of all its links together
     bf16_tflops = 165.2                   # dense, accumulating in FP32 as training does; fp16_tflops alike
     fp32_tflops = 82.6                    # without tensor cores
     compute_capability = "8.9"
