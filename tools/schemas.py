@@ -74,6 +74,7 @@ audit gpt2
 gpus
 models
 table --models llama-3.1-8b,qwen3-30b-a3b,llama-2-7b
+myths
 doctor
 doctor 'torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 1.96 GiB.'
 doctor 'ValueError: Target modules q not found in the base model.'

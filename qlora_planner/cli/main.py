@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "What is installed, what is missing, what will break."),
     "verify": ("verify", "Predict, run real steps, compare (needs torch)."),
     "table": ("table", "Memory by model and method, and the largest model per card."),
+    "myths": ("myths", "What people say about memory, and the figures that say otherwise."),
     "train": ("train", "Run a plan: watched, recovered, resumable (needs torch)."),
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),

@@ -110,7 +110,7 @@ def worst_lines(plan: DataPlan, theme: Theme) -> Iterator[Line]:
         if cut.rows_dropped:
             text += f"; {_count(cut.rows_dropped, 'row')} with no answer left dropped" if not plan.packing else ""
         yield from theme.wrap(text, 13, style="bold yellow")
-    hours = f", {_hours(epoch.hours)}" if epoch.hours is not None else ""
+    hours = f", {hours_text(epoch.hours)}" if epoch.hours is not None else ""
     text = f"{_count(epoch.steps, 'step')}, {_tokens(summary, epoch.padded_tokens)} computed on{hours}"
     yield from theme.wrap(text, 13, "an epoch", first_style="dim")
 
@@ -193,7 +193,8 @@ def _share(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def _hours(hours: float) -> str:
+def hours_text(hours: float) -> str:
+    """`2.8 h`, `41 min`, or less than a minute."""
     if hours >= 1:
         return f"{hours:.1f} h"
     return f"{60 * hours:.0f} min" if hours >= 1 / 60 else "less than a minute"

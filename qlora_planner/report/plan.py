@@ -21,6 +21,10 @@ _PRICES = (44, 10, 8, 6)
 def render_plan(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme, *, explain: bool = False) -> str:
     """The whole screen. `typed` are the run options that were typed, `card` the card as it was."""
     lines = [*headline(plan.estimate, plan.gpu, theme), []]
+    if plan.data is not None:
+        from qlora_planner.report.parts.epoch_line import epoch_line
+
+        lines = [*epoch_line(plan, theme), *lines]
     if near := list(nearest(plan, typed, theme)):
         lines += [*near, []]
     lines += [*_about(plan, theme), *_changed(plan, typed, theme)]

@@ -7,7 +7,10 @@ import io
 import json
 from pathlib import Path
 
+import pytest
+
 from qlora_planner import session
+from qlora_planner.session.surveying.tables import TablesAnswer, size_tables
 from qlora_planner.spec.run import RunConfig
 from tests.cli.conftest import Invoke
 from tools.readme import PAGES, regenerated, sections
@@ -87,3 +90,18 @@ def test_bad_input(invoke: Invoke) -> None:
         assert done.exit_code == 2
         assert done.stdout == ""
         assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_myths_have_the_figures_of_estimate(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_two(mine: session.Session, _models: None, run: RunConfig, *, cards: bool) -> TablesAnswer:
+        return size_tables(mine, ["qwen2.5-7b", "Qwen3-30B-A3B"], run, cards=cards)
+
+    monkeypatch.setattr("qlora_planner.session.surveying.tables.size_tables", of_two)
+    document = json.loads(invoke("myths", "--json").stdout)
+    figures = {row["advice"]: row["figures"] for row in document["myths"]}
+    assert [*figures] == [
+        "7B needs 6 GB", "Always call prepare_model_for_kbit_training", "4-bit divides memory by four", "",
+    ]  # fmt: skip
+    needs = session.estimate(session.load_model("qwen2.5-7b"), RunConfig()).peak.device_bytes
+    assert f"Qwen2.5-7B needs {needs / (1 << 30):.2f} GiB" in figures["7B needs 6 GB"]
+    assert "Qwen3-30B-A3B" in figures["4-bit divides memory by four"]

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
+from qlora_planner.data.batches.epochs import plan_data
 from qlora_planner.planner.plan import Plan
-from qlora_planner.planner.records import Advice, Alternative, FrontierPoint, OtherGpu, Price
+from qlora_planner.planner.records import Advice, Alternative, FrontierPoint, OtherGpu, PlanCost, Price
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.plan import render_plan
+from tests.planner.test_dataset import made
 from tests.report.records import CARD, GIB, RUN, make_estimate
 
 THEME = Theme(unicode=True)
@@ -72,3 +76,38 @@ def test_explain_shows_the_arithmetic() -> None:
     text = render_plan(make_plan(), {}, "24GB", THEME, explain=True)
     assert "why of activations" in text
     assert "sum = device peak" in text
+
+
+def with_data(verdict: str = "fits", **changes: Any) -> Plan:
+    """3,000 rows of 1,000 tokens at 2,000 tokens a second and $0.60 an hour: 3e6 tokens, 25 min, 25 cents."""
+    summary = made([1000] * 3000)
+    data = plan_data(summary, seq_len=2048, batch_size=2, tokens_per_s=2000.0)
+    cost = PlanCost(usd_per_million_tokens=None, usd_per_hour=0.6)
+    other = OtherGpu(
+        gpu="t4", label="Tesla T4", verdict="fits", usable_bytes=15 * GIB, floor_bytes=9 * GIB, usd_per_hour=None,
+        tokens_per_s=200.0, run={"seq_len": 2048, "batch_size": 1, "grad_accum": 16, "packing": False}, change={},
+    )  # fmt: skip
+    fields = {"data": data, "cost": cost, "compared": (other,), "estimate": make_estimate(verdict)}
+    return make_plan(**{**fields, **changes})
+
+
+def test_a_plan_for_data_begins_with_time_and_money() -> None:
+    plan = with_data()
+    first, _, rest = render_plan(plan, {}, "24GB", THEME).partition("✓ fits")
+    card = plan.gpu.name
+    assert " ".join(first.split()) == (
+        f"3,000 texts: about 25 min and $0.25 an epoch on {card}; about 4.2 h on Tesla T4"
+    )
+    assert rest.startswith(": org/some-model-7b")
+
+
+@pytest.mark.parametrize("changes", [{"verdict": "does-not-fit"}, {"data": None}])
+def test_no_time_is_said_of_a_run_that_does_not_fit_or_has_no_data(changes: dict[str, Any]) -> None:
+    assert "an epoch on" not in render_plan(with_data(**changes), {}, "24GB", THEME)
+
+
+def test_an_unknown_price_or_speed_is_left_out() -> None:
+    text = " ".join(render_plan(with_data(cost=None, compared=()), {}, "24GB", THEME).split())
+    assert "3,000 texts: about 25 min an epoch on" in text
+    unknown = plan_data(made([1000] * 3), seq_len=2048, batch_size=2, tokens_per_s=None)
+    assert "an epoch on" not in render_plan(with_data(data=unknown), {}, "24GB", THEME)

@@ -205,4 +205,9 @@ def card_name(gpu: GpuSpec, machine: Machine | None = None) -> str:
     """The card as a headline names it, with how many there are."""
     if machine is not None and machine.world > 1:
         return f"{machine.world} x {card_name(gpu)}"
-    return gpu.name if gpu.form == "size" else gpu.label.removeprefix("NVIDIA ").removeprefix("GeForce ")
+    return gpu.name if gpu.form == "size" else short_label(gpu.label)
+
+
+def short_label(label: str) -> str:
+    """A card's label without its maker and family: RTX 4090."""
+    return label.removeprefix("NVIDIA ").removeprefix("GeForce ")

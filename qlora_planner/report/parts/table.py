@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_planner.planner.survey.size_rows import (
-    COMMON_CARD_GB,
     METHODS,
     CardRow,
     Figure,
@@ -15,9 +14,9 @@ from qlora_planner.planner.survey.size_rows import (
     Tables,
 )
 from qlora_planner.report.parts.labels import gib
+from qlora_planner.report.parts.myths import myths, short_name
 from qlora_planner.report.parts.theme import Line, Theme, columns
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.units import format_gib
 
 CSV_HEADS = ("table", "model", "params", "card", "method", "figure", "bytes", "basis", "verdict")
 _LEFT = frozenset({0})
@@ -62,7 +61,7 @@ def _memory(rows: Sequence[MemoryRow], theme: Theme) -> Iterator[Line]:
     heads = ("GiB by model", "full", "LoRA", "8-bit", "4-bit", "dq", "upcast")
     yield columns([(head, "dim") for head in heads], widths, _LEFT)
     for row in rows:
-        cells = [(theme.cut(_short(row.model_id), widths[0]), "")]
+        cells = [(theme.cut(short_name(row.model_id), widths[0]), "")]
         cells += [(_figure(row.figures[method.name]), "") for method in METHODS]
         cells += [(f"-{gib(row.double_quant_saves_bytes)}", "green"), (_upcast(row), "yellow")]
         yield columns(cells, widths, _LEFT)
@@ -82,7 +81,7 @@ def markdown_memory(tables: Tables) -> str:
     heads = ["model", *(f"{method.label}" for method in METHODS), "double quantisation saves", "upcast costs"]
     rows = [
         [
-            f"{_short(row.model_id)} ({row.params / 1e9:.1f}B)",
+            f"{short_name(row.model_id)} ({row.params / 1e9:.1f}B)",
             *(_figure(row.figures[method.name]) for method in METHODS),
             gib(row.double_quant_saves_bytes),
             _upcast(row),
@@ -118,38 +117,8 @@ def render_markdown(tables: Tables) -> str:
 
 def advice_lines(tables: Tables) -> Iterator[str]:
     """Common advice that these figures contradict, each with its figure."""
-    at = f"{tables.run.batch_size} x {tables.run.seq_len:,} tokens"
-    if tables.six_gb:
-        needs = "; ".join(
-            f"{_short(row.model_id)} needs {'' if row.basis == 'traced' else '~'}{format_gib(row.device_bytes)} at {at}"
-            f" and on a {COMMON_CARD_GB} GB card "
-            + (f"stops at {row.longest_seq_len:,} tokens" if row.longest_seq_len else "fits at no length")
-            for row in tables.six_gb
-        )
-        yield f'"7B needs {COMMON_CARD_GB} GB": {needs}.'
-    dense = [row for row in tables.memory if not row.mostly_16bit and row.upcast_costs_bytes]
-    if dense:
-        least, most = (pick(dense, key=lambda row: row.upcast_costs_bytes or 0) for pick in (min, max))
-        costs = " to ".join(
-            f"{gib(row.upcast_costs_bytes)} GiB ({_short(row.model_id)})"
-            for row in ([least] if least is most else [least, most])
-        )
-        yield (
-            f'"Always call prepare_model_for_kbit_training": it costs ~{costs}; trl no longer does it, and gradient'
-            " checkpointing works without."
-        )
-    experts = [row for row in tables.memory if row.mostly_16bit]
-    if experts:
-        weights = "; ".join(
-            f"{_short(row.model_id)}'s weights take {format_gib(row.weights_4bit_bytes)} instead of"
-            f" {format_gib(row.weights_16bit_bytes)}"
-            for row in experts
-        )
-        yield (f'"4-bit divides memory by four": {weights}, because transformers 5 keeps fused experts in 16 bits.')
-    plain = [row for row in tables.memory if not row.mostly_16bit]
-    if plain:
-        low, high = (pick(row.weights_ratio for row in plain) for pick in (min, max))
-        yield f"For the dense models shown 4-bit weights are {low:.1f} to {high:.1f} times smaller, not four."
+    for myth in myths(tables):
+        yield f'"{myth.advice}": {myth.figures}' if myth.advice else myth.figures
 
 
 def csv_rows(tables: Tables) -> list[list[Any]]:
@@ -171,10 +140,6 @@ def csv_rows(tables: Tables) -> list[list[Any]]:
     return rows
 
 
-def _short(model_id: str) -> str:
-    return model_id.partition("/")[2] or model_id
-
-
 def _figure(figure: Figure) -> str:
     if figure.device_bytes is None:
         return "refused"
@@ -191,7 +156,7 @@ def _mark(model: Largest | None) -> str:
 
 
 def _name(model: Largest | None) -> str:
-    return "-" if model is None else _short(model.model_id)
+    return "-" if model is None else short_name(model.model_id)
 
 
 def _pair(sure: Largest | None, perhaps: Largest | None) -> str:
