@@ -79,12 +79,13 @@ def test_what_a_trainer_lacks_is_an_error_of_the_run() -> None:
     assert found.outcome == "error" and "--packing" in found.error
 
 
-def test_upcasting_has_a_phase_of_its_own_and_evaluation_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upcasting_wrapping_and_evaluation_have_phases_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "begin", lambda *_: None)
     monkeypatch.setenv("HF_DEACTIVATE_ASYNC_LOAD", "1")  # as the child sets it: the profiler hears one thread
-    found = measured(upcast=True, eval_batch_size=2, method="lora", optimizer="adamw_torch")
+    found = measured(world=2, upcast=True, eval_batch_size=2, method="lora", optimizer="adamw_torch")
     assert found.outcome == "ok"
     plain = measured(method="lora", optimizer="adamw_torch")
-    assert "prepare" not in plain.phases and "eval" not in plain.phases
+    assert not {"prepare", "wrap", "eval"} & plain.phases.keys() and "wrap" in found.phases  # of several ranks alone
     # Every weight of a 16-bit base doubles.
     assert found.phases["prepare"].live_bytes == pytest.approx(2 * plain.phases["load"].live_bytes, rel=0.01)
     assert plain.phases["load"].live_bytes == pytest.approx(2 * plain.params, rel=0.01)
@@ -117,8 +118,3 @@ def test_a_folder_with_weights_is_run_as_it_is(tmp_path: Path) -> None:
     found = Execution(spec, lambda *_: None).measure()
     assert (found.outcome, found.toy) == ("ok", False)
     assert found.components["quantized_weights"] > 0  # type: ignore[index]
-
-
-def test_what_wrapping_takes_is_read_of_several_ranks_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Ranks, "begin", lambda *_: None)
-    assert "wrap" in measured(world=2).phases and "wrap" not in measured().phases
