@@ -33,8 +33,9 @@ class Nearest:
 
 
 _SAME = Nearest(kernel="flash_attention_2", at_most=0.0, why="the same code, built for the Hub")
-# Each keeps queries, keys, values, its output and one float32 sum for each head and row, and nothing that grows with
-# the square of the sequence; their temporaries in backward differ, of one layer alone.
+# Each keeps queries, keys, values, its output and one float32 sum for each head and row (flex_attention a largest score
+# beside it: torch 2.13, _higher_order_ops/flex_attention.py), and nothing that grows with the square of the sequence;
+# their temporaries in backward differ, of one layer alone.
 _ALIKE = Nearest(
     kernel="flash_attention_2", at_most=0.05,
     why="keeps what FlashAttention-2 keeps for backward; taken as that, and its temporaries may differ",

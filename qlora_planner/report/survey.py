@@ -32,7 +32,8 @@ _EXPLANATION = (
     "batch: sequences per step at the run's sequence length",
     "fits: the chance of running out of memory is at most 1 %; tight: at most 50 %",
     "peak: what the driver would show at the run's batch and sequence; of card: against what a process can use",
-    "best run: the fastest that fits, by rank: how weights are stored, batch x accumulation, + if no checkpoints;",
+    "best run: the fastest that fits, by rank: how weights are stored, batch x accumulation, + if no checkpoints",
+    "(`plan MODEL` tries to checkpoint some layers too, which may be faster than all or none);",
     "without a best run: the largest part of the peak",
 )
 

@@ -49,3 +49,16 @@ def test_words_that_name_no_kernel_are_refused() -> None:
     assert nearest_kernel("sdpa") is nearest_kernel("flash") is nearest_kernel(None) is None
     refused = resolve(load_model(LLAMA), RunConfig(attention="magic")).problems
     assert any(problem.code == "attention-refused" for problem in refused)
+
+
+def test_flex_attention_makes_what_flash_attention_2_makes_and_a_number_for_each_head_and_row() -> None:
+    """By torch's own shapes of the operator: nothing in it grows with the square of the sequence."""
+    torch = pytest.importorskip("torch")
+    operator = pytest.importorskip("torch._higher_order_ops.flex_attention")
+    batch, heads, length, width = 2, 32, 4096, 128
+    with torch._subclasses.fake_tensor.FakeTensorMode():
+        query = torch.empty(batch, heads, length, width, dtype=torch.bfloat16)
+        key = torch.empty(batch, 8, length, width, dtype=torch.bfloat16)
+        output, *sums = operator.flex_attention_fake_impl(query, key, key, None, (), 1.0, {})
+    assert (output.shape, output.dtype) == (query.shape, query.dtype)
+    assert [(number.shape, number.dtype) for number in sums] == [((batch, heads, length), torch.float32)] * 2

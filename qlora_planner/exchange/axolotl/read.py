@@ -77,6 +77,7 @@ def read(raw: Mapping[str, Any], location: str, stack: Mapping[str, str] = NOTHI
         config.casts_while_preparing = f"embeddings and head in float32 while preparing{since}"
     options |= _preference(config, release)
     _own_kernels(config, options)
+    _routers(config)
     of_axolotl(config, options)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
@@ -293,6 +294,14 @@ def _evaluation(config: Config, micro: int) -> dict[str, Any]:
     scheduled = any([config.get("eval_steps"), config.get("evals_per_epoch"), strategy not in (None, "no")])
     size = config.integer("eval_batch_size", micro)
     return {"eval_batch_size": size} if held_out and scheduled and strategy != "no" else {}
+
+
+def _routers(config: Config) -> None:
+    """Overrides of the model's config that ask for its routers' loss alone: a number for each token and expert."""
+    for key in ("model_config", "overrides_of_model_config"):
+        value = config.raw.get(key)
+        if isinstance(value, Mapping) and set(value) == {"output_router_logits"}:
+            config.leave(key, more("logits of routers are kept for their loss", 0.05))
 
 
 def _own_kernels(config: Config, options: Mapping[str, Any]) -> None:
