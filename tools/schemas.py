@@ -182,7 +182,8 @@ def documents() -> Iterator[dict[str, Any]]:
             done = subprocess.run(command, cwd=toy, env=environment, stdout=subprocess.PIPE, check=True)
             yield json.loads(done.stdout)
     for path in sorted((ROOT / "profiles" / "measurements").glob("*.jsonl")):
-        yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+        yield from (row for row in rows if "schema" in row)
 
 
 def schemas() -> dict[str, dict[str, Any]]:
@@ -190,7 +191,7 @@ def schemas() -> dict[str, dict[str, Any]]:
     types = declared()
     builders: dict[str, SchemaBuilder] = {}
     for document in documents():
-        kind = document.get("schema", "qlora-plan/measurement/1")
+        kind = document["schema"]
         builders.setdefault(kind, SchemaBuilder()).add_object(document)
     made = {}
     for kind, builder in sorted(builders.items()):

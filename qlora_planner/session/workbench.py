@@ -152,8 +152,8 @@ class Workbench:
         >>> Session().on("24GB").plan("qwen2.5-7b", rank=64, objective="context").run.rank
         64
         >>> priced = Session().on("rtx-4090").plan("qwen2.5-7b", objective="cheapest", compare="rtx-3090")
-        >>> [row["gpu"] for row in priced.to_dict()["compared"]]
-        ['rtx-3090']
+        >>> print(*(row["gpu"] for row in priced.to_dict()["compared"]))
+        rtx-3090
         """
         from qlora_planner.session import planning
         from qlora_planner.session.plan_files import with_folder
