@@ -74,16 +74,20 @@ def rows(
     warn: Warn = _silent,
     moved: Moved | None = None,
     task: str | None = None,
+    pictures: bool = False,
 ) -> Iterator[dict[str, Any]]:
     """Every row in the format that trl trains on: `text`, `messages`, `prompt` and `completion`, or `input_ids`; for a
     classifier `text` and `label`.
 
     The same rows in the same order as `summarise` counts, but for those that a tokenizer's chat template refuses.
     Chats keep their `tools` and `chat_template_kwargs`. With `bad_rows` refuse the first row that cannot be used ends
-    it. `moved` as for `summarise`. Raises InputError as `summarise` does, while it is iterated over.
+    it. `pictures` adds the images beside each. `moved` as for `summarise`. Raises InputError as `summarise` does, while
+    it is iterated over.
     """
     from qlora_planner.data.files import find_files
+    from qlora_planner.data.images import PICTURES, pictures_of
     from qlora_planner.data.scan import Faults, examples, shape_of
+    from qlora_planner.data.shapes import RowFaultError
 
     _check(bad_rows, None)
     files = find_files(path)
@@ -91,8 +95,15 @@ def rows(
     for located in examples(files, shape_of(files, task), faults, moved):
         if bad_rows == "refuse" and faults.count:
             break
+        example = located.example
+        if pictures:
+            try:
+                example = {**example, PICTURES: pictures_of(located.columns, files[located.file].path.parent)}
+            except RowFaultError as fault:
+                faults.add(located.file, located.line, str(fault))
+                continue
         good_rows += 1
-        yield located.example
+        yield example
     if faults.count:
         if bad_rows == "refuse":
             raise InputError(f"{faults.words(good_rows)}; mend it, or leave it out with --bad-rows skip")

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
+from qlora_planner.data.shapes import RowFaultError
+from qlora_planner.text import quoted
+
+# The column of a row's images, each with its path or its bytes.
+PICTURES = "pictures"
 # Columns of TRL's, LLaMA-Factory's and LLaVA's rows; parts of a message by OpenAI's, Qwen's and transformers' names.
 _COLUMNS = ("image", "images", "video", "videos", "audio", "audios", "pixel_values")
 _PARTS = ("image", "image_url", "input_image", "video", "video_url", "audio", "audio_url", "input_audio")
@@ -29,6 +35,22 @@ def holds_images(row: Mapping[str, Any]) -> bool:
     if any(_marked(row.get(name)) for name in _TEXTS):
         return True
     return any(_in_chat(row[name]) for name in _CHATS if isinstance(row.get(name), list))
+
+
+def pictures_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
+    """The images in the column `images` or `image` of a row: paths, beside `folder` where they are relative, or what
+    `datasets` keeps of an image. Raises RowFaultError for one that is not there."""
+    found = row.get("images") if _there(row.get("images")) else row.get("image")
+    pictures = []
+    for image in found if isinstance(found, list) else [found] if _there(found) else []:
+        path = image.get("path") if isinstance(image, Mapping) else image
+        data = image.get("bytes") if isinstance(image, Mapping) else None
+        if data is None and not isinstance(path, str):
+            raise RowFaultError(f"an image must be a path or the bytes of a file, not {quoted(image)}")
+        if data is None and not (folder / str(path)).is_file():
+            raise RowFaultError(f"its image {quoted(path)} is not there")
+        pictures.append({"path": None if path is None else str(folder / path), "bytes": data})
+    return pictures
 
 
 def _there(value: Any) -> bool:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,6 +42,7 @@ class LocatedExample:
     line: int
     example: Example
     images: bool = False
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Faults:
@@ -98,7 +99,9 @@ def examples(
                 faults.add(index, raw.line, raw.fault or "cannot be read")
                 continue
             try:
-                yield LocatedExample(index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns))
+                yield LocatedExample(
+                    index, raw.line, example_of(raw.columns, shape), holds_images(raw.columns), raw.columns
+                )
             except RowFaultError as fault:
                 faults.add(index, raw.line, str(fault))
         way.before += file.size_bytes

@@ -52,6 +52,11 @@ def export(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
+    if plan.run.shows_images and kind != "accelerate":
+        raise InputError(
+            f"--export {kind}: runs with images are not written yet; --save keeps the plan, and `qlora-plan train`"
+            " trains it"
+        )
     strategies = (DDP, *_SHARED.get(kind, ()))
     if (
         plan.run.parallel is not None

@@ -87,13 +87,15 @@ def load_rows(
     large = sum(file.size_bytes for file in find_files(path)) > IN_MEMORY_BYTES
     columns: dict[str, None] = {}
     kept = []
-    for row in data.rows(path, bad_rows=bad_rows, warn=note, moved=moved, task=data_task(run)):
+    for row in data.rows(
+        path, bad_rows=bad_rows, warn=note, moved=moved, task=data_task(run), pictures=bool(run.images)
+    ):
         columns.update(dict.fromkeys(row))
         if not large:
             kept.append(row)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=data_task(run)):
+        for row in data.rows(path, bad_rows=bad_rows, moved=moved, task=data_task(run), pictures=bool(run.images)):
             yield {name: row.get(name) for name in columns}
 
     if data_task(run) is None and "unpaired" not in trainer.row_shapes:

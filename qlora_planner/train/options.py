@@ -183,6 +183,8 @@ def launch_options(run: RunConfig, settings: Settings, *, folder: str, device: s
         "use_cpu": device == "cpu",
         **parallel_options(run, device),
     }
+    if run.images:  # what is beside the tokens is no argument of any forward
+        options["remove_unused_columns"] = False
     if run.eval_batch_size is not None:
         options |= {"eval_strategy": "steps", "eval_steps": settings.save_steps}
     return options

@@ -23,6 +23,7 @@ from qlora_planner.runs import dataset
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
 from qlora_planner.runs.child.dry_run import DryRun, dry_run
+from qlora_planner.runs.child.pictures import Pictures
 from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes, take_card
 from qlora_planner.runs.child.restoring import keep_dtypes, restore_schedule, restore_states
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
@@ -78,7 +79,7 @@ class Training:
             self._build(tokenizer, *rows)
             finished = self._train()
             if finished:
-                self._save(tokenizer)
+                self._save(self._pictures or tokenizer)
             self._finish_meter()
         return finished
 
@@ -123,8 +124,11 @@ class Training:
         )  # fmt: skip
         self._rows_given = len(train)
         trainer = trainer_named(self.run.trainer)
-        dataset.check_chats(train, tokenizer, spec.settings, self.note)
         checks.check_trainer(trainer, self.run, spec.settings)
+        self._pictures = Pictures(spec, tokenizer) if self.run.images else None
+        if self._pictures:
+            return self._pictures.both(train, held_out)
+        dataset.check_chats(train, tokenizer, spec.settings, self.note)
         if not trainer.prepares_rows:
             self._labels = dataset.labels_for(spec)
             made = dataset.tokeniser(tokenizer, self.run, self._labels)
@@ -204,7 +208,7 @@ class Training:
             },
             sequence=sequence,
             tokenizer=tokenizer,
-            collate=dataset.collator(tokenizer),
+            collate=self._pictures.collate if self._pictures else dataset.collator(tokenizer),
             train_dataset=train,
             **({} if held_out is None else {"eval_dataset": held_out}),
             callbacks=[callback],

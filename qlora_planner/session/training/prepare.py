@@ -16,7 +16,7 @@ from qlora_planner.record import record
 from qlora_planner.session.data import summary_of, with_longest
 from qlora_planner.session.measuring.this_card import ThisCard, check_packages, these_cards, this_card_as
 from qlora_planner.session.packages import check_executable
-from qlora_planner.session.towers import refuse_images
+from qlora_planner.session.towers import with_tower
 from qlora_planner.session.training.ranks import check_ranks, ranks_of
 from qlora_planner.session.training.request import TrainRequest
 from qlora_planner.spec.run import RunConfig
@@ -59,7 +59,7 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     capped = request.options.cap_bytes is not None or (card is not None and card.cap_bytes is not None)
     if request.device == "cpu" and capped:
         raise InputError("--device cpu: --cap needs a card; leave it out")
-    refuse_images("train", request.run)
+    _check_images(request)
     check_executable(request.run, request.device)
     check_packages(request.run)
     ranks = ranks_of(request)
@@ -115,9 +115,9 @@ def _profile_of(session: Session, request: TrainRequest) -> ModelProfile | None:
     """The profile of the model; None on the CPU for a plan whose model has none yet: nothing there is planned by it."""
     if request.planned and request.device == "cpu" and request.run.trainer is not None:
         with suppress(MissingError):
-            return session.model(request.model, build="never")
+            return with_tower(session.model(request.model, build="never"), request.run, profiles=session.profiles)
         return None
-    return session.model(request.model)
+    return with_tower(session.model(request.model), request.run, profiles=session.profiles, warn=session.tell)
 
 
 def _with_labels(request: TrainRequest) -> TrainRequest:
@@ -146,6 +146,19 @@ def _check_data(request: TrainRequest) -> None:
     if sum(file.size_bytes for file in find_files(request.data)) <= IN_MEMORY_BYTES:
         for _ in data.rows(request.data, bad_rows=request.bad_rows, task=data_task(request.run)):
             pass
+
+
+def _check_images(request: TrainRequest) -> None:
+    """Raises InputError for a run with images that is not trained here."""
+    run = request.run
+    if not run.shows_images:
+        return
+    if run.images == 0:
+        raise InputError("--images 0: train on text leaves the tower idle, which is not trained here; leave it out")
+    if run.image_size is None:
+        raise InputError("train: images are made to fit a size: say --image-size WIDTHxHEIGHT")
+    if not request.planned and "seq_len" not in request.explicit:
+        raise InputError("train: no data says how long rows with images are before they are read: say --seq-len")
 
 
 def _check_rewarded(request: TrainRequest) -> None:
@@ -245,9 +258,8 @@ def _plan(
 
     card = _card_of_plan(session, request)
     limited = card if here is None else replace(card, cap_bytes=here.cap_bytes)
-    plan = session.open(profile, limited).plan(
-        request.run, request.explicit, data=counted(session, request, onlooker), adjust=request.options.adjust
-    )
+    data = None if request.run.shows_images else counted(session, request, onlooker)
+    plan = session.open(profile, limited).plan(request.run, request.explicit, data=data, adjust=request.options.adjust)
     plan = with_folder(plan, request.model)
     reasons = plan.estimate.fit.reasons if plan.estimate.fit else ()
     verdict, yes = plan.estimate.verdict, request.options.yes
