@@ -62,12 +62,12 @@ def test_a_config_is_answered_for_the_run_that_it_is(
 
 def test_the_screen_of_what_cannot_be_said_names_it_and_offers_no_change(invoke: Invoke, tmp_path: Path) -> None:
     path = tmp_path / "train.yaml"
-    path.write_text(yaml.safe_dump(AXOLOTL | {"rl": "orpo"}))
+    path.write_text(yaml.safe_dump(AXOLOTL | {"rl": "simpo"}))
     result = invoke("check", str(path), "--gpu", "8GB")
     assert result.exit_code == 5
     lines = result.stdout.splitlines()
     assert lines[0].endswith("cannot say: Qwen/Qwen3-4B on 8GB")
-    assert lines[1].startswith("  not modelled: rl: orpo (")
+    assert lines[1].startswith("  not modelled: rl: simpo (")
     assert "change that fits" not in result.stdout
     assert "rl is not in these figures" not in " ".join(result.stdout.split())
 

@@ -121,3 +121,16 @@ def test_gpt_oss_gets_flash_attention_whatever_the_file_says(tmp_path: Path) -> 
     found = meant(read(tmp_path, factory("openai/gpt-oss-20b", flash_attn="sdpa")), load_model("openai/gpt-oss-20b"))
     assert found.run.attention is None
     assert [(thing.key, thing.direction, thing.at_most) for thing in found.unmodelled] == [("flash_attn", "down", None)]
+
+
+@pytest.mark.parametrize(
+    ("attention", "mask_bytes"),
+    [(None, 3 * 2 * 4096**2), ("sdpa", 3 * 2 * 4096**2), ("flash_attention_2", None), ("flex_attention", None)],
+)
+def test_packed_rows_have_a_mask_where_attention_takes_no_lengths(
+    tmp_path: Path, attention: str | None, mask_bytes: int | None
+) -> None:
+    found = read(tmp_path, axolotl(LLAMA, 4096, 2, sample_packing=True, attn_implementation=attention))
+    assert [thing.at_most_bytes for thing in found.beyond] == ([] if mask_bytes is None else [mask_bytes])
+    assert found.run.padding is False and found.run.attention == attention
+    assert not read(tmp_path, axolotl(LLAMA, 4096, 2, sample_packing=True, rl="dpo")).beyond

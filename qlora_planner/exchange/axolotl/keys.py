@@ -45,7 +45,7 @@ USED: Mapping[str, str] = {
     "flex_attention": "attention: flex_attention (deprecated)",
     "sage_attention": "attention: sage (deprecated)",
     "optimizer": "optimizer; adamw_torch_fused where it is absent",
-    "sample_packing": "full rows: padding off",
+    "sample_packing": "full rows: padding off, one row of them all with FlashAttention, else a mask of each",
     "bf16": "compute_dtype and load_dtype; auto where it is absent",
     "fp16": "compute_dtype and load_dtype",
     "bfloat16": "load_dtype, without autocast",

@@ -22,6 +22,7 @@ from qlora_planner.exchange.axolotl.keys import (
 from qlora_planner.exchange.axolotl.versions import Release, release_of
 from qlora_planner.exchange.effects import SLIGHT, either, less, more
 from qlora_planner.exchange.parsed_config import NOTHING, Config, Reading
+from qlora_planner.exchange.several_cards.sharing import Beyond
 from qlora_planner.exchange.several_cards.tools import of_axolotl
 from qlora_planner.text import listed, quoted
 
@@ -78,6 +79,7 @@ def read(raw: Mapping[str, Any], location: str, stack: Mapping[str, str] = NOTHI
     options |= _preference(config, release)
     _own_kernels(config, options)
     _routers(config)
+    _mask_of_rows(config, options)
     of_axolotl(config, options)
     return config.finish(
         FORMAT, model_id, options, used=USED, neutral=NEUTRAL, families=FAMILIES, not_modelled=NOT_MODELLED
@@ -302,6 +304,19 @@ def _routers(config: Config) -> None:
         value = config.raw.get(key)
         if isinstance(value, Mapping) and set(value) == {"output_router_logits"}:
             config.leave(key, more("logits of routers are kept for their loss", 0.05))
+
+
+def _mask_of_rows(config: Config, options: Mapping[str, Any]) -> None:
+    """What keeps samples of a packed row apart where its kernel takes no lengths (schemas/enums.py,
+    ATTN_IMPLS_SUPPORTING_PACKING; core/trainers/base.py): rows stay apart too, and each has a mask for all its pairs.
+
+    One byte a pair, and two in the compute dtype while a layer computes. Of sdpa axolotl takes the kernel with lengths
+    where torch and the model have it (sdpa_varlen), without a mask.
+    """
+    if config.flag("sample_packing") and options.get("attention") in (None, "sdpa", "eager") and "rl" not in config.raw:
+        mask_bytes = 3 * options["batch_size"] * options["seq_len"] ** 2
+        what = "a mask of each packed row, where attention takes no lengths as FlashAttention does"
+        config.beyond.append(Beyond(key="sample_packing: true", what=what, direction="up", at_most_bytes=mask_bytes))
 
 
 def _own_kernels(config: Config, options: Mapping[str, Any]) -> None:
