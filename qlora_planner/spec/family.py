@@ -53,6 +53,8 @@ class FamilyTape:
         kept = kept_positions(order)
         if numbered(order[index] for index in kept) != self.kinds:
             return None
+        if max(segment.layer for segment in self.tape.segments) + 1 != len(kept):
+            return None  # a run that hangs on how many layers there are, and was traced with all of a toy's
         counts: dict[str, int] = {}
         dims = dict(profile.dims)
         if self.loops:

@@ -13,6 +13,7 @@ import pytest
 from qlora_planner.memory.allocator.caching import CachingAllocator, OutOfMemory
 from qlora_planner.memory.allocator.expandable import ExpandableAllocator
 from qlora_planner.memory.allocator.native import fresh, native_memory, native_module
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay import simulate
 from qlora_planner.memory.sweep import segments
 from qlora_planner.session import Session
@@ -101,7 +102,6 @@ RUNS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "transformers": ("Qwen/Qwen2.5-0.5B", "h200", {"trainer": "hf-trainer", "padding": False}),
     "whole-layers": ("Qwen/Qwen2.5-7B", "h200", {"gradient_checkpointing": False}),
     "full": ("Qwen/Qwen2.5-0.5B", "h200", {"method": "full"}),
-    "offloaded": ("Qwen/Qwen2.5-0.5B", "h200", {"activation_offloading": True}),
     "conv1d": ("openai-community/gpt2", "h200", {"seq_len": 512}),
     "fsdp2": ("meta-llama/Llama-3.2-1B", "2xh200", {"parallel": "fsdp2", "optimizer": "adamw_torch"}),
     "fsdp2-from-host": (
@@ -142,6 +142,22 @@ def test_batches_of_other_widths_before_are_played_alike(monkeypatch: pytest.Mon
         answers.append(opened.estimate(replace(run, padding=False), widths=[[700, 2048, 1300], [1999, 40]]))
     assert answers[0] == answers[1]
     assert answers[0].peak.reserved_bytes > answers[0].peak.allocated_bytes
+
+
+def test_what_moves_to_the_host_is_played_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = Session(stored_only=True).open("Qwen/Qwen2.5-0.5B", "h200")
+    resolution = resolve(opened.profile, RunConfig(), opened.gpu)
+    tape = opened.tape(resolution.run)
+    assert tape is not None
+    layers = [part for part in tape.segments if (part.stage, part.name) == ("forward", "layer")]
+    born = {storage for part in layers for storage, size in tape.events[part.start : part.stop] if size}
+    moved = replace(tape, on_host=frozenset(sorted(born)[::3]))
+    played = []
+    for native in ("auto", "never"):
+        monkeypatch.setenv("QLORA_PLANNER_NATIVE", native)
+        played.append(simulate.simulate_run(opened.profile, resolution, moved, 32 * MIB))
+    assert played[0] == played[1]
+    assert played[0].offloaded > 0
 
 
 TAPES = (

@@ -14,6 +14,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.session import load_gpu, packages, tape_for
+from qlora_planner.sources import families
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.families import INDEX, family_tape
 from qlora_planner.sources.tapes import KINDS, stored_tapes
@@ -124,6 +125,21 @@ def test_more_layers_take_more_at_the_same_events() -> None:
     assert family is not None
     assert family.tape.kept == (0, 1, 39)
     assert len(family.tape.places) == 40
+
+
+def test_a_tape_of_more_layers_than_a_model_keeps_is_not_answered_from() -> None:
+    """As of offloaded activations, of which the last few layers wait on the card."""
+    profile = PROFILES[LLAMA]
+    family, _ = families._held(profile, variant_of(profile, RunConfig()), ["single middle"], FAMILIES, profile.versions)  # type: ignore[misc]
+    assert family.of_model(profile, 1, 2048) is not None
+    *others, last = family.tape.segments
+    more = replace(family.tape, segments=(*others, replace(last, layer=3)))
+    assert replace(family, tape=more).of_model(profile, 1, 2048) is None
+
+
+def test_what_hangs_on_the_depth_ships_in_no_family() -> None:
+    variant = variant_of(PROFILES[LLAMA], RunConfig(activation_offloading=True))
+    assert all(family_tape(profile, variant, FAMILIES) is None for profile in PROFILES.values())
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "qlora-plan/family/1"}\n{}'])
