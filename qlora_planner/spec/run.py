@@ -139,9 +139,9 @@ class RunConfig:
 
         Only what changed is looked at again: a sweep makes a hundred thousand copies.
         """
-        unknown = [name for name in changes if name not in _SPECS]
-        faults = [f"unknown option {name}" for name in unknown]
-        faults += [fault for name in changes if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
+        doubtful = [name for name, value in changes.items() if name == "stack" or not _is_sound(name, value)]
+        faults = [f"unknown option {name}" for name in doubtful if name not in _SPECS]
+        faults += [fault for name in doubtful if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
         if faults:
             raise InputError(one_line(faults, "run options"))
         changed = copy(self)
@@ -178,6 +178,26 @@ _TYPES: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (i
 
 def _plain(value: Any) -> Any:
     return dict(value) if isinstance(value, Mapping) else value
+
+
+# Values that were found to be in range, with their types: a search gives the same ones again and again.
+_SOUND: set[tuple[str, type, Any]] = set()
+_MOST_SOUND = 4096
+
+
+def _is_sound(name: str, value: Any) -> bool:
+    """Whether the option has this value rightly; False too where it is a value that cannot be kept."""
+    try:
+        key = name, value.__class__, value
+        if key in _SOUND:
+            return True
+    except TypeError:
+        return False
+    if name not in _SPECS or _fault(_SPECS[name], value):
+        return False
+    if len(_SOUND) < _MOST_SOUND:
+        _SOUND.add(key)
+    return True
 
 
 def _fault(spec: Any, value: Any) -> str | None:

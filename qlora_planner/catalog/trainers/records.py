@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import field
 from typing import Any
 
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.run import RunConfig
 
 Version = tuple[int, int]
@@ -156,6 +156,11 @@ class TrainerRow:
     def without_others(self) -> dict[str, bool | None]:
         """What a run has to switch off, or leave out, for this trainer."""
         return {name: OWN_OPTIONS[name] for name in OWN_OPTIONS if name not in self.own_options}
+
+    def of_run(self, run: RunConfig) -> TrainerRow:
+        """The row with the passes of this run."""
+        passes = self.passes_of(run)
+        return self if passes == self.passes else replaced(self, passes=passes)
 
     def passes_of(self, run: RunConfig) -> tuple[str, ...]:
         """The passes of a micro-batch of `run`: not those that were made once before training, or that it needs not."""

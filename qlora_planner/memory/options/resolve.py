@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS, LossMemory, TrainerRow, find_optimizer, trainer_row
 from qlora_planner.catalog.attention import nearest_kernel, sdpa_changed
@@ -43,7 +43,7 @@ class Resolution:
     def resolved(cls, run: RunConfig, stack: dict[str, str], why: dict[str, str] | None = None) -> Resolution:
         """Of a run that is resolved already and that nothing stands against."""
         trainer, own = trainer_row(run.trainer, stack)
-        trainer = replace(trainer, passes=trainer.passes_of(run))
+        trainer = trainer.of_run(run)
         loss = loss_of(run, trainer, own)
         return cls(run=run, why=why or {}, problems=(), stack=stack, trainer=trainer, loss=loss)
 
@@ -92,7 +92,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
         draft.settle(option, value, why)
     settle_images(draft, trainer)
     resolved = run.with_(**draft.values)
-    trainer = replace(trainer, passes=trainer.passes_of(resolved))
+    trainer = trainer.of_run(resolved)
     _named_versions(draft, held, trainer.name, stack)
     draft.problems += refusals(profile, resolved, trainer, loss, gpu)
     draft.problems += parallel_problems(resolved, stack, stored=stored)

@@ -189,9 +189,12 @@ class PeakPolynomials:
         """
         import numpy as np
 
-        phases = self.allocated_sweep(batch_size, seq_len, rank, {rank: fixed})
-        level: NDArray[np.int64] = np.maximum.reduce(list(phases.values())) + (gradients if accumulates else 0)
-        return level
+        table = self.table(batch_size, seq_len, rank, fixed)
+        if "moments" not in self._known:
+            self._known["moments"] = np.concatenate(list(self._counts().values())).T.copy()
+        blocks = (table.T @ self._known["moments"]).max(axis=1)  # a row a run: the highest of a column takes longer
+        level: NDArray[np.int64] = fixed.held + blocks.astype(np.int64) * MIN_BLOCK_BYTES
+        return level + (gradients if accumulates else 0)
 
     def table(self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes) -> NDArray[np.float64]:
         """Every size, then norms, scratch and states, in blocks of 512 bytes: shape (sizes + 3, runs).
@@ -200,7 +203,9 @@ class PeakPolynomials:
         """
         import numpy as np
 
-        batch, seq = np.broadcast_arrays(*(np.asarray(sizes, dtype=np.int64) for sizes in (batch_size, seq_len)))
+        batch, seq = (np.asarray(sizes, dtype=np.int64) for sizes in (batch_size, seq_len))
+        if batch.shape != seq.shape:
+            batch, seq = np.broadcast_arrays(batch, seq)
         self._check_exact((int(batch.max()), int(seq.max()), rank))
         blocks = np.empty((len(self.sizes) + 3, batch.size))
         blocks[: len(self.sizes)] = self._blocks(batch, seq, rank)

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from qlora_planner.errors import InputError
 from qlora_planner.planner.survey.index import SCHEMA, candidates, serves
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.json_files import read_object
+from qlora_planner.sources.json_files import read_bytes, read_object
 
 if TYPE_CHECKING:
     from qlora_planner.planner.survey.survey import Candidate
@@ -52,12 +54,21 @@ def _profiles(catalogue: ModelCatalogue, names: set[str], warn: Warn) -> list[Mo
     return loaded
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """The index, by a reader that takes a tenth of the time and words no fault."""
+    try:
+        index = msgspec.json.decode(read_bytes(path))
+    except ValueError:
+        return read_object(path)
+    return index if type(index) is dict else read_object(path)
+
+
 def _from_index(path: Path, names: set[str], gpu: GpuSpec, run: RunConfig, warn: Warn) -> list[Candidate]:
     """What the index says of `names`; nothing when there is no index, and a word when it cannot be used."""
     if not names or not path.is_file():
         return []
     try:
-        index: dict[str, Any] = read_object(path)
+        index = _read(path)
         if index.get("schema") != SCHEMA:
             raise InputError(f"{path}: its schema is not {SCHEMA}")
         rows = [row for row in index["models"] if row["id"] in names]
