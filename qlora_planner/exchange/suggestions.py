@@ -53,18 +53,24 @@ class _Direction:
 
 
 def remedies(
-    run: RunConfig, current: MemoryEstimate, estimate: Estimate, quick: Estimate, surely: Surely, most: int = 2
+    run: RunConfig,
+    current: MemoryEstimate,
+    estimate: Estimate,
+    quick: Estimate,
+    surely: Surely,
+    most: int = 2,
+    experts: bool = False,
 ) -> list[Remedy]:
     """The smallest changes by which `run` (resolved, and estimated as `current`) fits surely, the least harmful first.
 
     Each direction is searched with the floors of `quick`, scaled by what they are off and judged by `surely`; what
     that finds is confirmed by `estimate`. Where nothing is better than `quick`, give it twice. Changes that lose
-    nothing come before a sequence that keeps at least half, then a 4-bit base, then several changes at once of which
-    each is needed, then a shorter sequence. Where nothing fits surely, changes by which it fits tightly; empty where
-    nothing helps.
+    nothing come before a sequence that keeps at least half, then a 4-bit base, or 4-bit `experts` where the tool
+    stores them so, then several changes at once of which each is needed, then a shorter sequence. Where nothing
+    fits surely, changes by which it fits tightly; empty where nothing helps.
     """
     for enough in (("fits",), ("fits", "tight")):
-        answers = _answers(_Search(run, current, estimate, quick, surely, enough), most)
+        answers = _answers(_Search(run, current, estimate, quick, surely, enough, experts), most)
         if answers or current.verdict == "tight":
             return answers
     return []
@@ -73,7 +79,7 @@ def remedies(
 def _answers(search: _Search, most: int) -> list[Remedy]:
     run = search.run
     answers: list[tuple[int, Remedy]] = []
-    for direction in _directions(run):
+    for direction in _directions(run, search.experts):
         if len(answers) >= most and direction.harm > ROUNDED:
             break
         remedy = search.along(direction, {})
@@ -88,14 +94,16 @@ def _answers(search: _Search, most: int) -> list[Remedy]:
     return list(reversed(distinct.values()))[:most]
 
 
-def _directions(run: RunConfig) -> list[_Direction]:
-    """Every way to need less, in order of harm."""
+def _directions(run: RunConfig, experts: bool) -> list[_Direction]:
+    """Every way to need less, in order of harm; `experts` that are in 16 bits can be stored in 4."""
     directions = _harmless(run)
     shorter = [{"seq_len": length} for length in range((run.seq_len - 1) // SEQ_STEP * SEQ_STEP, 0, -SEQ_STEP)]
     directions.append(_Direction(CUT, "longer samples are cut", shorter))
     if run.method == "lora" or run.quant == "int8":
         rounded = {"method": "qlora", "quant": "nf4", "double_quant": True}
         directions.append(_Direction(ROUNDED, "the base is rounded to 4 bits", [rounded]))
+    if experts and run.quant in ("nf4", "fp4") and run.expert_quant is None:
+        directions.append(_Direction(ROUNDED, "experts are rounded to 4 bits too", [{"expert_quant": "nf4"}]))
     if run.method != "full":
         ranks = [run.rank >> shift for shift in range(1, 14) if run.rank >> shift >= SMALLEST_RANK]
         directions.append(_Direction(NARROWED, "adapters can express less", [{"rank": rank} for rank in ranks]))
@@ -140,8 +148,9 @@ class _Search:
         quick: Estimate,
         surely: Surely,
         enough: tuple[str, ...],
+        experts: bool,
     ) -> None:
-        self.enough = enough
+        self.enough, self.experts = enough, experts
         self.run, self.estimate, self.quick, self.surely = run, estimate, quick, surely
         self.exact = estimate == quick
         self.scale = self._off(current, run)
@@ -193,7 +202,7 @@ class _Search:
         """All changes that lose nothing at once, then with less sequence, then with a 4-bit base too."""
         base: Changes = {}
         costs: list[str] = []
-        for direction in _directions(self.run):
+        for direction in _directions(self.run, self.experts):
             if direction.harm >= CUT:
                 remedy = self.along(direction, base)
                 if remedy is not None:
@@ -207,7 +216,7 @@ class _Search:
 
     def _pared(self, changes: Changes, costs: list[str], answer: MemoryEstimate) -> Remedy:
         """Without the changes that are not needed, the most harmful left out first."""
-        for direction in reversed(_directions(self.run)):
+        for direction in reversed(_directions(self.run, self.experts)):
             names = {name for step in direction.steps for name in step}
             fewer = {name: value for name, value in changes.items() if name not in names}
             if len(fewer) == len(changes) or not self._seems(fewer, self.scale):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from qlora_planner.spec.run import RunConfig
 
 SCHEMA = "qlora-plan/check/1"
+# Tools whose files can ask for fused experts in 4 bits.
+STORES_EXPERTS = ("axolotl",)
 
 
 @record
@@ -76,7 +78,7 @@ def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelO
     reading, estimate = judged(reading, estimates)
     own = reading.stands_for
     run = estimate.run if own is None else resolve(opened.profile, own, opened.gpu).run
-    fixes = tuple(fixes_for(estimate, estimates))
+    fixes = tuple(fixes_for(estimate, estimates, reading.format))
     return Check(file=os.fspath(file), reading=reading, run=run, estimate=estimate, fixes=fixes)
 
 
@@ -203,17 +205,20 @@ class Estimates:
         return fits
 
 
-def fixes_for(estimate: MemoryEstimate, estimates: Estimates) -> list[Remedy]:
-    """What would make it fit; nothing for what fits surely, or is refused for another reason than its memory."""
+def fixes_for(estimate: MemoryEstimate, estimates: Estimates, tool: str = "") -> list[Remedy]:
+    """What would make it fit, as far as `tool` can say it; nothing for what fits surely, or is refused for another
+    reason than its memory."""
     if estimate.verdict not in ("tight", "does-not-fit"):
         return []
     from qlora_planner.evidence.calibration import TRACED
     from qlora_planner.exchange.suggestions import remedies
+    from qlora_planner.memory.weights.placement import fuses_experts
 
     surely = estimates.surely(estimate)
+    experts = tool in STORES_EXPERTS and fuses_experts(estimates.profile)
     if estimate.method != TRACED:
-        return remedies(estimate.run, estimate, estimates.quick, estimates.quick, surely)
+        return remedies(estimate.run, estimate, estimates.quick, estimates.quick, surely, experts=experts)
     session = estimates.opened.session
     session.tell("looking for the smallest change that fits; each try may be traced, a quarter of a minute")
     with session.silent():  # the same word again for each try would only scroll the answer away
-        return remedies(estimate.run, estimate, estimates.full, estimates.quick, surely)
+        return remedies(estimate.run, estimate, estimates.full, estimates.quick, surely, experts=experts)

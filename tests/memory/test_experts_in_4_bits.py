@@ -91,8 +91,11 @@ def test_a_plan_and_a_file_name_that_stack_too(tmp_path: Path, monkeypatch: pyte
     assert said.startswith("experts stay in 16 bits here; fits 32GB")
     file = tmp_path / "axolotl.yaml"
     file.write_text(yaml.safe_dump(axolotl(MOE, 2048, 1, lora_dropout=0.0, lora_r=16, optimizer="paged_adamw_8bit")))
-    checked = bench.check(file).estimate.fit
+    answer = bench.check(file)
+    checked = answer.estimate.fit
     assert checked is not None and "fits 32GB with --expert-quant nf4 (axolotl's" in checked.reasons[-1]
+    smallest = answer.to_dict()["fix"]["smallest"]
+    assert smallest["keys"] == {"quantize_moe_experts": True} and smallest["verdict"] == "fits"
 
 
 @pytest.mark.parametrize(("model", "card"), [(MOE, "12GB"), (MOE, "24GB"), ("qwen3-32b", "12GB")])
@@ -108,6 +111,7 @@ def test_unsloth_stores_fused_experts_in_4_bits_by_itself() -> None:
     assert resolve(load_model("qwen3-8b"), RunConfig(trainer="unsloth")).run.expert_quant is None
     assert resolve(load_model(MOE), RunConfig(expert_quant="nf4")).run.trainer == "hf-trainer"
     assert resolve(load_model(MOE), RunConfig()).run.trainer == "trl-sft"
+    assert resolve(load_model("qwen3-8b"), RunConfig(expert_quant="nf4")).run.trainer == "trl-sft"
 
 
 def test_what_cannot_load_such_experts_refuses_them_by_name() -> None:

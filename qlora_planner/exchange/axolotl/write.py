@@ -155,4 +155,5 @@ def keys_besides(changes: Mapping[str, Any]) -> dict[str, Any]:
     """What changes become that are more than a key for an option."""
     if changes.get("quant") == "nf4":
         return {"adapter": "qlora", "load_in_4bit": True, "load_in_8bit": False}
-    return {"bnb_config_kwargs": {"bnb_4bit_use_double_quant": True}} if changes.get("double_quant") else {}
+    keys: dict[str, Any] = {"quantize_moe_experts": True} if changes.get("expert_quant") == "nf4" else {}
+    return keys | ({"bnb_config_kwargs": {"bnb_4bit_use_double_quant": True}} if changes.get("double_quant") else {})

@@ -283,7 +283,7 @@ def _against(row: TrainerRow, draft: _Draft) -> str | None:
             return "the trainers' GradScaler cannot unscale 16-bit gradients"
         if draft.values.get("quant", run.quant) != "none" and row.adapters_bfloat16:
             return f"{row.name} cannot train float16 on a quantised base"
-    if run.expert_quant == "nf4" and expert_stack(row) is None:
+    if run.expert_quant == "nf4" and expert_stack(row) is None and fuses_experts(draft.profile):
         return f"{row.name} leaves fused experts in 16 bits"
     if run.loss_kernel not in (None, "full", "chunked", *row.loss_kernels):
         return f"{row.name} computes its loss in its own way"
