@@ -70,3 +70,11 @@ def test_models_of_experts_are_not_answered_from_two_tapes() -> None:
     profile = ModelCatalogue([PROFILES / "models"]).load("Qwen/Qwen3-30B-A3B")
     assert tape_for(profile, RunConfig(lora_dropout=0.0), stored_only=True) is not None
     assert tape_for(profile, RunConfig(lora_dropout=0.0, checkpoint_every=2), stored_only=True) is None
+
+
+def test_every_single_layer_by_name_is_every_layer() -> None:
+    desk = Session().on("h200", cap="48GiB")
+    named = desk.plan("Qwen/Qwen2.5-3B", checkpoint_every=1)
+    plain = desk.estimate("Qwen/Qwen2.5-3B", named.run.with_(checkpoint_every=None))
+    assert named.estimate.method == "traced"
+    assert named.estimate.peak.device_bytes == plain.estimate.peak.device_bytes

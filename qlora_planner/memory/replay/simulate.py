@@ -211,9 +211,10 @@ class Stage:
         self.run: RunConfig = resolution.run
         self.profile = profile
         self.resolution = resolution
-        # PEFT's own products for DoRA's magnitudes have made cuBLAS take its workspace already.
-        taken = self.run.dora and self.run.method != "full"
-        options = self.run.gradient_checkpointing, taken, self.run.checkpoint_every
+        # The trainer's import, or PEFT's own products for DoRA's magnitudes, made cuBLAS take its workspace already.
+        self.taken = resolution.trainer.multiplies_at_import or (self.run.dora and self.run.method != "full")
+        every = self.run.checkpoint_every
+        options = self.run.gradient_checkpointing, self.taken, None if every == 1 else every
         # What is wrapped, sharded or grows from token to token is not just the trace's acts.
         plain = self.run.parallel is None and not self.shards and not tape.tokens and native_module() is not None
         self.packed: list[tuple[PreparedTrace, Packed]] = []
@@ -268,7 +269,8 @@ class Stage:
         native = native_memory(limit_bytes, expandable=expandable)
         if native is None:
             return self._load(make_allocator(self.run.alloc_conf, limit_bytes))
-        key = id(self.profile), bill_key(self.run), self.workspace_bytes, limit_bytes, expandable, self.world
+        early = self.trainer.multiplies_at_import
+        key = id(self.profile), bill_key(self.run), self.workspace_bytes, limit_bytes, expandable, self.world, early
         known = _loaded_devices.get(key)
         if known is None:
             if len(_loaded_devices) >= _MOST_LOADED:
@@ -279,11 +281,14 @@ class Stage:
     def _load(self, memory: CachingAllocator) -> Loaded:
         """Play everything before training on an empty device."""
         memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
+        early = self.trainer.multiplies_at_import
+        if early:
+            memory.malloc(self.workspace_bytes)
         tensors, load = loading.load(memory, self.placement, self.world)
         non_releasable = memory.peak_non_releasable_bytes
         prepare = loading.prepare(memory, tensors) if self.run.upcast else None
         non_releasable = max(non_releasable, memory.peak_non_releasable_bytes)
-        added, adding = loading.add_adapters(memory, self.placement, self.workspace_bytes)
+        added, adding = loading.add_adapters(memory, self.placement, 0 if early else self.workspace_bytes)
         adding = loading.cast_back(memory, tensors, adding)
         own = [(entry.tensor.trained, entry.blocks[0]) for entry in tensors if entry.tensor.trained]
         adapters = [Adapter(tensor=tensor, block=block) for tensor, block in own + added]
@@ -317,6 +322,6 @@ class Stage:
             Component.QUANTIZATION_CONSTANTS: static.constants,
             Component.UNQUANTIZED_WEIGHTS: static.buffers + static.unquantized_kept,
             Component.ADAPTERS: 0 if full else sum(a.block.size for a in adapters if a.block is not None),
-            Component.WORKSPACE: self.workspace_bytes if self.run.dora and not full else 0,
+            Component.WORKSPACE: self.workspace_bytes if self.taken else 0,
         }
         return [sizes.get(component, 0) for component in COMPONENTS]
