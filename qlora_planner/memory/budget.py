@@ -247,7 +247,8 @@ def _as_many_communicators(context: ContextRow, machine: Machine, count: int) ->
 
 def _with_libraries(context: ContextRow, run: RunConfig) -> ContextRow:
     """The context of a run that uses other libraries than the usual one."""
-    more = library_bytes(run)
+    copies = trainer_named(run.trainer).offloads_inputs and run.gradient_checkpointing
+    more = library_bytes(run, copies)
     if not more:
         return context
     kernels = max(0, context.kernels_bytes + more)

@@ -67,6 +67,10 @@ class TrainerRow:
     keep the states of embeddings in 32 bits (transformers 5.17 trainer.py, create_optimizer, for every `nn.Embedding`).
     `clips_gradients`: it clips them by their norm before each step. `frees_cache_first`: it empties the allocator's
     cache before its first step. `first_step_differs`: what it sets up in its first step decides what later ones take.
+    `frees_cache_before_backward`: it empties the cache between forward and backward of its first step, too.
+    `multiplies_at_import`: cuBLAS has its workspace before weights are loaded. `offloads_inputs`: checkpoints
+    go to the host and back on a stream of their own. `alloc_conf`: what it sets for torch's
+    allocator where nothing is set.
     `measured`: runs of its kind were measured, and what calibrates a card holds for it. `compiles_layers`: it hands
     them to torch's compiler where it can, and its traces are of layers as they are written. `last_upcasting`: the last
     version whose preparing casts to float32. `drops_dropout`: it switches dropout off. `quantizes_experts`: it stores
@@ -115,6 +119,10 @@ class TrainerRow:
     clips_gradients: bool
     frees_cache_first: bool
     first_step_differs: bool = False
+    frees_cache_before_backward: bool = False
+    multiplies_at_import: bool = False
+    offloads_inputs: bool = False
+    alloc_conf: str | None = None
     compiles_layers: bool = False
     measured: bool = True
     drops_dropout: bool = False

@@ -354,6 +354,8 @@ def _rest(draft: _Draft, trainer: TrainerRow) -> None:
             f"{profile.id} was trained for {int(limit):,} positions; {seq_len:,} is beyond it",
             f"--seq-len {int(limit)} or less, unless you extend its positions on purpose",
         )
+    if run.alloc_conf is None and trainer.alloc_conf is not None:
+        draft.settle("alloc_conf", trainer.alloc_conf, f"{trainer.name} sets it at import, where nothing is set")
     optimizer = find_optimizer(run.optimizer)
     if optimizer is not None and draft.gpu is not None and draft.gpu.vendor != "nvidia" and optimizer.paged:
         draft.advise("paged-on-amd", "paged optimizers rely on CUDA managed memory", "--optimizer adamw_8bit")

@@ -13,7 +13,7 @@ from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.compiled import OnNative
 from qlora_planner.memory.replay.events import PreparedTrace, first_handle
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.walking import phase_of
+from qlora_planner.memory.replay.walking import frees_cache, phase_of
 from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
@@ -156,12 +156,12 @@ class PackedReplayer(OnNative):
             if segment.stage == "precompute" or (segment.stage == "eval" and not evaluates):
                 continue
             number, base, phase = self._rows[id(segment)]
-            offloads = run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding")
-            begins = not (offloads or segment.stage == "optimizer")
+            frees = frees_cache(segment, run, trainer, first=first)
+            begins = not (frees or segment.stage == "optimizer")
             if not begins:
                 steps = self._played(steps)
                 self._begin()
-                if offloads:
+                if frees:
                     self.memory.empty_cache()
                 else:
                     self._optimizer(trained, trainer, optimizer, first=first)

@@ -27,7 +27,7 @@ from qlora_planner.memory.replay.events import (
     PreparedTrace,
 )
 from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
-from qlora_planner.memory.replay.walking import accumulated, origin_layers, phase_of, walk
+from qlora_planner.memory.replay.walking import accumulated, frees_cache, origin_layers, phase_of, walk
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
@@ -142,8 +142,8 @@ class TraceReplayer:
             elif segment.stage == TOKENS[-1]:
                 token.append((segment, layer))
             self._begin()
-            if run.activation_offloading and (segment.stage, segment.name) == ("forward", "embedding"):
-                self.memory.empty_cache()  # trl's offloading does, each step, where bitsandbytes is loaded
+            if frees_cache(segment, run, trainer, first=first):
+                self.memory.empty_cache()
             if segment.stage == "optimizer":
                 self._optimizer(trained, trainer, optimizer, first=first)
                 first = False

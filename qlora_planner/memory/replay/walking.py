@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE
+from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE, TrainerRow
 from qlora_planner.memory.replay.events import (
     ALL_OF_A_PART,
     BESIDE,
@@ -13,6 +13,7 @@ from qlora_planner.memory.replay.events import (
     Origin,
     whereabouts,
 )
+from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL, SCORE, TOKENS, CompiledTape, Segment, Tape
 
 # Stages that belong to a phase of another name.
@@ -31,6 +32,19 @@ def origin_layers(tape: Tape, origin: Origin, segment: Segment, layer: int) -> I
     if rule == ALL_OF_A_PART:
         return [whole for whole, part in enumerate(tape.places) if part == argument]
     return (layer + argument if rule == BESIDE else argument,)
+
+
+def frees_cache(segment: Segment, run: RunConfig, trainer: TrainerRow, *, first: bool) -> bool:
+    """Whether the trainer gives the allocator's cache back before this segment, `first` if it is of the first step.
+
+    trl's activation offloading does before each forward where bitsandbytes is loaded; a trainer whose
+    `torch_empty_cache_steps` is set does between forward and backward of step 0 (transformers' `training_step`). It
+    does again every so many steps, which reserves nothing that the first time did not.
+    """
+    begun = segment.stage, segment.name
+    if begun == ("forward", "embedding"):
+        return run.activation_offloading
+    return first and trainer.frees_cache_before_backward and begun == ("backward", "head")
 
 
 def walk(tape: Tape | CompiledTape) -> Iterator[tuple[Segment, int]]:

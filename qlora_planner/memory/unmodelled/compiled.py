@@ -16,7 +16,8 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     """What a traced step of such a trainer leaves open.
 
     Compiled, a layer takes no shared scratch buffer for its weights: at the most all of them are there in 16 bits at
-    once, at the least none of them is. Without checkpointing the compiler chooses what every layer keeps.
+    once, at the least none of them is. Its MLP is no longer one operator that writes over its own tensors: two of its
+    width may live on. Without checkpointing the compiler chooses what every layer keeps.
     """
     run = estimate.run
     trainer = trainer_named(run.trainer)
@@ -28,12 +29,14 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         sum(2 * weight.group.numel for weight in placement.layer_weights(kind) if weight.group.role == "linear")
         for kind in profile.layer_kinds
     )
+    widest = int(profile.dims.get("intermediate_size") or 0)
+    layer += 2 * 2 * widest * run.batch_size * run.seq_len
     if not run.gradient_checkpointing:
         layer += estimate.components[Component.ACTIVATIONS.value]
     yield Unmodelled(
         key="UNSLOTH_BLOCK_COMPILE=1 (its default from torch 2.11 on)",
         what="layers are played as they are written; compiled they are assumed to take at most a layer's weights in 16"
-        " bits more or less",
+        " bits more or less, and two tensors of its MLP's width more",
         at_most=round(layer / peak, 4),
     )
     embedding = sum(2 * weight.group.numel for weight in placement.weights if weight.group.role == "embedding")

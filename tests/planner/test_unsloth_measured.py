@@ -1,0 +1,54 @@
+"""Steps of Unsloth as they were measured on an H200, beside what its shipped traces say of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from qlora_planner import RunConfig, load_gpu, load_model
+from qlora_planner.memory.estimate import estimate
+from qlora_planner.session.traces import tape_for
+
+ROWS = Path(__file__).resolve().parents[2] / "profiles/measurements/h200-unsloth.jsonl"
+TRAINING = ("forward", "loss", "backward", "optimizer")
+# Of the model that traces for this card ship of: short and long rows, batches, with and without its switch.
+SAMPLE = (
+    "Llama-3.1-8B-1x2048-default", "Llama-3.1-8B-1x8192-off", "Llama-3.1-8B-4x1024-off", "Llama-3.1-8B-8x2048-off",
+)  # fmt: skip
+
+
+def measured() -> dict[str, dict[str, Any]]:
+    return {row["case"]: row for row in map(json.loads, ROWS.read_text().splitlines())}
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+def test_a_measured_step_is_met_to_a_part_in_a_thousand_and_the_card_to_one_in_a_hundred(case: str) -> None:
+    row = measured()[case]
+    profile, card = load_model(row["model"]), load_gpu(row["gpu"])
+    # The card was used before Unsloth was imported, so that torch's own allocator ran.
+    run = RunConfig(
+        trainer="unsloth", batch_size=row["batch_size"], seq_len=row["seq_len"], packing=row["packing"], grad_accum=1,
+        alloc_conf="expandable_segments:False",
+    )  # fmt: skip
+    tape = tape_for(profile, run, card, stored_only=True)
+    assert tape is not None
+    answer, seen = estimate(profile, run, card, tape=tape), row["measured_bytes"]
+    phases = {phase.name: phase for phase in answer.phases}
+    allocated = max(phases[name].allocated_bytes or 0 for name in TRAINING)
+    assert allocated == pytest.approx(seen["train_peak"], rel=0.001)
+    assert answer.static.after_adapters == pytest.approx(seen["peft_alloc"], rel=1e-4)
+    assert answer.peak.device_bytes == pytest.approx(seen["nvml_peak"], rel=0.01)
+    assert answer.peak.low_bytes <= seen["nvml_peak"] <= answer.peak.high_bytes
+
+
+def test_its_own_allocator_setting_is_played_unless_another_is_asked_for() -> None:
+    profile, card = load_model("llama-3.1-8b"), load_gpu("24GB")
+    run = RunConfig(trainer="unsloth")
+    tape = tape_for(profile, run, card, stored_only=True)
+    own = estimate(profile, run, card, tape=tape)
+    plain = estimate(profile, run.with_(alloc_conf="expandable_segments:False"), card, tape=tape)
+    assert own.run.alloc_conf == "expandable_segments:True" and "alloc_conf" in own.resolved
+    assert own.peak.reserved_bytes < plain.peak.reserved_bytes
