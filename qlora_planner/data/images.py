@@ -40,9 +40,9 @@ def holds_images(row: Mapping[str, Any]) -> bool:
 def pictures_of(row: Mapping[str, Any], folder: Path) -> list[dict[str, Any]]:
     """The images in the column `images` or `image` of a row: paths, beside `folder` where they are relative, or what
     `datasets` keeps of an image. Raises RowFaultError for one that is not there."""
-    found = row.get("images") if _there(row.get("images")) else row.get("image")
+    column = row.get("images") if _there(row.get("images")) else row.get("image")
     pictures = []
-    for image in found if isinstance(found, list) else [found] if _there(found) else []:
+    for image in column if isinstance(column, list) else [column] if _there(column) else []:
         path = image.get("path") if isinstance(image, Mapping) else image
         data = image.get("bytes") if isinstance(image, Mapping) else None
         if data is None and not isinstance(path, str):

@@ -7,7 +7,7 @@ from math import lcm
 from typing import Any
 
 from qlora_planner.catalog import TRAINER_ROWS, TrainerRow
-from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.catalog.trainers import REFERENCE, trainer_named
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 
@@ -97,6 +97,27 @@ def fewer_together(run: RunConfig) -> dict[str, Any] | None:
     return {"steps_per_generation": steps}
 
 
+def _generations(*, more: bool) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """Twice or half as many completions of each prompt, as many of them in a step: trl needs two and whole groups."""
+
+    def turn(run: RunConfig) -> dict[str, Any] | None:
+        now = run.num_generations or 1
+        count = 2 * now if more else now // 2
+        if not generates(run) or count < 2 or not whole_groups(run.with_(num_generations=count)):
+            return None
+        return {"num_generations": count}
+
+    return turn
+
+
+def _reference_first(run: RunConfig) -> dict[str, Any] | None:
+    """Log-probabilities of the reference made once before training, or in every step again."""
+    row = trainer_named(run.trainer)
+    if "precompute_ref_log_probs" not in row.own_options or REFERENCE not in row.passes:
+        return None
+    return {"precompute_ref_log_probs": not run.precompute_ref_log_probs}
+
+
 def _layers_checkpointed(*, fewer: bool) -> Callable[[RunConfig], dict[str, Any] | None]:
     """The next larger or smaller number of layers of which one is checkpointed; the smallest is every layer."""
 
@@ -140,6 +161,9 @@ KNOBS = (
     Knob(name="seq_len", turn=_sequence(lambda length: 2 * length)),
     Knob(name="seq_len", turn=_sequence(lambda length: length // 2)),
     Knob(name="steps_per_generation", turn=fewer_together, note="fewer completions are generated together"),
+    Knob(name="num_generations", turn=_generations(more=True), note="fewer prompts, as many completions"),
+    Knob(name="num_generations", turn=_generations(more=False), note="more prompts, as many completions"),
+    Knob(name="precompute_ref_log_probs", turn=_reference_first, note="a pass over all data before training"),
     Knob(name="rank", turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None}),
     Knob(
         name="target_modules",

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, TASKS, TRAINERS, RunConfig
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, SCALE_REWARDS, TASKS, TRAINERS, RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.spec.model import ModelProfile
 
 Choice = Mapping[str, Any]
 _LENGTHS = tuple(sorted({size << power for power in range(18) for size in (128, 192)}))
+_PARTS = tuple(size for size in _LENGTHS if size <= 1 << 16)
 _SIZES = tuple(1 << power for power in range(9))
 _RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
@@ -31,6 +34,7 @@ class Knob:
     choices: Callable[[ModelProfile], Sequence[Choice]]
     show: Callable[[RunConfig], str]
     read: Callable[[str], Any] | None = None
+    of_task: bool = False  # an option that some trainers alone have
 
 
 def _whole(text: str) -> int:
@@ -146,7 +150,7 @@ def _checkpointing(run: RunConfig) -> str:
     return f"1 layer in {run.checkpoint_every}"
 
 
-KNOBS = (
+_OF_ALL = (
     _numbers("seq_len", "sequence", _LENGTHS, "tokens per sequence", limit=True),
     _numbers("batch_size", "batch", _SIZES, "sequences per micro-batch"),
     _numbers("grad_accum", "accumulation", _SIZES, "micro-batches per optimizer step"),
@@ -204,6 +208,28 @@ KNOBS = (
 )  # fmt: skip
 
 
+# Options of trainers of preferences, and of those that generate; each is there where the run's trainer has it.
+_OF_TASKS = (
+    _numbers("prompt_len", "prompt", (None, *_PARTS), "tokens of a prompt"),
+    _numbers("completion_len", "completion", (None, *_PARTS), "tokens of a completion"),
+    _numbers("max_length", "cut at", (None, *_PARTS), "where the trainer cuts prompt and completion"),
+    _numbers("num_generations", "generations", (None, 2, 4, 8, 16, 32, 64), "completions of each prompt"),
+    _numbers("steps_per_generation", "steps each", (None, *_SIZES), "micro-batches that are generated together"),
+    _numbers("num_iterations", "iterations", (None, 1, 2, 4, 8), "how often completions are learnt from"),
+    _words("loss_type", "loss", (None,), "the trainer's loss; Enter types its name", _maybe_names),
+    _words("beta", "beta", (None, 0.0, 0.05, 0.1, 0.2, 0.5), "how near to the reference; Enter types it", _maybe_share),
+    _words("precompute_ref_log_probs", "reference 1st", (None, True), "asks the reference once, before training"),
+    _words("scale_rewards", "scale rewards", (None, *SCALE_REWARDS), "by whose spread rewards are divided"),
+)
+KNOBS: tuple[Knob, ...] = (*_OF_ALL, *(replace(knob, of_task=True) for knob in _OF_TASKS))
+
+
+def knobs_of(run: RunConfig | None) -> tuple[Knob, ...]:
+    """The knobs of a run: of those of tasks, what its trainer has."""
+    own = () if run is None else trainer_named(run.trainer).own_options
+    return tuple(knob for knob in KNOBS if not knob.of_task or knob.name in own)
+
+
 def turned(knob: Knob, profile: ModelProfile, run: RunConfig, by: int) -> RunConfig | None:
     """The run with a knob one place on (`by` 1) or back (-1); None at its end."""
     choices = list(knob.choices(profile))
@@ -241,4 +267,7 @@ def _set(run: RunConfig, change: Choice) -> RunConfig:
     opened: dict[str, Any] = {}
     if change.keys() & {"target_modules", "quant", "trainer"} and "lora_dropout" not in change:
         opened["lora_dropout"] = None
+    if "trainer" in change:  # what the other trainer does not have
+        others = trainer_named(change["trainer"]).without_others()
+        opened |= {name: value for name, value in others.items() if value is None}
     return run.with_(**{**opened, **change})

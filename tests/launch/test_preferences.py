@@ -20,6 +20,7 @@ from qlora_planner.runs.child.dry_run import longest_rows
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import adapters, data, model
 from qlora_planner.train.data import synthetic_rows
+from qlora_planner.train.figures import words_of
 from qlora_planner.train.quiet_imports import trl_module
 from qlora_planner.train.settings import Settings
 from qlora_planner.train.trainers import build_trainer
@@ -78,6 +79,11 @@ def test_each_trains_a_step_on_its_rows(
     assert not any(".ref." in name for name in saved)
     rehearsed = next(facts for event, facts in told if event == "rehearsed")
     assert rehearsed["longest"] <= run.seq_len and rehearsed["rows"] == run.batch_size
+    steps = [facts for event, facts in told if event == "step"]
+    assert len(steps) == 2
+    # KTO has no margin where a batch has one kind of label alone.
+    one_sided = run.trainer == "trl-kto" and any({"chosen_reward", "rejected_reward"} & set(step) for step in steps)
+    assert one_sided or any("margin" in words_of(step) for step in steps), steps
 
 
 @pytest.mark.parametrize("run", [DPO.with_(loss_type="sigmoid"), ORPO], ids=["dpo", "orpo"])

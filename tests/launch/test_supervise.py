@@ -251,6 +251,15 @@ def test_a_peak_above_the_plan_is_warned_of_once(tmp_path: Path) -> None:
     assert "1500" not in found.notes[0]
 
 
+def test_a_step_of_pairs_tells_its_margin_and_how_many_are_ranked_right(tmp_path: Path) -> None:
+    found, said = watch(tmp_path)
+    for step, margin in ((1, -0.125), (2, 0.25)):
+        found.hear(event("step", step=step, of=2, loss=0.5, reward_margin=margin, reward_accuracy=0.75))
+    assert found.rewards == [-0.125, 0.25]
+    assert "margin 0.2500, 75% ranked right" in said[-1]
+    assert '"reward_margin": 0.25' in (tmp_path / "metrics.jsonl").read_text()
+
+
 def test_of_several_ranks_the_fullest_card_is_shown_and_warned_of(tmp_path: Path) -> None:
     found, _ = watch(tmp_path)
     for rank, size in ((0, 700), (1, 900), (0, 800), (1, 1200), (0, 1150)):

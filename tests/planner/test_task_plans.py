@@ -67,3 +67,21 @@ def test_longer_sequences_of_a_generating_trainer_are_longer_completions() -> No
     pairs = of_length(DPO.with_(prompt_len=300, completion_len=200), 1000)
     assert resolve(profile, pairs).run.seq_len == 1000
     assert resolve(profile, of_length(DPO.with_(max_length=512), 1000)).run.seq_len == 1000
+
+
+def test_options_that_a_task_alone_has_are_among_its_prices() -> None:
+    bench = Session(stored_only=True).open(SMALL, "8GB")
+    online = RunConfig(trainer="trl-grpo", batch_size=8, grad_accum=2, prompt_len=128, completion_len=128)
+    priced = {
+        price.change.get("num_generations"): price
+        for price in bench.prices(online)
+        if "num_generations" in price.change
+    }
+    assert set(priced) == {4, 16}  # 16 completions in a step are two groups of eight by default
+    for count, price in priced.items():
+        there, here = (bench.estimate(run) for run in (online.with_(num_generations=count), online))
+        assert price.bytes == there.floor_bytes - here.floor_bytes and price.fits
+    pairs = {name: value for price in bench.prices(DPO) for name, value in price.change.items()}
+    assert pairs["precompute_ref_log_probs"] is True and "num_generations" not in pairs
+    rewarded = {name for price in bench.prices(DPO.with_(trainer="trl-reward")) for name in price.change}
+    assert not {"num_generations", "precompute_ref_log_probs"} & rewarded

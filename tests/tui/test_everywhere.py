@@ -12,7 +12,7 @@ from qlora_planner.catalog.trainers import run_document
 from qlora_planner.spec.run import RUN_FIELDS, RunConfig
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.exporting import KINDS
-from qlora_planner.tui.knobs import KNOBS
+from qlora_planner.tui.knobs import KNOBS, changed
 from qlora_planner.tui.screens.dialogs import CommandScreen, TextScreen
 from qlora_planner.tui.screens.export import ExportScreen
 from qlora_planner.tui.screens.help import HelpScreen
@@ -86,12 +86,34 @@ def test_every_option_of_a_run_has_a_knob() -> None:
     beside |= {"checkpoint_every"}  # is part of `gradient_checkpointing`
     # No traces of these ship, and nothing is traced here: they are given on the command line.
     beside |= {"checkpoint_offload", "loss_kernel", "expert_quant"}
-    beside |= {"prompt_len", "completion_len", "max_length", "loss_type", "beta", "precompute_ref_log_probs"}
-    beside |= {"num_generations", "num_iterations", "steps_per_generation", "scale_rewards"}
     beside |= {"vllm", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
     # Of several cards, which are named with them.
     beside |= {"parallel", "quant_storage", "reshard_after_forward", "load_on"}
     assert {knob.name for knob in KNOBS} == set(RUN_FIELDS) - beside
+
+
+def test_a_knob_of_a_task_is_there_where_the_trainer_has_it(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        knobs = app.screen.query_one(KnobList)
+        plain = [knob.name for knob in knobs.knobs]
+        assert not {"num_generations", "precompute_ref_log_probs", "prompt_len"} & set(plain)
+        app.controller.set_run(app.state.run.with_(trainer="trl-grpo", batch_size=8))
+        await idle(app, pilot)
+        assert {"prompt_len", "completion_len", "num_generations"} <= {knob.name for knob in knobs.knobs}
+        knobs.at = next(index for index, knob in enumerate(knobs.knobs) if knob.name == "num_generations")
+        await pilot.press("right", "right")
+        await idle(app, pilot)
+        assert app.state.run.num_generations == 4
+        # Back to a trainer without them: the option goes, and the cursor stays inside the list.
+        app.controller.turn(next(knob for knob in KNOBS if knob.name == "trainer"), -1)
+        await idle(app, pilot)
+        app.controller.set_run(changed(app.state.run, {"trainer": "trl-sft"}))
+        await idle(app, pilot)
+        assert app.state.run.num_generations is None
+        assert [knob.name for knob in knobs.knobs] == plain and knobs.at < len(plain)
+
+    tell(explorer(tmp_path / "tui.json"), story)
 
 
 def test_typed_values(tmp_path: Path) -> None:

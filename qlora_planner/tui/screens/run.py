@@ -10,7 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical, VerticalScroll
 
 from qlora_planner.errors import InputError
-from qlora_planner.tui.knobs import KNOBS, typed
+from qlora_planner.tui.knobs import typed
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.screens.dialogs import TextScreen
 from qlora_planner.tui.widgets import run
@@ -99,7 +99,8 @@ class RunScreen(Page):
             self.put("#why", run.why_text(estimate, self.query_one(Breakdown).at, theme))
 
     def _says(self) -> None:
-        knob = KNOBS[self.query_one(KnobList).at]
+        knobs = self.query_one(KnobList)
+        knob = knobs.knobs[knobs.at]
         text = Text(f"{knob.label}: {knob.says}\n", style="dim")
         if self.state.refusal is not None:
             text.append(f"will not run: {self.state.refusal}\n", style="magenta")
@@ -112,11 +113,11 @@ class RunScreen(Page):
 
     def on_knob_list_turned(self, event: KnobList.Turned) -> None:
         """A knob goes one place on."""
-        self.explorer.controller.turn(KNOBS[event.index], event.by)
+        self.explorer.controller.turn(self.query_one(KnobList).knobs[event.index], event.by)
 
     def on_knob_list_typed(self, event: KnobList.Typed) -> None:
         """An exact value."""
-        knob, explorer = KNOBS[event.index], self.explorer
+        knob, explorer = self.query_one(KnobList).knobs[event.index], self.explorer
         if self.state.subject is None:
             return
         if knob.read is None:

@@ -13,7 +13,7 @@ from textual.reactive import reactive
 from textual.widget import Widget
 
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.tui.knobs import KNOBS
+from qlora_planner.tui.knobs import Knob, knobs_of
 
 _LABEL, _BREAKDOWN_WIDTH = 14, 52
 
@@ -62,10 +62,19 @@ class KnobList(Widget, can_focus=True):
         index: int
 
     @property
+    def knobs(self) -> tuple[Knob, ...]:
+        """Those of the run, in their order."""
+        return knobs_of(self.run)
+
+    def watch_run(self) -> None:
+        """Another trainer may have fewer knobs."""
+        self.at = min(self.at, len(self.knobs) - 1)
+
+    @property
     def first(self) -> int:
         """The knob in the first line."""
         rows = max(1, self.size.height)
-        return min(max(0, self.at - rows + 2), max(0, len(KNOBS) - rows))
+        return min(max(0, self.at - rows + 2), max(0, len(self.knobs) - rows))
 
     def render(self) -> Text:
         """One line per knob, those around the current one where not all have room."""
@@ -74,12 +83,13 @@ class KnobList(Widget, can_focus=True):
         less, more, dots = ("<", ">", "..") if self.plain else ("◀", "▶", "…")
         lines = []
         room = max(4, self.size.width - _LABEL - 4)
-        first, last = self.first, min(len(KNOBS), self.first + max(1, self.size.height))
-        for index, knob in enumerate(KNOBS[first:last], first):
+        knobs = self.knobs
+        first, last = self.first, min(len(knobs), self.first + max(1, self.size.height))
+        for index, knob in enumerate(knobs[first:last], first):
             here = index == self.at
             value = knob.show(self.run)
             value = value if len(value) <= room else value[: room - len(dots)] + dots
-            hidden = (index == first and first > 0) or (index == last - 1 and last < len(KNOBS))
+            hidden = (index == first and first > 0) or (index == last - 1 and last < len(knobs))
             text = Text(f"{knob.label:<{_LABEL}}", style="bold" if here else "")
             text.append(f"{less} " if here else "  ", style="dim")
             text.append(f"{value:<{room}}", style="bold" if here else "")
@@ -91,7 +101,7 @@ class KnobList(Widget, can_focus=True):
 
     def action_move(self, by: int) -> None:
         """Another knob; from the last on to the first."""
-        self.at = (self.at + by) % len(KNOBS) if abs(by) == 1 else 0 if by < 0 else len(KNOBS) - 1
+        self.at = (self.at + by) % len(self.knobs) if abs(by) == 1 else 0 if by < 0 else len(self.knobs) - 1
         self.post_message(self.Reached(self.at))
 
     def action_turn(self, by: int) -> None:
@@ -105,7 +115,7 @@ class KnobList(Widget, can_focus=True):
     def on_click(self, event: events.Click) -> None:
         """A click chooses a line; on its arrows it turns the knob, twice on the line it asks for a value."""
         index = self.first + event.y
-        if not 0 <= index < len(KNOBS):
+        if not 0 <= index < len(self.knobs):
             return
         already = index == self.at
         self.at = index
