@@ -128,6 +128,18 @@ def test_hf_trainer_gathers_the_head_and_keeps_its_adapters_in_float32() -> None
     assert peaks["backward"] == pytest.approx(7439.4 + 160.2 + 32, rel=0.001)
 
 
+def test_adapters_of_fused_experts_are_in_the_unit_of_their_layer() -> None:
+    """As counted on two H200s: 112 shards of 94,642,176 bytes in eight layers, 418,817,024 elements in each unit."""
+    profile = load_model("allenai/OLMoE-1B-7B-0924")
+    resolution = resolve(profile, RunConfig(lora_dropout=0.0, parallel="fsdp2", optimizer="adamw_torch_fused"))
+    model = ShardedModel(Placement(profile, resolution.run), resolution.trainer, Sharding(world=2))
+    unit = model.layers[model.kinds[0]]
+    trained = [tensor.shard for tensor in unit.tensors if tensor.trained]
+    assert (8 * len(trained), 8 * sum(trained)) == (112, 94_642_176)
+    assert sum(tensor.whole for tensor in unit.tensors) == 418_817_024 * 2
+    assert len(unit.tensors) == 25
+
+
 @pytest.mark.parametrize("world", [2, 8, 64, 512])
 def test_shards_never_add_up_to_less_than_the_model(world: int) -> None:
     """Padding to whole rows is at most one row a tensor and rank, and 512 bytes of rounding."""

@@ -220,6 +220,8 @@ class ShardedModel:
         tensors: list[ShardedTensor] = []
         whole: list[PlacedTensor] = []
         buffers: list[PlacedTensor] = []
+        weights = list(weights)
+        lasts = {_module(weight): weight for weight in weights}
         for weight in weights:
             copies = weight.group.count // layers
             if weight.group.tied_with:
@@ -232,7 +234,11 @@ class ShardedModel:
             else:
                 tensors += [self._own(weight)] * copies
             for added in self.placement.added:
-                if added.base is weight:
+                beside = added.base
+                if beside is None and added.adapter is not None:
+                    # On bare parameters, as fused experts are: after all of their module's own.
+                    beside = lasts.get(added.adapter.target)
+                if beside is weight:
                     tensors += [self._added(added)] * (added.tensor.count // layers)
         return Unit(tensors=tuple(tensors), left_whole=tuple(whole), buffers=tuple(buffers))
 
