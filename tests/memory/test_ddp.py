@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from qlora_planner.memory import MemoryEstimate
-from qlora_planner.memory.parallel.ddp import MIB, grouped
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.parallel.ddp import MIB, ddp_wrapping, grouped
+from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.session import Session
 from qlora_planner.spec.run import RunConfig
 from tests.truth import FOLDER
@@ -67,6 +69,14 @@ def test_every_rank_holds_the_same_and_adds_up(row: dict[str, Any]) -> None:
     for rank in document["ranks"]:
         assert sum(rank["components"].values()) == rank["peak"]["device_bytes"] == document["peak"]["device_bytes"]
         assert rank["gpu"] == "h200" and rank["fit"] == document["fit"] and rank["phases"] == document["phases"]
+
+
+def test_layers_of_two_kinds_have_each_adapter_in_the_buckets_once() -> None:
+    """`bucket_sizes` as DDP's own logging told them of a Gemma 2, whose two kinds of layers have like names."""
+    profile = session().model("google/gemma-2-2b")
+    resolution = resolve(profile, RunConfig(parallel="ddp", optimizer="adamw_torch_fused"))
+    wrapping = ddp_wrapping(Placement(profile, resolution.run), resolution.trainer)
+    assert wrapping.kept == (14_057_472, 26_247_168, 1_228_800)
 
 
 def test_closed_forms_meet_a_model_of_four_layers_within_two_per_cent(tmp_path: Path) -> None:

@@ -81,10 +81,10 @@ def grouped(tensors: Iterable[Sized], limits: tuple[int, ...]) -> list[list[int]
 
 def _states(placement: Placement, trainer: TrainerRow) -> Iterator[tuple[Sized, bool]]:
     """Every parameter, then every buffer, in the model's own order, each with whether it is trained."""
-    beside: dict[str, list[AddedTensor]] = {}
+    beside: dict[int, list[AddedTensor]] = {}
     for added in placement.added:
-        beside.setdefault("" if added.base is None else added.base.group.name, []).append(added)
-    loose = beside.pop("", [])
+        beside.setdefault(id(added.base), []).append(added)
+    loose = beside.pop(id(None), [])
     buffers: list[Sized] = []
     for _, tensor in expand(placement):
         if tensor.group.tied_with:
@@ -98,7 +98,7 @@ def _states(placement: Placement, trainer: TrainerRow) -> Iterator[tuple[Sized, 
             yield (dtype, trained.numel * DTYPE_BYTES[dtype]), True
         else:
             yield _own(placement, tensor), False
-        for added in beside.get(tensor.group.name, ()):
+        for added in beside.get(id(tensor), ()):
             for _ in range(added.tensor.count // tensor.group.count):
                 yield _added(placement, trainer, added), True
     for added in loose:

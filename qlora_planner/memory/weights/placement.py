@@ -135,11 +135,12 @@ class Placement:
         """
         if self.run.method == "full":
             return ()
-        bases = {weight.group.name: weight for weight in self.weights}
+        # Kinds of layers that take turns, as Gemma's, have tensors of the same names.
+        bases = {(weight.group.name, weight.group.layer_kind): weight for weight in self.weights}
         adapters = [
             added
             for adapter in targeted(self.profile, self.run)
-            for added in self._adapted(adapter, bases.get(adapter.module + ".weight"))
+            for added in self._adapted(adapter, bases.get((adapter.module + ".weight", adapter.layer_kind)))
         ]
         return (*adapters, *self._saved())
 
