@@ -17,6 +17,10 @@ from qlora_planner.text import plain, quoted
 
 SCHEMA = "qlora-plan/measurement/1"
 UNATTRIBUTED = "unattributed"
+# In the notes of a measurement that read no checkpoint.
+RANDOM_WEIGHTS = (
+    "host memory is not compared: random weights share one buffer of it, where a checkpoint is read file by file"
+)
 
 _Part = TypeVar("_Part", CardReading, NvmlReading, HostReading)
 

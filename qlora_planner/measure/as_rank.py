@@ -17,6 +17,7 @@ from qlora_planner.spec.run import RunConfig
 PLAYED_ALONE = (FSDP2,)
 NOTE = (
     "one rank played alone: nothing was sent, so losses mean nothing, step times lack the link, and NCCL took nothing"
+    " and is no part of what is predicted"
 )
 
 

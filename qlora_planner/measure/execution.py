@@ -15,7 +15,7 @@ from typing import Any
 from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError
-from qlora_planner.evidence import HostReading, Measurement, PhaseReading
+from qlora_planner.evidence import RANDOM_WEIGHTS, HostReading, Measurement, PhaseReading
 from qlora_planner.measure import gpu_lock, process
 from qlora_planner.measure.card import Card
 from qlora_planner.measure.events import MemoryEvent
@@ -264,6 +264,8 @@ class Execution:
             from qlora_planner.measure.as_rank import NOTE
 
             notes.append(f"rank {self.spec.rank} of {self.spec.world}: {NOTE}")
+        if self.spec.predicted is not None and self.spec.device == "cuda" and self.spec.model_dir is None:
+            notes.append(RANDOM_WEIGHTS)
         return (*notes, gpu_lock.EXCLUSIVE_NOTE) if gpu_lock.takes_turns() else tuple(notes)
 
     def _components(self, outcome: str) -> dict[str, int] | None:

@@ -56,16 +56,17 @@ class Budget:
         calibration: Calibration | None = None,
         risk: float = TIGHT_AT_MOST,
         machine: Machine | None = None,
+        communicates: bool = True,
     ) -> Budget:
         """The budget of a process that has one card to itself but for `reserve_bytes`; of a `machine` of several such
-        cards, that of one of its ranks.
+        cards, that of one of its ranks, which talks to the others through NCCL if it `communicates`.
 
         Raises InputError for a reserve below zero.
         """
         if machine is None and gpu is not None:
             machine = Machine.of(gpu)
         context = context_of(gpu, calibration)
-        if machine is not None and machine.world > 1:
+        if machine is not None and machine.world > 1 and communicates:
             context = _with_communication(context, machine)
         return cls(
             machine=machine,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from qlora_planner.evidence import UNATTRIBUTED, Measurement, PhaseReading
+from qlora_planner.evidence import RANDOM_WEIGHTS, UNATTRIBUTED, Measurement, PhaseReading
 from qlora_planner.memory.records import Component
 from qlora_planner.record import record
 
@@ -102,10 +102,17 @@ def compared_phases(measurement: Measurement, figure: str) -> list[Compared]:
         rows.append(Compared(name=name, predicted=predicted, measured=getattr(measurement.phases[name], figure)))
     if "training" in measurement.phases:
         whole = None if estimate is None else training_peak(estimate, figure)
-        rows.append(
-            Compared(name="training", predicted=whole, measured=getattr(measurement.phases["training"], figure))
-        )
+        rows.append(Compared(name="training", predicted=whole, measured=_training(measurement, figure)))
     return rows
+
+
+def _training(measurement: Measurement, figure: str) -> int | None:
+    """The highest of all training. What is wrapped in it is alive unwrapped before its first step, beside which no
+    training phase is predicted."""
+    phases = measurement.phases
+    if "wrap" in phases and (sizes := [getattr(phases[name], figure) for name in _TRAINING if name in phases]):
+        return max((size for size in sizes if size is not None), default=None)
+    return getattr(phases["training"], figure)  # type: ignore[no-any-return]
 
 
 def compared_process(measurement: Measurement) -> list[Compared]:
@@ -116,16 +123,19 @@ def compared_process(measurement: Measurement) -> list[Compared]:
     reserved = measurement.phases.get("training", PhaseReading()).reserved_bytes
     if read.process_end_bytes is not None and reserved is not None and measurement.run.eval_batch_size is None:
         context = read.process_end_bytes - reserved
-    components = predicted.get("components") or {}
+    peak = predicted.get("peak") or {}
+    # With NCCL's part where there is one: a driver's figure of a process does not tell the two apart.
+    beside = peak["device_bytes"] - peak["reserved_bytes"] if peak.get("reserved_bytes") is not None else None
+    loading = None if RANDOM_WEIGHTS in measurement.notes else host.get("load_peak_bytes")
     return [
         Compared(
-            name="process", predicted=(predicted.get("peak") or {}).get("device_bytes"),
+            name="process", predicted=peak.get("device_bytes"),
             measured=read.process_peak_bytes,
         ),
         Compared(name="card", predicted=None, measured=read.device_peak_bytes),
         Compared(name="other processes", predicted=None, measured=read.others_bytes),
-        Compared(name="context", predicted=components.get(Component.CUDA_CONTEXT.value), measured=context),
-        Compared(name="host memory", predicted=host.get("load_peak_bytes"), measured=measurement.host.rss_peak_bytes),
+        Compared(name="context", predicted=beside, measured=context),
+        Compared(name="host memory", predicted=loading, measured=measurement.host.rss_peak_bytes),
         Compared(name="paged memory", predicted=host.get("paged_bytes"), measured=measurement.host.paged_bytes),
     ]  # fmt: skip
 

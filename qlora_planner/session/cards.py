@@ -25,7 +25,8 @@ class PlannedCard:
     """A card that answers are for. Sizes are bytes.
 
     `asked` is the card as it can be typed again, `count` of them are in each of `nodes`; `note` says where a card comes
-    from that nobody named; `risk` is the highest chance of running out on it that is taken.
+    from that nobody named; `risk` is the highest chance of running out on it that is taken. `played_alone`: one rank is
+    played on it without the others, so that nothing is sent and NCCL takes nothing.
     """
 
     gpu: GpuSpec
@@ -36,6 +37,7 @@ class PlannedCard:
     risk: float = TIGHT_AT_MOST
     count: int = 1
     nodes: int = 1
+    played_alone: bool = False
 
     @property
     def world(self) -> int:
@@ -56,7 +58,7 @@ class PlannedCard:
 
         return Budget.of(
             self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration,
-            risk=self.risk, machine=self.machine,
+            risk=self.risk, machine=self.machine, communicates=not self.played_alone,
         )  # fmt: skip
 
 

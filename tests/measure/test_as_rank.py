@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +89,11 @@ def test_a_rank_of_no_cards_asks_for_them(invoke: Invoke) -> None:
     result = invoke("verify", "llama-3.2-1b", "--as-rank", "0", "--device", "cpu")
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.strip().endswith("add --gpu, as --gpu 8xa100-80gb")
+
+
+def test_a_rank_played_alone_is_not_expected_to_hold_what_nccl_takes() -> None:
+    """Of two H200s NCCL took 844 MiB; alone on one, the process held 828 beside what torch reserved, measured."""
+    card = card_of(Session(stored_only=True), "2xh200")
+    alone, among = (replace(card, played_alone=played).budget(None).context for played in (True, False))
+    assert alone.communication_bytes == 0
+    assert among.total_bytes - alone.total_bytes == among.communication_bytes == 844 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_planner.evidence import PhaseReading
+from qlora_planner.evidence import RANDOM_WEIGHTS, NvmlReading, PhaseReading
 from qlora_planner.evidence.calibration import calibrate
 from qlora_planner.report.calibration import render_calibration
 from qlora_planner.report.comparison import compared_phases, compared_process, to_document
@@ -89,3 +89,25 @@ def test_a_calibration_is_told_with_how_residuals_judge_each_other() -> None:
     assert "/30" in text
     assert "/here/user.json" in flat(text)
     assert max(map(len, text.splitlines())) <= 80
+
+
+def test_of_a_rank_of_two_cards_like_is_set_beside_like() -> None:
+    """An 8B under FSDP2 on two H200s: NCCL is part of both contexts, and what is alive unwrapped is no training."""
+    phases = {
+        "wrap": PhaseReading(allocated_bytes=8_628_484_096, reserved_bytes=8_665_432_064),
+        "training": PhaseReading(allocated_bytes=5_872_232_448, reserved_bytes=9_879_683_072),
+        "forward": PhaseReading(allocated_bytes=5_212_020_736, reserved_bytes=9_877_585_920),
+        "backward": PhaseReading(allocated_bytes=5_265_009_152, reserved_bytes=9_879_683_072),
+    }
+    peak = {"device_bytes": 11_559_501_824, "reserved_bytes": 9_879_683_072}
+    one = measured(
+        phases=phases, nvml=NvmlReading(process_peak_bytes=11_559_501_824, process_end_bytes=11_559_501_824),
+        predicted=PREDICTED | {"peak": peak, "host": {"load_peak_bytes": 19_495_657_472}}, notes=(RANDOM_WEIGHTS,),
+    )  # fmt: skip
+    rows = {row.name: row for row in compared_process(one)}
+    assert rows["process"].residual == rows["context"].residual == 0
+    assert rows["context"].measured == 1_679_818_752
+    assert (rows["host memory"].predicted, rows["host memory"].measured) == (None, one.host.rss_peak_bytes)
+    assert "random weights share one buffer" in flat(render_verification(one, THEME))
+    training = {row.name: row for row in compared_phases(one, "allocated_bytes")}["training"]
+    assert training.measured == 5_265_009_152

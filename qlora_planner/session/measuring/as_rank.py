@@ -59,7 +59,10 @@ def verify_as_rank(
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)
     # Predicted is this card with as many of its kind beside it, since it is what torch's and CUDA's part are of.
-    stand = card if here is None else replace(card, gpu=here.gpu, cap_bytes=here.cap_bytes)
+    # NCCL takes nothing of a card under a fake group, so it is no part of what is predicted.
+    stand = replace(card, played_alone=True)
+    if here is not None:
+        stand = replace(stand, gpu=here.gpu, cap_bytes=here.cap_bytes)
     spec, _ = specification(session, model, session.model(model), run, here, device=device, steps=steps, card=stand)
     spec = replace(spec, rank=rank, world=card.world, snapshot=False)
     with heard(spec, here, watching) as hear:
