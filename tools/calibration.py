@@ -32,6 +32,8 @@ def measured_rows(folder: Path) -> Iterator[Measurement]:
     for path in sorted(folder.glob("*.jsonl")):
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
             raw = json.loads(line)
+            if "rank" in raw:  # one of several cards: what it held is no evidence of one alone
+                continue
             yield Measurement.from_dict(raw, f"{path}:{number}") if "schema" in raw else of_bare_row(raw)
 
 

@@ -14,6 +14,7 @@ from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.session import Session
 from qlora_planner.session.cards import card_of
 from qlora_planner.spec.run import RunConfig
+from tools import two_cards
 from tools.readme import regenerated
 
 WORLDS = (2, 8, 64, 512)
@@ -73,6 +74,11 @@ def sections() -> dict[str, str]:
     return {"strategies": strategies(), "shards": shards()}
 
 
+def measured_sections() -> dict[str, str]:
+    """The same of the runs that were measured on two cards; what does not ship is traced for them."""
+    return {"two-cards": two_cards.table(), "two-cards-times": two_cards.times()}
+
+
 def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
     lines = [heads, ("---",) * len(heads), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -81,7 +87,7 @@ def _table(heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 def main(path: Path) -> int:
     """Rewrite `path`; says whether anything changed."""
     old = path.read_text(encoding="utf-8")
-    new = regenerated(old, sections())
+    new = regenerated(old, sections() | measured_sections())
     path.write_text(new, encoding="utf-8")
     print("rewritten" if new != old else "as it was")
     return 0
