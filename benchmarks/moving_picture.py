@@ -34,7 +34,7 @@ class Chapter:
 
 
 STORY = (
-    Chapter(("down",) * 18, f"qlora-plan tui --gpu {CARD}", 3.0),
+    Chapter(("ctrl+home",), f"qlora-plan tui --gpu {CARD}", 3.0),
     Chapter(("slash", *MODEL, "enter"), f"/ {MODEL}: look for a model", 2.0),
     Chapter(("enter",), "Enter: its run", 3.0),
     Chapter(("down", "right"), "right: a larger batch", 1.5),
@@ -49,6 +49,7 @@ async def taken(story: tuple[Chapter, ...] = STORY) -> list[str]:
     with tempfile.TemporaryDirectory() as home, staged(Path(home)):
         app = explorer(Path(home) / "tui.json", CARD)
         async with app.run_test(size=SIZE) as pilot:
+            await quiet(app, pilot)
             for chapter in story:
                 await pilot.press(*chapter.keys)
                 await quiet(app, pilot)

@@ -79,7 +79,7 @@ def _about(estimate: MemoryEstimate, gpu: GpuSpec, theme: Theme) -> Iterator[Lin
     peak = estimate.peak
     text = (
         f"{peak.phase}, 90 % interval {gib(peak.low_bytes)} to {format_gib(peak.high_bytes)};"
-        f" works from {format_gib(estimate.floor_bytes)} on"
+        f" it still works with {format_gib(estimate.floor_bytes)}, as torch gives cached blocks back"
     )
     yield from theme.wrap(text, 6, "peak", first_style="dim")
 
@@ -111,7 +111,7 @@ def _fixes(estimate: MemoryEstimate, fixes: Sequence[tuple[Fix, Mapping[str, Any
             yield [(f"  {key}: {_yaml(value)}", "cyan")]
         floor, peak = fix.estimate.floor_bytes, fix.estimate.peak.device_bytes
         tight = "tightly: " if fix.estimate.verdict == "tight" else ""
-        text = f"{tight}works from {format_gib(floor)} on, peak {format_gib(peak)}; {fix.costs}"
+        text = f"{tight}needs at least {format_gib(floor)}, peak {format_gib(peak)}; {fix.costs}"
         yield from theme.wrap(text, 2, "  ", style="dim")
 
 

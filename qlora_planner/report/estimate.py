@@ -38,7 +38,7 @@ _NAMES = {
     "save": "saving",
 }
 _INDENT = 2
-NOT_TRACED = "by closed forms, as this run is not traced"
+NOT_TRACED = "by formulas (closed forms), as no step of this run is traced"
 
 
 def render_estimate(
@@ -209,7 +209,10 @@ def phase_lines(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
         yield columns([(name, style), *((mib(figure), style) for figure in figures), (mark, "bold red")], widths, left)
     peak = estimate.peak
     interval = f"90 % interval of the peak {mib(peak.low_bytes)} to {mib(peak.high_bytes)} MiB"
-    yield from theme.wrap(f"{interval}; it works from {mib(estimate.floor_bytes)} MiB on", style="dim")
+    yield from theme.wrap(
+        f"{interval}; it still works with {mib(estimate.floor_bytes)} MiB, as torch gives cached blocks back",
+        style="dim",
+    )
 
 
 def _components(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:

@@ -25,8 +25,12 @@ CSV_HEADS = (
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
 _SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
 _ROWS = 26
-_RANKED = "basis: ranked, not played through the allocator; `plan MODEL` plays"
-_GUESSED = "~: by closed forms, where no trace ships"
+_RANKED = "basis: sums of peaks, to rank; `plan MODEL` simulates torch's allocator"
+_GUESSED = "~: by formulas (closed forms), as no traced step of it ships: less exact"
+_READ = (
+    "longest: at one sequence a batch; best run 1x16: batch 1, accumulated 16 times, + without checkpointing; without"
+    " one: what fills the card"
+)
 _EXPLANATION = (
     "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
     "batch: sequences per step at the run's sequence length",
@@ -57,7 +61,8 @@ def render_survey(
     lines += theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim")
     guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
     lines += theme.wrap(_RANKED, 2, style="dim")
-    lines += [*(theme.wrap(_GUESSED, 2, style="dim") if guessed else []), []]
+    lines += theme.wrap(_GUESSED, 2, style="dim") if guessed else []
+    lines += [*theme.wrap(_READ, 2, style="dim"), []]
     widths = _widths(theme)
     lines += _heads(widths, run)
     shares = dict(_SHARES)
@@ -117,7 +122,7 @@ def _widths(theme: Theme) -> tuple[int, ...]:
 def _heads(widths: Sequence[int], run: RunConfig) -> Iterator[Line]:
     left = frozenset({0, 5, 6})
     top = ("", "", "longest", "batch", "peak", "", "")
-    low = ("model", "size", "@batch 1", f"@{run.seq_len:,}", "GiB", "of card", "best run")
+    low = ("model", "size", "sequence", f"@{run.seq_len:,}", "GiB", "of card", "best run")
     for names in (top, low):
         cells = [(name[:width], "dim") for name, width in zip(names, widths, strict=True)]
         yield [("  ", ""), *columns(cells, widths, left, gap=1)]

@@ -16,7 +16,7 @@ from qlora_planner.report.survey import render_survey
 from tests.report.records import CARD, GIB, make_estimate, make_row
 
 THEME = Theme(unicode=True)
-MARK = "by closed forms, as this run is not traced: 90 % interval"
+MARK = "by formulas (closed forms), as no step of this run is traced: 90 % interval"
 
 
 def head(text: str) -> str:
@@ -52,7 +52,7 @@ def test_a_plan_and_its_file_and_its_reports_say_so() -> None:
     assert headline(document).endswith(", by closed forms")
     for html in (True, False):
         text = render_share(found, {}, "t4", html=html)
-        assert "All figures by closed forms, as this run is not traced; the interval is wide." in text
+        assert "All figures by formulas (closed forms), as no step of this run is traced; the interval is wide." in text
 
 
 def test_the_survey_marks_rows_without_a_trace() -> None:
@@ -60,7 +60,7 @@ def test_the_survey_marks_rows_without_a_trace() -> None:
     text = render_survey(rows, CARD, RunConfig(), THEME, card="24GB")
     marked = [line for line in text.splitlines() if "7B" in line or "8B" in line]
     assert ["~" in line for line in marked[:2]] == [False, True]
-    assert "~: by closed forms, where no trace ships" in text
+    assert "~: by formulas (closed forms), as no traced step of it ships: less exact" in text
 
 
 def test_liger_s_loss_without_a_trace_is_no_secret() -> None:

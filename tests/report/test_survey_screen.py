@@ -73,12 +73,12 @@ def test_groups_columns_and_the_last_line() -> None:
     text = survey(rows)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert "  basis: ranked, not played through the allocator; `plan MODEL` plays" in lines
+    assert "  basis: sums of peaks, to rank; `plan MODEL` simulates torch's allocator" in lines
     assert f"✓ fits ({len(MANY)})" in lines
     assert "≈ tight (1)" in lines
     assert "✗ does not fit (1)" in lines
     assert "⊘ will not run (1)" in lines
-    assert any("70.0 over" in line and "16-bit part" in line for line in lines)
+    assert any("70.0 over" in line and "16-bit rest" in line for line in lines)
     assert any("PEFT refuses" in line for line in lines)
     assert len([line for line in lines if line.startswith("next: ")]) == 1
     assert "next: qlora-plan Qwen/Qwen3-14B --gpu 24GB" in lines

@@ -31,9 +31,9 @@ COMPONENTS: Mapping[str, tuple[str, str]] = {
 }
 
 _SHORT_LIMITS = {
-    "quantized_weights": "4-bit part",
+    "quantized_weights": "4-bit layers",
     "quantization_constants": "constants",
-    "unquantized_weights": "16-bit part",
+    "unquantized_weights": "16-bit rest",
     "optimizer_states": "optimizer",
     "logits_and_loss": "logits",
     "allocator_slack": "slack",
@@ -64,7 +64,7 @@ def component_label(name: str) -> str:
 def limit_label(name: str, quant: str | None = "nf4") -> str:
     """What fills the card, in at most 12 columns."""
     if name == "quantized_weights" and quant == "int8":
-        return "8-bit part"
+        return "8-bit layers"
     return _SHORT_LIMITS.get(name, component_label(name))
 
 
