@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from copy import copy
 from dataclasses import field, fields
 from functools import cache
 from operator import attrgetter
@@ -144,7 +143,7 @@ class RunConfig:
         faults += [fault for name in doubtful if name in _SPECS and (fault := _fault(_SPECS[name], changes[name]))]
         if faults:
             raise InputError(one_line(faults, "run options"))
-        changed = copy(self)
+        changed: RunConfig = self.__copy__()  # type: ignore[attr-defined]
         complete(changed, **changes)
         return changed
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from qlora_planner.catalog.trainers.records import (
@@ -93,6 +94,7 @@ def owner_of(option: str) -> TrainerRow:
     return next(row for row in TRAINER_ROWS.values() if option in row.own_options)
 
 
+@cache
 def parse_version(text: str) -> Version:
     """Major and minor of a version; digits only, so `1.16.0rc1` is (1, 16)."""
     parts = [int("".join(c for c in part if c.isdigit()) or 0) for part in text.split(".")[:2]]

@@ -17,6 +17,7 @@ from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import Rates, SpeedModel, efficiency_of
 
+_DEFAULT = RunConfig()
 _BATCHES = tuple(size for size in range(1, LARGEST_BATCH + 1) if EFFECTIVE_BATCH % size == 0)
 _SPACE = SearchSpace(options=(), batches=_BATCHES, ranks=(), effective_batch=EFFECTIVE_BATCH)
 _KINDS = (_BATCHES[:1], _BATCHES[1:])  # one sequence a row, and several, which are padded
@@ -32,17 +33,17 @@ class Recommender:
     def best(self, model: Candidate) -> Recommended | None:
         """The fastest run that fits at the length asked for; None where none does."""
         run = model.resolution.run
-        open_run = RunConfig(seq_len=min(run.seq_len, model.max_seq_len or run.seq_len))
+        open_run = _DEFAULT.with_(seq_len=min(run.seq_len, model.max_seq_len or run.seq_len))
         prepared = list(self._option_sets(model, open_run))
         if not prepared:
             return None
         choice = next(rank(prepared, open_run, _SPACE, OBJECTIVES["throughput"]).best())
         if not choice.fits:
             return None
-        default, typed = RunConfig(), choice.run.to_dict()
+        typed = choice.run.to_dict()
         return Recommended(
             options={
-                name: value for name, value in typed.items() if value != getattr(default, name) and value != "nf4"
+                name: value for name, value in typed.items() if value != getattr(_DEFAULT, name) and value != "nf4"
             },
             floor_bytes=choice.floor_bytes,
             traced=choice.traced,

@@ -88,6 +88,7 @@ class Candidate:
     text_part_of: str | None = None  # of a model of the index: the type of model that this is the text part of
 
 
+_USUAL_LENGTH = RunConfig().seq_len
 # The estimate of a run of a model, by its name, where its trace ships; None elsewhere.
 PlayedIn = Callable[[str, RunConfig], MemoryEstimate | None]
 # Of runs that are ranked so far below what fits, none was seen to take more than that when it was played.
@@ -259,7 +260,7 @@ def _said(resolution: Resolution) -> str | None:
 
 def _noted(row: SurveyRow, wanted: RunConfig) -> SurveyRow:
     """The row with a word where a model was not made for the length asked for; nobody asks for the usual one."""
-    if row.note is not None or row.run.seq_len >= wanted.seq_len or wanted.seq_len == RunConfig().seq_len:
+    if row.note is not None or row.run.seq_len >= wanted.seq_len or wanted.seq_len == _USUAL_LENGTH:
         return row
     return replace(row, note=f"judged at {row.run.seq_len:,} tokens, all that it was made for")
 
