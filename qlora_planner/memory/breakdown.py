@@ -13,12 +13,14 @@ from qlora_planner.record import record
 class Breakdown:
     """Phases, the peak one, what is alive then, and the smallest device total that would do. Bytes.
 
-    `method` is how the figures were had (see evidence.calibration), which decides how far they may be off.
+    `ready_bytes` is live when the trainer has been made. `method` is how the figures were had (see
+    evidence.calibration), which decides how far they may be off.
     """
 
     load: PhasePeak
     prepare: PhasePeak | None
     adapters: PhasePeak
+    ready_bytes: int
     phases: tuple[Phase, ...]
     peak: Phase
     lines: tuple[ComponentLine, ...]

@@ -110,6 +110,7 @@ def estimate_within(
             after_load=breakdown.load.live,
             after_prepare=(breakdown.prepare or breakdown.load).live,
             after_adapters=breakdown.adapters.live,
+            before_training=breakdown.ready_bytes,
         ),
         phases=breakdown.phases,
         lines=breakdown.lines,

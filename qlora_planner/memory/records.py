@@ -105,11 +105,13 @@ class Peak:
 
 @record
 class StaticBytes:
-    """Live bytes on the GPU as torch counts them."""
+    """Live bytes on the GPU as torch counts them; `before_training` when the trainer has been made: it may have cast
+    adapters, or have put the data through its reference."""
 
     after_load: int
     after_prepare: int
     after_adapters: int
+    before_training: int
 
 
 @record

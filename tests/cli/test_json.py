@@ -28,7 +28,7 @@ KEYS = {
         "stack",
     },
     "stack": {"torch", "transformers", "peft", "bitsandbytes", "trl"},
-    "static_bytes": {"after_load", "after_prepare", "after_adapters"},
+    "static_bytes": {"after_load", "after_prepare", "after_adapters", "before_training"},
     "phases": None,
     "components": COMPONENTS,
     "peak": {"phase", "allocated_bytes", "reserved_bytes", "device_bytes", "low_bytes", "high_bytes"},

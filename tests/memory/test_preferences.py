@@ -142,3 +142,13 @@ def test_what_is_trained_of_a_head_that_is_cast_back_is_named() -> None:
     named = [thing.what for thing in estimate(LLAMA, run).unmodelled]
     assert any("casts what is trained of embeddings and head" in what for what in named)
     assert not any("casts what" in thing.what for thing in estimate(LLAMA, RunConfig(trainer="trl-orpo")).unmodelled)
+
+
+@pytest.mark.parametrize(
+    "trainer", ["trl-dpo", "trl-kto", "trl-grpo", "trl-rloo", "trl-reward", "trl-sft", "hf-trainer"]
+)
+def test_before_training_adapters_are_as_the_trainer_holds_them(trainer: str) -> None:
+    static = estimate(LLAMA, RunConfig(trainer=trainer, seq_len=512, upcast=False), gpu="h200").static
+    trained = 41_943_040 * 2
+    halves = trainer != "hf-trainer"  # transformers' Trainer casts nothing
+    assert static.after_adapters - static.before_training == (trained if halves else 0)

@@ -54,7 +54,7 @@ def make_estimate(
         "run": RUN,
         "resolved": {"alpha": "2 x rank"},
         "stack": {},
-        "static": StaticBytes(after_load=1, after_prepare=1, after_adapters=1),
+        "static": StaticBytes(after_load=1, after_prepare=1, after_adapters=1, before_training=1),
         "phases": tuple(
             Phase(name=name)
             if name in ("prepare", "eval")

@@ -62,6 +62,7 @@ def test_open_rows_of_preferences(row: Any) -> None:
     phases = [phase for phase in answer.phases if phase.name in PHASES]
     has = [name for name in PHASES if name != "reference" or row["run"]["task"] != "reward"]
     assert [phase.name for phase in phases] == has
+    assert answer.static.before_training == measured["before_train_alloc"], "trl has cast the adapters to bfloat16"
     assert max(phase.allocated_bytes or 0 for phase in phases) == pytest.approx(measured["train_peak"], rel=0.001)
     reserved = max(phase.reserved_bytes or 0 for phase in phases)
     assert -0.02 < reserved / measured["train_reserved"] - 1 < 0.02

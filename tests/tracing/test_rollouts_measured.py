@@ -35,6 +35,7 @@ def test_open_rows_of_trainers_that_generate(row: Any) -> None:
     resolution = resolve(profile, run, H200)
     answer = estimate(profile, run, H200, tape=trace_run(source, resolution, H200))
     phases = [phase for phase in answer.phases if phase.name in PHASES]
+    assert answer.static.before_training == measured["before_train_alloc"]
     compared = row["run"]["task"] == "rloo"  # its config has a penalty by default, GRPO's has none
     assert [phase.name for phase in phases] == [name for name in PHASES if compared or name != "reference"]
     allocated = max(phase.allocated_bytes or 0 for phase in phases)

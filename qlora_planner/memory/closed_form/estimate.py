@@ -42,6 +42,9 @@ def closed_form_breakdown(profile: ModelProfile, resolution: Resolution, budget:
         load=parts.load,
         prepare=parts.prepare,
         adapters=parts.adapters,
+        ready_bytes=base_bytes(run, parts)
+        - parts.static.cast_back
+        + (parts.workspace if run.precompute_ref_log_probs else 0),
         phases=phases,
         peak=peak,
         lines=component_lines(run, parts, peak, communication),

@@ -65,6 +65,8 @@ def traced_breakdown(
         load=played.load,
         prepare=played.prepare,
         adapters=played.adapters,
+        # A reference whose figures are precomputed has its pass while the trainer is made, and cuBLAS keeps its buffer.
+        ready_bytes=played.training[REFERENCE if run.precompute_ref_log_probs else "adapters"].peak.live,
         phases=phases,
         peak=peak,
         lines=_lines(run, shown, peak, context),
