@@ -201,13 +201,13 @@ class Watch:
         self.peak_bytes = max(self.peak_bytes or 0, self.used_bytes)
         if used is not None:
             self._stage_peak = max(self._stage_peak or 0, used)
-        high = None if self.predicted is None or used is None else self.predicted["peak"]["high_bytes"]
-        if high is not None and self.peak_bytes > high and not self._warned:
+        # A whole card's figure, which stands in while a process has none yet, has others in it.
+        high = None if self.predicted is None else self.predicted["peak"]["high_bytes"]
+        if high is not None and used is not None and used > high and not self._warned:
             self._warned = True
             whose = "" if rank is None else f" of rank {rank}"
             self.note(
-                f"the peak{whose} of {format_gib(self.peak_bytes)} is above what was planned at the most,"
-                f" {format_gib(high)}"
+                f"the peak{whose} of {format_gib(used)} is above what was planned at the most, {format_gib(high)}"
             )
 
     def _look(self) -> None:

@@ -268,6 +268,14 @@ def test_of_several_ranks_the_fullest_card_is_shown_and_warned_of(tmp_path: Path
     assert len(found.notes) == 1 and found.notes[0].startswith("the peak of rank 1 of ")
 
 
+def test_what_others_hold_of_a_card_is_no_peak_of_a_rank(tmp_path: Path) -> None:
+    """As on two cards that others used: a rank had no figure of its own before its first tensor."""
+    found, _ = watch(tmp_path)
+    for rank, used, device in ((1, None, 50_000), (0, 700, 50_000), (1, 900, 50_000)):
+        found.hear(event("memory", process_bytes=used, device_bytes=device, rank=rank))
+    assert found.notes == []
+
+
 def test_each_phase_is_held_against_its_own_prediction(tmp_path: Path) -> None:
     phases = [{"name": "load", "device_bytes": 400}, {"name": "save", "device_bytes": 900}]
     found, _ = watch(tmp_path, predicted={**PREDICTED, "phases": phases})
