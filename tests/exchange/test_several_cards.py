@@ -185,3 +185,14 @@ def test_accelerates_own_config_says_what_the_file_does_not(tmp_path: Path) -> N
         launched(read(tmp_path, FACTORY | {"deepspeed": "zero2.json"}), str(launch))
     with pytest.raises(InputError, match="no config of accelerate"):
         launched(read(tmp_path, FACTORY), str(tmp_path / "train.yaml"))
+
+
+def test_context_parallel_is_left_out_by_name_with_what_a_card_then_holds(tmp_path: Path) -> None:
+    launch = tmp_path / "accelerate.yaml"
+    split = {"parallelism_config_cp_size": 2, "parallelism_config_tp_size": 1}
+    sharded = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
+    launch.write_text(yaml.safe_dump(sharded | {"parallelism_config": split}))
+    sharing = on_cards(launched(read(tmp_path, FACTORY), str(launch)), 2).sharing
+    assert sharing is not None
+    (left,) = [beyond for beyond in sharing.beyond if beyond.key.startswith("parallelism_config")]
+    assert left.key.endswith("cp_size") and "--seq-len divided by 2" in left.what

@@ -31,6 +31,11 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
     "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
 }  # fmt: skip
 _PARALLEL = ("tp_size", "cp_size", "sp_size", "ep_size", "dp_replicate_size")
+# Two H200s that shared sequences of 32,768 and 65,536 tokens held the tensors of FSDP2 at half of them.
+_CONTEXT_PARALLEL = (
+    "each card holds its part of every sequence: the tensors of FSDP2 at --seq-len divided by {cards}, and a second"
+    " communicator of NCCL, 446 MiB on two H200s"
+)
 
 
 def read_file(path: str, run: Mapping[str, Any]) -> Draft | None:
@@ -78,8 +83,10 @@ def read(raw: Mapping[str, Any], location: str, run: Mapping[str, Any], said: st
         draft.unplanned(f"{key} is not planned here")
     split = mapping(raw.get("parallelism_config"))
     for name, value in split.items():
-        if str(name).removeprefix("parallelism_config_") in _PARALLEL and value not in (None, 1):
-            draft.leave(f"parallelism_config.{plain(name)}", "cards share more than weights")
+        size = str(name).removeprefix("parallelism_config_")
+        if size in _PARALLEL and value not in (None, 1):
+            why = _CONTEXT_PARALLEL.format(cards=plain(value)[:10]) if size == "cp_size" else None
+            draft.leave(f"parallelism_config.{plain(name)}", why or "cards share more than weights")
     processes = raw.get("num_processes")
     draft.processes = processes if isinstance(processes, int) else None
     return draft
