@@ -55,8 +55,8 @@ def cards(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[C
     before = head + comma
     if times and count.isdigit():
         before, last = f"{before}{count}x", name
-    known = [*_SIZES, "local", *(card.name for card in GpuCatalogue(gpus_dirs()).all())]
-    return _items(before + name for name in known if name.lower().startswith(last.lower()))
+    names = [*_SIZES, "local", *(card.name for card in GpuCatalogue(gpus_dirs()).all())]
+    return _items(before + name for name in names if name.lower().startswith(last.lower()))
 
 
 def optimizers(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:

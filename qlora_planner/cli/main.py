@@ -176,13 +176,13 @@ class Program(click.Group):
         if ctx.meta.get(_NO_COMMAND):
             return []
         if incomplete.startswith("-"):
-            found = [
+            offers = [
                 item
                 for verb in ("plan", "survey")
                 if (command := self.get_command(ctx, verb))
                 for item in command.shell_complete(ctx, incomplete)
             ]
-            return list({item.value: item for item in found}.values())
+            return list({item.value: item for item in offers}.values())
         verbs = [CompletionItem(name, help=text) for name, (_, text) in VERBS.items() if name.startswith(incomplete)]
         return verbs + [CompletionItem(name) for name in model_names(incomplete)] if incomplete else verbs
 

@@ -29,7 +29,7 @@ def server(profiles: str | None = None) -> Server[Any]:
     tools = {tool.name: tool for tool in TOOLS}
     one_at_a_time = anyio.Lock()  # a Session keeps what it opened, and is not made for several threads
 
-    async def listed(context: Any, asked: Any) -> types.ListToolsResult:
+    async def listed(context: Any, request: Any) -> types.ListToolsResult:
         return types.ListToolsResult(
             tools=[
                 types.Tool(
@@ -40,13 +40,13 @@ def server(profiles: str | None = None) -> Server[Any]:
             ]
         )  # fmt: skip
 
-    async def called(context: Any, asked: types.CallToolRequestParams) -> types.CallToolResult:
-        tool = tools.get(asked.name)
+    async def called(context: Any, request: types.CallToolRequestParams) -> types.CallToolResult:
+        tool = tools.get(request.name)
         if tool is None:
-            return _failed(f"no tool {asked.name}; there are {', '.join(tools)}")
+            return _failed(f"no tool {request.name}; there are {', '.join(tools)}")
         async with one_at_a_time:
             try:
-                text, document = await anyio.to_thread.run_sync(tool.answer, session, asked.arguments or {})
+                text, document = await anyio.to_thread.run_sync(tool.answer, session, request.arguments or {})
             except PlannerError as error:
                 return _failed(str(error))
         return types.CallToolResult(content=[types.TextContent(type="text", text=text)], structured_content=document)
