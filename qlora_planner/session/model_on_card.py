@@ -203,7 +203,7 @@ class ModelOnCard:
 
     def _shipped(self, run: RunConfig, gpu: GpuSpec | None) -> Tape | None:
         """The trace of a run on a card where it ships."""
-        return tape_for(self.profile, run, gpu, profiles=self.session.profiles, stored_only=True)
+        return tape_for(self._profile_for(run), run, gpu, profiles=self.session.profiles, stored_only=True)
 
     @cached_property
     def _planner(self) -> Planner:

@@ -74,3 +74,9 @@ def test_without_a_trace_no_verdict_is_given(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_survey_names_what_answers_instead() -> None:
     with pytest.raises(InputError, match="`qlora-plan plan` for one model"):
         Session().on("24GB").survey(ASKED)
+
+
+def test_another_card_is_asked_about_the_model_with_its_tower() -> None:
+    """The smallest card that would do is looked for by traces that ship, and none does with images."""
+    bench = Session().open("qwen2.5-vl-3b", "24GB")
+    assert bench._shipped(ASKED.with_(seq_len=2048), H200) is None
