@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.replay.simulate import simulate_run
 from qlora_planner.session import Session
 from qlora_planner.session.traces import tape_for
 from qlora_planner.session.views.planned import PlanAnswer
@@ -72,9 +76,22 @@ def test_models_of_experts_are_not_answered_from_two_tapes() -> None:
     assert tape_for(profile, RunConfig(lora_dropout=0.0, checkpoint_every=2), stored_only=True) is None
 
 
-def test_every_single_layer_by_name_is_every_layer() -> None:
-    desk = Session().on("h200", cap="48GiB")
-    named = desk.plan("Qwen/Qwen2.5-3B", checkpoint_every=1)
-    plain = desk.estimate("Qwen/Qwen2.5-3B", named.run.with_(checkpoint_every=None))
-    assert named.estimate.method == "traced"
-    assert named.estimate.peak.device_bytes == plain.estimate.peak.device_bytes
+def test_one_layer_in_one_is_every_layer_also_where_a_tape_does_not_say_what_it_was_cut_to() -> None:
+    profile = ModelCatalogue([PROFILES / "models"]).load("Qwen/Qwen2.5-3B")
+    tape = tape_for(profile, RunConfig(), stored_only=True)
+    assert tape is not None
+    reserved = {
+        simulate_run(profile, resolve(profile, RunConfig(checkpoint_every=every)), replace(tape, kept=()), 0).reserved
+        for every in (1, None)
+    }
+    assert len(reserved) == 1
+
+
+def test_layers_that_keep_all_take_what_they_took_on_an_h200() -> None:
+    lines = (PROFILES / "measurements/h200-stacks.jsonl").read_text().splitlines()
+    row = next(row for row in map(json.loads, lines) if row["case"] == "pc-Qwen2.5-3B-12-every4-1x")
+    desk = Session().on("h200", cap=f"{row['cap_bytes'] >> 20}MiB")
+    answer = desk.estimate(row["model"], RunConfig(**row["run"])).estimate
+    measured = row["measured_bytes"]
+    assert answer.peak.allocated_bytes == pytest.approx(measured["train_peak"], rel=1e-3)
+    assert answer.peak.device_bytes == pytest.approx(measured["nvml_peak"], rel=1e-3)
