@@ -54,12 +54,13 @@ class Result:
 def sources() -> dict[str, Path]:
     """The files of measured rows by short name: the open set, and the project's own that are written alike.
 
-    Measurements in the campaign's form are `campaign.py table`'s.
+    Measurements in the campaign's form are `campaign.py table`'s; those of tasks, whose options have trl's names, are
+    for the tests.
     """
     found = {"open": ROOT / "tests/data/truth/h200-open.jsonl"}
     for path in sorted((ROOT / "profiles/measurements").glob("*.jsonl")):
         rows = read_rows(path)
-        if rows and {"run", "outcome", "model", "measured_bytes"} <= set(rows[0]):
+        if rows and {"run", "outcome", "model", "measured_bytes"} <= set(rows[0]) and "task" not in rows[0]["run"]:
             found[path.stem.removeprefix("h200-")] = path
     return found
 
