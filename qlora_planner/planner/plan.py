@@ -129,6 +129,8 @@ def plan(
     told = {"prompt_len", "completion_len"} & fixed
     if not objective.lengths and (len(told) == 2 or (generates(run) and "completion_len" in told)):
         fixed |= {"seq_len"}  # what is left of a sequence is not looked for
+    if len(told) == 2 or (told and generates(run)):  # a prompt and a completion make the sequence
+        run = run.with_(seq_len=resolve(profile, run, request.gpu).run.seq_len)
     if objective.lengths and "seq_len" in fixed:  # nothing is left to look for: the length stays
         objective = OBJECTIVES["throughput"]
     if request.data is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qlora_planner.errors import MissingError
@@ -39,6 +41,16 @@ def test_what_lies_around_a_plan_of_pairs_is_what_estimate_says_of_it() -> None:
     assert tokens > 1024
     assert bench.estimate(plan.run.with_(seq_len=tokens)).verdict == "fits"
     assert bench.estimate(plan.run.with_(seq_len=tokens + 512)).verdict != "fits"
+
+
+@pytest.mark.usefixtures("base_install")
+@pytest.mark.parametrize(
+    ("lengths", "whole"), [({"prompt_len": 64, "completion_len": 96}, 160), ({"prompt_len": 64}, 576)]
+)
+def test_a_plan_keeps_the_prompts_and_completions_that_were_asked_for(lengths: dict[str, Any], whole: int) -> None:
+    asked = RunConfig(trainer="trl-grpo", num_generations=4, **lengths)
+    plan = Session().open(SMALL, "24GB").plan(asked, fixed=("trainer", "num_generations", *lengths))
+    assert (plan.run.seq_len, plan.run.prompt_len, plan.run.completion_len) == (whole, 64, whole - 64)
 
 
 @pytest.mark.usefixtures("base_install")
