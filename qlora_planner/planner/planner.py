@@ -279,9 +279,9 @@ class Planner:
         if self.shipped_of is none_shipped:
             return None
         key = self._key(run) if self.request.data is None else f"alone {self._key(run)}"
-        known = self._answers.get(key)
-        if known is not None and known.method == TRACED:
-            return known
+        answer = self._answers.get(key)
+        if answer is not None and answer.method == TRACED:
+            return answer
         if not refines and key in self._rough:
             return self._rough[key]
         tape = self.shipped_of(run, self.request.gpu)

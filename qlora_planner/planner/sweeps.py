@@ -117,20 +117,20 @@ class TapeSweep:
         parts = self._parts.setdefault((variant, region), [])
         if parts and parts[0] is None:
             return ()
-        known = [part for part in parts if part is not None]
-        if any(part.region == region for part in known):
-            return known
+        swept = [part for part in parts if part is not None]
+        if any(part.region == region for part in swept):
+            return swept
         apart = len(batch) <= MOST_APART
         for batch_size, seq_len in zip(batch.tolist(), seq.tolist(), strict=True):
-            if (known and not apart) or any(part.region.holds(batch_size, seq_len) for part in known):
+            if (swept and not apart) or any(part.region.holds(batch_size, seq_len) for part in swept):
                 continue
             part = self._swept(variant, batch_size, seq_len)
             if part is None:
-                parts += [] if known else [None]
+                parts += [] if swept else [None]
                 break
-            known.append(part)
+            swept.append(part)
             parts.append(part)
-        return known
+        return swept
 
     def _of_task(self, variant: str, regions: Sequence[TaskRange], batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         """The same of a task: one tape for each range. Lengths that are odd where its own was even, or the other way

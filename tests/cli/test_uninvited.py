@@ -85,6 +85,7 @@ def test_every_start_of_a_process_is_known() -> None:
         "tools/families/stacks.py",
         "tools/traces.py",
         "tools/families/make.py",
+        "tools/schemas.py",
         "qlora_planner/profiling/tracing/apart.py",
         *(f"qlora_planner/{name}" for name in ("data/tokenizers.py", "measure/children.py", "diagnose/gather.py")),
     }  # fmt: skip

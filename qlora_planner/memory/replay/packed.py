@@ -46,33 +46,33 @@ def pack(
 ) -> Packed:  # fmt: skip
     """What `prepare_trace` and `Packing` make of a tape, `among` those of its run that are played with it."""
     tapes = (*among, tape)
-    known = bytearray(1 + max((storage for each in tapes for storage, _ in each.events), default=0))
+    storage_marks = bytearray(1 + max((storage for each in tapes for storage, _ in each.events), default=0))
     for mark, storages in ((_ON_HOST, tape.on_host), (_STREAMED, tape.streamed), (_WORKSPACE, tape.workspaces)):
         for storage in storages:
-            known[storage] |= mark
+            storage_marks[storage] |= mark
     if taken:
-        known[first_handle(tape)] |= _TAKEN
+        storage_marks[first_handle(tape)] |= _TAKEN
     events = array("q", chain.from_iterable(tape.events))
-    return _packed(tapes, events, known, gradient_checkpointing, checkpoint_every or 0)
+    return _packed(tapes, events, storage_marks, gradient_checkpointing, checkpoint_every or 0)
 
 
 def pack_by_size(tape: CompiledTape) -> Packed:
     """The same of a compiled tape whose sizes are their own numbers, counted from 1."""
-    events, known, born = array("q"), bytearray(1), 0
+    events, storage_marks, born = array("q"), bytearray(1), 0
     marks = dict.fromkeys(tape.workspace_sizes, _WORKSPACE)
     marks |= dict.fromkeys(tape.host_sizes, _ON_HOST) | dict.fromkeys(tape.streamed_sizes, _STREAMED)
     for code in tape.events:
         if code > 0:
             born += 1
             events.extend((born, code))
-            known.append(marks.get(code - 1, 0))
+            storage_marks.append(marks.get(code - 1, 0))
         else:
             events.extend((-code, 0))
-    return _packed((tape,), events, known, False, 0)
+    return _packed((tape,), events, storage_marks, False, 0)
 
 
 def _packed(
-    tapes: Sequence[Tape | CompiledTape], events: array[int], known: bytearray, checkpoints: bool, every: int
+    tapes: Sequence[Tape | CompiledTape], events: array[int], storage_marks: bytearray, checkpoints: bool, every: int
 ) -> Packed:
     tape = tapes[-1]
     bases: dict[Pass, int] = {}
@@ -90,7 +90,12 @@ def _packed(
     compiled = native_module()
     assert compiled is not None, "asked for where something is compiled"
     acts, parts = compiled.pack(
-        events.tobytes(), rows.tobytes(), places, array("q", tape.kept).tobytes(), bytes(known), options.tobytes()
+        events.tobytes(),
+        rows.tobytes(),
+        places,
+        array("q", tape.kept).tobytes(),
+        bytes(storage_marks),
+        options.tobytes(),
     )
     tables = len(bases) * (1 + max(len(each.places) for each in tapes))
     return Packed(acts=acts, parts=parts, places=places, bases=bases, tables=tables)

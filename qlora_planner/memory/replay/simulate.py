@@ -271,12 +271,12 @@ class Stage:
             return self._load(make_allocator(self.run.alloc_conf, limit_bytes))
         early = self.trainer.multiplies_at_import
         key = id(self.profile), bill_key(self.run), self.workspace_bytes, limit_bytes, expandable, self.world, early
-        known = _loaded_devices.get(key)
-        if known is None:
+        loaded = _loaded_devices.get(key)
+        if loaded is None:
             if len(_loaded_devices) >= _MOST_LOADED:
                 _loaded_devices.clear()
-            known = _loaded_devices[key] = self.profile, self._load(native)
-        return replace(known[1], memory=cast("NativeMemory", known[1].memory).copy())
+            loaded = _loaded_devices[key] = self.profile, self._load(native)
+        return replace(loaded[1], memory=cast("NativeMemory", loaded[1].memory).copy())
 
     def _load(self, memory: CachingAllocator) -> Loaded:
         """Play everything before training on an empty device."""

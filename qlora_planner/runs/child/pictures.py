@@ -46,7 +46,7 @@ class Pictures:
         check_trained(config.model_type)
         name = plain(spec.weights)
         try:
-            self.processor: Any = Qwen2VLImageProcessorPil.from_pretrained(spec.weights)
+            self.processor: Any = Qwen2VLImageProcessorPil.from_pretrained(spec.weights, trust_remote_code=False)
         except (ValueError, OSError, ImportError, KeyError, TypeError, AttributeError) as error:
             first = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise MissingError(f"{name}: has no image processor that works ({plain(first)[:160]})") from None

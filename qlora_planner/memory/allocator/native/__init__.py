@@ -52,7 +52,7 @@ class NativeModule(Protocol):
 
     def NativeMemory(self, limit_bytes: int | None, expandable: bool, apart: bool) -> object: ...
     def pack(
-        self, events: bytes, segments: bytes, places: bytes, kept: bytes, known: bytes, options: bytes
+        self, events: bytes, segments: bytes, places: bytes, kept: bytes, storage_marks: bytes, options: bytes
     ) -> tuple[list[bytes], bytes]: ...
     def count(
         self, acts: list[bytes], parts: bytes, places: bytes, tables: int, width: int, gradients: int,
