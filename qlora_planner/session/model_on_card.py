@@ -12,7 +12,7 @@ from qlora_planner.record import record
 from qlora_planner.session import packages
 from qlora_planner.session.data import check_shape, with_prompts
 from qlora_planner.session.models import with_targets
-from qlora_planner.session.towers import refuse_images, with_tower
+from qlora_planner.session.towers import check_images, refuse_images, with_tower
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
 if TYPE_CHECKING:
@@ -233,7 +233,7 @@ class ModelOnCard:
     def plan(self, run: RunConfig | None = None, fixed: Collection[str] | None = None, **request: Any) -> Plan:
         """The recommended run: see `qlora_planner.plan`, whose errors it raises."""
         if run is not None and run.shows_images:
-            self._check_images(request)
+            check_images(self.card, request)
         check_shape(run, request.get("data"))
         run, fixed, request["data"] = with_prompts(run, fixed, request.get("data"))
         from qlora_planner.memory.parallel.choice import SETTLED, sharded
@@ -285,14 +285,6 @@ class ModelOnCard:
         if not (self.budget.world == 1 or wanted.parallel is not None or answer.estimate.verdict in SETTLED):
             answer = replace(planned(sharded(wanted)), nearest=answer.nearest)
         return replace(answer, estimate=self._with_stack(answer.estimate, wanted))
-
-    def _check_images(self, request: Mapping[str, Any]) -> None:
-        """Raises InputError for what a plan with images does not take."""
-        if self.card is not None and self.card.machine.world > 1:
-            raise InputError("--gpu: runs with images are planned on one card; name one")
-        for option in ("data", "compare"):
-            if request.get(option):
-                raise InputError(f"--{option}: not with images yet; plan by --seq-len, and ask `estimate` of each run")
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""

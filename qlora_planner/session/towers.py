@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.installing import install_packages
@@ -14,6 +16,9 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import cache_dir, whole_dirs
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+
+if TYPE_CHECKING:
+    from qlora_planner.session.cards import PlannedCard
 
 
 def with_tower(
@@ -86,3 +91,12 @@ def refuse_images(question: str, run: RunConfig | None) -> None:
             f"{question}: not with --image-size, --images or --image-tokens yet, because each run with images is traced"
             " by itself; `qlora-plan estimate` answers for exactly this run, `qlora-plan plan` for one model"
         )
+
+
+def check_images(card: PlannedCard | None, request: Mapping[str, Any]) -> None:
+    """Raises InputError for what a plan with images does not take."""
+    if card is not None and card.machine.world > 1:
+        raise InputError("--gpu: runs with images are planned on one card; name one")
+    for option in ("data", "compare"):
+        if request.get(option):
+            raise InputError(f"--{option}: not with images yet; plan by --seq-len, and ask `estimate` of each run")

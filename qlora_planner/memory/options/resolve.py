@@ -9,13 +9,12 @@ from qlora_planner.catalog.attention import nearest_kernel, sdpa_changed
 from qlora_planner.catalog.classifiers import DEFAULT_LABELS, labels_of
 from qlora_planner.catalog.losses import loss_of, refused_kernel
 from qlora_planner.catalog.stack import Stack, changes, stack_of
-from qlora_planner.catalog.trainers import REFERENCE, expert_stack, trainer_named
+from qlora_planner.catalog.trainers import expert_stack, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.images import settle_images
-from qlora_planner.memory.options.lengths import settle_lengths
 from qlora_planner.memory.options.parallel import parallel_problems, settled
+from qlora_planner.memory.options.preferences import settle_preferences
 from qlora_planner.memory.options.refusals import on_parameters, refusals
-from qlora_planner.memory.options.rollouts import settle_rollouts
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.memory.records import Problem
 from qlora_planner.memory.weights.classifier import profile_for
@@ -85,7 +84,7 @@ def resolve(profile: ModelProfile, run: RunConfig, gpu: GpuSpec | None = None) -
     _attention(draft, stack)
     trainer, loss = _trainer(draft, stack)
     _experts(draft, trainer)
-    _preferences(draft, trainer)
+    settle_preferences(draft.settle, draft.asked, trainer)
     _rest(draft, trainer)
     stored = "quant" in stored_options(profile)
     for option, (value, why) in settled(run.with_(**draft.values), stored=stored).items():
@@ -312,29 +311,6 @@ def _named_versions(draft: _Draft, held: Stack, trainer: str, stack: dict[str, s
     ]
     fix = ",".join(f"{named.package}={named.instead}" for named in held.unmodelled)
     draft.advise("stack", f"figures for the versions named: {'. '.join(said)}", f"--stack {fix}" if fix else "")
-
-
-def _preferences(draft: _Draft, trainer: TrainerRow) -> None:
-    """What trainers of preferences alone have; see `spec.lengths` for how a sequence is shared out."""
-    run = draft.asked
-    if trainer.drops_dropout and run.lora_dropout is None:
-        draft.settle("lora_dropout", 0.0, f"{trainer.name} switches dropout off")
-    if trainer.generation is not None:
-        settle_rollouts(draft.settle, run, trainer)
-        return
-    if "max_length" not in trainer.own_options:
-        return
-    if trainer.loss_types and run.loss_type is None:
-        draft.settle("loss_type", trainer.loss_types[0], f"the default of {trainer.name}")
-    unknown = [name for name in (run.loss_type or "").split(",") if name and name not in trainer.loss_types]
-    if unknown and trainer.loss_types:
-        raise InputError(f"--loss-type {quoted(unknown[0])}: {trainer.name} has {', '.join(trainer.loss_types)}")
-    if run.method == "full" and REFERENCE in trainer.passes_of(run):
-        raise InputError(
-            f"--method full with --trainer {trainer.name} keeps a second model as the reference, which is not modelled:"
-            " add --precompute-ref-log-probs, or train adapters"
-        )
-    settle_lengths(draft.settle, run, trainer)
 
 
 def _rest(draft: _Draft, trainer: TrainerRow) -> None:

@@ -105,8 +105,7 @@ class Training:
         self.phase = phase
         self._tell("phase", {"phase": shown or phase})
         if self._meter is not None:
-            stretch = {"rehearsal": "cast", "training": "between"}.get(phase, phase)
-            self._meter.enter(stretch)
+            self._meter.enter({"rehearsal": "cast", "training": "between"}.get(phase, phase))
             if self.sampler is not None:
                 self.sampler.look()
 
