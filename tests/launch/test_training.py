@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from qlora_planner.runs.child.callbacks import Stop
 from qlora_planner.runs.child.dry_run import longest_rows
 from qlora_planner.runs.child.training import Training
 from qlora_planner.train.settings import Settings
+from qlora_planner.units import format_size
 from tests.launch.conftest import RUN, SETTINGS, Home, Make, same, trained
 
 SHORT = dataclasses.replace(SETTINGS, max_steps=2, save_steps=1)
@@ -227,6 +229,23 @@ def test_gradients_that_are_cut_off_name_the_fix(make: Make, monkeypatch: pytest
     monkeypatch.setattr("transformers.PreTrainedModel.enable_input_require_grads", lambda self: None)
     with pytest.raises(RunError, match=r"gradients do not reach the adapters: .*--no-use-reentrant"):
         trained(make(run=RUN.with_(use_reentrant=True)))
+
+
+def test_a_stored_head_that_the_config_ties_is_said_to_be_more_than_planned(home: Home, tmp_path: Path) -> None:
+    from qlora_planner.train import model
+
+    def said(folder: Path) -> str | None:
+        raw = json.loads((folder / "config.json").read_text())
+        return checks.check_tied(model.load_folder(folder, raw, RUN, "cpu"))
+
+    untied, own = home.model("llama"), tmp_path / "own"
+    shutil.copytree(untied, own)
+    raw = json.loads((own / "config.json").read_text())
+    (own / "config.json").write_text(json.dumps({**raw, "tie_word_embeddings": True}))
+    more = 2 * raw["vocab_size"] * raw["hidden_size"]
+    assert f"ties them: {format_size(more)} more than planned" in str(said(own))
+    assert said(untied) is None
+    assert said(home.model("gemma")) is None  # tied, and stored so
 
 
 @pytest.mark.fault("nothing is quantised", said="nothing was quantised though the run says nf4", exit=4, part="begun")

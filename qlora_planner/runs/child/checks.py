@@ -10,6 +10,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype, torch_dtype
 from qlora_planner.train.ranks import local_part
 from qlora_planner.train.settings import Settings
+from qlora_planner.units import format_size
 
 _PACKED = ("Params4bit", "Int8Params")
 
@@ -25,6 +26,19 @@ def check_quantized(model: Any, run: RunConfig, expected: int | None) -> str | N
         counts = f"{quantized} matrices are quantised where the plan counts {expected}"
         return f"{counts}: its memory is that of another model"
     return None
+
+
+def check_tied(model: Any) -> str | None:
+    """A note where the checkpoint has a head of its own though its config ties it to the embedding: transformers keeps
+    both where they differ (modeling_utils.py, tie_weights), and the plan, made of the config, counts one."""
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if not getattr(model.config, "tie_word_embeddings", False) or head is None or head.weight is embedding.weight:
+        return None
+    more = head.weight.numel() * head.weight.element_size()
+    return (
+        f"the checkpoint stores a head unlike its embedding, though config.json ties them: {format_size(more)} more"
+        " than planned; `tie_word_embeddings: false` in config.json plans for it"
+    )
 
 
 def check_compute_dtype(model: Any, run: RunConfig) -> None:

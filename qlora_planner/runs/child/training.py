@@ -159,7 +159,7 @@ class Training:
         self._enter("load")
         loaded = model.load_folder(spec.weights, self.raw, run, spec.device)
         self.facts["params"] = adapters.total_params(loaded)
-        if note := checks.check_quantized(loaded, run, spec.quantized):
+        for note in filter(None, (checks.check_quantized(loaded, run, spec.quantized), checks.check_tied(loaded))):
             self.note(note)
         checks.check_compute_dtype(loaded, run)
         if spec.device == "cpu":
