@@ -5,17 +5,23 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
+from textual.widgets import DataTable
 
 from qlora_planner.errors import InputError
 from qlora_planner.tui.app import Explorer
 from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.control.profiling import profile
 from qlora_planner.tui.saved_state import SavedState, write_state
-from tests.tui.conftest import document, explorer, idle, tell
+from qlora_planner.tui.screens.fit import FitScreen
+from qlora_planner.tui.widgets.rows import ModelRow
+from tests.tui import conftest
+from tests.tui.conftest import SIGNS, document, explorer, idle, surveyed, table, tell
 
 MODEL = "meta-llama/Llama-3.1-8B"
 TINY = {
@@ -86,3 +92,38 @@ def test_the_verb_takes_a_model() -> None:
         [sys.executable, "-m", "qlora_planner", "tui", "--help"], capture_output=True, text=True, check=True
     )
     assert "[MODEL]" in told.stdout
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_the_list_opens_at_what_fits_best_unless_somebody_has_gone_to_a_row(
+    moved: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows come in as they are worked out: what does not fit is painted first, and goes down as others come."""
+    rows = surveyed("24GB")
+    red = [row for row in rows if row.verdict == "does-not-fit"][:8]
+    went_to: list[str | None] = []
+
+    def slowly(_card: str, _recommend: bool) -> Iterator[ModelRow]:
+        yield from red
+        page, until = app.screen, time.monotonic() + 20
+        assert isinstance(page, FitScreen)
+        while not page.shown and time.monotonic() < until:
+            time.sleep(0.01)
+        if moved:
+            app.call_from_thread(page.table.action_cursor_down)
+            went_to.append(page.current())
+        yield from [row for row in rows if row.verdict == "fits"][:40]
+
+    monkeypatch.setattr(conftest, "surveyed", slowly)
+    app = explorer(tmp_path / "tui.json")
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        page, models = app.screen, app.screen.query_one("#models", DataTable)
+        assert isinstance(page, FitScreen)
+        if moved:
+            assert page.current() == went_to[0] in [row.model_id for row in red]
+            return
+        assert (models.cursor_row, models.scroll_y) == (0, 0)
+        assert table(app, "#models")[0][0] == SIGNS["fits"]
+
+    tell(app, story)

@@ -63,6 +63,8 @@ class FitScreen(Page):
         self._painted: tuple[object, ...] = ()
         self._heads: tuple[str, ...] = ()
         self._room = 20  # columns of a name
+        self._moved = False  # whether the reader went to a row or typed a filter: until then the list stays at its top
+        self._put_at = 0  # row where the last paint left the cursor
 
     def body(self) -> ComposeResult:
         """Filter, tally, what to know about the card, table, what its marks mean."""
@@ -88,6 +90,7 @@ class FitScreen(Page):
             return
         self._painted = shown
         table, here = self.table, self.current()
+        self._moved = self._moved or table.cursor_row != self._put_at
         theme = self.theme_at(self.size.width)
         self._columns(table)
         self.shown = []
@@ -100,8 +103,9 @@ class FitScreen(Page):
                 table.add_row(Text(""), Text(heading, style="bold underline"), *[Text("")] * (len(self._heads) - 2))
             self.shown.append(row.model_id)
             table.add_row(*(self._by_card(row, theme) if self.state.wide else self._one_card(row, theme)))
-        if here in self.shown:
+        if self._moved and here in self.shown:
             table.move_cursor(row=self.shown.index(here))
+        self._put_at = table.cursor_row
 
     def _below_and_above(self) -> None:
         """What to know about the card, and what ~ means; each where there is something to say."""
@@ -194,7 +198,8 @@ class FitScreen(Page):
         return text
 
     def on_input_changed(self, event: Input.Changed) -> None:
-        """Filter as one types."""
+        """Filter as one types; what is looked for is followed from then on."""
+        self._moved = True
         self.repaint()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
@@ -204,6 +209,7 @@ class FitScreen(Page):
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Open the model."""
         model = self.current()
+        self._moved = True
         if model is not None:
             self.explorer.controller.open_model(model)
 
