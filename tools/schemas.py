@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
@@ -184,6 +185,25 @@ def documents() -> Iterator[dict[str, Any]]:
     for path in sorted((ROOT / "profiles" / "measurements").glob("*.jsonl")):
         rows = map(json.loads, path.read_text(encoding="utf-8").splitlines())
         yield from (row for row in rows if "schema" in row)
+    yield from calibrated()
+
+
+def calibrated() -> Iterator[dict[str, Any]]:
+    """Answers of `calibrate`: where nothing was learnt, what ships, and another card whose driver gave no figure."""
+    from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.session.measuring.calibrate import CalibrationAnswer
+    from qlora_planner.sources.evidence import read_calibration
+
+    shipped = read_calibration([ROOT / "profiles" / "calibrations"])
+    assert shipped is not None
+    other = replace(
+        shipped, contexts={"rtx-4090": next(iter(shipped.contexts.values()))},
+        residuals={method: {} for method in shipped.residuals},
+        speed={"rtx-4090": next(iter(shipped.speed.values()))},
+    )  # fmt: skip
+    for learnt in (Calibration(created=shipped.created), shipped, other):
+        answer = CalibrationAnswer(calibration=learnt, path=ROOT / "user.json", runs=1, verifications=1, left_out=())
+        yield answer.to_dict()
 
 
 def schemas() -> dict[str, dict[str, Any]]:

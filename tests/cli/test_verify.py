@@ -266,6 +266,12 @@ def test_calibrate_learns_what_estimates_then_use(invoke: Invoke, fake: Fake) ->
     assert other["basis"]["cuda_context"] == "assumed"
     document = json.loads(invoke("calibrate", "--json").stdout)
     assert document["calibration"]["contexts"]["rtx-4090"]["count"] == 2
+    schema = (Path(__file__).parents[2] / "qlora_planner" / "schemas" / "calibrated.json").read_text()
+    jsonschema = pytest.importorskip("jsonschema")
+    jsonschema.validate(document, json.loads(schema))
+    del document["calibration"]["contexts"]["rtx-4090"]["kernels_bytes"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(document, json.loads(schema))
 
 
 def test_a_damaged_line_of_evidence_is_named(invoke: Invoke, fake: Fake) -> None:
