@@ -121,11 +121,12 @@ def make_tables(
     candidate_of: CandidateOf,
     calibration: Calibration | None = None,
     common_card: GpuSpec | None = None,
+    methods: Sequence[Method] = METHODS,
 ) -> Tables:
     """Both tables: of the `shown` models, and the largest of `catalogue` on each of `cards`.
 
     `tape_of` gives the trace of a run where one is stored, `candidate_of` what a survey ranks a model's 4-bit run by.
-    `common_card` is the one that a 7B model is said to need.
+    `methods` are those that models have figures of. `common_card` is the one that a 7B model is said to need.
     Raises InputError for a length that a model of `shown` has no positions for.
     """
     estimates = _Estimates(
@@ -142,13 +143,13 @@ def make_tables(
     sevens = [profile for profile in shown if _SEVEN_B[0] <= profile.params <= _SEVEN_B[1]]
     return Tables(
         run=run,
-        memory=tuple(_memory_row(profile, estimates) for profile in shown),
+        memory=tuple(_memory_row(profile, estimates, methods) for profile in shown),
         cards=tuple(_card_row(largest_first, card, estimates) for card in cards),
         six_gb=() if common_card is None else tuple(_six_gb(profile, common_card, estimates) for profile in sevens),
     )
 
 
-def _memory_row(profile: ModelProfile, estimates: _Estimates) -> MemoryRow:
+def _memory_row(profile: ModelProfile, estimates: _Estimates, methods: Sequence[Method]) -> MemoryRow:
     lora, nf4 = METHODS[1], METHODS[-1]
     now = estimates.form(profile, nf4)
     flat, upcast = (
@@ -159,7 +160,7 @@ def _memory_row(profile: ModelProfile, estimates: _Estimates) -> MemoryRow:
     return MemoryRow(
         model_id=profile.id,
         params=profile.params,
-        figures={method.name: Figure.of(estimates.best(profile, method)) for method in METHODS},
+        figures={method.name: Figure.of(estimates.best(profile, method)) for method in methods},
         double_quant_saves_bytes=flat.static.after_load - now.static.after_load,
         upcast_costs_bytes=None if refused else upcast.peak.device_bytes - now.peak.device_bytes,
         upcast_weights_bytes=upcast.static.after_prepare - now.static.after_prepare,

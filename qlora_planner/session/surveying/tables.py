@@ -59,9 +59,9 @@ class TablesAnswer:
 def size_tables(
     session: Session, models: Sequence[str | ModelProfile] | None, run: RunConfig, *, cards: bool = True
 ) -> TablesAnswer:
-    """See `Session.table`; without `cards` the table of models alone, in a fifth of the time."""
+    """See `Session.table`; without `cards` what the models' weights alone say, in a tenth of the time."""
     from qlora_planner.catalog.gpus import parse_gpu
-    from qlora_planner.planner.survey.size_rows import COMMON_CARD_GB
+    from qlora_planner.planner.survey.size_rows import COMMON_CARD_GB, METHODS
     from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.session.surveying.indexed import indexed_candidates
@@ -93,5 +93,6 @@ def size_tables(
         candidate_of=candidate_of,
         calibration=session.calibration,
         common_card=parse_gpu(f"{COMMON_CARD_GB}GB", session.gpus),
+        methods=METHODS if cards else (),
     )
     return TablesAnswer(tables=tables)
