@@ -292,6 +292,13 @@ def reward_option() -> Callable[[_Function], _Function]:
     )  # fmt: skip
 
 
+def share_option() -> Callable[[_Function], _Function]:
+    """Add --share."""
+    return _adds(
+        [SectionOption(["--share"], metavar="FILE", help="The screen as a picture to show: .svg, or .png by cairosvg.")]
+    )
+
+
 def data_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
     """Add --data, --tokenizer, --chars-per-token and --bad-rows, or some of them by their parameter names."""
     return _adds([option for option in _data_options() if not only or option.name in only])
@@ -307,7 +314,7 @@ def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:
     flags: set[str] = {"--help", "--adjust"}
     values: set[str] = {
         "--objective", "--effective-batch", "--compare", "--save", "--export", "--format", "--model", "--report",
-        "--parquet",
+        "--parquet", "--share",
     }  # fmt: skip
     for option in (*_run_options(), *_card_options(), *_data_options(), *_output_options(csv=True, every=True)):
         spellings = {*option.opts, *option.secondary_opts}

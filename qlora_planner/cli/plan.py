@@ -19,8 +19,9 @@ from qlora_planner.cli.options import (
     reward_option,
     run_from,
     run_options,
+    share_option,
 )
-from qlora_planner.cli.plan_shared import check_shared, write_shared
+from qlora_planner.cli.plan_shared import check_shared, write_picture, write_shared
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import card_from, output_from
@@ -71,6 +72,7 @@ OBJECTIVES = ("throughput", "context", "rank", "quality", "cheapest")
     help="The run as trl, notebook (.ipynb), percent (its cells as .py), accelerate, axolotl, llama-factory or"
     " trl-config (for `trl sft --config`): printed, or into FILE.",
 )
+@share_option()
 @reward_option()
 @card_options()
 @data_options()
@@ -88,6 +90,7 @@ def command(
     report: str | None,
     csv_file: str | None,
     parquet_file: str | None,
+    share: str | None,
     **given: Any,
 ) -> int:
     """The recommended run for MODEL on a card, its memory, and what each knob costs.
@@ -98,7 +101,7 @@ def command(
     load_numpy()
     output = output_from(given)
     wanted = wanted_files(save, exports, document=output.json, force=force)
-    shared = {"--report": report, "--csv": csv_file, "--parquet": parquet_file}
+    shared = {"--report": report, "--csv": csv_file, "--parquet": parquet_file, "--share": share}
     check_shared(shared, force=force)
     explicit = explicit_run_options(given)
     run = run_from(given)
@@ -116,6 +119,7 @@ def command(
     )  # fmt: skip
     printed = write_files(planned.plan, wanted, bench.open(model), given["data"], given["reward"])
     write_shared(planned.plan, shared, explicit, card, output, force=force)
+    write_picture(share, lambda theme: planned.render(theme, explain=output.explain), output, force=force)
     if printed is not None:
         answer(printed)
     elif output.json:

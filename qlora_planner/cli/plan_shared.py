@@ -1,8 +1,8 @@
-"""What `plan` writes to be handed on: a report, and its comparisons as a table."""
+"""What `plan` and the survey write to be handed on: a report, a table of comparisons, a picture of the screen."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +13,15 @@ from qlora_planner.text import plain
 
 if TYPE_CHECKING:
     from qlora_planner.planner.plan import Plan
+    from qlora_planner.report.parts.theme import Theme
     from qlora_planner.session.cards import PlannedCard
 
 
 def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
-    """Look at every file before anything is planned; `files` are those of --report, --csv and --parquet.
+    """Look at every file before anything is planned; `files` are those of --report, --csv, --parquet and --share.
 
-    Raises InputError for a report of an unknown kind, one file for two things, a file that is there already; and
-    MissingError without pyarrow.
+    Raises InputError for a report or picture of an unknown kind, one file for two things, a file that is there already;
+    and MissingError without pyarrow or cairosvg.
     """
     given = {option: path for option, path in files.items() if path is not None}
     report = given.get("--report")
@@ -34,6 +35,10 @@ def check_shared(files: Mapping[str, str | None], *, force: bool) -> None:
         from qlora_planner.report.pages.tabular import check_parquet
 
         check_parquet()
+    if "--share" in given:
+        from qlora_planner.report.pages.card import check_card
+
+        check_card("--share", given["--share"])
 
 
 def write_shared(
@@ -45,8 +50,21 @@ def write_shared(
     *,
     force: bool,
 ) -> None:
-    """Write every file, all rendered before the first is written."""
-    rendered = {path: _rendered(option, path, plan, typed, card) for option, path in files.items() if path is not None}
+    """Write every file but the picture, all rendered before the first is written."""
+    kinds = {option: path for option, path in files.items() if path is not None and option != "--share"}
+    _write({path: _rendered(option, path, plan, typed, card) for option, path in kinds.items()}, output, force)
+
+
+def write_picture(path: str | None, shown: Callable[[Theme], str], output: Output, *, force: bool) -> None:
+    """The screen that `shown` renders as a picture at `path`; None: nothing."""
+    if path is None:
+        return
+    from qlora_planner.report.pages.card import THEME, draw_card
+
+    _write({path: draw_card(shown(THEME), "qlora-planner", path)}, output, force)
+
+
+def _write(rendered: Mapping[str, bytes], output: Output, force: bool) -> None:
     if rendered:
         from qlora_planner.exchange.files import write_bytes
 
