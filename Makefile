@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults schemas site
+.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults schemas manual site
 
 check: lint types layers test
 
@@ -83,6 +83,10 @@ schemas:
 # own, so that nothing traced by an older tracer stands in.
 calibration:
 	XDG_CACHE_HOME=$$(mktemp -d) $(PYTHON) -m tools.calibration profiles h200
+
+# Write the manual page again, from the options that the program declares.
+manual:
+	$(PYTHON) -m tools.manual
 
 # The documentation as a site on http://127.0.0.1:8000; `mkdocs build --strict` writes it to build/site. Needs [docs].
 site:
