@@ -174,7 +174,7 @@ def test_a_model_of_text_takes_no_images() -> None:
 
 def test_questions_about_many_runs_are_refused_with_images() -> None:
     bench = Session().on("24GB")
-    for question in (bench.plan, bench.prices, bench.frontier):
+    for question in (bench.prices, bench.frontier):
         with pytest.raises(InputError, match="not with --image-size"):
             question(QWEN, image_size="504x504")
     with pytest.raises(InputError, match="the survey: not with --image-size"):
