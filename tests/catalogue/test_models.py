@@ -25,7 +25,7 @@ REMOTE_CODE = {
     "microsoft/Phi-3-small-8k-instruct",
 }  # fmt: skip
 # The index takes long to make, and workers share the parts.
-PARTS = 4
+PARTS = 12
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +123,7 @@ SAMPLE = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", some(SAMPLE, 2))
+@pytest.mark.parametrize("name", some(SAMPLE, 4))
 def test_rebuilding_gives_the_same(name: str, shipped: dict[str, ModelProfile]) -> None:
     pytest.importorskip("torch")
     from tools.profiles import rebuild

@@ -57,7 +57,7 @@ def grid() -> Iterator[RunConfig]:
         )  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "card"), some(PAIRS, 3))
+@pytest.mark.parametrize(("model", "card"), some(PAIRS, 5))
 def test_nothing_faster_fits(model: str, card: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the traces that ship, of the model itself or of its family, which are what a search ranks by."""
     monkeypatch.setenv("QLORA_PLANNER_TRACE", "never")

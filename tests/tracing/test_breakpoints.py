@@ -24,7 +24,7 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("model", "edge"), some(CASES, 2))
+@pytest.mark.parametrize(("model", "edge"), some(CASES, 4))
 def test_nothing_is_left_over_on_either_side(model: str, edge: int) -> None:
     profile = ModelCatalogue([PROFILES / "models"]).load(model)
     source = read_config(PROFILES / "configs" / (model.replace("/", "__") + ".json"))

@@ -48,7 +48,7 @@ def training(answer: MemoryEstimate) -> tuple[int, int]:
     return max(p.allocated_bytes or 0 for p in phases), max(p.reserved_bytes or 0 for p in phases)
 
 
-@pytest.mark.parametrize("row", some(OPEN, 2), ids=lambda row: f"{row.index}-{row.model}")
+@pytest.mark.parametrize("row", some(OPEN, 3), ids=lambda row: f"{row.index}-{row.model}")
 def test_open_rows(row: Any) -> None:
     source = read_config(config_path(row.model))
     profile = unprobed(source)
@@ -62,7 +62,7 @@ def test_open_rows(row: Any) -> None:
     assert all(size >= 0 for size in answer.components.values())
 
 
-@pytest.mark.parametrize("row", some(EXPANDABLE, 2), ids=lambda row: f"{row.index}-{row.model}")
+@pytest.mark.parametrize("row", some(EXPANDABLE, 3), ids=lambda row: f"{row.index}-{row.model}")
 def test_expandable_segments_reserve_what_torch_did(row: Any) -> None:
     """To the byte with the measured release: which free block is taken first decides how much has to be mapped."""
     source = read_config(config_path(row.model))

@@ -67,7 +67,7 @@ def real_step(raw: dict[str, Any], wanted: TraceSpec) -> tuple[list[int], list[i
     return [step.peaks[name] for name in PHASES], [step.ends[name] for name in PHASES]
 
 
-@pytest.mark.parametrize("model_type", some(["llama", "gpt2"], 1))
+@pytest.mark.parametrize("model_type", some(["llama", "gpt2"], 2))
 def test_a_traced_step_allocates_what_a_real_one_does(model_type: str) -> None:
     raw, wanted = toy_of(model_type), spec()
     peaks, ends = bytes_of(engine.trace(raw, wanted))

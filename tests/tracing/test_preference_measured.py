@@ -52,7 +52,7 @@ def run_of(raw: dict[str, Any]) -> RunConfig:
 
 
 @pytest.mark.parametrize(
-    "row", some(ROWS, 2), ids=lambda row: f"{row['run']['task']}-{row['run']['completion_tokens']}"
+    "row", some(ROWS, 4), ids=lambda row: f"{row['run']['task']}-{row['run']['completion_tokens']}"
 )
 def test_open_rows_of_preferences(row: Any) -> None:
     source = read_config(config_path(row["model"]))
