@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape
 from tools.families.check_random import drawn_configs
+from tools.families.toys import names_layers
 from tools.laws.tensors import facts_of
 
 ROOT = Path(__file__).parents[2] / "profiles"
@@ -30,7 +32,7 @@ def by_law(raw: RawConfig) -> ModelProfile | None:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["llama", "gpt2", "qwen3_5_text", "granitemoehybrid", "deepseek_v3", "lfm2", "nemotron_h"]
+    "model_type", ["llama", "gpt2", "qwen3_5_text", "granitemoehybrid", "deepseek_v3", "lfm2", "nemotron_h", "gptj"]
 )
 def test_the_law_says_what_the_class_builds(model_type: str) -> None:
     configs = (raw for _, raw in drawn_configs(ROOT, [model_type], random.Random(model_type)))
@@ -53,3 +55,9 @@ def test_the_family_of_a_drawn_config_is_its_own_trace_to_the_byte() -> None:
     assert family is not None
     own = CompiledTape.of(trace_run(raw, resolution, None), "own")
     assert family.tape.at(1, 1600, 12) == own.at(1, 1600, 12)
+
+
+def test_fields_that_number_layers_are_told_from_lists_with_an_entry_a_layer() -> None:
+    assert names_layers([0, 1, 2, 3], 4) and names_layers({"05": {"head_dim": 512}}, 6)
+    others: tuple[Any, ...] = ([1, 1, 1, 0], [1, 4], {"0": "LABEL_0"}, {"full_attention": {}}, [], {}, None)
+    assert [names_layers(value, 4) for value in others] == [False] * len(others)

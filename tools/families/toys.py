@@ -84,8 +84,8 @@ def toys_of(
         rows = [{**row, "vocab_size": wider + row["vocab_size"]} for row in rows]
     if window:
         rows = [{**row, "sliding_window": size} for row, size in zip(rows, window, strict=True)]
-    depth = _depth(config, rows[0], kept_kinds)
-    configs = tuple(_shrunk(config, row, depth) for row in rows)
+    depth = _depth(raw, config, rows[0], kept_kinds)
+    configs = tuple(_shrunk(raw, config, row, depth) for row in rows)
     for small in configs:
         if kinds_of(_config(small)) != kept_kinds:
             raise InputError("a toy of this structure keeps other layers than the model")
@@ -122,9 +122,11 @@ def _free_dimensions(config: Any) -> Iterator[tuple[str, int]]:
         "max_position_embeddings", "moe_intermediate_size", "shared_expert_intermediate_size",
     )  # fmt: skip
     small = copy.deepcopy(config)
+    # The plain dictionary, because some configs refuse to answer for fields that differ from layer to layer.
+    fields, aliases = config.to_dict(), getattr(config, "attribute_map", {})
     before = None
     for name in names:
-        value = getattr(config, name, None)
+        value = fields.get(aliases.get(name, name))
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
             continue
         if name in ("hidden_size", "num_attention_heads", "vocab_size"):
@@ -142,6 +144,11 @@ def _free_dimensions(config: Any) -> Iterator[tuple[str, int]]:
             yield name, value
 
 
+def _kv_heads(config: Any) -> int:
+    name = "num_key_value_heads"
+    return int(config.to_dict().get(getattr(config, "attribute_map", {}).get(name, name)) or 0)
+
+
 def _other_divisor(config: Any, value: int) -> int:
     heads = int(config.num_attention_heads)
     return next((k for k in (1, 2, 3, heads // 2, heads) if k and heads % k == 0 and k != value), value)
@@ -151,7 +158,7 @@ def _dimensions(
     free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...], widest: int
 ) -> dict[str, int]:
     """The dimensions of toy number `at`."""
-    heads, kv_heads = int(config.num_attention_heads), int(getattr(config, "num_key_value_heads", 0) or 0)
+    heads, kv_heads = int(config.num_attention_heads), _kv_heads(config)
     row = {"vocab_size": _VOCABULARY[at]}
     if "num_key_value_heads" in free and 1 < kv_heads < heads:
         row["num_key_value_heads"] = _KV_HEADS[at]
@@ -209,22 +216,27 @@ def _named(row: Mapping[str, int], widest: int) -> dict[str, int]:
     return {name: value for name, value in {**row, "head_dim": head_dim}.items() if name not in left_out}
 
 
-def _depth(config: Any, row: Mapping[str, int], kinds: tuple[str, ...]) -> int:
+def _depth(whole: Mapping[str, Any], config: Any, row: Mapping[str, int], kinds: tuple[str, ...]) -> int:
     depth = int(config.num_hidden_layers)
     for fewer in range(1 if depth <= 4 else 5, min(depth, _MOST_LAYERS) + 1):
         try:
-            if kinds_of(_config(_shrunk(config, row, fewer))) == kinds:
+            if kinds_of(_config(_shrunk(whole, config, row, fewer))) == kinds:
                 return fewer
         except Exception:  # a depth that the class refuses
             continue
     raise InputError(f"no depth up to {_MOST_LAYERS} has the pattern of layers of this model")
 
 
-def _shrunk(config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
+def _shrunk(published: Mapping[str, Any], config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
     small = copy.deepcopy(config)
     whole = int(config.num_hidden_layers)
     names = getattr(config, "attribute_map", {})
     raw = _raw(small)
+    by_number = [name for name, value in raw.items() if name not in published and names_layers(value, whole)]
+    if by_number:  # worked out for the model's own depth, from fields that the class may have taken apart
+        raw = {name: value for name, value in raw.items() if name not in by_number}
+        others = {name for name in published if not name.startswith("rope_")} - {*NOT_ARCHITECTURE, *names}
+        raw |= {name: published[name] for name in others - raw.keys()}
     for name, value in row.items():
         raw[names.get(name, name)] = value
     raw[names.get("num_hidden_layers", "num_hidden_layers")] = depth
@@ -248,10 +260,20 @@ def _shrunk(config: Any, row: Mapping[str, int], depth: int) -> dict[str, Any]:
     return raw
 
 
+def names_layers(value: Any, depth: int) -> bool:
+    """Whether a field's value tells layers by their numbers: a rising list of them, or a table with them for keys."""
+    if isinstance(value, Mapping):
+        numbers = [int(key) for key in value if str(key).isdecimal()]
+        tables = all(isinstance(part, Mapping) for part in value.values())
+        return bool(value) and tables and len(numbers) == len(value) and max(numbers) < depth
+    whole = isinstance(value, list) and len(value) > 1 and all(type(number) is int for number in value)
+    return whole and value == sorted(set(value)) and value[-1] < depth
+
+
 def _resized(rope: Mapping[str, Any], config: Any, row: Mapping[str, int]) -> dict[str, Any]:
     """Parameters of rotary positions with as many factors as the toy's heads have pairs."""
     heads, rotated = int(config.num_attention_heads), _rotated(config)
-    before = int((getattr(config, "head_dim", None) or int(config.hidden_size) // heads) * rotated) // 2
+    before = int((config.to_dict().get("head_dim") or int(config.hidden_size) // heads) * rotated) // 2
     after = int(row.get("head_dim", row["hidden_size"] // row["num_attention_heads"]) * rotated) // 2
     return {
         name: ([value[0]] * after if isinstance(value, list) and len(value) == before else value)

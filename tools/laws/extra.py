@@ -15,19 +15,21 @@ _CHOSEN = (2, 3, 5, 4, 6, 7, 2, 3)
 _KV_HEADS = (2, 3, 5, 4, 7, 2, 11, 9)  # dividing the toys' heads
 _VALUE_HEADS = (6, 6, 20, 12, 14, 10, 33, 27)  # multiples of those
 _MAMBA_HEADS = (16, 48, 80, 32, 112, 64, 176, 144)  # of eight groups
+_GLOBAL_KV_HEADS = (3, 2, 10, 5, 14, 9, 22, 18)  # dividing the toys' heads too
 _RANKS = (48, 80, 56, 112, 88, 40, 104, 136)
 # What a field of this name may be at the toys.
 _KINDS: tuple[tuple[str, tuple[int, ...]], ...] = (
     (r"experts_per_to|top_?k_experts|moe_?top_?k$|moe_k$", _CHOSEN),
     (r"(num|routed|local)_experts$", _EXPERTS),
     (r"ffn|inner|intermediate_size", _WIDTHS),
-    (r"lora_rank$|d_state$|state_size$|(nope|rope|v)_head_dim$|(key|value|mamba)_head_dim$", _RANKS),
+    (r"lora_rank$|d_state$|state_size$|(nope|rope|v)_head_dim$|(key|value|mamba|global)_head_dim$", _RANKS),
     (r"num_kv_heads$|linear_num_key_heads$", _KV_HEADS),
+    (r"num_global_key_value_heads$", _GLOBAL_KV_HEADS),
     (r"linear_num_value_heads$", _VALUE_HEADS),
     (r"mamba_num_heads$", _MAMBA_HEADS),
 )
 # Told apart by where they begin, and kept as they are: each a multiple of what it is shared out to.
-_SHARED_OUT = (_KV_HEADS, _VALUE_HEADS, _MAMBA_HEADS)
+_SHARED_OUT = (_KV_HEADS, _GLOBAL_KV_HEADS, _VALUE_HEADS, _MAMBA_HEADS)
 
 
 def extra_dimensions(whole: Mapping[str, Any], skipped: Collection[str], toys: list[dict[str, Any]]) -> list[str]:

@@ -12,7 +12,7 @@ from qlora_planner.profiling.refusals import Prober
 from qlora_planner.sources.laws.layers import DEPTH
 from qlora_planner.sources.laws.sizes import Size
 from qlora_planner.sources.same_shape import NOT_OF_THE_SHAPE, ROPE_TABLES
-from tools.families.toys import TOYS, Toys, toys_of
+from tools.families.toys import _POSITIONS, TOYS, Toys, _config, _model, names_layers, toys_of
 from tools.families.tracing import Toy
 from tools.field_turning import _Bench, finished
 from tools.laws.extra import extra_dimensions
@@ -37,21 +37,30 @@ class Structure:
         if isinstance(whole, str):
             raise NoLawError(whole)
         self.whole: dict[str, Any] = {self.aliases.get(key, key): value for key, value in self.raw.items()} | whole
+        for key, value in whole.items():
+            if key not in self.raw and names_layers(value, int(self.whole[self.aliases.get(DEPTH, DEPTH)])):
+                del self.whole[key]  # worked out from the others, for this depth
         windowed = isinstance(whole.get("sliding_window"), int) and whole.get("use_sliding_window") is not False
         self.toys: Toys = toys_of(raw, _WINDOWS if windowed else (), any_head=True)
         self.toy_configs = [self._plain(config) for config in self.toys.configs[:_CONFIGS]]
         # Heads of latent attention are of several sizes, and one of those is called the head's.
         self.latent = "qk_rope_head_dim" in self.whole
         own = [name for name in self.toys.symbols if not (self.latent and name == "head_dim")]
+        tabled: list[dict[str, int]] = [{}] * _CONFIGS
+        positions = self.aliases.get(POSITION, POSITION)
+        if POSITION not in own and positions in self.whole and _tables_positions(self.toy_configs[0], positions):
+            tabled = [{POSITION: value} for value in _POSITIONS[:_CONFIGS]]
+            for config, row in zip(self.toy_configs, tabled, strict=True):
+                config[positions] = row[POSITION]
         self.extra = extra_dimensions(self.whole, [*self.shape["inert"], *self.aliases, *own], self.toy_configs)
         if self.latent:
             for config in self.toy_configs:
                 self._as_latent(config)
         self.rows = [
-            {**{name: row[name] for name in own}, **{name: config[name] for name in self.extra}}
-            for row, config in zip(self.toys.dims[:_CONFIGS], self.toy_configs, strict=True)
+            {**{name: row[name] for name in own}, **more, **{name: config[name] for name in self.extra}}
+            for row, more, config in zip(self.toys.dims[:_CONFIGS], tabled, self.toy_configs, strict=True)
         ]
-        self.symbols = (*own, *self.extra)
+        self.symbols = tuple(self.rows[0])
         self.profiles = [build_profile(Toy(config=config), prober=prober) for config in self.toy_configs]
         self.windowless, self.needs_window = self._without_window(prober) if windowed else (False, False)
         self.sizes = Sizes(self.symbols, self.rows)
@@ -271,6 +280,15 @@ class Structure:
             else:
                 found[name] = solved([int(value or 0) for value in values], f"the dimension {name}", self.sizes)
         return found
+
+
+def _tables_positions(config: Mapping[str, Any], name: str) -> bool:
+    """Whether the field `name`, how many positions there are, is the size of a tensor, if only of a buffer."""
+    sizes = []
+    for value in (config[name], 2 * config[name]):
+        model = _model(_config({**config, name: value}))
+        sizes.append([tensor.shape for tensor in (*model.parameters(), *model.buffers())])
+    return sizes[0] != sizes[1]
 
 
 def _carried(name: str, one: Mapping[str, Any], usual: Mapping[str, Any]) -> bool:
