@@ -17,6 +17,7 @@ from qlora_planner.session import load_model, packages
 from qlora_planner.sources.catalogue import ModelCatalogue, file_name
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
 from qlora_planner.sources.families import family_tape, known_configs
+from qlora_planner.sources.laws.layers import layer_kinds
 from qlora_planner.sources.laws.lookup import Refused, profile_by_law
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -258,3 +259,12 @@ def test_a_damaged_law_is_named_with_what_makes_it_anew(content: bytes, tmp_path
 def test_a_law_of_another_schema_is_passed_over(tmp_path: Path) -> None:
     (tmp_path / "llama.json.gz").write_bytes(gzip.compress(json.dumps({"schema": "qlora-plan/law/0"}).encode()))
     assert profile_by_law(given(LLAMA), [tmp_path], FIELDS) is None
+
+
+def test_a_last_layer_that_the_class_forces_is_taken_whatever_the_config_says() -> None:
+    layers = {
+        "fields": ["layer_types"], "kinds": {'["sliding"]': 0, '["full"]': 1}, "touched_by": {},
+        "absent": {"layer_types": ["sliding"] * 9}, "last": {"layer_types": "full"},
+    }  # fmt: skip
+    assert layer_kinds({"layer_types": ["sliding"] * 3}, layers, 3, "models") == (0, 0, 1)
+    assert layer_kinds({}, layers, 4, "models") == (0, 0, 0, 1)

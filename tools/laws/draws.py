@@ -28,7 +28,8 @@ _RELATED = (*_KV_HEADS, "num_attention_heads", "hidden_size", "sliding_window", 
 # Experts by groups, heads of one kind by those of another: a class is built without that, and breaks when it runs.
 _SHARED_OUT = (
     ("n_routed_experts", "n_group"), ("num_experts", "n_group"), ("linear_num_value_heads", "linear_num_key_heads"),
-    ("num_attention_heads", "num_global_key_value_heads"), ("mamba_num_heads", "n_groups"), ("mamba_n_heads", "mamba_n_groups"),
+    ("num_attention_heads", "num_global_key_value_heads"),
+    ("mamba_num_heads", "n_groups"), ("mamba_n_heads", "mamba_n_groups"),
 )  # fmt: skip
 _STEPS = (2, 4, 8, 16, 32, 64)
 

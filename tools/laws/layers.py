@@ -53,10 +53,11 @@ class Listed:
                 if kinds.setdefault(json.dumps(entries), kind) != kind:
                     raise NoLawError(f"layers alike in {' and '.join(names)} are of two kinds")
         kinds |= self._other_words(names, kinds)
-        absent = self._usual_layers(names)
+        last = self._last_words(names)
+        absent = self._usual_layers(names, last)
         return {
             "fields": names, "kinds": kinds, "absent": absent, "pattern": self.pattern(),
-            "touched_by": self._touching(names) if absent else {},
+            "touched_by": self._touching(names) if absent else {}, **({"last": last} if last else {}),
         }  # fmt: skip
 
     def _other_words(self, names: Sequence[str], kinds: Mapping[str, int]) -> dict[str, int]:
@@ -71,6 +72,16 @@ class Listed:
             if meant in kinds:
                 words[json.dumps([word])] = kinds[meant]
         return words
+
+    def _last_words(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the class puts in place of the last entry of a list, whatever is given there."""
+        listed, forced = finished(self.toy, None), {}
+        for name in names:
+            others = [entry for entry in listed[name] if entry != listed[name][-1]]
+            made = [finished({**self.toy, name: [*listed[name][:-1], other]}, None) for other in others]
+            if others and all(isinstance(one, dict) and one[name] == listed[name] for one in made):
+                forced[name] = listed[name][-1]
+        return forced
 
     def pattern(self) -> dict[str, Any] | None:
         """The field that names each layer's kind by a letter, in place of the list, and what its letters mean."""
@@ -100,8 +111,8 @@ class Listed:
         # What the class made of the layers when it completed the config may not come back in by another name.
         return {**bare, **changes}
 
-    def _usual_layers(self, names: Sequence[str]) -> dict[str, list[Any]]:
-        """What the class fills in at every depth, where that is one list cut short."""
+    def _usual_layers(self, names: Sequence[str], last: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """What the class fills in at every depth, where that is one list cut short but for `last` entries."""
         own = self.depth_field
         longest = finished(self._bare(names, **{own: _DEEPEST}), None)
         if isinstance(longest, str):
@@ -112,7 +123,7 @@ class Listed:
             if isinstance(shorter, str):
                 continue
             for name in list(usual):
-                if shorter.get(name) != usual[name][:depth]:
+                if shorter.get(name) != [*usual[name][: depth - 1], last.get(name, usual[name][depth - 1])]:
                     del usual[name]
         return usual
 

@@ -37,7 +37,8 @@ def layer_kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int,
                     raise Unlike(f"{other} is {quoted(given[other])} and {name} is left out")
         if not isinstance(value, list) or len(value) != depth:
             raise Unlike(f"{name} must be a list of {depth}, as {DEPTH} says")
-        columns.append(value)
+        last = layers.get("last", {}).get(name)  # the class takes this one whatever is given
+        columns.append(value if last is None else [*value[:-1], last])
     kinds = []
     for entries in zip(*columns, strict=True):
         kind = layers["kinds"].get(json.dumps(entries))
