@@ -43,6 +43,7 @@ TASKS: tuple[tuple[str, str, RunConfig], ...] = (
     ("fine-tuning on texts", "4 x 1,024 tokens", RunConfig(batch_size=4, seq_len=1024)),
     ("`--trainer trl-dpo`", "4 pairs of 1,024 tokens", RunConfig(trainer="trl-dpo", batch_size=4, seq_len=1024)),
     ("`--trainer trl-kto`", "4 completions, rows of 1,024", RunConfig(trainer="trl-kto", batch_size=4, seq_len=1024)),
+    ("`--trainer trl-orpo`", "4 pairs of 1,024 tokens", RunConfig(trainer="trl-orpo", batch_size=4, seq_len=1024)),
     ("`--trainer trl-reward`", "4 pairs of 1,024 tokens", RunConfig(trainer="trl-reward", batch_size=4, seq_len=1024)),
     ("`--trainer trl-grpo`", "8 completions of 512 after prompts of 512", _rollouts("trl-grpo", 8)),
     ("`--trainer trl-rloo`", "8 completions of 512 after prompts of 512", _rollouts("trl-rloo", 8)),

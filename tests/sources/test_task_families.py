@@ -14,7 +14,7 @@ from qlora_planner.spec.run import RunConfig
 from tests.sources.test_families import CATALOGUE, FAMILIES, LLAMA, ROOT
 from tools.families.pack import bytes_of
 
-DPO, GRPO = RunConfig(trainer="trl-dpo"), RunConfig(trainer="trl-grpo")
+DPO, GRPO, ORPO = (RunConfig(trainer=f"trl-{name}") for name in ("dpo", "grpo", "orpo"))
 CLASSIFIER = RunConfig(task="classification")
 USUAL = (
     LLAMA, "meta-llama/Llama-3.2-1B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-8B", "Qwen/Qwen3-4B",
@@ -33,6 +33,7 @@ def variant_of(name: str, run: RunConfig) -> str:
         ("Qwen/Qwen2.5-1.5B", DPO.with_(seq_len=1000, prompt_len=300, batch_size=3)),
         ("Qwen/Qwen3-8B", GRPO.with_(batch_size=2, grad_accum=4, prompt_len=333, completion_len=700)),
         ("mistralai/Mistral-7B-v0.3", CLASSIFIER.with_(batch_size=4, num_labels=9, seq_len=700)),
+        (LLAMA, ORPO.with_(batch_size=2, seq_len=1000, prompt_len=300)),
     ],
 )
 def test_a_tasks_tape_is_the_models_own_trace_to_the_byte(name: str, run: RunConfig) -> None:
@@ -75,6 +76,7 @@ def test_a_base_install_answers_every_task_of_the_usual_models(name: str, monkey
         GRPO.with_(batch_size=8, prompt_len=500, completion_len=3),  # fewer tokens than are traced
         RunConfig(trainer="trl-rloo", batch_size=2, grad_accum=2),  # scored in two passes
         DPO.with_(compute_dtype="float16"),
+        ORPO.with_(batch_size=5),  # its loss goes row by row, and no tape is of five pairs
     ],
 )
 def test_what_no_family_was_made_of_is_not_answered_from_one(run: RunConfig) -> None:

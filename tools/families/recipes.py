@@ -11,8 +11,8 @@ _LORA = RunConfig(method="lora")
 _UPCAST, _HF_UPCAST = _QLORA.with_(upcast=True), _HF.with_(upcast=True)
 _KEPT = {"gradient_checkpointing": False}
 _TRL_1_7 = {"trl": "1.10.0"}  # whose loss trl has from 1.7 to 1.13
-_DPO, _KTO, _REWARD, _GRPO, _RLOO = (
-    RunConfig(trainer=f"trl-{name}") for name in ("dpo", "kto", "reward", "grpo", "rloo")
+_DPO, _KTO, _ORPO, _REWARD, _GRPO, _RLOO = (
+    RunConfig(trainer=f"trl-{name}") for name in ("dpo", "kto", "orpo", "reward", "grpo", "rloo")
 )
 _CLASSIFY = RunConfig(task="classification")
 _EVEN = {"padding": False}  # rows of one length; several rows are padded by default
@@ -92,6 +92,7 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "classify-kept": (_CLASSIFY.with_(**_KEPT), False),
     "classify-lora": (_CLASSIFY.with_(method="lora"), False),
     "rloo-kept": (_RLOO.with_(steps_per_generation=1, **_KEPT), False),
+    "orpo": (_ORPO, False),
 }
 
 

@@ -13,6 +13,9 @@ from qlora_planner.spec.family import COMPLETION, LABELS, PROMPT, ROWS
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import TOKENS, Term
 
+# Batches of which families are made where each is a step of other events.
+_BATCHES = (1, 2, 3, 4, 6, 8)
+
 
 @record
 class TaskSizes:
@@ -72,17 +75,20 @@ class TaskSizes:
 @record
 class TaskRange:
     """Runs of a task in which nothing switches: batches of one or of more, on one side of a sliding window, and with
-    completions that fill at most a tile of the head, or more (None: no matter)."""
+    completions that fill at most a tile of the head, or more (None: no matter); `rows`: batches of so many alone."""
 
     sizes: TaskSizes
     batched: bool | None = None
     low: int = 0
     high: int = 1 << 24
     long: bool | None = None
+    rows: int | None = None
 
     @property
     def name(self) -> str:
         """How the families name it."""
+        if self.rows is not None:
+            return f"batch of {self.rows}"
         return f"{'single' if self.batched is False else 'batched'} {'long' if self.long else 'middle'}"
 
     def holds(self, batch_size: int, seq_len: int) -> bool:
@@ -95,6 +101,8 @@ class TaskRange:
         inside = (self.low < seq_len) & (seq_len <= self.high)
         if self.batched is not None:
             inside = inside & ((batch_size > 1) == self.batched)
+        if self.rows is not None:
+            inside = inside & (batch_size == self.rows)
         if sizes.trainer.scores_completions:
             # Of a completion some tokens are traced one by one; without any, rows would be dropped.
             least = len(TOKENS) + 1 if sizes.trainer.generation is not None else 1
@@ -137,6 +145,8 @@ def task_sizes(variant: str) -> TaskSizes | None:
 
 def task_ranges(sizes: TaskSizes) -> tuple[TaskRange, ...]:
     """Every range of a task's sizes inside which nothing switches, for a class without a sliding window."""
+    if sizes.trainer.row_by_row:
+        return tuple(TaskRange(sizes=sizes, rows=rows) for rows in _BATCHES)
     if not sizes.tiled:
         # Rows of one length have no mask: where there is one row alone.
         kinds = (None,) if sizes.trainer.sequences_per_row > 1 else (False, True)
