@@ -61,6 +61,7 @@ def test_a_base_install_answers_every_task_of_the_usual_models(name: str, monkey
     profile = CATALOGUE.load(name)
     runs = (
         DPO, DPO.with_(batch_size=4), DPO.with_(prompt_len=512, completion_len=512), RunConfig(trainer="trl-reward"),
+        ORPO, ORPO.with_(batch_size=4, seq_len=1024),
         RunConfig(trainer="trl-kto"), GRPO.with_(batch_size=8), GRPO.with_(batch_size=1, grad_accum=8),
         RunConfig(trainer="trl-rloo", batch_size=2), CLASSIFIER, CLASSIFIER.with_(batch_size=8, num_labels=5),
     )  # fmt: skip
