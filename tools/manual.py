@@ -41,7 +41,8 @@ def manual() -> str:
 def _verb(command: click.Command, context: click.Context) -> Iterator[str]:
     yield f".SS {_text(' '.join((context.info_name or '', *command.collect_usage_pieces(context))))}"
     yield from _paragraphs(command.help or "")
-    options = [option for option in command.get_params(context) if isinstance(option, click.Option)]
+    # Without --help, whose spellings click keeps from whoever asked first.
+    options = [option for option in command.params if isinstance(option, click.Option)]
     yield from _entries([record for option in options if (record := option.get_help_record(context))])
 
 
