@@ -35,6 +35,7 @@ def test_a_plan_is_drawn_with_the_figures_of_its_document(invoke: Invoke, tmp_pa
     peak, usable = (size / GIB for size in (estimate["peak"]["device_bytes"], estimate["fit"]["usable_bytes"]))
     assert f"peak {peak:.2f} GiB of {usable:.2f} GiB usable" in picture
     assert f"{estimate['speed']['tokens_per_s']:,.0f} tokens/s" in picture
+    assert "font-family: monospace;" in path.read_text()
     assert "http" not in path.read_text().replace("http://www.w3.org/", "").replace("https://www.textualize.io", "")
 
 

@@ -51,4 +51,6 @@ def card_svg(screen: str, title: str) -> str:
     )  # fmt: skip
     console.print(Text.from_ansi(screen), soft_wrap=True)
     alone = re.sub(r"@font-face \{\{.*?\}\}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+    # cairo takes a list of fonts for the name of one, and then a font whose columns do not stand below each other.
+    alone = alone.replace("Fira Code, monospace", "monospace")
     return console.export_svg(title=plain(title), code_format=alone, unique_id="card")
