@@ -34,6 +34,7 @@ def variant_of(name: str, run: RunConfig) -> str:
         ("Qwen/Qwen3-8B", GRPO.with_(batch_size=2, grad_accum=4, prompt_len=333, completion_len=700)),
         ("mistralai/Mistral-7B-v0.3", CLASSIFIER.with_(batch_size=4, num_labels=9, seq_len=700)),
         (LLAMA, ORPO.with_(batch_size=2, seq_len=1000, prompt_len=300)),
+        (LLAMA, ORPO.with_(batch_size=3, seq_len=600, gradient_checkpointing=False)),
     ],
 )
 def test_a_tasks_tape_is_the_models_own_trace_to_the_byte(name: str, run: RunConfig) -> None:

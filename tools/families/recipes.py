@@ -93,6 +93,7 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "classify-lora": (_CLASSIFY.with_(method="lora"), False),
     "rloo-kept": (_RLOO.with_(steps_per_generation=1, **_KEPT), False),
     "orpo": (_ORPO, False),
+    "orpo-kept": (_ORPO.with_(**_KEPT), False),
 }
 
 
