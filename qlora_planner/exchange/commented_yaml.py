@@ -8,6 +8,7 @@ from typing import Any
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import plain
+from qlora_planner.train.settings import LEARNING_RATE
 
 
 def document(options: Mapping[str, Any], heading: Sequence[str], above: Mapping[str, str] | None = None) -> str:
@@ -46,3 +47,17 @@ def differences(tool: str, trainer: str, stands_for: str, run: RunConfig, droppe
     if run.trainer != stands_for:
         lines.append(f"The plan is for {run.trainer}, whose loss takes other memory.")
     return lines + [says for option, says in dropped.items() if getattr(run, option)]
+
+
+def training_arguments(run: RunConfig, half: str | None) -> dict[str, Any]:
+    """What transformers' TrainingArguments take of a run, by their names; `half` is the dtype it computes in."""
+    return {
+        "per_device_train_batch_size": run.batch_size,
+        "gradient_accumulation_steps": run.grad_accum,
+        "num_train_epochs": 1.0,
+        "optim": run.optimizer,
+        "lr_scheduler_type": "cosine",
+        "learning_rate": LEARNING_RATE,
+        "bf16": half == "bfloat16",
+        "fp16": half == "float16",
+    }

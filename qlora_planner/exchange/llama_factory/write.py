@@ -7,13 +7,12 @@ from typing import Any
 
 from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.commented_yaml import differences, document, rows_full, target_names
+from qlora_planner.exchange.commented_yaml import differences, document, rows_full, target_names, training_arguments
 from qlora_planner.exchange.llama_factory.keys import STAGES
 from qlora_planner.exchange.llama_factory.read import ATTENTIONS, FORMAT
 from qlora_planner.exchange.several_cards.fsdp import fsdp_keys
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import compute_dtype
-from qlora_planner.train.settings import LEARNING_RATE
 
 _ABOVE = {
     "dataset": "A name in dataset_dir/dataset_info.json, and the template of the model's own chat format.",
@@ -44,14 +43,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     if rows_full(run):
         config["packing"] = True
     config |= {
-        "per_device_train_batch_size": run.batch_size,
-        "gradient_accumulation_steps": run.grad_accum,
-        "num_train_epochs": 1.0,
-        "optim": run.optimizer,
-        "lr_scheduler_type": "cosine",
-        "learning_rate": LEARNING_RATE,
-        "bf16": half == "bfloat16",
-        "fp16": half == "float16",
+        **training_arguments(run, half),
         "disable_gradient_checkpointing": not run.gradient_checkpointing,
         "use_reentrant_gc": run.use_reentrant,
         "flash_attn": _KERNELS.get(run.attention or "", "auto"),

@@ -8,11 +8,11 @@ from typing import Any
 from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, PIPELINE, ZERO2, ZERO3
 from qlora_planner.catalog.trainers import trainer_named, trainer_of_format
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.commented_yaml import document, target_names
+from qlora_planner.exchange.commented_yaml import document, target_names, training_arguments
 from qlora_planner.exchange.trl.read import FORMAT
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointed_layers, compute_dtype
-from qlora_planner.train.settings import EVAL_SPLIT, LEARNING_RATE
+from qlora_planner.train.settings import EVAL_SPLIT
 
 # TRL's own words for an accelerate config (trl/accelerate_configs).
 _LAUNCHES: Mapping[str, str] = {DDP: "multi_gpu", FSDP1: "fsdp1", FSDP2: "fsdp2", ZERO2: "zero2", ZERO3: "zero3"}
@@ -48,14 +48,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     config |= {
         "max_length": run.seq_len,
         "packing": run.packing,
-        "per_device_train_batch_size": run.batch_size,
-        "gradient_accumulation_steps": run.grad_accum,
-        "num_train_epochs": 1.0,
-        "optim": run.optimizer,
-        "lr_scheduler_type": "cosine",
-        "learning_rate": LEARNING_RATE,
-        "bf16": half == "bfloat16",
-        "fp16": half == "float16",
+        **training_arguments(run, half),
         "gradient_checkpointing": run.gradient_checkpointing,
     }
     if run.gradient_checkpointing:
