@@ -19,6 +19,7 @@ from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
 from qlora_planner.sources.families import family_tape, known_configs
 from qlora_planner.sources.laws.layers import layer_kinds
 from qlora_planner.sources.laws.lookup import Refused, profile_by_law
+from qlora_planner.sources.laws.unlike import Unlike
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -268,3 +269,11 @@ def test_a_last_layer_that_the_class_forces_is_taken_whatever_the_config_says() 
     }  # fmt: skip
     assert layer_kinds({"layer_types": ["sliding"] * 3}, layers, 3, "models") == (0, 0, 1)
     assert layer_kinds({}, layers, 4, "models") == (0, 0, 0, 1)
+
+
+def test_first_layers_that_no_list_tells_from_the_others_have_kinds_of_their_own() -> None:
+    kinds = {'["conv", true]': 0, '["conv", false]': 1, '["full", false]': 2}
+    layers = {"fields": ["layer_types"], "kinds": kinds, "absent": {}, "touched_by": {}, "first": 2}
+    assert layer_kinds({"layer_types": ["conv", "conv", "conv", "full"]}, layers, 4, "models") == (0, 0, 1, 2)
+    with pytest.raises(Unlike, match="layer_types has 'full'"):
+        layer_kinds({"layer_types": ["full", "conv", "conv"]}, layers, 3, "models")

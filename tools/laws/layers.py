@@ -12,6 +12,7 @@ from tools.field_turning import finished
 from tools.laws.tensors import NoLawError
 
 _DEEPEST = 130
+_MOST_FIRST = 3  # first layers of other kinds: toys have five layers or more
 _OLDER_WORDS = ("attention", "mamba", "conv", "linear", "sliding", "full", "moe", "mlp")
 
 
@@ -45,20 +46,35 @@ class Listed:
         ]  # fmt: skip
         if not names:
             return {"fields": [], "runs": [list(run) for run in profiles[0].layer_order]}
-        kinds: dict[str, int] = {}
-        for config, profile in zip(configs, profiles, strict=True):
-            order = [kind for kind, length in profile.layer_order for _ in range(length)]
-            columns = [finished(config, None)[name] for name in names]
-            for entries, kind in zip(zip(*columns, strict=True), order, strict=True):
-                if kinds.setdefault(json.dumps(entries), kind) != kind:
-                    raise NoLawError(f"layers alike in {' and '.join(names)} are of two kinds")
-        kinds |= self._other_words(names, kinds)
+        first, kinds = self._kinds(names, configs, profiles)
+        if not first:
+            kinds |= self._other_words(names, kinds)
         last = self._last_words(names)
         absent = self._usual_layers(names, last)
         return {
             "fields": names, "kinds": kinds, "absent": absent, "pattern": self.pattern(),
-            "touched_by": self._touching(names) if absent else {}, **({"last": last} if last else {}),
+            "touched_by": self._touching(names) if absent else {},
+            **({"last": last} if last else {}), **({"first": first} if first else {}),
         }  # fmt: skip
+
+    def _kinds(
+        self, names: Sequence[str], configs: Sequence[Mapping[str, Any]], profiles: Sequence[ModelProfile]
+    ) -> tuple[int, dict[str, int]]:
+        """The kind of layer by the entries of the lists, and how many first layers are of other kinds than those after
+        them with the same entries. Raises NoLawError."""
+        for first in range(_MOST_FIRST + 1):
+            kinds: dict[str, int] = {}
+            alike = True
+            for config, profile in zip(configs, profiles, strict=True):
+                order = [kind for kind, length in profile.layer_order for _ in range(length)]
+                columns = [finished(config, None)[name] for name in names]
+                if first:
+                    columns.append([number < first for number in range(len(order))])
+                for entries, kind in zip(zip(*columns, strict=True), order, strict=True):
+                    alike &= kinds.setdefault(json.dumps(entries), kind) == kind
+            if alike:
+                return first, kinds
+        raise NoLawError(f"layers alike in {' and '.join(names)} are of two kinds")
 
     def _other_words(self, names: Sequence[str], kinds: Mapping[str, int]) -> dict[str, int]:
         """Kinds of layers by the words of published configs, which the class puts into its own."""

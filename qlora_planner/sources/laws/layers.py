@@ -39,6 +39,8 @@ def layer_kinds(given: Mapping[str, Any], layers: Mapping[str, Any], depth: int,
             raise Unlike(f"{name} must be a list of {depth}, as {DEPTH} says")
         last = layers.get("last", {}).get(name)  # the class takes this one whatever is given
         columns.append(value if last is None else [*value[:-1], last])
+    if first := layers.get("first"):  # a number of layers that no list tells from the others
+        columns.append([number < first for number in range(depth)])
     kinds = []
     for entries in zip(*columns, strict=True):
         kind = layers["kinds"].get(json.dumps(entries))
