@@ -11,7 +11,7 @@ from qlora_planner.memory.breakdown import Breakdown
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.parallel.choice import for_cards
-from qlora_planner.memory.parallel.host import load_peak_bytes
+from qlora_planner.memory.parallel.host import load_file_bytes, load_peak_bytes
 from qlora_planner.memory.records import (
     HostBytes,
     MemoryEstimate,
@@ -124,6 +124,7 @@ def estimate_within(
             paged_bytes=breakdown.paged_bytes,
             offloaded_bytes=breakdown.offloaded_bytes,
             load_peak_bytes=load_peak_bytes(profile, resolution.run, budget.machine),
+            load_file_bytes=load_file_bytes(profile, budget.machine),
         ),
         fit=fit(budget, device_bytes, breakdown.floor_bytes, breakdown.method, problems),
         problems=problems,

@@ -116,11 +116,13 @@ class StaticBytes:
 
 @record
 class HostBytes:
-    """Memory outside the card: managed pages of a paged optimizer, offloaded activations, the loader's peak."""
+    """Memory outside the card: managed pages of a paged optimizer, offloaded activations, the loader's peak and what
+    of it are mapped files."""
 
     paged_bytes: int | None
     offloaded_bytes: int | None
     load_peak_bytes: int | None
+    load_file_bytes: int | None = None
 
 
 @record

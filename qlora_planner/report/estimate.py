@@ -272,6 +272,8 @@ def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
         "while the checkpoint is read": host.load_peak_bytes,
     }
     sizes = [f"{format_size(size)} {what}" for what, size in host_bytes.items() if size]
+    if host.load_file_bytes:
+        sizes[-1] += f", {format_size(host.load_file_bytes)} of it mapped files, which the kernel takes back at need"
     if sizes:
         yield from theme.wrap("; ".join(sizes), 17, "in host memory", first_style="dim")
 

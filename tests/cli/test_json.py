@@ -33,7 +33,7 @@ KEYS = {
     "components": COMPONENTS,
     "peak": {"phase", "allocated_bytes", "reserved_bytes", "device_bytes", "low_bytes", "high_bytes"},
     "floor_bytes": None,
-    "host": {"paged_bytes", "offloaded_bytes", "load_peak_bytes"},
+    "host": {"paged_bytes", "offloaded_bytes", "load_peak_bytes", "load_file_bytes"},
     "speed": {"tokens_per_s", "step_s", "basis"},
     "fit": {
         "gpu", "capacity_bytes", "usable_bytes", "headroom_bytes", "verdict", "probability_oom", "reasons",

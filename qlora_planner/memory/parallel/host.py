@@ -14,17 +14,22 @@ RANK_BYTES = 1_638 << 20
 _LOADED = DTYPE_BYTES["bfloat16"]
 
 
+def load_file_bytes(profile: ModelProfile, machine: Machine | None) -> int | None:
+    """The checkpoint's files as they are mapped while it is read: once a node, in pages that all its ranks share and
+    that the kernel takes back when it needs room. None on one card, where nobody measured it apart."""
+    return None if machine is None or machine.world == 1 else _LOADED * profile.params
+
+
 def load_peak_bytes(profile: ModelProfile, run: RunConfig, machine: Machine | None) -> int | None:
     """The most that loading takes of one node's host memory: every rank's own, and the checkpoint once.
 
-    The checkpoint's files are mapped: all ranks of a node share their pages, and the kernel takes them back when it
-    needs room. Loading on the CPU holds the quantised model of every rank as well. None on one card, where nobody
-    measured it apart.
+    The rest beside `load_file_bytes` is anonymous: libraries, CUDA and NCCL of each rank, and the quantised model of
+    each where it is loaded on the CPU. None on one card.
     """
-    if machine is None or machine.world == 1:
+    files = load_file_bytes(profile, machine)
+    if machine is None or files is None:
         return None
-    checkpoint = _LOADED * profile.params
     own = RANK_BYTES
     if run.load_on == "cpu":
         own += static_memory(Placement(profile, run)).after_load
-    return machine.gpus_per_node * own + checkpoint
+    return machine.gpus_per_node * own + files
