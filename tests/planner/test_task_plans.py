@@ -14,6 +14,7 @@ from qlora_planner.planner.survey.survey import survey
 from qlora_planner.session import Session, packages
 from qlora_planner.session.traces import sweep_for
 from qlora_planner.spec.run import RunConfig
+from tests.wide import some
 
 SMALL = "meta-llama/Llama-3.2-1B"
 DPO = RunConfig(trainer="trl-dpo", batch_size=2, seq_len=1024)
@@ -45,7 +46,7 @@ def test_what_lies_around_a_plan_of_pairs_is_what_estimate_says_of_it() -> None:
 
 @pytest.mark.usefixtures("base_install")
 @pytest.mark.parametrize(
-    ("lengths", "whole"), [({"prompt_len": 64, "completion_len": 96}, 160), ({"prompt_len": 64}, 576)]
+    ("lengths", "whole"), some([({"prompt_len": 64, "completion_len": 96}, 160), ({"prompt_len": 64}, 576)], 2)
 )
 def test_a_plan_keeps_the_prompts_and_completions_that_were_asked_for(lengths: dict[str, Any], whole: int) -> None:
     asked = RunConfig(trainer="trl-grpo", num_generations=4, **lengths)
