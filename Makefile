@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-stack tables calibration screenshots install faults schemas manual site
+.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-more families-stack tables calibration screenshots install faults schemas manual site
 
 check: lint types layers test
 
@@ -43,6 +43,7 @@ fields:
 
 # Solve what each tensor of a class is made of, and prove it at every catalogue model: half a minute a structure.
 laws:
+	$(PYTHON) -m tools.wrappers profiles
 	$(PYTHON) -m tools.laws.make profiles --resume
 
 # Write the index of the cards again after a change in profiles/gpus.
@@ -60,6 +61,11 @@ tapes:
 families:
 	$(PYTHON) -m tools.families.make build/families
 	$(PYTHON) -m tools.families.pack build/families/pieces.jsonl $(wildcard build/families-*/pieces.jsonl) profiles
+
+# Add what is in build/families-more to the families that ship, for models or recipes that came later; nothing that ships
+# is made again: python -m tools.families.make build/families-more --names ... --recipes ...
+families-more:
+	$(PYTHON) -m tools.families.append build/families-more/pieces.jsonl profiles
 
 # Families for other libraries: STACK is the python of an environment with them. What the pieces above hold for there is
 # proved, the rest made, in build/families-stack; call `make families` again afterwards.

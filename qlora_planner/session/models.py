@@ -155,9 +155,9 @@ def _profile_of(
     cache = ProfileCache(cache_dir() / "profiles", warn)
     missing, why = packages.missing_packages(), None
     if build != "always":
-        known = catalogue.with_config(raw.sha256) or with_shape(raw, catalogue, profiles)
+        known = catalogue.with_config(raw.sha256)
         if known is None:
-            known, why = by_law(raw, profiles)
+            known, why = by_text(raw, catalogue, profiles)
         if known is None:
             key = cache_key(raw.sha256, installed_versions())
             known = cache.newest(raw.sha256) if missing else cache.load(key)
@@ -175,6 +175,23 @@ def _profile_of(
 def profile_of(raw: RawConfig, *, build: Build = "auto", warn: Warn = _python_warning) -> ModelProfile:
     """The profile of a config that is at hand; raises as `load_model` does."""
     return _profile_of(raw, raw.id, ModelCatalogue(models_dirs()), build, warn)
+
+
+def by_text(
+    raw: RawConfig, catalogue: ModelCatalogue, profiles: str | os.PathLike[str] | None = None
+) -> tuple[ModelProfile, None] | tuple[None, str]:
+    """The profile of a config of text, or of the text part of one: the catalogue's of the same shape, else what the law
+    of its class gives, else why neither. Raises InputError as `by_law` does."""
+    from qlora_planner.sources.text_part import light_text_part
+
+    part, whole = light_text_part(raw, laws_dirs(profiles))
+    known = with_shape(part, catalogue, profiles)
+    if known is not None:
+        return replace(known, text_part_of=whole), None
+    known, why = by_law(part, profiles)
+    if known is not None:
+        return replace(known, text_part_of=whole), None
+    return None, f"{plain(why or '')}{'' if whole is None else f' (the text part of {plain(whole)})'}"
 
 
 def with_shape(

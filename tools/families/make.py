@@ -221,6 +221,7 @@ def main() -> int:
             for future in as_completed(futures, timeout=max(1.0, until - time.monotonic())):
                 line = future.result()
                 to.write(json.dumps(line, separators=(",", ":")) + "\n")
+                to.flush()
                 finished += 1
                 failed += "error" in line
         except TimeoutError:
