@@ -156,11 +156,17 @@ def _look_up(
     profiles: str | os.PathLike[str] | None,
     stack: Mapping[str, str] | None,
 ) -> StoredTape | None:
-    from qlora_planner.memory.sweep.validity import variants_of_some_layers
+    from qlora_planner.memory.sweep.validity import variants_of_evaluation, variants_of_some_layers
     from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import OF_TRAINERS, stored_tape, woven_tape
+    from qlora_planner.sources.tapes import OF_TRAINERS, evaluated_tape, stored_tape, woven_tape
 
+    evaluates = variants_of_evaluation(variant)
+    if evaluates is not None:
+        training, evaluation, rows = evaluates
+        trains = shipped_tape(profile, training, batch_size, seq_len, profiles=profiles, stack=stack)
+        held_out = shipped_tape(profile, evaluation, rows, seq_len, profiles=profiles, stack=stack)
+        return evaluated_tape(trains, held_out, rows)
     some_layers = variants_of_some_layers(variant)
     if some_layers is not None:
         if any(stores_experts(tensor) for tensor in profile.tensors):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, field
+from dataclasses import asdict, field, replace
 from functools import lru_cache
 from os import stat
 from pathlib import Path
@@ -20,6 +20,7 @@ from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.record import record
+from qlora_planner.spec.evaluated import with_evaluation
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.partial import UnlikeError, checkpoints_every
 from qlora_planner.spec.trace import CompiledTape
@@ -85,6 +86,24 @@ def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: 
     except UnlikeError:
         return None
     return StoredTape(tape=tape, region=checkpointed.region.within(kept.region), versions=checkpointed.versions)
+
+
+def evaluated_tape(
+    training: StoredTape | None, evaluation: StoredTape | None, eval_batch_size: int
+) -> StoredTape | None:
+    """The tape of a run that evaluates on so many rows at once, from its own without evaluation and one of evaluations
+    alone, held for as many; None where one is missing, was made with other libraries, or the two do not go together."""
+    if training is None or evaluation is None or not same_code(training.versions, evaluation.versions):
+        return None
+    try:
+        tape = with_evaluation(training.tape, evaluation.tape, eval_batch_size)
+    except UnlikeError:
+        return None
+    lengths = evaluation.region.of_rows(eval_batch_size)
+    region = replace(
+        training.region, low=max(training.region.low, lengths[0]), high=min(training.region.high, lengths[1])
+    )
+    return StoredTape(tape=tape, region=region, versions=training.versions)
 
 
 def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list[StoredTape]:

@@ -13,7 +13,9 @@ import pytest
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.session import load_gpu, packages, tape_for
+from qlora_planner.session.traces import shipped_tape
 from qlora_planner.sources import families
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.families import INDEX, family_tape
@@ -88,6 +90,39 @@ def test_other_recipes_are_what_the_models_own_code_does() -> None:
     source = read_config(ROOT / "configs" / "Qwen__Qwen2.5-1.5B.json")
     own = CompiledTape.of(trace_run(source, resolve(profile, run), None), "own")  # storages numbered as they are born
     assert family.tape.at(1, 1600, 12) == own.at(1, 1600, 12)
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        RunConfig(eval_batch_size=3, batch_size=2, seq_len=700, lora_dropout=0.0),
+        RunConfig(eval_batch_size=1, batch_size=2, seq_len=1100, trainer="hf-trainer"),
+    ],
+    ids=["three rows after two", "one row after two"],
+)
+def test_a_run_that_evaluates_is_its_training_and_an_evaluation(run: RunConfig) -> None:
+    """Against one trace of both; the evaluation that ships is of other rows, and of a run with dropout."""
+    from qlora_planner.profiling.tapes import trace_run
+    from qlora_planner.sources.configs import read_config
+
+    profile = PROFILES["Qwen/Qwen2.5-1.5B"]
+    resolution = resolve(profile, run)
+    variant = trace_key(resolution.run, resolution.stack, None)
+    stored = shipped_tape(profile, variant, run.batch_size, run.seq_len, profiles=ROOT)
+    assert stored is not None
+    source = read_config(ROOT / "configs" / "Qwen__Qwen2.5-1.5B.json")
+    own = CompiledTape.of(trace_run(source, resolution, None), "own")
+    assert same_at(own, stored.tape, run.batch_size, run.seq_len)
+
+
+def test_names_of_every_module_of_a_set_are_the_set() -> None:
+    profile = CATALOGUE.load(LLAMA)
+    for names, same in (
+        ("o_proj,q_proj,v_proj,k_proj", "attention"),
+        ("gate_proj,down_proj,up_proj,q_proj,v_proj,k_proj,o_proj", "all-linear"),
+        ("v_proj,no_such,layers.3.self_attn.q_proj", "self_attn.q_proj,v_proj"),
+    ):
+        assert as_traced(profile, RunConfig(target_modules=names)).target_modules == same
 
 
 def test_a_base_install_estimates_recipes_that_no_trace_of_the_model_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,8 @@ from qlora_planner.profiling.compile import BASIS, Point, solve
 from qlora_planner.spec.trace import Monomial
 
 MOST_FACTORS = 3
+# Rows that are packed end to end have one mask of all their tokens by all of them.
+_PACKED_MASK: Monomial = (2, 2, 0)
 _SIMPLE = 1 << 20  # denominators and digits of a coefficient that means something
 Product = tuple[str, ...]
 SymbolTerm = tuple[Fraction, Monomial, Product]
@@ -40,7 +42,7 @@ class SizeFitter:
         self._columns: list[tuple[Monomial, Product, tuple[int, ...]]] = []
         for factors in range(MOST_FACTORS + 1):
             for product in combinations_with_replacement(symbols, factors):
-                for monomial in BASIS:
+                for monomial in (*BASIS, _PACKED_MASK):
                     values = tuple(self._value(monomial, product, *pair) for pair in self._at)
                     ratios = tuple(Fraction(value, values[0]) for value in values)
                     if ratios not in self._single:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from qlora_planner.spec.run import RunConfig
 
 # The default, and what others are made of. `upcast` is what prepare_model_for_kbit_training does.
@@ -16,6 +18,11 @@ _DPO, _KTO, _ORPO, _REWARD, _GRPO, _RLOO = (
 )
 _CLASSIFY = RunConfig(task="classification")
 _EVEN = {"padding": False}  # rows of one length; several rows are padded by default
+_PLAIN: dict[str, Any] = {"lora_dropout": 0.0}
+_FLASH: dict[str, Any] = {"attention": "flash_attention_2"}
+_PACKED: dict[str, Any] = {**_FLASH, "packing": True}  # as axolotl and trl ask for it: rows that see no other
+_HELD_OUT: dict[str, Any] = {"eval_batch_size": 1}  # an evaluation alone, of as many rows as a batch
+_QV: dict[str, Any] = {"target_modules": "q_proj,v_proj"}
 
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
 RECIPES: dict[str, tuple[RunConfig, bool]] = {
@@ -75,6 +82,44 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "trl-1.7": (_QLORA.with_(stack=_TRL_1_7), False),
     "trl-1.7-upcast": (_UPCAST.with_(stack=_TRL_1_7), False),
     "eager-kept": (_QLORA.with_(attention="eager", **_KEPT), False),
+    "hf-plain": (_HF.with_(**_PLAIN), False),
+    "flash-packed": (_QLORA.with_(**_PACKED), False),
+    "flash-packed-plain": (_QLORA.with_(**_PACKED, **_PLAIN), False),
+    "hf-flash": (_HF.with_(**_FLASH), False),
+    "hf-flash-even": (_HF.with_(**_FLASH, **_EVEN), False),
+    "flash": (_QLORA.with_(**_FLASH), False),
+    "flash-plain": (_QLORA.with_(**_FLASH, **_PLAIN), False),
+    "hf-flash-plain": (_HF.with_(**_FLASH, **_PLAIN), False),
+    "attention-plain": (_QLORA.with_(target_modules="attention", **_PLAIN), False),
+    "qv": (_QLORA.with_(**_QV), False),
+    "flash-packed-attention-plain": (_QLORA.with_(target_modules="attention", **_PACKED, **_PLAIN), False),
+    "packed-plain": (_QLORA.with_(packing=True, **_PLAIN), False),
+    "lora-plain": (_LORA.with_(**_PLAIN), False),
+    "hf-lora-plain": (_HF.with_(method="lora", **_PLAIN), False),
+    "hf-attention-plain": (_HF.with_(target_modules="attention", **_PLAIN), False),
+    "hf-qv": (_HF.with_(**_QV), False),
+    "qv-plain": (_QLORA.with_(**_QV, **_PLAIN), False),
+    "hf-plain-even": (_HF.with_(**_PLAIN, **_EVEN), False),
+    "plain-even": (_QLORA.with_(**_PLAIN, **_EVEN), False),
+    "hf-flash-plain-even": (_HF.with_(**_FLASH, **_PLAIN, **_EVEN), False),
+    "flash-packed-kept": (_QLORA.with_(**_PACKED, **_KEPT), False),
+    "hf-plain-kept": (_HF.with_(**_PLAIN, **_KEPT), False),
+    "flat-plain": (_QLORA.with_(double_quant=False, **_PLAIN), False),
+    "hf-flat-plain": (_HF.with_(double_quant=False, **_PLAIN), False),
+    "hf-lora-flash": (_HF.with_(method="lora", **_FLASH), False),
+    "lora-flash-packed": (_LORA.with_(**_PACKED), False),
+    "eval": (_QLORA.with_(**_HELD_OUT), False),
+    "hf-eval": (_HF.with_(**_HELD_OUT), False),
+    "hf-flash-eval": (_HF.with_(**_FLASH, **_HELD_OUT), False),
+    "flash-packed-eval": (_QLORA.with_(**_PACKED, **_HELD_OUT), False),
+    "hf-eval-even": (_HF.with_(**_EVEN, **_HELD_OUT), False),
+    "hf-flash-eval-even": (_HF.with_(**_FLASH, **_EVEN, **_HELD_OUT), False),
+    "flash-eval": (_QLORA.with_(**_FLASH, **_HELD_OUT), False),
+    "eval-even": (_QLORA.with_(**_EVEN, **_HELD_OUT), False),
+    "packed-eval": (_QLORA.with_(packing=True, **_HELD_OUT), False),
+    "flash-packed-attention-eval": (_QLORA.with_(target_modules="attention", **_PACKED, **_HELD_OUT), False),
+    "lora-eval": (_LORA.with_(**_HELD_OUT), False),
+    "hf-lora-eval": (_HF.with_(method="lora", **_HELD_OUT), False),
     "dpo": (_DPO, False),
     "grpo": (_GRPO, False),
     "kto": (_KTO, False),

@@ -13,9 +13,9 @@ from unittest import mock
 
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.tasks import task_sizes
-from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.memory.sweep.validity import ALWAYS, EVALUATION, trace_key, variants_of_evaluation
 from qlora_planner.profiling.build import build_profile
-from qlora_planner.profiling.compile import Point, aligned_codes
+from qlora_planner.profiling.compile import NotPolynomialError, Point, aligned_codes
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
@@ -123,7 +123,16 @@ def toy_dims(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region,
 
 def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
     resolution = _resolved(toys.configs[0], recipe, gpu, region.batched)
-    return resolution, trace_key(resolution.run, resolution.stack, gpu)
+    variant = trace_key(resolution.run, resolution.stack, gpu)
+    if resolution.run.eval_batch_size is None:
+        return resolution, variant
+    alone = variants_of_evaluation(variant)
+    assert alone is not None
+    _, variant, rows = alone
+    # Rows of a batch that is padded are padded in an evaluation too, though the one that names the recipe is alone.
+    padded = ["padding"] if region.batched and resolution.run.padding and rows == 1 else []
+    words = variant.split()
+    return resolution, " ".join([*words[:ALWAYS], *sorted([*words[ALWAYS:], *padded])])
 
 
 def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
@@ -266,4 +275,21 @@ def _resolved(config: Mapping[str, Any], recipe: RunConfig, gpu: GpuSpec | None,
 def _trace(config: Mapping[str, Any], resolution: Resolution, gpu: GpuSpec | None, point: Point) -> Tape:
     batch, seq, rank = point
     run = resolution.run.with_(batch_size=batch, seq_len=seq, rank=rank)
-    return trace_run(Toy(config=config), replace(resolution, run=run), gpu)
+    if run.eval_batch_size is None:
+        return trace_run(Toy(config=config), replace(resolution, run=run), gpu)
+    run = run.with_(eval_batch_size=batch)
+    return _evaluation_of(trace_run(Toy(config=config), replace(resolution, run=run), gpu))
+
+
+def _evaluation_of(tape: Tape) -> Tape:
+    """The evaluation of a tape alone. Raises NotPolynomialError where it frees what training made."""
+    segments = [segment for segment in tape.segments if segment.stage == EVALUATION]
+    start = segments[0].start
+    events = tape.events[start:]
+    born = {storage for storage, size in events if size}
+    if any(storage not in born for storage, _ in events):
+        raise NotPolynomialError("the evaluation frees what training made")
+    return replace(
+        tape, events=events, workspaces=tape.workspaces & born,
+        segments=tuple(segment.at(segment.start - start, segment.stop - start) for segment in segments),
+    )  # fmt: skip

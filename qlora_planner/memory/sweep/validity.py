@@ -27,9 +27,13 @@ CUDNN_CAPABILITIES = ("9.0", "10.0")
 # Two tables of 16 values: the same tensors, the same kernels, the same bytes.
 FOUR_BIT = ("nf4", "fp4")
 
+# Of the variant of an evaluation alone, which stands for any number of rows.
+EVALUATION = "eval"
+
 _UNBOUNDED = 1 << 24
 _EVERY = re.compile(r"every\d+")
-_ALWAYS = 9  # words that every variant has, before those of its flags
+_EVAL = re.compile(r"eval\d+")
+ALWAYS = 9  # words that every variant has, before those of its flags
 
 
 @record
@@ -54,6 +58,10 @@ class ValidityRange:
             batched=self.batched, low=max(self.low, other.low), high=min(self.high, other.high),
             tokens=max(self.tokens, other.tokens), most_tokens=min(self.most_tokens, other.most_tokens),
         )  # fmt: skip
+
+    def of_rows(self, rows: int) -> tuple[int, int]:
+        """The lengths above the first and up to the second, of which so many rows at once lie in it."""
+        return max(self.low, self.tokens // rows), min(self.high, self.most_tokens // rows)
 
     def inside(self, batch_size: Any, seq_len: Any) -> Any:
         """The same for arrays of runs."""
@@ -148,8 +156,28 @@ def variants_of_some_layers(variant: str) -> tuple[str, str, int] | None:
     if every is None or {"host", "offload", "reentrant"} & set(words):
         return None
     all_layers = [word for word in words if word != every]
-    head, flags = all_layers[:_ALWAYS], all_layers[_ALWAYS:]
+    head, flags = all_layers[:ALWAYS], all_layers[ALWAYS:]
     return " ".join(all_layers), " ".join(head + sorted([*flags, "kept"])), int(every.removeprefix("every"))
+
+
+def variants_of_evaluation(variant: str) -> tuple[str, str, int] | None:
+    """Of a run that evaluates: the variant of its training, that of an evaluation alone, and the rows of one.
+
+    None of any other run, and where what evaluates is not one pass over texts. An evaluation drops out, checkpoints and
+    keeps nothing, and a single row is not padded.
+    """
+    words = variant.split()
+    held_out = next((word for word in words if _EVAL.fullmatch(word)), None)
+    if held_out is None:
+        return None
+    training = [word for word in words if word != held_out]
+    rows = int(held_out.removeprefix("eval"))
+    head, flags = training[:ALWAYS], set(training[ALWAYS:])
+    flags = {word for word in flags if not _EVERY.fullmatch(word)} - {"kept", "reentrant", "host", "offload"}
+    if rows == 1:
+        flags.discard("padding")
+    head = ["dropout" if word == "plain" else word for word in head]
+    return " ".join(training), " ".join([*head, *sorted([*flags, EVALUATION])]), rows
 
 
 def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange, ...]:

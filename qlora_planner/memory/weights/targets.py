@@ -7,7 +7,7 @@ check_target_module_exists and inject_adapter).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.errors import InputError, MissingError
@@ -144,16 +144,21 @@ def _numberings(tensor: AdapterTensor) -> Iterator[str]:
 
 def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
     """`run` with the names that match alone, without numbers of layers, and with an attention kernel that is modelled:
-    what is traced, at every layer."""
+    what is traced, at every layer. Names of all the modules of a set are that set: PEFT puts adapters into modules in
+    the model's order, whatever the names' own is."""
     if (near := nearest_kernel(run.attention)) is not None:
         run = run.with_(attention=near.kernel)
     if run.method == "full" or run.target_modules in WHOLE_SETS:
         return run
     assert run.target_modules is not None
-    targets = targets_of(profile, run.target_modules)
-    if not targets.unmatched and not targets.numbered:
-        return run
-    return run.with_(target_modules=",".join(targets.on_every_layer))
+    names = targets_of(profile, run.target_modules).on_every_layer
+    chosen = _adapted(_chosen(profile, run.target_modules))
+    whole = next((name for name in WHOLE_SETS if name and chosen == _adapted(profile.adapters.get(name, ()))), None)
+    return run.with_(target_modules=whole or ",".join(sorted(names)))
+
+
+def _adapted(adapters: Iterable[AdapterTensor]) -> frozenset[tuple[str, str | None]]:
+    return frozenset((tensor.target, tensor.layer_kind) for tensor in adapters)
 
 
 def adaptable(profile: ModelProfile) -> tuple[str, ...]:
