@@ -18,6 +18,7 @@ from tools import two_cards
 from tools.readme import regenerated
 
 WORLDS = (2, 8, 64, 512)
+NETWORKS = ("10Gb", "100Gb", "400Gb", "8x400Gb")
 MODEL = "meta-llama/Llama-3.1-8B"
 _MODELS = (MODEL, "meta-llama/Llama-2-70b-hf", "Qwen/Qwen3-30B-A3B")
 _IN_A_NODE, _MIB = 8, 1 << 20
@@ -69,9 +70,24 @@ def shards() -> str:
     return _table(("cards", "1", *map(str, WORLDS)), rows)
 
 
+def nodes() -> str:
+    """Seconds of a step and tokens per second of all cards, a row a network between two nodes."""
+    session = Session(stored_only=True)
+    rows = []
+    for network in NETWORKS:
+        cells = []
+        for strategy in (DDP, FSDP2):
+            run = RunConfig(parallel=strategy, optimizer="adamw_torch_fused", batch_size=2, padding=False)
+            speed = session.on("8xh200", nodes=2, node_network=network).open(MODEL).estimate(run).speed
+            assert speed.step_s is not None and speed.tokens_per_s is not None
+            cells.append(f"{speed.step_s:.2f} s · {speed.tokens_per_s:,.0f}")
+        rows.append((network, *cells))
+    return _table(("a node's network", "DDP, tokens/s of 16", "FSDP2"), rows)
+
+
 def sections() -> dict[str, str]:
     """Marker -> what stands between it and its end."""
-    return {"strategies": strategies(), "shards": shards()}
+    return {"strategies": strategies(), "shards": shards(), "nodes": nodes()}
 
 
 def measured_sections() -> dict[str, str]:

@@ -72,11 +72,12 @@ def command(
 def _card(reading: Reading, given: dict[str, Any], output: Output) -> PlannedCard:
     """--gpu, else the card that a plan was made for, else the one in this machine."""
     if given.get("gpu") is None and reading.gpu is not None:
-        from qlora_planner.session.cards import card_of_plan
+        from qlora_planner.session.cards import card_of_plan, network_of_plan
 
         gpu, nodes = card_of_plan(reading.gpu)
         output.warn(f"no --gpu given: taking the plan's own card, {gpu}")
         given = {**given, "gpu": gpu, "nodes": given.get("nodes") or nodes}
+        given["node_network"] = given.get("node_network") or network_of_plan(reading.gpu)
     card = card_from(given, output, required=True)
     assert card is not None
     return card

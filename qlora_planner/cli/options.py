@@ -226,6 +226,7 @@ def _card_options() -> list[click.Option]:
             help="24GB, 24564MiB, a name such as rtx-4090, 2xrtx-4090, or local.",
         ),
         CardOption(["--nodes"], type=click.IntRange(1, 1024), metavar="N", help="Machines with such cards (1)."),
+        CardOption(["--node-network"], metavar="RATE", help="What each node reaches others over, as 100Gb or 8x400Gb."),
         CardOption(["--reserve"], metavar="SIZE", help="Held back for a desktop or other processes, as 800MiB."),
         CardOption(["--cap"], metavar="SIZE", help="torch's per-process limit on a larger card, as 20GiB."),
         CardOption(

@@ -98,14 +98,17 @@ def card_from(given: Mapping[str, Any], output: Output, *, required: bool) -> Pl
     """
     text, reserve_bytes, cap_bytes = card_asked(given)
     if text is None and not required:
-        given_alone = [name for name in ("reserve", "cap", "risk", "nodes") if given.get(name) is not None]
+        of_cards = ("reserve", "cap", "risk", "nodes", "node_network")
+        given_alone = [name for name in of_cards if given.get(name) is not None]
         if given_alone:
-            raise InputError(f"--{given_alone[0]} needs a card: add --gpu, as --gpu 24GB")
+            raise InputError(f"--{given_alone[0].replace('_', '-')} needs a card: add --gpu, as --gpu 24GB")
         return None
     from qlora_planner.session.cards import card_typed
 
-    nodes = given.get("nodes") or 1
-    return card_typed(output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes)
+    return card_typed(
+        output.session, text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=given.get("nodes") or 1,
+        node_network=given.get("node_network"),
+    )  # fmt: skip
 
 
 def stand_in_from(given: Mapping[str, Any], output: Output) -> tuple[PlannedCard | None, int | None, int | None]:

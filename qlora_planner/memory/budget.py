@@ -7,7 +7,7 @@ from dataclasses import field, replace
 
 from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import usable_bytes
-from qlora_planner.catalog.links import link_of
+from qlora_planner.catalog.links import machine_of
 from qlora_planner.catalog.parallel import communication_row, strategy_row
 from qlora_planner.catalog.trainers import VLLM_SHARE, trainer_named
 from qlora_planner.evidence.calibration import Calibration
@@ -84,13 +84,20 @@ class Budget:
         """The whole of another card, or of as many, by the same measurements and at the same risk."""
         machine = None
         if gpu is not None and self.machine is not None and self.world > 1:
-            machine = Machine.of(gpu, self.machine.gpus_per_node, self.machine.nodes, link_of(gpu))
+            network = self.machine.network
+            named = None if network is None or network.assumed else network
+            machine = machine_of(gpu, self.machine.gpus_per_node, self.machine.nodes, named)
         return Budget.of(gpu, calibration=self.calibration, risk=self.risk, machine=machine)
 
     @property
     def world(self) -> int:
         """How many cards share the work; 1 without any."""
         return 1 if self.machine is None else self.machine.world
+
+    @property
+    def nodes(self) -> int:
+        """How many nodes they are in; 1 without any."""
+        return 1 if self.machine is None else self.machine.nodes
 
     def for_run(self, run: RunConfig) -> Budget:
         """The same for a run whose libraries take more or less than the usual one's, and whose trainer nobody measured:

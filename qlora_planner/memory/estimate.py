@@ -83,7 +83,7 @@ def estimate_within(
     Without `refines` a traced run's floor is not worked out more finely near what is usable: one that fits fits.
     """
     profile = profile_for(profile, run)
-    run, chosen = for_cards(run, budget.world)
+    run, chosen = for_cards(run, budget.world, budget.nodes)
     resolution = resolve(profile, run, budget.gpu)
     budget = budget.beside_vllm(resolution.run).for_run(resolution.run)
     breakdown = _breakdown(profile, resolution, tape, orders, budget, refines)

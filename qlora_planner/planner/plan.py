@@ -97,6 +97,8 @@ class Plan:
         machine = self.estimate.machine
         if machine is not None and machine.world > 1:
             gpu |= {"count": machine.gpus_per_node, "nodes": machine.nodes}
+            if machine.network is not None and not machine.network.assumed:
+                gpu["node_network"] = machine.network.kind
         own = {"gpu": gpu, "run": run_document(self.run), "cost": self.cost or {}, "search": self.search or {}}
         return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 

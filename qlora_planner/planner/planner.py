@@ -243,7 +243,7 @@ class Planner:
         if tape is None:
             return None
         orders = self._orders(run, tape)
-        resolution = resolve(self.profile, for_cards(run, self.budget.world)[0], self.request.gpu)
+        resolution = resolve(self.profile, for_cards(run, self.budget.world, self.budget.nodes)[0], self.request.gpu)
         workspace_bytes, world = self.budget.workspace_bytes, self.budget.world
         return max(
             simulate_run(self.profile, resolution, tape, workspace_bytes, before=before, world=world).reserved

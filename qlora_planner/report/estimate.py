@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator
 
+from qlora_planner.catalog.gpus.several import card_words
 from qlora_planner.catalog.parallel import BOUNDED
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory import Fit, MemoryEstimate
@@ -281,7 +282,7 @@ def _beside(estimate: MemoryEstimate, theme: Theme) -> Iterator[Line]:
 def _next(estimate: MemoryEstimate, card: str | None, theme: Theme, explain: bool) -> Iterator[Line]:
     """Where to go on: to a run that works, if this one does not."""
     if card is not None and estimate.verdict in ("does-not-fit", "will-not-run") and not _of_a_copy(estimate):
-        yield from next_command(f"qlora-plan {{}} --gpu {shlex.quote(card)}", estimate.model.id, theme)
+        yield from next_command(f"qlora-plan {{}} {card_words(card)}", estimate.model.id, theme)
         yield from theme.wrap("(looks for a run of this model that fits)", 6, style="dim")
     elif not explain:
         yield from theme.wrap("--explain shows the arithmetic behind each figure, --json everything", style="dim")

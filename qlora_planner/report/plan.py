@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from qlora_planner.catalog.gpus.several import card_words
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.planner.plan import Plan
@@ -159,17 +160,17 @@ def _next(plan: Plan, typed: Mapping[str, Any], card: str, theme: Theme) -> Iter
     if plan.estimate.verdict == "will-not-run":
         return
     if plan.nearest is not None:
-        words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(typed), "--adjust")))
+        words = " ".join(filter(None, (card_words(card), _of_data(plan), change(typed), "--adjust")))
         yield from next_command(f"qlora-plan {{}} {words}", plan.model.id, theme, plan.model.path)
         yield from theme.wrap("(takes the nearest run that fits)", 6, style="dim")
         return
     if plan.estimate.verdict == "does-not-fit":
-        yield [("next: ", "bold"), (f"qlora-plan --gpu {shlex.quote(card)}", "cyan")]
+        yield [("next: ", "bold"), (f"qlora-plan {card_words(card)}", "cyan")]
         yield from theme.wrap("(the models that fit on this card)", 6, style="dim")
         return
     run = plan.run.to_dict()
     options = {name: run.get(name, raw) for name, raw in typed.items() if name != "stack"}
-    words = " ".join(filter(None, (f"--gpu {shlex.quote(card)}", _of_data(plan), change(options))))
+    words = " ".join(filter(None, (card_words(card), _of_data(plan), change(options))))
     command = f"qlora-plan {{}} {words} --save plan.yaml"
     yield from next_command(command, plan.model.id, theme, plan.model.path)
     then = "(then `qlora-plan verify plan.yaml` proves it, `qlora-plan train plan.yaml` runs it)"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from qlora_planner.catalog.gpus import remarks
+from qlora_planner.catalog.gpus.several import card_words
 from qlora_planner.planner.survey.survey import Recommended, SurveyRow
 from qlora_planner.report.estimate import next_command
 from qlora_planner.report.parts.labels import card_line, limit_label, recipe
@@ -192,7 +192,7 @@ def _next(
     rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], card_name: str, run: RunConfig, theme: Theme
 ) -> Iterator[Line]:
     """One command that goes on from here."""
-    card = shlex.quote(card_name) + _task(run)
+    card = card_words(card_name) + _task(run)
     usable = [row for row in shown if (row.longest_seq_len or 0) >= min(run.seq_len, 1024)] or list(shown)
     shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
     if usable:
@@ -201,13 +201,13 @@ def _next(
         hidden = [row for row in rows if row.verdict == best.verdict and row.model_id not in shown_names]
         larger = larger_than([best], hidden)
         besides = f"; {larger} larger {'fits' if larger == 1 else 'fit'} too, --all shows them" if larger else ""
-        end, why = f"--gpu {card}", f"the plan of the largest one shown{besides}"
+        end, why = f"{card}", f"the plan of the largest one shown{besides}"
     elif shorter:
         best = max(shorter, key=lambda row: (row.params, row.model_id))
-        end = f"--gpu {card} --seq-len {best.longest_seq_len}"
+        end = f"{card} --seq-len {best.longest_seq_len}"
         why = "nothing fits so; with shorter sequences this does"
     elif any(row.verdict == "cannot-say" for row in rows):
-        yield [("next: ", "bold"), (f"qlora-plan --gpu {card}", "cyan")]
+        yield [("next: ", "bold"), (f"qlora-plan {card}", "cyan")]
         yield from theme.wrap("(without what is not modelled; --json says what that is)", 6, style="dim")
         return
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from qlora_planner.evidence.calibration import Calibration
     from qlora_planner.memory.budget import Budget
     from qlora_planner.session.session import Session
-    from qlora_planner.spec.machine import GpuSpec, Machine
+    from qlora_planner.spec.machine import GpuSpec, Machine, Network
 
 LOCAL = "local"
 
@@ -26,7 +27,8 @@ class PlannedCard:
 
     `asked` is the card as it can be typed again, `count` of them are in each of `nodes`; `note` says where a card comes
     from that nobody named; `risk` is the highest chance of running out on it that is taken. `played_alone`: one rank is
-    played on it without the others, so that nothing is sent and NCCL takes nothing.
+    played on it without the others, so that nothing is sent and NCCL takes nothing. `network` is what nodes talk over,
+    where somebody named it.
     """
 
     gpu: GpuSpec
@@ -38,6 +40,7 @@ class PlannedCard:
     count: int = 1
     nodes: int = 1
     played_alone: bool = False
+    network: Network | None = None
 
     @property
     def world(self) -> int:
@@ -47,10 +50,9 @@ class PlannedCard:
     @property
     def machine(self) -> Machine:
         """The cards with what they talk over."""
-        from qlora_planner.catalog.links import link_of
-        from qlora_planner.spec.machine import Machine
+        from qlora_planner.catalog.links import machine_of
 
-        return Machine.of(self.gpu, self.count, self.nodes, link_of(self.gpu) if self.world > 1 else None)
+        return machine_of(self.gpu, self.count, self.nodes, self.network)
 
     def budget(self, calibration: Calibration | None) -> Budget:
         """What a process may use of it, by what measurements say."""
@@ -66,6 +68,12 @@ def card_of_plan(gpu: Mapping[str, Any]) -> tuple[str, int]:
     """The card that a plan file names as it can be typed, with their number, and how many nodes have as many."""
     count, nodes = number_of_plan(gpu)
     return f"{count}x{gpu['name']}" if count > 1 else str(gpu["name"]), nodes
+
+
+def network_of_plan(gpu: Mapping[str, Any]) -> str | None:
+    """What the nodes of a plan file talk over, where it was named."""
+    network = gpu.get("node_network")
+    return network if isinstance(network, str) else None
 
 
 def number_of_plan(gpu: Mapping[str, Any]) -> tuple[int, int]:
@@ -86,16 +94,34 @@ def card_of(
     reserve_bytes: int | None = None,
     cap_bytes: int | None = None,
     nodes: int = 1,
+    node_network: str | None = None,
     prefix: str = "",
 ) -> PlannedCard:
     """The card of a size, a name, a number of them (`2xrtx-4090`, on each of `nodes`) or `local`, or a record already.
 
-    Of `local` without `reserve_bytes` that is what other processes hold now. `prefix` stands before the names of sizes
-    in messages. Raises InputError for a card, a number of them, a reserve or a cap that means nothing, MissingError for
-    `local` without a card.
+    `node_network` is what each node reaches others over, as `8x400Gb`; both may follow in the text as they do on the
+    command line, `8xh200 --nodes 2`. Of `local` without `reserve_bytes` that is what other processes hold now. `prefix`
+    stands before the names of sizes in messages. Raises InputError for a card, a number of them, a network, a reserve
+    or a cap that means nothing, MissingError for `local` without a card.
     """
     if isinstance(card, PlannedCard):
         return card
+    from qlora_planner.catalog.gpus.several import Nodes, nodes_of
+
+    if isinstance(card, str):
+        typed = nodes_of(card)
+        card, nodes, node_network = typed.each, max(nodes, typed.nodes), node_network or typed.network
+    network = None if node_network is None else _network(node_network, nodes, prefix)
+    planned = _card_of(session, card, reserve_bytes, cap_bytes, nodes, prefix)
+    if nodes == 1:
+        return planned
+    asked = Nodes(each=planned.asked, nodes=nodes, network=None if network is None else network.kind)
+    return replace(planned, network=network, asked=asked.typed)
+
+
+def _card_of(
+    session: Session, card: str | GpuSpec, reserve_bytes: int | None, cap_bytes: int | None, nodes: int, prefix: str
+) -> PlannedCard:
     if not isinstance(card, str):
         return _checked(card, card.name, reserve_bytes or 0, cap_bytes, (1, nodes), prefix, session.risk)
     if is_local(card):
@@ -120,6 +146,7 @@ def card_typed(
     reserve_bytes: int | None = None,
     cap_bytes: int | None = None,
     nodes: int = 1,
+    node_network: str | None = None,
 ) -> PlannedCard:
     """The card of `--gpu`, for None the one in this machine; `session.tell` hears what was taken for it.
 
@@ -128,7 +155,7 @@ def card_typed(
     try:
         card = card_of(
             session, LOCAL if text is None else text, reserve_bytes=reserve_bytes, cap_bytes=cap_bytes, nodes=nodes,
-            prefix="--",
+            node_network=node_network, prefix="--",
         )  # fmt: skip
     except MissingError as error:
         if text is not None:
@@ -149,6 +176,16 @@ def size_bytes(size: str | int, name: str) -> int:
     if isinstance(size, bool) or not isinstance(size, int) or size < (not name.endswith("reserve")):
         raise InputError(f"{name}: {size!r} is no number of bytes; write 838860800 or '800MiB'")
     return size
+
+
+def _network(text: str, nodes: int, prefix: str) -> Network:
+    """Raises InputError for what is no rate, and for a network of one node."""
+    from qlora_planner.catalog.links import parse_network
+
+    name = f"{prefix}node-network" if prefix else "node_network"
+    if nodes < 2:
+        raise InputError(f"{name}: is what nodes talk over, and there is one; add {prefix}nodes 2")
+    return parse_network(text, name)
 
 
 def _checked(

@@ -152,13 +152,14 @@ class Session:
         cap: str | int | None = None,
         risk: str | float | None = None,
         nodes: int = 1,
+        node_network: str | None = None,
     ) -> Workbench:
         """The workbench for a card. `reserve` is held by other programs, `cap` torch's own limit: bytes, or `800MiB`.
 
         `risk` is the highest chance of running out that is taken there (the session's): "5%", 5 or 0.05. For `local`
-        without a `reserve` it is what others hold now. Several cards are written `2xrtx-3090`, and `nodes` have as
-        many each. Raises InputError for a card, a reserve, a cap or a risk that means nothing, MissingError for `local`
-        without a card.
+        without a `reserve` it is what others hold now. Several cards are written `2xrtx-3090`, `nodes` have as many
+        each and reach each other over `node_network`, as `8x400Gb`. Raises InputError for a card, a network, a reserve,
+        a cap or a risk that means nothing, MissingError for `local` without a card.
         """
         from qlora_planner.session.workbench import Workbench
 
@@ -168,6 +169,7 @@ class Session:
             reserve_bytes=None if reserve is None else size_bytes(reserve, "reserve"),
             cap_bytes=None if cap is None else size_bytes(cap, "cap"),
             nodes=nodes,
+            node_network=node_network,
         )
         return Workbench(self, planned if risk is None else replace(planned, risk=parse_risk(risk)))
 
@@ -238,11 +240,12 @@ class Session:
         A file that names no card is checked against the one in this machine.
         """
         from qlora_planner.exchange.configs import read_config
-        from qlora_planner.session.cards import LOCAL, card_of_plan
+        from qlora_planner.session.cards import LOCAL, card_of_plan, network_of_plan
 
         gpu = read_config(file, kind).gpu
         card, nodes = (LOCAL, 1) if gpu is None else card_of_plan(gpu)
-        return self.on(card, nodes=nodes).check(file, kind=kind, **more)
+        network = None if gpu is None else network_of_plan(gpu)
+        return self.on(card, nodes=nodes, node_network=network).check(file, kind=kind, **more)
 
     def train(
         self, what: str | os.PathLike[str] | PlanAnswer, run: RunConfig | None = None, **more: Any

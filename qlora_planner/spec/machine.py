@@ -36,6 +36,7 @@ class GpuSpec:
     bandwidth_bytes_per_s: int | None = None
     link: str | None = None  # what it reaches others of its kind in a node by, where that is no bus: NVLink 4
     link_bytes_per_s: int | None = None  # one direction's, of all its links together
+    node_network_bytes_per_s: int | None = None  # each card's part of what its node reaches others over, one direction
     bf16_flops: int | None = None
     fp16_flops: int | None = None
     fp32_flops: int | None = None
@@ -57,20 +58,39 @@ class Link:
 
 
 @record
+class Network:
+    """What carries bytes between nodes: a node's adapters, all together in one direction. `assumed`: nobody named them,
+    they are those of a node as the card's file says."""
+
+    kind: str  # 8x400Gb
+    bytes_per_s: int
+    assumed: bool = False
+
+
+@record
 class Machine:
     """The cards that train one model, in the order of their ranks, spread evenly over `nodes`.
 
-    `link` is what the cards of a node talk over; None for one card, and where nobody has said.
+    `link` is what the cards of a node talk over; None for one card, and where nobody has said. `network` is what nodes
+    talk over; None for one node, and where nobody has said.
     """
 
     gpus: tuple[GpuSpec, ...]
     nodes: int = 1
     link: Link | None = None
+    network: Network | None = None
 
     @classmethod
-    def of(cls, gpu: GpuSpec, gpus_per_node: int = 1, nodes: int = 1, link: Link | None = None) -> Machine:
+    def of(
+        cls,
+        gpu: GpuSpec,
+        gpus_per_node: int = 1,
+        nodes: int = 1,
+        link: Link | None = None,
+        network: Network | None = None,
+    ) -> Machine:
         """A machine of so many of one card."""
-        return cls(gpus=(gpu,) * (gpus_per_node * nodes), nodes=nodes, link=link)
+        return cls(gpus=(gpu,) * (gpus_per_node * nodes), nodes=nodes, link=link, network=network)
 
     @property
     def world(self) -> int:
@@ -85,4 +105,9 @@ class Machine:
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         link = None if self.link is None else {"kind": self.link.kind, "bytes_per_s": self.link.bytes_per_s}
-        return {"nodes": self.nodes, "gpus_per_node": self.gpus_per_node, "link": link}
+        own = {"nodes": self.nodes, "gpus_per_node": self.gpus_per_node, "link": link}
+        if self.nodes == 1:
+            return own
+        network = self.network
+        over = network and {"kind": network.kind, "bytes_per_s": network.bytes_per_s, "assumed": network.assumed}
+        return {**own, "network": over}

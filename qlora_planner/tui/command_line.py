@@ -50,12 +50,13 @@ def command_words(
     model: str, card: PlannedCard | None, run: RunConfig, verb: str, typed: Sequence[str] = ()
 ) -> list[str]:
     """The words after `qlora-plan`; `card` None leaves the card out, `typed` are options to give though default."""
+    from qlora_planner.catalog.gpus.several import nodes_of
     from qlora_planner.report.parts.labels import option
     from qlora_planner.units import MIB
 
     words = [verb, model]
     if card is not None:
-        words += ["--gpu", card.asked]
+        words += nodes_of(card.asked).words
         if card.reserve_bytes:
             words += ["--reserve", f"{-(-card.reserve_bytes // MIB)}MiB"]
         if card.cap_bytes is not None:

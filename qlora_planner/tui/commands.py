@@ -41,7 +41,9 @@ def line(app: Explorer) -> str:
     """The command that gives what is on the screen."""
     shown = target(app)
     if app.current_mode == "fit" or shown is None:
-        return shlex.join(["qlora-plan", "--gpu", app.state.card.asked])
+        from qlora_planner.catalog.gpus.several import nodes_of
+
+        return shlex.join(["qlora-plan", *nodes_of(app.state.card.asked).words])
     model, card, run = shown
     if app.current_mode in ("prices", "frontier"):
         return shlex.join(["qlora-plan", *command_line.command_words(model, card, run, "plan", command_line.SEARCHED)])

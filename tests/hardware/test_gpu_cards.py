@@ -53,6 +53,7 @@ def test_every_fact_has_a_dated_source(card: GpuSpec) -> None:
 
 FACT_FIELDS = (
     "marketed_gb", "memory_bytes", "cuda_total_bytes", "bandwidth_bytes_per_s", "link", "link_bytes_per_s",
+    "node_network_bytes_per_s",
     "bf16_flops", "fp16_flops", "fp32_flops", "compute_capability", "bf16", "rent_usd_per_hour",
 )  # fmt: skip
 

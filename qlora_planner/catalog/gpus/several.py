@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
@@ -10,6 +11,7 @@ from qlora_planner.record import record
 _COUNT_FIRST = re.compile(r"(\d{1,3})\s*[x×*]\s*(?=\S)(.+)", re.IGNORECASE)
 _COUNT_LAST = re.compile(r"(.*\d.*?)\s*(?:\s[x×*]|[x×*](?=\s)|(?<=\d)[x×*])\s*(\d{1,3})", re.IGNORECASE)
 _MOST_CARDS = 1024
+_OPTIONS = re.compile(r"\s--(nodes|node-network)[\s=]")
 _LONGEST = 200  # characters: no card is called more, and a pattern takes time with the square of them
 
 # A virtual card is named after the physical one, with its profile's size and kind: A10-24Q, GRID T4-16C, A100-4-20C.
@@ -44,6 +46,47 @@ def several_of(text: str) -> Several | None:
     if not 1 <= count <= _MOST_CARDS:
         raise InputError(f"--gpu: {count} cards are no machine; write one card, as --gpu {each[:60]!r}")
     return Several(count=count, each=each)
+
+
+@record
+class Nodes:
+    """A card, or a number of them, in each of some nodes: `8xh200 --nodes 2 --node-network 8x400Gb`."""
+
+    each: str
+    nodes: int = 1
+    network: str | None = None
+
+    @property
+    def typed(self) -> str:
+        """As it is read."""
+        nodes = f" --nodes {self.nodes}" if self.nodes > 1 else ""
+        return f"{self.each}{nodes}{f' --node-network {self.network}' if self.network else ''}"
+
+    @property
+    def words(self) -> list[str]:
+        """The options of a command line that ask for it."""
+        nodes = ["--nodes", str(self.nodes)] if self.nodes > 1 else []
+        return ["--gpu", self.each, *nodes, *(["--node-network", self.network] if self.network else [])]
+
+
+def nodes_of(text: str) -> Nodes:
+    """A card with the options that may follow it. Raises InputError for one that is given twice or means nothing."""
+    options: dict[str, str] = {}
+    card, *words = _OPTIONS.split(text[:_LONGEST])
+    for name, value in zip(words[::2], words[1::2], strict=True):
+        if name in options or not value.strip():
+            raise InputError(f"--{name}: is given {'twice' if name in options else 'nothing'}; write it once")
+        options[name] = value.strip()
+    nodes = options.get("nodes", "1")
+    if not nodes.isdecimal() or len(nodes) > 4:
+        raise InputError(f"--nodes {nodes[:20]}: is no number of machines; write --nodes 2")
+    each = card.strip() if words else text
+    return Nodes(each=each, nodes=int(nodes), network=options.get("node-network"))
+
+
+def card_words(text: str) -> str:
+    """The options of a command line that ask for a card as it was typed, quoted for a shell."""
+    return shlex.join(nodes_of(text).words)
 
 
 def check_count(count: int, nodes: int, typed: str) -> None:

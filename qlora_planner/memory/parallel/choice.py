@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP, FSDP2, PLAIN_OPTIMIZER, USUAL_OPTIMIZER, strategy_row
+from qlora_planner.catalog.parallel import DDP, FSDP2, PIPELINE, PLAIN_OPTIMIZER, USUAL_OPTIMIZER, strategy_row
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 
@@ -14,11 +14,11 @@ SETTLED = ("fits", "tight", "will-not-run", "cannot-say", None)
 OPTIONS = ("parallel", "quant_storage", "reshard_after_forward", "load_on")
 
 
-def for_cards(run: RunConfig, world: int) -> tuple[RunConfig, dict[str, str]]:
+def for_cards(run: RunConfig, world: int, nodes: int = 1) -> tuple[RunConfig, dict[str, str]]:
     """`run` on so many cards, and why its strategy is what it became.
 
     A run that fits one card is fastest with every card holding all of it. Raises InputError for one card with options
-    of several.
+    of several, and for a pipeline over nodes.
     """
     if world == 1:
         given = [name for name in OPTIONS if getattr(run, name) is not None]
@@ -28,6 +28,11 @@ def for_cards(run: RunConfig, world: int) -> tuple[RunConfig, dict[str, str]]:
                 " --gpu 2xrtx-4090"
             )
         return run, {}
+    if run.parallel == PIPELINE and nodes > 1:
+        raise InputError(
+            f"--parallel pipeline: is one process, which reaches the cards of one node and not of {nodes}; write"
+            " --nodes 1, or --parallel fsdp2"
+        )
     if run.parallel is not None:
         return run, {}
     return run.with_(parallel=DDP), {"parallel": f"{strategy_row(DDP).says}: fastest where a run fits one card"}

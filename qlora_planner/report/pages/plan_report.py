@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from qlora_planner import __version__
+from qlora_planner.catalog.gpus.several import card_words
 from qlora_planner.memory.records import Phase
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import NOT_TRACED, is_traced, verdict_sentences
@@ -63,7 +64,7 @@ def command_line(plan: Plan, typed: Mapping[str, Any], card: str) -> str:
     run = plan.run.to_dict()
     options = {name: run.get(name, raw) for name, raw in {**typed, **plan.options}.items() if name != "stack"}
     stack = " ".join(f"--stack {name}={version}" for name, version in plan.run.stack.items())
-    words = " ".join(part for part in (f"--gpu {shlex.quote(card)}", _quoted(options), stack) if part)
+    words = " ".join(part for part in (card_words(card), _quoted(options), stack) if part)
     model = shlex.quote(plan.model.id)
     return (
         f"qlora-plan estimate {model} {words} --explain\nqlora-plan {model} {words} --save plan.yaml\n"

@@ -8,7 +8,7 @@ from typing import Any
 from qlora_planner.catalog.parallel import strategy_row
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.records import Speed
-from qlora_planner.spec.machine import GpuSpec, Machine
+from qlora_planner.spec.machine import GpuSpec, Machine, Network
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import short
 from qlora_planner.units import GIB, format_mib, format_params
@@ -191,14 +191,26 @@ def cards_line(machine: Machine, strategy: str | None) -> str:
     """How many cards share the work, over what, and of which of them figures are."""
     cards = f"{machine.world} cards"
     if machine.nodes > 1:
-        cards = f"{machine.nodes} nodes with {machine.gpus_per_node} cards each"
-    link = machine.link
+        each = machine.gpus_per_node
+        cards = f"{machine.nodes} nodes with {each} card{'s' if each > 1 else ''} each"
+    link = machine.link if machine.gpus_per_node > 1 else None
     over = ""
     if link is not None:
         rate = "" if link.bytes_per_s is None else f", {link.bytes_per_s / 1e9:.0f} GB/s each way"
         over = f" over {link.kind}{rate}"
+    if machine.nodes > 1:
+        over += _between(machine.network)
     how = "" if strategy is None else f", {strategy_row(strategy).label}"
-    return f"{cards}{over}{how}; memory is each card's, speed that of all"
+    shown = f"{cards}{over}{how}; memory is each card's, speed that of all"
+    return f"{shown}, and none of what nodes send is taken to hide behind arithmetic" if machine.network else shown
+
+
+def _between(network: Network | None) -> str:
+    """What nodes talk over, and whether anybody said so."""
+    if network is None:
+        return ", between nodes unknown: speed needs --node-network, as 8x400Gb"
+    why = "; an adapter a card is assumed, --node-network says otherwise" if network.assumed else ""
+    return f", between nodes over {network.kind} ({network.bytes_per_s / 1e9:.4g} GB/s each way{why})"
 
 
 def card_name(gpu: GpuSpec, machine: Machine | None = None) -> str:

@@ -21,10 +21,8 @@ MODEL_HEADS = ("model", "model_type", "params", "layers", "quantized_params", "m
 def gpu_fields(gpu: GpuSpec) -> dict[str, Any]:
     """One card, JSON-ready."""
     sources = {name: {"source": fact.source, "date": fact.date} for name, fact in gpu.facts.items()}
-    fields = {
-        name: getattr(gpu, name)
-        for name in (*GPU_HEADS, "fp32_flops", "marketed_gb", "link", "link_bytes_per_s", "note")
-    }
+    links = ("link", "link_bytes_per_s", "node_network_bytes_per_s")
+    fields = {name: getattr(gpu, name) for name in (*GPU_HEADS, "fp32_flops", "marketed_gb", *links, "note")}
     return {**fields, "aliases": list(gpu.aliases), "facts": sources}
 
 
