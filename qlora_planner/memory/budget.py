@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.catalog.links import machine_of
-from qlora_planner.catalog.parallel import communication_row, strategy_row
+from qlora_planner.catalog.parallel import STREAM_POOL_BYTES, communication_row, strategy_row
 from qlora_planner.catalog.trainers import VLLM_SHARE, trainer_named
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
@@ -59,15 +59,16 @@ class Budget:
         communicates: bool = True,
     ) -> Budget:
         """The budget of a process that has one card to itself but for `reserve_bytes`; of a `machine` of several such
-        cards, that of one of its ranks, which talks to the others through NCCL if it `communicates`.
+        cards, that of one of its ranks, which talks to the others through NCCL if it `communicates`; it has torch's
+        streams for that either way.
 
         Raises InputError for a reserve below zero.
         """
         if machine is None and gpu is not None:
             machine = Machine.of(gpu)
         context = context_of(gpu, calibration)
-        if machine is not None and machine.world > 1 and communicates:
-            context = _with_communication(context, machine)
+        if machine is not None and machine.world > 1:
+            context = _with_communication(context, machine) if communicates else _with_streams(context)
         return cls(
             machine=machine,
             rank=0,
@@ -233,6 +234,17 @@ def _with_communication(context: ContextRow, machine: Machine) -> ContextRow:
         communication_bytes=row.first_bytes,
         communication_measured=row.measured,
         communication_why=row.why,
+    )
+
+
+def _with_streams(context: ContextRow) -> ContextRow:
+    """The context of a rank that is played without the others: gathers have streams of their own, and nothing is
+    sent."""
+    return replace(
+        context,
+        first_tensor_bytes=context.first_tensor_bytes + STREAM_POOL_BYTES,
+        high_bytes=context.high_bytes + STREAM_POOL_BYTES,
+        why=f"{context.why}; {STREAM_POOL_BYTES >> 20} MiB for torch's streams beside the main one",
     )
 
 

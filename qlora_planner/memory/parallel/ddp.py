@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 from qlora_planner.catalog import DTYPE_BYTES, TrainerRow
 from qlora_planner.memory.weights.loading import expand
-from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
+from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement, module_of
 from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.record import record
 
@@ -49,9 +49,9 @@ def ddp_wrapping(placement: Placement, trainer: TrainerRow) -> Wrapping:
     transformers takes every PEFT model for one with unused parameters, so buckets are cut once, by the order in which
     parameters are defined.
     """
-    states = list(_states(placement, trainer))
-    groups = grouped((state for state, _ in states), (BROADCAST_BYTES,))
-    buckets = grouped((state for state, trained in states if trained), (FIRST_BUCKET_BYTES, BUCKET_BYTES))
+    tensors = list(states(placement, trainer))
+    groups = grouped((state for state, _ in tensors), (BROADCAST_BYTES,))
+    buckets = grouped((state for state, trained in tensors if trained), (FIRST_BUCKET_BYTES, BUCKET_BYTES))
     return Wrapping(
         passing=tuple(sum(sizes) if len(sizes) > 1 else 0 for sizes in groups),
         kept=tuple(sum(sizes) for sizes in reversed(buckets)),
@@ -79,11 +79,16 @@ def grouped(tensors: Iterable[Sized], limits: tuple[int, ...]) -> list[list[int]
     return [sizes for _, sizes in sorted(done, key=lambda group: group[0])]
 
 
-def _states(placement: Placement, trainer: TrainerRow) -> Iterator[tuple[Sized, bool]]:
+def states(placement: Placement, trainer: TrainerRow) -> Iterator[tuple[Sized, bool]]:
     """Every parameter, then every buffer, in the model's own order, each with whether it is trained."""
     beside: dict[int, list[AddedTensor]] = {}
+    lasts = {module_of(weight): weight for weight in placement.weights}
     for added in placement.added:
-        beside.setdefault(id(added.base), []).append(added)
+        base = added.base
+        if base is None and added.adapter is not None:
+            # On bare parameters, as fused experts are: PEFT wraps their module, whose own come first.
+            base = lasts.get(added.adapter.target)
+        beside.setdefault(id(base), []).append(added)
     loose = beside.pop(id(None), [])
     buffers: list[Sized] = []
     for _, tensor in expand(placement):

@@ -16,7 +16,7 @@ from math import prod
 from qlora_planner.catalog import DTYPE_BYTES, TrainerRow
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.allocator.caching import block_bytes
-from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
+from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement, module_of
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
@@ -170,7 +170,7 @@ class ShardedModel:
         """What is in no other unit: the final norm, tables of positions."""
         taken = {self._embedding_module, self._head_module}
         return self._unit(
-            w for w in self.placement.weights if w.group.layer_kind is None and _module(w) not in taken
+            w for w in self.placement.weights if w.group.layer_kind is None and module_of(w) not in taken
         )  # fmt: skip
 
     @cached_property
@@ -207,21 +207,21 @@ class ShardedModel:
     @cached_property
     def _embedding_module(self) -> str:
         weights = [w for w in self.placement.weights if w.group.role == "embedding" and not w.group.buffer]
-        return _module(weights[0]) if weights else ""
+        return module_of(weights[0]) if weights else ""
 
     @cached_property
     def _head_module(self) -> str:
-        return next((_module(w) for w in self.placement.weights if w.group.role == "output_head"), "")
+        return next((module_of(w) for w in self.placement.weights if w.group.role == "output_head"), "")
 
     def _of_module(self, module: str) -> Iterator[PlacedTensor]:
-        return (w for w in self.placement.weights if w.group.layer_kind is None and _module(w) == module)
+        return (w for w in self.placement.weights if w.group.layer_kind is None and module_of(w) == module)
 
     def _unit(self, weights: Iterable[PlacedTensor], layers: int = 1) -> Unit:
         tensors: list[ShardedTensor] = []
         whole: list[PlacedTensor] = []
         buffers: list[PlacedTensor] = []
         weights = list(weights)
-        lasts = {_module(weight): weight for weight in weights}
+        lasts = {module_of(weight): weight for weight in weights}
         for weight in weights:
             copies = weight.group.count // layers
             if weight.group.tied_with:
@@ -265,7 +265,3 @@ class ShardedModel:
             shard=prod(local) * DTYPE_BYTES[dtype], gathered=prod(local) * world * self._width,
             cast=dtype != self.compute_dtype,
         )  # fmt: skip
-
-
-def _module(weight: PlacedTensor) -> str:
-    return weight.group.name.rpartition(".")[0]

@@ -229,6 +229,11 @@ def cast_back(name: str) -> bool:
     return any(part in name.rpartition(".")[0] for part in CAST_BACK)
 
 
+def module_of(weight: PlacedTensor) -> str:
+    """The module that a tensor is a parameter of, by its group's name."""
+    return weight.group.name.rpartition(".")[0]
+
+
 def stores_experts(group: TensorGroup) -> bool:
     """Whether a tensor holds the weights of several experts, one matrix each."""
     return group.role == "experts" and len(group.shape) == 3 and not group.buffer
