@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
+from qlora_planner.memory.replay.adapter_casts import in_one_dtype
 from qlora_planner.memory.replay.events import (
     BIRTH,
     DEATH,
@@ -26,15 +27,18 @@ EMBEDDED, HEAD_BEGINS, SCORED, HEAD_ENDS = range(100, 104)
 TOKEN_BYTES = 8  # of an input id, the first storage of a step
 
 
-def marked(script: PreparedTrace, token_bytes: int, casts: frozenset[int]) -> PreparedTrace:
+def marked(script: PreparedTrace, token_bytes: int, casts: frozenset[int], widens: bool = False) -> PreparedTrace:
     """The script with marks, and without autocast's copies of adapters, which are gathered in its dtype already.
 
-    `token_bytes` is what the embedding gives out for a token, `casts` the sizes of such copies.
+    `token_bytes` is what the embedding gives out for a token, `casts` the sizes of such copies; `widens`: adapters of
+    another dtype than their base have their inputs in it, on one card.
     """
     tile = max(map(_tile_bytes, (script.acts[s] for s in script.tape.segments if _is(s, "forward", "head"))), default=0)
     acts: dict[Segment, tuple[Act, ...]] = {}
     for segment, events in script.acts.items():
         kept = tuple(_without_casts(script, segment, events, casts))
+        if widens and segment.name == "layer":
+            kept = tuple(in_one_dtype(kept, casts, {storage: born.size for storage, born in script.origins.items()}))
         if segment.name == "embedding" and segment.stage in ("forward", "eval"):
             tokens = next((size for kind, _, size, _ in kept if kind == BIRTH), 0) // TOKEN_BYTES
             kept = _after_first(kept, tokens * token_bytes, EMBEDDED)

@@ -49,8 +49,9 @@ class ShardedReplayer(TraceReplayer):
         run = model.placement.run
         width = DTYPE_BYTES[run.load_dtype or "bfloat16"] * model.placement.profile.dim("hidden_size")
         casts = frozenset(t.gathered for u in model.units for t in u.tensors if t.trained and t.cast)
-        super().__init__(memory, marked(script, width, casts), components)
-        self._first = [marked(other, width, casts) for other in before]
+        widens = run.quant == "none"  # bitsandbytes' layers leave inputs to autocast
+        super().__init__(memory, marked(script, width, casts, widens), components)
+        self._first = [marked(other, width, casts, widens) for other in before]
         self.model = model
         self.world = model.sharding.world
         self.whole_head = whole_head
