@@ -100,3 +100,17 @@ def test_a_head_that_is_cast_back_makes_no_16_bit_copy_of_itself_and_nothing_els
     assert copy_of_head in head_in_float32 and copy_of_head not in head
     logits = 2 * BATCH * SEQ * raw["vocab_size"]
     assert 4 * logits in head  # pairs, whole, in float32
+
+
+def test_a_card_scores_whole_logits_in_one_pass_whether_or_not_this_machine_has_triton(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As an H200 measured it (docs/accuracy.md): backward makes no gradients of each row beside those of all."""
+    from trl.trainer import utils
+
+    raw = toy_of("llama")
+    wanted = spec(method="qlora", quant="nf4", compute_dtype="bfloat16", upcast=True, on_cpu=False, attention="sdpa")
+    row = 4 * (SEQ - 1) * raw["vocab_size"]
+    assert row not in _births(engine.trace(raw, wanted), "backward")
+    monkeypatch.setattr(utils, "_supports_trl_loss_kernel", lambda *_given: False)
+    assert _births(engine.trace(raw, wanted), "backward").count(row) >= 2 * BATCH

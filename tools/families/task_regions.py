@@ -32,7 +32,7 @@ class TaskRegion:
     long: bool
     tiled: bool  # whether the head goes over the vocabulary in tiles
     windows: tuple[int, ...] = ()
-    rows: int | None = None  # of each toy, where each batch is a step of other events
+    several: bool = False  # batches of one are another range
 
     @property
     def length(self) -> str:
@@ -49,7 +49,8 @@ class TaskRegion:
         """Sizes (batch, sequence, rank) of as many toys."""
         rows, completions = (_LONG_ROWS, _LONG_COMPLETIONS) if self.long else (_ROWS, _COMPLETIONS)
         row = trainer_named(self.run.trainer).sequences_per_row
-        batches = [self.rows or (each // row if self.batched else 1) for each in rows]
+        least = 2 if self.several else 1
+        batches = [max(each // row, least) if self.batched else 1 for each in rows]
         lengths = [prompt + completion for prompt, completion in zip(_PROMPTS, completions, strict=True)]
         return list(zip(batches, lengths, _RANKS, strict=True))[:count]
 
@@ -74,7 +75,7 @@ def task_regions(run: RunConfig) -> list[TaskRegion]:
     return [
         TaskRegion(
             run=run, name=name, batched=part.batched is not False, long=bool(part.long),
-            tiled=trainer.scores_completions, rows=part.rows,
+            tiled=trainer.tiles_completions, several=part.batched is True,
         )
         for name, part in kinds.items()
     ]  # fmt: skip

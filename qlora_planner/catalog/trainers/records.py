@@ -50,9 +50,9 @@ class TrainerRow:
     What it is: `packages` it imports beside what every training needs; `passes` of a micro-batch through the model, of
     PASSES, in their order: what is not `policy` runs without gradients; `sequences_per_row` of a data set, so many
     times `batch_size` sequences go through each pass; `batch_unit`, what `batch_size` counts, of BATCH_UNITS;
-    `scores_completions`: a row is a prompt and completions, and the loss looks at these alone; `row_by_row`: the loss
-    takes rows one after the other, so that each batch is a step of other events; `loss_types` that it has, its own
-    first, and `without_divergence` those of them that need no such pass; `losses` by the first version of
+    `scores_completions`: a row is a prompt and completions, and the loss looks at these alone; `pads_sides`: chosen and
+    rejected texts are padded apart, and then to the width of the wider ones; `loss_types` that it has, its own first,
+    and `without_divergence` those of them that need no such pass; `losses` by the first version of
     `versioned_by` that has them, newest first (`versioned_by` None: one loss for ever); `automatic`: it may be
     chosen where nobody names a trainer; `usual`: why it then is; `instead`: the trainer to name where it breaks.
     `closed_forms`: they know its step; elsewhere only a trace does. `default_dropout`: its own LoRA dropout.
@@ -97,7 +97,7 @@ class TrainerRow:
     sequences_per_row: int = 1
     batch_unit: str = "sequences"
     scores_completions: bool = False
-    row_by_row: bool = False
+    pads_sides: bool = False
     loss_types: tuple[str, ...] = ()
     without_divergence: tuple[str, ...] = ()
     versioned_by: str | None = None
@@ -152,6 +152,11 @@ class TrainerRow:
     def one_pass(self) -> bool:
         """Whether a micro-batch is `batch_size` sequences, all of them scored, through the policy alone."""
         return self.passes == (POLICY,) and self.sequences_per_row == 1 and not self.scores_completions
+
+    @property
+    def tiles_completions(self) -> bool:
+        """Whether completions are scored in tiles of tokens, by the newest version."""
+        return self.scores_completions and self.losses[0][1].kind != "full"
 
     def casts_back(self, run: RunConfig) -> bool:
         """Whether the weights named in CAST_BACK are 16 bits wide again while `run`, resolved, trains: trl 1.16

@@ -200,8 +200,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             usual="completions with a label against the model without its adapters",
             other_names=("kto", "ktotrainer"),
         ),
-        # trl 1.16 experimental/orpo: no reference, whole logits, a quantised base prepared as PEFT does;
-        # trainer/utils.py selective_log_softmax: 16-bit logits row by row.
+        # trl 1.16 experimental/orpo: no reference, whole logits, a quantised base prepared as PEFT does.
         _preference_trainer(
             "trl-orpo",
             trl_class="ORPO",
@@ -209,8 +208,8 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             stages={"axolotl": "orpo", "llama-factory": "orpo"},
             modelled_since=(1, 16),
             sequences_per_row=2,
+            pads_sides=True,
             batch_unit="pairs",
-            row_by_row=True,
             losses=(((0, 0), LossMemory(kind="full", why="ORPO holds the whole logits, several times over")),),
             closed_forms=False,
             adapters_bfloat16=False,

@@ -13,9 +13,6 @@ from qlora_planner.spec.family import COMPLETION, LABELS, PROMPT, ROWS
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import TOKENS, Term
 
-# Batches of which families are made where each is a step of other events.
-_BATCHES = (1, 2, 3, 4, 6, 8)
-
 
 @record
 class TaskSizes:
@@ -36,7 +33,7 @@ class TaskSizes:
     @property
     def tiled(self) -> bool:
         """Whether completions are scored in tiles of tokens."""
-        return self.trainer.scores_completions
+        return self.trainer.tiles_completions
 
     def completion(self, seq_len: Any) -> Any:
         """Tokens of a completion in a sequence, as `spec.lengths` shares it out; for arrays too."""
@@ -75,20 +72,17 @@ class TaskSizes:
 @record
 class TaskRange:
     """Runs of a task in which nothing switches: batches of one or of more, on one side of a sliding window, and with
-    completions that fill at most a tile of the head, or more (None: no matter); `rows`: batches of so many alone."""
+    completions that fill at most a tile of the head, or more (None: no matter)."""
 
     sizes: TaskSizes
     batched: bool | None = None
     low: int = 0
     high: int = 1 << 24
     long: bool | None = None
-    rows: int | None = None
 
     @property
     def name(self) -> str:
         """How the families name it."""
-        if self.rows is not None:
-            return f"batch of {self.rows}"
         return f"{'single' if self.batched is False else 'batched'} {'long' if self.long else 'middle'}"
 
     def holds(self, batch_size: int, seq_len: int) -> bool:
@@ -101,8 +95,6 @@ class TaskRange:
         inside = (self.low < seq_len) & (seq_len <= self.high)
         if self.batched is not None:
             inside = inside & ((batch_size > 1) == self.batched)
-        if self.rows is not None:
-            inside = inside & (batch_size == self.rows)
         if sizes.trainer.scores_completions:
             # Of a completion some tokens are traced one by one; without any, rows would be dropped.
             least = len(TOKENS) + 1 if sizes.trainer.generation is not None else 1
@@ -145,11 +137,11 @@ def task_sizes(variant: str) -> TaskSizes | None:
 
 def task_ranges(sizes: TaskSizes) -> tuple[TaskRange, ...]:
     """Every range of a task's sizes inside which nothing switches, for a class without a sliding window."""
-    if sizes.trainer.row_by_row:
-        return tuple(TaskRange(sizes=sizes, rows=rows) for rows in _BATCHES)
     if not sizes.tiled:
-        # Rows of one length have no mask: where there is one row alone.
-        kinds = (None,) if sizes.trainer.sequences_per_row > 1 else (False, True)
+        # Rows of one length have no mask: where there is one row alone. One side of a pair alone is not as wide as the
+        # other; of several pairs both are traced so.
+        alike = sizes.trainer.sequences_per_row > 1 and not sizes.trainer.pads_sides
+        kinds = (None,) if alike else (False, True)
         return tuple(TaskRange(sizes=sizes, batched=batched) for batched in kinds)
     alone = sizes.trainer.generation is None and sizes.trainer.sequences_per_row == 1
     kinds = (False, True) if alone else (None,)

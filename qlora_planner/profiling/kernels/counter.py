@@ -30,6 +30,7 @@ from qlora_planner.profiling.kernels.classes import (
 from qlora_planner.profiling.tracing.cuda.device import caller_frame, is_engine_frame
 from qlora_planner.profiling.tracing.cuda.scratch import copied_input
 from qlora_planner.profiling.tracing.recorder import Recorder
+from qlora_planner.profiling.tracing.trainers.one_pass_scores import IdleKernel
 from qlora_planner.speed.kernels import TRITON_LAUNCHES
 
 Place = tuple[str, str, int]  # stage, name, layer
@@ -168,6 +169,10 @@ _SPECIAL: dict[str, Any] = {
 @contextlib.contextmanager
 def launched_kernels(counter: KernelCounter) -> Iterator[None]:
     """Count what no operator announces: Triton's kernels, and those of trl's head, whose stand-ins do nothing."""
+
+    def run(_self: Any, *args: Any, **kwargs: Any) -> None:
+        counter.triton(*args, **kwargs)
+
     with contextlib.ExitStack() as stack:
         try:
             from triton.runtime import autotuner, jit
@@ -175,11 +180,8 @@ def launched_kernels(counter: KernelCounter) -> Iterator[None]:
             pass
         else:
             for launcher in (jit.JITFunction, autotuner.Autotuner, autotuner.Heuristics):
-
-                def run(_self: Any, *args: Any, **kwargs: Any) -> None:
-                    counter.triton(*args, **kwargs)
-
                 stack.enter_context(mock.patch.object(launcher, "run", run))
+        stack.enter_context(mock.patch.object(IdleKernel, "run", run))
         head = sys.modules.get("trl.kernels.chunked_logprob")
         if head is not None:
 

@@ -10,27 +10,11 @@ from typing import Any
 from torch import nn
 
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import preference
-from qlora_planner.profiling.tracing.trainers.common import (
-    IGNORED,
-    Batch,
-    apply_liger,
-    loss_by_row,
-    no_patches,
-    without_cache,
-)
+from qlora_planner.profiling.tracing.trainers import one_pass_scores, preference, reward
+from qlora_planner.profiling.tracing.trainers.common import IGNORED, Batch, loss_by_row
 from qlora_planner.train.quiet_imports import trl_module
 
-patches, evaluated = no_patches, loss_by_row
-
-
-def prepare(base: nn.Module, spec: TraceSpec) -> None:
-    """See TracedTrainer."""
-    from trl.trainer.utils import disable_dropout_in_model
-
-    disable_dropout_in_model(base)
-    apply_liger(base, spec)
-    without_cache(base)
+patches, prepare, evaluated = one_pass_scores.patches, reward.prepare, loss_by_row
 
 
 def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
