@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -61,7 +61,7 @@ class SweptRange(Generic[M]):
 class Sweep(Protocol):
     """What is traced of one model."""
 
-    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterable[SweptRange[Any]]:
         """What holds for a variant, region by region, as far as runs of these sizes need it."""
 
 
@@ -71,7 +71,7 @@ class KeptSweep:
 
     parts: tuple[SweptRange[PeakPolynomials], ...]
 
-    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterable[SweptRange[Any]]:
         """Those of the variant."""
         return (part for part in self.parts if part.variant == variant)
 
@@ -93,9 +93,21 @@ class TapeSweep:
     tape_of: ShippedOf
     _known: dict[tuple[str, TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
     _parts: dict[tuple[str, ValidityRange], list[SweptRange[SweptTape] | None]] = field(default_factory=dict)
+    _regions: dict[bool, tuple[ValidityRange, ...]] = field(default_factory=dict)
+    _asked: dict[tuple[str, bytes, bytes], list[SweptRange[Any]]] = field(default_factory=dict)
 
-    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
+    def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Sequence[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
+        asked = variant, batch.tobytes(), seq.tobytes()
+        if asked not in self._asked:
+            known = len(self._known), sum(map(len, self._parts.values()))
+            parts = list(self._looked_up(variant, batch, seq))
+            if known != (len(self._known), sum(map(len, self._parts.values()))):
+                self._asked.clear()  # other sizes of a region may go by what was read just now
+            self._asked[asked] = parts
+        return self._asked[asked]
+
+    def _looked_up(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         task = task_sizes(variant)
         if task is not None:
             yield from self._of_task(variant, task_ranges(task), batch, seq)
@@ -104,7 +116,9 @@ class TapeSweep:
             of_kind = (batch > 1) == batched
             if not of_kind.any():
                 continue
-            for region in validity_ranges(self.profile, batched):
+            if batched not in self._regions:
+                self._regions[batched] = validity_ranges(self.profile, batched)
+            for region in self._regions[batched]:
                 inside = np.flatnonzero(of_kind & region.inside(batch, seq))
                 if len(inside):
                     yield from self._of_region(variant, region, batch[inside], seq[inside])

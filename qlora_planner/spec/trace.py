@@ -6,6 +6,7 @@ A `CompiledTape` holds sizes as polynomials in batch, sequence and rank; `at` fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 from qlora_planner.record import record
@@ -97,32 +98,19 @@ class CompiledTape:
         `workspace_bytes` is what one cuBLAS handle takes on the card in question, if not on the one traced for.
         """
         values = [_value(terms, batch_size, seq_len, rank) for terms in self.sizes]
-        workspace_sizes = set(self.workspace_sizes)
         if workspace_bytes is not None:
-            for index in workspace_sizes:
+            for index in self.workspace_sizes:
                 # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same everywhere.
                 values[index] = workspace_bytes if values[index] > _SMALL_WORKSPACE_BYTES else values[index]
-        events: list[tuple[int, int]] = []
-        workspaces: list[int] = []
-        host_sizes, streamed_sizes = set(self.host_sizes), set(self.streamed_sizes)
-        host: list[int] = []
-        streamed: list[int] = []
-        born = 0
-        for code in self.events:
-            if code > 0:
-                born += 1
-                events.append((born, values[code - 1]))
-                if code - 1 in workspace_sizes:
-                    workspaces.append(born)
-                elif code - 1 in host_sizes:
-                    host.append(born)
-                elif code - 1 in streamed_sizes:
-                    streamed.append(born)
-            else:
-                events.append((-code, 0))
+        storages, numbers, born = storages_and_sizes(self.events)
+
+        def of(indices: Sequence[int]) -> frozenset[int]:
+            return frozenset(storage for index in indices for storage in born.get(index + 1, ()))
+
         return Tape(
-            events=tuple(events), segments=self.segments, places=self.places, kept=self.kept,
-            workspaces=frozenset(workspaces), on_host=frozenset(host), streamed=frozenset(streamed),
+            events=tuple(zip(storages, map([0, *values].__getitem__, numbers), strict=True)),
+            segments=self.segments, places=self.places, kept=self.kept, workspaces=of(self.workspace_sizes),
+            on_host=of(self.host_sizes), streamed=of(self.streamed_sizes),
             tokens=self.tokens, last_sizes=tuple((number, values[index]) for number, index in self.last_sizes),
         )  # fmt: skip
 
@@ -191,6 +179,26 @@ class CompiledTape:
             tokens=raw.get("tokens", 0),
             last_sizes=tuple((number, index) for number, index in raw.get("last_sizes", ())),
         )
+
+
+_Born = dict[int, list[int]]
+
+
+@lru_cache(maxsize=64)
+def storages_and_sizes(events: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], _Born]:
+    """Of a compiled tape's events: which storage each is about, and the number of the size that is born, counted from
+    1; 0 for a death. And by such a number the storages of that size."""
+    storages: list[int] = []
+    born: _Born = {}
+    births = 0
+    for code in events:
+        if code > 0:
+            births += 1
+            born.setdefault(code, []).append(births)
+            storages.append(births)
+        else:
+            storages.append(-code)
+    return tuple(storages), tuple(code if code > 0 else 0 for code in events), born
 
 
 def _value(terms: Sequence[Term], batch: int, seq: int, rank: int) -> int:

@@ -117,6 +117,9 @@ class OnNative(TraceReplayer):
         assert component != HOST
         self._native.give(block, component)
 
+    def _recast(self, sizes: Sequence[int], blocks: list[Block | None], component: int) -> None:
+        self._native.recast(array("q", sizes).tobytes(), blocks, component)
+
     def _hold(self, sizes: Sequence[int], component: int) -> None:
         self._native.take_all(array("q", sizes).tobytes(), component, False)
 

@@ -8,16 +8,16 @@ from itertools import chain
 
 from qlora_planner.catalog import OptimizerRow, TrainerRow
 from qlora_planner.memory.allocator.caching import CachingAllocator
-from qlora_planner.memory.allocator.native import native_module
+from qlora_planner.memory.allocator.native import NativeModule, native_module
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.replay.compiled import OnNative
 from qlora_planner.memory.replay.events import PreparedTrace, first_handle
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.walking import frees_cache, phase_of
+from qlora_planner.memory.replay.walking import frees_cache, left_out, phase_of
 from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import CompiledTape, Segment, Tape
+from qlora_planner.spec.trace import CompiledTape, Segment, Tape, storages_and_sizes
 
 # Numbers that memory/allocator/native/script.h knows; others have those that follow.
 _NAMES, _STAGES = ("layer", "embedding", "head"), ("forward", "backward", "zero_grad")
@@ -46,33 +46,40 @@ def pack(
 ) -> Packed:  # fmt: skip
     """What `prepare_trace` and `Packing` make of a tape, `among` those of its run that are played with it."""
     tapes = (*among, tape)
-    storage_marks = bytearray(1 + max((storage for each in tapes for storage, _ in each.events), default=0))
+    flat = {id(each): _compiled().flat(each.events) for each in tapes}
+    storage_marks = bytearray(1 + max(largest for _, largest in flat.values()))
     for mark, storages in ((_ON_HOST, tape.on_host), (_STREAMED, tape.streamed), (_WORKSPACE, tape.workspaces)):
         for storage in storages:
             storage_marks[storage] |= mark
     if taken:
         storage_marks[first_handle(tape)] |= _TAKEN
-    events = array("q", chain.from_iterable(tape.events))
-    return _packed(tapes, events, storage_marks, gradient_checkpointing, checkpoint_every or 0)
+    return _packed(tapes, flat[id(tape)][0], storage_marks, gradient_checkpointing, checkpoint_every or 0)
 
 
 def pack_by_size(tape: CompiledTape) -> Packed:
     """The same of a compiled tape whose sizes are their own numbers, counted from 1."""
-    events, storage_marks, born = array("q"), bytearray(1), 0
-    marks = dict.fromkeys(tape.workspace_sizes, _WORKSPACE)
-    marks |= dict.fromkeys(tape.host_sizes, _ON_HOST) | dict.fromkeys(tape.streamed_sizes, _STREAMED)
-    for code in tape.events:
-        if code > 0:
-            born += 1
-            events.extend((born, code))
-            storage_marks.append(marks.get(code - 1, 0))
-        else:
-            events.extend((-code, 0))
+    storages, numbers, _ = storages_and_sizes(tape.events)
+    marks = bytearray(1 + len(tape.sizes))  # by number of a size
+    for mark, sizes in (
+        (_ON_HOST, tape.host_sizes),
+        (_STREAMED, tape.streamed_sizes),
+        (_WORKSPACE, tape.workspace_sizes),
+    ):
+        for index in sizes:
+            marks[index + 1] |= mark
+    events, _ = _compiled().flat(tuple(zip(storages, numbers, strict=True)))
+    storage_marks = bytearray(1) + bytearray(map(marks.__getitem__, filter(None, numbers)))
     return _packed((tape,), events, storage_marks, False, 0)
 
 
+def _compiled() -> NativeModule:
+    compiled = native_module()
+    assert compiled is not None, "asked for where something is compiled"
+    return compiled
+
+
 def _packed(
-    tapes: Sequence[Tape | CompiledTape], events: array[int], storage_marks: bytearray, checkpoints: bool, every: int
+    tapes: Sequence[Tape | CompiledTape], events: bytes, storage_marks: bytearray, checkpoints: bool, every: int
 ) -> Packed:
     tape = tapes[-1]
     bases: dict[Pass, int] = {}
@@ -87,10 +94,8 @@ def _packed(
         rows.extend((segment.start, segment.stop, bases[pass_of(segment)], segment.layer, stage, name))
     options = array("q", (checkpoints, every, *(COMPONENTS.index(part) for part in _PARTS)))
     places = array("q", tape.places).tobytes()
-    compiled = native_module()
-    assert compiled is not None, "asked for where something is compiled"
-    acts, parts = compiled.pack(
-        events.tobytes(),
+    acts, parts = _compiled().pack(
+        events,
         rows.tobytes(),
         places,
         array("q", tape.kept).tobytes(),
@@ -132,7 +137,11 @@ class PackedReplayer(OnNative):
         self._used, packed = self.script, self._packed[id(self.script)]
         self._native.use(packed.parts, packed.places, packed.tables)
         self._rows = {
-            id(segment): (number, packed.bases[pass_of(segment)], self._phase(phase_of(segment)))
+            id(segment): (
+                NO_SEGMENT if segment.stage == "prepare" else number,
+                packed.bases[pass_of(segment)],
+                self._phase(phase_of(segment)),
+            )
             for number, segment in enumerate(self.script.tape.segments)
         }
 
@@ -156,30 +165,37 @@ class PackedReplayer(OnNative):
         evaluates: bool,
     ) -> None:
         self.use_script()
-        steps = array("q")
+        segments = self.script.tape.segments
+        skipped = {id(each) for each in segments if left_out(each, evaluates=evaluates)}
+        freed = {id(each) for each in segments if frees_cache(each, run, trainer, first=first)}
+        optimizes = {id(each) for each in segments if each.stage == "optimizer"}
+        steps: list[tuple[int, int, int, int, int]] = []
         for segment, layer in walk:
-            if segment.stage == "precompute" or (segment.stage == "eval" and not evaluates):
+            key = id(segment)
+            if key in skipped:
                 continue
-            number, base, phase = self._rows[id(segment)]
-            frees = frees_cache(segment, run, trainer, first=first)
-            begins = not (frees or segment.stage == "optimizer")
-            if not begins:
-                steps = self._played(steps)
+            number, base, phase = self._rows[key]
+            pauses = key in freed or key in optimizes
+            if pauses:
+                self._played(steps)
+                steps = []
                 self._begin()
-                if frees:
+                if key in freed:
                     self.memory.empty_cache()
-                else:
+                if key in optimizes:
                     self._optimizer(trained, trainer, optimizer, first=first)
-                    first = False
-            steps.extend((NO_SEGMENT if segment.stage == "prepare" else number, layer, base, phase, begins))
+                    if first:
+                        first = False
+                        freed = {id(each) for each in segments if frees_cache(each, run, trainer, first=False)}
+            steps.append((number, layer, base, phase, not pauses))
         self._played(steps)
 
-    def _played(self, steps: array[int]) -> array[int]:
-        """Play what waits, and note what each phase came to; nothing waits then."""
+    def _played(self, steps: Iterable[tuple[int, ...]]) -> None:
+        """Play what waits, and note what each phase came to."""
         acts = self._packed[id(self.script)].acts
-        figures = self._native.stretch(acts, steps.tobytes(), len(self._phases))
+        packed = array("q", chain.from_iterable(steps)).tobytes()
+        figures = self._native.stretch(acts, packed, len(self._phases))
         self.lost, self.host_peak = self._native.lost, self._native.host_peak
         for name, noted in zip(self._phases, figures, strict=True):
             if noted is not None:
                 self.note(name, *noted)
-        return array("q")

@@ -27,7 +27,7 @@ from qlora_planner.memory.replay.events import (
     PreparedTrace,
 )
 from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
-from qlora_planner.memory.replay.walking import accumulated, frees_cache, origin_layers, phase_of, walk
+from qlora_planner.memory.replay.walking import accumulated, frees_cache, left_out, origin_layers, phase_of, walk
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
 from qlora_planner.record import record
@@ -134,7 +134,7 @@ class TraceReplayer:
         """Everything that was traced, once; the first optimizer step makes the states, so evaluation comes last."""
         token: list[tuple[Segment, int]] = []
         for segment, layer in walk:
-            if segment.stage == "precompute" or (segment.stage == "eval" and not evaluates):
+            if left_out(segment, evaluates=evaluates):
                 continue
             if token and segment.stage != TOKENS[-1]:
                 self._later_tokens(token)
@@ -199,19 +199,23 @@ class TraceReplayer:
         return self._at_peak
 
     def _cast(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow) -> list[Trainable]:
-        trained = []
-        casts: dict[int, Trainable] = {}  # a tensor stands for all of its kind
-        for adapter in adapters:
-            tensor = adapter.tensor
-            cast = casts.get(id(tensor))
-            if cast is None:
-                dtype = training_dtype(tensor.dtype, run, trainer, tensor.shape)
-                cast = casts[id(tensor)] = replace(tensor, dtype=dtype)
-            if cast.dtype != tensor.dtype:
-                self._malloc(cast.size_bytes, _ADAPTERS)
-                self._free(adapter.block, _ADAPTERS)
-            trained.append(cast)
-        return trained
+        kinds = {id(adapter.tensor): adapter.tensor for adapter in adapters}  # a tensor stands for all of its kind
+        casts = {
+            kind: replace(tensor, dtype=training_dtype(tensor.dtype, run, trainer, tensor.shape))
+            for kind, tensor in kinds.items()
+        }
+        sizes = {kind: cast.size_bytes for kind, cast in casts.items() if cast.dtype != kinds[kind].dtype}
+        changed = [adapter for adapter in adapters if id(adapter.tensor) in sizes]
+        self._recast(
+            [sizes[id(adapter.tensor)] for adapter in changed], [adapter.block for adapter in changed], _ADAPTERS
+        )
+        return [casts[id(adapter.tensor)] for adapter in adapters]
+
+    def _recast(self, sizes: Sequence[int], blocks: list[Block | None], component: int) -> None:
+        """Allocate each size, then free the block in whose place it comes."""
+        for size, block in zip(sizes, blocks, strict=True):
+            self._malloc(size, component)
+            self._free(block, component)
 
     def _malloc(self, size: int, component: int, stream: int = 0) -> Block | None:
         block = self.memory.malloc(size, stream)
@@ -291,14 +295,17 @@ class TraceReplayer:
         if trainer.clips_gradients:
             # clip_grad_norm_: one norm per gradient, then their stack.
             self._pass([*(4 for _ in trained), 4 * len(trained)], _WORKSPACE)
+        kinds = {id(tensor): tensor for tensor in trained}
         if first:
-            eight_bit = any(optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(trainer)) for tensor in trained)
+            eight_bit = any(
+                optimizer.in_8_bits(tensor.shape, tensor.forced_32bit(trainer)) for tensor in kinds.values()
+            )
             self._hold(optimizer.shared_bytes(eight_bit), _STATES)
-            kinds = {id(tensor): tensor for tensor in trained}
             states = {kind: _states(tensor, trainer, optimizer) for kind, tensor in kinds.items()}
             self._hold([size for tensor in trained for size in states[id(tensor)]], _STATES)
         if optimizer.step_temporaries:
-            sizes = [tensor.size_bytes for tensor in trained]
+            bytes_of = {kind: tensor.size_bytes for kind, tensor in kinds.items()}
+            sizes = [bytes_of[id(tensor)] for tensor in trained]
             self._pass(sizes * optimizer.step_temporaries, _WORKSPACE)
 
     def _hold(self, sizes: Sequence[int], component: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from functools import lru_cache
 
 from qlora_planner.catalog.trainers import DIVERGENCE, PASSES, REFERENCE, TrainerRow
 from qlora_planner.memory.replay.events import (
@@ -47,40 +48,53 @@ def frees_cache(segment: Segment, run: RunConfig, trainer: TrainerRow, *, first:
     return first and trainer.frees_cache_before_backward and begun == ("backward", "head")
 
 
-def walk(tape: Tape | CompiledTape) -> Iterator[tuple[Segment, int]]:
+def left_out(segment: Segment, *, evaluates: bool) -> bool:
+    """Whether a round of steps goes without this segment: what came before training, and an evaluation that comes with
+    a later round."""
+    return segment.stage == "precompute" or (segment.stage == "eval" and not evaluates)
+
+
+def walk(tape: Tape | CompiledTape) -> list[tuple[Segment, int]]:
     """Every segment of the whole model in order, with the layer of the whole model that plays it."""
-    segments, places = tape.segments, tape.places
+    segments = tape.segments
+    return [(segments[number], layer) for number, layer in _walked(segments, tape.places)]
+
+
+@lru_cache(maxsize=64)  # a plan walks the same tape at many sizes
+def _walked(segments: tuple[Segment, ...], places: tuple[int, ...]) -> tuple[tuple[int, int], ...]:
+    """The same by the numbers of segments."""
+    order: list[tuple[int, int]] = []
     index = 0
     while index < len(segments):
         segment = segments[index]
         if segment.name != "layer":
-            yield segment, OUTSIDE
+            order.append((index, OUTSIDE))
             index += 1
             continue
         stop = index
         while stop < len(segments) and segments[stop].name == "layer" and segments[stop].stage == segment.stage:
             stop += 1
-        parts: dict[int, list[Segment]] = {}
-        for part in segments[index:stop]:
-            parts.setdefault(part.layer, []).append(part)
-        order = range(len(places) - 1, -1, -1) if segment.stage == "backward" else range(len(places))
-        for whole in order:
-            for part in parts.get(places[whole], ()):
-                yield part, whole
+        parts: dict[int, list[int]] = {}
+        for number in range(index, stop):
+            parts.setdefault(segments[number].layer, []).append(number)
+        layers = range(len(places) - 1, -1, -1) if segment.stage == "backward" else range(len(places))
+        order += [(number, whole) for whole in layers for number in parts.get(places[whole], ())]
         index = stop
+    return tuple(order)
 
 
-def accumulated(tape: Tape | CompiledTape) -> Iterator[tuple[Segment, int]]:
+def accumulated(tape: Tape | CompiledTape) -> list[tuple[Segment, int]]:
     """The same with every micro-batch twice before the optimizer's step."""
+    order: list[tuple[Segment, int]] = []
     micro_batch: list[tuple[Segment, int]] = []
     for segment, layer in walk(tape):
         if segment.stage in _MICRO_BATCH:
             micro_batch.append((segment, layer))
         elif micro_batch:
-            yield from micro_batch
+            order += micro_batch
             micro_batch = []
-        yield segment, layer
-    yield from micro_batch
+        order.append((segment, layer))
+    return order + micro_batch
 
 
 def phase_of(segment: Segment) -> str:

@@ -206,9 +206,12 @@ class PeakPolynomials:
         batch, seq = (np.asarray(sizes, dtype=np.int64) for sizes in (batch_size, seq_len))
         if batch.shape != seq.shape:
             batch, seq = np.broadcast_arrays(batch, seq)
-        self._check_exact((int(batch.max()), int(seq.max()), rank))
+        asked = batch.tobytes(), seq.tobytes(), rank
+        if asked not in self._known:
+            self._check_exact((int(batch.max()), int(seq.max()), rank))
+            self._known[asked] = self._blocks(batch, seq, rank)
         blocks = np.empty((len(self.sizes) + 3, batch.size))
-        blocks[: len(self.sizes)] = self._blocks(batch, seq, rank)
+        blocks[: len(self.sizes)] = self._known[asked]
         for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
             blocks[column] = value // MIN_BLOCK_BYTES
         return blocks
@@ -216,7 +219,12 @@ class PeakPolynomials:
     def _check_exact(self, top: tuple[int, ...]) -> None:
         """Raise InputError where runs up to these sizes come to numbers that a float does not hold exactly."""
         if top not in self._known:
-            self._known[top] = all(_magnitude(whole, top) < _EXACT_FLOAT for whole, _ in self._wholes())
+            monomials, factors, _ = self._factors()
+            powers = [top[0] ** b * top[1] ** s * float(top[2] ** r) for b, s, r in monomials]
+            roughly = abs(factors) @ powers  # to some parts in 10**15
+            self._known[top] = bool((roughly < _EXACT_FLOAT / 2).all()) or all(
+                _magnitude(whole, top) < _EXACT_FLOAT for whole, _ in self._wholes()
+            )
         if not self._known[top]:
             raise InputError(f"runs up to batch, sequence, rank {top} are too large to sweep: use shorter sequences")
 

@@ -8,9 +8,10 @@ a phase is then a maximum of sums. Only the last traced step counts: whatever li
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 Counts = NDArray[np.float64]
-# By part of a step: its phase, what was alive before it, and its own moments.
-_Moments = list[tuple[str, Counts, Counts]]
+
+
+class Moments(Protocol):
+    """The moments of a step that may be its highest, by part; `phases` has the phase of each."""
+
+    phases: list[str]
+
+    def levels(self, table: Counts) -> Counts:
+        """The most blocks in each part, shape (parts, runs), of a `table` of shape (runs, sizes)."""
 
 
 @dataclass(slots=True)
@@ -61,10 +69,13 @@ class _Part:
 
 @dataclass(slots=True)
 class SweptTape:
-    """The moments of one tape: `parts` of a step, and of one that accumulates gradients over micro-batches."""
+    """The moments of one tape: those of a step, and of one that accumulates gradients over micro-batches."""
 
     sizes: PeakPolynomials
-    parts: Mapping[bool, tuple[_Stacked, ...]]
+    moments: Mapping[bool, Moments]
+    # A search asks the same sizes of many option sets.
+    _highest: dict[tuple[Any, ...], NDArray[np.int64]] = field(default_factory=dict)
+    _on: dict[int, SweptTape] = field(default_factory=dict)
 
     @classmethod
     def of(cls, tape: CompiledTape) -> SweptTape:
@@ -74,15 +85,16 @@ class SweptTape:
         handles = tuple(sorted(handles_of(tape)))
         with without_collection():
             once, again = _counted(tape) if native_module() is None else _counted_natively(tape)
-        alone = _Stacked.by_phase(once)
         return cls(
-            sizes=PeakPolynomials(sizes=tape.sizes, rows={}, workspaces=handles),
-            parts={False: alone, True: alone if again is once else _Stacked.by_phase(again)},
+            sizes=PeakPolynomials(sizes=tape.sizes, rows={}, workspaces=handles), moments={False: once, True: again}
         )
 
     def on(self, workspace_bytes: int) -> SweptTape:
         """The same on a card where one cuBLAS handle takes `workspace_bytes`."""
-        return SweptTape(sizes=self.sizes.on(workspace_bytes), parts=self.parts)
+        if workspace_bytes not in self._on:
+            sizes = self.sizes.on(workspace_bytes)
+            self._on[workspace_bytes] = SweptTape(sizes=sizes, moments=self.moments)
+        return self._on[workspace_bytes]
 
     def highest(
         self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool, gradients: int
@@ -92,55 +104,57 @@ class SweptTape:
         `gradients`, the bytes of all of them, are not needed: a run that `accumulates` has moments of its own.
         Raises InputError for sizes beyond what 53 bits hold.
         """
-        phases = self.allocated_phases(batch_size, seq_len, rank, fixed, accumulates)
-        level: NDArray[np.int64] = np.maximum.reduce(list(phases.values()))
-        return level
+        key = batch_size.tobytes(), seq_len.tobytes(), rank, fixed, accumulates
+        if key not in self._highest:
+            blocks = self._levels(batch_size, seq_len, rank, fixed, accumulates).max(axis=0)
+            self._highest[key] = fixed.held + blocks.astype(np.int64) * MIN_BLOCK_BYTES
+        return self._highest[key]
 
     def allocated_phases(
         self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool
     ) -> dict[str, NDArray[np.int64]]:
         """The same by phase."""
-        table = np.ascontiguousarray(self.sizes.table(batch_size, seq_len, rank, fixed).T)
-        levels = {part.phase: part.highest(table) for part in self.parts[accumulates]}
-        return {phase: fixed.held + level.astype(np.int64) * MIN_BLOCK_BYTES for phase, level in levels.items()}
+        levels = self._levels(batch_size, seq_len, rank, fixed, accumulates).astype(np.int64)
+        phases = np.array(self.moments[accumulates].phases)
+        return {
+            phase: fixed.held + levels[phases == phase].max(axis=0) * MIN_BLOCK_BYTES
+            for phase in dict.fromkeys(phases.tolist())
+        }
+
+    def _levels(self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool) -> Counts:
+        return self.moments[accumulates].levels(self.sizes.table(batch_size, seq_len, rank, fixed).T)
 
 
 @dataclass(slots=True)
-class _Stacked:
-    """The parts of one phase below each other, turned so that a run is a row: what was alive before each, and rows."""
+class _InRows:
+    """Moments as rows of counts by size: by part, what was alive before it, and its own over that."""
 
-    phase: str
-    before: Counts
-    rows: Counts
-    first_before: NDArray[np.int64]
-    first_rows: NDArray[np.int64]
+    phases: list[str]
+    before: list[Counts]
+    rows: list[Counts]
 
-    @classmethod
-    def by_phase(cls, moments: _Moments) -> tuple[_Stacked, ...]:
-        """One for each phase of the moments."""
-        parts: dict[str, list[tuple[Counts, Counts]]] = {}
-        for phase, before, rows in moments:
-            parts.setdefault(phase, []).append((before, rows))
-        stacked = []
-        for phase, each in parts.items():
-            alive, own = ([pair[at] for pair in each] for at in (0, 1))
-            stacked.append(cls(phase, _turned(alive), _turned(own), _firsts(alive), _firsts(own)))
-        return tuple(stacked)
-
-    def highest(self, table: Counts) -> Counts:
-        """The most blocks in each run of the `table`, shape (runs, sizes)."""
-        before = np.maximum.reduceat(table @ self.before, self.first_before, axis=1)
-        rows = np.maximum.reduceat(table @ self.rows, self.first_rows, axis=1)
-        level: Counts = (before + rows).max(axis=1)
-        return level
+    def levels(self, table: Counts) -> Counts:
+        """See Moments."""
+        return np.array(
+            [
+                (table @ before.T).max(axis=1) + (table @ rows.T).max(axis=1)
+                for before, rows in zip(self.before, self.rows, strict=True)
+            ]
+        )
 
 
-def _turned(parts: Sequence[Counts]) -> Counts:
-    return np.ascontiguousarray(np.concatenate(parts).T)
+@dataclass(slots=True)
+class _Compiled:
+    """Moments that compiled code holds."""
 
+    phases: list[str]
+    moments: object
 
-def _firsts(parts: Sequence[Counts]) -> NDArray[np.int64]:
-    return np.cumsum([0, *(len(part) for part in parts[:-1])])
+    def levels(self, table: Counts) -> Counts:
+        """See Moments."""
+        compiled = native_module()
+        assert compiled is not None, "they were counted by it"
+        return np.frombuffer(compiled.levels(self.moments, table.tobytes())).reshape(len(self.phases), -1)
 
 
 def at_last_token(tape: CompiledTape) -> CompiledTape:
@@ -154,30 +168,36 @@ def at_last_token(tape: CompiledTape) -> CompiledTape:
     return replace(tape, events=tuple(events), last_sizes=())
 
 
-def _counted(tape: CompiledTape) -> tuple[_Moments, _Moments]:
-    """Before, and the moments, of each part of a step alone and of one that accumulates."""
+def _counted(tape: CompiledTape) -> tuple[Moments, Moments]:
+    """The moments of a step alone and of one that accumulates."""
     # Every size stands in for itself by its number.
     numbered = replace(tape, sizes=tuple(((index + 1, 1, (0, 0, 0)),) for index in range(len(tape.sizes))))
     return _Counting(prepare_trace(numbered.at(1, 1, 1), gradient_checkpointing=False), len(tape.sizes)).play()
 
 
-def _counted_natively(tape: CompiledTape) -> tuple[_Moments, _Moments]:
+def _counted_natively(tape: CompiledTape) -> tuple[Moments, Moments]:
     """The same by compiled code, in the order of `_Counting.play`."""
     compiled, packed, width = native_module(), pack_by_size(tape), len(tape.sizes) + 3
     assert compiled is not None, "asked for where something is compiled"
-    numbers = {id(segment): number for number, segment in enumerate(tape.segments)}
     bases = [packed.bases[pass_of(segment)] for segment in tape.segments]
 
+    rows = {id(each): (number, bases[number]) for number, each in enumerate(tape.segments)}
+    optimizes = {id(each) for each in tape.segments if each.stage == "optimizer"}
+
     def steps(order: Iterable[tuple[Segment, int]], *, evaluates: bool) -> bytes:
-        rows = array("q")
+        skipped = {
+            id(each) for each in tape.segments if each.stage == "prepare" or (each.stage == "eval" and not evaluates)
+        }
+        parts: list[tuple[int, int, int, int, int]] = []
         for segment, layer in order:
-            if segment.stage == "prepare" or (segment.stage == "eval" and not evaluates):
+            key = id(segment)
+            if key in skipped:
                 continue
-            if segment.stage == "optimizer":
-                rows.extend((NO_SEGMENT, OUTSIDE, 0, 0, 0))
-            number = numbers[id(segment)]
-            rows.extend((number, layer, bases[number], 0, 0))
-        return rows.tobytes()
+            if key in optimizes:
+                parts.append((NO_SEGMENT, OUTSIDE, 0, 0, 0))
+            number, base = rows[key]
+            parts.append((number, layer, base, 0, 0))
+        return array("q", chain.from_iterable(parts)).tobytes()
 
     rounds = [steps(walk(tape), evaluates=False)]
     if len({segment.step for segment in tape.segments}) == 1:
@@ -186,19 +206,9 @@ def _counted_natively(tape: CompiledTape) -> tuple[_Moments, _Moments]:
     if apart:
         rounds.append(steps(accumulated(tape), evaluates=True))
     counted = compiled.count(packed.acts, packed.parts, packed.places, packed.tables, width, GRADIENTS, rounds)
-    last = [_of_segments(tape, width, parts) for parts in counted[-2:]]
+    phases = {NO_SEGMENT: "optimizer", **{number: phase_of(each) for number, each in enumerate(tape.segments)}}
+    last = [_Compiled([phases[number] for number in numbers], moments) for numbers, moments in counted[-2:]]
     return (last[-2] if apart else last[-1]), last[-1]
-
-
-def _of_segments(tape: CompiledTape, width: int, parts: Iterable[tuple[int, bytes, bytes]]) -> _Moments:
-    moments: _Moments = []
-    for number, before, rows in parts:
-        if number == NO_SEGMENT:
-            phase, highest = "optimizer", _optimizer_rows(width)
-        else:
-            phase, highest = phase_of(tape.segments[number]), np.frombuffer(rows).reshape(-1, width)
-        moments.append((phase, np.frombuffer(before).reshape(-1, width), highest))
-    return moments
 
 
 def _optimizer_rows(width: int) -> Counts:
@@ -224,7 +234,7 @@ class _Counting:
             self._survivors[id(segment)] = frozenset(births - own)
             self._deaths[id(segment)] = [storage for kind, storage, *_ in acts if kind == DEATH_ELSEWHERE]
 
-    def play(self) -> tuple[_Moments, _Moments]:
+    def play(self) -> tuple[Moments, Moments]:
         """See `_counted`."""
         segments = self.script.tape.segments
         self._round(walk(self.script.tape), evaluates=False)
@@ -243,8 +253,11 @@ class _Counting:
         for part in self._parts.values():
             part.before.clear()
 
-    def _noted(self) -> _Moments:
-        return [(part.phase, np.array(part.before), part.rows) for part in self._parts.values() if part.before]
+    def _noted(self) -> _InRows:
+        parts = [part for part in self._parts.values() if part.before]
+        return _InRows(
+            [part.phase for part in parts], [np.array(part.before) for part in parts], [part.rows for part in parts]
+        )
 
     def _round(self, steps: Iterable[tuple[Segment, int]], *, evaluates: bool) -> None:
         for segment, layer in steps:

@@ -175,6 +175,11 @@ static void remove_at(Pool *pool, int32_t at) {
     pool->count--;
 }
 
+static void put(Arena *arena, Pool *pool, int32_t at, FreeEntry entry) {
+    pool->entries[at] = entry;
+    arena->blocks[entry.block].entry = at;
+}
+
 int arena_insert(Arena *arena, int32_t number) {
     Block *block = &arena->blocks[number];
     Pool *pool = &arena->pools[block->pool];
@@ -182,31 +187,38 @@ int arena_insert(Arena *arena, int32_t number) {
         return ARENA_NO_MEMORY;
     int32_t at = place_of(pool, block->size, block->address);
     memmove(&pool->entries[at + 1], &pool->entries[at], (size_t)(pool->count - at) * sizeof(FreeEntry));
-    pool->entries[at] = (FreeEntry){.size = block->size, .address = block->address, .block = number};
     pool->count++;
+    put(arena, pool, at, (FreeEntry){.size = block->size, .address = block->address, .block = number});
     block->is_free = 1;
     return 0;
 }
 
-/* Put a free block in the place of an entry of its pool, and that in order: what lies between the two moves by one. */
+/* Where a free block's entry is: mostly where it was put, or near there. */
+static int32_t entry_of(const Arena *arena, const Pool *pool, int32_t number) {
+    const Block *block = &arena->blocks[number];
+    int32_t at = block->entry;
+    if (at < pool->count && pool->entries[at].block == number) return at;
+    return place_of(pool, block->size, block->address);
+}
+
+static int precedes(const FreeEntry *entry, const FreeEntry *other) {
+    return entry->size < other->size || (entry->size == other->size && entry->address < other->address);
+}
+
+/* Put a free block in the place of an entry of its pool, and that in order: mostly it stays where it is. */
 static void replace_at(Arena *arena, Pool *pool, int32_t at, int32_t number) {
     Block *block = &arena->blocks[number];
-    FreeEntry *entries = pool->entries;
-    int32_t to = place_of(pool, block->size, block->address);
-    if (to > at) {
-        to--;
-        memmove(&entries[at], &entries[at + 1], (size_t)(to - at) * sizeof(FreeEntry));
-    } else {
-        memmove(&entries[to + 1], &entries[to], (size_t)(at - to) * sizeof(FreeEntry));
-    }
-    entries[to] = (FreeEntry){.size = block->size, .address = block->address, .block = number};
+    FreeEntry entry = {.size = block->size, .address = block->address, .block = number};
+    for (; at + 1 < pool->count && precedes(&pool->entries[at + 1], &entry); at++) put(arena, pool, at, pool->entries[at + 1]);
+    for (; at > 0 && precedes(&entry, &pool->entries[at - 1]); at--) put(arena, pool, at, pool->entries[at - 1]);
+    put(arena, pool, at, entry);
     block->is_free = 1;
 }
 
 void arena_take_out(Arena *arena, int32_t number) {
     Block *block = &arena->blocks[number];
     Pool *pool = &arena->pools[block->pool];
-    remove_at(pool, place_of(pool, block->size, block->address));
+    remove_at(pool, entry_of(arena, pool, number));
 }
 
 /* ---- what a run calls ---- */
@@ -296,7 +308,7 @@ int32_t arena_release(Arena *arena, int32_t number) {
     int32_t before = block->previous, after = block->next, at = ARENA_NONE;
     Pool *pool = &arena->pools[block->pool];
     if (before != ARENA_NONE && arena->blocks[before].is_free) {
-        at = place_of(pool, arena->blocks[before].size, arena->blocks[before].address);
+        at = entry_of(arena, pool, before);
         arena->blocks[before].size += block->size;
         arena->blocks[before].next = after;
         if (after != ARENA_NONE) arena->blocks[after].previous = before;
@@ -304,7 +316,7 @@ int32_t arena_release(Arena *arena, int32_t number) {
         number = before;
     }
     if (after != ARENA_NONE && arena->blocks[after].is_free) {
-        int32_t there = place_of(pool, arena->blocks[after].size, arena->blocks[after].address);
+        int32_t there = entry_of(arena, pool, after);
         if (at == ARENA_NONE) {
             at = there;
         } else {

@@ -15,6 +15,7 @@
 typedef struct {
     int64_t address, size;
     int32_t segment, previous, next;
+    int32_t entry; /* of a free one: where its pool's entry was put, which may have moved by some places since */
     int8_t pool, is_free, is_unmapped;
 } Block;
 

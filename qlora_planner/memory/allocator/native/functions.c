@@ -56,6 +56,27 @@ static PyObject *packed(const Script *script) {
     return failed ? fail(failed) : pair;
 }
 
+/* flat(events): pairs of a storage and a size as bytes, and the largest storage. */
+static PyObject *flat(PyObject *module, PyObject *pairs) {
+    (void)module;
+    if (!PyTuple_Check(pairs)) return PyErr_Format(PyExc_TypeError, "takes a tuple of pairs");
+    Py_ssize_t count = PyTuple_Size(pairs);
+    int64_t largest = 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(ScriptEvent));
+    ScriptEvent *events = bytes ? (ScriptEvent *)PyBytes_AsString(bytes) : NULL;
+    for (Py_ssize_t i = 0; events && i < count; i++) {
+        PyObject *pair = PyTuple_GetItem(pairs, i);
+        PyObject *storage = PyTuple_GetItem(pair, 0), *size = PyTuple_GetItem(pair, 1);
+        if (storage && size) events[i] = (ScriptEvent){PyLong_AsLongLong(storage), PyLong_AsLongLong(size)};
+        if (PyErr_Occurred()) {
+            Py_DECREF(bytes);
+            return NULL;
+        }
+        if (events[i].storage > largest) largest = events[i].storage;
+    }
+    return events ? Py_BuildValue("NL", bytes, (long long)largest) : NULL;
+}
+
 /* pack(events, segments, places, kept, known, options): bytes; see `Script`. The acts by segment, and the parts. */
 static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t given) {
     (void)module;
@@ -78,28 +99,38 @@ static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t given)
     return packed(&script);
 }
 
-static PyObject *noted(const Counter *counter) {
-    PyObject *list = PyList_New(0);
-    size_t width = (size_t)counter->width;
-    for (int32_t i = 0; list && i < counter->moment_count; i++) {
-        const Moment *moment = &counter->moments[i];
-        if (!moment->before_count) continue;
-        double *rows = malloc(((size_t)moment->step_count + 2) * width * sizeof(double));
-        if (rows == NULL) {
-            Py_DECREF(list);
-            return PyErr_NoMemory();
-        }
-        size_t count = (size_t)counter_rows(counter, moment, rows);
-        PyObject *before = bytes_of(moment->before, (size_t)moment->before_count * width, sizeof(double));
-        PyObject *highest = bytes_of(rows, count * width, sizeof(double));
-        PyObject *number = PyLong_FromLongLong(moment->segment);
-        free(rows);
-        if (add(list, before && highest && number ? PyTuple_Pack(3, number, before, highest) : NULL)) Py_CLEAR(list);
-        Py_XDECREF(before);
-        Py_XDECREF(highest);
-        Py_XDECREF(number);
-    }
-    return list;
+static const char *const NOTED = "moments";
+
+static void destroy_noted(PyObject *capsule) {
+    Noted *noted = PyCapsule_GetPointer(capsule, NOTED);
+    if (noted) noted_destroy(noted);
+}
+
+/* The segment of each moment, and the moments themselves. */
+static PyObject *noted_of(const Counter *counter) {
+    Noted *noted = counter_noted(counter);
+    PyObject *segments = noted ? PyList_New(0) : PyErr_NoMemory(), *pair = NULL;
+    for (int32_t i = 0; segments && i < noted->count; i++)
+        if (add(segments, PyLong_FromLongLong(noted->moments[i].segment))) Py_CLEAR(segments);
+    PyObject *capsule = segments ? PyCapsule_New(noted, NOTED, destroy_noted) : NULL;
+    if (capsule) pair = PyTuple_Pack(2, segments, capsule);
+    if (noted && !capsule) noted_destroy(noted);
+    Py_XDECREF(segments);
+    Py_XDECREF(capsule);
+    return pair;
+}
+
+/* levels(moments, table): by moment and row of the table, the most that is alive where columns weigh what it says. */
+static PyObject *levels(PyObject *module, PyObject *const *args, Py_ssize_t given) {
+    (void)module;
+    if (given != 2) return PyErr_Format(PyExc_TypeError, "takes 2 arguments, not %zd", given);
+    const Noted *noted = PyCapsule_GetPointer(args[0], NOTED);
+    const double *table;
+    int64_t rows;
+    if (noted == NULL || read_items(args[1], (int64_t)sizeof(double) * noted->width, (const void **)&table, &rows)) return NULL;
+    PyObject *bytes = bytes_of(NULL, (size_t)(noted->count * rows), sizeof(double));
+    if (bytes) noted_levels(noted, table, rows, (double *)PyBytes_AsString(bytes));
+    return bytes;
 }
 
 static int count_round(Counter *counter, const Acts *acts, int64_t segments, const Step *steps, int64_t count) {
@@ -149,7 +180,7 @@ static PyObject *count(PyObject *module, PyObject *const *args, Py_ssize_t given
             break;
         }
         failed = count_round(&counter, acts, segments, steps, step_count);
-        if (!failed && add(rounds, noted(&counter))) Py_CLEAR(rounds);
+        if (!failed && add(rounds, noted_of(&counter))) Py_CLEAR(rounds);
         counter_forget(&counter);
         counter.base[counter.width - 1] = 1;
     }
@@ -161,9 +192,12 @@ static PyObject *count(PyObject *module, PyObject *const *args, Py_ssize_t given
 }
 
 PyMethodDef module_functions[] = {
+    {"flat", (PyCFunction)flat, METH_O, "flat(events): pairs of a storage and a size as bytes, and the largest storage."},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL,
      "pack(events, segments, places, kept, known, options): the acts of each segment, and the part of each storage."},
     {"count", (PyCFunction)(void (*)(void))count, METH_FASTCALL,
-     "count(acts, parts, places, tables, width, gradients, rounds): by round, each part's segment, before and rows."},
+     "count(acts, parts, places, tables, width, gradients, rounds): by round, the segment of each moment, and them."},
+    {"levels", (PyCFunction)(void (*)(void))levels, METH_FASTCALL,
+     "levels(moments, table): by moment and row of the table, the most that is alive."},
     {NULL, NULL, 0, NULL},
 };

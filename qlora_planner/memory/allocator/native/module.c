@@ -292,6 +292,28 @@ static PyObject *memory_take_all(MemoryObject *self, PyObject *const *args, Py_s
     Py_RETURN_NONE;
 }
 
+/* recast(sizes, blocks, component): allocate each size, and then free the block in whose place it comes. */
+static PyObject *memory_recast(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    const int64_t *sizes;
+    int64_t count;
+    long long component;
+    if (given != 3 || !PyList_Check(args[1])) {
+        PyErr_SetString(PyExc_TypeError, "takes bytes, a list and a number");
+        return NULL;
+    }
+    if (read_items(args[0], 8, (const void **)&sizes, &count) || read_numbers(args + 2, 1, 1, 1, &component) ||
+        !valid_component(self, component))
+        return NULL;
+    for (int64_t i = 0; i < count && i < PyList_Size(args[1]); i++) {
+        int32_t block;
+        if (number_of(PyList_GetItem(args[1], i), &block)) return NULL;
+        int32_t cast = replay_malloc(&self->replay, sizes[i], (int)component, 0);
+        int failed = cast < ARENA_NONE ? cast : replay_free(&self->replay, block, (int)component);
+        if (failed) return fail(self, failed);
+    }
+    Py_RETURN_NONE;
+}
+
 /* free_all(table, component): free what the table has of it. */
 static PyObject *memory_free_all(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     long long n[2];
@@ -429,6 +451,7 @@ static PyMethodDef memory_methods[] = {
     FAST("use", memory_use, "use(parts, places, tables): the script whose segments are played next."),
     FAST("segment", memory_segment, "segment(acts, base, layer, last=True): play one, or a piece of it."),
     FAST("stretch", memory_stretch, "stretch(acts, steps, phases): play steps; what each phase came to."),
+    FAST("recast", memory_recast, "recast(sizes, blocks, component): allocate each size, then free the block before it."),
     FAST("take_all", memory_take_all, "take_all(sizes, component, pass): allocate each, and with `pass` free each."),
     FAST("free_all", memory_free_all, "free_all(table, component): free what a table has of a component."),
     FAST("tokens", memory_tokens, "tokens(segments, growing, before, ages, traced, tokens, whole): play later tokens."),

@@ -68,10 +68,26 @@ static Moment *moment_of(Counter *counter, int64_t segment) {
     return moment;
 }
 
+/* Whether everything that is alive in one row is in the other too: then no size makes it the higher one. */
+static int within(const double *row, const double *other, int32_t width) {
+    for (int32_t i = 0; i < width; i++)
+        if (row[i] > other[i]) return 0;
+    return 1;
+}
+
 static int note(Counter *counter, int64_t segment) {
     Moment *moment = moment_of(counter, segment);
     size_t row = (size_t)counter->width * sizeof(double);
-    if (moment == NULL || arena_grow((void **)&moment->before, &moment->before_capacity, moment->before_count + 1, (int64_t)row))
+    if (moment == NULL) return ARENA_NO_MEMORY;
+    if (moment->before_count) { /* from layer to layer it grows or shrinks, mostly */
+        double *last = moment->before + (size_t)(moment->before_count - 1) * (size_t)counter->width;
+        if (within(counter->base, last, counter->width)) return 0;
+        if (within(last, counter->base, counter->width)) {
+            memcpy(last, counter->base, row);
+            return 0;
+        }
+    }
+    if (arena_grow((void **)&moment->before, &moment->before_capacity, moment->before_count + 1, (int64_t)row))
         return ARENA_NO_MEMORY;
     memcpy(moment->before + (size_t)moment->before_count++ * (size_t)counter->width, counter->base, row);
     return 0;
@@ -119,19 +135,75 @@ void counter_forget(Counter *counter) {
     for (int32_t i = 0; i < counter->moment_count; i++) counter->moments[i].before_count = 0;
 }
 
-int32_t counter_rows(const Counter *counter, const Moment *moment, double *rows) {
-    size_t width = (size_t)counter->width;
-    int32_t count = 1; /* nothing but what was there is a moment too */
-    double *now = rows + (size_t)(moment->step_count + 1) * width; /* a row of scratch behind all others */
-    memset(rows, 0, width * sizeof(double));
-    memset(now, 0, width * sizeof(double));
+static int copy_of(Moment *copy, const Moment *moment, int32_t width) {
+    size_t steps = (size_t)moment->step_count * sizeof(int32_t);
+    size_t before = (size_t)moment->before_count * (size_t)width * sizeof(double);
+    *copy = *moment;
+    copy->steps = malloc(steps + 1);
+    copy->before = malloc(before + 1);
+    if (copy->steps == NULL || copy->before == NULL) return ARENA_NO_MEMORY;
+    memcpy(copy->steps, moment->steps, steps);
+    memcpy(copy->before, moment->before, before);
+    return 0;
+}
+
+Noted *counter_noted(const Counter *counter) {
+    Noted *noted = calloc(1, sizeof(Noted));
+    if (noted == NULL) return NULL;
+    noted->width = counter->width;
+    noted->moments = malloc(((size_t)counter->moment_count + 1) * sizeof(Moment));
+    for (int32_t i = 0; noted->moments && i < counter->moment_count; i++)
+        if (counter->moments[i].before_count &&
+            copy_of(&noted->moments[noted->count++], &counter->moments[i], counter->width)) {
+            noted_destroy(noted);
+            return NULL;
+        }
+    if (noted->moments) return noted;
+    free(noted);
+    return NULL;
+}
+
+static double highest_before(const Moment *moment, const double *values, int32_t width) {
+    double highest = 0;
+    for (int32_t i = 0; i < moment->before_count; i++) {
+        const double *before = moment->before + (size_t)i * (size_t)width;
+        double level = 0;
+        for (int32_t column = 0; column < width; column++) level += before[column] * values[column];
+        if (level > highest) highest = level;
+    }
+    return highest;
+}
+
+static double highest_step(const Moment *moment, const double *values, int32_t width) {
+    if (moment->segment == MOMENTS_OPTIMIZER) {
+        double norms = values[width - MOMENTS_NORMS], scratch = values[width - MOMENTS_SCRATCH];
+        return norms > scratch ? norms : scratch;
+    }
+    double level = 0, highest = 0; /* nothing but what was there is a moment too */
     for (int32_t i = 0; i < moment->step_count; i++) {
         int32_t column = moment->steps[i];
-        now[column > 0 ? column - 1 : -column - 1] += column > 0 ? 1 : -1;
-        if (column > 0 && (i + 1 == moment->step_count || moment->steps[i + 1] < 0))
-            memcpy(rows + (size_t)count++ * width, now, width * sizeof(double));
+        level += column > 0 ? values[column - 1] : -values[-column - 1];
+        if (level > highest) highest = level;
     }
-    return count;
+    return highest;
+}
+
+void noted_levels(const Noted *noted, const double *table, int64_t rows, double *levels) {
+    for (int32_t i = 0; i < noted->count; i++)
+        for (int64_t row = 0; row < rows; row++) {
+            const Moment *moment = &noted->moments[i];
+            const double *values = table + row * noted->width;
+            *levels++ = highest_before(moment, values, noted->width) + highest_step(moment, values, noted->width);
+        }
+}
+
+void noted_destroy(Noted *noted) {
+    for (int32_t i = 0; i < noted->count; i++) {
+        free(noted->moments[i].steps);
+        free(noted->moments[i].before);
+    }
+    free(noted->moments);
+    free(noted);
 }
 
 void counter_destroy(Counter *counter) {

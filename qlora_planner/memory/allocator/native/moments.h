@@ -6,6 +6,7 @@
 #include "replay.h"
 
 #define MOMENTS_OPTIMIZER (-1) /* stands in for a segment: the optimizer's own step */
+enum { MOMENTS_STATES = 1, MOMENTS_SCRATCH, MOMENTS_NORMS }; /* columns, counted from the last one backwards */
 
 /* What one traced segment does where it does the same: its steps, and what was alive before it, a row a layer. */
 typedef struct {
@@ -31,8 +32,17 @@ int counter_segment(Counter *counter, int64_t segment, const Act *acts, int64_t 
 int counter_optimizer(Counter *counter);
 int counter_uncount(Replay *replay, const Survivor *survivor); /* what ends counts one less */
 void counter_forget(Counter *counter); /* what was alive before each moment */
-/* Counts at a moment's highest points over what was alive before, at most step_count + 1 rows; how many. */
-int32_t counter_rows(const Counter *counter, const Moment *moment, double *rows);
 void counter_destroy(Counter *counter);
+
+/* What was noted up to now: the moments that have something before them. */
+typedef struct {
+    Moment *moments;
+    int32_t count, width;
+} Noted;
+
+Noted *counter_noted(const Counter *counter); /* NULL without memory */
+/* The most that is alive in each moment where the columns weigh so much: `levels` by moment and row of the table. */
+void noted_levels(const Noted *noted, const double *table, int64_t rows, double *levels);
+void noted_destroy(Noted *noted);
 
 #endif
