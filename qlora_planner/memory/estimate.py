@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.catalog.parallel import BOUNDED
@@ -93,7 +94,8 @@ def estimate_within(
     )
     problems = (*resolution.problems, *broken, *about_card, *(() if tape is not None else (NOT_TRACED,)))
     device_bytes = breakdown.peak.device_bytes or 0
-    low, high = budget.interval(device_bytes, breakdown.method)
+    # In a search the interval is worked out for what is shown alone: see `with_interval`.
+    low, high = budget.interval(device_bytes, breakdown.method) if complete else (device_bytes, device_bytes)
     answer = MemoryEstimate(
         model=ModelFacts(
             id=profile.id, model_type=profile.model_type, params=profile.params,
@@ -140,6 +142,15 @@ def estimate_within(
 
         answer = with_prices(answer, Placement(profile, answer.run), budget)
     return whole(profile, answer) if complete else answer
+
+
+def with_interval(answer: MemoryEstimate, budget: Budget) -> MemoryEstimate:
+    """An answer of a search with its interval; `budget` is the one that it was made within."""
+    if answer.run.parallel in BOUNDED:
+        return answer
+    own = budget.beside_vllm(answer.run).for_run(answer.run)
+    low, high = own.interval(answer.peak.device_bytes, answer.method)
+    return replace(answer, peak=replace(answer.peak, low_bytes=low, high_bytes=high))
 
 
 def _breakdown(

@@ -10,7 +10,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.budget import Budget
-from qlora_planner.memory.estimate import estimate_within
+from qlora_planner.memory.estimate import estimate_within, with_interval
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.parallel.choice import for_cards
@@ -101,6 +101,7 @@ class Planner:
     looked_at: int = 0
     _answers: dict[str, MemoryEstimate] = field(default_factory=dict)
     _rough: dict[str, MemoryEstimate] = field(default_factory=dict)
+    _finished: set[str] = field(default_factory=set)
 
     @classmethod
     def of(
@@ -259,10 +260,21 @@ class Planner:
         if key not in self._answers:
             tape = self.tape_of(run)
             self._answers[key] = self._estimated(run, tape, self._orders(run, tape))
+        if key not in self._finished:
+            self._answers[key] = self._finish(self._answers[key])
+            self._finished.add(key)
         return self._answers[key]
 
+    def _finish(self, answer: MemoryEstimate) -> MemoryEstimate:
+        """With what is shown of a run and decides nothing."""
+        answer = with_interval(answer, self.budget)
+        if answer.run.shows_images:  # the work of towers is not counted
+            return answer
+        return replace(answer, speed=speed_within(self.budget, self.profile, answer.run, answer.stack))
+
     def played(self, run: RunConfig) -> MemoryEstimate | None:
-        """The estimate of a run alone where its trace ships, whatever the data; None elsewhere.
+        """The estimate of a run alone where its trace ships, whatever the data, without its speed and interval; None
+        elsewhere.
 
         Raises InputError for modules that are not there.
         """
@@ -305,11 +317,9 @@ class Planner:
     def _estimated(
         self, run: RunConfig, tape: Tape | None, orders: Sequence[Sequence[Tape]], *, refines: bool = True
     ) -> MemoryEstimate:
-        budget = self.budget
-        answer = estimate_within(budget, self.profile, run, tape=tape, orders=orders, complete=False, refines=refines)
-        if run.shows_images:  # the work of towers is not counted
-            return answer
-        return replace(answer, speed=speed_within(budget, self.profile, answer.run, answer.stack))
+        return estimate_within(
+            self.budget, self.profile, run, tape=tape, orders=orders, complete=False, refines=refines
+        )
 
     def _orders(self, run: RunConfig, tape: Tape | None) -> Sequence[Sequence[Tape]]:
         """With a dataset, traces of batches that may come before the widest of a run that has a `tape`."""
