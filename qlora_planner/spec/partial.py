@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from functools import lru_cache
 from itertools import groupby
 
 from qlora_planner.spec.layers import bridged, kept_positions, represent
@@ -81,26 +82,14 @@ def checkpoints_every(checkpointed: CompiledTape, kept: CompiledTape, every: int
         raise UnlikeError("the two tapes are of other layers")
     if any((tape.tokens or tape.host_sizes or tape.streamed_sizes) for tape in (checkpointed, kept)):
         raise UnlikeError("generated tokens and offloaded activations are traced run by run")
-    return _Weaver(_Source.of(checkpointed), _Source.of(kept), every).woven()
+    return _Weaver(_Pair.of(checkpointed, kept), every).woven()
 
 
-class _Weaver:
-    """Goes through the checkpointed run's segments, with the woven tape's layers in place of its own."""
+class _Pair:
+    """What the weaving of two tapes shares, whatever the layers that are checkpointed: a search asks for several."""
 
-    def __init__(self, outer: _Source, inner: _Source, every: int) -> None:
+    def __init__(self, outer: _Source, inner: _Source) -> None:
         self.outer, self.inner = outer, inner
-        places = outer.tape.places
-        flags = [index % every == 0 for index in range(len(places))]
-        numbers: dict[tuple[object, ...], str] = {}
-        kinds = []
-        for index, part in enumerate(places):
-            around = tuple(flags[near] if 0 <= near < len(flags) else None for near in (index - 1, index, index + 1))
-            kinds.append(numbers.setdefault((part, around), str(len(numbers))))
-        self.kept = bridged(kept_positions(kinds, most=len(kinds)), flags)
-        self.places = represent(self.kept, kinds)
-        # By layer of the woven tape: the tape that its events are from, and that tape's layer.
-        self.sources = [outer if flags[index] else inner for index in self.kept]
-        self.parts = [places[index] for index in self.kept]
         self.same = {_named(segment): index for index, segment in enumerate(inner.tape.segments)}
         self.twins = self._twins()
         self.sizes: list[tuple[Term, ...]] = []
@@ -117,7 +106,13 @@ class _Weaver:
                 source.codes.append(number)
         self.workspaces = tuple(sorted(workspaces))
 
-    def _same(self, index: int) -> int:
+    @classmethod
+    @lru_cache(maxsize=8)
+    def of(cls, checkpointed: CompiledTape, kept: CompiledTape) -> _Pair:
+        """Raises UnlikeError where what is outside the layers differs."""
+        return cls(_Source.of(checkpointed), _Source.of(kept))
+
+    def counterpart(self, index: int) -> int:
         """The number of the kept run's segment that is one of the checkpointed run's; -1 where it has none."""
         return self.same.get(_named(self.outer.tape.segments[index]), -1)
 
@@ -127,7 +122,7 @@ class _Weaver:
         for index, segment in enumerate(self.outer.tape.segments):
             if segment.layer != OUTSIDE:
                 continue
-            ours, theirs = self.outer.births[index], self.inner.births[self._same(index)]
+            ours, theirs = self.outer.births[index], self.inner.births[self.counterpart(index)]
             if not theirs:  # as for the gradient of embeddings, which is wanted for the sake of checkpoints alone
                 continue
             if [self.outer.terms(born) for born in ours] != [self.inner.terms(born) for born in theirs]:
@@ -136,6 +131,26 @@ class _Weaver:
         if any(born.layer == OUTSIDE and storage not in twins for storage, born in enumerate(self.inner.born[1:], 1)):
             raise UnlikeError("the two tapes are of other stages")
         return twins
+
+
+class _Weaver:
+    """Goes through the checkpointed run's segments, with the woven tape's layers in place of its own."""
+
+    def __init__(self, pair: _Pair, every: int) -> None:
+        self.pair = pair
+        outer, inner = self.outer, self.inner = pair.outer, pair.inner
+        places = outer.tape.places
+        flags = [index % every == 0 for index in range(len(places))]
+        numbers: dict[tuple[object, ...], str] = {}
+        kinds = []
+        for index, part in enumerate(places):
+            around = tuple(flags[near] if 0 <= near < len(flags) else None for near in (index - 1, index, index + 1))
+            kinds.append(numbers.setdefault((part, around), str(len(numbers))))
+        self.kept = bridged(kept_positions(kinds, most=len(kinds)), flags)
+        self.places = represent(self.kept, kinds)
+        # By layer of the woven tape: the tape that its events are from, and that tape's layer.
+        self.sources = [outer if flags[index] else inner for index in self.kept]
+        self.parts = [places[index] for index in self.kept]
 
     def woven(self) -> CompiledTape:
         """The third tape."""
@@ -170,7 +185,7 @@ class _Weaver:
     def _inside(self, index: int, layer: int) -> Iterator[tuple[_Key, int]]:
         """What one layer's segment does: a storage, with its size's number at its birth and -1 at its death."""
         source, part = self.sources[layer], self.parts[layer]
-        there = index if source is self.outer else self._same(index)
+        there = index if source is self.outer else self.pair.counterpart(index)
         births = iter(source.births[there])
         for code in source.events(there):
             if code > 0:
@@ -181,7 +196,7 @@ class _Weaver:
             if born.layer == part:
                 yield (layer, storage), -1
             elif born.layer == OUTSIDE:
-                yield (OUTSIDE, storage if source is self.outer else self.twins[storage]), -1
+                yield (OUTSIDE, storage if source is self.outer else self.pair.twins[storage]), -1
             else:
                 yield self._handed(source, storage, part, layer), -1
 
@@ -202,7 +217,7 @@ class _Weaver:
         # Deaths of what layers of the kept run leave, by how much is born in this segment before.
         more: dict[int, list[_Key]] = defaultdict(list)
         born = 0
-        for code in self.inner.events(self._same(index)):
+        for code in self.inner.events(self.pair.counterpart(index)):
             born += code > 0
             if code < 0:
                 more[born] += self._of_layers(self.inner, -code)
@@ -244,7 +259,7 @@ class _Weaver:
                 at += 1
             placed.append(segment.at(start, len(events)))
         return replace(
-            self.outer.tape, sizes=tuple(self.sizes), workspace_sizes=self.workspaces, events=tuple(events),
+            self.outer.tape, sizes=tuple(self.pair.sizes), workspace_sizes=self.pair.workspaces, events=tuple(events),
             segments=tuple(placed), places=self.places, kept=self.kept,
         )  # fmt: skip
 
@@ -261,6 +276,7 @@ def _of_layer(segment: Segment, layer: int) -> Segment:
     return replace(segment, layer=layer)
 
 
+@lru_cache(maxsize=4096)
 def _canonical(terms: tuple[Term, ...]) -> tuple[tuple[tuple[int, int, int], Fraction], ...]:
     """Terms of equal polynomials alike."""
     sums: dict[tuple[int, int, int], Fraction] = defaultdict(Fraction)
