@@ -5,7 +5,8 @@ from __future__ import annotations
 from qlora_planner.catalog import LossMemory, TrainerRow, find_optimizer
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.evidence.calibration import OTHER_FORM, PROVED_FORM
-from qlora_planner.memory.allocator.expandable import make_allocator
+from qlora_planner.memory.allocator.expandable import is_expandable, make_allocator
+from qlora_planner.memory.allocator.native import native_memory
 from qlora_planner.memory.closed_form import activations
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.weights import loading
@@ -60,7 +61,7 @@ def static_peaks_of(profile: ModelProfile, resolution: Resolution, workspace_byt
     static = static_memory(placement)
     optimizer = find_optimizer(run.optimizer)
     assert optimizer is not None
-    memory = make_allocator(run.alloc_conf)
+    memory = native_memory(None, expandable=is_expandable(run.alloc_conf)) or make_allocator(run.alloc_conf)
     memory.free(memory.malloc(512))  # the first tiny tensor that makes the context
     tensors, load = loading.load(memory, placement)
     prepare = loading.prepare(memory, tensors) if run.upcast else None

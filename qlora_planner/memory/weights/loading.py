@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from qlora_planner.catalog.tensor_parallel import has_plan, planned
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
@@ -37,6 +38,11 @@ class Loaded:
     blocks: list[Block | None]
 
 
+@lru_cache(maxsize=8)
+def _naturally(names: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(sorted(names, key=natural_key))
+
+
 def natural_key(name: str) -> list[tuple[int, int | str, int]]:
     """transformers' order of checkpoint keys: dotted parts, numbers as numbers."""
     key: list[tuple[int, int | str, int]] = []
@@ -52,30 +58,41 @@ def natural_key(name: str) -> list[tuple[int, int | str, int]]:
 
 def expand(placement: Placement) -> list[tuple[str, PlacedTensor]]:
     """Every tensor by its full name, in the order of `named_parameters` then buffers."""
+    weights = placement.weights
+    groups = tuple((each.group.name, each.group.count, each.group.layer_kind, each.group.buffer) for each in weights)
     profile = placement.profile
+    kinds = tuple(kind.name for kind in profile.layer_kinds)
+    return [(name, weights[at]) for name, at in _expanded(groups, tuple(profile.layer_order), kinds)]
+
+
+@lru_cache(maxsize=8)  # every run of a model asks
+def _expanded(
+    groups: tuple[tuple[str, int, str | None, bool], ...],
+    layer_order: tuple[tuple[int, int], ...],
+    kinds: tuple[str, ...],
+) -> tuple[tuple[str, int], ...]:
+    """The names, each with the position of its group."""
     positions: dict[str, list[int]] = {}
     index = 0
-    for kind, length in profile.layer_order:
+    for kind, length in layer_order:
         for _ in range(length):
-            positions.setdefault(profile.layer_kinds[kind].name, []).append(index)
+            positions.setdefault(kinds[kind], []).append(index)
             index += 1
-    named: list[tuple[bool, int, int, str, PlacedTensor]] = []
+    named: list[tuple[bool, int, int, str]] = []
     seen_layers = False
-    for order, tensor in enumerate(placement.weights):
-        group = tensor.group
-        seen_layers = seen_layers or group.layer_kind is not None
-        if "*" not in group.name:
+    for order, (group_name, count, layer_kind, buffer) in enumerate(groups):
+        seen_layers = seen_layers or layer_kind is not None
+        if "*" not in group_name:
             # Norm and head follow the layers.
-            named.append((group.buffer, index if seen_layers else -1, order, group.name, tensor))
+            named.append((buffer, index if seen_layers else -1, order, group_name))
             continue
-        layers = positions.get(group.layer_kind or "", [])
-        inner = group.count // len(layers) if layers else group.count
-        head, _, tail = group.name.partition("*")
-        for layer in layers or range(group.count):
+        layers = positions.get(layer_kind or "", [])
+        inner = count // len(layers) if layers else count
+        head, _, tail = group_name.partition("*")
+        for layer in layers or range(count):
             for copy in range(inner if layers else 1):
-                name = f"{head}{layer}{tail.replace('*', str(copy), 1)}"
-                named.append((group.buffer, layer, order, name, tensor))
-    return [(name, tensor) for *_, name, tensor in sorted(named, key=lambda item: item[:3])]
+                named.append((buffer, layer, order, f"{head}{layer}{tail.replace('*', str(copy), 1)}"))
+    return tuple((name, order) for _, _, order, name in sorted(named, key=lambda item: item[:3]))
 
 
 def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tuple[list[Loaded], PhasePeak]:
@@ -85,10 +102,11 @@ def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tupl
     """
     tensors = expand(placement)
     memory.free(memory.malloc(_warm_up_bytes(placement, memory, world)))
-    parameters = sorted((item for item in tensors if not item[1].group.buffer), key=lambda item: natural_key(item[0]))
+    parameters = {name: tensor for name, tensor in tensors if not tensor.group.buffer}
+    in_order = [(name, parameters[name]) for name in _naturally(tuple(parameters))]
     placed: dict[str, Loaded] = {}
     first_code = True
-    for name, tensor in [*parameters, *(item for item in tensors if item[1].group.buffer)]:
+    for name, tensor in [*in_order, *(item for item in tensors if item[1].group.buffer)]:
         blocks = _quantize(memory, tensor) if tensor.scheme else [memory.malloc(tensor.weight_bytes)]
         placed[name] = Loaded(name, tensor, blocks)
         if first_code and len(tensor.constant_bytes) > 2:
@@ -205,25 +223,28 @@ def add_adapters(
     memory.reset_peaks()
     order = in_model_order(placement)
     blocks: list[Block | None] = [None] * len(order)
-    for index in sorted(range(len(order)), key=lambda index: _pass(order[index])):
+    births = {id(added): added.birth_bytes for added in placement.added}
+    for index in _by_pass(order):
         added = order[index]
         if added.magnitude and added.base is not None:
             blocks[index] = _dora_magnitude(memory, added, added.base, workspace_bytes)
             workspace_bytes = 0
         else:
-            blocks[index] = memory.malloc(added.birth_bytes)
+            blocks[index] = memory.malloc(births[id(added)])
+    casts = {id(added): added.tensor.size_bytes for added in placement.added if added.birth_dtype != added.tensor.dtype}
     for index, added in enumerate(order):
-        if added.birth_dtype != added.tensor.dtype:
-            cast = memory.malloc(added.tensor.size_bytes)
+        if id(added) in casts:
+            cast = memory.malloc(casts[id(added)])
             memory.free(blocks[index])
             blocks[index] = cast
     peak = PhasePeak(live=memory.allocated, allocated=memory.peak_allocated, reserved=memory.peak_reserved)
     return [(added.tensor, block) for added, block in zip(order, blocks, strict=True)], peak
 
 
-def _pass(added: AddedTensor) -> int:
+def _by_pass(order: list[AddedTensor]) -> list[int]:
     """PEFT wraps modules first, bare parameters in a second pass, and copies whole modules last."""
-    return 2 if added.adapter is None else int(added.adapter.on_parameter)
+    passes = [2 if added.adapter is None else int(added.adapter.on_parameter) for added in order]
+    return sorted(range(len(order)), key=passes.__getitem__)
 
 
 def _dora_magnitude(
