@@ -7,8 +7,10 @@ QLORA_PLANNER_PROFILES, the user's own, the copy in the installed package, the r
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from stat import S_ISDIR
 
 from qlora_planner.spec.faults import refuse
 
@@ -27,10 +29,12 @@ def profile_roots(profiles: str | os.PathLike[str] | None = None) -> tuple[Path,
     named = [] if profiles is None else [_checked(Path(profiles), "--profiles")]
     from_environment = os.environ.get(PROFILES_VARIABLE, "")
     named += [_checked(Path(part), PROFILES_VARIABLE) for part in from_environment.split(os.pathsep) if part]
-    roots: dict[Path, Path] = {}
+    roots: dict[tuple[int, int], Path] = {}
     for root in (*named, user_profiles(), _PACKAGE / "_profiles", *_repository()):
-        if root.is_dir():
-            roots.setdefault(root.resolve(), root)
+        with suppress(OSError, ValueError):
+            status = os.stat(root)
+            if S_ISDIR(status.st_mode):
+                roots.setdefault((status.st_dev, status.st_ino), root)
     return tuple(roots.values())
 
 
