@@ -19,6 +19,8 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import listed
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from qlora_planner.memory.sweep.validity import ValidityRange
     from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.sources.tapes import StoredTape
@@ -119,7 +121,7 @@ def shipped_tape(
     profiles: str | os.PathLike[str] | None = None,
     stack: Mapping[str, str] | None = None,
 ) -> StoredTape | None:
-    """The tape that ships for a variant (see `trace_key`) of a model at these sizes, its own or its family's; None
+    """The tape that ships for a variant (see `trace_key`) of a model at these sizes, its family's or its own; None
     where there is none. One that holds for the versions of `stack`, else one that the profile's versions were traced
     with. A run that checkpoints some layers is answered from the two that checkpoint all of them and none. Raises
     InputError naming a file that cannot be read.
@@ -176,19 +178,25 @@ def _look_up(
             shipped_tape(profile, each, batch_size, seq_len, profiles=profiles, stack=stack) for each in variants
         )
         return woven_tape(whole, none, every)
+    families = families_dirs(profiles)
     wanted = profile.counted if stack is None else stack
-    folders = tapes_dirs(profiles)
-    of_trainer = stored_tape(profile, [folder / OF_TRAINERS for folder in folders], batch_size, seq_len, variant)
-    if of_trainer is not None:
-        return of_trainer
-    own = stored_tape(profile, folders, batch_size, seq_len)
-    if own is not None and own.tape.variant != variant:
-        own = None
-    if own is not None and same_code(own.versions, wanted):
-        return own
-    folders = families_dirs(profiles)
-    family = family_tape(profile, variant, folders, batch_size, seq_len, wanted)
-    return family or own or family_tape(profile, variant, folders, batch_size, seq_len)
+    return (
+        family_tape(profile, variant, families, batch_size, seq_len, wanted)
+        or _own_tape(profile, variant, batch_size, seq_len, tapes_dirs(profiles))
+        or family_tape(profile, variant, families, batch_size, seq_len)
+    )
+
+
+def _own_tape(
+    profile: ModelProfile, variant: str, batch_size: int, seq_len: int, folders: Sequence[Path]
+) -> StoredTape | None:
+    """What was traced of the model itself: where its class has no family, or kernels round what no law says, as for
+    short rows of small weights; and of trainers that are traced with packages of their own."""
+    from qlora_planner.sources.tapes import OF_TRAINERS, stored_tape
+
+    return stored_tape(
+        profile, [folder / OF_TRAINERS for folder in folders], batch_size, seq_len, variant
+    ) or stored_tape(profile, folders, batch_size, seq_len, variant)
 
 
 def sweep_for(
@@ -275,6 +283,5 @@ def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -
     words += [f"--loss-kernel {run.loss_kernel}"] if run.loss_kernel is not None else []
     return (
         f"{profile.id}: this run ({', '.join([sizes, str(run.trainer), *words])}) is not among the traces that ship;"
-        f" `{install_packages(missing)}` traces it (missing: {', '.join(missing)}),"
-        f" or {packages.TRACE_VARIABLE}=never estimates it by closed forms, with a wide interval"
+        f" `{install_packages(missing)}` traces it (missing: {', '.join(missing)})"
     )

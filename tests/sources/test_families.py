@@ -78,6 +78,17 @@ def test_the_default_recipe_is_the_models_own_trace_to_the_byte(name: str) -> No
     assert compared
 
 
+@pytest.mark.parametrize("name", SAMPLE)
+def test_a_family_answers_before_what_was_traced_of_the_model_itself(name: str) -> None:
+    profile = PROFILES[name]
+    for own in stored_tapes(profile, "single", [ROOT / "tapes"]):
+        seq = own.region.high if own.region.high - own.region.low < 4096 else own.region.low + 1000
+        family = family_tape(profile, own.tape.variant, FAMILIES, 1, seq, profile.counted)
+        answer = shipped_tape(profile, own.tape.variant, 1, seq)
+        assert answer is not None
+        assert answer.tape == (own if family is None else family).tape
+
+
 def test_other_recipes_are_what_the_models_own_code_does() -> None:
     """Traced here from the real class at sizes that no family was made at."""
     from qlora_planner.profiling.tapes import trace_run
