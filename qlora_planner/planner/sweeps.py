@@ -94,18 +94,21 @@ class TapeSweep:
     _known: dict[tuple[str, TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
     _parts: dict[tuple[str, ValidityRange], list[SweptRange[SweptTape] | None]] = field(default_factory=dict)
     _regions: dict[bool, tuple[ValidityRange, ...]] = field(default_factory=dict)
-    _asked: dict[tuple[str, bytes, bytes], list[SweptRange[Any]]] = field(default_factory=dict)
+    _of_sizes: dict[tuple[str, bytes, bytes], list[SweptRange[Any]]] = field(default_factory=dict)
 
     def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Sequence[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
-        asked = variant, batch.tobytes(), seq.tobytes()
-        if asked not in self._asked:
-            known = len(self._known), sum(map(len, self._parts.values()))
+        key = variant, batch.tobytes(), seq.tobytes()
+        if key not in self._of_sizes:
+            tapes = self._tapes_read()
             parts = list(self._looked_up(variant, batch, seq))
-            if known != (len(self._known), sum(map(len, self._parts.values()))):
-                self._asked.clear()  # other sizes of a region may go by what was read just now
-            self._asked[asked] = parts
-        return self._asked[asked]
+            if tapes != self._tapes_read():
+                self._of_sizes.clear()  # other sizes of a region may go by what was read just now
+            self._of_sizes[key] = parts
+        return self._of_sizes[key]
+
+    def _tapes_read(self) -> int:
+        return len(self._known) + sum(map(len, self._parts.values()))
 
     def _looked_up(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         task = task_sizes(variant)

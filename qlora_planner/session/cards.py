@@ -115,8 +115,8 @@ def card_of(
     planned = _card_of(session, card, reserve_bytes, cap_bytes, nodes, prefix)
     if nodes == 1:
         return planned
-    asked = Nodes(each=planned.asked, nodes=nodes, network=None if network is None else network.kind)
-    return replace(planned, network=network, asked=asked.typed)
+    several_nodes = Nodes(each=planned.asked, nodes=nodes, network=None if network is None else network.kind)
+    return replace(planned, network=network, asked=several_nodes.typed)
 
 
 def _card_of(

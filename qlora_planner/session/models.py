@@ -185,12 +185,12 @@ def by_text(
     from qlora_planner.sources.text_part import light_text_part
 
     part, whole = light_text_part(raw, laws_dirs(profiles))
-    known = with_shape(part, catalogue, profiles)
-    if known is not None:
-        return replace(known, text_part_of=whole), None
-    known, why = by_law(part, profiles)
-    if known is not None:
-        return replace(known, text_part_of=whole), None
+    profile = with_shape(part, catalogue, profiles)
+    if profile is not None:
+        return replace(profile, text_part_of=whole), None
+    profile, why = by_law(part, profiles)
+    if profile is not None:
+        return replace(profile, text_part_of=whole), None
     return None, f"{plain(why or '')}{'' if whole is None else f' (the text part of {plain(whole)})'}"
 
 

@@ -38,12 +38,12 @@ def light_text_part(raw: RawConfig, laws: Sequence[Path]) -> tuple[RawConfig, st
     said = [part[_TIED] for part in (raw.config, own) if part.get(_TIED) is not None]
     own_type = own.get("model_type")
     text_type = own_type if isinstance(own_type, str) and own_type != kind else wrapper["text"]
-    known = wrapper["texts"].get(text_type, {"law": text_type})
-    if known["law"] != text_type:
-        own = _filled(own, known)
+    text_class = wrapper["texts"].get(text_type, {"law": text_type})
+    if text_class["law"] != text_type:
+        own = _filled(own, text_class)
     for name in ("architectures", "auto_map", "quantization_config"):
         own.pop(name, None)
-    own |= {"model_type": known["law"], _TIED: said[0] if said else wrapper["tied"]}
+    own |= {"model_type": text_class["law"], _TIED: said[0] if said else wrapper["tied"]}
     if raw.config.get("quantization_config") is not None:
         own["quantization_config"] = raw.config["quantization_config"]
     return replace(raw, config=own), str(kind)
@@ -56,12 +56,12 @@ def _flat(config: Mapping[str, Any], wrapper: Mapping[str, Any]) -> dict[str, An
     }
 
 
-def _filled(fields: Mapping[str, Any], known: Mapping[str, Any]) -> dict[str, Any]:
+def _filled(fields: Mapping[str, Any], text_class: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a text part as the class with the same tensors takes them."""
     given = set(fields)
-    for name, own in known["aliases"].items():
+    for name, own in text_class["aliases"].items():
         given |= {name, own} if given & {name, own} else set()
-    own = dict(fields) | {name: value for name, value in known["fills"].items() if name not in given}
+    own = dict(fields) | {name: value for name, value in text_class["fills"].items() if name not in given}
     for name in ROPE_TABLES:
         rope = own.get(name)
         if not isinstance(rope, Mapping):

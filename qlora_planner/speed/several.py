@@ -80,8 +80,8 @@ def ring_bytes_per_s(machine: Machine) -> float | None:
         rates.append(None if machine.link is None else machine.link.bytes_per_s)
     if machine.nodes > 1:
         rates.append(None if machine.network is None else machine.network.bytes_per_s)
-    known = [rate for rate in rates if rate is not None]
-    return LINK_FRACTION * min(known) if known and len(known) == len(rates) else None
+    bytes_per_s = [rate for rate in rates if rate is not None]
+    return LINK_FRACTION * min(bytes_per_s) if bytes_per_s and len(bytes_per_s) == len(rates) else None
 
 
 def gather_s(machine: Machine, profile: ModelProfile, run: RunConfig, stack: Mapping[str, str]) -> float | None:
