@@ -4,7 +4,7 @@ usage:
   speed_counts.py MODEL ... [option=value ...]      launches, bytes and operations: derived beside counted
   speed_counts.py kinds MODEL [option=value ...]    the counts of one run by kind of kernel
 
-The counts (`qlora_planner.profiling.kernels`) judge the closed forms of `qlora_planner/speed`; it does not read them.
+The counts (`tools.kernels`) judge the closed forms of `qlora_planner/speed`; it does not read them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from qlora_planner.profiling.kernels.step import Counted, count_run  # noqa: E402
 from qlora_planner.speed.work import QUANTITIES  # noqa: E402
+from tools.kernels.step import Counted, count_run  # noqa: E402
 
 # What is compared, as sums of the speed model's quantities.
 COMPARED = {

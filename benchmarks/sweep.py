@@ -15,7 +15,6 @@ import numpy as np
 from qlora_planner.catalog import find_optimizer, trainer_row
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.simulate import simulate_run
-from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
@@ -23,6 +22,7 @@ from qlora_planner.memory.weights.trainable import training_state
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_tape
 from qlora_planner.spec.run import RunConfig
+from tools.peaks import peak_polynomials_of
 
 PROFILES = Path(__file__).parents[1] / "profiles"
 MODELS = ("meta-llama/Llama-3.1-8B", "mistralai/Mistral-7B-v0.1", "Qwen/Qwen3-8B", "openai/gpt-oss-20b")

@@ -13,7 +13,15 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, Block, CachingAllocator, Segment
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
-from qlora_planner.memory.sweep.polynomials import NORMS, PHASES, SCRATCH, STATES, PeakPolynomials, rounded_bytes
+from qlora_planner.memory.sweep.polynomials import (
+    NORMS,
+    PHASES,
+    SCRATCH,
+    STATES,
+    PeakPolynomials,
+    handles_of,
+    rounded_bytes,
+)
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Term
@@ -22,7 +30,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_SMALL_WORKSPACE_BYTES = 1 << 20
 _ANYWHERE = ValidityRange(batched=True, low=0, high=1 << 24)
 
 
@@ -50,11 +57,6 @@ def peak_polynomials_of(
     if peaks_only:
         moments = _across(moments, pruning)
     return _packed(tape, moments, handles)
-
-
-def handles_of(tape: CompiledTape) -> set[int]:
-    """Which sizes are cuBLAS handles'; the small buffer of fused bias kernels is the same on every card."""
-    return {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
 
 
 def _packed(tape: CompiledTape, moments: dict[str, NDArray[np.int64]], handles: set[int]) -> PeakPolynomials:

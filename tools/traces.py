@@ -25,16 +25,17 @@ from pathlib import Path
 import qlora_planner.profiling as profiling
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.polynomials import PeakPolynomials
 from qlora_planner.memory.sweep.validity import LEAST_TOKENS, ValidityRange, validity_ranges
-from qlora_planner.profiling.compile import NotPolynomialError
-from qlora_planner.profiling.tapes import compile_run
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.tapes import KINDS, TAPE_SCHEMA, StoredTape, encode, header_of, stored_tapes, tape_path
 from qlora_planner.spec.run import RunConfig
+from tools import compiling
+from tools.compiling import NotPolynomialError
+from tools.peaks import peak_polynomials_of
 from tools.profiles import write_index
+from tools.ranges import compile_run
 
 # What is shipped: the default recipe at batch 1 and at larger batches, for cards of compute capability 9.0 and later.
 SHIPPED = {"single": RunConfig(), "batched": RunConfig(batch_size=8)}
@@ -57,8 +58,8 @@ def fingerprint() -> str:
     It is taken over what the code does, not over comments, docstrings, imports and the names of files, so that moving a
     module makes no tape stale.
     """
-    folder = Path(profiling.__path__[0])
-    return digest_of(path.read_text("utf-8") for path in [*(folder / "tracing").rglob("*.py"), folder / "compile.py"])
+    files = [*(Path(profiling.__path__[0]) / "tracing").rglob("*.py"), Path(compiling.__file__)]
+    return digest_of(path.read_text("utf-8") for path in files)
 
 
 def digest_of(sources: Iterable[str]) -> str:

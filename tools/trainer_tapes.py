@@ -68,12 +68,12 @@ def tapes_of(name: str, root: Path, trainer: str, batched: bool) -> Iterator[Sto
     from qlora_planner import RunConfig, load_gpu
     from qlora_planner.memory.options.resolve import resolve
     from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, trace_key
-    from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes
     from qlora_planner.profiling.tapes import trace_run
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.configs import read_config
     from qlora_planner.sources.tapes import StoredTape
     from qlora_planner.spec.trace import Tape
+    from tools.compiling import NotPolynomialError, Point, compile_tapes
 
     profile = ModelCatalogue([root / "models"]).load(name)
     raw = read_config(root / "configs" / (name.replace("/", "__") + ".json"))

@@ -161,7 +161,7 @@ def _look_up(
     from qlora_planner.memory.sweep.validity import variants_of_evaluation, variants_of_some_layers
     from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import OF_TRAINERS, evaluated_tape, stored_tape, woven_tape
+    from qlora_planner.sources.tapes import evaluated_tape, woven_tape
 
     evaluates = variants_of_evaluation(variant)
     if evaluates is not None:

@@ -11,7 +11,6 @@ from qlora_planner.memory.allocator.caching import Block, CachingAllocator, Segm
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, TraceReplayer
-from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.placement import Placement
@@ -21,6 +20,7 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import stored_sweep, stored_tape
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape
+from tools.peaks import peak_polynomials_of
 
 PROFILES = Path(__file__).parents[2] / "profiles"
 CATALOGUE = ModelCatalogue([PROFILES / "models"])

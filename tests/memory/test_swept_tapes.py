@@ -10,7 +10,6 @@ import pytest
 from qlora_planner import session
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.sweep.peaks import peak_polynomials_of
 from qlora_planner.memory.sweep.segments import SweptTape
 from qlora_planner.memory.sweep.validity import ValidityRange, trace_key
 from qlora_planner.planner.candidate_memory import CandidateFactory
@@ -19,6 +18,7 @@ from qlora_planner.session.traces import shipped_tape, sweep_for
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape
+from tools.peaks import peak_polynomials_of
 
 CATALOGUE = ModelCatalogue([Path(__file__).parents[2] / "profiles" / "models"])
 CARD = session.load_gpu("rtx-4090")

@@ -6,11 +6,11 @@ import pytest
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import validity_ranges
-from qlora_planner.profiling.compile import NotPolynomialError, Point, compile_tapes, points_in
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.tapes import encode, header_of, stored_sweep, stored_tape, stored_tapes, tape_path
 from qlora_planner.spec.trace import Segment, Tape
 from tools import traces
+from tools.compiling import NotPolynomialError, Point, compile_tapes, points_in
 from tools.traces import digest_of, is_current
 
 PROFILES = Path(__file__).parents[2] / "profiles"

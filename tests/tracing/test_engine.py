@@ -14,13 +14,13 @@ from qlora_planner.catalog import OPTIMIZERS, TRAINER_ROWS  # noqa: E402
 from qlora_planner.memory.allocator.caching import CachingAllocator  # noqa: E402
 from qlora_planner.memory.replay.events import prepare_trace  # noqa: E402
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer  # noqa: E402
-from qlora_planner.profiling.compile import compile_tapes  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention_backend  # noqa: E402
 from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import CompiledTape, Tape  # noqa: E402
 from tests.tracing.specs import spec_of  # noqa: E402
 from tests.wide import some  # noqa: E402
+from tools.compiling import compile_tapes  # noqa: E402
 
 
 def toy(depth: int) -> dict[str, Any]:

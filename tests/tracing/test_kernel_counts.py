@@ -13,7 +13,7 @@ pytest.importorskip("bitsandbytes")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from qlora_planner.profiling.kernels.classes import Kernel, kernel_of  # noqa: E402
+from tools.kernels.classes import Kernel, kernel_of  # noqa: E402
 
 
 def is_wide_weight(tensor: Any) -> bool:
@@ -88,10 +88,10 @@ def test_a_causal_kernel_skips_half_of_the_square_and_one_with_a_mask_does_not()
 @pytest.mark.parametrize("method", ["full", "lora"])
 def test_products_of_a_traced_step_are_those_that_torch_counts(method: str) -> None:
     from qlora_planner.memory.options.resolve import resolve
-    from qlora_planner.profiling.kernels.step import count_run
     from qlora_planner.profiling.tracing.spec import TraceSpec
     from qlora_planner.spec.run import RunConfig
     from tests.planner import test_speed_flops as real
+    from tools.kernels.step import count_run
 
     run = RunConfig(
         method=method, quant="none", trainer="loop", compute_dtype="float32", attention="eager",

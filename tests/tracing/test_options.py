@@ -16,8 +16,7 @@ from qlora_planner.memory import MemoryEstimate
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
-from qlora_planner.profiling.compile import NotPolynomialError
-from qlora_planner.profiling.tapes import compile_run, trace_run
+from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing import engine
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.spec.model import ModelProfile
@@ -27,6 +26,8 @@ from tests.profiles import toy_profile
 from tests.tracing.specs import spec_of
 from tests.tracing.test_engine import played, toy
 from tests.wide import some
+from tools.compiling import NotPolynomialError
+from tools.ranges import compile_run
 
 VOCABULARY = 40960
 LLAMA = toy(6) | {"vocab_size": VOCABULARY}

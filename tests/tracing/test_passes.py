@@ -15,8 +15,6 @@ from qlora_planner.catalog.trainers import trainer_named  # noqa: E402
 from qlora_planner.memory.budget import Budget  # noqa: E402
 from qlora_planner.memory.options.resolve import Resolution, resolve  # noqa: E402
 from qlora_planner.memory.replay.estimate import traced_breakdown  # noqa: E402
-from qlora_planner.profiling.compile import NotPolynomialError  # noqa: E402
-from qlora_planner.profiling.tapes import compile_run  # noqa: E402
 from qlora_planner.profiling.tracing import engine, layers  # noqa: E402
 from qlora_planner.profiling.tracing.spec import TraceSpec  # noqa: E402
 from qlora_planner.profiling.tracing.trainers import TRACERS, hf  # noqa: E402
@@ -24,6 +22,8 @@ from qlora_planner.spec.run import RunConfig  # noqa: E402
 from qlora_planner.spec.trace import Tape  # noqa: E402
 from tests.profiles import toy_profile  # noqa: E402
 from tests.tracing.test_engine import played, toy  # noqa: E402
+from tools.compiling import NotPolynomialError  # noqa: E402
+from tools.ranges import compile_run  # noqa: E402
 
 PAIRS = replace(trainer_named("hf-trainer"), name="pairs", passes=("policy", "reference"), sequences_per_row=2)
 

@@ -18,7 +18,6 @@ from qlora_planner.memory.allocator.caching import Segment as Cached
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
 from qlora_planner.profiling.adapters import linear_leaves
-from qlora_planner.profiling.compile import NotPolynomialError, compile_tapes
 from qlora_planner.profiling.refusals import words_of
 from qlora_planner.profiling.tracing import build, engine
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -28,6 +27,7 @@ from tests.tracing import real_cpu
 from tests.tracing.real_cpu import PHASES
 from tests.tracing.specs import spec_of
 from tests.tracing.toys import toy_of
+from tools.compiling import NotPolynomialError, compile_tapes
 
 Point = tuple[int, int, int]  # batch, sequence, rank
 Targets = str | list[str]

@@ -15,8 +15,8 @@ from math import prod
 import numpy as np
 
 from qlora_planner.errors import PlannerError
-from qlora_planner.profiling.compile import BASIS, Point, solve
 from qlora_planner.spec.trace import Monomial
+from tools.compiling import BASIS, Point, solve
 
 MOST_FACTORS = 3
 # Rows that are packed end to end have one mask of all their tokens by all of them.

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from qlora_planner.profiling.compile import Point
 from qlora_planner.record import record
+from tools.compiling import Point
 from tools.families.toys import TOYS
 
 _RANKS = (8, 24, 56, 40, 16, 72)

@@ -28,11 +28,11 @@ from typing import Any
 
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import is_task
-from qlora_planner.profiling.compile import NotPolynomialError, Point, aligned_codes
 from qlora_planner.session import load_gpu
 from qlora_planner.spec.family import FamilyTape, with_dims
 from qlora_planner.spec.tiles import TileLoop
 from qlora_planner.spec.trace import CompiledTape, Tape
+from tools.compiling import NotPolynomialError, Point, aligned_codes
 from tools.families.make import FIRST, made, quieten, region_for, toys_for
 from tools.families.recipes import RECIPES
 from tools.families.regions import Region

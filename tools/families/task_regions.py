@@ -8,10 +8,10 @@ from typing import Any
 from qlora_planner.catalog.classifiers import labels_of
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges
-from qlora_planner.profiling.compile import Point
 from qlora_planner.record import record
 from qlora_planner.spec.family import COMPLETION, LABELS
 from qlora_planner.spec.run import RunConfig
+from tools.compiling import Point
 
 _RANKS = (8, 24, 56, 40, 16, 72)
 # Rows, prompt and completion of each toy: completions of all rows fill no tile of the head, or more than one.

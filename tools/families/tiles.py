@@ -7,9 +7,9 @@ from itertools import pairwise
 
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import Resolution
-from qlora_planner.profiling.compile import Point
 from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, TRACED_TILES, VOCABULARY, TileLoop
 from qlora_planner.spec.trace import Tape, Term
+from tools.compiling import Point
 
 _COPY_BYTES = 2  # an element in the dtype that is computed in, bfloat16 or float16
 _BEFORE_LAST = {over: (TRACED_TILES - 1) * size for over, size in TILE_SIZES.items()}

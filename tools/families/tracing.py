@@ -15,7 +15,6 @@ from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.tasks import task_sizes
 from qlora_planner.memory.sweep.validity import ALWAYS, EVALUATION, trace_key, variants_of_evaluation
 from qlora_planner.profiling.build import build_profile
-from qlora_planner.profiling.compile import NotPolynomialError, Point, aligned_codes
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
@@ -27,6 +26,7 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.tiles import RESTS, TileLoop
 from qlora_planner.spec.trace import ROLLOUT, SCORE, CompiledTape, Tape, Term
+from tools.compiling import NotPolynomialError, Point, aligned_codes
 from tools.families.fitting import SizeFitter, Sum, UnfittedError
 from tools.families.regions import Region
 from tools.families.task_regions import TaskRegion

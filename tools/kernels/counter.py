@@ -16,7 +16,12 @@ from unittest import mock
 
 from torch._subclasses.fake_tensor import FakeTensor
 
-from qlora_planner.profiling.kernels.classes import (
+from qlora_planner.profiling.tracing.cuda.device import caller_frame, is_engine_frame
+from qlora_planner.profiling.tracing.cuda.scratch import copied_input
+from qlora_planner.profiling.tracing.recorder import Recorder
+from qlora_planner.profiling.tracing.trainers.one_pass_scores import IdleKernel
+from qlora_planner.speed.kernels import TRITON_LAUNCHES
+from tools.kernels.classes import (
     EMPTY,
     Kernel,
     Tally,
@@ -27,11 +32,6 @@ from qlora_planner.profiling.kernels.classes import (
     product,
     tensors_in,
 )
-from qlora_planner.profiling.tracing.cuda.device import caller_frame, is_engine_frame
-from qlora_planner.profiling.tracing.cuda.scratch import copied_input
-from qlora_planner.profiling.tracing.recorder import Recorder
-from qlora_planner.profiling.tracing.trainers.one_pass_scores import IdleKernel
-from qlora_planner.speed.kernels import TRITON_LAUNCHES
 
 Place = tuple[str, str, int]  # stage, name, layer
 _BLOCK, _OUTER_BLOCK = 64, 256  # of bitsandbytes' constants, and of the constants of those

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 from unittest import mock
 
-from qlora_planner.profiling.kernels.classes import Tally
-from qlora_planner.profiling.kernels.counter import KernelCounter, Place, launched_kernels
 from qlora_planner.profiling.tracing import build, engine
 from qlora_planner.profiling.tracing.cuda.flash_attention import flash_attention_2
 from qlora_planner.profiling.tracing.layers import Cut
@@ -17,6 +15,8 @@ from qlora_planner.profiling.tracing.trainers.common import module_kept
 from qlora_planner.record import record
 from qlora_planner.spec.layers import represent
 from qlora_planner.speed.work import QUANTITIES, Work, terms
+from tools.kernels.classes import Tally
+from tools.kernels.counter import KernelCounter, Place, launched_kernels
 
 # Stages that are no part of a micro-batch.
 _BESIDE = frozenset({"", "prepare", "after", "optimizer", "zero_grad", "eval"})

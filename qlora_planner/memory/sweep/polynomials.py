@@ -17,7 +17,7 @@ from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, block_bytes
 from qlora_planner.memory.weights.trainable import TrainingState
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import Term
+from qlora_planner.spec.trace import CompiledTape, Term
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,6 +27,7 @@ PHASES = ("forward", "loss", "backward", "optimizer")
 # Columns of a moment behind those of the tape's sizes: what the optimizer holds and makes.
 STATES, SCRATCH, NORMS = -1, -2, -3
 _EXACT_FLOAT = 1 << 53
+_SMALL_WORKSPACE_BYTES = 1 << 20
 
 Row = tuple[tuple[int, int], ...]  # (column, count) of what is alive; negative columns as above
 
@@ -206,12 +207,12 @@ class PeakPolynomials:
         batch, seq = (np.asarray(sizes, dtype=np.int64) for sizes in (batch_size, seq_len))
         if batch.shape != seq.shape:
             batch, seq = np.broadcast_arrays(batch, seq)
-        asked = batch.tobytes(), seq.tobytes(), rank
-        if asked not in self._known:
+        sizes = batch.tobytes(), seq.tobytes(), rank
+        if sizes not in self._known:
             self._check_exact((int(batch.max()), int(seq.max()), rank))
-            self._known[asked] = self._blocks(batch, seq, rank)
+            self._known[sizes] = self._blocks(batch, seq, rank)
         blocks = np.empty((len(self.sizes) + 3, batch.size))
-        blocks[: len(self.sizes)] = self._known[asked]
+        blocks[: len(self.sizes)] = self._known[sizes]
         for column, value in ((NORMS, fixed.norms), (SCRATCH, fixed.scratch), (STATES, fixed.states)):
             blocks[column] = value // MIN_BLOCK_BYTES
         return blocks
@@ -278,6 +279,11 @@ class PeakPolynomials:
                         counts[at, column] = count
         by_phase: dict[str, NDArray[np.float64]] = self._known["counts"]
         return by_phase
+
+
+def handles_of(tape: CompiledTape) -> set[int]:
+    """Which sizes are cuBLAS handles'; the small buffer of fused bias kernels is the same on every card."""
+    return {i for i in tape.workspace_sizes if tape.sizes[i][0][0] > _SMALL_WORKSPACE_BYTES}
 
 
 def _common(terms: Sequence[Term]) -> tuple[list[tuple[int, tuple[int, int, int]]], int]:

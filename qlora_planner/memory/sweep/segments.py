@@ -33,8 +33,14 @@ from qlora_planner.memory.replay.packed import NO_SEGMENT, pack_by_size, pass_of
 from qlora_planner.memory.replay.player import GRADIENTS
 from qlora_planner.memory.replay.simulate import without_collection
 from qlora_planner.memory.replay.walking import accumulated, origin_layers, phase_of, walk
-from qlora_planner.memory.sweep.peaks import handles_of
-from qlora_planner.memory.sweep.polynomials import NORMS, SCRATCH, STATES, FixedBytes, PeakPolynomials
+from qlora_planner.memory.sweep.polynomials import (
+    NORMS,
+    SCRATCH,
+    STATES,
+    FixedBytes,
+    PeakPolynomials,
+    handles_of,
+)
 from qlora_planner.spec.trace import CompiledTape, Segment
 
 if TYPE_CHECKING:
