@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,33 @@ async def begin(app: Explorer, pilot: Pilot[None]) -> None:
     await pilot.press("enter")
     await pilot.pause()
     assert app.launches.current is not None
+
+
+def test_a_launch_that_generates_asks_for_its_rewards(tmp_path: Path) -> None:
+    rewards = tmp_path / "rewards.py"
+    rewards.write_text("def length(completions, **more): ...\n")
+    ended: list[dict[str, str] | None] = []
+
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        app.push_screen(LaunchForm("m", "prompts.jsonl", toy=True, rewarded=True), ended.append)
+        await pilot.pause()
+        for asked, says in (("", "name what rewards"), (f"{rewards}:width", "has no width; it has length")):
+            app.screen.query_one("#field-reward", Input).value = asked
+            app.screen.query_one("#field-data", Input).focus()
+            await pilot.press("enter")
+            await pilot.pause()
+            assert says in words(app, "#wrong")
+            assert app.focused is app.screen.query_one("#field-reward", Input)
+        app.screen.query_one("#field-reward", Input).value = f"{rewards}:length think_format_reward"
+        await pilot.press("enter")
+        await pilot.pause()
+        assert ended[0] is not None
+        line = app.launches.words("train", ended[0])
+        named = [value for name, value in pairwise(line) if name == "--reward"]
+        assert named == [f"{rewards}:length", "think_format_reward"]
+
+    tell(explorer(tmp_path / "tui.json"), story)
 
 
 async def until(app: Explorer, pilot: Pilot[None], text: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from qlora_planner.train.reward_line import rewards_of
 from qlora_planner.tui import command_line
 from qlora_planner.tui.control import messages
 from qlora_planner.tui.control.child_process import Launch
@@ -43,8 +44,8 @@ class Launches:
         if self.device == "cpu":
             words += ["--device", "cpu"]
         for name, value in (more or {}).items():
-            if value:
-                words += [f"--{name}", value]
+            for each in rewards_of(value) if name == "reward" else [value] if value else []:
+                words += [f"--{name}", each]
         if verb == "train":
             words.append("--yes")
             if state.data_source is not None and state.data_source.bad_rows != "refuse":

@@ -11,14 +11,18 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Label
 
+from qlora_planner.errors import InputError
+from qlora_planner.train.reward_line import check_rewards
 from qlora_planner.tui.screens.dialogs import Dialog
 from qlora_planner.tui.widgets.outside import Pane
 
-_FIELDS = (
+_Field = tuple[str, str, str]
+_FIELDS: tuple[_Field, ...] = (
     ("data", "data", "train.jsonl"), ("output", "run folder", "runs/first"),
     ("model", "weights", "the model's own; or a folder"), ("max-steps", "most steps", "all epochs"),
     ("learning-rate", "learning rate", "2e-4"),
 )  # fmt: skip
+_REWARD: _Field = ("reward", "reward", "rewards.py:length, or trl's own; several with spaces between")
 
 
 def free_folder(model: str) -> str:
@@ -36,16 +40,18 @@ class LaunchForm(Dialog[dict[str, str]]):
 
     BINDINGS: ClassVar[list[BindingType]] = [Binding("escape", "end", "Close")]
 
-    def __init__(self, model: str, data: str, *, toy: bool) -> None:
+    def __init__(self, model: str, data: str, *, toy: bool, rewarded: bool = False) -> None:
         super().__init__()
         self._model = model
+        # A trainer that generates completions learns from what rewards them.
+        self._fields = (*_FIELDS[:1], *([_REWARD] if rewarded else []), *_FIELDS[1:])
         self._values = {"data": data, "output": free_folder(model), "max-steps": "20" if toy else ""}
 
     def compose(self) -> ComposeResult:
         """A line per option."""
         with Vertical(classes="dialog"):
             yield Pane(Text(f"Train {self._model}: Tab goes on, Enter starts"), classes="title")
-            for name, label, hint in _FIELDS:
+            for name, label, hint in self._fields:
                 with Horizontal(classes="field"):
                     yield Label(label)
                     yield Input(self._values.get(name, ""), placeholder=hint, id=f"field-{name}", compact=True)
@@ -53,7 +59,7 @@ class LaunchForm(Dialog[dict[str, str]]):
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         """Start, where nothing is missing."""
-        fields = {name: self.query_one(f"#field-{name}", Input).value.strip() for name, _, _ in _FIELDS}
+        fields = {name: self.query_one(f"#field-{name}", Input).value.strip() for name, _, _ in self._fields}
         wrong = self._wrong(fields)
         if wrong is None:
             self.end({name: value for name, value in fields.items() if value})
@@ -65,6 +71,11 @@ class LaunchForm(Dialog[dict[str, str]]):
     def _wrong(self, fields: dict[str, str]) -> tuple[str, str] | None:
         if not fields["data"]:
             return "data", "name the samples to train on"
+        if "reward" in fields:
+            try:
+                check_rewards(fields["reward"])
+            except InputError as error:
+                return "reward", str(error)
         if not fields["output"]:
             return "output", "name a folder for the run"
         if Path(fields["output"]).exists() and any(Path(fields["output"]).iterdir()):

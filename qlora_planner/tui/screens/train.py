@@ -10,6 +10,7 @@ from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Sparkline
 
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.report.parts.theme import Line
 from qlora_planner.tui.control.child_process import Launch
 from qlora_planner.tui.control.figures import READINESS
@@ -107,7 +108,9 @@ class TrainScreen(Page):
             explorer = self.explorer
             data = "" if self.state.data_source is None else self.state.data_source.path
             assert self.state.model is not None, "looked at by _ready"
-            form = LaunchForm(self.state.model, data, toy=explorer.launches.device == "cpu")
+            rewarded = trainer_named(self.state.run.trainer).generation is not None
+            toy = explorer.launches.device == "cpu"
+            form = LaunchForm(self.state.model, data, toy=toy, rewarded=rewarded)
             self.app.push_screen(form, self._begin)
 
     def _begin(self, fields: dict[str, str] | None) -> None:
