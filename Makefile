@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards tapes families families-more families-stack tables calibration screenshots install faults schemas manual site
+.PHONY: check native format lint types layers test coverage profiles fields laws cards played tapes families families-more families-stack tables calibration screenshots install faults schemas manual site
 
 check: lint types layers test
 
@@ -45,6 +45,11 @@ fields:
 laws:
 	$(PYTHON) -m tools.wrappers profiles
 	$(PYTHON) -m tools.laws.make profiles --resume
+
+# Play the usual runs of the catalogue's models again, after a change in their tapes or in the allocator: half an hour on
+# one core.
+played:
+	$(PYTHON) -m tools.played profiles
 
 # Write the index of the cards again after a change in profiles/gpus.
 cards:

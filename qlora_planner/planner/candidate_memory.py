@@ -20,7 +20,7 @@ from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.closed_form import activations
 from qlora_planner.memory.closed_form.estimate import RESERVED_OVER_ALLOCATED_EXPANDABLE, allocated_levels
 from qlora_planner.memory.closed_form.static_peaks import MemoryTerms, StaticPeaks, memory_terms, static_peaks_of
-from qlora_planner.memory.options.resolve import Resolution
+from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.validity import accumulates_apart, trace_key
 from qlora_planner.memory.weights.loading import PhasePeak
@@ -28,7 +28,8 @@ from qlora_planner.memory.weights.placement import UNBILLED, Placement, billed_b
 from qlora_planner.memory.weights.static import static_memory
 from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.memory.weights.trainable import training_state
-from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
+from qlora_planner.planner.survey.played import PlayedRuns
+from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, TapeSweep, fixed_of
 from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
@@ -184,6 +185,7 @@ class CandidateFactory:
     profile: ModelProfile
     budget: Budget
     sweep: Sweep | None
+    played: PlayedRuns | None
     _loaded: dict[tuple[Any, ...], tuple[int, StaticPeaks]]
     _grounds: dict[tuple[Any, ...], StaticPeaks]
     _paces: dict[tuple[Any, ...], SpeedModel | None]
@@ -192,12 +194,19 @@ class CandidateFactory:
     @classmethod
     def of(cls, profile: ModelProfile, budget: Budget, sweep: Sweep | None = None) -> CandidateFactory:
         """For one model on the card of a budget."""
-        return cls(profile, budget, sweep, {}, {}, {}, {})
+        played = sweep.played(budget.workspace_bytes) if isinstance(sweep, TapeSweep) else None
+        return cls(profile, budget, sweep, played, {}, {}, {}, {})
 
     @property
     def gpu(self) -> GpuSpec:
         """The card."""
         return self.budget.card
+
+    def limit_beside_context(self, typed: RunConfig) -> int:
+        """The largest floor of a usual run that fits, without the context that its options as typed have."""
+        budget, resolved = self.budget, resolve(self.profile, typed, self.gpu).run
+        largest = budget.largest_floor(TRACED, budget.context_for(resolved), budget.fits_at_most)
+        return largest - budget.context_for(typed).total_bytes
 
     def make(self, resolution: Resolution, scale: Scale = AS_RANKED) -> CandidateMemory:
         """The memory of a resolved run's options. Raises InputError when target modules match nothing."""

@@ -29,13 +29,16 @@ class Columns:
     plain: NDArray[np.int64]
     fits: NDArray[np.bool_]
     traced: NDArray[np.bool_]
+    usual: NDArray[np.bool_]  # with the optimizer that is usual
 
 
 def near_pace(columns: Columns) -> NDArray[Any]:
-    """How far behind the fastest run that fits, in steps of `NEAR` and below zero: those within one step are alike."""
+    """How far behind the fastest run that fits with the usual optimizer, in steps of `NEAR`: those within one step are
+    alike, and another optimizer is ahead where it is faster by a step."""
     pace = np.maximum(columns.pace, 1e-9)
-    best = (pace[columns.fits] if columns.fits.any() else pace).max()
-    steps: NDArray[np.float64] = -np.floor(np.log(np.maximum(best / pace, 1.0)) / np.log1p(NEAR))
+    fits = columns.fits if columns.fits.any() else np.ones_like(columns.fits)
+    best = pace[fits & columns.usual if (fits & columns.usual).any() else fits].max()
+    steps: NDArray[np.float64] = -np.trunc(np.log(best / pace) / np.log1p(NEAR))
     return steps
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,21 +14,20 @@ from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
 from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
-from qlora_planner.planner.knobs import SOME_LAYERS, generates, of_length
+from qlora_planner.planner.knobs import generates, of_length
 from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.objectives import NEAR, Columns, Objective
-from qlora_planner.planner.search_space import WEIGHT_STORAGES, SearchSpace
-from qlora_planner.planner.sweeps import SEQ_STEP
+from qlora_planner.planner.search_space import EFFECTIVE_BATCH, WEIGHT_STORAGES, SearchSpace
+from qlora_planner.planner.survey.played import BATCHES, key_of
+from qlora_planner.planner.sweeps import NEARLY, SEQ_STEP, Room
 from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.roofline import SpeedModel
 
 _DEFAULT = RunConfig()
-# A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much
-# above the card are worth playing, a few of them.
-NEARLY, MOST_NEARLY = 1.05, 2
-_WHICH_LAYERS = ("gradient_checkpointing", "checkpoint_every")
+# Runs a little above the card that are played, since a rank is off by some percent.
+MOST_NEARLY = 2
 # Of a dataset's rows in a batch, by batch, sequence and packing: tokens computed on a row, padding with them, and the
 # row's own, both in the mean.
 Rows = Callable[[int, int, bool], tuple[float, float]]
@@ -56,6 +55,7 @@ class OptionSet:
     speed: SpeedModel
     quality: int
     plain: int  # options as in the default recipe, of those that are a matter of habit
+    played: Mapping[int, int | None] | None = None  # the floor of each batch, where these were played beforehand
 
     @property
     def run(self) -> RunConfig:
@@ -166,9 +166,11 @@ def rank(
     if not untraced and (fits & traced).any():
         fits = fits & traced
     plain = np.array([options.plain for options in sets], dtype=np.int64)[which]
+    usual = np.array([options.typed.optimizer == _DEFAULT.optimizer for options in sets])[which]
     columns = Columns(
-        pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced
-    )
+        pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced,
+        usual=usual,
+    )  # fmt: skip
     # Ties beyond an objective's own keys: the option set that was listed first.
     keys = objective.keys(columns)
     order = np.lexsort((which, *(-key for key in reversed(keys))))
@@ -193,14 +195,25 @@ def _option_sets(
         kinds = [[size] for size in sizes]
     refused: str | None = None
     runs = False
-    room = _Room(base.seq_len)
+    room = Room(base.seq_len)
+    # What was played holds for one length, and for the steps that these batches make.
+    holds = not objective.lengths and space.effective_batch == EFFECTIVE_BATCH and set(sizes) <= set(BATCHES)
+    usual = factory.played if holds else None
+    limit = 0 if usual is None else factory.limit_beside_context(base)
     for options in space.options:
         for rank in space.ranks:
             for batches in kinds:
-                wanted = room.batches(options, rank, batches)
-                if not wanted:
+                if not batches:
                     continue
                 run = base.with_(**options, rank=rank, batch_size=batches[0])
+                key = None if usual is None else key_of(run, usual.seq_len)
+                if usual is None or key is None:
+                    wanted, played = room.batches(options, rank, batches), None
+                else:
+                    worth = usual.worth(key, limit) if "checkpoint_every" in options else batches
+                    wanted, played = [size for size in worth if size in batches], usual.row(key)
+                if not wanted:
+                    continue
                 if trainer_named(run.trainer).generation is not None:  # completions of a whole step come together
                     run = run.with_(grad_accum=space.accumulation(batches[0], run))
                 resolution = resolve(factory.profile, run, factory.gpu)
@@ -210,64 +223,11 @@ def _option_sets(
                     refused = refused or f"{blocking[0].message}; use {blocking[0].fix}"
                     continue
                 runs = True
-                prepared = _prepared(factory, run, resolution, pace_on)
-                room.add(options, rank, batches, prepared)
+                prepared = replaced(_prepared(factory, run, resolution, pace_on), played=played)
+                room.add(options, rank, batches, prepared.memory)
                 yield prepared, wanted
     if not runs and refused is not None:
         raise NothingRunsError(f"no combination of the options left open runs: {refused}")
-
-
-@dataclass(slots=True)
-class _Room:
-    """What is left on the card between checkpointing every layer and none, by the other options, rank and batches."""
-
-    seq_len: int
-    _ends: dict[Any, dict[bool, CandidateMemory]] = field(default_factory=dict)
-    _steps: dict[Any, Mapping[int, list[int]]] = field(default_factory=dict)
-
-    def add(self, options: Mapping[str, Any], rank: int, batches: Sequence[int], prepared: OptionSet) -> None:
-        """Keep the memory of a run that checkpoints every layer or none."""
-        if options.get("gradient_checkpointing") is not None and options.get("checkpoint_every") is None:
-            ends = self._ends.setdefault(_beside_checkpointing(options, rank, batches), {})
-            ends[prepared.run.gradient_checkpointing] = prepared.memory
-
-    def batches(self, options: Mapping[str, Any], rank: int, batches: list[int]) -> list[int]:
-        """Those at which a run of these options may be the fastest that fits."""
-        every = options.get("checkpoint_every")
-        key = _beside_checkpointing(options, rank, batches)
-        ends = self._ends.get(key, {})
-        if every is None or len(ends) < 2:
-            return batches
-        if key not in self._steps:
-            self._steps[key] = self._worth_ranking(ends[True], ends[False], batches)
-        return self._steps[key][every]
-
-    def _worth_ranking(self, least: CandidateMemory, most: CandidateMemory, batches: list[int]) -> dict[int, list[int]]:
-        """By the number of layers of which one is checkpointed, the batches at which that may be the best number.
-
-        What the other layers keep lies between nothing and all by how many they are, to some percent: so at a batch the
-        largest number that may fit is ranked, and smaller ones down to what does fit; none where no layer needs it.
-        """
-        batch = np.array(batches, dtype=np.int64)
-        seq = np.full_like(batch, self.seq_len)
-        (low, _), (high, _) = least.floors(batch, seq), most.floors(batch, seq)
-        limit = max(least.largest_floors())
-        steps: dict[int, list[int]] = {every: [] for every in SOME_LAYERS}
-        for size, floor, whole in zip(batches, low.tolist(), high.tolist(), strict=True):
-            if whole * NEARLY <= limit:
-                continue
-            between = {every: floor + (whole - floor) * (1 - 1 / every) for every in SOME_LAYERS}
-            surely = [every for every in SOME_LAYERS if between[every] * NEARLY <= limit]
-            for every in SOME_LAYERS:
-                if between[every] <= NEARLY * limit and every >= max(surely, default=0):
-                    steps[every].append(size)
-        return steps
-
-
-def _beside_checkpointing(options: Mapping[str, Any], rank: int, batches: Sequence[int]) -> Any:
-    """The options of a set but for which layers are checkpointed, as a key."""
-    others = sorted((name, repr(value)) for name, value in options.items() if name not in _WHICH_LAYERS)
-    return tuple(others), rank, tuple(batches)
 
 
 def _prepared(factory: CandidateFactory, run: RunConfig, resolution: Resolution, pace_on: GpuSpec) -> OptionSet:
@@ -316,7 +276,7 @@ def _evaluate(
 ) -> tuple[NDArray[Any], ...]:
     run = options.run
     accumulation = np.array([space.accumulation(size, run) for size in batch.tolist()], dtype=np.int64)
-    floors, traced = options.memory.floors(batch, seq, accumulation > 1)
+    floors, traced = _floors(options, batch, seq, accumulation > 1)
     fits = floors <= np.where(traced, *options.memory.largest_floors())
     timed = replaced(options.speed, work=replaced(options.speed.work, micro_steps=accumulation))
     if rows is None:
@@ -332,3 +292,17 @@ def _evaluate(
         same * number, accumulation, pace, floors, batch, seq,
         same * run.rank, same * options.quality, fits, traced, step_s,
     )  # fmt: skip
+
+
+def _floors(
+    options: OptionSet, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]
+) -> tuple[Ints, NDArray[np.bool_]]:
+    """Each run's floor, played beforehand or ranked, and whether a trace holds for it."""
+    kept = [None if options.played is None else options.played.get(size) for size in batch.tolist()]
+    played = np.array([floor is not None for floor in kept])
+    context = options.memory.budget.context_for(options.typed).total_bytes
+    exact = np.array([floor or 0 for floor in kept], dtype=np.int64) + context
+    if played.all():
+        return exact, played
+    floors, traced = options.memory.floors(batch, seq, accumulated)
+    return np.where(played, exact, floors), traced | played

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +14,15 @@ from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.sweep.segments import SweptTape
 from qlora_planner.memory.sweep.tasks import TaskRange, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import ValidityRange, validity_ranges
+from qlora_planner.planner.knobs import SOME_LAYERS
+from qlora_planner.planner.survey.played import PlayedRuns
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape
+
+if TYPE_CHECKING:
+    from qlora_planner.planner.candidate_memory import CandidateMemory
 
 Ints = NDArray[np.int64]
 # The tape that ships for a variant, a batch and a sequence, with the sizes it holds for.
@@ -32,6 +37,10 @@ _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
 # What segments in use came to over what was allocated, at its highest: 1.00 to 1.18 with a median of 1.05 over 75
 # played runs of 25 models. It ranks runs; an answer is played itself.
 PINNED_OVER_ALLOCATED = 1.05
+# A rank is a median: what segments take over allocated bytes is 0.96 to 1.15 of what it assumes. Runs up to so much
+# above the card may fit.
+NEARLY = 1.05
+_WHICH_LAYERS = ("gradient_checkpointing", "checkpoint_every")
 
 
 class Moments(Protocol):
@@ -91,10 +100,15 @@ class TapeSweep:
 
     profile: ModelProfile
     tape_of: ShippedOf
+    played_of: Callable[[int], PlayedRuns | None] = lambda _: None  # by the bytes of a cuBLAS workspace
     _known: dict[tuple[str, TaskRange], SweptRange[SweptTape] | None] = field(default_factory=dict)
     _parts: dict[tuple[str, ValidityRange], list[SweptRange[SweptTape] | None]] = field(default_factory=dict)
     _regions: dict[bool, tuple[ValidityRange, ...]] = field(default_factory=dict)
     _of_sizes: dict[tuple[str, bytes, bytes], list[SweptRange[Any]]] = field(default_factory=dict)
+
+    def played(self, workspace_bytes: int) -> PlayedRuns | None:
+        """What the usual runs need where a cuBLAS handle takes so much; None of a model of which that is not kept."""
+        return self.played_of(workspace_bytes)
 
     def parts_of(self, variant: str, batch: Ints, seq: Ints) -> Sequence[SweptRange[Any]]:
         """What ships for the variant, in regions that hold some of these runs."""
@@ -174,6 +188,59 @@ class TapeSweep:
             return None
         tape, region = shipped
         return SweptRange(variant=variant, region=region, moments=SweptTape.of(tape))
+
+
+@dataclass(slots=True)
+class Room:
+    """What is left on the card between checkpointing every layer and none, by the other options, rank and batches."""
+
+    seq_len: int
+    _ends: dict[Any, dict[bool, CandidateMemory]] = field(default_factory=dict)
+    _steps: dict[Any, Mapping[int, list[int]]] = field(default_factory=dict)
+
+    def add(self, options: Mapping[str, Any], rank: int, batches: Sequence[int], memory: CandidateMemory) -> None:
+        """Keep the memory of a run that checkpoints every layer or none."""
+        if options.get("gradient_checkpointing") is not None and options.get("checkpoint_every") is None:
+            ends = self._ends.setdefault(_beside_checkpointing(options, rank, batches), {})
+            ends[memory.run.gradient_checkpointing] = memory
+
+    def batches(self, options: Mapping[str, Any], rank: int, batches: list[int]) -> list[int]:
+        """Those at which a run of these options may be the fastest that fits."""
+        every = options.get("checkpoint_every")
+        key = _beside_checkpointing(options, rank, batches)
+        ends = self._ends.get(key, {})
+        if every is None or len(ends) < 2:
+            return batches
+        if key not in self._steps:
+            self._steps[key] = self._worth_ranking(ends[True], ends[False], batches)
+        return self._steps[key][every]
+
+    def _worth_ranking(self, least: CandidateMemory, most: CandidateMemory, batches: list[int]) -> dict[int, list[int]]:
+        """By the number of layers of which one is checkpointed, the batches at which that may be the best number.
+
+        What the other layers keep lies between nothing and all by how many they are, to some percent: so at a batch the
+        largest number that may fit is ranked, and smaller ones down to what does fit; none where no layer needs it.
+        """
+        batch = np.array(batches, dtype=np.int64)
+        seq = np.full_like(batch, self.seq_len)
+        (low, _), (high, _) = least.floors(batch, seq), most.floors(batch, seq)
+        limit = max(least.largest_floors())
+        steps: dict[int, list[int]] = {every: [] for every in SOME_LAYERS}
+        for size, floor, whole in zip(batches, low.tolist(), high.tolist(), strict=True):
+            if whole * NEARLY <= limit:
+                continue
+            between = {every: floor + (whole - floor) * (1 - 1 / every) for every in SOME_LAYERS}
+            surely = [every for every in SOME_LAYERS if between[every] * NEARLY <= limit]
+            for every in SOME_LAYERS:
+                if between[every] <= NEARLY * limit and every >= max(surely, default=0):
+                    steps[every].append(size)
+        return steps
+
+
+def _beside_checkpointing(options: Mapping[str, Any], rank: int, batches: Sequence[int]) -> Any:
+    """The options of a set but for which layers are checkpointed, as a key."""
+    others = sorted((name, repr(value)) for name, value in options.items() if name not in _WHICH_LAYERS)
+    return tuple(others), rank, tuple(batches)
 
 
 def fixed_of(ground: StaticPeaks, run: RunConfig) -> FixedBytes:

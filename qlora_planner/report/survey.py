@@ -28,16 +28,16 @@ _ROWS = 26
 _RANKED = "basis: sums of peaks, to rank; `plan MODEL` simulates torch's allocator"
 _GUESSED = "~: by formulas (closed forms), as no traced step of it ships: less exact"
 _READ = (
-    "longest: at one sequence a batch; best run 1x16: batch 1, accumulated 16 times, + without checkpointing; without"
-    " one: what fills the card"
+    "longest: at one sequence a batch; best run 1x16: batch 1, accumulated 16 times, /8: 1 layer in 8 checkpointed, +:"
+    " none; without one: what fills the card"
 )
 _EXPLANATION = (
     "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
     "batch: sequences per step at the run's sequence length",
     "fits: the chance of running out of memory is at most 1 %; tight: at most 50 %",
     "peak: what the driver would show at the run's batch and sequence; of card: against what a process can use",
-    "best run: the fastest that fits, by rank: how weights are stored, batch x accumulation, + if no checkpoints",
-    "(`plan MODEL` tries to checkpoint some layers too, which may be faster than all or none);",
+    "best run: the fastest that fits: how weights are stored, batch x accumulation, /n: 1 layer in n checkpointed, +:",
+    "no checkpoints;",
     "without a best run: the largest part of the peak",
 )
 
@@ -164,10 +164,12 @@ def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Ite
 
 
 def best_run(best: Recommended) -> str:
-    """`4-bit 8x2+`: how weights are stored, micro-batch times accumulation, and a plus without checkpointing."""
+    """`4-bit 8x2/4`: how weights are stored, micro-batch times accumulation, and of how many layers one is
+    checkpointed; a plus where none is."""
     options = best.options
     bits = "16-bit" if options.get("method") == "lora" else "8-bit" if options.get("quant") == "int8" else "4-bit"
-    kept = "" if options.get("gradient_checkpointing", True) else "+"
+    every = options.get("checkpoint_every")
+    kept = f"/{every}" if every else "" if options.get("gradient_checkpointing", True) else "+"
     return f"{bits} {options.get('batch_size', 1)}x{options.get('grad_accum', 1)}{kept}"
 
 

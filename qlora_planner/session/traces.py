@@ -14,7 +14,7 @@ from qlora_planner.installing import install_line, install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
-from qlora_planner.sources.locations import PROFILES_VARIABLE, cache_dir, families_dirs, tapes_dirs
+from qlora_planner.sources.locations import PROFILES_VARIABLE, cache_dir, families_dirs, models_dirs, tapes_dirs
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import listed
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from qlora_planner.memory.sweep.validity import ValidityRange
+    from qlora_planner.planner.survey.played import PlayedRuns
     from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.sources.tapes import StoredTape
     from qlora_planner.spec.machine import GpuSpec
@@ -208,6 +209,7 @@ def sweep_for(
     """What ships of a model, by which a search ranks: the very tapes that an estimate plays, of runs with the versions
     in `named`."""
     from qlora_planner.planner.sweeps import TapeSweep
+    from qlora_planner.sources.played import played_runs
 
     stack = stack_of(profile.counted, named or {}).versions
 
@@ -215,7 +217,10 @@ def sweep_for(
         stored = shipped_tape(profile, variant, batch_size, seq_len, profiles=profiles, stack=stack)
         return None if stored is None else (stored.tape, stored.region)
 
-    return TapeSweep(profile, tape_of)
+    def played_of(workspace_bytes: int) -> PlayedRuns | None:
+        return None if named else played_runs(profile, workspace_bytes, models_dirs(profiles))
+
+    return TapeSweep(profile, tape_of, played_of)
 
 
 def _code_at_hand(stack: Mapping[str, str]) -> bool:

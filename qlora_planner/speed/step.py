@@ -8,7 +8,7 @@ from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
 from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.trainable import training_dtype
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.family import layer_kinds
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -40,6 +40,19 @@ class StepWork:
     experts: int
     head_tile_tokens: int = HEAD_TILE_TOKENS
     sequences_per_row: int = 1
+
+    def towards(self, other: StepWork, share: float) -> StepWork:
+        """A step part of whose layers are as in `other`, all being alike."""
+
+        def between(first: Work, second: Work) -> Work:
+            return first + (second + first * -1) * share
+
+        masked = zip(self.masked, other.masked, strict=True)
+        return replaced(
+            self,
+            micro=between(self.micro, other.micro),
+            masked=tuple((window, between(first, second)) for (window, first), (_, second) in masked),
+        )
 
 
 def setting_of(placement: Placement, trainer: TrainerRow) -> Setting:

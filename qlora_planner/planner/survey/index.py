@@ -20,7 +20,9 @@ from qlora_planner.memory.unmodelled.left_out import left_out
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.static import StaticMemory
 from qlora_planner.memory.weights.trainable import TrainingState
+from qlora_planner.planner.knobs import SOME_LAYERS
 from qlora_planner.planner.search_space import WEIGHT_STORAGES
+from qlora_planner.planner.survey.played import PlayedRuns, layers_checkpointed
 from qlora_planner.planner.survey.survey import Candidate
 from qlora_planner.planner.sweeps import KeptSweep, SweptRange, fixed_of
 from qlora_planner.record import fields_of, record
@@ -94,9 +96,10 @@ def _base(profile: ModelProfile, options: Mapping[str, Any], card: GpuSpec) -> d
     run = resolution.run
     ground = static_peaks_of(profile, resolution, cublas_workspace_bytes(None))
     works = []
-    for checkpointing in (True, False):
+    several = card.bf16 and len(profile.layer_kinds) > 1  # the usual runs, which are played, are runs in bfloat16
+    for every in (1, 0, *SOME_LAYERS) if several else (1, 0):
         for padding in (False, True):
-            turned = run.with_(gradient_checkpointing=checkpointing, padding=padding)
+            turned = run.with_(**layers_checkpointed(every), padding=padding)
             works.append(_encode_work(step_work(profile, replace(resolution, run=turned))))
     return {
         "options": dict(options),
@@ -143,18 +146,23 @@ class IndexedStorage:
     """One way to store a model's weights, as the index has it for a kind of card.
 
     `options` are as they would be typed, `settled` what the open ones became. `works`: with checkpoints and without
-    padding, with both, with neither, with padding alone.
+    padding, with both, with neither, with padding alone; where layers are of several kinds, the same pair for each
+    number of layers of which one is checkpointed.
     """
 
     options: Mapping[str, Any]
     settled: Mapping[str, Any]
     ground: StaticPeaks
     fixed: FixedBytes
-    works: tuple[StepWork, ...]
+    works: Sequence[Any]  # as they are kept: few are asked for
 
-    def work(self, *, checkpointing: bool, padding: bool) -> StepWork:
-        """The work of a step with and without checkpoints and padding."""
-        return self.works[2 * (not checkpointing) + padding]
+    def work(self, every: int, *, padding: bool) -> StepWork:
+        """The work of a step of a run that checkpoints one layer in `every` (0: none), with and without padding."""
+        if every < 2 or len(self.works) > 4:
+            return _decode_work(self.works[2 * (1, 0, *SOME_LAYERS).index(every) + padding])
+        layers = sum(layer.count for layer in self.ground.shape.layers)
+        checkpointed, kept = (_decode_work(self.works[at + padding]) for at in (0, 2))
+        return kept.towards(checkpointed, -(-layers // every) / layers)
 
 
 def storages_of(profile: ModelProfile, gpu: GpuSpec) -> tuple[IndexedStorage, ...]:
@@ -172,7 +180,7 @@ def _bases_of(row: Mapping[str, Any], name: str, workspace: int) -> Iterator[Ind
             yield IndexedStorage(
                 options=base["options"], settled=base["run"], fixed=_record(FixedBytes, base["fixed"]),
                 ground=replace(_decode(base["ground"] or usual[at]["ground"]), workspace=workspace),
-                works=tuple(_decode_work(work) for work in base["works"]),
+                works=base["works"],
             )  # fmt: skip
 
 
@@ -244,10 +252,16 @@ def _decode(raw: Mapping[str, Any]) -> StaticPeaks:
     )
 
 
-def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[Candidate]:
-    """Every model of the index for a survey on `gpu`, when `run` is the default but for batch and sequence."""
+def candidates(
+    index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig, played: Mapping[str, Any] | None = None
+) -> list[Candidate]:
+    """Every model of the index for a survey on `gpu`, when `run` is the default but for batch and sequence.
+
+    `played` has the rows of played.json.
+    """
     workspace = cublas_workspace_bytes(gpu.compute_capability)
     name = "float16" if gpu.bf16 is False else "bfloat16"
+    rows = played if played and gpu.bf16 is not False else {}  # they are runs in bfloat16
     models = []
     for row in index["models"]:
         on = row["on"][name]
@@ -261,6 +275,7 @@ def candidates(index: Mapping[str, Any], gpu: GpuSpec, run: RunConfig) -> list[C
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
                 bases=tuple(_bases_of(row, name, workspace)),
                 text_part_of=row.get("part_of"),
+                played=PlayedRuns.of(rows[row["id"]], workspace) if row["id"] in rows else None,
             )
         )  # fmt: skip
     return models

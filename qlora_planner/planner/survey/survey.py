@@ -27,6 +27,7 @@ from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
 from qlora_planner.planner.neighbours import largest_batch, longest
+from qlora_planner.planner.survey.played import PlayedRuns
 from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
@@ -86,6 +87,7 @@ class Candidate:
     scale: Scale = AS_RANKED  # what playing its run took over its rank, where that was done
     bases: tuple[IndexedStorage, ...] = ()  # of a model of the index: every way to store its weights
     text_part_of: str | None = None  # of a model of the index: the type of model that this is the text part of
+    played: PlayedRuns | None = None  # what its usual runs need, where they were played beforehand
 
 
 _USUAL_LENGTH = RunConfig().seq_len

@@ -12,6 +12,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.planner.survey.index import SCHEMA, candidates, serves
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.json_files import read_bytes, read_object
+from qlora_planner.sources.played import rows_beside
 
 if TYPE_CHECKING:
     from qlora_planner.planner.survey.survey import Candidate
@@ -72,7 +73,7 @@ def _from_index(path: Path, names: set[str], gpu: GpuSpec, run: RunConfig, warn:
         if index.get("schema") != SCHEMA:
             raise InputError(f"{path}: its schema is not {SCHEMA}")
         rows = [row for row in index["models"] if row["id"] in names]
-        return candidates({"models": rows}, gpu, run)
+        return candidates({"models": rows}, gpu, run, rows_beside(path.parent / "models"))
     except (InputError, KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{path}: is damaged"
         warn(f"{reason}; reading every profile instead, which takes longer")

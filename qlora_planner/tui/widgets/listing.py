@@ -78,7 +78,9 @@ def best(row: ModelRow, short: bool = False) -> str:
     if quant == "nf4" and options.get("double_quant") is False:
         stored = "4-bit plain"
     batch, accum = options.get("batch_size", 1), options.get("grad_accum", 1)
-    kept = "" if short or options.get("gradient_checkpointing", True) else ", no ckpt"
+    every = options.get("checkpoint_every")
+    kept = f", 1 in {every}" if every else "" if options.get("gradient_checkpointing", True) else ", no ckpt"
+    kept = "" if short else kept
     return f"{stored}, {batch} x {accum}{kept}"
 
 
