@@ -35,7 +35,7 @@ def test_a_key_knows_every_option_but_those_left_out() -> None:
         "scale_rewards": "batch",
         "vllm": "colocate", "vllm_gpu_memory_utilization": 0.5, "vllm_enable_sleep_mode": True,
         "parallel": "ddp", "quant_storage": "float16",
-        "reshard_after_forward": False, "load_on": "cpu",
+        "reshard_after_forward": False, "load_on": "cpu", "ddp_backend": "gloo",
         "task": "classification", "num_labels": 7, "image_size": "7x7", "images": 7, "image_tokens": 7,
         "exclude_modules": "q_proj", "stack": {"trl": "1.0"},
     }  # fmt: skip

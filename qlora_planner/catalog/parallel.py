@@ -8,6 +8,7 @@ from __future__ import annotations
 from qlora_planner.record import record
 
 MIB = 1 << 20
+GLOO = "gloo"  # talks through the host's memory: what several ranks on one card have, and ranks without a card
 DDP, FSDP2, FSDP1, ZERO2, ZERO3, PIPELINE = "ddp", "fsdp2", "fsdp1", "zero2", "zero3", "pipeline"
 # Strategies whose memory is played, and those of which bounds are known.
 PLAYED, BOUNDED = (DDP, FSDP2), (FSDP1, ZERO2, ZERO3, PIPELINE)

@@ -22,6 +22,7 @@ from qlora_planner.cli.sections import (
     SectionOption,
 )
 from qlora_planner.spec.run import (
+    BACKENDS,
     COMPUTE_DTYPES,
     EXPERT_QUANTS,
     LOAD_DTYPES,
@@ -206,6 +207,7 @@ def _run_options() -> list[click.Option]:
         _value("quant-storage", Named(STORAGE_DTYPES, DTYPE_NAMES), "Dtype that 4-bit weights lie in (as they shard)."),
         _switch("reshard-after-forward", "FSDP2 gives gathered weights back after each layer (on)."),
         _value("load-on", Named(PLACES, PLACE_NAMES), "Where each rank of several loads (gpu; cpu for FSDP)."),
+        _value("ddp-backend", click.Choice(BACKENDS), "What ranks of several cards talk over (nccl)."),
         _value("image-size", str, "Pixels of every image, for a vision-language model with its tower.", "WxH"),
         _value("images", int, "Images in each sequence (1 where their size is given); 0 loads the tower alone.", "N"),
         _value("image-tokens", int, "Tokens of one image, where its size is not given.", "N"),

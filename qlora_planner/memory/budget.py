@@ -8,7 +8,7 @@ from dataclasses import field, replace
 from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import usable_bytes
 from qlora_planner.catalog.links import machine_of
-from qlora_planner.catalog.parallel import STREAM_POOL_BYTES, communication_row, strategy_row
+from qlora_planner.catalog.parallel import GLOO, STREAM_POOL_BYTES, communication_row, strategy_row
 from qlora_planner.catalog.trainers import VLLM_SHARE, trainer_named
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
@@ -139,6 +139,11 @@ class Budget:
         context = _with_libraries(self.context, run)
         if run.parallel is None or self.machine is None or self.world == 1:
             return context
+        if run.ddp_backend == GLOO and context.communication_bytes:
+            return replace(
+                _with_streams(_as_many_communicators(context, self.machine, 0)),
+                communication_why="gloo talks through the host and takes nothing of a card but torch's streams",
+            )
         return _as_many_communicators(context, self.machine, strategy_row(run.parallel).communicators)
 
     @property

@@ -26,6 +26,7 @@ TASKS = ("classification",)
 EXPERT_QUANTS = ("none", "nf4")
 LOSS_KERNELS = ("full", "chunked", "cut-cross-entropy", "liger-fused")
 STRATEGIES = ("ddp", "fsdp2", "fsdp1", "zero2", "zero3", "pipeline")  # of several cards
+BACKENDS = ("nccl", "gloo")  # of torch's process groups
 STORAGE_DTYPES = ("uint8", "bfloat16", "float16", "float32")
 PLACES = ("cpu", "gpu", "meta")
 
@@ -110,6 +111,9 @@ class RunConfig:
     # Tokens that stand for one image, where its size is not given; auto: as the model's own processor counts them.
     image_tokens: int | None = field(default=None, metadata=_between(1, 1 << 20))
     exclude_modules: str | None = None  # modules without adapters: names joined by commas, or one regular expression
+    ddp_backend: str | None = field(
+        default=None, metadata=_choice(*BACKENDS)
+    )  # what several ranks talk over; None: nccl
     stack: Mapping[str, str] = field(default_factory=dict)  # package -> version, where it differs from the profile's
 
     def __post_init__(self) -> None:

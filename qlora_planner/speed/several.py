@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, trainer_row
-from qlora_planner.catalog.parallel import DDP, FSDP2, PIPELINE
+from qlora_planner.catalog.parallel import DDP, FSDP2, GLOO, PIPELINE
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel, Sharding, unplayed
@@ -48,6 +48,8 @@ def speed_on(
     alone = speed_of(profile, run, gpu, calibration, stack)
     if machine is None or machine.world == 1 or alone.step_s is None or alone.tokens_per_s is None:
         return alone
+    if run.ddp_backend == GLOO:  # by way of the host's memory, whose pace nobody has said
+        return Speed()
     if run.parallel == PIPELINE:  # cards take turns
         return replace(alone, basis=Basis.ASSUMED)
     if run.parallel == FSDP2:

@@ -195,6 +195,8 @@ def parallel_options(run: RunConfig, device: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if run.parallel == DDP:  # transformers looks for unused ones in every PEFT model, and walks the graph each step
         options["ddp_find_unused_parameters"] = False
+    if run.ddp_backend is not None and device != "cpu":
+        options["ddp_backend"] = run.ddp_backend
     if run.parallel == FSDP2 and device == "cpu":
         options["accelerator_config"] = {"use_configured_state": True}  # not made anew: see train.ranks
     return options

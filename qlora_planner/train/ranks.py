@@ -47,7 +47,8 @@ class Ranks:
         if device == "cpu":
             # accelerate numbers its ranks' CPUs, and torch (2.13) loads no optimizer's states to one with a number.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        PartialState(cpu=device == "cpu")
+        backend = {"backend": run.ddp_backend} if run.ddp_backend is not None and device != "cpu" else {}
+        PartialState(cpu=device == "cpu", **backend)
         if device == "cpu" and run.parallel == FSDP2:
             _stand_for_cards()
         # What is agreed on must not wait for a card's work, and NCCL moves nothing of the host's.

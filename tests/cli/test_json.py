@@ -110,6 +110,7 @@ def test_every_run_option_reaches_the_run(invoke: Invoke) -> None:
         "image_size": None, "images": None, "image_tokens": None,
         "stack": {"trl": "1.13", "transformers": "5.17"},
         "parallel": "fsdp2", "quant_storage": "float16", "reshard_after_forward": False, "load_on": "gpu",
+        "ddp_backend": "gloo",
     }  # fmt: skip
     assert set(wanted) == set(RUN_FIELDS)
     args = []

@@ -110,3 +110,17 @@ def test_a_rank_that_trains_in_float32_keeps_twice_the_gradients_of_one_in_bfloa
 
 def _live(answer: MemoryEstimate, name: str) -> int:
     return next(phase.allocated_bytes or 0 for phase in answer.phases if phase.name == name)
+
+
+def test_ranks_that_talk_over_gloo_hold_what_two_of_them_on_one_card_did(tmp_path: Path) -> None:
+    config = json.loads((FOLDER / "configs" / "llama-3.2-1b.json").read_text(encoding="utf-8"))
+    (tmp_path / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 4}), encoding="utf-8")
+    bench = session().open(str(tmp_path), "2xh200")
+    run = RunConfig(seq_len=512, padding=False, upcast=False, parallel="ddp")
+    nccl, gloo = (bench.estimate(run.with_(ddp_backend=backend)) for backend in ("nccl", "gloo"))
+    assert gloo.peak.reserved_bytes == nccl.peak.reserved_bytes
+    assert gloo.peak.device_bytes == nccl.peak.device_bytes - (774 << 20)  # NCCL's 844 MiB less torch's streams
+    wrap = next(phase for phase in gloo.phases if phase.name == "wrap")
+    outside = (wrap.device_bytes or 0) - (wrap.reserved_bytes or 0)
+    assert outside == pytest.approx((1508 - 828) << 20, abs=4 << 20)  # NVML's figure and torch's, as they were measured
+    assert gloo.speed.step_s is None and nccl.speed.step_s is not None

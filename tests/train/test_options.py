@@ -82,7 +82,7 @@ ELSEWHERE |= {"expert_quant"}  # such a run is not executed
 ELSEWHERE |= {"prompt_len", "completion_len", "max_length", "loss_type", "beta", "precompute_ref_log_probs"}
 ELSEWHERE |= {"num_generations", "num_iterations", "steps_per_generation", "scale_rewards"}
 ELSEWHERE |= {"vllm", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
-ELSEWHERE |= {"parallel", "quant_storage", "reshard_after_forward", "load_on"}
+ELSEWHERE |= {"parallel", "quant_storage", "reshard_after_forward", "load_on", "ddp_backend"}
 
 
 def test_every_option_is_looked_at() -> None:

@@ -88,7 +88,7 @@ def test_every_option_of_a_run_has_a_knob() -> None:
     beside |= {"checkpoint_offload", "loss_kernel", "expert_quant"}
     beside |= {"vllm", "vllm_gpu_memory_utilization", "vllm_enable_sleep_mode"}
     # Of several cards, which are named with them.
-    beside |= {"parallel", "quant_storage", "reshard_after_forward", "load_on"}
+    beside |= {"parallel", "quant_storage", "reshard_after_forward", "load_on", "ddp_backend"}
     assert {knob.name for knob in KNOBS} == set(RUN_FIELDS) - beside
 
 

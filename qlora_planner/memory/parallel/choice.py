@@ -11,7 +11,7 @@ from qlora_planner.spec.run import RunConfig
 
 # Verdicts of the first strategy that no other one is tried after.
 SETTLED = ("fits", "tight", "will-not-run", "cannot-say", None)
-OPTIONS = ("parallel", "quant_storage", "reshard_after_forward", "load_on")
+OPTIONS = ("parallel", "quant_storage", "reshard_after_forward", "load_on", "ddp_backend")
 
 
 def for_cards(run: RunConfig, world: int, nodes: int = 1) -> tuple[RunConfig, dict[str, str]]:

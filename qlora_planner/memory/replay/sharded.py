@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from qlora_planner.catalog import DTYPE_BYTES, OptimizerRow, TrainerRow
+from qlora_planner.catalog.parallel import GLOO
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.parallel.fsdp2 import ShardedModel, ShardedTensor, Unit
 from qlora_planner.memory.records import Component
@@ -55,6 +56,7 @@ class ShardedReplayer(TraceReplayer):
         self.model = model
         self.world = model.sharding.world
         self.whole_head = whole_head
+        self._clones = run.ddp_backend == GLOO
         self._halved = bool(casts)  # gradients are as narrow as what was gathered
         self._gradients: frozenset[int] = frozenset()
         self._kinds = model.kinds
@@ -283,6 +285,8 @@ class ShardedReplayer(TraceReplayer):
         self._reduce_input = self._malloc(size, GRADIENTS)
         self._free_gradients(layer)
         output = self._malloc(size // self.world, GRADIENTS, _REDUCES)
+        if self._clones:  # gloo sums a clone of the input (ProcessGroupGloo.cpp, reduce_scatter_tensor_coalesced)
+            self._free(self._malloc(size, GRADIENTS, _REDUCES), GRADIENTS)
         if any(tensor.trained and tensor.cast for tensor in unit.tensors):
             narrow = output
             wide = sum(tensor.shard for tensor in unit.tensors if tensor.trained)
