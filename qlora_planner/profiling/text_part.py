@@ -19,6 +19,8 @@ _SAME_TENSORS = {
     "qwen3_vl_text": "qwen3",
     "qwen3_vl_moe_text": "qwen3_moe",
 }
+# Text parts whose causal language model transformers' auto class knows by the whole model's config alone.
+_TEXT_CLASSES = {"mllama_text_model": "MllamaForCausalLM"}
 _TIED = "tie_word_embeddings"
 
 
@@ -37,6 +39,8 @@ def text_part(raw: Mapping[str, Any], location: str) -> tuple[Mapping[str, Any],
     classes = AutoModelForCausalLM._model_mapping
     if type(text) in classes:
         return _of(raw, config, text, text.model_type, classes[type(text)].__name__), whole
+    if text.model_type in _TEXT_CLASSES:
+        return _of(raw, config, text, text.model_type, _TEXT_CLASSES[text.model_type]), whole
     if text.model_type in _SAME_TENSORS:
         return _of(raw, config, text, _SAME_TENSORS[text.model_type], None), whole
     raise InputError(

@@ -21,6 +21,7 @@ from qlora_planner.spec.codec import profile_from_dict, profile_to_json
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 from tests.profiles import toy_profile
+from tests.tracing.test_images import CUT
 
 _TEXT: dict[str, Any] = {
     "hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -73,6 +74,14 @@ def test_the_text_part_has_the_tensors_that_the_whole_model_has_for_text(model_t
         name for name, _ in all_of_it.named_parameters() if "language_model" in name or "lm_head" in name
     }
     assert towers
+
+
+def test_llama_3_2_vision_s_text_has_the_layers_that_look_at_images() -> None:
+    raw = {**CUT["mllama"], "model_type": "mllama"}
+    part, whole = text_part(raw, "part")
+    model, _ = build_on_meta(part, "part")
+    assert (whole, type(model).__name__) == ("mllama", "MllamaForCausalLM")
+    assert sum("cross_attn.q_proj" in name for name, _ in model.named_parameters()) == 3
 
 
 def test_a_model_of_text_alone_stays_as_it_is() -> None:
