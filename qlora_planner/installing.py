@@ -19,6 +19,10 @@ _OWN_LINES = {
 }
 
 
+# Packages that work with older libraries than [train]; the extra that names those is called by the first word.
+_APART = ("unsloth_zoo",)
+
+
 def install_line(extra: str) -> str:
     """The pip line for `qlora-planner[extra]` that works here, by what pip wrote down when this was installed."""
     what = _requirement(extra, _direct_url())
@@ -29,12 +33,26 @@ def install_line(extra: str) -> str:
 
 
 def install_packages(missing: Iterable[str]) -> str:
-    """The line, or lines joined by `and`, that install these modules: all of [train] but for what no extra has."""
+    """The line, or lines joined by `and`, that install these modules: all of [train] but for what no extra has.
+
+    What works with other versions than [train] is installed into an environment of its own, by the line that makes it.
+    """
     names = list(missing)
+    for name in _APART:
+        if name in names:
+            return environment_line(name.partition("_")[0])
     lines = [f"pip install {_OWN_LINES[name]}" for name in names if name in _OWN_LINES]
     if len(lines) < len(names):
         lines.insert(0, install_line("train"))
     return " and ".join(lines)
+
+
+def environment_line(extra: str) -> str:
+    """The line that makes an environment with this package and an extra that cannot share one with [train]."""
+    folder = f"{extra}-env"
+    pip = f"{folder}\\Scripts\\pip" if sys.platform == "win32" else f"{folder}/bin/pip"
+    what = _requirement(extra, _direct_url())
+    return f"in an environment of its own: python3 -m venv {folder} && {pip} install {what}"
 
 
 def installed_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -114,3 +114,10 @@ def test_the_line_for_this_very_installation_is_one_that_pip_takes() -> None:
         capture_output=True, encoding="utf-8", timeout=120,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
+
+
+def test_what_works_with_older_libraries_gets_an_environment_of_its_own(installed: Any) -> None:
+    installed(None)
+    line = install_packages(["unsloth", "unsloth_zoo", "datasets"])
+    assert line.startswith("in an environment of its own: python3 -m venv unsloth-env && unsloth-env/bin/pip install ")
+    assert "[unsloth]" in line and "[train]" not in line

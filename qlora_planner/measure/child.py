@@ -27,6 +27,7 @@ from qlora_planner.measure.spec import ChildSpec
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import environment
 from qlora_planner.train.ranks import RANK, Ranks
+from qlora_planner.train.unsloth.model import import_first
 
 _EXIT = {"ok": 0, "out-of-memory": 0, "error": 4, "interrupted": 130}
 # The sampler reads fifty times a second; nobody watches more often than this.
@@ -133,7 +134,8 @@ def read_specification(path: str) -> Any:
 
 
 def set_environment(run: RunConfig, *, device: str, gpu_index: int, ranks: int = 1) -> None:
-    """What must be set before torch is imported: the allocator, no network, the cards of all `ranks` or none.
+    """What must be set before torch is imported: the allocator, no network, the cards of all `ranks` or none; then the
+    package that changes others is imported, where the run's trainer has one.
 
     Raises MissingError where there are no such cards.
     """
@@ -148,6 +150,7 @@ def set_environment(run: RunConfig, *, device: str, gpu_index: int, ranks: int =
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
         # torch's profiler hears of allocations on the thread that started it, not on a loader's workers.
         os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"
+    import_first(run, device)
 
 
 def _show_cards(first: int, count: int) -> None:

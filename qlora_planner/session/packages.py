@@ -54,6 +54,19 @@ def check_executable(run: RunConfig, device: str) -> None:
         raise InputError("--device cpu: --checkpoint-offload needs a card, whose pinned memory it fills; leave it out")
 
 
+def without_card(run: RunConfig) -> str | None:
+    """What to know of a run that is executed on the CPU; None where it runs the very code that a card runs."""
+    from qlora_planner.catalog.trainers import trainer_named
+
+    row = trainer_named(run.trainer)
+    if not row.patches_libraries:
+        return None
+    return (
+        f"without a card {row.name} trains by its CPU backend, the libraries' plain code: this shows that the run"
+        " works, and nothing of what its kernels take"
+    )
+
+
 def missing_packages(needed: Sequence[str] = TRAIN_PACKAGES) -> list[str]:
     """Those of `needed` that are not installed."""
     from importlib.util import find_spec

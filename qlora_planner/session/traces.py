@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner import installing
 from qlora_planner.catalog.stack import CODE_SINCE, same_code, stack_of
 from qlora_planner.errors import MissingError
-from qlora_planner.installing import install_line, install_packages
+from qlora_planner.installing import install_packages
 from qlora_planner.session import packages
 from qlora_planner.session.models import source_of
 from qlora_planner.session.packages import Warn
@@ -87,10 +87,9 @@ def tape_for(
     missing = packages.missing_packages()
     own = packages.missing_packages(trainer.packages)
     if own and not trainer.closed_forms:
-        line = install_line(trainer.packages[0])
         tell(
-            f"{profile.id}: {trainer.name} is traced where its packages are (missing: {', '.join(own)}); `{line}` in an"
-            " environment of its own"
+            f"{profile.id}: {trainer.name} is traced where its packages are (missing: {', '.join(own)});"
+            f" {install_packages(own)}"
         )
         return None
     if missing:

@@ -8,6 +8,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.options import checkpointing_options, lora_options
+from qlora_planner.train.unsloth import model as unsloth
 
 
 def prepare(model: Any, run: RunConfig) -> Any:
@@ -32,8 +33,11 @@ def add_adapters(model: Any, run: RunConfig) -> Any:
         for parameter in model.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         return model
-    if trainer_named(run.trainer).adds_adapters:
+    row = trainer_named(run.trainer)
+    if row.adds_adapters:
         return model
+    if row.patches_libraries:
+        return unsloth.add_adapters(model, run)
     import peft
 
     return peft.get_peft_model(model, lora_config(model, run))

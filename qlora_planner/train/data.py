@@ -135,6 +135,18 @@ def prompt_rows(run: RunConfig, rows: int, words: int) -> Any:
     return Dataset.from_list([{"prompt": _words(drawn, words, count)} for count in counts])
 
 
+def text_rows(run: RunConfig, rows: list[list[int]], words: int) -> Any:
+    """A `datasets.Dataset` of texts, one for each of `rows` and without padding of `run.seq_len` tokens, the end token
+    that a trainer adds counted; packed rows are as long as they are."""
+    from datasets import Dataset
+
+    def text(row: list[int]) -> str:
+        length = len(row) if run.packing else run.seq_len
+        return " ".join(f"t{row[at % len(row)] % words}" for at in range(max(1, length - 1)))
+
+    return Dataset.from_dict({"text": [text(row) for row in rows]})
+
+
 def _words(drawn: random.Random, words: int, count: int) -> str:
     return " ".join(f"t{drawn.randrange(words)}" for _ in range(count))
 

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.text import quoted
 from qlora_planner.train.data import PAD
 from qlora_planner.train.options import compute_dtype, loading_options, torch_dtype
+from qlora_planner.train.unsloth import model as unsloth
 from qlora_planner.train.weights import random_state_dict
 
 # How a checkpoint was stored, or which code made it: not what the model is.
@@ -95,6 +97,8 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 
     Raises RefusedError for attention that the installed class lacks.
     """
+    if trainer_named(run.trainer).patches_libraries:
+        return unsloth.load_random(raw, run, device, weights)
     labels = labels_of(run)
     config = model_config(raw, labels)
     wanted = model_class(raw, config, labels)
@@ -112,6 +116,8 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
 
 def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
     """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
+    if trainer_named(run.trainer).patches_libraries:
+        return unsloth.load_folder(folder, run, device)
     labels = labels_of(run)
     wanted = model_class(raw, model_config(raw, labels), labels)
     _check_experts(run)

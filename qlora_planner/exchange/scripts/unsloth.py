@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts.python_source import Code, call, literal
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train import options
+from qlora_planner.train.unsloth import options as own
 
 PACKAGES = ["unsloth", "trl", "datasets"]
 # Unsloth prepares texts; samples of the shapes that trl takes become texts here.
@@ -41,30 +41,12 @@ def constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
 
 def model(run: RunConfig) -> Iterator[str]:
     """Its loader and its adapters. Raises InputError where the adapters' modules are known by their class alone."""
-    if run.target_modules == "attention":
-        raise InputError("--target-modules attention: Unsloth takes names of modules, or all-linear")
-    loading = {
-        "max_seq_length": Code("SEQ_LEN"),
-        "dtype": Code(f"torch.{options.compute_dtype(run)}"),
-        "load_in_4bit": run.method == "qlora",
-        "load_in_16bit": run.method != "qlora",
-        "use_gradient_checkpointing": _checkpointing(run),
-    }
+    adapters = own.adapter_options(run)
+    loading = own.loading_options(run)
+    loading |= {"max_seq_length": Code("SEQ_LEN"), "dtype": Code(f"torch.{loading['dtype']}")}
     yield "# The model that was planned for, not a checkpoint of Unsloth's own in which some layers stay in 16 bits."
-    loading["use_exact_model_name"] = True
     yield f"model, tokenizer = {call('FastLanguageModel.from_pretrained', loading, 'MODEL')}"
-    adapters = options.lora_options(run)
-    for name in ("task_type", "use_dora"):
-        adapters.pop(name)
-    if run.dora:
-        adapters["use_dora"] = True
-    adapters |= {"bias": "none", "use_gradient_checkpointing": _checkpointing(run), "random_state": 3407}
     yield f"model = {call('FastLanguageModel.get_peft_model', adapters, 'model')}"
-
-
-def _checkpointing(run: RunConfig) -> str | bool:
-    """Its own, which hands the inputs of layers to the host; or none."""
-    return "unsloth" if run.gradient_checkpointing else False
 
 
 def texts() -> str:
@@ -74,9 +56,4 @@ def texts() -> str:
 
 def trainer_arguments(run: RunConfig) -> dict[str, object]:
     """What the run decides of SFTConfig; checkpointing was decided when the model was loaded."""
-    own = {
-        name: value
-        for name, value in options.trainer_options(run).items()
-        if not name.startswith(("gradient_checkpointing", "use_liger", "liger"))
-    }
-    return {**own, "max_length": run.seq_len, "packing": run.packing, "dataset_text_field": "text"}
+    return own.trainer_options(run, options.trainer_options(run))

@@ -47,7 +47,9 @@ class Tokens:
         # A reference scores the same tokens once more, without gradients.
         if model.training and ids is not None and torch.is_grad_enabled():
             self.seen += ids.numel()
-            self.longest = max(self.longest, ids.shape[-1])
+            # Rows end to end, without padding, come with the length of each: they are as wide as on average.
+            rows = 1 if named.get("packed_seq_lengths") is None else len(named["packed_seq_lengths"])
+            self.longest = max(self.longest, -(-ids.shape[-1] // max(rows, 1)))
 
 
 def make_callback(

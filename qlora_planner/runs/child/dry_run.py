@@ -17,7 +17,7 @@ from qlora_planner.train.ranks import local_part
 _COLUMNS = (
     "input_ids", "labels", "attention_mask", "seq_lengths", "prompt_ids", "chosen_ids", "rejected_ids",
     "completion_ids", "KL_completion_ids", "label", "ref_chosen_logps", "ref_rejected_logps", "ref_logps",
-    "ref_KL_logps", "margin", "chat", "pictures", "prompt_input_ids", "prompt_attention_mask",
+    "ref_KL_logps", "margin", "chat", "pictures", "completion_mask", "prompt_input_ids", "prompt_attention_mask",
     *(f"{side}_{name}" for side in ("chosen", "rejected") for name in ("input_ids", "attention_mask", "labels")),
 )  # fmt: skip
 # Of a row's lists of tokens, those that are alternatives to each other: behind what all of them begin with.

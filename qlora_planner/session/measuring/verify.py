@@ -15,7 +15,7 @@ from qlora_planner.measure.process import versions
 from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
 from qlora_planner.session.cards import PlannedCard
-from qlora_planner.session.packages import Warn, check_executable
+from qlora_planner.session.packages import Warn, check_executable, without_card
 from qlora_planner.session.training.ranks import check_ranks
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import format_mib
@@ -107,6 +107,8 @@ def verify(
     check_packages(run)
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)
+    if here is None and (note := without_card(run)):
+        session.tell(note)
     spec, predicted = specification(
         session, model, session.model(model), run, here, device=device, steps=steps, ranks=ranks
     )

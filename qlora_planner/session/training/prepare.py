@@ -15,7 +15,7 @@ from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.record import record
 from qlora_planner.session.data import summary_of, with_longest
 from qlora_planner.session.measuring.this_card import ThisCard, check_packages, these_cards, this_card_as
-from qlora_planner.session.packages import check_executable
+from qlora_planner.session.packages import check_executable, without_card
 from qlora_planner.session.towers import with_tower
 from qlora_planner.session.training.ranks import check_ranks, ranks_of
 from qlora_planner.session.training.request import TrainRequest
@@ -62,6 +62,8 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     _check_images(request)
     check_executable(request.run, request.device)
     check_packages(request.run)
+    if request.device == "cpu" and (note := without_card(request.run)):
+        session.tell(note)
     ranks = ranks_of(request)
     if request.planned or ranks == 1:  # else the plan says which strategy fits
         request = replace(request, run=for_cards(request.run, ranks)[0])

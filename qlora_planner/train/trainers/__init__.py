@@ -8,7 +8,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import owner_of, trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.trainers import hf, loop, online, planned, preference, sft
+from qlora_planner.train.trainers import hf, loop, online, preference, sft, unsloth
 from qlora_planner.train.trainers.protocol import AnyTrainer, TrainerModule
 
 TRAINERS: Mapping[str, TrainerModule] = {
@@ -21,7 +21,7 @@ TRAINERS: Mapping[str, TrainerModule] = {
     "trl-reward": preference,
     "trl-grpo": online,
     "trl-rloo": online,
-    "unsloth": planned,
+    "unsloth": unsloth,
 }
 
 
