@@ -18,8 +18,23 @@ if TYPE_CHECKING:
     from qlora_planner.session.session import Session
 
 SCHEMA = "qlora-plan/merge/1"
+GGUF_SCHEMA = "qlora-plan/gguf/1"
 DTYPES = ("bfloat16", "float16")
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors")
+
+
+@record
+class GgufFile:
+    """A file that llama.cpp's converter wrote of a "model" or of an "adapter"."""
+
+    path: Path
+    kind: str
+    outtype: str
+    size_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {"path": str(self.path), "kind": self.kind, "outtype": self.outtype, "size_bytes": self.size_bytes}
 
 
 @record
@@ -32,6 +47,7 @@ class MergedRun:
     dtype: str
     predicted_peak_bytes: int
     measured_peak_bytes: int | None
+    gguf: GgufFile | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON document `qlora-plan/merge/1`."""
@@ -48,6 +64,7 @@ class MergedRun:
             "host": {
                 "predicted_peak_bytes": self.predicted_peak_bytes, "measured_peak_bytes": self.measured_peak_bytes,
             },
+            "gguf": None if self.gguf is None else self.gguf.to_dict(),
         }  # fmt: skip
 
 
@@ -59,6 +76,7 @@ def merge_run(
     base: str | None = None,
     dtype: str = "bfloat16",
     force: bool = False,
+    gguf: bool = False,
 ) -> MergedRun:
     """See `Session.merge`."""
     if dtype not in DTYPES:
@@ -73,6 +91,8 @@ def merge_run(
     refuse_adapter(finished.adapter_config, finished.adapter / ADAPTER_CONFIG)
     folder = Path(output).expanduser() if output else finished.folder.absolute().with_name(_beside(finished.folder))
     check_target(folder, force=force)
+    gguf_path = folder.with_name(folder.name + ".gguf")
+    converter = _converter("model", gguf_path, force=force) if gguf else None
     base_model = find_base(finished.bases, base, session.tell)
     refuse_quantised(base_model)
 
@@ -96,10 +116,52 @@ def merge_run(
     )  # fmt: skip
     from qlora_planner.measure.process import rss_peak_bytes
 
+    measured_peak_bytes = rss_peak_bytes()
+    made = None if converter is None else _converted(session, "model", converter, merged.folder, gguf_path, dtype)
     return MergedRun(
         merged=merged, base=base_model, plan=plan, dtype=dtype, predicted_peak_bytes=peak_bytes,
-        measured_peak_bytes=rss_peak_bytes(),
+        measured_peak_bytes=measured_peak_bytes, gguf=made,
     )  # fmt: skip
+
+
+def adapter_to_gguf(
+    session: Session,
+    run: str | os.PathLike[str],
+    *,
+    output: str | os.PathLike[str] | None = None,
+    base: str | None = None,
+    dtype: str = "bfloat16",
+    force: bool = False,
+) -> GgufFile:
+    """The adapter of a run alone as a GGUF file (RUN-adapter.gguf), which llama.cpp puts on its base with --lora.
+
+    Raises as `Session.merge` does, and RunError where the converter fails.
+    """
+    from qlora_planner.runs.after.base import find_base
+    from qlora_planner.runs.after.finished import read_finished
+
+    finished = read_finished(os.fspath(run))
+    beside = finished.folder.absolute()
+    target = Path(output).expanduser() if output else beside.with_name(f"{beside.name}-adapter.gguf")
+    converter = _converter("adapter", target, force=force)
+    base_model = find_base(finished.bases, base, session.tell)
+    return _converted(session, "adapter", converter, finished.adapter, target, dtype, base=base_model.folder)
+
+
+def _converter(kind: str, target: Path, *, force: bool) -> list[str]:
+    from qlora_planner.runs.after.gguf import check_gguf_target, find_converter
+
+    check_gguf_target(target, force=force)
+    return find_converter(kind)
+
+
+def _converted(
+    session: Session, kind: str, converter: list[str], source: Path, target: Path, dtype: str, base: Path | None = None
+) -> GgufFile:
+    from qlora_planner.runs.after.gguf import OUTTYPES, convert
+
+    size = convert(converter, source, target, OUTTYPES[dtype], base=base, hear=session.tell)
+    return GgufFile(path=target, kind=kind, outtype=OUTTYPES[dtype], size_bytes=size)
 
 
 def _beside(run: Path) -> str:
