@@ -13,10 +13,11 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.report.parts.table import advice_lines, markdown_advice, markdown_cards, markdown_memory
 from qlora_planner.session import Session
 from qlora_planner.session.surveying.tables import TablesAnswer
+from qlora_planner.sources.evidence import read_calibration
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.units import GIB
 from tools.accuracy import holdout_line, holdout_table
-from tools.console import Shown, console_block
+from tools.console import ROOT, Shown, console_block
 
 TASK_MODEL = "meta-llama/Llama-3.1-8B"
 
@@ -32,6 +33,17 @@ def _tables() -> TablesAnswer:
 
 def _memory() -> str:
     return f"{markdown_memory(_tables().tables)}\n\n{markdown_advice(_tables().tables)}"
+
+
+def timed_cards(profiles: Path) -> str:
+    """The cards whose speed somebody measured, by the calibrations that ship; the others are predicted."""
+    learnt = read_calibration([profiles / "calibrations"])
+    counts = {} if learnt is None else {card: traits.count for card, traits in learnt.speed.items()}
+    cards = ", ".join(f"{card} ({count} runs)" for card, count in sorted(counts.items()))
+    return (
+        f"Timed by somebody so far: {cards or 'none'}; elsewhere speed is predicted, and says so."
+        " [Add yours](docs/calibration.md#share-a-row)."
+    )
 
 
 def _myths() -> str:
@@ -72,7 +84,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
         "check": lambda: console_block(
             "qlora-plan check examples/trl-sft.yaml --gpu 10GB", Shown(0), Shown(1), Shown(4)
         ),
-        "accuracy": holdout_line,
+        "accuracy": lambda: f"{holdout_line()}\n{timed_cards(ROOT / 'profiles')}",
         "myths": _myths,
     },
     "docs/plans.md": {"plan": lambda: console_block("qlora-plan llama-3.1-8b --gpu rtx-4090")},

@@ -238,6 +238,23 @@ def test_saved_evidence_goes_into_the_profiles(invoke: Invoke, fake: Fake, tmp_p
     assert len(read_all(tmp_path / "measurements" / "rtx-4090-verified.jsonl")) == 1
 
 
+def test_a_row_is_shown_and_asked_for_before_it_is_shared(invoke: Invoke, fake: Fake, tmp_path: Path) -> None:
+    fake()
+    words = ("verify", MODEL, "--share", "--profiles", str(tmp_path))
+    (tmp_path / "measurements").mkdir()
+    silent = invoke(*words)
+    assert (silent.exit_code, "add --yes" in silent.stderr) == (2, True)
+    capped = invoke("verify", MODEL, "--share", "--yes", "--cap", "9GiB")
+    assert (capped.exit_code, "a whole card" in capped.stderr) == (2, True)
+    result = invoke(*words, "--yes")
+    assert result.exit_code == 0, result.stderr
+    (path,) = (tmp_path / "measurements" / "shared" / "rtx-4090").iterdir()
+    (row,) = read_all(path)
+    assert (row.model, row.config, row.predicted) == ("meta-llama/Llama-3.1-8B", None, None)
+    assert '"training": {' in result.stderr, "what is written is shown"
+    assert f"{path.name}: add it to a pull request" in result.stderr.replace("\n", "")
+
+
 def test_a_plan_file_is_a_run(invoke: Invoke, fake: Fake, tmp_path: Path) -> None:
     asked = fake()
     plan = invoke(MODEL, "--gpu", "24GB", "--seq-len", "512", "--json").stdout
