@@ -23,6 +23,7 @@ import msgspec
 from genson import SchemaBuilder
 
 import qlora_planner
+from qlora_planner.runs.after.gguf import CONVERTERS
 from tools.console import ROOT, answer_of
 
 FOLDER = ROOT / "qlora_planner" / "schemas"
@@ -87,9 +88,16 @@ explain-oom {log} --plan {plan}
 TOY = (
     "train ./toy --data train.jsonl --device cpu --yes --max-steps 4 --batch-size 4 --eval-split 0.1 --output runs/toy",
     "merge runs/toy",
+    "merge runs/toy --gguf model --output merged",
+    "merge runs/toy --gguf adapter",
     "generate runs/toy --prompt count --max-new-tokens 4",
+    "side-by-side runs/toy --max-new-tokens 4",
+    "side-by-side runs/toy --prompt count --max-new-tokens 4",
     "verify ./toy --device cpu --seq-len 64",
 )
+
+# Stands for llama.cpp's converters: a document says what they wrote and not what is in it.
+CONVERTER = 'import pathlib, sys; pathlib.Path(sys.argv[sys.argv.index("--outfile") + 1]).write_bytes(b"GGUF")'
 
 _LEAVES = {"int": "integer", "float": "number", "str": "string", "bool": "boolean", "None": "null"}
 # Names of objects whose keys are data: an option, a package, a component, a card.
@@ -166,7 +174,10 @@ def documents() -> Iterator[dict[str, Any]]:
         toy = Path(folder)
         environment = {
             **os.environ, "XDG_DATA_HOME": folder, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "NO_COLOR": "1",
+            "LLAMA_CPP_DIR": folder,
         }  # fmt: skip
+        for name in CONVERTERS.values():
+            (toy / name).write_text(CONVERTER, encoding="utf-8")
         subprocess.run([sys.executable, str(ROOT / "examples" / "toy_model.py"), "toy"], cwd=toy, check=True)
         (toy / "log").write_text(LOGS[0], encoding="utf-8")
         answer_of(f"qlora-plan llama-3.1-8b --gpu rtx-4090 --save {toy / 'plan.yaml'}")

@@ -9,33 +9,26 @@ from typing import Any
 import click
 
 from qlora_planner.cli import completing
+from qlora_planner.cli.after_options import trying_options
 from qlora_planner.cli.options import Verb, output_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json, answer_part
 from qlora_planner.cli.values import output_from
 from qlora_planner.errors import InputError
 
-DEVICES = ("cuda", "cpu")
 _LONGEST_BYTES = 4 << 20
 
 
 @click.command("generate", cls=Verb)
 @click.argument("run", metavar="RUN", shell_complete=completing.files)
 @click.option("--prompt", cls=SectionOption, required=True, metavar="TEXT", help="What to answer; - reads stdin.")
-@click.option(
-    "--max-new-tokens", cls=SectionOption, type=click.IntRange(1, 1 << 20), default=256, help="At most (256)."
-)
 @click.option("--temperature", cls=SectionOption, type=click.FloatRange(0, 10), default=0.0, help="0: no chance (0).")
-@click.option("--raw", cls=SectionOption, is_flag=True, help="The prompt as it is, without a chat template.")
-@click.option("--base", cls=SectionOption, metavar="DIR|ID", help="The base (what RUN names).")
-@click.option(
-    "--device", cls=SectionOption, type=click.Choice(DEVICES), default=None, help="Where (as RUN was trained)."
-)
+@trying_options(256)
 @output_options()
 def command(
     run: str,
     prompt: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     temperature: float,
     raw: bool,
     base: str | None,
@@ -52,7 +45,7 @@ def command(
 
     check_installed(PACKAGES)
     generation = generate_on(
-        output.session, run, _prompt(prompt), max_new_tokens=max_new_tokens, temperature=temperature, raw=raw,
+        output.session, run, _prompt(prompt), max_new_tokens=max_new_tokens or 256, temperature=temperature, raw=raw,
         base=base, device=device, hear=silent if output.json else partial(answer_part, joiners=True),
     )  # fmt: skip
     if output.json:

@@ -42,6 +42,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "calibrate": ("calibrate", "Turn measurements of this machine into calibration."),
     "merge": ("merge", "Merge the adapters of a run into its base (needs torch)."),
     "generate": ("generate", "Try a prompt on a run (needs torch)."),
+    "side-by-side": ("side_by_side", "Base and tuned model on a few prompts (needs torch)."),
+    "chat": ("chat", "Talk with a run in the terminal; /base asks its base (needs torch)."),
     "explain-oom": ("explain_oom", "What ran out of memory, from a log."),
     "mcp": ("mcp", "The answers as tools for agents, by the Model Context Protocol."),
     "completion": ("completion", "Completion at the tab key of bash, zsh and fish; --install puts it in place."),

@@ -51,7 +51,7 @@ from qlora_planner.spec.spellings import (
 )
 
 ATTENTIONS = ("sdpa", "eager", "flash_attention_2")
-_Function = TypeVar("_Function", bound=Callable[..., Any])
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 # Behind a switch: people write `--packing true`, as configs do.
@@ -267,8 +267,8 @@ def _output_options(*, csv: bool, every: bool) -> list[click.Option]:
     ]
 
 
-def _adds(options: Sequence[click.Option]) -> Callable[[_Function], _Function]:
-    def add(function: _Function) -> _Function:
+def adding(options: Sequence[click.Option]) -> Callable[[Function], Function]:
+    def add(function: Function) -> Function:
         # click collects what decorators add in reverse order.
         waiting: list[click.Parameter] = function.__dict__.setdefault("__click_params__", [])
         waiting.extend(reversed(options))
@@ -277,17 +277,17 @@ def _adds(options: Sequence[click.Option]) -> Callable[[_Function], _Function]:
     return add
 
 
-def run_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+def run_options(*, only: Sequence[str] = ()) -> Callable[[Function], Function]:
     """Add the run options, or some of them by their field names."""
-    return _adds([option for option in _run_options() if not only or option.name in only])
+    return adding([option for option in _run_options() if not only or option.name in only])
 
 
-def card_options() -> Callable[[_Function], _Function]:
+def card_options() -> Callable[[Function], Function]:
     """Add --gpu, --reserve, --cap and --risk."""
-    return _adds(_card_options())
+    return adding(_card_options())
 
 
-def reward_option() -> Callable[[_Function], _Function]:
+def reward_option() -> Callable[[Function], Function]:
     """Add --reward."""
     return click.option(
         "--reward", cls=SectionOption, multiple=True, metavar="FILE:NAME",
@@ -295,21 +295,21 @@ def reward_option() -> Callable[[_Function], _Function]:
     )  # fmt: skip
 
 
-def share_option() -> Callable[[_Function], _Function]:
+def share_option() -> Callable[[Function], Function]:
     """Add --share."""
-    return _adds(
+    return adding(
         [SectionOption(["--share"], metavar="FILE", help="The screen as a picture to show: .svg, or .png by cairosvg.")]
     )
 
 
-def data_options(*, only: Sequence[str] = ()) -> Callable[[_Function], _Function]:
+def data_options(*, only: Sequence[str] = ()) -> Callable[[Function], Function]:
     """Add --data, --tokenizer, --chars-per-token and --bad-rows, or some of them by their parameter names."""
-    return _adds([option for option in _data_options() if not only or option.name in only])
+    return adding([option for option in _data_options() if not only or option.name in only])
 
 
-def output_options(*, csv: bool = False, every: bool = False) -> Callable[[_Function], _Function]:
+def output_options(*, csv: bool = False, every: bool = False) -> Callable[[Function], Function]:
     """Add --json, --explain, --quiet, --no-color and --profiles, and where asked --csv and --all."""
-    return _adds(_output_options(csv=csv, every=every))
+    return adding(_output_options(csv=csv, every=every))
 
 
 def flags_and_values() -> tuple[frozenset[str], frozenset[str]]:

@@ -85,6 +85,11 @@ class RunDirectory:
         return self.path / "summary.json"
 
     @property
+    def answers(self) -> Path:
+        """What base and tuned model answered to a few prompts."""
+        return self.path / "side-by-side.json"
+
+    @property
     def report(self) -> Path:
         """The same to look at."""
         return self.path / "report.html"

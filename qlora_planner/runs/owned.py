@@ -22,7 +22,7 @@ MARK = ".qlora-plan"
 _MARK = '{"schema": "qlora-plan/mark/1"}'
 FILES = (
     "run.json", "run.json.partial", "plan.yaml", "accelerate.yaml", "metrics.jsonl", "summary.json",
-    "summary.json.partial", "report.html", "log.txt",
+    "summary.json.partial", "report.html", "log.txt", "side-by-side.json", "side-by-side.json.partial",
 )  # fmt: skip
 # Made, marked and emptied by the run itself.
 SCRATCH = ("adapter.partial", ".data", ".rehearsal", "logs")

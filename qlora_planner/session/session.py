@@ -25,9 +25,11 @@ from qlora_planner.text import plain
 if TYPE_CHECKING:
     from qlora_planner.catalog.gpus import GpuCatalogue
     from qlora_planner.evidence.calibration import Calibration
+    from qlora_planner.session.after.chat import Chat
     from qlora_planner.session.after.generate import Generation
     from qlora_planner.session.after.merge import MergedRun
     from qlora_planner.session.after.post_mortem import OomAnswer
+    from qlora_planner.session.after.side_by_side import SideBySide
     from qlora_planner.session.measuring.calibrate import CalibrationAnswer
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.session.surveying.tables import TablesAnswer
@@ -285,6 +287,24 @@ class Session:
         from qlora_planner.session.after.generate import generate_on
 
         return generate_on(self, run, prompt, **more)
+
+    def side_by_side(self, run: str | os.PathLike[str], prompts: Sequence[str] = (), **more: Any) -> SideBySide:
+        """Answers of a run's base and of its tuned model after a few prompts (three of its data), kept in its folder.
+
+        `more` are those of `generate` but `temperature`. Raises as `merge` does.
+        """
+        from qlora_planner.session.after.side_by_side import side_by_side
+
+        return side_by_side(self, run, prompts, **more)
+
+    def chat(self, run: str | os.PathLike[str], **more: Any) -> Chat:
+        """A run to talk with: `say` answers, `tuned = False` has its base answer, `forget` begins anew.
+
+        `more` are those of `generate`. Raises as `merge` does.
+        """
+        from qlora_planner.session.after.chat import open_chat
+
+        return open_chat(self, run, **more)
 
     def explain_oom(self, log: str | os.PathLike[str], *, plan: str | os.PathLike[str] | None = None) -> OomAnswer:
         """What ran out of memory, by a log, a pasted traceback or a memory snapshot of torch (- for standard input).

@@ -266,6 +266,27 @@ def test_a_verification_on_the_cpu_takes_a_toy_length_and_compares_what_can_be(t
     tell(explorer(tmp_path / "tui.json"), story)
 
 
+def test_what_was_trained_is_asked_beside_its_base(tmp_path: Path) -> None:
+    async def story(app: Explorer, pilot: Pilot[None]) -> None:
+        await open_model(app, pilot)
+        await pilot.press("7", "g")
+        await idle(app, pilot)
+        assert app.launches.current is None, "there is nothing to ask yet"
+        await begin(app, pilot)
+        await idle(app, pilot)
+        assert "g asks base and trained model" in words(app, "#status")
+        await pilot.press("g")
+        await idle(app, pilot)
+        launch = app.launches.current
+        assert launch is not None
+        assert launch.argv[0] == "side-by-side"
+        assert launch.exit_code == 0
+        assert "the answer" in words(app, "#log")
+
+    with staged(tmp_path) as asked:
+        tell(explorer(tmp_path / "tui.json", data=asked), story)
+
+
 def test_what_is_refused_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAIL", "1")
 

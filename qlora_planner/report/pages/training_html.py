@@ -13,22 +13,33 @@ from typing import Any
 
 from qlora_planner.report.parts.theme import Theme
 from qlora_planner.report.training import model_name, render_training
+from qlora_planner.text import screen
 from qlora_planner.units import GIB
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP = 720, 240, 64, 28, 12
 _STYLE = """body{font:15px/1.5 system-ui,sans-serif;max-width:52rem;margin:2rem auto;padding:0 1rem;color:#222}
 h1{font-size:1.3rem}h2{font-size:1.05rem;margin:1.6rem 0 .3rem}pre{background:#f5f5f5;padding:1rem;overflow:auto}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;vertical-align:top;padding:.3rem .6rem;
+border-bottom:1px solid #8884;white-space:pre-wrap;width:33%}
 svg{width:100%;height:auto}text{font:11px system-ui,sans-serif;fill:#555}.grid{stroke:#ddd}.axis{stroke:#999}
 @media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}pre{background:#222}text{fill:#aaa}.grid{stroke:#333}}"""
 
 Series = tuple[str, str, Sequence[tuple[float, float]]]  # name, colour, points
 
 
-def render_html(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], *, folder: str) -> str:
-    """The whole page of a summary.json and the rows of its metrics.jsonl."""
+def render_html(
+    summary: Mapping[str, Any],
+    metrics: Sequence[Mapping[str, Any]],
+    *,
+    folder: str,
+    answers: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The whole page of a summary.json and the rows of its metrics.jsonl, with answers of base and tuned model."""
     title = f"{escape(model_name(summary))}: {escape(summary['outcome'])}"
     text = escape(render_training(summary, Theme(unicode=True, width=100), folder=folder))
     parts = [f"<h1>{title}</h1>", f"<pre>{text}</pre>"]
+    if answers:
+        parts += ["<h2>Base and tuned, side by side</h2>", _answers_table(answers)]
     for heading, unit, series, level in _plots(summary, metrics):
         parts += [f"<h2>{escape(heading)}</h2>", chart(series, unit, level=level)]
     body = "\n".join(parts)
@@ -37,6 +48,14 @@ def render_html(summary: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]
         f'<meta name="viewport" content="width=device-width"><style>{_STYLE}</style></head>\n'
         f"<body>\n{body}\n</body></html>\n"
     )
+
+
+def _answers_table(answers: Sequence[Mapping[str, Any]]) -> str:
+    rows = ["<tr><th>prompt</th><th>base</th><th>tuned</th></tr>"]
+    for answer in answers:
+        cells = (screen(str(answer[name])) for name in ("prompt", "base", "tuned"))
+        rows.append(f"<tr>{''.join(f'<td>{escape(text)}</td>' for text in cells)}</tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
 def _plots(

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from qlora_planner.runs.after.base import Base
     from qlora_planner.runs.after.finished import Finished
     from qlora_planner.runs.after.forecast import Forecast
-    from qlora_planner.runs.after.generate import Generated
+    from qlora_planner.runs.after.generate import Generated, TunedModel
     from qlora_planner.session.session import Session
     from qlora_planner.spec.run import RunConfig
 
@@ -67,6 +67,50 @@ def generate_on(
     hear: Callable[[str], None] = silent,
 ) -> Generation:
     """See `Session.generate`; `hear` gets the answer piece by piece."""
+    from qlora_planner.runs.after.generate import read_prompt
+
+    there = ready_run(session, run, base=base, device=device)
+    encoded = read_prompt(prompt, there.finished.adapter, there.base.folder, raw=raw)
+    forecast, model = there.load(encoded.tokens, max_new_tokens)
+    generated = model.answer(encoded, new_tokens=max_new_tokens, temperature=temperature, tell=hear)
+    return Generation(
+        generated=generated, base=there.base, device=there.device, chat=encoded.chat, prompt_tokens=encoded.tokens,
+        forecast=forecast,
+    )  # fmt: skip
+
+
+@record
+class ReadyRun:
+    """A finished run with its base, and where it is to be tried; `room` is what that has left, in bytes, and its name.
+
+    Nothing is loaded yet.
+    """
+
+    session: Session
+    finished: Finished
+    base: Base
+    device: str
+    room: tuple[int, str]
+
+    def load(self, prompt_tokens: int, new_tokens: int) -> tuple[Forecast, TunedModel]:
+        """The model, for prompts and answers of at most so many tokens; what it takes is said first.
+
+        Raises RefusedError where there is less room, and as `TunedModel.load` does.
+        """
+        from qlora_planner.runs.after.generate import TunedModel
+
+        finished, base, device = self.finished, self.base, self.device
+        resolved, forecast = _forecast(finished, base, prompt_tokens, new_tokens, device, self.session)
+        _check_room(forecast, self.room, device, self.session)
+        _warn_length(base, prompt_tokens + new_tokens, self.session)
+        return forecast, TunedModel.load(base, finished.adapter, resolved, device)
+
+
+def ready_run(session: Session, run: str | os.PathLike[str], *, base: str | None, device: str | None) -> ReadyRun:
+    """The run in folder `run` and its base, looked at and not loaded.
+
+    Raises MissingError for packages, a card or a base that are not there, InputError for what is no run.
+    """
     check_installed(PACKAGES)
     from qlora_planner.runs.after.base import find_base
     from qlora_planner.runs.after.finished import read_finished
@@ -76,20 +120,7 @@ def generate_on(
     room = _room(device)
     base_model = find_base(finished.bases, base, session.tell)
     _quiet_libraries()
-    from qlora_planner.runs.after.generate import generate, read_prompt
-
-    encoded = read_prompt(prompt, finished.adapter, base_model.folder, raw=raw)
-    resolved, forecast = _forecast(finished, base_model, encoded.tokens, max_new_tokens, device, session)
-    _check_room(forecast, room, device, session)
-    _warn_length(base_model, encoded.tokens + max_new_tokens, session)
-    generated = generate(
-        base_model, finished.adapter, resolved, encoded, device=device, new_tokens=max_new_tokens,
-        temperature=temperature, tell=hear,
-    )  # fmt: skip
-    return Generation(
-        generated=generated, base=base_model, device=device, chat=encoded.chat, prompt_tokens=encoded.tokens,
-        forecast=forecast,
-    )  # fmt: skip
+    return ReadyRun(session=session, finished=finished, base=base_model, device=device, room=room)
 
 
 def _trained_on(finished: Finished, session: Session) -> str:

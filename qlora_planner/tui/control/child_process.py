@@ -36,6 +36,7 @@ HOLDS: Mapping[str, tuple[str, ...]] = {
 _KEPT = 600  # points of a curve
 _LOG_LINES = 200
 _GRACE_S = 20.0
+_DOING = {"train": "training", "verify": "verifying", "side-by-side": "answering"}
 _ENDED = {
     0: "finished", 1: "ended: it ran out of memory or is refused", 2: "refused", 3: "something is missing",
     130: "stopped",
@@ -52,7 +53,7 @@ class Launch:
     ) -> None:
         self.argv, self.folder = list(words), folder
         self.verb = self.argv[0]
-        self.words = "training" if self.verb == "train" else "verifying"
+        self.words = _DOING[self.verb]
         self.estimate = predicted
         self.phase = ""
         self.peaks: dict[str, int | None] = {}  # phase, in the order heard of -> most that NVML said in it
@@ -115,7 +116,7 @@ class Launch:
         if self._child is not None and self.running:
             self.asked_to_stop += 1
             with suppress(ProcessLookupError):
-                self._child.send_signal(signal.SIGINT if self.verb == "verify" else signal.SIGTERM)
+                self._child.send_signal(signal.SIGTERM if self.verb == "train" else signal.SIGINT)
 
     def end(self, grace_s: float = _GRACE_S) -> None:
         """Stop it and wait; what does not go within `grace_s` is made to. Leaves no file of its own behind."""
@@ -153,6 +154,12 @@ class Launch:
         if self.verb != "train" or self.folder is None or self.running or self.exit_code in (0, 2, 3, None):
             return None
         return shlex.join(["qlora-plan", "train", str(self.folder), "--resume"])
+
+    def answers_words(self) -> list[str] | None:
+        """The words after `qlora-plan` that answer prompts with what this trained; None where nothing is trained."""
+        if self.folder is None or self.running or self.exit_code != 0:
+            return None
+        return ["side-by-side", str(self.folder), *(["--device", "cpu"] if self.on_cpu else [])]
 
     def predicted_bytes(self, phase: str) -> int | None:
         """Device bytes that the estimate has for a phase that is heard of; None where it has none."""

@@ -74,6 +74,15 @@ class Launches:
         words = ["train", str(before.folder), "--resume", "--yes"]
         self.start(Launch(words, predicted=before.estimate, folder=before.folder))
 
+    def answer(self) -> None:
+        """Answer a few prompts of the data with the base and with what was trained."""
+        before = self.current
+        words = None if before is None else before.answers_words()
+        if before is None or words is None:
+            self._app.notify("there is no finished training to ask; b trains")
+            return
+        self.start(Launch(words, folder=before.folder))
+
     def start(self, launch: Launch) -> None:
         """Start a child and listen to it, in place of the one before."""
         if self.current is not None:

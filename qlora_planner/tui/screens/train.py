@@ -39,6 +39,7 @@ class TrainScreen(Page):
         Binding("d", "device", "Device", tooltip="On the card of this machine, or on the CPU at a toy size"),
         Binding("x", "stop", "Stop", tooltip="Stop safely: a training keeps a checkpoint; again stops at once"),
         Binding("r", "resume", "Resume", tooltip="Go on with the training that was stopped"),
+        Binding("g", "answer", "Answers", tooltip="Base and trained model side by side, on prompts of the data"),
     ]
 
     def __init__(self) -> None:
@@ -142,6 +143,10 @@ class TrainScreen(Page):
     def action_stop(self) -> None:
         """Ask it to stop."""
         self.explorer.launches.stop()
+
+    def action_answer(self) -> None:
+        """Base and trained model side by side."""
+        self.explorer.launches.answer()
 
     def action_resume(self) -> None:
         """Go on from its last checkpoint."""
