@@ -289,19 +289,15 @@ class Session:
         return generate_on(self, run, prompt, **more)
 
     def side_by_side(self, run: str | os.PathLike[str], prompts: Sequence[str] = (), **more: Any) -> SideBySide:
-        """Answers of a run's base and of its tuned model after a few prompts (three of its data), kept in its folder.
-
-        `more` are those of `generate` but `temperature`. Raises as `merge` does.
-        """
+        """Answers of a run's base and of its tuned model after a few prompts (three of its data), kept in its folder;
+        `more` are those of `generate` but `temperature`. Raises as `merge` does."""
         from qlora_planner.session.after.side_by_side import side_by_side
 
         return side_by_side(self, run, prompts, **more)
 
     def chat(self, run: str | os.PathLike[str], **more: Any) -> Chat:
-        """A run to talk with: `say` answers, `tuned = False` has its base answer, `forget` begins anew.
-
-        `more` are those of `generate`. Raises as `merge` does.
-        """
+        """A run to talk with: `say` answers, `tuned = False` has its base answer, `forget` begins anew; `more` are
+        those of `generate`. Raises as `merge` does."""
         from qlora_planner.session.after.chat import open_chat
 
         return open_chat(self, run, **more)
