@@ -34,17 +34,20 @@ from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig, options_without
-from qlora_planner.speed.roofline import SpeedModel, speed_model
-from qlora_planner.speed.step import optimizer_work
+from qlora_planner.speed.layers import LayerWork
+from qlora_planner.speed.roofline import Rates, SpeedModel, speed_model
+from qlora_planner.speed.step import layer_works, optimizer_work
 
 Ints = NDArray[np.int64]
 # What decides loading, preparing and adding adapters, but for the rank.
 _loading_options = options_without("rank", *UNBILLED)
-# What decides what layers and head compute.
-_layer_options = options_without(
+_OF_NO_LAYER = (
     "batch_size", "seq_len", "grad_accum", "optimizer", "alloc_conf", "eval_batch_size", "rank", "alpha", "packing",
     "activation_offloading",
 )  # fmt: skip
+# What decides what layers and head compute, and what a layer does whether or not backward does it again.
+_layer_options = options_without(*_OF_NO_LAYER)
+_kernel_options = options_without(*_OF_NO_LAYER, "gradient_checkpointing", "checkpoint_every")
 
 
 @record
@@ -145,11 +148,11 @@ class CandidateMemory:
             return floors, traced
         for accumulates, variant in enumerate(self.variants):
             wanted = accumulated == bool(accumulates)
-            if not wanted.any():
+            if not np.count_nonzero(wanted):
                 continue
             for part in self.sweep.parts_of(variant, batch[wanted], seq[wanted]):
                 inside = part.region.inside(batch, seq) & wanted & ~traced
-                if not inside.any():
+                if not np.count_nonzero(inside):
                     continue
                 gradients = self.parts.state.gradients if accumulates else 0  # kept side by side: no slack among them
                 level = part.moments.on(self.budget.workspace_bytes).highest(
@@ -190,12 +193,13 @@ class CandidateFactory:
     _grounds: dict[tuple[Any, ...], StaticPeaks]
     _paces: dict[tuple[Any, ...], SpeedModel | None]
     _steps: dict[tuple[Any, ...], tuple[float, float, float]]
+    _layers: dict[tuple[Any, ...], tuple[LayerWork, ...]]
 
     @classmethod
     def of(cls, profile: ModelProfile, budget: Budget, sweep: Sweep | None = None) -> CandidateFactory:
         """For one model on the card of a budget."""
         played = sweep.played(budget.workspace_bytes) if isinstance(sweep, TapeSweep) else None
-        return cls(profile, budget, sweep, played, {}, {}, {}, {})
+        return cls(profile, budget, sweep, played, {}, {}, {}, {}, {})
 
     @property
     def gpu(self) -> GpuSpec:
@@ -224,21 +228,32 @@ class CandidateFactory:
         run = resolution.run
         key = _layer_options(run), on.name
         if key not in self._paces:
-            self._paces[key] = speed_model(self.profile, resolution, on, self.budget.calibration)
+            self._paces[key] = self._speed(resolution, on)
         model = self._paces[key]
         if model is None:
             return None
-        optimizer = find_optimizer(run.optimizer)
-        assert optimizer is not None
-        cased = (run.optimizer, run.rank, run.quant, run.method, run.target_modules, run.trainer, run.modules_to_save)
-        if cased not in self._steps:
-            self._steps[cased] = optimizer_work(self.profile, run, resolution.trainer, optimizer)
-        fixed, per_rank, tensors = self._steps[cased]
+        fixed, per_rank, tensors = self._stepped(resolution)
         work = replaced(
             model.work, micro_steps=run.grad_accum, optimizer_fixed=fixed, optimizer_per_rank=per_rank,
             tensor_steps=tensors,
         )  # fmt: skip
         return replaced(model, work=work)
+
+    def _speed(self, resolution: Resolution, on: GpuSpec) -> SpeedModel | None:
+        if Rates.of(on, resolution.run.compute_dtype) is None:
+            return None
+        alike = _kernel_options(resolution.run)
+        if alike not in self._layers:
+            self._layers[alike] = layer_works(self.profile, resolution)
+        layers, stepped = self._layers[alike], self._stepped(resolution)
+        return speed_model(self.profile, resolution, on, self.budget.calibration, layers, stepped)
+
+    def _stepped(self, resolution: Resolution) -> tuple[float, float, float]:
+        run = resolution.run
+        cased = (run.optimizer, run.rank, run.quant, run.method, run.target_modules, run.trainer, run.modules_to_save)
+        if cased not in self._steps:
+            self._steps[cased] = optimizer_work(self.profile, run, resolution.trainer)
+        return self._steps[cased]
 
     def ground(self, resolution: Resolution) -> StaticPeaks:
         """SimulatedRun once for all that load alike; another rank is the played one with other adapters."""

@@ -27,6 +27,7 @@ from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.speed.layers import LayerWork
 from qlora_planner.speed.step import StepWork, step_work
 from qlora_planner.speed.work import Vector, Work, evaluator, values
 
@@ -120,17 +121,23 @@ def efficiency_of(gpu: GpuSpec, calibration: Calibration | None) -> tuple[Kernel
 
 
 def speed_model(
-    profile: ModelProfile, resolution: Resolution, gpu: GpuSpec, calibration: Calibration | None = None
+    profile: ModelProfile,
+    resolution: Resolution,
+    gpu: GpuSpec,
+    calibration: Calibration | None = None,
+    layers: tuple[LayerWork, ...] | None = None,
+    stepped: tuple[float, float, float] | None = None,
 ) -> SpeedModel | None:
     """The speed of a resolved run's options on a card; None where the card's rates are unknown.
 
+    `layers` and `stepped` are as in `step_work`.
     Raises InputError when target modules or modules_to_save match nothing.
     """
     rates = Rates.of(gpu, resolution.run.compute_dtype)
     if rates is None:
         return None
     traits, basis = efficiency_of(gpu, calibration)
-    work = step_work(profile, resolution)
+    work = step_work(profile, resolution, layers, stepped)
     return SpeedModel(work=work, rates=rates, traits=traits, basis=basis)
 
 

@@ -78,12 +78,25 @@ def setting_of(placement: Placement, trainer: TrainerRow) -> Setting:
     )
 
 
-def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
-    """The work of one step of a resolved run; raises InputError when target modules match nothing."""
+def layer_works(profile: ModelProfile, resolution: Resolution) -> tuple[LayerWork, ...]:
+    """The work of every kind of layer of a resolved run, however many are recomputed; raises InputError when target
+    modules match nothing."""
+    placement = Placement(profile, resolution.run)
+    return layers_of(placement, setting_of(placement, resolution.trainer))
+
+
+def step_work(
+    profile: ModelProfile,
+    resolution: Resolution,
+    layers: tuple[LayerWork, ...] | None = None,
+    stepped: tuple[float, float, float] | None = None,
+) -> StepWork:
+    """The work of one step of a resolved run; `layers` and `stepped` are its `layer_works` and its `optimizer_work`,
+    where they are at hand. Raises InputError when target modules match nothing."""
     run, trainer = resolution.run, resolution.trainer
     placement = Placement(profile, run)
     at = setting_of(placement, trainer)
-    layers = layers_of(placement, at)
+    layers = layers_of(placement, at) if layers is None else layers
     beside = len(trainer.passes) - 1  # passes without gradients: a forward each
     again = recomputed_shares(profile, run)
     micro = _total(
@@ -99,9 +112,7 @@ def step_work(profile: ModelProfile, resolution: Resolution) -> StepWork:
     )
     head = _head(placement, at, resolution.loss)
     micro += head * (1 + beside / _HEAD_PRODUCTS) if beside else head
-    optimizer = find_optimizer(run.optimizer)
-    assert optimizer is not None
-    fixed, per_rank, tensors = optimizer_work(profile, run, trainer, optimizer)
+    fixed, per_rank, tensors = stepped or optimizer_work(profile, run, trainer)
     return StepWork(
         micro=micro,
         masked=masked,
@@ -204,10 +215,10 @@ def _head(placement: Placement, at: Setting, loss: LossMemory) -> Work:
 _LISTED = 0.15
 
 
-def optimizer_work(
-    profile: ModelProfile, run: RunConfig, trainer: TrainerRow, optimizer: OptimizerRow
-) -> tuple[float, float, float]:
+def optimizer_work(profile: ModelProfile, run: RunConfig, trainer: TrainerRow) -> tuple[float, float, float]:
     """Bytes of one step, clipping included, apart from the rank and per rank; tensors stepped over one by one."""
+    optimizer = find_optimizer(run.optimizer)
+    assert optimizer is not None
     here, at_rank_1 = (_optimizer_bytes(profile, at, trainer, optimizer) for at in (run, run.with_(rank=1)))
     per_rank = (here[0] - at_rank_1[0]) / (run.rank - 1) if run.rank > 1 else 0.0
     if run.rank == 1:
