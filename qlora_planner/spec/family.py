@@ -13,7 +13,7 @@ from qlora_planner.spec.layers import kept_positions, represent
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, VOCABULARY, TileLoop, tile_count, unrolled
 from qlora_planner.spec.trace import TOKENS as SINGLE_TOKENS
-from qlora_planner.spec.trace import CompiledTape, Monomial, Term
+from qlora_planner.spec.trace import CompiledTape, Monomial, Term, ratio
 
 # Letters beside a class's dimensions, of runs whose rows are prompts and completions: tokens of a completion and of a
 # prompt, all rows that are generated together, and the labels of a classifier.
@@ -170,16 +170,16 @@ def _number(terms: tuple[Term, ...], seq_len: int) -> int:
 def with_dims(terms: tuple[FamilyTerm, ...], dims: Mapping[str, int | float | None]) -> tuple[Term, ...] | None:
     """The terms with numbers for dimensions, those of one monomial added up; None where a dimension is not known, and
     where weights are no whole number of bytes: what the model's own code takes is then rounded somehow."""
-    sums: dict[Monomial, Fraction] = {}
-    of_weights: dict[Monomial, Fraction] = {}
+    sums: dict[Monomial, int | Fraction] = {}
+    of_weights: dict[Monomial, int | Fraction] = {}
     for numerator, denominator, monomial, product in terms:
         values = [dims.get(name) for name in product]
         if any(value is None for value in values):
             return None
-        share = Fraction(numerator * prod(int(value or 0) for value in values), denominator)
-        sums[monomial] = sums.get(monomial, Fraction(0)) + share
+        share = ratio(numerator * prod(int(value or 0) for value in values), denominator)
+        sums[monomial] = sums.get(monomial, 0) + share
         if product and not any(monomial[:2]):
-            of_weights[monomial] = of_weights.get(monomial, Fraction(0)) + share
+            of_weights[monomial] = of_weights.get(monomial, 0) + share
     if any(value.denominator != 1 for value in of_weights.values()):
         return None
     return tuple((value.numerator, value.denominator, monomial) for monomial, value in sums.items() if value)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from itertools import groupby
 
 from qlora_planner.spec.layers import bridged, kept_positions, represent
-from qlora_planner.spec.trace import CompiledTape, Segment, Term
+from qlora_planner.spec.trace import CompiledTape, Segment, Term, ratio
 
 OUTSIDE = -1
 # Stage, step and micro-step.
@@ -68,7 +68,7 @@ class _Source:
             return ()
         return self.tape.events[self.tape.segments[segment].start : self.tape.segments[segment].stop]
 
-    def terms(self, storage: int) -> tuple[tuple[tuple[int, int, int], Fraction], ...]:
+    def terms(self, storage: int) -> tuple[tuple[tuple[int, int, int], int | Fraction], ...]:
         """A storage's size in one form for all tapes."""
         return _canonical(self.tape.sizes[self.size[storage]])
 
@@ -277,9 +277,9 @@ def _of_layer(segment: Segment, layer: int) -> Segment:
 
 
 @lru_cache(maxsize=4096)
-def _canonical(terms: tuple[Term, ...]) -> tuple[tuple[tuple[int, int, int], Fraction], ...]:
+def _canonical(terms: tuple[Term, ...]) -> tuple[tuple[tuple[int, int, int], int | Fraction], ...]:
     """Terms of equal polynomials alike."""
-    sums: dict[tuple[int, int, int], Fraction] = defaultdict(Fraction)
+    sums: dict[tuple[int, int, int], int | Fraction] = defaultdict(int)
     for numerator, denominator, monomial in terms:
-        sums[monomial] += Fraction(numerator, denominator)
+        sums[monomial] += ratio(numerator, denominator)
     return tuple(sorted((monomial, value) for monomial, value in sums.items() if value))

@@ -6,6 +6,7 @@ A `CompiledTape` holds sizes as polynomials in batch, sequence and rank; `at` fi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 
@@ -199,6 +200,11 @@ def storages_and_sizes(events: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[
         else:
             storages.append(-code)
     return tuple(storages), tuple(code if code > 0 else 0 for code in events), born
+
+
+def ratio(numerator: int, denominator: int) -> int | Fraction:
+    """The exact quotient: an int where it is whole, which takes a tenth of a fraction's time."""
+    return Fraction(numerator, denominator) if numerator % denominator else numerator // denominator
 
 
 def _value(terms: Sequence[Term], batch: int, seq: int, rank: int) -> int:
