@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards played tapes families families-more families-stack tables calibration screenshots install faults schemas manual site
+.PHONY: check native format lint types layers test coverage profiles fields laws cards played tapes families families-more families-stack tables calibration screenshots install faults schemas manual site page page-check
 
 check: lint types layers test
 
@@ -102,6 +102,19 @@ manual:
 # The documentation as a site on http://127.0.0.1:8000; `mkdocs build --strict` writes it to build/site. Needs [docs].
 site:
 	$(PYTHON) -m mkdocs serve
+
+# The planner as a static page, build/page, whose Python runs in the browser: Pyodide from the npm registry, the wheels
+# from PyPI. `make page-check` tries it in headless Chromium by the keyboard alone (needs playwright and a Chromium).
+PYODIDE = 314.0.7
+page:
+	mkdir -p build/pyodide build/wheels
+	cd build && npm pack --silent pyodide@$(PYODIDE) && tar xzf pyodide-$(PYODIDE).tgz -C pyodide --strip-components 1
+	$(PYTHON) -m pip download -q --no-deps -d build/wheels --only-binary :all: --platform pyemscripten_2026_0_wasm32 \
+	  --platform any --implementation cp --python-version 314 --abi cp314 --abi none msgspec platformdirs
+	$(PYTHON) -m tools.page build/page --pyodide build/pyodide --wheels build/wheels
+
+page-check:
+	$(PYTHON) -m tools.page_check build/page
 
 # Take the README's pictures of the explorer again.
 screenshots:

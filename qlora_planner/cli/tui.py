@@ -38,15 +38,22 @@ _SWITCH_S = 0.001
 @click.option("--no-color", cls=OutputOption, is_flag=True, help="Without colours, as with NO_COLOR.")
 @click.option("--ascii", cls=OutputOption, is_flag=True, help="ASCII alone (where the locale is not UTF-8).")
 @click.option("--profiles", cls=OutputOption, metavar="DIR", help="A folder with models/ or gpus/ to look in first.")
-def command(**given: Any) -> int:
+@click.option(
+    "--serve", cls=OutputOption, type=click.IntRange(1, 65535), is_flag=False, flag_value=8000, metavar="[PORT]",
+    help="Show it to a browser on this machine (8000); needs [serve].",
+)  # fmt: skip
+def command(serve: int | None, **given: Any) -> int:
     """The explorer: what fits, one run and its knobs, frontier, prices, comparisons, the dataset, verify and train.
 
     Needs a terminal. MODEL is opened at once. Without --gpu it takes the card in this machine, else the one it was left
     with.
     """
-    if not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
+    if serve is not None:
+        return _serve(serve, given)
+    in_browser = bool(os.environ.get("TEXTUAL_DRIVER"))  # textual-serve speaks to it through pipes
+    if not in_browser and not (_is_terminal(sys.stdin) and _is_terminal(sys.stdout)):
         raise MissingError("tui: stdin and stdout must be a terminal; `qlora-plan --gpu 24GB` answers without one")
-    if not _is_terminal(sys.stderr):  # where the framework paints
+    if not in_browser and not _is_terminal(sys.stderr):  # where the framework paints
         raise MissingError("tui: stderr must be a terminal too: start it without 2> FILE")
     if given["no_color"]:
         os.environ["NO_COLOR"] = "1"
@@ -61,6 +68,32 @@ def command(**given: Any) -> int:
     if explorer.leaving.unkept is not None:
         say(f"{explorer.leaving.unkept}; the next start does not know where you were")
     return explorer.return_code or 0
+
+
+def _serve(port: int, given: dict[str, Any]) -> int:
+    """The explorer in a browser, one process a visitor, until Ctrl-C; to this machine alone.
+
+    Raises MissingError without textual-serve.
+    """
+    import shlex
+
+    from qlora_planner.installing import install_line
+    from qlora_planner.isolation import python_module
+
+    try:
+        from textual_serve.server import Server
+    except ImportError:
+        raise MissingError(f"missing here: textual-serve; {install_line('serve')}") from None
+    words = [given["model"]] if given.get("model") else []
+    of_data = ("data", "tokenizer", "chars_per_token", "bad_rows") if given.get("data") else ()
+    for name in ("gpu", "profiles", *of_data):
+        if given.get(name) is not None:
+            words += [f"--{name.replace('_', '-')}", str(given[name])]
+    words += [f"--{name.replace('_', '-')}" for name in ("no_color", "ascii") if given.get(name)]
+    line = shlex.join([*python_module("qlora_planner"), "tui", *words])
+    say(f"http://127.0.0.1:{port} until Ctrl-C")
+    Server(line, host="127.0.0.1", port=port, title="qlora-planner").serve()
+    return 0
 
 
 def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahead: bool = False) -> Any:

@@ -7,6 +7,7 @@ import select
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,31 @@ def test_help_says_what_it_is(invoke: Invoke) -> None:
     result = invoke("tui", "--help")
     assert result.exit_code == 0
     assert "explorer" in result.stdout
+
+
+def test_it_is_served_to_this_machine_by_the_command_that_was_typed(
+    invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[tuple[str, dict[str, object]]] = []
+
+    class Server:
+        def __init__(self, command: str, **more: object) -> None:
+            served.append((command, more))
+
+        def serve(self) -> None:
+            return
+
+    monkeypatch.setitem(sys.modules, "textual_serve", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "textual_serve.server", SimpleNamespace(Server=Server))
+    assert invoke("tui", "llama-3.1-8b", "--gpu", "24GB", "--ascii", "--serve").exit_code == 0
+    assert invoke("tui", "--serve", "9000").exit_code == 0
+    (first, here), (second, there) = served
+    assert first.endswith("-m qlora_planner tui llama-3.1-8b --gpu 24GB --ascii")
+    assert second.endswith("-m qlora_planner tui")
+    assert (here["host"], here["port"], there["port"]) == ("127.0.0.1", 8000, 9000)
+    monkeypatch.setitem(sys.modules, "textual_serve.server", None)
+    missing = invoke("tui", "--serve")
+    assert (missing.exit_code, "textual-serve" in missing.stderr) == (3, True)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="POSIX terminals")
