@@ -14,7 +14,6 @@ from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
 
-Settled = tuple[Choice, MemoryEstimate]
 _BATCH = frozenset({"batch_size", "grad_accum"})
 _STORED = frozenset({"method", "quant", "double_quant"})
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,6 @@ from transformers import PreTrainedModel
 from qlora_planner.catalog import TRAINER_ROWS
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.stored_checkpoint import stored_quantization
-from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.profiling import adapters
 from qlora_planner.profiling.inventory import Layers, pattern, tensor_groups
 from qlora_planner.profiling.meta_model import build_on_meta, installed_versions, quantize_on_meta, skipped_modules
@@ -78,7 +76,7 @@ def build_profile(
     )  # fmt: skip
     layers = Layers(model, replaced)
     plans = {"bfloat16": plan_bfloat16, "float16": dict(model._get_dtype_plan(torch.float16))}
-    supports, dims = _supports(model), _dimensions(model)
+    supports, dims = supports_of(model), _dimensions(model)
     if whole_model:
         dims |= image_dims(model.config)
     kernel = "sdpa" if supports["sdpa"] else "eager"
@@ -124,40 +122,6 @@ def build_profile(
     )
 
 
-def build_classifier(source: ConfigSource, profile: ModelProfile, labels: int) -> ModelProfile:
-    """`profile` as transformers' own sequence classifier of its config has it, with `labels` labels.
-
-    What `memory.weights.classifier` works out without torch, read off the class. Raises InputError where there is none.
-    """
-    raw, _ = text_part(source.config, source.id)
-
-    def quantized() -> PreTrainedModel:
-        return quantize_on_meta(build_on_meta(raw, source.id, labels=labels)[0])
-
-    model, plan_bfloat16 = build_on_meta(raw, source.id, labels=labels)
-    replaced = frozenset(name for name, part in quantized().named_modules() if type(part).__name__ == "Linear4bit")
-    layers = Layers(model, replaced)
-    plans = {"bfloat16": plan_bfloat16, "float16": dict(model._get_dtype_plan(torch.float16))}
-    target = next(iter(profile.adapters))
-    names = target if target == "all-linear" else target.split(",")
-    added = adapters.without_saved(adapters.single_target(quantized, names, layers, task_type="SEQ_CLS"))
-    by_target = {target: added}
-    if "attention" in profile.adapters:
-        patterns = {pattern(name) for name in attention_modules(model)}
-        by_target["attention"] = tuple(tensor for tensor in added if tensor.module in patterns)
-    return replace(
-        profile,
-        class_name=type(model).__name__,
-        params=sum(parameter.numel() for parameter in model.parameters()),
-        dims={**profile.dims, LABELS: labels},
-        supports=_supports(model),
-        layer_kinds=layers.kinds,
-        layer_order=layers.order(),
-        tensors=tensor_groups(model, layers, replaced, frozenset(skipped_modules(model)), plans),
-        adapters=by_target,
-    )
-
-
 def _quantized(raw: Mapping[str, Any], location: str) -> PreTrainedModel:
     return quantize_on_meta(build_on_meta(raw, location)[0])
 
@@ -195,7 +159,7 @@ def position_rows(model: PreTrainedModel, dims: Mapping[str, int | float | None]
     return None
 
 
-def _supports(model: PreTrainedModel) -> dict[str, bool]:
+def supports_of(model: PreTrainedModel) -> dict[str, bool]:
     """Ask the class itself which attention kernels it dispatches and whether it can checkpoint."""
     return {
         "eager": True,

@@ -30,7 +30,6 @@ _PHASES = {
 }
 # Phases of an estimate by those of a run; the longest batch and training are held against the peak of all.
 _PREDICTED = {"load": "load", "prepare": "prepare", "adapters": "adapters", "save": "save"}
-_TOLD = ("loss", "learning_rate", "grad_norm", "step_s", "tokens", "tokens_per_s")
 _FIRST_STEPS, _STEP_S = 10, 1.0
 _LATELY, _CARD_S = 20, 2.0
 

@@ -105,10 +105,11 @@ def test_a_sweep_equals_single_runs_to_the_byte() -> None:
     random = np.random.default_rng(7)
     seqs, ranks = random.integers(513, 4097, 400), random.choice([4, 16, 57, 256], 400)
     fixed = {int(r): parts(MODELS[1], int(r))[0] for r in set(ranks.tolist())}
-    swept = moments.allocated_sweep(1, seqs, ranks, fixed)
-    for at, (seq, rank) in enumerate(zip(seqs.tolist(), ranks.tolist(), strict=True)):
-        single = moments.allocated_phases(1, seq, rank, fixed[rank])
-        assert {phase: int(values[at]) for phase, values in swept.items()} == single
+    for rank in fixed:
+        lengths = seqs[ranks == rank]
+        swept = moments.highest(np.ones_like(lengths), lengths, rank, fixed[rank], False, 0)
+        single = [moments.allocated_phases(1, seq, rank, fixed[rank]) for seq in lengths.tolist()]
+        assert swept.tolist() == [max(phases.values()) for phases in single]
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -138,14 +139,12 @@ def test_sizes_round_to_blocks_and_not_their_sum() -> None:
     fixed = FixedBytes(held=1024, states=2048, scratch=0, norms=0)
     assert moments.allocated_phases(1, 1537, 1, fixed) == {"forward": 1024 + 2048 + 5 * 1024}
     assert moments.allocated_phases(1, 1536, 1, fixed) == {"forward": 1024 + 2048 + 5 * 512}
-    assert moments.allocated_sweep(1, [1536, 1537], 1, {1: fixed})["forward"].tolist() == [5632, 8192]
+    assert moments.highest(np.ones(2), np.array([1536, 1537]), 1, fixed, False, 0).tolist() == [5632, 8192]
 
 
 def test_what_cannot_be_swept_says_so() -> None:
     tape, moments = compiled(MODELS[2])
     with pytest.raises(InputError, match="too large"):
-        moments.allocated_sweep(1, [1 << 60], 8, {8: parts(MODELS[2], 8)[0]})
-    with pytest.raises(InputError, match="ranks \\[9\\]"):
-        moments.allocated_sweep(1, [1024], [9], {})
+        moments.highest(np.ones(1), np.array([1 << 60]), 8, parts(MODELS[2], 8)[0], False, 0)
     with pytest.raises(InputError, match="DoRA"):
         peak_polynomials_of(tape, RunConfig(dora=True))

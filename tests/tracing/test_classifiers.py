@@ -25,7 +25,6 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.weights.classifier import classifier_profile
 from qlora_planner.profiling.adapters import inject
-from qlora_planner.profiling.build import build_classifier
 from qlora_planner.profiling.meta_model import build_on_meta, quantize_on_meta
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.session.models import config_of
@@ -33,6 +32,7 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from tests.profiles import toy_profile
+from tests.tracing.real_classifiers import build_classifier
 
 ROOT = Path(__file__).parents[2]
 CATALOGUE = ModelCatalogue([ROOT / "profiles" / "models"])

@@ -145,41 +145,6 @@ class PeakPolynomials:
         values = [rounded_bytes(terms, batch_size, seq_len, rank) for terms in self.sizes]
         return [*values, fixed.norms, fixed.scratch, fixed.states]  # columns -3, -2, -1
 
-    def allocated_sweep(
-        self, batch_size: Any, seq_len: Any, rank: Any, fixed: Mapping[int, FixedBytes]
-    ) -> dict[str, NDArray[np.int64]]:
-        """The same for arrays of runs, shape (runs,) each; `fixed` by rank. Equal to the byte.
-
-        Raises InputError for sizes beyond what 53 bits hold, or a rank that `fixed` lacks.
-        """
-        import numpy as np  # late: estimates of single runs do without it
-
-        batch, seq, ranks = np.broadcast_arrays(*(np.asarray(a, dtype=np.int64) for a in (batch_size, seq_len, rank)))
-        self._check_exact(tuple(int(a.max()) for a in (batch, seq, ranks)))
-        present = np.array(sorted(set(ranks.ravel().tolist())), dtype=np.int64)
-        rank_index = np.searchsorted(present, ranks)
-        missing = [rank for rank in present.tolist() if rank not in fixed]
-        if missing:
-            raise InputError(f"no adapter bytes for ranks {missing}: give them in `fixed`")
-        per_rank = [fixed[rank] for rank in present.tolist()]
-
-        def spread(name: str) -> NDArray[np.int64]:
-            by_rank: NDArray[np.int64] = np.array(
-                [getattr(fixed_bytes, name) for fixed_bytes in per_rank], dtype=np.int64
-            )
-            return by_rank[rank_index]
-
-        width = len(self.sizes)
-        table = np.empty((width + 3, batch.size), dtype=np.float64)
-        table[:width] = self._blocks(batch, seq, ranks)
-        for offset, name in enumerate(("norms", "scratch", "states")):
-            table[width + offset] = spread(name) // MIN_BLOCK_BYTES
-        held = spread("held")
-        return {
-            phase: held + (counts @ table).max(axis=0).astype(np.int64) * MIN_BLOCK_BYTES
-            for phase, counts in self._counts().items()
-        }
-
     def highest(
         self, batch_size: Any, seq_len: Any, rank: int, fixed: FixedBytes, accumulates: bool, gradients: int
     ) -> NDArray[np.int64]:
