@@ -75,6 +75,9 @@ const bar = (phase, whole, usable) => {
   return line;
 };
 
+const chance = (risk) => (risk === null ? "" : risk < 0.001 ? ", chance of running out below 0.1 %"
+  : `, chance of running out ${risk > 0.999 ? "above 99.9" : (100 * risk).toFixed(1)} %`);
+
 let latest = 0;
 const show = async () => {
   const mine = ++latest;
@@ -93,7 +96,7 @@ const show = async () => {
   }
   $("verdict").className = answer.verdict;
   $("verdict").textContent = `${WORDS[answer.verdict]}: peak ${gib(answer.peak.device_bytes)} of`
-    + ` ${gib(answer.usable_bytes)} GiB usable`;
+    + ` ${gib(answer.usable_bytes)} GiB usable` + chance(answer.probability_oom);
   const phases = answer.phases.filter((phase) => phase.device_bytes !== null);
   const whole = Math.max(answer.usable_bytes * 1.05, ...phases.map((phase) => phase.device_bytes));
   $("phases").replaceChildren(...phases.map((phase) => bar(phase, whole, answer.usable_bytes)));
