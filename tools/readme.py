@@ -89,6 +89,13 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     },
     "docs/plans.md": {"plan": lambda: console_block("qlora-plan llama-3.1-8b --gpu rtx-4090")},
     "docs/memory.md": {"memory": _memory, "cards": lambda: markdown_cards(_tables().tables), "tasks": task_table},
+    "docs/situations.md": {
+        "laptop": lambda: console_block("qlora-plan qwen2.5-3b --gpu rtx-4060-laptop"),
+        "t4": lambda: console_block("qlora-plan llama-3.2-3b --gpu t4"),
+        "too-large": lambda: console_block("qlora-plan llama-3.1-405b --gpu 24GB"),
+        "one-card-70b": lambda: console_block("qlora-plan llama-3.1-70b --gpu l40s"),
+        "throughput": lambda: console_block("qlora-plan llama-3.1-8b --gpu h200 --compare h100-sxm,a100-80gb"),
+    },
     "docs/accuracy.md": {"holdout": holdout_table},
 }
 
