@@ -269,13 +269,13 @@ def test_a_verification_on_the_cpu_takes_a_toy_length_and_compares_what_can_be(t
 def test_what_was_trained_is_asked_beside_its_base(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
         await open_model(app, pilot)
-        await pilot.press("7", "g")
+        await pilot.press("7", "a")
         await idle(app, pilot)
         assert app.launches.current is None, "there is nothing to ask yet"
         await begin(app, pilot)
         await idle(app, pilot)
-        assert "g asks base and trained model" in words(app, "#status")
-        await pilot.press("g")
+        assert "a asks base and trained model" in words(app, "#status")
+        await pilot.press("a")
         await idle(app, pilot)
         launch = app.launches.current
         assert launch is not None

@@ -77,7 +77,7 @@ def status(launch: Launch, theme: Theme) -> list[Line]:
         if resume is not None:
             lines.append([("  r goes on: ", ""), (resume, "cyan")])
         if launch.verb == "train" and launch.answers_words() is not None:
-            lines.append([("  g asks base and trained model the same prompts", "")])
+            lines.append([("  a asks base and trained model the same prompts", "")])
     if launch.held_out:
         step, loss = launch.held_out[-1]
         lines.append([(f"held-out loss {loss:.4f} at step {step}", "")])
