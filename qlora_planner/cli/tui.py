@@ -13,7 +13,7 @@ from qlora_planner.cli import completing
 from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.options import Verb, data_options
 from qlora_planner.cli.sections import CardOption, OutputOption
-from qlora_planner.cli.streams import say
+from qlora_planner.cli.streams import answer, say
 from qlora_planner.cli.tui_survey import Surveys
 from qlora_planner.errors import MissingError, PlannerError, UnprofiledError
 
@@ -42,12 +42,15 @@ _SWITCH_S = 0.001
     "--serve", cls=OutputOption, type=click.IntRange(1, 65535), is_flag=False, flag_value=8000, metavar="[PORT]",
     help="Show it to a browser on this machine (8000); needs [serve].",
 )  # fmt: skip
-def command(serve: int | None, **given: Any) -> int:
+@click.option("--keys", cls=OutputOption, is_flag=True, help="List the actions with their keys, for tui.toml.")
+def command(serve: int | None, keys: bool, **given: Any) -> int:
     """The explorer: what fits, one run and its knobs, frontier, prices, comparisons, the dataset, verify and train.
 
     Needs a terminal. MODEL is opened at once. Without --gpu it takes the card in this machine, else the one it was left
     with.
     """
+    if keys:
+        return _list_keys()
     if serve is not None:
         return _serve(serve, given)
     in_browser = bool(os.environ.get("TEXTUAL_DRIVER"))  # textual-serve speaks to it through pipes
@@ -68,6 +71,17 @@ def command(serve: int | None, **given: Any) -> int:
     if explorer.leaving.unkept is not None:
         say(f"{explorer.leaving.unkept}; the next start does not know where you were")
     return explorer.return_code or 0
+
+
+def _list_keys() -> int:
+    from qlora_planner.tui.user_config import config_path, listed, read_config
+
+    config, unused = read_config(config_path())
+    answer(listed(config))
+    say(
+        unused or f'{config_path()} may hold other keys: [keys], then "train.verify" = "w"; and theme = "textual-light"'
+    )
+    return 0
 
 
 def _serve(port: int, given: dict[str, Any]) -> int:
@@ -104,6 +118,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     from qlora_planner.session.data import DataSource
     from qlora_planner.tui.saved_state import read_state, state_path
     from qlora_planner.tui.startup import Start
+    from qlora_planner.tui.user_config import config_path, read_config
 
     data = None
     if given.get("data") is not None:
@@ -117,6 +132,8 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
         _check(model, given["profiles"])
     path = state_path()
     state, note = read_state(path)
+    config, unused = read_config(config_path())
+    note = unused or note
     card = _card(given["gpu"], state, given["profiles"])
     surveys = surveys or Surveys(given["profiles"])
     if ahead:
@@ -126,6 +143,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     start = Start(
         survey=surveys, card=card, saved=state, state_path=path, profiles=given["profiles"], data=data, note=note,
         plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
+        config=config,
     )  # fmt: skip
     return Explorer(start)
 

@@ -21,6 +21,7 @@ from qlora_planner.tui.control.tasks import Tasks
 from qlora_planner.tui.screens.base import PLACES, Page, screen_of
 from qlora_planner.tui.startup import Start
 from qlora_planner.tui.state import ExplorerState
+from qlora_planner.tui.user_config import named
 from qlora_planner.tui.widgets.ascii_filter import Plain
 from qlora_planner.tui.widgets.outside import Clean
 from qlora_planner.tui.widgets.themes import HIGH_CONTRAST, THEMES
@@ -33,7 +34,7 @@ class Explorer(App[None]):
     TITLE = "qlora-plan"
     CSS_PATH = "app.tcss"
     MODES: ClassVar[dict[str, Any]] = {key: partial(screen_of, key) for key, _ in PLACES}
-    BINDINGS: ClassVar[list[BindingType]] = [
+    BINDINGS: ClassVar[list[BindingType]] = named([
         *(
             Binding(str(number), f"go('{key}')", f"Go to {label}", show=False)
             for number, (key, label) in enumerate(PLACES, 1)
@@ -45,11 +46,12 @@ class Explorer(App[None]):
         Binding("t", "next_theme", "Theme", show=False, tooltip="The next theme: dark, light, high contrast"),
         Binding("question_mark,f1", "help", "Help", key_display="?", tooltip="The keys here"),
         Binding("q", "leave", "Quit", tooltip="Leave; the place is kept for the next start"),
-    ]
+    ])  # fmt: skip
 
     def __init__(self, start: Start) -> None:
         super().__init__()
         self._start = start
+        self.keys = start.config.keys  # the user's own, by names of actions
         self.plain = start.plain  # whether the terminal shows ASCII alone
         self.state = ExplorerState(start)
         self.tasks = Tasks(self, self.state, start)
@@ -57,8 +59,10 @@ class Explorer(App[None]):
         self.controller = Controller(self, self.state, self.tasks, start)
         self.leaving = Leaving(self, start)
         self.register_theme(HIGH_CONTRAST)
-        if start.saved.theme in self.available_themes:
-            self.theme = start.saved.theme
+        theme = start.config.theme or start.saved.theme
+        if theme in self.available_themes:
+            self.theme = theme
+        self.set_keymap(dict(start.config.keys))
         self._filters.append(Clean())
         if start.plain:
             self._filters.append(Plain())

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from qlora_planner.record import record
 from qlora_planner.session.data import DataSource
 from qlora_planner.tui.saved_state import SavedState
+from qlora_planner.tui.user_config import UserConfig
 
 if TYPE_CHECKING:
     from qlora_planner.session.cards import PlannedCard
@@ -30,3 +32,4 @@ class Start:
     note: str | None = None
     plain: bool = False
     model: str | None = None
+    config: UserConfig = field(default_factory=UserConfig)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from rich.text import Text
 from textual import events
@@ -12,6 +12,7 @@ from textual.screen import Screen
 from textual.widgets import Footer
 
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.tui.user_config import named
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tabs import Tabs
 
@@ -39,6 +40,11 @@ class Page(Screen[None]):
 
     place_key = ""
     SAYS: ClassVar[str] = ""
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        """Its actions get names, by which the user's own keys know them."""
+        cls.BINDINGS = named(cls.BINDINGS, cls.place_key)
+        super().__init_subclass__(**more)
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -61,11 +62,11 @@ class HelpScreen(Dialog[str]):
         if focused is not None:
             name, says = _described(focused)
             text.append(f"Here: {name}\n", style="bold").append(f"{says}\n")
-            _keys(text, focused.BINDINGS)
+            _keys(text, focused.BINDINGS, {})
             text.append("\n")
         if screen.BINDINGS:
             text.append("On this screen\n", style="bold")
-            _keys(text, screen.BINDINGS)
+            _keys(text, screen.BINDINGS, screen.explorer.keys if isinstance(screen, Page) else {})
             text.append("\n")
         text.append("Everywhere\n", style="bold")
         for keys, words in _EVERYWHERE:
@@ -87,10 +88,13 @@ def _described(widget: Widget) -> tuple[str, str]:
     )
 
 
-def _keys(text: Text, bindings: list[Any]) -> None:
+def _keys(text: Text, bindings: list[Any], own: Mapping[str, str]) -> None:
+    """A line a binding; `own` are the user's keys by names."""
     for binding in bindings:
         if isinstance(binding, Binding) and (binding.tooltip or binding.show):
-            keys = " ".join(_NAMES.get(key.strip(), key.strip()) for key in binding.key.split(","))
+            keys = " ".join(
+                _NAMES.get(key.strip(), key.strip()) for key in own.get(binding.id or "", binding.key).split(",")
+            )
             _line(text, keys, binding.tooltip or binding.description)
 
 
