@@ -15,7 +15,7 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.options.stored_checkpoint import stored_problem
 from qlora_planner.memory.parallel.choice import for_cards
 from qlora_planner.memory.records import MemoryEstimate
-from qlora_planner.memory.replay.simulate import simulate_run
+from qlora_planner.memory.replay.simulate import remembered_run
 from qlora_planner.planner.candidate_memory import CandidateFactory
 from qlora_planner.planner.knobs import generates, of_length
 from qlora_planner.planner.neighbours import longest_played
@@ -247,7 +247,7 @@ class Planner:
         resolution = resolve(self.profile, for_cards(run, self.budget.world, self.budget.nodes)[0], self.request.gpu)
         workspace_bytes, world = self.budget.workspace_bytes, self.budget.world
         return max(
-            simulate_run(self.profile, resolution, tape, workspace_bytes, before=before, world=world).reserved
+            remembered_run(self.profile, resolution, tape, workspace_bytes, before=before, world=world).reserved
             for before in orders or ((),)
         )
 

@@ -205,3 +205,16 @@ def test_a_copy_of_a_device_goes_its_own_way() -> None:
     assert counters(memory) == before
     memory.free(kept)
     assert memory.allocated == 0
+
+
+def test_a_copy_under_a_limit_runs_out_where_a_device_of_that_limit_does() -> None:
+    whole: Any = native_memory(None)
+    whole.malloc(30 * MIB)
+    copy = whole.copy(60 * MIB)
+    assert copy.limit_bytes == 60 * MIB
+    copy.malloc(30 * MIB)
+    with pytest.raises(OutOfMemory):
+        copy.malloc(30 * MIB)
+    whole.malloc(30 * MIB)
+    whole.malloc(30 * MIB)  # whose own limit stays what it was
+    assert whole.copy().limit_bytes is None

@@ -58,6 +58,11 @@ class Loaded:
     added: list[Adapter]
     non_releasable_bytes: int
 
+    @property
+    def reserved(self) -> int:
+        """The most that torch reserved on the way."""
+        return max(phase.reserved for phase in (self.load, self.prepare, self.adapters) if phase is not None)
+
 
 @record
 class SimulatedRun:
@@ -264,19 +269,30 @@ class Stage:
         )
 
     def _loaded(self, limit_bytes: int | None) -> Loaded:
-        """A device of this run's own with everything loaded: a copy of the one of another run that loads alike."""
+        """A device of this run's own with everything loaded: a copy of the one of another run that loads alike.
+
+        A limit that loading never comes near decides nothing before training.
+        """
         expandable = is_expandable(self.run.alloc_conf)
-        native = native_memory(limit_bytes, expandable=expandable)
+        native = native_memory(None, expandable=expandable)
         if native is None:
             return self._load(make_allocator(self.run.alloc_conf, limit_bytes))
         early = self.trainer.multiplies_at_import
-        key = id(self.profile), bill_key(self.run), self.workspace_bytes, limit_bytes, expandable, self.world, early
-        loaded = _loaded_devices.get(key)
-        if loaded is None:
+        key = id(self.profile), bill_key(self.run), self.workspace_bytes, expandable, self.world, early
+        kept = _loaded_devices.get(key)
+        if kept is None:
             if len(_loaded_devices) >= _MOST_LOADED:
                 _loaded_devices.clear()
-            loaded = _loaded_devices[key] = self.profile, self._load(native)
-        return replace(loaded[1], memory=cast("NativeMemory", loaded[1].memory).copy())
+            kept = _loaded_devices[key] = self.profile, self._load(native)
+        loaded = kept[1]
+        memory = cast("NativeMemory", loaded.memory)
+        if limit_bytes is None:
+            return replace(loaded, memory=memory.copy())
+        if loaded.reserved > limit_bytes:
+            limited = native_memory(limit_bytes, expandable=expandable)
+            assert limited is not None, "there was one without a limit"
+            return self._load(limited)
+        return replace(loaded, memory=memory.copy(limit_bytes))
 
     def _load(self, memory: CachingAllocator) -> Loaded:
         """Play everything before training on an empty device."""

@@ -403,19 +403,22 @@ static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *named)
 }
 
 /* Another device with the same blocks under the same numbers, before a trace is played. */
-static PyObject *memory_copy(MemoryObject *self, PyObject *nothing) {
-    (void)nothing;
+/* copy(limit_bytes): under this limit, or without one given under its own. */
+static PyObject *memory_copy(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
+    long long limit = self->replay.arena.limit;
+    if (read_numbers(args, given, 0, 1, &limit)) return NULL;
     PyTypeObject *type = Py_TYPE((PyObject *)self);
     allocfunc alloc = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     MemoryObject *copy = (MemoryObject *)alloc(type, 0);
     if (copy == NULL) return NULL;
     copy->replay.births = -1;
-    Py_INCREF(self->limit);
-    copy->limit = self->limit;
+    copy->limit = given ? args[0] : self->limit;
+    Py_INCREF(copy->limit);
     if (arena_copy(&copy->replay.arena, &self->replay.arena)) {
         Py_DECREF(copy);
         return PyErr_NoMemory();
     }
+    copy->replay.arena.limit = given && limit < 0 ? 0 : limit;
     return (PyObject *)copy;
 }
 
@@ -443,7 +446,7 @@ static PyMethodDef memory_methods[] = {
     {"empty_cache", (PyCFunction)memory_empty_cache, METH_NOARGS, "Give wholly free segments back to the driver."},
     {"reset_peaks", (PyCFunction)memory_reset_peaks, METH_NOARGS, "Peaks are what is there now."},
     {"begin", (PyCFunction)memory_begin, METH_NOARGS, "Peaks, and components at the peak, are what is there now."},
-    {"copy", (PyCFunction)memory_copy, METH_NOARGS, "Another device with the same blocks."},
+    FAST("copy", memory_copy, "copy(limit_bytes): another device with the same blocks, under this limit or its own."),
     {"components", (PyCFunction)memory_components, METH_NOARGS, "Bytes by component when most was allocated."},
     FAST("start", memory_start, "start(gradients, *bytes): the position of gradients, and bytes by component."),
     FAST("take", memory_take, "take(size_bytes, component, stream=0): malloc, counted for a component."),
