@@ -158,10 +158,14 @@ def _look_up(
     profiles: str | os.PathLike[str] | None,
     stack: Mapping[str, str] | None,
 ) -> StoredTape | None:
-    from qlora_planner.memory.sweep.validity import variants_of_evaluation, variants_of_some_layers
+    from qlora_planner.memory.sweep.validity import (
+        variants_of_evaluation,
+        variants_of_some_layers,
+        variants_on_card,
+    )
     from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
-    from qlora_planner.sources.tapes import evaluated_tape, woven_tape
+    from qlora_planner.sources.tapes import evaluated_tape, hosted_tape, woven_tape
 
     evaluates = variants_of_evaluation(variant)
     if evaluates is not None:
@@ -169,6 +173,12 @@ def _look_up(
         trains = shipped_tape(profile, training, batch_size, seq_len, profiles=profiles, stack=stack)
         held_out = shipped_tape(profile, evaluation, rows, seq_len, profiles=profiles, stack=stack)
         return evaluated_tape(trains, held_out, rows)
+    on_card = variants_on_card(variant)
+    if on_card is not None:
+        inputs, none = (
+            shipped_tape(profile, each, batch_size, seq_len, profiles=profiles, stack=stack) for each in on_card
+        )
+        return hosted_tape(inputs, none)
     some_layers = variants_of_some_layers(variant)
     if some_layers is not None:
         if any(stores_experts(tensor) for tensor in profile.tensors):

@@ -21,6 +21,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.record import record
 from qlora_planner.spec.evaluated import with_evaluation
+from qlora_planner.spec.hosted import inputs_on_host
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.partial import UnlikeError, checkpoints_every
 from qlora_planner.spec.trace import CompiledTape
@@ -86,6 +87,18 @@ def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: 
     except UnlikeError:
         return None
     return StoredTape(tape=tape, region=checkpointed.region.within(kept.region), versions=checkpointed.versions)
+
+
+def hosted_tape(card: StoredTape | None, kept: StoredTape | None) -> StoredTape | None:
+    """The tape of a run whose checkpoints lie in the host's memory, from that of the run whose lie on the card and the
+    one that keeps everything; None as of `woven_tape`."""
+    if card is None or kept is None or not same_code(card.versions, kept.versions):
+        return None
+    try:
+        tape = inputs_on_host(card.tape, kept.tape)
+    except UnlikeError:
+        return None
+    return StoredTape(tape=tape, region=card.region.within(kept.region), versions=card.versions)
 
 
 def evaluated_tape(

@@ -31,6 +31,7 @@ FOUR_BIT = ("nf4", "fp4")
 EVALUATION = "eval"
 
 _UNBOUNDED = 1 << 24
+_IN_ANOTHER_WAY = ("offload", "reentrant", "kept")  # words of runs that keep other checkpoints, or none
 _EVERY = re.compile(r"every\d+")
 _EVAL = re.compile(r"eval\d+")
 ALWAYS = 9  # words that every variant has, before those of its flags
@@ -158,6 +159,16 @@ def variants_of_some_layers(variant: str) -> tuple[str, str, int] | None:
     all_layers = [word for word in words if word != every]
     head, flags = all_layers[:ALWAYS], all_layers[ALWAYS:]
     return " ".join(all_layers), " ".join(head + sorted([*flags, "kept"])), int(every.removeprefix("every"))
+
+
+def variants_on_card(variant: str) -> tuple[str, str] | None:
+    """Of a run whose checkpoints lie on the host: the variant of the one whose lie on the card, and that of the run
+    that checkpoints nothing. None of any other run, and where some layers alone are checkpointed.
+    """
+    words = [word for word in variant.split() if word != "host"]
+    if words == variant.split() or any(_EVERY.fullmatch(word) or word in _IN_ANOTHER_WAY for word in words):
+        return None
+    return " ".join(words), " ".join(words[:ALWAYS] + sorted([*words[ALWAYS:], "kept"]))
 
 
 def variants_of_evaluation(variant: str) -> tuple[str, str, int] | None:
