@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
 
 from rich.text import Text
 from textual.app import ComposeResult
@@ -19,6 +20,10 @@ from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tables import Table
 
+if TYPE_CHECKING:
+    from qlora_planner.memory import MemoryEstimate
+
+_SAYS = "Pinned runs, the best of those that fit marked; Enter opens one, x unpins it."
 _HEADS = ("", "model", "card", "peak GiB", "spare", "tokens/s", "options")
 
 
@@ -42,10 +47,20 @@ class CompareScreen(Page):
         explorer = self.explorer
         pins, estimates = self.state.pins, self.state.pinned.value or []
         note = self.query_one("#note", Pane)
-        said = "Pinned runs; Enter opens one, x unpins it." if pins else "Nothing is pinned: p in Run (2) pins a run."
+        said = (
+            "Pinned runs, the best of those that fit marked; Enter opens one, x unpins it."
+            if pins
+            else "Nothing is pinned: p in Run (2) pins a run."
+        )
         note.update(said)
         table, theme = self.query_one("#pins", Table), self.theme_at(80)
         at, rows = table.cursor_row, []
+        best, mark = _best(estimates), theme.sign("★", "*")
+
+        def figure(index: int, name: str, text: str) -> Text:
+            won = index in best[name]
+            return Text(f"{mark}{text}" if won else text, style="bold green" if won else "", justify="right")
+
         for index, pin in enumerate(pins):
             estimate = estimates[index] if index < len(estimates) else None
             verdict = None if estimate is None else estimate.verdict
@@ -54,9 +69,9 @@ class CompareScreen(Page):
             rows.append([
                 Text(theme.glyph(verdict) if estimate else theme.ellipsis, style=verdict_style(verdict)),
                 Text(theme.cut(pin.model.rpartition("/")[2], 24)), Text(pin.card),
-                Text("-" if estimate is None else gib(estimate.peak.device_bytes), justify="right"),
-                Text("-" if fit is None else gib(fit.headroom_bytes), justify="right"),
-                Text("-" if speed is None else f"{speed:,.0f}", justify="right"),
+                figure(index, "peak", "-" if estimate is None else gib(estimate.peak.device_bytes)),
+                figure(index, "spare", "-" if fit is None else gib(fit.headroom_bytes)),
+                figure(index, "speed", "-" if speed is None else f"{speed:,.0f}"),
                 Text(change(typed_options(RunConfig(**dict(pin.run)))) or "defaults"),
             ])  # fmt: skip
         table.fill(_HEADS, rows)
@@ -79,3 +94,19 @@ class CompareScreen(Page):
         at = self.query_one("#pins", Table).cursor_row
         if 0 <= at < len(self.state.pins):
             self.explorer.controller.unpin(at)
+
+
+def _best(estimates: Sequence[MemoryEstimate | None]) -> dict[str, set[int]]:
+    """Which of several runs that fit has the least peak, most to spare, most tokens a second."""
+    runs = {at: each for at, each in enumerate(estimates) if each is not None and each.verdict in ("fits", "tight")}
+    figures: dict[str, dict[int, float | None]] = {
+        "peak": {at: -each.peak.device_bytes for at, each in runs.items()},
+        "spare": {at: None if each.fit is None else each.fit.headroom_bytes for at, each in runs.items()},
+        "speed": {at: each.speed.tokens_per_s for at, each in runs.items()},
+    }
+    best: dict[str, set[int]] = {}
+    for name, values in figures.items():
+        there = {at: value for at, value in values.items() if value is not None}
+        top = max(there.values(), default=None)
+        best[name] = {at for at, value in there.items() if value == top} if len(set(there.values())) > 1 else set()
+    return best

@@ -39,7 +39,9 @@ class TrainScreen(Page):
         Binding("d", "device", "Device", tooltip="On the card of this machine, or on the CPU at a toy size"),
         Binding("x", "stop", "Stop", tooltip="Stop safely: a training keeps a checkpoint; again stops at once"),
         Binding("r", "resume", "Resume", tooltip="Go on with the training that was stopped"),
-        Binding("a", "answer", "Answers", tooltip="Base and trained model side by side, on prompts of the data"),
+        Binding(
+            "a", "answer", "Answers", show=False, tooltip="Base and trained model side by side, on prompts of the data"
+        ),
     ]
 
     def __init__(self) -> None:
