@@ -53,10 +53,10 @@ def read_config(path: Path) -> tuple[UserConfig, str | None]:
     return UserConfig(keys={name: key.replace(" ", "") for name, key in keys.items()}, theme=theme), None
 
 
-def named(bindings: Sequence[BindingType], place: str = "") -> list[BindingType]:
+def named(bindings: Sequence[BindingType], prefix: str = "") -> list[BindingType]:
     """The bindings with names, by which the user's keys know them: `train.verify`, `go.fit`, `help`."""
     return [
-        replace(each, id=".".join([*([place] if place else []), *re.findall(r"\w+", each.action)]))
+        replace(each, id=".".join([*([prefix] if prefix else []), *re.findall(r"\w+", each.action)]))
         if isinstance(each, Binding) and each.id is None
         else each
         for each in bindings
