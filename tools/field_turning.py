@@ -41,7 +41,7 @@ _CARRIED = (
     "_flash_attn_2_enabled", "_attn_implementation", "attn_implementation", "eos_token_id", "bos_token_id",
     "pad_token_id", "use_flash_attn", "transformers_weights", "quantization", "ep_size", "qkv_bias",
     "experts_per_token", "initial_context_length", "moe_layer_freq", "aux_loss_alpha", "seq_aux", "n_ctx",
-    "max_sequence_length",
+    "max_sequence_length", "expert_intermediate_size",
 )  # fmt: skip
 _SAMPLES: dict[str, tuple[Any, ...]] = {
     "null": (None,), "bool": (True, False), "int": (7, 1), "float": (0.5, 3.5), "str": ("x",), "list": ([1, 2], []),

@@ -264,6 +264,7 @@ def by_law(
         if profile.breaks:
             raise InputError(f"{plain(raw.id)}: {plain(profile.reason)}")
         return None, profile.reason
+    profile = _proved_same(profile, ModelCatalogue(models_dirs(profiles)))
     if not _spares_the_usual(raw, profile):
         return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
     if raw.path is not None and raw.path.name == "config.json":
@@ -275,6 +276,19 @@ def by_law(
         if (other := disagreement(profile, *folders)) is not None:
             return None, other
     return profile, None
+
+
+def _proved_same(profile: ModelProfile, catalogue: ModelCatalogue) -> ModelProfile:
+    """The profile by a law, said to have a catalogue model's shape only where it has its layers and tensors too."""
+    if profile.same_shape_as is None:
+        return profile
+    base = catalogue.load(profile.same_shape_as) if profile.same_shape_as in set(catalogue.names()) else None
+    same = base is not None and (base.layer_order, base.tensors, base.adapters) == (
+        profile.layer_order,
+        profile.tensors,
+        profile.adapters,
+    )
+    return profile if same else replace(profile, same_shape_as=None, same_shape_sha256=None)
 
 
 def _not_profiled(text: str, missing: Sequence[str], why: str | None = None) -> str:

@@ -58,6 +58,23 @@ def test_a_text_part_of_other_sizes_is_worked_out_by_its_law_and_has_a_family() 
     assert profile.family_sha256
 
 
+def test_a_config_whose_every_size_is_a_known_models_is_that_model_though_it_spells_out_more() -> None:
+    known = config("google__gemma-4-31B")
+    fields = {name: value for name, value in known.items() if name not in ("architectures", "moe_intermediate_size")}
+    unlike = {"expert_intermediate_size": None, "num_experts": None, "top_k_experts": None}
+    whole = {"model_type": "gemma4", "text_config": fields | unlike, "vision_config": {}}
+    profile, why = by_text(raw_of(whole), CATALOGUE)
+    assert profile is not None, why
+    assert (profile.same_shape_as, profile.text_part_of) == ("google/gemma-4-31B", "gemma4")
+
+
+def test_layers_that_turn_positions_elsewhere_make_no_known_model() -> None:
+    known = config("HuggingFaceTB__SmolLM3-3B")
+    moved = known | {"no_rope_layers": [0, 1, 1, 1] * 9, "layer_types": ["full_attention"] * 36}
+    profile, _ = by_text(raw_of(moved), CATALOGUE)
+    assert profile is None or profile.same_shape_as is None
+
+
 def test_a_field_that_the_text_class_lacks_is_refused() -> None:
     odd = deepcopy(NESTED)
     odd["text_config"]["use_second_attention"] = True

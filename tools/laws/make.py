@@ -82,6 +82,7 @@ class Class:
         law["needs"] = []
         law["models"] = {first: {}}
         law["needs"] = needs_of(made, lambda raw: self.by_law(raw, law), self.prober)
+        spare_unused(law)
         faults = {name: self.fault(law, name) for name in names}
         covered = [name for name, fault in faults.items() if fault is None]
         if first not in covered:
@@ -117,6 +118,15 @@ class Class:
             pairs = zip(given[key], shipped[key], strict=False)
             return next((f"{one} is {other}" for one, other in pairs if one != other), "tensors in number")
         return f"{key}: {str(given.get(key))[:200]} is {str(shipped[key])[:200]}"
+
+
+def spare_unused(structure: dict[str, Any]) -> None:
+    """Let configs leave out a width that no tensor has, as that of experts where there are none."""
+    made_of = json.dumps([structure["tensors"], structure["adapters"], structure["derived"]])
+    for rule in structure["fields"].values():
+        symbol = rule.get("symbol", "")
+        if symbol.endswith("intermediate_size") and f'"{symbol}"' not in made_of and not {"absent", "null"} & set(rule):
+            rule["none"] = ["absent", "null"]
 
 
 def main(root: Path, wanted: list[str], resume: bool = False) -> int:

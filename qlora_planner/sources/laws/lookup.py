@@ -62,11 +62,11 @@ def profile_by_law(
         try:
             profile, match = by_structure(raw, structure, table, law)
             check_rope(raw, structure, table, match)
-            fitting.append(_with_family(profile, structure, match.dims, families))
+            fitting.append(_with_known(_with_family(profile, structure, match.dims, families), structure, match.dims))
         except Unlike as unlike:
             refused.append(unlike)
     if fitting:
-        return next((profile for profile in fitting if profile.family_sha256), fitting[0])
+        return max(fitting, key=lambda profile: (profile.same_shape_as is not None, bool(profile.family_sha256)))
     if not refused:
         return None
     near = nearest(refused)
@@ -136,6 +136,21 @@ def _with_family(
     letters = set(structure["letters"])
     drawn, sha256 = min(candidates, key=lambda candidate: (len(set(candidate[0]) - letters), len(candidate[0])))
     return replace(profile, family_sha256=sha256, drawn_dims=drawn)
+
+
+def _with_known(profile: ModelProfile, structure: Mapping[str, Any], dims: Mapping[str, int]) -> ModelProfile:
+    """The profile with the known model whose dimensions are all its own: every other field that shapes the class is the
+    structure's, so that it is the same model where the layers come in the same order too."""
+    from dataclasses import replace
+
+    kinds = list(structure["layers"].get("kinds", {}).values())
+    if len(set(kinds)) < len(kinds):  # layers with the same tensors run otherwise, and may come in another order
+        return profile
+    own = {name: value for name, value in dims.items() if name != _BESIDE_TRACES[1]}
+    for name, model in structure["models"].items():
+        if {symbol: value for symbol, value in model["dims"].items() if symbol in own} == own:
+            return replace(profile, same_shape_as=name, same_shape_sha256=model["sha256"])
+    return profile
 
 
 def _drawn(
