@@ -100,7 +100,7 @@ def made(piece: Piece, raw: dict[str, Any]) -> dict[str, Any]:
     line: dict[str, Any] = {"name": name, "recipe": recipe, "region": region_name}
     try:
         quieten()
-        line |= _traced(raw, recipe, region_name)
+        line |= _traced(name, raw, recipe, region_name)
     except Exception as error:  # the reason is what is wanted of a piece that cannot be made
         line["error"] = f"{type(error).__name__}: {error}"[:500]
     return line | {"versions": installed_versions(), "seconds": round(time.process_time() - started, 1)}
@@ -118,14 +118,15 @@ def quieten() -> None:
     transformers.logging.set_verbosity(50)
 
 
-def _traced(raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any]:
-    from qlora_planner.session import load_gpu
+def _traced(name: str, raw: dict[str, Any], recipe: str, region_name: str) -> dict[str, Any]:
+    from qlora_planner.session import load_gpu, load_model
     from tools.families.tracing import family_tape
 
     run, before_80 = RECIPES[recipe]
     region = region_for(recipe, region_name)
     toys = toys_for(json.dumps(raw), region.windows, region.tiled, before_80)
-    family = family_tape(toys, run, load_gpu("t4") if before_80 else None, region)
+    refusals = dict(load_model(name.replace("__", "/", 1)).refusals)
+    family = family_tape(replace(toys, refusals=refusals), run, load_gpu("t4") if before_80 else None, region)
     document = family.tape.to_dict()
     names = (*family.symbols, *family.letters)
     document["sizes"] = [

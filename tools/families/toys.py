@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import field
+from math import lcm
 from typing import Any
 
 from torch import nn
@@ -52,6 +54,7 @@ class Toys:
     configs: tuple[Mapping[str, Any], ...]
     dims: tuple[Mapping[str, int], ...]
     kinds: tuple[str, ...]
+    refusals: Mapping[str, str] = field(default_factory=dict)  # of the model: what breaks there is not the default
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -76,8 +79,10 @@ def toys_of(
     kept_kinds = kinds_of(config)
     free = dict(_free_dimensions(config))
     widest = _WIDEST_HEAD if any_head else _WIDEST_FREE_HEAD
+    # Layers that attend to everything may share their keys among other groups of heads, whose number a toy keeps.
+    shared = int(raw.get("num_global_key_value_heads") or 1)
     rows: list[dict[str, int]] = [
-        _dimensions(free, config, at, _ALIGNED if aligned else _HEAD_DIM, widest) for at in range(TOYS)
+        _dimensions(free, config, at, _ALIGNED if aligned else _HEAD_DIM, widest, shared) for at in range(TOYS)
     ]
     if tiled:
         wider = (TRACED_TILES - 1) * TILE_SIZES[VOCABULARY]
@@ -155,7 +160,7 @@ def _other_divisor(config: Any, value: int) -> int:
 
 
 def _dimensions(
-    free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...], widest: int
+    free: Mapping[str, int], config: Any, at: int, head_dims: tuple[int, ...], widest: int, shared: int
 ) -> dict[str, int]:
     """The dimensions of toy number `at`."""
     heads, kv_heads = int(config.num_attention_heads), _kv_heads(config)
@@ -167,6 +172,7 @@ def _dimensions(
         row["num_attention_heads"] = _HEADS[at]
         if "num_key_value_heads" in free:
             row["num_key_value_heads"] = 1 if kv_heads == 1 < heads else _HEADS[at]
+    row["num_attention_heads"] = lcm(row["num_attention_heads"], shared)
     sizes = _head_dims(_rotated(config), head_dims)
     if "head_dim" in free:
         row["hidden_size"] = row["num_attention_heads"] * _HIDDEN_BY_HEAD[at]

@@ -14,7 +14,7 @@ from unittest import mock
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.tasks import task_sizes
 from qlora_planner.memory.sweep.validity import ALWAYS, EVALUATION, trace_key, variants_of_evaluation
-from qlora_planner.profiling.build import build_profile
+from qlora_planner.profiling.build import PROBES, build_profile
 from qlora_planner.profiling.refusals import Prober
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
@@ -122,7 +122,7 @@ def toy_dims(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region,
 
 
 def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
-    resolution = _resolved(toys.configs[0], recipe, gpu, region.batched)
+    resolution = _resolved(toys, recipe, gpu, region.batched)
     variant = trace_key(resolution.run, resolution.stack, gpu)
     if resolution.run.eval_batch_size is None:
         return resolution, variant
@@ -255,21 +255,28 @@ def _begun_sums(sequences_per_row: int = 1) -> list[Sum]:
     return [((Fraction(256), (0, 0, 0), ()), of_heads)]
 
 
-class _Unasked(Prober):
-    """Does not ask what breaks: a piece of work that breaks says so."""
+class _OfModel(Prober):
+    """Does not ask what breaks: what breaks on the model breaks, and a piece of work that breaks besides says so."""
 
-    def refusal(self, *_given: Any, **_options: Any) -> None:
-        return None
+    def __init__(self, refusals: Mapping[str, str]) -> None:
+        super().__init__()
+        self.refusals = refusals
+
+    def refusal(self, *_given: Any, **options: Any) -> str | None:
+        own = {name: value for name, value in options.items() if name not in ("target_modules", "attention")}
+        probe = next((name for name, probed in PROBES.items() if probed == own), None)
+        return self.refusals.get(probe or "") if own else self.refusals.get(options["target_modules"])
 
 
 @lru_cache(maxsize=256)
-def _profile(config: str) -> ModelProfile:
-    return build_profile(Toy(config=json.loads(config)), prober=_Unasked())
+def _profile(config: str, refusals: tuple[tuple[str, str], ...] = ()) -> ModelProfile:
+    return build_profile(Toy(config=json.loads(config)), prober=_OfModel(dict(refusals)))
 
 
-def _resolved(config: Mapping[str, Any], recipe: RunConfig, gpu: GpuSpec | None, batched: bool) -> Resolution:
+def _resolved(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, batched: bool) -> Resolution:
+    profile = _profile(json.dumps(toys.configs[0], default=str), tuple(toys.refusals.items()))
     # What a batch of several rows makes of options left open (padding) is resolved at such a batch.
-    return resolve(_profile(json.dumps(config, default=str)), recipe.with_(batch_size=8 if batched else 1), gpu)
+    return resolve(profile, recipe.with_(batch_size=8 if batched else 1), gpu)
 
 
 def _trace(config: Mapping[str, Any], resolution: Resolution, gpu: GpuSpec | None, point: Point) -> Tape:
