@@ -24,15 +24,17 @@ from pathlib import Path
 
 import qlora_planner.profiling as profiling
 from qlora_planner.errors import PlannerError
-from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.sweep.polynomials import PeakPolynomials
-from qlora_planner.memory.sweep.validity import LEAST_TOKENS, ValidityRange, validity_ranges
+from qlora_planner.memory.sweep.validity import LEAST_TOKENS, ValidityRange, trace_key, validity_ranges
+from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.configs import read_config
+from qlora_planner.sources.configs import RawConfig, read_config
 from qlora_planner.sources.tapes import KINDS, TAPE_SCHEMA, StoredTape, encode, header_of, stored_tapes, tape_path
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.trace import Tape
 from tools import compiling
-from tools.compiling import NotPolynomialError
+from tools.compiling import NotPolynomialError, Point, compile_tapes
 from tools.peaks import peak_polynomials_of
 from tools.profiles import write_index
 from tools.ranges import compile_run
@@ -48,6 +50,9 @@ FIRST = (
 
 # How many models `stamp` traces again, at both batches, where none are named.
 SAMPLED = 6
+_GROWS = "a loop in the model's code grows"  # profiling/compile.py
+# Lengths of one row that are traced by themselves where a model's own loops grow with it: those asked for most.
+_LENGTHS = (1024, 2048, 4096)
 # Where a region below 512 tokens is cut when its traces differ; how far fused kernels go depends on widths.
 _CUTS = (256, 128, 384, 320, 448, 192)
 
@@ -101,11 +106,34 @@ def compiled(
             waiting = [*parts, *waiting]
             if not parts:
                 yield region, error
+            if _GROWS in str(error) and not region.batched:
+                for seq in (seq for seq in _LENGTHS if region.holds(1, seq)):
+                    yield at_length(raw, resolution, region, seq)
         except PlannerError as error:
             yield region, error
         else:
             moments = peak_polynomials_of(tape, resolution.run, region, peaks_only=True)
             yield region, (StoredTape(tape=tape, region=region), moments)
+
+
+def at_length(
+    raw: RawConfig, resolution: Resolution, region: ValidityRange, seq: int
+) -> tuple[ValidityRange, tuple[StoredTape, PeakPolynomials] | PlannerError]:
+    """The tape of one row of `seq` tokens, of any rank, and its moments, or why there is none."""
+    narrow = replace(region, low=seq - 1, high=seq)
+
+    def trace_at(point: Point) -> Tape:
+        sized = replace(resolution, run=resolution.run.with_(batch_size=1, seq_len=seq, rank=point[2]))
+        return trace_run(raw, sized, None)
+
+    points = [(1, seq, rank) for rank in (8, 24, 40)]
+    try:
+        variant = trace_key(resolution.run, resolution.stack, None)
+        tape = compile_tapes(trace_at, points[:-1], points[-1], variant)
+    except PlannerError as error:
+        return narrow, error
+    moments = peak_polynomials_of(tape, resolution.run, narrow, peaks_only=True)
+    return narrow, (StoredTape(tape=tape, region=narrow), moments)
 
 
 def _parts(region: ValidityRange) -> list[ValidityRange]:
