@@ -44,6 +44,7 @@ fields:
 # Solve what each tensor of a class is made of, and prove it at every catalogue model: half a minute a structure.
 laws:
 	$(PYTHON) -m tools.wrappers profiles
+	$(PYTHON) -m tools.classes profiles
 	$(PYTHON) -m tools.laws.make profiles --resume
 
 # Play the usual runs of the catalogue's models again, after a change in their tapes or in the allocator: half an hour on
@@ -85,6 +86,7 @@ faults:
 tables:
 	$(PYTHON) -m tools.readme .
 	$(PYTHON) -m tools.several_cards docs/several-cards.md
+	$(PYTHON) -m tools.classes profiles docs/classes.md
 
 # Write the JSON schemas of every document again, from what the program prints; needs [train] and genson, two minutes.
 schemas:
