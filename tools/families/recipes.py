@@ -139,6 +139,13 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "rloo-kept": (_RLOO.with_(steps_per_generation=1, **_KEPT), False),
     "orpo": (_ORPO, False),
     "orpo-kept": (_ORPO.with_(**_KEPT), False),
+    "dpo-even": (_DPO.with_(**_EVEN), False),
+    "grpo-even": (_GRPO.with_(**_EVEN), False),
+    "kto-even": (_KTO.with_(**_EVEN), False),
+    "orpo-even": (_ORPO.with_(**_EVEN), False),
+    "reward-even": (_REWARD.with_(**_EVEN), False),
+    "classify-even": (_CLASSIFY.with_(**_EVEN), False),
+    "rloo-even": (_RLOO.with_(steps_per_generation=1, **_EVEN), False),
 }
 
 
