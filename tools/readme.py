@@ -66,7 +66,10 @@ TASKS: tuple[tuple[str, str, RunConfig], ...] = (
 def task_table() -> str:
     """A row for each of TASKS on an 8B model and a card of 24 GB, from traces that ship."""
     bench = Session(stored_only=True).open(TASK_MODEL, "24GB")
-    lines = ["| task | batch | peak, GiB | works from, GiB | at its highest in |", "| --- | --- | ---: | ---: | --- |"]
+    lines = [
+        "| task | batch | peak, GiB | needs at least, GiB | at its highest in |",
+        "| --- | --- | ---: | ---: | --- |",
+    ]
     for name, size, run in TASKS:
         answer = bench.estimate(run)
         if answer.method != TRACED:
