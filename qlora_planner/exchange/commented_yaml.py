@@ -34,7 +34,7 @@ def target_names(targets: str, attention_modules: Sequence[str]) -> list[str]:
 
 def rows_full(run: RunConfig) -> bool:
     """Whether rows are joined until each is full: what a batch of several rows without padding is in these tools."""
-    return run.packing or (run.padding is False and run.batch_size > 1)
+    return run.packing or (not run.images and run.padding is False and run.batch_size > 1)
 
 
 def differences(tool: str, trainer: str, stands_for: str, run: RunConfig, dropped: Mapping[str, str]) -> list[str]:

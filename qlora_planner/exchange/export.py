@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, ZERO2, ZERO3, strategy_row
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.exchange.plan_file import headline, plan_of
@@ -52,11 +53,8 @@ def export(
             f"--export {kind}: {READ_BACK[kind]}'s config for --task {plan.run.task} is not written;"
             " --export trl is the script of this run"
         )
-    if plan.run.shows_images and kind != "accelerate":
-        raise InputError(
-            f"--export {kind}: runs with images are not written yet; --save keeps the plan, and `qlora-plan train`"
-            " trains it"
-        )
+    if plan.run.shows_images:
+        _check_images(kind, plan.run)
     strategies = (DDP, *_SHARED.get(kind, ()))
     if (
         plan.run.parallel is not None
@@ -86,6 +84,22 @@ def export(
     config = KINDS[kind](plan.run, model, samples, [], attention_modules)
     heading = _as_read(kind, config, plan_document, judge)
     return KINDS[kind](plan.run, model, samples, heading, attention_modules)
+
+
+def _check_images(kind: str, run: RunConfig) -> None:
+    """Raises InputError for what a file of this kind does not say of images."""
+    if kind == "accelerate" or kind in NODES:
+        return
+    if kind == "trl-config" or trainer_named(run.trainer).patches_libraries:
+        other = "--export trl with --trainer trl-sft is the script of a run with images"
+        raise InputError(f"--export {kind}: nothing there makes batches of images; {other}")
+    if run.images and run.image_size is None:
+        raise InputError(f"--export {kind}: images are made to fit a size: say --image-size WIDTHxHEIGHT")
+    if run.images != 1 and kind in READ_BACK:
+        raise InputError(
+            f"--export {kind}: {READ_BACK[kind]} has no key for how many images a row holds, so its file is counted"
+            f" with one, not {run.images}; --export trl is the script of this run"
+        )
 
 
 def _as_read(kind: str, config: str, document: Mapping[str, Any], judge: Judge | None) -> list[str]:

@@ -184,6 +184,11 @@ class Config:
             return []
         return [name.strip() for name in listed if name.strip()]
 
+    def images(self, width: int, height: int) -> dict[str, Any]:
+        """Rows that hold images of a size, as options of a run: no tool's file says how many, so one each."""
+        self.notes.append(f"rows with images: counted with one of {width}x{height} pixels in each")
+        return {"images": 1, "image_size": f"{width}x{height}"}
+
     def optimizer(self, key: str, default: str) -> str:
         """An optimizer by transformers' name."""
         name = self.text(key, default) or default

@@ -77,7 +77,7 @@ def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelO
     estimates = Estimates(opened)
     reading, estimate = judged(reading, estimates)
     own = reading.stands_for
-    run = estimate.run if own is None else resolve(opened.profile, own, opened.gpu).run
+    run = estimate.run if own is None else resolve(opened.profile_for(own), own, opened.gpu).run
     fixes = tuple(fixes_for(estimate, estimates, reading.format))
     return Check(file=os.fspath(file), reading=reading, run=run, estimate=estimate, fixes=fixes)
 
@@ -95,8 +95,9 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
     """What the file means for this model, and its memory, qualified by what the figures leave out of it."""
     from qlora_planner.exchange.meant import meant, standing_in
     from qlora_planner.memory.unmodelled.qualified import qualified
+    from qlora_planner.session.towers import without_tower
 
-    reading = meant(reading, estimates.profile)
+    reading = meant(without_tower(reading, estimates.opened), estimates.profile)
     estimate = None if reading.stand_in is None else estimates.traced(reading.run)
     if estimate is None:
         reading = standing_in(reading)
@@ -191,8 +192,9 @@ class Estimates:
         from qlora_planner.session.traces import tape_for
 
         opened, session = self.opened, self.opened.session
-        tape = tape_for(opened.profile, run, opened.gpu, profiles=session.profiles, stored_only=True)
-        return estimate_within(opened.budget, opened.profile, run, tape=tape)
+        profile = opened.profile_for(run)
+        tape = tape_for(profile, run, opened.gpu, profiles=session.profiles, stored_only=True)
+        return estimate_within(opened.budget, profile, run, tape=tape)
 
     def surely(self, estimate: MemoryEstimate) -> Callable[[int], bool]:
         """Whether a run that is known as well as `estimate` fits surely if it works from so many bytes on."""

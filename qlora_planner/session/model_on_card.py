@@ -153,7 +153,7 @@ class ModelOnCard:
 
         if run.shows_images and self.card is not None and self.card.machine.world > 1:
             raise InputError("--gpu: runs with images are planned on one card; name one")
-        session, profile = self.session, self._profile_for(run)
+        session, profile = self.session, self.profile_for(run)
         broken: tuple[Problem, ...] = ()
         tape: Tape | None = None
         if not session.stored_only:
@@ -176,15 +176,15 @@ class ModelOnCard:
         """What does not fit, with the stack that stores its experts in 4 bits where that would."""
         from qlora_planner.session.experts import with_stack_that_fits
 
-        return with_stack_that_fits(answer, wanted, self.budget, self._profile_for(wanted), self.session)
+        return with_stack_that_fits(answer, wanted, self.budget, self.profile_for(wanted), self.session)
 
-    def _profile_for(self, run: RunConfig) -> ModelProfile:
+    def profile_for(self, run: RunConfig) -> ModelProfile:
         """The model's profile, with its tower where the run shows images: see `session.towers.with_tower`."""
         return with_tower(self.profile, run, profiles=self.session.profiles, warn=self.session.tell)
 
     def tape(self, run: RunConfig) -> Tape | None:
         """The trace of a run, as `tape_for` has it; of the shipped ones alone in a session with `stored_only`."""
-        return self._tape(run, self._profile_for(run))
+        return self._tape(run, self.profile_for(run))
 
     def _tape(self, run: RunConfig, profile: ModelProfile) -> Tape | None:
         session = self.session
@@ -203,7 +203,7 @@ class ModelOnCard:
 
     def _shipped(self, run: RunConfig, gpu: GpuSpec | None) -> Tape | None:
         """The trace of a run on a card where it ships."""
-        return tape_for(self._profile_for(run), run, gpu, profiles=self.session.profiles, stored_only=True)
+        return tape_for(self.profile_for(run), run, gpu, profiles=self.session.profiles, stored_only=True)
 
     @cached_property
     def _planner(self) -> Planner:
@@ -225,7 +225,7 @@ class ModelOnCard:
         from qlora_planner.memory.options.resolve import resolve
 
         try:
-            problems = resolve(self._profile_for(run), run, self.gpu).problems
+            problems = resolve(self.profile_for(run), run, self.gpu).problems
         except InputError as error:
             return str(error)
         return next((f"{problem.message}; use {problem.fix}" for problem in problems if problem.blocking), None)
@@ -243,7 +243,7 @@ class ModelOnCard:
         from qlora_planner.spec.run import RunConfig as Run
 
         named = {} if run is None else run.stack
-        profile = self.profile if run is None else self._profile_for(run)
+        profile = self.profile if run is None else self.profile_for(run)
         sweep = sweep_for(self.profile, profiles=self.session.profiles, named=named) if named else self.sweep
         said: set[str] = set()
 

@@ -7,8 +7,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.images import picture_of
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.installing import install_packages
+from qlora_planner.memory.records import Unmodelled
 from qlora_planner.session import packages
 from qlora_planner.session.models import as_installed, built_from, config_of, source_of
 from qlora_planner.session.packages import Warn
@@ -18,7 +20,10 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
+    from qlora_planner.exchange.parsed_config import Reading
     from qlora_planner.session.cards import PlannedCard
+    from qlora_planner.session.model_on_card import ModelOnCard
+    from qlora_planner.sources.profile_cache import ProfileCache
 
 
 def with_tower(
@@ -38,27 +43,40 @@ def with_tower(
         return profile
     if profile.text_part_of is None:
         raise InputError(f"{profile.id} takes no images: leave out --image-size, --images and --image-tokens")
+    whole = tower_at_hand(profile, profiles=profiles, warn=warn)
+    if whole is not None:
+        return whole
+    missing = packages.missing_packages()
+    if missing:
+        raise MissingError(
+            f"{profile.id} is profiled by its text part alone: `{install_packages(missing)}` profiles it with its"
+            f" tower (missing here: {', '.join(missing)})"
+        )
+    built = built_from(config_of(profile, profiles), whole_model=True)
+    _cache(warn).store(built)
+    return _called(built, profile)
+
+
+def tower_at_hand(
+    profile: ModelProfile, *, profiles: str | os.PathLike[str] | None = None, warn: Warn = packages.silent
+) -> ModelProfile | None:
+    """The profile with its tower of a model that is profiled by its text part, where it ships or was kept."""
+    from qlora_planner.sources.profile_cache import cache_key, installed_versions
+
     whole = _shipped_with_tower(profile, profiles)
     if whole is not None:
         return as_installed(_called(whole, profile))
-    from qlora_planner.sources.profile_cache import ProfileCache, cache_key, installed_versions
+    if packages.missing_packages():
+        kept = _cache(warn).newest(profile.config_sha256)
+    else:
+        kept = _cache(warn).load(cache_key(profile.config_sha256, installed_versions()))
+    return None if kept is None else _called(kept, profile)
 
-    cache = ProfileCache(cache_dir() / "whole", warn)
-    missing = packages.missing_packages()
-    kept = (
-        cache.newest(profile.config_sha256)
-        if missing
-        else cache.load(cache_key(profile.config_sha256, installed_versions()))
-    )
-    if kept is None:
-        if missing:
-            raise MissingError(
-                f"{profile.id} is profiled by its text part alone: `{install_packages(missing)}` profiles it with its"
-                f" tower (missing here: {', '.join(missing)})"
-            )
-        kept = built_from(config_of(profile, profiles), whole_model=True)
-        cache.store(kept)
-    return _called(kept, profile)
+
+def _cache(warn: Warn) -> ProfileCache:
+    from qlora_planner.sources.profile_cache import ProfileCache
+
+    return ProfileCache(cache_dir() / "whole", warn)
 
 
 def _shipped_with_tower(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> ModelProfile | None:
@@ -91,6 +109,24 @@ def refuse_images(question: str, run: RunConfig | None) -> None:
             f"{question}: not with --image-size, --images or --image-tokens yet, because each run with images is traced"
             " by itself; `qlora-plan estimate` answers for exactly this run, `qlora-plan plan` for one model"
         )
+
+
+def without_tower(reading: Reading, opened: ModelOnCard) -> Reading:
+    """A file as it was read, without its images where this model cannot be planned with them here, which is said."""
+    run = reading.run
+    if not run.shows_images:
+        return reading
+    try:
+        profile = opened.profile_for(run)
+        if opened.budget.world > 1:
+            raise InputError("runs with images are planned on one card")
+        picture_of(profile.model_type, profile.dims, run)
+    except (InputError, MissingError) as error:
+        what = f"rows may hold them, of which nothing is counted ({error})"
+        left = Unmodelled(key="images", what=what, direction="up")
+        text = run.with_(images=None, image_size=None)
+        return replace(reading, run=text, unmodelled=(*reading.unmodelled, left))
+    return reading
 
 
 def check_images(card: PlannedCard | None, request: Mapping[str, Any]) -> None:

@@ -15,6 +15,7 @@ from qlora_planner.session.packages import TRACE_VARIABLE
 from tests.exchange.example_configs import CUT, EXAMPLES, LIGER, axolotl, factory, trl
 
 LLAMA = "meta-llama/Llama-3.1-8B"
+VISION = "Qwen/Qwen2.5-VL-3B-Instruct"
 FSDP = {"fsdp_version": 2, "fsdp_config": {"reshard_after_forward": False, "state_dict_type": "FULL_STATE_DICT"}}
 # What the file asks for, the cards, and words that are to stand in what is written.
 FILES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
@@ -34,6 +35,14 @@ FILES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
     "axolotl, re-entrant, evaluated": (
         axolotl(LLAMA, 2048, 2, gradient_checkpointing_kwargs={"use_reentrant": True}, val_set_size=0.1, eval_steps=9),
         "80GB", ("use_reentrant: true", "eval_batch_size: 2"),
+    ),
+    "axolotl, images": (
+        axolotl(VISION, 2048, 1, processor_type="AutoProcessor", image_size=[640, 480]), "80GB",
+        ("skip_prepare_dataset: true", "remove_unused_columns: false", "sample_packing: false", "- 640"),
+    ),
+    "LLaMA-Factory, images": (
+        factory(VISION, image_max_pixels=640 * 480, freeze_vision_tower=False), "80GB",
+        ("image_max_pixels: 306916", "freeze_vision_tower: false"),
     ),
     "axolotl, DPO": (axolotl(LLAMA, 1024, 1, rl="dpo", rl_beta=0.2), "80GB", ("rl: dpo", "rl_beta: 0.2")),
     "axolotl, KTO": (axolotl(LLAMA, 1024, 4, rl="kto"), "80GB", ("rl: kto",)),

@@ -97,7 +97,7 @@ def start(home: Home) -> Start:
 
 def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    out, err = process.communicate(timeout=180)
+    out, err = process.communicate(timeout=600)  # seconds of work, which a machine that is shared takes minutes for
     return process.returncode, out, err
 
 

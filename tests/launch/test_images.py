@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("PIL")
 
 from examples.toy_model import write_rows
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.export import EXPORTS, export
+from qlora_planner.exchange.export import export
 from qlora_planner.runs.child.pictures import Pictures, _placed
 from qlora_planner.runs.spec import LaunchSpec
 from qlora_planner.train.settings import Settings
@@ -187,8 +188,56 @@ def test_trl_s_trainer_takes_the_same_batches(make: Make) -> None:
     assert (facts["outcome"], facts["steps"], facts["rows"]) == ("ok", 1, 4), facts
 
 
-def test_exports_name_what_works() -> None:
-    plan = {"schema": "qlora-plan/plan/1", "model": {"id": "toy"}, "gpu": None, "run": SHOWN.to_dict()}
-    for kind in set(EXPORTS) - {"accelerate"}:
-        with pytest.raises(InputError, match=f"--export {kind}: runs with images are not written yet; --save keeps"):
-            export(kind, plan)
+def document(**changes: Any) -> dict[str, Any]:
+    run = SHOWN.with_(**changes).to_dict()
+    return {"schema": "qlora-plan/plan/1", "model": {"id": "toy"}, "gpu": None, "run": run}
+
+
+@pytest.mark.parametrize("family", some(["qwen2_5_vl", "idefics3", "mllama"], 1))
+def test_a_script_makes_the_batches_that_train_makes(make: Make, family: str) -> None:
+    """Its functions are run on the model's own processor, beside what a training run makes of the same rows."""
+    from datasets import Dataset
+
+    run = SHOWN.with_(image_size="112x90", image_tokens=68 if family == "idefics3" else 20, seq_len=512)
+    run = run.with_(image_tokens=1) if family == "mllama" else run
+    pictures, rows = prepared(make([{**CHATS[0], "images": ["0.png", "1.png"]}] * 2, family=family, run=run))
+    wanted = pictures.collate([dict(row) for row in pictures.tokenised(rows)])
+    spec = make(family=family, run=run)
+    data = str(Path(spec.weights).parent / "rows.jsonl")
+    script = export("trl", document(**run.to_dict()), data)
+    pictures.processor.chat_template = pictures._template
+    model = SimpleNamespace(config=pictures._config)
+    sizes = next(line for line in script.splitlines() if line.startswith("IMAGES, IMAGE_SIZE"))
+    own: dict[str, Any] = {"processor": pictures.processor, "model": model, "DATA": data, "SEQ_LEN": run.seq_len}
+    own["dataset"] = Dataset.from_list([{"messages": CHATS[0]["messages"], "images": ["0.png", "1.png"]}] * 2)
+    functions = script[script.index("names = (") : script.index("trainer = Trainer(")]
+    exec(f"import io, os\nfrom PIL import Image, ImageOps\n{sizes}\n{functions}", own)
+    made = own["collate"](own["dataset"])
+    assert made.keys() == wanted.keys()
+    assert all((made[name] == wanted[name]).all() for name in made), made
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "says"),
+    [
+        ("axolotl", {}, "axolotl has no key for how many images a row holds"),
+        ("llama-factory", {}, "LLaMA-Factory has no key for how many images a row holds"),
+        ("trl-config", {"trainer": "trl-sft"}, "nothing there makes batches of images; --export trl"),
+        ("trl", {"image_size": None}, "say --image-size WIDTHxHEIGHT"),
+    ],
+)
+def test_what_a_file_cannot_say_of_images_is_one_line(kind: str, changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=f"--export {kind}: .*{says}"):
+        export(kind, document(**changes))
+
+
+@pytest.mark.parametrize("trainer", ["hf-trainer", "trl-sft", "loop"])
+def test_a_script_gives_its_trainer_the_collator_of_images(trainer: str) -> None:
+    for kind in ("trl", "notebook"):
+        text = export(kind, document(trainer=trainer))
+        assert "AutoProcessor.from_pretrained(MODEL)" in text and "DataCollatorForLanguageModeling(" not in text
+        assert ("remove_unused_columns=False" in text) == (trainer != "loop")
+    script = export("trl", document(trainer=trainer))
+    compile(script, "train.py", "exec")
+    assert ("data_collator=collate" in script) == (trainer != "loop")
+    assert 'dataset_kwargs={"skip_prepare_dataset": True}' in script or trainer != "trl-sft"

@@ -45,6 +45,8 @@ USED: Mapping[str, str] = {
     "flex_attention": "attention: flex_attention (deprecated)",
     "sage_attention": "attention: sage (deprecated)",
     "optimizer": "optimizer; adamw_torch_fused where it is absent",
+    "image_size": "image_size, with processor_type: one image a row, resized, or padded to a square of that side",
+    "processor_type": "rows hold images, which are counted with image_size",
     "sample_packing": "full rows: padding off, one row of them all with FlashAttention, else a mask of each",
     "bf16": "compute_dtype and load_dtype; auto where it is absent",
     "fp16": "compute_dtype and load_dtype",
@@ -79,6 +81,8 @@ _FUSED = "other code, of which it is not known what it keeps"
 _SEVERAL = "several cards share the work, which is not planned here"
 _GENERATES = "generates beside training"
 
+# Of `processor_type` without the size of images.
+IMAGES = more("rows may hold images, each of hundreds to thousands of tokens")
 # Of `rl` where it names no trainer that is modelled.
 RL = either("preference or reward training: other rows, a reference pass, another loss")
 # Key -> what it does that is not in the estimate. It counts only where it is switched on.
@@ -129,7 +133,6 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("float32", more("everything in float32")),
     ("eval_sequence_len", either("evaluation at another length")),
     ("generate_samples do_causal_lm_eval do_bench_eval", more(_GENERATES)),
-    ("image_size processor_type", more("rows may hold images, each of hundreds to thousands of tokens")),
     ("lora_model_dir", either("starts from an adapter, whose own rank counts")),
     ("flash_optimum large_head_attention sdpa_varlen gemma4_hybrid_attn_impl s2_attention",
      either("other attention code")),

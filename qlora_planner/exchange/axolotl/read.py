@@ -11,6 +11,7 @@ from qlora_planner.catalog.attention import nearest_kernel
 from qlora_planner.catalog.trainers import DEFAULT_TRAINER, trainer_of_format, trainer_of_stage
 from qlora_planner.exchange.axolotl.keys import (
     FAMILIES,
+    IMAGES,
     KERNELS_KEEP_LESS,
     NEUTRAL,
     NOT_MODELLED,
@@ -68,6 +69,7 @@ def read(raw: Mapping[str, Any], location: str, stack: Mapping[str, str] = NOTHI
     options |= _checkpointing(config, release)
     options |= _attention(config)
     options |= {"optimizer": config.optimizer("optimizer", "adamw_torch_fused")}
+    options |= _images(config)
     options |= _plugins(config, options)
     options |= _evaluation(config, options["batch_size"])
     skips = config.flag("embeddings_skip_upcast", release.casts_embeddings is False)
@@ -251,6 +253,23 @@ def _attention(config: Config) -> dict[str, Any]:
     if kernel not in _ATTENTIONS:
         config.leave(key, either("taken as flash_attention_2"))
     return {"attention": _ATTENTIONS.get(kernel, "flash_attention_2")}
+
+
+def _images(config: Config) -> dict[str, Any]:
+    """Images of rows that a processor reads (processing_strategies.py): resized to a width and height, or padded to a
+    square. Without a size they are as the data has them, which nobody says here."""
+    size, processor = config.asked("image_size"), config.asked("processor_type")
+    if processor is None:
+        config.seen.pop("image_size", None)
+        return {}
+    if size is None:
+        config.leave("processor_type", IMAGES)
+        return {}
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list) or len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
+        config.faults.append(f"image_size must be pixels, or a list of width and height, not {quoted(size)}")
+        return {}
+    return config.images(*sides)
 
 
 def _plugins(config: Config, options: Mapping[str, Any]) -> dict[str, Any]:

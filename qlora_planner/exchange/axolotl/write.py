@@ -44,7 +44,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     config |= {"val_set_size": 0.02 if run.eval_batch_size else 0.0, "output_dir": "./outputs"}
     if run.eval_batch_size:
         config |= {"evals_per_epoch": 1, "eval_batch_size": run.eval_batch_size}
-    config |= {"sequence_len": run.seq_len, "sample_packing": rows_full(run)}
+    config |= {"sequence_len": run.seq_len, "sample_packing": rows_full(run), **_images(run)}
     if run.method != "full":
         config |= _adapters_of(run, attention_modules)
     config |= {
@@ -78,6 +78,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
 _ABOVE = {
     "datasets": "JSON lines with messages; type: completion for plain text.",
     "sequence_len": "Tokens of a row, and what of a batch: these decide the memory.",
+    "image_size": "Width and height of every image in pixels; axolotl resizes each to this.",
     "lora_mlp_kernel": "axolotl would switch these on by itself; the plan counts PEFT's own code.",
 }
 
@@ -111,6 +112,16 @@ def _task(run: RunConfig) -> dict[str, Any]:
     return config | ({"precompute_ref_log_probs": True} if run.precompute_ref_log_probs else {})
 
 
+def _images(run: RunConfig) -> dict[str, Any]:
+    """What has rows read with the model's processor, and every image resized."""
+    if run.image_pixels is None:
+        return {}
+    return {
+        "processor_type": "AutoProcessor", "skip_prepare_dataset": True, "remove_unused_columns": False,
+        "image_size": list(run.image_pixels), "image_resize_algorithm": "bilinear",
+    }  # fmt: skip
+
+
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
     keys: dict[str, Any] = {"lora_r": run.rank, "lora_alpha": run.alpha, "lora_dropout": run.lora_dropout or 0.0}
     targets = run.target_modules or "all-linear"
@@ -137,6 +148,7 @@ def _differences(run: RunConfig) -> list[str]:
 _DROPPED = {
     "activation_offloading": "The plan offloads activations; axolotl's own offloading keeps others, so it is left out"
     " here.",
+    "exclude_modules": "The plan leaves modules without adapters; axolotl has no such option, so they get them.",
     "upcast": "The plan upcasts; axolotl casts norms and embeddings back to 16 bits.",
 }
 KEYS = {

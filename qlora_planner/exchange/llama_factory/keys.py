@@ -49,6 +49,7 @@ USED: Mapping[str, str] = {
     "add_special_tokens": "the same as resize_vocab, which it switches on",
     "new_special_tokens": "the same as resize_vocab, which it switches on",
     "new_special_tokens_config": "the same as resize_vocab, which it switches on",
+    "image_max_pixels": "image_size: one image a row, a square of that area",
     "packing": "full rows: padding off",
     "neat_packing": "full rows: padding off with flash_attn: fa2, else a mask of the whole row",
     "per_device_eval_batch_size": "eval_batch_size; 8 where it is absent",
@@ -88,7 +89,7 @@ NOT_MODELLED: Mapping[str, Effect] = rows((
     ("adapter_name_or_path", either("starts from an adapter, whose own rank counts")),
     ("train_from_scratch", either("random weights, of the same size", SLIGHT)),
     ("liger_kernel_config", either("a part of Liger alone", 0.5)),
-    ("image_max_pixels image_min_pixels video_max_pixels video_min_pixels video_maxlen media_dir crop_to_patches",
+    ("image_min_pixels video_max_pixels video_min_pixels video_maxlen media_dir crop_to_patches",
      more(_IMAGES)),
 ))  # fmt: skip
 STAGES: Mapping[str, Effect] = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isqrt
 from typing import Any
 
 from qlora_planner.catalog.trainers import TrainerRow, trainer_of_format, trainer_of_stage, trainer_of_switch
@@ -72,6 +73,7 @@ def read(raw: Mapping[str, Any], location: str, _stack: Mapping[str, str] = NOTH
         config.stand_in("use_unsloth_gc: true", less(why), checkpoint_offload=False)
     options |= _attention(config)
     options |= _packing(config, stage, options)
+    options |= _images(config)
     options |= _preference(config, row)
     _upcasts(config)
     options |= _evaluation(config)
@@ -170,6 +172,17 @@ def _attention(config: Config) -> dict[str, Any]:
     if kernel in (None, "auto"):
         return {}
     return {"attention": ATTENTIONS[kernel]}
+
+
+def _images(config: Config) -> dict[str, Any]:
+    """Images of rows: each is made smaller until it has so many pixels (data/mm_plugin.py, _preprocess_image)."""
+    pixels = config.integer("image_max_pixels", None)
+    if pixels is None:
+        return {}
+    if config.flag("freeze_vision_tower", True):
+        config.leave("freeze_vision_tower", less("the tower has no adapters; counted as if it had"))
+    side = isqrt(pixels)
+    return config.images(side, side)
 
 
 def _packing(config: Config, stage: str, options: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from qlora_planner.train.options import compute_dtype
 
 _ABOVE = {
     "dataset": "A name in dataset_dir/dataset_info.json, and the template of the model's own chat format.",
+    "image_max_pixels": "The area alone has a key: a square of it is counted, which may be some tokens off the plan.",
     "cutoff_len": "Tokens of a row, and what of a batch: these decide the memory.",
 }
 _KERNELS = {kernel: name for name, kernel in ATTENTIONS.items()}
@@ -42,6 +43,7 @@ def render(run: RunConfig, model_id: str, data: str, heading: list[str], attenti
     config |= {"dataset": "my_dataset", "dataset_dir": "data", "template": "default", "cutoff_len": run.seq_len}
     if rows_full(run):
         config["packing"] = True
+    config |= _images(run)
     config |= {
         **training_arguments(run, half),
         "disable_gradient_checkpointing": not run.gradient_checkpointing,
@@ -79,6 +81,14 @@ def _task(run: RunConfig) -> dict[str, Any]:
     return config
 
 
+def _images(run: RunConfig) -> dict[str, Any]:
+    """The area of every image, and adapters in the tower too, which LLaMA-Factory leaves out unless it is told."""
+    if run.image_pixels is None:
+        return {}
+    width, height = run.image_pixels
+    return {"image_max_pixels": width * height, "freeze_vision_tower": False, "freeze_multi_modal_projector": False}
+
+
 def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, Any]:
     targets = run.target_modules or "all-linear"
     names = ["all"] if targets == "all-linear" else target_names(targets, attention_modules)
@@ -100,6 +110,8 @@ def _adapters_of(run: RunConfig, attention_modules: Sequence[str]) -> dict[str, 
 def _differences(run: RunConfig, data: str) -> list[str]:
     lines = differences("LLaMA-Factory", "Seq2SeqTrainer", trainer_of_format(FORMAT).name, run, _DROPPED)
     lines.append(f"Register {data} in dataset_info.json as my_dataset, and set the template of the model.")
+    if run.images:
+        lines.append("There `columns` names the column `images`, and the text of a row says <image> where each stands.")
     if run.alloc_conf is not None:
         lines.append(f"Set PYTORCH_ALLOC_CONF={run.alloc_conf} in the environment: this file has no place for it.")
     return lines
@@ -107,6 +119,7 @@ def _differences(run: RunConfig, data: str) -> list[str]:
 
 _DROPPED = {
     "checkpoint_every": "The plan checkpoints some layers; LLaMA-Factory checkpoints all.",
+    "exclude_modules": "The plan leaves modules without adapters; LLaMA-Factory has no such option, so they get them.",
     "expert_quant": "The plan stores experts in 4 bits; LLaMA-Factory has no such option.",
     "loss_kernel": "The plan names what computes the loss; LLaMA-Factory has Liger's kernels together or none.",
     "activation_offloading": "The plan offloads activations; LLaMA-Factory has no such option.",

@@ -49,14 +49,15 @@ def _loop_optimizer(run: RunConfig) -> Iterator[str]:
 
 def _loop_steps(run: RunConfig) -> Iterator[str]:
     rows = "dataset" if run.eval_batch_size is None else 'parts["train"]'
+    if not run.images:
+        yield "collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)"
     yield _LOOP.format(rows=rows, batch=run.batch_size, accumulated=run.grad_accum)
     if run.eval_batch_size is not None:
         yield _EVALUATION.format(batch=run.eval_batch_size)
     yield "model.save_pretrained(OUTPUT)"
 
 
-_LOOP = """collate = DataCollatorForLanguageModeling(tokenizer, mlm=False)
-BATCH_SIZE, GRAD_ACCUM = {batch}, {accumulated}
+_LOOP = """BATCH_SIZE, GRAD_ACCUM = {batch}, {accumulated}
 batches = torch.utils.data.DataLoader(
     {rows}, batch_size=BATCH_SIZE, shuffle=True, drop_last=True, collate_fn=collate
 )

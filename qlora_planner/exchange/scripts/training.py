@@ -15,7 +15,7 @@ from qlora_planner.catalog import find_optimizer
 from qlora_planner.catalog.parallel import PIPELINE, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
-from qlora_planner.exchange.scripts import classification, preferences
+from qlora_planner.exchange.scripts import classification, images, preferences
 from qlora_planner.exchange.scripts import rewards as reward_lists
 from qlora_planner.exchange.scripts.functions import ATTENTION, TOKENIZE
 from qlora_planner.exchange.scripts.loop import cut_loss, plain_loop
@@ -104,6 +104,7 @@ def packages(run: RunConfig) -> list[str]:
     names += [package for package in trainer_named(run.trainer).packages if package not in names]
     names += ["vllm"] if run.vllm not in (None, "none") else []
     names += ["cut-cross-entropy"] if run.loss_kernel == "cut-cross-entropy" else []
+    names += images.PACKAGES if run.images else []
     return [*names, "liger-kernel"] if liger_parts(run) is not None else names
 
 
@@ -129,7 +130,8 @@ def _opening(run: RunConfig, *, notebook: bool) -> str:
 
 def _imports(run: RunConfig) -> Iterator[str]:
     needed = ["functools"] if run.loss_kernel == "cut-cross-entropy" else []
-    needed += ["os"] if run.parallel is not None and run.alloc_conf is None else []
+    needed += ["io"] if run.images else []
+    needed += ["os"] if (run.parallel is not None or run.images) and run.alloc_conf is None else []
     needed += ["re"] if run.target_modules == "attention" else []
     if needed:
         yield "".join(f"import {name}\n" for name in needed)
@@ -137,6 +139,7 @@ def _imports(run: RunConfig) -> Iterator[str]:
     if run.task is None:
         yield "import transformers"
     yield "from datasets import load_dataset"
+    yield from [images.PIL] if run.images else []
     if run.method != "full":
         own = trainer_named(run.trainer).adds_adapters
         names = [
@@ -151,6 +154,7 @@ def _imports(run: RunConfig) -> Iterator[str]:
         names = [preferences.reward_class(), "AutoTokenizer"]
     if options.quantization_options(run):
         names.append("BitsAndBytesConfig")
+    names += ["AutoProcessor"] if run.images else []
     prepares_rows = trainer_named(run.trainer).prepares_rows
     if classifies:
         names += classification.TRAINING_IMPORTS
@@ -164,19 +168,21 @@ def _imports(run: RunConfig) -> Iterator[str]:
 
 
 def _constants(run: RunConfig, model_id: str, data: str) -> Iterator[str]:
-    samples = "JSON lines with messages, text, or prompt and completion"
+    samples = images.DATA_NOTE if run.images else "JSON lines with messages, text, or prompt and completion"
     yield f"MODEL = {literal(model_id)}"
     note = preferences.data_note(run, samples) if run.task is None else classification.DATA_NOTE
     yield f"DATA = {literal(data)}  # {note}"
     yield 'OUTPUT = "outputs"'
-    if not trainer_named(run.trainer).prepares_rows:
+    if run.images:
+        yield from images.constants(run)
+    elif not trainer_named(run.trainer).prepares_rows:
         yield f"SEQ_LEN = {run.seq_len}"
     own = 'int(os.environ.get("LOCAL_RANK", 0))' if run.parallel is not None else "0"
     yield f'DEVICE = {own} if torch.cuda.is_available() else "cpu"'
 
 
 def _model(run: RunConfig) -> Iterator[str]:
-    yield "tokenizer = AutoTokenizer.from_pretrained(MODEL)"
+    yield images.TOKENIZER if run.images else "tokenizer = AutoTokenizer.from_pretrained(MODEL)"
     yield "if tokenizer.pad_token is None:"
     yield "    tokenizer.pad_token = tokenizer.eos_token"
     loading: dict[str, Any] = {"device_map": _device_map(run), **_dtypes(options.model_options(run))}
@@ -239,6 +245,8 @@ def _dataset(run: RunConfig, data: str) -> str:
     lines = [f'dataset = load_dataset({loader}, split="train")']
     if trainer_named(run.trainer).patches_libraries:
         lines.append(f"\n{unsloth.texts()}")
+    elif run.images:
+        lines.append(images.FUNCTIONS)
     elif not trainer_named(run.trainer).prepares_rows:
         lines.append(f"\n{TOKENIZE if run.task is None else classification.TOKENIZE}")
     if run.eval_batch_size is not None:
@@ -258,7 +266,7 @@ def _arguments(run: RunConfig) -> dict[str, Any]:
     }
     if run.eval_batch_size is not None:
         own["eval_strategy"] = "epoch"
-    return {**own, **options.parallel_options(run, "cuda"), **options.trainer_options(run)}
+    return {**own, **options.parallel_options(run, "cuda"), **options.trainer_options(run), **images.arguments(run)}
 
 
 def _sets(run: RunConfig) -> dict[str, Any]:
@@ -268,25 +276,24 @@ def _sets(run: RunConfig) -> dict[str, Any]:
 
 
 def _sft(run: RunConfig) -> tuple[str, str]:
-    arguments = {**_arguments(run), **options.sequence_options(run)}
+    arguments = {**_arguments(run), **options.sequence_options(run), **images.dataset_arguments(run)}
     parts = {
         "model": Code("model"),
         "args": Code(call("SFTConfig", arguments)),
         **_sets(run),
-        "processing_class": Code("tokenizer"),
+        **images.parts(run, processing_class="tokenizer"),
     }
     return f"trainer = {call('SFTTrainer', parts)}", _ENDING
 
 
 def _trainer(run: RunConfig) -> tuple[str, str]:
+    of_text = "DataCollatorForLanguageModeling(tokenizer, mlm=False)"
+    collator = of_text if run.task is None else classification.COLLATOR
     parts = {
         "model": Code("model"),
         "args": Code(call("TrainingArguments", _arguments(run))),
         **_sets(run),
-        "data_collator": Code(
-            "DataCollatorForLanguageModeling(tokenizer, mlm=False)" if run.task is None else classification.COLLATOR
-        ),
-        "processing_class": Code("tokenizer"),
+        **images.parts(run, data_collator=collator, processing_class="tokenizer"),
     }
     return f"{cut_loss(run)}trainer = {call('Trainer', parts)}", _ENDING
 
