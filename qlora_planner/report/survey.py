@@ -190,11 +190,17 @@ def _task(run: RunConfig) -> str:
     return f" --task {run.task}" + (f" --num-labels {run.num_labels}" if run.num_labels else "")
 
 
+def _images(run: RunConfig) -> str:
+    """The images of a run as they are typed."""
+    typed = (("images", run.images), ("image-size", run.image_size), ("image-tokens", run.image_tokens))
+    return "".join(f" --{option} {value}" for option, value in typed if value is not None)
+
+
 def _next(
     rows: Sequence[SurveyRow], shown: Sequence[SurveyRow], card_name: str, run: RunConfig, theme: Theme
 ) -> Iterator[Line]:
     """One command that goes on from here."""
-    card = card_words(card_name) + _task(run)
+    card = card_words(card_name) + _task(run) + _images(run)
     usable = [row for row in shown if (row.longest_seq_len or 0) >= min(run.seq_len, 1024)] or list(shown)
     shorter = [row for row in rows if row.longest_seq_len and row.verdict == "does-not-fit"]
     if usable:
@@ -208,6 +214,9 @@ def _next(
         best = max(shorter, key=lambda row: (row.params, row.model_id))
         end = f"{card} --seq-len {best.longest_seq_len}"
         why = "nothing fits so; with shorter sequences this does"
+    elif run.shows_images and (unsure := [row for row in rows if row.verdict == "cannot-say"]):
+        best = max(unsure, key=lambda row: (row.params, row.model_id))
+        end, why = card, "traces the largest of which nobody can say yet"
     elif any(row.verdict == "cannot-say" for row in rows):
         yield [("next: ", "bold"), (f"qlora-plan {card}", "cyan")]
         yield from theme.wrap("(without what is not modelled; --json says what that is)", 6, style="dim")

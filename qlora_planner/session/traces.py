@@ -43,9 +43,10 @@ def tape_for(
     profiles: str | os.PathLike[str] | None = None,
     tell: Warn = packages.silent,
     stored_only: bool = False,
+    make: bool = True,
 ) -> Tape | None:
     """The trace of this run: shipped, kept from before, or made now where the training packages are installed.
-    `stored_only` looks among the shipped ones alone.
+    `stored_only` looks among the shipped ones alone, and without `make` none is made.
 
     None for a run that is refused, where the model's code cannot be traced, and where QLORA_PLANNER_TRACE is `never`;
     `tell` gets the reason, and a word while tracing takes time.
@@ -82,7 +83,7 @@ def tape_for(
         versions |= installing.installed_versions(trainer.packages)
     cache = TapeCache(cache_dir() / "tapes")
     cached = cache.load(profile, resolved, variant, versions)
-    if cached is not None or os.environ.get(packages.TRACE_VARIABLE) == "never":
+    if cached is not None or not make or os.environ.get(packages.TRACE_VARIABLE) == "never":
         return cached
     missing = packages.missing_packages()
     own = packages.missing_packages(trainer.packages)

@@ -18,6 +18,7 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.plan import plan
 from qlora_planner.planner.planner import Request
+from qlora_planner.planner.survey.images import row_with_images
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
@@ -71,9 +72,23 @@ def test_without_a_trace_no_verdict_is_given(monkeypatch: pytest.MonkeyPatch) ->
         Session().on("24GB").plan("qwen2.5-vl-3b", asked)
 
 
-def test_the_survey_names_what_answers_instead() -> None:
-    with pytest.raises(InputError, match="`qlora-plan plan` for one model"):
-        Session().on("24GB").survey(ASKED)
+def test_the_survey_is_of_models_that_read_images_and_says_nothing_of_untraced_towers() -> None:
+    rows = {row.model_id: row for row in Session().on("24GB").survey(ASKED.with_(seq_len=4096)).rows}
+    assert "Qwen/Qwen2.5-VL-3B-Instruct" in rows and "Qwen/Qwen2.5-3B" not in rows
+    assert {row.verdict for row in rows.values()} <= {"cannot-say", "does-not-fit"}
+    assert "`estimate` traces it" in (rows["Qwen/Qwen2.5-VL-3B-Instruct"].note or "")
+    large = rows["Qwen/Qwen3-VL-30B-A3B-Instruct"]
+    assert large.verdict == "does-not-fit" and large.run.image_tokens
+    assert all(row.recommended is None and row.longest_seq_len is None for row in rows.values())
+
+
+def test_a_row_with_images_whose_trace_is_at_hand_is_the_estimate() -> None:
+    profile = whole(QWEN25)
+    tape = trace_run(source_of(QWEN25), resolve(profile, ASKED, H200), H200)
+    row = row_with_images(profile, ASKED, Budget.of(H200), tape)
+    answer = estimate(profile, ASKED, H200, tape=tape)
+    assert (row.verdict, row.peak_bytes, row.run.image_tokens) == ("fits", answer.floor_bytes, 20)
+    assert row.params == profile.params and row.traced
 
 
 def test_another_card_is_asked_about_the_model_with_its_tower() -> None:

@@ -158,7 +158,7 @@ def survey(
             row = judge(replace(model, bases=storages_of(profile)), budget, recommend, played_of)
             rows.append(_qualified(_noted(row, wanted), left_out(profile, model.resolution.run)))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
-            rows.append(_refused(profile, wanted, budget.usable_bytes, str(error)))
+            rows.append(refused_row(profile, wanted, budget.usable_bytes, str(error)))
     return sorted(rows, key=lambda row: (-row.params, row.model_id))
 
 
@@ -276,7 +276,7 @@ def candidate_memory_for(model: Candidate, run: RunConfig, budget: Budget, *, pa
     return candidate_memory_of(model.ground, resolution, budget, model.sweep, model.fixed, model.scale)
 
 
-def _refused(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:
+def refused_row(profile: ModelProfile, run: RunConfig, usable: int, why: str) -> SurveyRow:
     return SurveyRow(
         model_id=profile.id, family=profile.model_type, params=profile.params, verdict="will-not-run", run=run,
         longest_seq_len=None, largest_batch=None, peak_bytes=0, headroom_bytes=usable, usable_bytes=usable,

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import MissingError
-from qlora_planner.session.towers import refuse_images
+from qlora_planner.session.surveying.images import image_rows
 from qlora_planner.session.traces import sweep_for
 from qlora_planner.sources.locations import models_dirs, tapes_dirs
 
@@ -37,7 +37,9 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.tapes import stored_sweep
 
-    refuse_images("the survey", run)
+    if run.shows_images:
+        yield from image_rows(bench, run)
+        return
     session, gpu = bench.session, bench.gpu
     indexed, profiles = indexed_candidates(models_dirs(session.profiles), gpu, run, session.tell)
     if not indexed and not profiles:
