@@ -16,6 +16,7 @@ from qlora_planner.bounded import small_json
 from qlora_planner.errors import InputError
 from qlora_planner.sources.configs import RawConfig
 from qlora_planner.sources.same_shape import ROPE_TABLES
+from qlora_planner.text import plain, quoted
 
 WRAPPERS, WRAPPERS_SCHEMA = "wrappers.json", "qlora-plan/wrappers/1"
 _TIED, _PART = "tie_word_embeddings", "text_config"
@@ -27,7 +28,7 @@ def light_text_part(raw: RawConfig, laws: Sequence[Path]) -> tuple[RawConfig, st
     """`raw` with the config of its text part, and the model type that it is a part of; as it is and None for a config
     of text alone, or of a class that the folders `laws` do not know as one with other parts.
 
-    Raises InputError naming a table that cannot be read.
+    Raises InputError naming a table that cannot be read, and for a text part whose model type is no text.
     """
     kind = raw.config.get("model_type")
     wrapper = _wrappers(laws).get(kind) if isinstance(kind, str) else None
@@ -37,7 +38,9 @@ def light_text_part(raw: RawConfig, laws: Sequence[Path]) -> tuple[RawConfig, st
     own = dict(inner) if isinstance(inner, Mapping) else _flat(raw.config, wrapper)
     said = [part[_TIED] for part in (raw.config, own) if part.get(_TIED) is not None]
     own_type = own.get("model_type")
-    text_type = own_type if isinstance(own_type, str) and own_type != kind else wrapper["text"]
+    if not isinstance(own_type, str | None):
+        raise InputError(f"{plain(raw.id)}: {_PART}.model_type must be a text, not {quoted(own_type)}")
+    text_type = wrapper["text"] if own_type in (None, kind) else own_type
     text_class = wrapper["texts"].get(text_type, {"law": text_type})
     if text_class["law"] != text_type:
         own = _filled(own, text_class)

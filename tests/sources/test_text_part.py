@@ -105,6 +105,13 @@ def test_a_config_of_text_alone_stays_as_it_is() -> None:
     assert light_text_part(raw, LAWS) == (raw, None)
 
 
+@pytest.mark.parametrize("said", [7, ["qwen3"], True])
+def test_a_text_part_whose_model_type_is_no_text_is_refused(said: Any) -> None:
+    odd = {**NESTED, "text_config": {**NESTED["text_config"], "model_type": said}}
+    with pytest.raises(InputError, match=r"text_config\.model_type must be a text"):
+        by_text(raw_of(odd), CATALOGUE)
+
+
 def test_a_table_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     (tmp_path / WRAPPERS).write_text("{")
     with pytest.raises(InputError, match=WRAPPERS):
