@@ -16,6 +16,7 @@ from qlora_planner.spec.run import RunConfig
 
 _BATCH = frozenset({"batch_size", "grad_accum"})
 _STORED = frozenset({"method", "quant", "double_quant"})
+_LENGTH = frozenset({"seq_len", "completion_len"})  # a prompt that was asked for stays, and completions get shorter
 
 
 @record
@@ -32,7 +33,7 @@ class Step:
     @property
     def names(self) -> frozenset[str]:
         """Every option that may become another."""
-        return frozenset({*self.searched, *self.reset, *(["seq_len"] if self.shorter else [])})
+        return frozenset({*self.searched, *self.reset, *(_LENGTH if self.shorter else ())})
 
 
 def _steps(run: RunConfig, fixed: frozenset[str]) -> Iterator[Step]:

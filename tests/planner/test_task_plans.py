@@ -10,6 +10,7 @@ from qlora_planner.errors import MissingError
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.planner.knobs import of_length
+from qlora_planner.planner.nearest import _steps
 from qlora_planner.planner.survey.survey import survey
 from qlora_planner.session import Session, packages
 from qlora_planner.session.traces import sweep_for
@@ -52,6 +53,13 @@ def test_a_plan_keeps_the_prompts_and_completions_that_were_asked_for(lengths: d
     asked = RunConfig(trainer="trl-grpo", num_generations=4, **lengths)
     plan = Session().open(SMALL, "24GB").plan(asked, fixed=("trainer", "num_generations", *lengths))
     assert (plan.run.seq_len, plan.run.prompt_len, plan.run.completion_len) == (whole, 64, whole - 64)
+
+
+def test_a_shorter_run_gives_up_completions_and_keeps_its_prompt() -> None:
+    tried = list(_steps(RunConfig(trainer="trl-grpo"), frozenset({"prompt_len", "completion_len", "seq_len"})))
+    assert [step.names & {"prompt_len", "completion_len", "seq_len"} for step in tried if step.shorter] == [
+        {"completion_len", "seq_len"}
+    ]
 
 
 @pytest.mark.usefixtures("base_install")
