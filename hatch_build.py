@@ -41,6 +41,7 @@ def compile_in_place(root: Path) -> None:
     extension = Extension(
         FOLDER.replace("/", ".") + "._native",
         [str(root / source) for source in sources],
+        depends=[str(header) for header in (root / FOLDER).glob("*.h")],
         py_limited_api=True,
         define_macros=[("SOURCES", f'"{_digest(root / FOLDER)}"')],
         extra_compile_args=optimised,

@@ -110,7 +110,7 @@ def _label(row: Row) -> str:
         "quant": {"none": "LoRA"}, "load_on": {"cpu": "loaded on the CPU"}, "trainer": {"hf-trainer": "hf-trainer"},
         "quant_storage": {"uint8": "bytes"}, "reshard_after_forward": {False: "kept gathered"},
         "gradient_checkpointing": {False: "no checkpointing"}, "attention": {"eager": "eager"},
-        "double_quant": {False: "no double quant"},
+        "double_quant": {False: "no double quant"}, "ddp_backend": {"gloo": "gloo on one card"},
     }  # fmt: skip
     more = [words[run[name]] for name, words in told.items() if run.get(name) in words]
     if run["grad_accum"] > 1:

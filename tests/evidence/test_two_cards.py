@@ -20,9 +20,9 @@ def answers() -> list[tuple[dict[str, Any], MemoryEstimate]]:
     return [(row, answer) for row, answer in predicted if answer.method == "traced"]
 
 
-def test_the_campaign_has_thirty_configurations_with_both_ranks() -> None:
-    assert len({row["case"] for row in ROWS}) == 30
-    assert len(ROWS) == 60
+def test_the_campaign_has_37_configurations_with_both_ranks() -> None:
+    assert len({row["case"] for row in ROWS}) == 37
+    assert len(ROWS) == 74
 
 
 def test_phases_are_the_measured_ones(answers: list[tuple[dict[str, Any], MemoryEstimate]]) -> None:

@@ -33,7 +33,7 @@ ELSEWHERE = {
 
 
 def rows() -> Iterator[Row]:
-    """Rows by NCCL and of a fake group of which traces ship; gloo's ranks take buffers of their own."""
+    """Rows by NCCL and of a fake group of which traces ship."""
     for line in (FOLDER / "fsdp2-open.jsonl").read_text(encoding="utf-8").splitlines():
         row = json.loads(line)
         if row["layers"] != 4:
@@ -206,3 +206,14 @@ def test_a_plan_of_shared_weights_claims_no_longest_sequence() -> None:
     assert not plan.frontier
     assert "too large" not in str(plan) and "longest sequence: not ranked" in str(plan)
     assert not {"quant", "method"} & {name for price in plan.prices for name in price.change}
+
+
+def test_gloo_makes_a_tensor_as_large_as_each_gather_on_the_stream_of_gathers() -> None:
+    """Measured of two ranks that shared a card: segments of 502 MiB for a gathered embedding of 501, of 2 for the
+    root's norm, and of 20 for the clone that gloo sums."""
+    run = RunConfig(padding=False, upcast=False, parallel="fsdp2", optimizer="adamw_torch_fused", load_on="gpu")
+    bench = Session(stored_only=True).on("2xh200").open("llama-3.2-1b")
+    nccl, gloo = (bench.estimate(run.with_(ddp_backend=backend)) for backend in ("nccl", "gloo"))
+    assert gloo.method == "traced"
+    assert gloo.peak.allocated_bytes == nccl.peak.allocated_bytes
+    assert (gloo.peak.reserved_bytes or 0) - (nccl.peak.reserved_bytes or 0) == (502 + 2 + 20) * MIB

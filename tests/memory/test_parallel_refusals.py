@@ -73,3 +73,13 @@ def test_warnings_of_loading_and_storing_have_this_models_figures() -> None:
     said = {problem.code: problem.message for problem in answer.problems}
     # 8,228.8 MiB at wrapping, measured.
     assert "8,228 MiB before the first step, more than the" in said["loads-whole"]
+
+
+def test_fsdp1_is_said_to_save_no_adapter_and_not_refused() -> None:
+    codes = {}
+    for strategy in ("fsdp1", "fsdp2"):
+        run = RunConfig(quant="nf4", compute_dtype="bfloat16", parallel=strategy, optimizer="adamw_torch_fused")
+        run = run.with_(**{name: value for name, (value, _) in settled(run).items()})
+        codes[strategy] = {problem.code for problem in parallel_problems(run, STACK)}
+        assert not blocking(run)
+    assert "fsdp1-adapter-unsaved" in codes["fsdp1"] - codes["fsdp2"]

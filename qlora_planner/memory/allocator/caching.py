@@ -16,7 +16,7 @@ SMALL_SEGMENT_BYTES = 2 << 20
 LARGE_SEGMENT_BYTES = 20 << 20
 LARGE_LIMIT_BYTES = 10 << 20
 ROUND_LARGE_BYTES = 2 << 20
-STREAMS = 3  # the main one, and as many more as any run allocates on
+STREAMS = 4  # the main one, and as many more as any run allocates on
 
 
 class OutOfMemory(Exception):

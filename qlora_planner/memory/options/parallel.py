@@ -133,6 +133,13 @@ def _of_fsdp(run: RunConfig, stack: Mapping[str, str]) -> Iterator[Problem]:
             " fsdp_cpu_ram_efficient_loading says",
             "--load-on cpu",
         )
+    if first:
+        yield _advise(
+            "fsdp1-adapter-unsaved",
+            "checkpoints and the final save held an adapter without a tensor on two H200s (torch 2.11), and on the CPU"
+            " the first checkpoint of 4-bit weights stopped the run (torch 2.13)",
+            "--parallel fsdp2",
+        )
     if first and run.optimizer == "paged_adamw_8bit":
         yield _advise(
             "fsdp1-optimizer-unsaved",

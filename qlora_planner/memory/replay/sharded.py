@@ -24,8 +24,9 @@ from qlora_planner.memory.weights.trainable import training_dtype
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Segment
 
-# The streams that FSDP2 allocates on beside the main one: all-gathers' outputs, and reduce-scatters'.
-_GATHERS, _REDUCES = 1, 2
+# The streams that FSDP2 allocates on beside the main one: all-gathers' outputs, reduce-scatters', and the stream that
+# all-gathers run on, where gloo alone allocates.
+_GATHERS, _REDUCES, _GATHERING = 1, 2, 3
 _GATHERED = COMPONENTS.index(Component.COMMUNICATION)
 _PACKED = COMPONENTS.index(Component.QUANTIZED_WEIGHTS)
 _CONSTANTS = COMPONENTS.index(Component.QUANTIZATION_CONSTANTS)
@@ -56,7 +57,7 @@ class ShardedReplayer(TraceReplayer):
         self.model = model
         self.world = model.sharding.world
         self.whole_head = whole_head
-        self._clones = run.ddp_backend == GLOO
+        self._gloo = run.ddp_backend == GLOO
         self._halved = bool(casts)  # gradients are as narrow as what was gathered
         self._gradients: frozenset[int] = frozenset()
         self._kinds = model.kinds
@@ -258,6 +259,8 @@ class ShardedReplayer(TraceReplayer):
         unit = self._unit(name)
         cast = self._malloc(unit.cast_bytes(self.world), _GATHERED, _GATHERS)
         self._outputs[key] = self._malloc(unit.gathered_bytes, _GATHERED, _GATHERS)
+        if self._gloo:  # names what it fills by a new tensor as large (ProcessGroupGloo.cpp, getOutputTensors)
+            self._free(self._malloc(unit.gathered_bytes, _GATHERED, _GATHERING), _GATHERED)
         self._free(cast, _GATHERED)
 
     def _wait(self, name: str | int, forward: bool = False) -> None:
@@ -285,7 +288,7 @@ class ShardedReplayer(TraceReplayer):
         self._reduce_input = self._malloc(size, GRADIENTS)
         self._free_gradients(layer)
         output = self._malloc(size // self.world, GRADIENTS, _REDUCES)
-        if self._clones:  # gloo sums a clone of the input (ProcessGroupGloo.cpp, reduce_scatter_tensor_coalesced)
+        if self._gloo:  # gloo sums a clone of the input (ProcessGroupGloo.cpp, reduce_scatter_tensor_coalesced)
             self._free(self._malloc(size, GRADIENTS, _REDUCES), GRADIENTS)
         if any(tensor.trained and tensor.cast for tensor in unit.tensors):
             narrow = output

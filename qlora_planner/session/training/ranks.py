@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _WRITTEN = "`qlora-plan plan` with --export accelerate=FILE and --export trl=FILE writes what starts it"
 # Why a strategy is not started here, and what trains the same run.
 _NOT_STARTED = {
-    FSDP1: "its state dict broke at the first checkpoint of 4-bit weights (torch 2.13, two ranks on a CPU), and"
+    FSDP1: "its checkpoints and final save held an adapter without a tensor (torch 2.11, two H200s), and"
     f" transformers takes it out in 5.20; --parallel fsdp2 trains the same run, and {_WRITTEN}",
     ZERO2: f"it runs on DeepSpeed, and saves LoRA nothing; --parallel ddp trains the same run, and {_WRITTEN}",
     ZERO3: "it runs on DeepSpeed, and gathers the whole model in backward; --parallel fsdp2 trains the same run, and"

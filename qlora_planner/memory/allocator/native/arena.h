@@ -6,7 +6,7 @@
 
 #include <stdint.h>
 
-#define ARENA_STREAMS 3
+#define ARENA_STREAMS 4
 #define ARENA_POOLS (2 * ARENA_STREAMS)
 #define ARENA_NONE (-1) /* no block: an empty tensor */
 #define ARENA_PAST_LIMIT (-2)
