@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog.attention import nearest_kernel
+from qlora_planner.catalog.images import IMAGE_READERS
 from qlora_planner.catalog.losses import FUSED_BY_LIGER
 from qlora_planner.catalog.parallel import BOUNDED, FSDP2, PLAYED, strategy_row
 from qlora_planner.catalog.stack import stack_of
@@ -106,9 +107,10 @@ def of_text_part(whole_model: str | None) -> Iterator[Unmodelled]:
         return
     heard = any(word in whole_model for word in ("audio", "voxtral", "asr"))
     kind, inputs = ("model for sound and text", "sounds") if heard else ("vision-language model", "images")
+    how = "; --image-size WIDTHxHEIGHT on the command line counts them" if whole_model in IMAGE_READERS else ""
     yield Unmodelled(
         key=f"{inputs} and the tower that reads them",
-        what=f"a {kind} ({whole_model}): its text part alone is planned, {inputs} are not counted",
+        what=f"a {kind} ({whole_model}): its text part alone is planned, {inputs} are not counted{how}",
         direction="up",
     )
 
