@@ -5,7 +5,7 @@ mask of native_dropout, which optimizers fuse, what each attention kernel saves.
 build without CUDA, and each is lifted only inside `fake_cuda()`:
 
 * every tensor operation asks for a device guard, and none is registered for CUDA: Meta's guard, which does nothing,
-  lends itself (what FakeTensorMode does on CUDA builds without a GPU);
+  lends itself; on CUDA builds without a visible GPU torch puts one that does nothing in its place;
 * the autograd engine would hand the work to a device thread, which does not exist: its threads are switched off;
 * the engine asks tensors for their device to synchronise streams: the dispatch mode of `recorder` answers "cpu" when
   it is the engine itself that asks (`is_engine_frame`).
@@ -46,6 +46,7 @@ def is_engine_frame(frame: FrameType) -> bool:
 
 @contextlib.contextmanager
 def _device_guard() -> Iterator[None]:
+    torch._C._ensureCUDADeviceGuardSet()  # FakeTensorMode's own call, which it spares where a GPU seems to be there
     libraries = Path(torch.__file__).parent / "lib"
     name = {"darwin": "libc10.dylib", "win32": "c10.dll"}.get(sys.platform, "libc10.so")
     registry: Any = (ctypes.c_void_p * DEVICE_TYPES).in_dll(ctypes.CDLL(str(libraries / name)), _REGISTRY_SYMBOL)

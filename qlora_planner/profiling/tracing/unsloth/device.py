@@ -12,6 +12,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+from torch._subclasses import fake_tensor
 
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits, attention_backend
 
@@ -66,6 +67,9 @@ def ready_device() -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         for name, value in values.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        # A device that says it is available is made ready by a tensor of it, which a build with CUDA but without a
+        # visible card cannot make.
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda _device: None))
         # Functions that were taken from torch.cuda at import end in these.
         stack.enter_context(mock.patch.object(torch._C, "_cuda_getDevice", lambda: 0, create=True))
         stack.enter_context(mock.patch.object(torch._C, "_cuda_getCurrentRawStream", lambda _index: 0, create=True))
