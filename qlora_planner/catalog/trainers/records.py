@@ -73,9 +73,10 @@ class TrainerRow:
     go to the host and back on a stream of their own. `alloc_conf`: what it sets for torch's
     allocator where nothing is set.
     `measured`: runs of its kind were measured, and what calibrates a card holds for it. `compiles_layers`: it hands
-    them to torch's compiler where it can, and its traces are of layers as they are written. `last_upcasting`: the last
-    version whose preparing casts to float32. `drops_dropout`: it switches dropout off. `quantizes_experts`: it stores
-    fused experts in 4 bits by itself, where it stores linear layers so. `adds_adapters`: it is given the base model and
+    them to torch's compiler where it can, and its traces are of layers as they are written. `joins_rows`: a batch is
+    its rows end to end with their lengths, packed or not. `last_upcasting`: the last version whose preparing casts to
+    float32. `drops_dropout`: it switches dropout off. `quantizes_experts`: it stores fused experts in 4 bits by itself,
+    where it stores linear layers so. `adds_adapters`: it is given the base model and
     adds them itself; given them, it would keep a second set beside. `patches_libraries`: importing it changes the other
     libraries for the whole process, and it prepares a model itself. `trace_environment`: the variables under which it
     is imported in a process that traces it. `shards`: its step is played where cards share the weights.
@@ -126,6 +127,7 @@ class TrainerRow:
     offloads_inputs: bool = False
     alloc_conf: str | None = None
     compiles_layers: bool = False
+    joins_rows: bool = False
     measured: bool = True
     drops_dropout: bool = False
     quantizes_experts: bool = False

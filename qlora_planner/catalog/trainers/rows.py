@@ -277,6 +277,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             alloc_conf="expandable_segments:True",  # unsloth_zoo/__init__.py, but on Windows, WSL and Tegra
             frees_cache_before_backward=True,  # models/rl.py: torch_empty_cache_steps is 250 unless one is given
             compiles_layers=True,
+            joins_rows=True,
             measured=False,
             patches_libraries=True,
             quantizes_experts=True,

@@ -117,6 +117,7 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
     # Releases of one loss share its tapes; those before the first that is dated differ among each other too.
     since = next((first for first, _ in trainer.losses if version >= first and any(first)), version)
     four_bit = run.quant in FOUR_BIT
+    joined = trainer.joins_rows
     words = [
         kernel_class(gpu), run.method, "nf4" if four_bit else run.quant or "none",
         "dq" if four_bit and run.double_quant else "flat",
@@ -125,7 +126,8 @@ def trace_key(run: RunConfig, stack: Mapping[str, str], gpu: GpuSpec | None) -> 
     ]  # fmt: skip
     flags = {
         "float16-weights": run.load_dtype == "float16", "upcast": run.upcast,
-        "padding": run.padding, "dora": run.dora, "liger": run.liger, "packing": run.packing,
+        "padding": run.padding or (run.packing and joined and run.batch_size > 1), "dora": run.dora, "liger": run.liger,
+        "packing": run.packing and not joined,
         "offload": run.activation_offloading, "reentrant": run.use_reentrant, "accumulated": accumulates_apart(run),
         f"loss:{run.loss_kernel}": takes_place(run),
         "kept": not run.gradient_checkpointing, "host": run.checkpoint_offload,

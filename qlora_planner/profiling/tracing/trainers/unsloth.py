@@ -24,9 +24,8 @@ making, loaded, adapted = model.making, model.loaded, model.adapted
 
 def inputs(spec: TraceSpec, vocabulary: int) -> Batch:
     """All rows end to end with where each begins: what it makes of any batch while its layers are not compiled
-    (utils/padding_choice.py), and of packed rows always."""
-    pieces = 2 if spec.run.packing else 1
-    count, length = spec.sequences * pieces, max(1, spec.run.seq_len // pieces)
+    (utils/padding_choice.py), and of packed rows always, of which no more than the lengths tells them apart."""
+    count, length = spec.sequences, spec.run.seq_len
     with _disable_current_modes():
         ids = torch.arange(count * length).remainder(max(vocabulary - 8, 1)).add(3).view(1, -1)
         positions = torch.arange(length).repeat(count).view(1, -1)
