@@ -4,6 +4,7 @@ layers as they are written and all weights on the card, and how far that may be 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.evidence.calibration import TRACED
@@ -11,13 +12,18 @@ from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.spec.model import ModelProfile
 
+COMPILED = "UNSLOTH_BLOCK_COMPILE=1 (its default from torch 2.11 on)"
+# unsloth 2026.10.9 utils/padding_choice.py: where it may make padded batches by itself, whose layers it then compiles.
+PADS_BY_ITSELF = ("7.5", "8.0", "8.9", "12.0")
+
 
 def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     """What a traced step of such a trainer leaves open.
 
-    Compiled, a layer takes no shared scratch buffer for its weights: at the most all of them are there in 16 bits at
-    once, at the least none of them is. Its MLP is no longer one operator that writes over its own tensors: two of its
-    width may live on. Without checkpointing the compiler chooses what every layer keeps.
+    Layers of rows end to end are not compiled, and packed rows are always so. Compiled, the backward of a gated MLP no
+    longer writes over its own three tensors: three more of its width stand beside them. The scratch buffer for weights
+    and the weight that is multiplied with are not there at that moment; at others two pools of a weight's size are.
+    Without checkpointing the compiler chooses what every layer keeps.
     """
     run = estimate.run
     trainer = trainer_named(run.trainer)
@@ -25,20 +31,21 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         return
     peak = max(estimate.peak.device_bytes, 1)
     placement = Placement(profile, run)
-    layer = max(
-        sum(2 * weight.group.numel for weight in placement.layer_weights(kind) if weight.group.role == "linear")
-        for kind in profile.layer_kinds
-    )
-    widest = int(profile.dims.get("intermediate_size") or 0)
-    layer += 2 * 2 * widest * run.batch_size * run.seq_len
-    if not run.gradient_checkpointing:
-        layer += estimate.components[Component.ACTIVATIONS.value]
-    yield Unmodelled(
-        key="UNSLOTH_BLOCK_COMPILE=1 (its default from torch 2.11 on)",
-        what="layers are played as they are written; compiled they are assumed to take at most a layer's weights in 16"
-        " bits more or less, and two tensors of its MLP's width more",
-        at_most=round(layer / peak, 4),
-    )
+    if not run.packing:
+        weights = 2 * max(
+            2 * weight.numel
+            for kind in profile.layer_kinds
+            for weight in placement.layer_weights(kind)
+            if weight.group.role == "linear"
+        )
+        kept = 0 if run.gradient_checkpointing else estimate.components[Component.ACTIVATIONS.value]
+        widths = 3 * 2 * int(profile.dims.get("intermediate_size") or 0) * run.batch_size * run.seq_len
+        what = (
+            "layers are played as they are written, and those of a padded batch are compiled: at the most three tensors"
+            " of the MLP's width and two weights in 16 bits more, at the least two weights less"
+        )
+        for direction, reach in (("up", widths + weights + kept), ("down", weights + kept)):
+            yield Unmodelled(key=COMPILED, what=what, direction=direction, at_most=round(reach / peak, 4))
     embedding = sum(2 * weight.group.numel for weight in placement.weights if weight.group.role == "embedding")
     yield Unmodelled(
         key='offload_embedding="auto" (its default)',
@@ -46,3 +53,15 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         direction="down",
         at_most=round(min(embedding / peak, 1.0), 4),
     )
+
+
+def widened(estimate: MemoryEstimate) -> MemoryEstimate:
+    """`estimate` with an interval that holds its layers compiled too, where the trainer may choose that by itself."""
+    capability = None if estimate.machine is None else estimate.machine.gpus[0].compute_capability
+    reaches = {thing.direction: thing.at_most for thing in estimate.unmodelled if thing.key == COMPILED}
+    if not reaches or (capability is not None and capability not in PADS_BY_ITSELF):
+        return estimate
+    peak, size = estimate.peak, estimate.peak.device_bytes
+    low = min(peak.low_bytes, round(size * (1 - (reaches["down"] or 0))))
+    high = max(peak.high_bytes, round(size * (1 + (reaches["up"] or 0))))
+    return replace(estimate, peak=replace(peak, low_bytes=low, high_bytes=high))

@@ -53,7 +53,7 @@ def whole(profile: ModelProfile, estimate: MemoryEstimate) -> MemoryEstimate:
         *left_out(profile, estimate.run), *_of_forms(profile, estimate), *experts.of_kernels(profile, estimate),
         *compiled.of_layers(profile, estimate), *prepared.of_trained(profile, estimate),
     )  # fmt: skip
-    return qualified(estimate, things)
+    return compiled.widened(qualified(estimate, things))
 
 
 def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmodelled]:
