@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 
 from qlora_planner import RunConfig, load_gpu, load_model
+from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component
+from qlora_planner.session.towers import with_tower
 from qlora_planner.session.traces import tape_for
 from qlora_planner.speed.roofline import speed_of
 
@@ -54,6 +56,25 @@ def test_a_verdict_that_compiled_layers_could_change_is_nobody_s() -> None:
     answer = estimate(profile, RUN, card, tape=tape)
     assert answer.fit is not None and answer.fit.verdict == "cannot-say"
     assert "UNSLOTH_BLOCK_COMPILE" in " ".join(answer.fit.reasons)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_packed_rows_are_rows_end_to_end_as_every_batch_and_none_of_their_layers_is_compiled(batch_size: int) -> None:
+    profile, card = load_model("llama-3.1-8b"), load_gpu("rtx-4090")
+    apart, packed = (
+        estimate(profile, run, card, tape=tape_for(profile, run, card, stored_only=True))
+        for run in (RUN.with_(batch_size=batch_size, packing=packing) for packing in (False, True))
+    )
+    assert packed.method == "traced" and packed.phases == apart.phases
+    named = [[thing.key for thing in answer.unmodelled] for answer in (apart, packed)]
+    assert ["UNSLOTH_BLOCK_COMPILE" in " ".join(keys) for keys in named] == [True, False]
+    assert packed.peak.high_bytes < apart.peak.high_bytes
+
+
+def test_images_are_refused_in_a_line_that_names_the_trainer() -> None:
+    run = RUN.with_(images=1, image_size="640x480")
+    with pytest.raises(InputError, match="--trainer unsloth: planned for text alone"):
+        estimate(with_tower(load_model("Qwen/Qwen2.5-VL-3B-Instruct"), run), run)
 
 
 def test_a_run_that_its_loader_has_no_word_for_is_refused() -> None:
