@@ -215,12 +215,14 @@ def fixes_for(estimate: MemoryEstimate, estimates: Estimates, tool: str = "") ->
     from qlora_planner.evidence.calibration import TRACED
     from qlora_planner.exchange.suggestions import remedies
     from qlora_planner.memory.weights.placement import fuses_experts
+    from qlora_planner.session.packages import can_trace
 
     surely = estimates.surely(estimate)
     experts = tool in STORES_EXPERTS and fuses_experts(estimates.profile)
     if estimate.method != TRACED:
         return remedies(estimate.run, estimate, estimates.quick, estimates.quick, surely, experts=experts)
     session = estimates.opened.session
-    session.tell("looking for the smallest change that fits; each try may be traced, a quarter of a minute")
+    if can_trace():
+        session.tell("looking for the smallest change that fits; each try may be traced, a quarter of a minute")
     with session.silent():  # the same word again for each try would only scroll the answer away
         return remedies(estimate.run, estimate, estimates.full, estimates.quick, surely, experts=experts)

@@ -160,6 +160,7 @@ def _look_up(
     stack: Mapping[str, str] | None,
 ) -> StoredTape | None:
     from qlora_planner.memory.sweep.validity import (
+        of_one_row,
         variants_of_evaluation,
         variants_of_some_layers,
         variants_on_card,
@@ -174,6 +175,8 @@ def _look_up(
         trains = shipped_tape(profile, training, batch_size, seq_len, profiles=profiles, stack=stack)
         held_out = shipped_tape(profile, evaluation, rows, seq_len, profiles=profiles, stack=stack)
         return evaluated_tape(trains, held_out, rows)
+    if batch_size == 1:
+        variant = of_one_row(variant)
     on_card = variants_on_card(variant)
     if on_card is not None:
         inputs, none = (

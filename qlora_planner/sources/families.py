@@ -20,7 +20,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
 from qlora_planner.sources.tapes import StoredTape, lines_of
-from qlora_planner.spec.family import FamilyTape
+from qlora_planner.spec.family import FLASH_ROWS, ROW_BLOCKS, FamilyTape, flash_sizes
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import TOKENS, tile_count
 
@@ -79,15 +79,23 @@ def family_tape(
         names.append(f"{name} within")
     held = _held(profile, variant, names, dirs, profile.versions if stack is None else stack)
     family, versions = held or (None, {})
-    tape = None if family is None else family.of_model(profile, batch_size, seq_len)
+    rounded = flash_sizes(profile.dims, seq_len) if "flash_attention_2" in variant.split() else {}
+    letters = {name: ((size, 1, (0, 0, 0)),) for name, size in rounded.items()}
+    tape = None if family is None else family.of_model(profile, batch_size, seq_len, letters)
     if family is None or tape is None:
         return None
-    return StoredTape(tape=tape, region=_of_as_many_tiles(family, region, batch_size, seq_len), versions=versions)
+    region = _of_as_many_tiles(family, region, batch_size, seq_len)
+    if rounded:  # every length that rounds to the same one
+        last = rounded[ROW_BLOCKS]
+        region = replace(region, low=max(region.low, last - FLASH_ROWS), high=min(region.high, last))
+    return StoredTape(tape=tape, region=region, versions=versions)
 
 
 def lengths_alike(variant: str, seq_len: int) -> bool:
     """Whether rows of this length take what others of their region do: before compute capability 8.0 they are rounded
-    up, so that only those that are not stand for each other."""
+    up, so that only those that are not stand for each other; packed ones are traced as two halves."""
+    if "packing" in variant.split() and seq_len % 2:
+        return False
     return not (variant.startswith("sm70") and seq_len % _ALIGNED)
 
 

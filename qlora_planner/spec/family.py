@@ -18,10 +18,29 @@ from qlora_planner.spec.trace import CompiledTape, Monomial, Term, ratio
 # Letters beside a class's dimensions, of runs whose rows are prompts and completions: tokens of a completion and of a
 # prompt, all rows that are generated together, and the labels of a classifier.
 COMPLETION, PROMPT, ROWS, LABELS = "completion_len", "prompt_len", "generated_rows", "num_labels"
+# What flash_attn's backward rounds up to: the width of a head, and the length of rows of one length.
+HEAD_BLOCKS, ROW_BLOCKS = "flash_head_dim", "flash_seq_len"
+_FLASH_WIDTH, FLASH_ROWS = 32, 128
 # Each letter as a polynomial of batch, sequence and rank.
 Letters = Mapping[str, tuple[Term, ...]]
 # Numerator, denominator, powers of (batch, sequence, rank), and the dimensions that are multiplied, by their names.
 FamilyTerm = tuple[int, int, Monomial, tuple[str, ...]]
+
+
+def flash_sizes(dims: Mapping[str, int | float | None], seq_len: int) -> dict[str, int]:
+    """The letters of FlashAttention-2 for rows of this length; none where the width of a head is not known.
+
+    flash_attn 2.8, csrc/flash_attn/flash_api.cpp, mha_bwd: `seqlen_q_rounded`, `head_size_rounded`.
+    """
+    hidden, heads = int(dims.get("hidden_size") or 0), int(dims.get("num_attention_heads") or 0)
+    width = int(dims.get("head_dim") or 0) or (hidden // heads if heads else 0)
+    if not width:
+        return {}
+    return {HEAD_BLOCKS: _rounded(width, _FLASH_WIDTH), ROW_BLOCKS: _rounded(seq_len, FLASH_ROWS)}
+
+
+def _rounded(size: int, unit: int) -> int:
+    return -(-size // unit) * unit
 
 
 @record

@@ -18,9 +18,13 @@ from qlora_planner.exchange.configs import FORMATS
 from qlora_planner.exchange.meant import meant, standing_in
 from qlora_planner.exchange.parsed_config import Reading
 from qlora_planner.memory.estimate import estimate
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.unmodelled.qualified import qualified
+from qlora_planner.memory.weights.targets import as_traced
 from qlora_planner.session.check import check_reading
 from qlora_planner.session.session import Session
+from qlora_planner.session.traces import shipped_tape
 
 MODEL = "meta-llama/Llama-3.1-8B"
 ROWS = [json.loads(line) for line in (Path(__file__).parent / "published_examples.jsonl").read_text().splitlines()]
@@ -81,3 +85,13 @@ def test_each_is_answered_or_names_what_forbids_it() -> None:
         ("axolotl", "fits"): 62, ("axolotl", "cannot-say"): 44,
         ("llama-factory", "fits"): 3, ("llama-factory", "cannot-say"): 1,
     }  # fmt: skip
+
+
+def test_most_of_them_are_played_from_tapes_that_ship() -> None:
+    played, card = 0, load_gpu("a100-80gb")
+    for row in ROWS:
+        resolution = resolve(profile(), standing_in(meant(reading_of(row), profile())).run, card)
+        run = as_traced(profile(), resolution.run)
+        variant = trace_key(run, resolution.stack, card)
+        played += row["files"] * (shipped_tape(profile(), variant, run.batch_size, run.seq_len) is not None)
+    assert played >= 87, played

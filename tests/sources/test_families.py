@@ -107,9 +107,9 @@ def test_other_recipes_are_what_the_models_own_code_does() -> None:
     "run",
     [
         RunConfig(eval_batch_size=3, batch_size=2, seq_len=700, lora_dropout=0.0),
-        RunConfig(eval_batch_size=1, batch_size=2, seq_len=1100, trainer="hf-trainer"),
+        RunConfig(eval_batch_size=1, batch_size=2, seq_len=1100, trainer="hf-trainer", attention="flash_attention_2"),
     ],
-    ids=["three rows after two", "one row after two"],
+    ids=["three rows after two", "one row after two by FlashAttention-2"],
 )
 def test_a_run_that_evaluates_is_its_training_and_an_evaluation(run: RunConfig) -> None:
     """Against one trace of both; the evaluation that ships is of other rows, and of a run with dropout."""
@@ -124,6 +124,19 @@ def test_a_run_that_evaluates_is_its_training_and_an_evaluation(run: RunConfig) 
     source = read_config(ROOT / "configs" / "Qwen__Qwen2.5-1.5B.json")
     own = CompiledTape.of(trace_run(source, resolution, None), "own")
     assert same_at(own, stored.tape, run.batch_size, run.seq_len)
+
+
+def test_rows_of_flash_attention_stand_for_those_that_round_to_the_same_length() -> None:
+    profile = CATALOGUE.load(LLAMA)
+    for run, low, high in (
+        (RunConfig(attention="flash_attention_2", seq_len=2048, trainer="hf-trainer"), 1920, 2048),
+        (RunConfig(attention="flash_attention_2", seq_len=2049, trainer="hf-trainer"), 2048, 2176),
+    ):
+        family = family_tape(profile, variant_of(profile, run), FAMILIES, 1, run.seq_len)
+        assert family is not None and (family.region.low, family.region.high) == (low, high)
+    packed = variant_of(profile, RunConfig(attention="flash_attention_2", packing=True))
+    assert family_tape(profile, packed, FAMILIES, 1, 2048) is not None
+    assert family_tape(profile, packed, FAMILIES, 1, 2047) is None  # traced as two halves
 
 
 def test_names_of_every_module_of_a_set_are_the_set() -> None:

@@ -54,14 +54,21 @@ def bytes_of(tape: Tape) -> list[tuple[int, bool]]:
     """What each event allocates or frees, and whether it is a library's workspace.
 
     Which of two storages of one size dies first is left open: gemma-3 and OLMo-3 make their tables of positions in the
-    order of a Python set of words, which is another in each process.
+    order of a Python set of words, which is another in each process. So is the order of deaths with no birth between
+    them: releases of torch free what a node of autograd saved in orders of their own, and the same is free after them.
     """
     born: dict[int, int] = {}
-    steps = []
+    steps: list[tuple[int, bool]] = []
+    dying: list[tuple[int, bool]] = []
     for storage, size in tape.events:
         born[storage] = size or -born.get(storage, 0)  # of no bytes is what a region's lowest length leaves empty
-        steps.append((born[storage], storage in tape.workspaces))
-    return steps
+        step = born[storage], storage in tape.workspaces
+        if not size:
+            dying.append(step)
+            continue
+        steps += [*sorted(dying), step]
+        dying.clear()
+    return [*steps, *sorted(dying)]
 
 
 def _points(region: ValidityRange) -> list[tuple[int, int, int]]:

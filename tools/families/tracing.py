@@ -20,7 +20,7 @@ from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
-from qlora_planner.spec.family import PROMPT, ROWS
+from qlora_planner.spec.family import PROMPT, ROWS, flash_sizes
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -33,6 +33,8 @@ from tools.families.task_regions import TaskRegion
 from tools.families.tiles import TilesError, loops_of, rests, scored_tokens
 from tools.families.toys import Toys
 
+# What makes rows of lengths that are alike modulo 128 tell a length from one that is rounded up to it.
+_UNEVEN = (0, 16, 64, 32, 48, 0)
 CONFIGS = 6  # toys, each traced once: two tapes solve a sum of two products, the others prove it
 
 
@@ -136,31 +138,47 @@ def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regi
 
 
 def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
-    points = region.points(CONFIGS)
     resolution, variant = _resolution(toys, recipe, gpu, region)
+    points = region.points(CONFIGS)
+    if resolution.run.attention == "flash_attention_2":
+        points = [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _UNEVEN, strict=False)]
     tapes = [
         _trace(config, resolution, gpu, point) for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
     ]
     codes = aligned_codes(tapes, points)
-    fitter = SizeFitter(toys.symbols, toys.dims[:CONFIGS], points, _begun_sums())
+    rows, letters = _with_flash(toys, resolution, points)
+    fitter = SizeFitter((*toys.symbols, *letters), rows, points, _begun_sums())
     scored, symbols, of_last = scored_tokens(resolution, region.batched), toys.symbols, fitter
     loops: tuple[TileLoop, ...] = ()
     in_last: set[int] = set()
     if region.tiled:
-        rest = [rests(row, scored, point) for row, point in zip(toys.dims, points, strict=False)]
-        loops = loops_of(tapes[0], toys.dims[0], rest[0])
-        if any(loops_of(*facts) != loops for facts in zip(tapes, toys.dims, rest, strict=False)):
+        rest = [rests(row, scored, point) for row, point in zip(rows, points, strict=True)]
+        loops = loops_of(tapes[0], rows[0], rest[0])
+        if any(loops_of(*facts) != loops for facts in zip(tapes, rows, rest, strict=True)):
             raise TilesError("toys differ in where their heads go tile by tile")
         symbols = (*toys.symbols, *rest[0])
-        dims = [{**row, **last} for row, last in zip(toys.dims, rest, strict=False)]
-        of_last = SizeFitter(symbols, dims, points, ()) if loops else fitter
+        dims = [{**row, **last} for row, last in zip(rows, rest, strict=True)]
+        of_last = SizeFitter((*symbols, *letters), dims, points, ()) if loops else fitter
         in_last = {at for loop in loops for at in range(loop.last, loop.stop)}
 
     def fit(at: int, observed: tuple[int, ...]) -> Sum:
         return (of_last if at in in_last else fitter).fit(observed)
 
     tape, sizes = _solved(tapes, codes, variant, fit, in_last)
-    return TracedFamily(tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else ())
+    return TracedFamily(
+        tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else (), letters=letters
+    )
+
+
+def _with_flash(
+    toys: Toys, resolution: Resolution, points: Sequence[Point]
+) -> tuple[list[dict[str, int]], tuple[str, ...]]:
+    """The toys' dimensions with the letters of FlashAttention-2 where the run attends by it, and these letters."""
+    rows = [dict(row) for row in toys.dims[:CONFIGS]]
+    if resolution.run.attention != "flash_attention_2":
+        return rows, ()
+    sizes = [flash_sizes(row, seq) for row, (_, seq, _) in zip(rows, points, strict=True)]
+    return [{**row, **size} for row, size in zip(rows, sizes, strict=True)], tuple(sizes[0])
 
 
 def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:

@@ -34,6 +34,7 @@ _UNBOUNDED = 1 << 24
 _IN_ANOTHER_WAY = ("offload", "reentrant", "kept")  # words of runs that keep other checkpoints, or none
 _EVERY = re.compile(r"every\d+")
 _EVAL = re.compile(r"eval\d+")
+_TRAINER = 5  # which of the words names the trainer
 ALWAYS = 9  # words that every variant has, before those of its flags
 
 
@@ -171,6 +172,15 @@ def variants_on_card(variant: str) -> tuple[str, str] | None:
     if words == variant.split() or any(_EVERY.fullmatch(word) or word in _IN_ANOTHER_WAY for word in words):
         return None
     return " ".join(words), " ".join(words[:ALWAYS] + sorted([*words[ALWAYS:], "kept"]))
+
+
+def of_one_row(variant: str) -> str:
+    """The variant of a run of single rows: none of them is padded, whatever was asked of several."""
+    words = variant.split()
+    trainer = trainer_named(words[_TRAINER])
+    if trainer.sequences_per_row > 1 or trainer.generation is not None:
+        return variant
+    return " ".join(word for word in words if word != "padding")
 
 
 def variants_of_evaluation(variant: str) -> tuple[str, str, int] | None:
