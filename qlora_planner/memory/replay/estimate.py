@@ -42,8 +42,8 @@ def traced_breakdown(
     Each of `orders` is a sequence of batches of other widths that may come before; the one that reserves most counts.
 
     Near what is usable within the `budget`, which is the run's own, the floor is worked out more finely where that
-    `refines`; without, it is what one playing says, which is never less. Under torch's
-    own limit a run that gets through gives back what it has cached; of one that does not, all is shown.
+    `refines`; without, it may be said too large, which is never a run that fits too many. Under torch's own limit a run
+    that gets through gives back what it has cached; of one that does not, all is shown.
     """
     run, context, workspace_bytes, limit_bytes = (
         resolution.run, budget.context, budget.workspace_bytes, budget.cap_bytes,
@@ -74,19 +74,16 @@ def traced_breakdown(
         floor_bytes=min(
             max(
                 full
-                + (
-                    floor_bytes(
-                        profile,
-                        resolution,
-                        tape,
-                        workspace_bytes,
-                        played,
-                        None if budget.usable is None else budget.usable_bytes - full,
-                        before,
-                        budget.world,
-                    )
-                    if refines
-                    else max(played.non_releasable_bytes, played.allocated)
+                + floor_bytes(
+                    profile,
+                    resolution,
+                    tape,
+                    workspace_bytes,
+                    played,
+                    None if budget.usable is None else budget.usable_bytes - full,
+                    before,
+                    budget.world,
+                    refines,
                 ),
                 full + played.training[PREFILL].peak.allocated + asleep if asleep else 0,
             ),

@@ -159,20 +159,33 @@ def floor_bytes(
     limit_bytes: int | None = None,
     before: Sequence[Tape] = (),
     world: int = 1,
+    refines: bool = True,
 ) -> int:
     """The smallest limit on torch's reserved bytes at which the run still works; the rest as in `simulate_run`.
 
-    Under pressure the allocator gives back segments that hold nothing, so the floor is at most what the others come to.
-    It can be lower, because what follows is laid out anew: where a card would leave `limit_bytes` and that decides
-    nothing yet, and for expandable segments, which give back parts of segments too, the run is replayed under limits.
+    Under pressure the allocator gives back segments that hold nothing, and what the others came to is mostly the floor,
+    to `FLOOR_TOLERANCE`. What follows is laid out anew, though, which decides either way: small blocks that find no
+    cache keep large segments, as between the logits of ORPO, so a playing under it shows whether that is enough. Where
+    a card would leave `limit_bytes`, the floor is on the side of it that a playing under that very limit says, and is
+    looked for below what the others came to where that is near; so it is for expandable segments, which give back parts
+    of segments too. Without `refines` it may be said too large, but never below a limit that does not suffice.
     """
     most = max(played.non_releasable_bytes, played.allocated)
-    undecided = limit_bytes is not None and played.allocated <= limit_bytes <= NEAR * most
     expandable = is_expandable(resolution.run.alloc_conf)
-    if not expandable and not undecided:
+    within = limit_bytes is not None and played.allocated <= limit_bytes < played.reserved
+    if not refines and (limit_bytes is None or not within or most > limit_bytes):
         return most
     stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
-    low, high = played.allocated, played.reserved if expandable else most
+    low, high = played.allocated - 1, played.reserved
+    if limit_bytes is not None and within:
+        low, high = (low, limit_bytes) if stage.works(limit_bytes) else (limit_bytes, high)
+    if not refines and high == limit_bytes:
+        return most
+    if low < most < high and not expandable:
+        close = most + int(FLOOR_TOLERANCE * most)
+        low, high = (low, most) if close >= high or stage.works(close) else (most, high)
+    if high == most and not expandable and (limit_bytes is None or not within or limit_bytes > NEAR * most):
+        return most
     guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
     while high - low > FLOOR_TOLERANCE * high:
         if stage.works(guess):
