@@ -186,6 +186,7 @@ def floor_bytes(
         low, high = (low, most) if close >= high or stage.works(close) else (most, high)
     if high == most and not expandable and (limit_bytes is None or not within or limit_bytes > NEAR * most):
         return most
+    low = max(low, played.allocated)
     guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
     while high - low > FLOOR_TOLERANCE * high:
         if stage.works(guess):
