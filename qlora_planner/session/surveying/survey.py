@@ -29,12 +29,14 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     Without `recommend` no best run is looked for, which takes a fraction of the time. Raises MissingError for an empty
     catalogue.
     """
+    from qlora_planner.catalog.cuda import cublas_workspace_bytes
     from qlora_planner.memory.sweep.tasks import is_task
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
     from qlora_planner.planner.survey.survey import judge, survey
     from qlora_planner.session.surveying.indexed import indexed_candidates
     from qlora_planner.sources.catalogue import ModelCatalogue
+    from qlora_planner.sources.played import played_runs
     from qlora_planner.sources.tapes import stored_sweep
 
     if run.shows_images:
@@ -66,6 +68,12 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
         yield judge(candidate, budget, best, played)
     folders = tapes_dirs(session.profiles)
+    workspace = cublas_workspace_bytes(gpu.compute_capability)
+
+    def best_of_profile(model: Candidate) -> Recommended | None:
+        """As the index has it: with what was played of the model, in the dtype that it was played in."""
+        runs = played_runs(whole[model.model_id], workspace, models_dirs(session.profiles))
+        return best(model if runs is None or gpu.bf16 is False else replace(model, played=runs))
 
     def swept(profile: ModelProfile) -> Sweep | None:
         """What ships of a model: its own tapes of the default recipe, and of a task those of its family."""
@@ -80,6 +88,6 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
         sweep_of=swept,
         # With options of the user's nothing is searched: the run is theirs.
         storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
-        recommend=best,
+        recommend=best_of_profile,
         played_of=played,
     )
