@@ -57,10 +57,11 @@ class Budget:
         risk: float = TIGHT_AT_MOST,
         machine: Machine | None = None,
         communicates: bool = True,
+        communicators: int = 1,
     ) -> Budget:
         """The budget of a process that has one card to itself but for `reserve_bytes`; of a `machine` of several such
-        cards, that of one of its ranks, which talks to the others through NCCL if it `communicates`; it has torch's
-        streams for that either way.
+        cards, that of one of its ranks, which talks to the others through NCCL if it `communicates`, by so many
+        `communicators`; it has torch's streams for that either way.
 
         Raises InputError for a reserve below zero.
         """
@@ -69,6 +70,8 @@ class Budget:
         context = context_of(gpu, calibration)
         if machine is not None and machine.world > 1:
             context = _with_communication(context, machine) if communicates else _with_streams(context)
+            if communicates:
+                context = _as_many_communicators(context, machine, communicators)
         return cls(
             machine=machine,
             rank=0,

@@ -28,7 +28,7 @@ class PlannedCard:
     `asked` is the card as it can be typed again, `count` of them are in each of `nodes`; `note` says where a card comes
     from that nobody named; `risk` is the highest chance of running out on it that is taken. `played_alone`: one rank is
     played on it without the others, so that nothing is sent and NCCL takes nothing. `network` is what nodes talk over,
-    where somebody named it.
+    where somebody named it. `communicators`: NCCL's of each card, before what a strategy has more.
     """
 
     gpu: GpuSpec
@@ -41,6 +41,7 @@ class PlannedCard:
     nodes: int = 1
     played_alone: bool = False
     network: Network | None = None
+    communicators: int = 1
 
     @property
     def world(self) -> int:
@@ -61,6 +62,7 @@ class PlannedCard:
         return Budget.of(
             self.gpu, reserve_bytes=self.reserve_bytes, cap_bytes=self.cap_bytes, calibration=calibration,
             risk=self.risk, machine=self.machine, communicates=not self.played_alone,
+            communicators=self.communicators,
         )  # fmt: skip
 
 

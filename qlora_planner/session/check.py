@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.trainers import run_document
@@ -74,6 +75,9 @@ def check_reading(file: str | os.PathLike[str], reading: Reading, opened: ModelO
 
     reading = on_cards(reading, opened.budget.world)
     _tell_left_out(reading, opened)
+    if opened.card is not None and reading.sharing is not None and reading.sharing.communicators > 1:
+        card = replace(opened.card, communicators=reading.sharing.communicators)
+        opened = replace(opened, card=card, _known={}, _played={})
     estimates = Estimates(opened)
     reading, estimate = judged(reading, estimates)
     own = reading.stands_for

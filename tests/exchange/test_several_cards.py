@@ -17,6 +17,8 @@ from qlora_planner.exchange.several_cards.accelerate import NAMED
 from qlora_planner.exchange.several_cards.on_cards import launched, on_cards
 from qlora_planner.exchange.several_cards.sharing import Beyond
 from qlora_planner.memory.records import Phase
+from qlora_planner.session import Session
+from qlora_planner.session.cards import card_of
 from tests.report.records import GIB, make_estimate
 
 AXOLOTL = {
@@ -187,12 +189,19 @@ def test_accelerates_own_config_says_what_the_file_does_not(tmp_path: Path) -> N
         launched(read(tmp_path, FACTORY), str(tmp_path / "train.yaml"))
 
 
-def test_context_parallel_is_left_out_by_name_with_what_a_card_then_holds(tmp_path: Path) -> None:
+def test_context_parallel_is_planned_as_the_tokens_of_a_card_with_a_second_communicator(tmp_path: Path) -> None:
     launch = tmp_path / "accelerate.yaml"
     split = {"parallelism_config_cp_size": 2, "parallelism_config_tp_size": 1}
     sharded = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
     launch.write_text(yaml.safe_dump(sharded | {"parallelism_config": split}))
-    sharing = on_cards(launched(read(tmp_path, FACTORY), str(launch)), 2).sharing
+    plain = read(tmp_path, FACTORY)
+    reading = on_cards(launched(plain, str(launch)), 2)
+    sharing = reading.sharing
     assert sharing is not None
     (left,) = [beyond for beyond in sharing.beyond if beyond.key.startswith("parallelism_config")]
-    assert left.key.endswith("cp_size") and "--seq-len divided by 2" in left.what
+    assert left.key.endswith("cp_size") and left.direction == "up"
+    assert reading.run.seq_len == plain.run.seq_len // 2
+    card = card_of(Session(), "2xh200")
+    cards = (card, replace(card, communicators=sharing.communicators))
+    contexts = [each.budget(None).context_for(reading.run).total_bytes for each in cards]
+    assert contexts[1] - contexts[0] == pytest.approx(446 << 20, rel=0.1)  # measured of three such runs

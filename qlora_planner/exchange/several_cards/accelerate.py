@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP
+from qlora_planner.catalog.parallel import DDP, FSDP2
 from qlora_planner.exchange.files import read_yaml
 from qlora_planner.exchange.several_cards import deepspeed, fsdp
 from qlora_planner.exchange.several_cards.sharing import Draft, beside, mapping
@@ -31,11 +31,9 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
     "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
 }  # fmt: skip
 _PARALLEL = ("tp_size", "cp_size", "sp_size", "ep_size", "dp_replicate_size")
-# Two H200s that shared sequences of 32,768 and 65,536 tokens held the tensors of FSDP2 at half of them.
-_CONTEXT_PARALLEL = (
-    "each card holds its part of every sequence: the tensors of FSDP2 at --seq-len divided by {cards}, and a second"
-    " communicator of NCCL, 446 MiB on two H200s"
-)
+# Two H200s that shared sequences of 8,192, 32,768 and 65,536 tokens held the tensors of FSDP2 at half of them, 446 MiB
+# for a second communicator, and 0, 194 and 124 more in torch's pool.
+_CONTEXT_PARALLEL = "what the ring of keys and values leaves in torch's pool: up to 194 MiB more on two H200s"
 
 
 def read_file(path: str, run: Mapping[str, Any]) -> Draft | None:
@@ -85,8 +83,14 @@ def read(raw: Mapping[str, Any], location: str, run: Mapping[str, Any], said: st
     for name, value in split.items():
         size = str(name).removeprefix("parallelism_config_")
         if size in _PARALLEL and value not in (None, 1):
-            why = _CONTEXT_PARALLEL.format(cards=plain(value)[:10]) if size == "cp_size" else None
-            draft.leave(f"parallelism_config.{plain(name)}", why or "cards share more than weights")
+            left = f"parallelism_config.{plain(name)}"
+            if size == "cp_size" and isinstance(value, int) and value > 1 and draft.strategy == FSDP2:
+                # Each card holds its part of every sequence, as FSDP2 of that many tokens.
+                draft.decide("seq_len", -(-int(run["seq_len"]) // value), f"{left}: {value}, of each card")
+                draft.communicators = 2
+                draft.leave(left, _CONTEXT_PARALLEL, "up")
+            else:
+                draft.leave(left, "cards share more than weights")
     processes = raw.get("num_processes")
     draft.processes = processes if isinstance(processes, int) else None
     return draft

@@ -71,6 +71,7 @@ class Sharing:
     notes: tuple[str, ...] = ()
     saves_whole: bool | None = None
     processes: int | None = None  # how many the file itself starts
+    communicators: int = 1  # NCCL's, of each card
 
     @property
     def options(self) -> dict[str, Any]:
@@ -97,6 +98,7 @@ class Draft:
     notes: list[str] = field(default_factory=list)
     saves_whole: bool | None = None
     processes: int | None = None
+    communicators: int = 1
 
     def decide(self, option: str, value: Any, key: str) -> None:
         """Say what decided an option; the last word counts."""
@@ -119,7 +121,7 @@ class Draft:
         return Sharing(
             strategy=self.strategy, keys=self.keys, why=self.why, decided=tuple(self.decided.values()),
             beyond=tuple(self.beyond), problems=tuple(self.problems), notes=tuple(self.notes),
-            saves_whole=self.saves_whole, processes=self.processes,
+            saves_whole=self.saves_whole, processes=self.processes, communicators=self.communicators,
         )  # fmt: skip
 
 
