@@ -84,4 +84,16 @@ def traced_fault(error: Exception, what: str) -> PlannerError:
     library = refused_by(error)
     if library is not None:
         return RefusedError(f"{what} will not run: {library} fails with {words_of(error)}")
-    return MissingError(f"{what} cannot be traced for this run: {words_of(error)}")
+    return MissingError(f"{what} cannot be traced for this run: {words_of(error)}{_without_card()}")
+
+
+def _without_card() -> str:
+    """The usual cause where torch is a build for CUDA and sees no card: its autograd engine asks the driver for one."""
+    import torch
+
+    if torch.version.cuda is None or torch.cuda.device_count():
+        return ""
+    return (
+        "; torch here is a build for CUDA and sees no card, where backward cannot be traced: it can with torch's CPU"
+        " build (pip install torch --index-url https://download.pytorch.org/whl/cpu)"
+    )
