@@ -39,8 +39,9 @@ class Loaded:
 
 
 @lru_cache(maxsize=8)
-def _naturally(names: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(sorted(names, key=natural_key))
+def _naturally(names: tuple[str, ...]) -> tuple[int, ...]:
+    """The positions of names in their natural order; two blocks of a tower may share a name here, of other shapes."""
+    return tuple(sorted(range(len(names)), key=lambda at: natural_key(names[at])))
 
 
 def natural_key(name: str) -> list[tuple[int, int | str, int]]:
@@ -102,8 +103,8 @@ def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tupl
     """
     tensors = expand(placement)
     memory.free(memory.malloc(_warm_up_bytes(placement, memory, world)))
-    parameters = {name: tensor for name, tensor in tensors if not tensor.group.buffer}
-    in_order = [(name, parameters[name]) for name in _naturally(tuple(parameters))]
+    parameters = [item for item in tensors if not item[1].group.buffer]
+    in_order = [parameters[at] for at in _naturally(tuple(name for name, _ in parameters))]
     placed: dict[str, Loaded] = {}
     first_code = True
     for name, tensor in [*in_order, *(item for item in tensors if item[1].group.buffer)]:
