@@ -62,7 +62,9 @@ def load_folder(folder: str | Path, run: RunConfig, device: str) -> Any:
     options = words.loading_options(run)
     options["dtype"] = torch_dtype(options["dtype"])
     placed = {"": 0 if device == "cuda" else device}
-    model, _tokenizer = FastLanguageModel.from_pretrained(str(folder), **options, device_map=placed)
+    model, _tokenizer = FastLanguageModel.from_pretrained(
+        str(folder), **options, device_map=placed, trust_remote_code=False
+    )
     return model
 
 
