@@ -87,6 +87,7 @@ def test_every_start_of_a_process_is_known() -> None:
         "tools/families/make.py",
         "tools/schemas.py",
         "qlora_planner/profiling/tracing/apart.py",
+        "qlora_planner/runs/after/gguf.py",  # llama.cpp's converter, by its own path
         *(f"qlora_planner/{name}" for name in ("data/tokenizers.py", "measure/children.py", "diagnose/gather.py")),
     }  # fmt: skip
 

@@ -177,8 +177,6 @@ def test_questions_about_many_runs_are_refused_with_images() -> None:
     for question in (bench.prices, bench.frontier):
         with pytest.raises(InputError, match="not with --image-size"):
             question(QWEN, image_size="504x504")
-    with pytest.raises(InputError, match="the survey: not with --image-size"):
-        bench.survey(image_size="504x504")
 
 
 def test_the_audit_of_a_run_with_images_has_the_tower() -> None:

@@ -241,7 +241,7 @@ def test_a_verification_on_the_cpu_takes_a_toy_length_and_compares_what_can_be(t
         await idle(app, pilot)
         assert "toy length" in words(app, "#status")
         line = commands.line(app)
-        assert "--seq-len 128 --batch-size 2 --grad-accum 2 --device cpu" in line
+        assert "--seq-len 128 --grad-accum 2 --checkpoint-every 8 --device cpu" in line
         launch = app.launches.current = Launch(app.launches.words("verify"))
         launch.exit_code = 0
         for event in (
