@@ -127,7 +127,7 @@ def _exists(text: str) -> bool:
 
 
 def _from_hub(repo_id: str, catalogue: ModelCatalogue) -> RawConfig:
-    from qlora_planner.sources.hub import fetch_config
+    from qlora_planner.sources.on_hub.hub import fetch_config
 
     try:
         return fetch_config(repo_id, nearest=catalogue.nearest(repo_id))
@@ -268,8 +268,8 @@ def by_law(
     if not _spares_the_usual(raw, profile):
         return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
     if raw.path is not None and raw.path.name == "config.json":
-        from qlora_planner.sources.hub_weights import header_folder
         from qlora_planner.sources.laws.stored import disagreement
+        from qlora_planner.sources.on_hub.hub_weights import header_folder
 
         fetched = header_folder(raw.id, raw.path) if raw.origin in ("hub", "cache") else None
         folders = [raw.path.parent] + ([] if fetched is None else [fetched])

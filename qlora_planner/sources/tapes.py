@@ -20,11 +20,11 @@ from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.record import record
-from qlora_planner.spec.evaluated import with_evaluation
-from qlora_planner.spec.hosted import inputs_on_host
 from qlora_planner.spec.model import ModelProfile
-from qlora_planner.spec.partial import UnlikeError, checkpoints_every
 from qlora_planner.spec.trace import CompiledTape
+from qlora_planner.spec.weaving.evaluated import with_evaluation
+from qlora_planner.spec.weaving.hosted import inputs_on_host
+from qlora_planner.spec.weaving.partial import UnlikeError, checkpoints_every
 
 if TYPE_CHECKING:
     from qlora_planner.memory.sweep.polynomials import PeakPolynomials

@@ -54,7 +54,7 @@ def small_catalogue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("QLORA_PLANNER_PROFILES", str(root))
         patch.setattr("qlora_planner.sources.locations._repository", lambda: ())
-        patch.setattr("qlora_planner.sources.hub.fetch_config", refuse)
+        patch.setattr("qlora_planner.sources.on_hub.hub.fetch_config", refuse)
         patch.setattr("qlora_planner.session.models.built_from", refuse)
         patch.setattr("qlora_planner.diagnose.doctor.examine", refuse)
         yield root

@@ -21,7 +21,7 @@ from qlora_planner.data.readers import read_rows
 from qlora_planner.data.tokenizers import load_tokenizer
 from qlora_planner.errors import InputError, MissingError, PlannerError
 from qlora_planner.hub_address import check_endpoint
-from qlora_planner.sources.hub import fetch_config
+from qlora_planner.sources.on_hub.hub import fetch_config
 
 
 @pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")

@@ -218,7 +218,7 @@ def test_longer_prompts_than_planned_are_refused_or_left_out(
 
 
 def test_trl_s_own_rewards_are_made_with_what_they_need() -> None:
-    from qlora_planner.train.rewards import checked, loaded
+    from qlora_planner.train.rewarding.rewards import checked, loaded
 
     row = {"prompt": [{"role": "user", "content": "why"}]}
     names = (

@@ -8,9 +8,9 @@ import pytest
 
 from qlora_planner.memory.sweep.validity import variants_on_card
 from qlora_planner.session.session import Session
-from qlora_planner.spec.hosted import inputs_on_host
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
+from qlora_planner.spec.weaving.hosted import inputs_on_host
 from tests.profile.test_partial import WIDTHS, played
 
 WORDS = "sm90 qlora nf4 dq bfloat16 trl-sft all-linear dropout sdpa"

@@ -12,9 +12,9 @@ from qlora_planner.memory.allocator.caching import CachingAllocator
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, TraceReplayer
 from qlora_planner.memory.sweep.validity import variants_of_some_layers
-from qlora_planner.spec.partial import UnlikeError, checkpoints_every
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
+from qlora_planner.spec.weaving.partial import UnlikeError, checkpoints_every
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 160, "num_attention_heads": 4, "num_key_value_heads": 2,

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from qlora_planner import session
 from qlora_planner.errors import InputError, MissingError, PlannerError, UnprofiledError
 from qlora_planner.session import packages
-from qlora_planner.sources import hub
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
+from qlora_planner.sources.on_hub import hub
 from qlora_planner.spec.model import ModelProfile
 
 from .conftest import VERSIONS, add_profile, make_profile

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
-from qlora_planner.sources.hub import fetch_config
+from qlora_planner.sources.on_hub.hub import fetch_config
 
 constants = pytest.importorskip("huggingface_hub.constants")
 
@@ -241,7 +241,7 @@ def test_a_whole_process_answers_within_three_seconds(hub: Callable[[Reply], Fak
     """With the import of the library, the retries it would make, and threads that never come back."""
     endpoint = hub(_silent).url if silent else "http://no-such-host.invalid"
     program = (
-        "from qlora_planner.sources.hub import fetch_config\n"
+        "from qlora_planner.sources.on_hub.hub import fetch_config\n"
         "from qlora_planner.errors import MissingError\n"
         "try: fetch_config('org/name')\n"
         "except MissingError as error: print(error)\n"

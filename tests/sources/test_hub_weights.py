@@ -12,7 +12,7 @@ import pytest
 
 from qlora_planner.errors import UnprofiledError
 from qlora_planner.session import load_model, packages
-from qlora_planner.sources import hub_weights
+from qlora_planner.sources.on_hub import hub_weights
 from tests.sources.test_hub import COMMIT, FakeHub, Reply, answer, hub  # noqa: F401  (a fixture)
 from tests.sources.test_law_weights import CONFIG, shapes
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.train.reward_line import check_rewards, rewards_of
+from qlora_planner.train.rewarding.reward_line import check_rewards, rewards_of
 
 SOURCE = "import math\nfrom math import sqrt as root\nraise SystemExit('was run')\ndef length(): ...\nshort = length\n"
 

@@ -17,9 +17,9 @@ from unittest import mock
 from torch._subclasses.fake_tensor import FakeTensor
 
 from qlora_planner.profiling.tracing.cuda.device import caller_frame, is_engine_frame
+from qlora_planner.profiling.tracing.cuda.one_pass_scores import IdleKernel
 from qlora_planner.profiling.tracing.cuda.scratch import copied_input
 from qlora_planner.profiling.tracing.recorder import Recorder
-from qlora_planner.profiling.tracing.trainers.one_pass_scores import IdleKernel
 from qlora_planner.speed.kernels import TRITON_LAUNCHES
 from tools.kernels.classes import (
     EMPTY,

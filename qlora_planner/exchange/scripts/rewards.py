@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.scripts.python_source import call, literal
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.rewards import TRL_REWARDS, RewardName, named
+from qlora_planner.train.rewarding.rewards import TRL_REWARDS, RewardName, named
 
 _FROM_FILE = '''
 def reward_of(path, name):

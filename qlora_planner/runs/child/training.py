@@ -29,8 +29,8 @@ from qlora_planner.runs.child.restoring import keep_dtypes, restore_schedule, re
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
-from qlora_planner.train import rewards
 from qlora_planner.train.ranks import Ranks, gathered, parameter_bytes
+from qlora_planner.train.rewarding import rewards
 
 _DATA_S = 5.0
 

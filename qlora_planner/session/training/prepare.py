@@ -184,7 +184,7 @@ def _check_rewards(request: TrainRequest) -> None:
     if not request.settings.reward:
         return
     from qlora_planner import data
-    from qlora_planner.train.rewards import checked
+    from qlora_planner.train.rewarding.rewards import checked
 
     checked(
         request.settings.reward, next(data.rows(request.data, bad_rows=request.bad_rows, task=data_task(request.run)))

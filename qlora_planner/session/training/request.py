@@ -182,7 +182,7 @@ def _seen_from_plan(model: str, what: str) -> str:
 
 def _settings(options: TrainOptions) -> dict[str, Any]:
     """The settings that were given, with files named so that they are found from anywhere."""
-    from qlora_planner.train.rewards import absolute
+    from qlora_planner.train.rewarding.rewards import absolute
 
     given = dict(options.settings)
     if given.get("reward"):

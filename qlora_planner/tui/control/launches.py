@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from qlora_planner.train.reward_line import rewards_of
+from qlora_planner.train.rewarding.reward_line import rewards_of
 from qlora_planner.tui import command_line
 from qlora_planner.tui.control import messages
 from qlora_planner.tui.control.child_process import Launch

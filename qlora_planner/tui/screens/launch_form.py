@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Input, Label
 
 from qlora_planner.errors import InputError
-from qlora_planner.train.reward_line import check_rewards
+from qlora_planner.train.rewarding.reward_line import check_rewards
 from qlora_planner.tui.screens.dialogs import Dialog
 from qlora_planner.tui.widgets.outside import Pane
 

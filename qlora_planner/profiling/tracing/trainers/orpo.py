@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import nn
 
+from qlora_planner.profiling.tracing.cuda import one_pass_scores
 from qlora_planner.profiling.tracing.spec import TraceSpec
-from qlora_planner.profiling.tracing.trainers import one_pass_scores, preference, reward
+from qlora_planner.profiling.tracing.trainers import preference, reward
 from qlora_planner.profiling.tracing.trainers.common import IGNORED, Batch, loss_by_row
 from qlora_planner.train.quiet_imports import trl_module
 

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from qlora_planner.spec.partial import OUTSIDE, UnlikeError
 from qlora_planner.spec.trace import CompiledTape, Segment, Term
+from qlora_planner.spec.weaving.partial import OUTSIDE, UnlikeError
 
 # A storage by its number in the tape, or what is new: the input of a layer on the host, and its copy on the card, by
 # the number of the layer's forward segment.

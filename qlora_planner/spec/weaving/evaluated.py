@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_planner.spec.partial import UnlikeError
 from qlora_planner.spec.trace import CompiledTape, Term
+from qlora_planner.spec.weaving.partial import UnlikeError
 
 EVALUATION = "eval"
 

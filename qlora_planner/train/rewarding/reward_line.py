@@ -9,7 +9,7 @@ from pathlib import Path
 
 from qlora_planner.errors import InputError
 from qlora_planner.text import listed, quoted
-from qlora_planner.train.rewards import named
+from qlora_planner.train.rewarding.rewards import named
 
 
 def rewards_of(line: str) -> list[str]:

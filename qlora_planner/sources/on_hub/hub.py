@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.hub_address import check_endpoint, endpoint
 from qlora_planner.sources.configs import RawConfig, is_hub_id, read_config
-from qlora_planner.sources.hub_weights import fetch_weights
+from qlora_planner.sources.on_hub.hub_weights import fetch_weights
 from qlora_planner.text import plain, quoted
 
 # From the call to the answer. The process starts and the library is imported in the rest of three seconds.

@@ -1,0 +1,1 @@
+"""Tapes of runs that ship none, woven of those that do."""
