@@ -138,7 +138,15 @@ def widened(schema: dict[str, Any], name: str, types: Mapping[str, set[str]]) ->
     seen = {kind} if isinstance(kind, str) else set(kind or ())
     made: dict[str, Any]
     if "object" in seen:
-        fields = {key: widened(part, key, types) for key, part in schema.get("properties", {}).items()}
+        properties = schema.get("properties", {})
+        # What a change turns is any option, and its keys are those of any tool.
+        turned = {"change", "keys"} if "change" in properties else set()
+        fields = {
+            key: {"type": ["object", "null"], "additionalProperties": True}
+            if key in turned
+            else widened(part, key, types)
+            for key, part in properties.items()
+        }
         if name in _MAPS or not all(_NAME.match(key) for key in fields):
             made = {"type": "object", "additionalProperties": _any_of(list(fields.values())) if fields else True}
         else:
