@@ -21,7 +21,7 @@ FILES: dict[str, tuple[dict[str, Any] | None, str]] = {
     "rank-32": ({"per_device_train_batch_size": 1, "lora_r": 32}, "fits"),
     "small-model": ({"model_name_or_path": "Qwen/Qwen2.5-0.5B"}, "fits"),
     "larger-model": ({"model_name_or_path": "google/gemma-2-9b", "max_length": 512}, "fits"),
-    "tight": ({}, "tight"),
+    "tight": ({"max_length": 3840}, "tight"),
     "long": ({"max_length": 16384}, "does-not-fit"),
     "too-large-a-model": ({"model_name_or_path": "Qwen/Qwen2.5-72B"}, "does-not-fit"),
     "unknown-model": ({"model_name_or_path": "no/such-model-at-all"}, "unreadable"),

@@ -123,11 +123,12 @@ def test_run(tmp_path: Path) -> None:
         await pilot.press("u", "u")
         await idle(app, pilot)
         assert app.state.run == before
-        await pilot.press(*["down"] * 6, "right")  # checkpointing of 1 layer in 2
+        assert (before.gradient_checkpointing, before.checkpoint_every) == (True, 8)
+        await pilot.press(*["down"] * 6, "left")  # checkpointing of 1 layer in 4
         await idle(app, pilot)
-        assert (app.state.run.gradient_checkpointing, app.state.run.checkpoint_every) == (True, 2)
+        assert (app.state.run.gradient_checkpointing, app.state.run.checkpoint_every) == (True, 4)
         shown_equals_json(app)
-        await pilot.press(*["right"] * 4)  # of none
+        await pilot.press(*["right"] * 2)  # of none
         await idle(app, pilot)
         assert app.state.run.gradient_checkpointing is False
         shown_equals_json(app)

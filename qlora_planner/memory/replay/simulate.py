@@ -179,6 +179,8 @@ def floor_bytes(
     low, high = played.allocated - 1, played.reserved
     if limit_bytes is not None and within:
         low, high = (low, limit_bytes) if stage.works(limit_bytes) else (limit_bytes, high)
+    elif limit_bytes is not None and not expandable:  # nothing is given back on such a card: no more is asked of it
+        high = most
     if not refines and high == limit_bytes:
         return most
     if low < most < high and not expandable:

@@ -118,11 +118,12 @@ def smallest_card(
     for card in by_size(cards):
         if card.vendor != "nvidia" or remarks(card, answer.stack):
             continue
-        budget, _ = _budget_on(answer, here, card)
+        budget, more_bytes = _budget_on(answer, here, card)
         if fits_here and budget.usable_bytes > here.usable_bytes and card.name != here.card.name:
             continue  # the card itself may come later: by size on the box, not by what a process can use
         verdict = _verdict_on(answer, card, fitting_on(answer, here, card), here.risk)
-        if verdict == "fits" and (answer.method != TRACED or _alike(card, here.card)):
+        holds_all = budget.usable_bytes >= answer.peak.device_bytes + more_bytes
+        if verdict == "fits" and (answer.method != TRACED or (_alike(card, here.card) and holds_all)):
             return standing(profile, answer, card, here)
         if verdict == "will-not-run":
             continue
