@@ -63,7 +63,8 @@ def test_every_tool_answers_by_its_schema_as_the_verb_does(monkeypatch: pytest.M
         documents = {name: answer.structured_content for name, answer in found.items()}
         assert len(documents["survey"]["models"]) == 3
         assert documents["plan"]["run"]["rank"] == 32
-        assert documents["check"]["fix"]["smallest"]["keys"].keys() == {"max_length"}
+        keys = documents["check"]["fix"]["smallest"]["keys"]
+        assert keys.keys() == {"per_device_train_batch_size", "gradient_accumulation_steps"}
         assert "smallest change that fits" in found["check"].content[0].text
 
     talk(story, server())
