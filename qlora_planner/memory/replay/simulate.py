@@ -173,20 +173,20 @@ def floor_bytes(
     most = max(played.non_releasable_bytes, played.allocated)
     expandable = is_expandable(resolution.run.alloc_conf)
     within = limit_bytes is not None and played.allocated <= limit_bytes < played.reserved
+    if limit_bytes is not None and not within and not expandable:
+        return most  # nothing is given back on such a card, or nothing helps: no more is asked of it
     if not refines and (limit_bytes is None or not within or most > limit_bytes):
         return most
     stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
     low, high = played.allocated - 1, played.reserved
     if limit_bytes is not None and within:
         low, high = (low, limit_bytes) if stage.works(limit_bytes) else (limit_bytes, high)
-    elif limit_bytes is not None and not expandable:  # nothing is given back on such a card: no more is asked of it
-        high = most
     if not refines and high == limit_bytes:
         return most
     if low < most < high and not expandable:
         close = most + int(FLOOR_TOLERANCE * most)
         low, high = (low, most) if close >= high or stage.works(close) else (most, high)
-    if high == most and not expandable and (limit_bytes is None or not within or limit_bytes > NEAR * most):
+    if high == most and not expandable and (limit_bytes is None or limit_bytes > NEAR * most):
         return most
     low = max(low, played.allocated)
     guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
