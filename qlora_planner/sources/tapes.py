@@ -80,43 +80,42 @@ def stored_tape(
 def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: int) -> StoredTape | None:
     """The tape of a run that checkpoints every `every`-th layer, from those of the runs that checkpoint every layer and
     none; None where one is missing, was made with other libraries, or the two do not go together."""
-    if checkpointed is None or kept is None or not same_code(checkpointed.versions, kept.versions):
-        return None
-    try:
-        tape = checkpoints_every(checkpointed.tape, kept.tape, every)
-    except UnlikeError:
-        return None
-    return StoredTape(tape=tape, region=checkpointed.region.within(kept.region), versions=checkpointed.versions)
+    return _of_two(checkpointed, kept, lambda one, other: checkpoints_every(one, other, every))
 
 
 def hosted_tape(card: StoredTape | None, kept: StoredTape | None) -> StoredTape | None:
     """The tape of a run whose checkpoints lie in the host's memory, from that of the run whose lie on the card and the
     one that keeps everything; None as of `woven_tape`."""
-    if card is None or kept is None or not same_code(card.versions, kept.versions):
-        return None
-    try:
-        tape = inputs_on_host(card.tape, kept.tape)
-    except UnlikeError:
-        return None
-    return StoredTape(tape=tape, region=card.region.within(kept.region), versions=card.versions)
+    return _of_two(card, kept, inputs_on_host)
 
 
 def evaluated_tape(
     training: StoredTape | None, evaluation: StoredTape | None, eval_batch_size: int
 ) -> StoredTape | None:
     """The tape of a run that evaluates on so many rows at once, from its own without evaluation and one of evaluations
-    alone, held for as many; None where one is missing, was made with other libraries, or the two do not go together."""
-    if training is None or evaluation is None or not same_code(training.versions, evaluation.versions):
+    alone, held for as many; None as of `woven_tape`."""
+    if training is None or evaluation is None:
+        return None
+    low, high = evaluation.region.of_rows(eval_batch_size)
+    lengths = replace(training.region, low=low, high=high)
+    return _of_two(
+        training, replace(evaluation, region=lengths), lambda one, other: with_evaluation(one, other, eval_batch_size)
+    )
+
+
+def _of_two(
+    first: StoredTape | None,
+    second: StoredTape | None,
+    weave: Callable[[CompiledTape, CompiledTape], CompiledTape],
+) -> StoredTape | None:
+    """What is woven of two tapes, for the sizes that both hold for."""
+    if first is None or second is None or not same_code(first.versions, second.versions):
         return None
     try:
-        tape = with_evaluation(training.tape, evaluation.tape, eval_batch_size)
+        tape = weave(first.tape, second.tape)
     except UnlikeError:
         return None
-    lengths = evaluation.region.of_rows(eval_batch_size)
-    region = replace(
-        training.region, low=max(training.region.low, lengths[0]), high=min(training.region.high, lengths[1])
-    )
-    return StoredTape(tape=tape, region=region, versions=training.versions)
+    return StoredTape(tape=tape, region=first.region.within(second.region), versions=first.versions)
 
 
 def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list[StoredTape]:
