@@ -19,12 +19,12 @@ from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
-from qlora_planner.sources.tapes import StoredTape, lines_of
+from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
 from qlora_planner.spec.family import FLASH_ROWS, ROW_BLOCKS, FamilyTape, flash_sizes
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import TOKENS, tile_count
 
-FAMILY_SCHEMA = "qlora-plan/family/1"
+FAMILY_SCHEMA = "qlora-plan/family/2"
 INDEX = "index.json"
 _LARGEST_BYTES = 4 << 20
 # Elements that bitsandbytes quantises as one: a last block that is not full is no fraction of a size.
@@ -193,7 +193,7 @@ def _index(path: Path) -> dict[str, str]:
 @lru_cache(maxsize=64)
 def _decoded(path: Path, number: int) -> FamilyTape:
     header, lines = _lines(path)
-    return FamilyTape.from_dict(json.loads(lines[number]), tuple(header["symbols"]), tuple(header["kinds"]))
+    return FamilyTape.from_dict(tape_in(lines[number]), tuple(header["symbols"]), tuple(header["kinds"]))
 
 
 @lru_cache(maxsize=4)

@@ -1,7 +1,8 @@
 """Compiled tapes: shipped for the default recipe of every catalogue model.
 
 A file holds JSON lines: a header with the regions that the tapes hold for and their moments, then a tape per region.
-A search reads the header alone.
+A search reads the header alone. In a file a death says how many births before it the storage was born, in memory which
+storage of all it is: the layers of a model are then the same text again and again, which packs four times smaller.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from qlora_planner.memory.sweep.polynomials import PeakPolynomials
     from qlora_planner.planner.sweeps import KeptSweep
 
-TAPE_SCHEMA = "qlora-plan/tape/2"
+TAPE_SCHEMA = "qlora-plan/tape/3"
 KINDS = ("single", "batched")
 # Where tapes of trainers that are traced with packages of their own lie, several variants a model.
 OF_TRAINERS = "trainers"
@@ -123,7 +124,7 @@ def stored_tapes(profile: ModelProfile, kind: str, dirs: Sequence[Path]) -> list
 
     def pick(file: _TapeFile) -> list[StoredTape]:
         return [
-            StoredTape(tape=CompiledTape.from_dict(json.loads(line)), region=ValidityRange(**raw["region"]))
+            StoredTape(tape=CompiledTape.from_dict(tape_in(line)), region=ValidityRange(**raw["region"]))
             for raw, line in zip(file.header["regions"], file.lines[1:], strict=True)
         ]
 
@@ -167,10 +168,36 @@ def lines_of(path: Path, what: str = "tape") -> list[bytes]:
     return unpacked(read_bytes(path, _LARGEST_BYTES, what), 16 * _LARGEST_BYTES).split(b"\n")
 
 
-def packed(documents: Iterable[dict[str, Any]]) -> bytes:
-    """A packed file of these documents, one a line; the same bytes for the same documents."""
-    text = "\n".join(json.dumps(document, separators=(",", ":")) for document in documents)
+def tape_in(line: bytes) -> dict[str, Any]:
+    """The tape that a line of a file holds."""
+    document: dict[str, Any] = json.loads(line)
+    return document | {"events": _turned(document["events"])}
+
+
+def packed(documents: Iterable[Mapping[str, Any]]) -> bytes:
+    """A packed file of these documents, one a line; the same bytes for the same documents. Those with `events` are
+    tapes, which `tape_in` reads again."""
+    text = "\n".join(
+        json.dumps(
+            {key: _turned(value) if key == "events" else value for key, value in document.items()},
+            separators=(",", ":"),
+        )
+        for document in documents
+    )
     return gzip.compress(text.encode(), mtime=0)
+
+
+def _turned(events: Iterable[int]) -> list[int]:
+    """Deaths by how many storages were born since, 1 for the last one, from their storages' numbers, or back."""
+    turned: list[int] = []
+    births = 0
+    for code in events:
+        if code > 0:
+            births += 1
+            turned.append(code)
+        else:
+            turned.append(-(births + code + 1))
+    return turned
 
 
 def header_of(path: Path) -> dict[str, Any]:
@@ -190,7 +217,7 @@ class _TapeFile:
     def tape(self, number: int) -> CompiledTape:
         """The tape of a line."""
         if number not in self.decoded:
-            self.decoded[number] = CompiledTape.from_dict(json.loads(self.lines[number]))
+            self.decoded[number] = CompiledTape.from_dict(tape_in(self.lines[number]))
         return self.decoded[number]
 
 

@@ -201,7 +201,7 @@ def test_what_hangs_on_the_depth_ships_in_no_family() -> None:
     assert all(family_tape(profile, variant, FAMILIES) is None for profile in PROFILES.values())
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "qlora-plan/family/1"}\n{}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"schema": "qlora-plan/family/2"}\n{}'])
 def test_a_damaged_family_is_named_with_what_makes_it_anew(content: bytes, tmp_path: Path) -> None:
     profile = PROFILES[LLAMA]
     (tmp_path / INDEX).write_text(json.dumps({"configs": {profile.config_sha256: "llama-9"}}))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -16,7 +15,7 @@ from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.session import load_model, packages, tape_for
 from qlora_planner.sources import profile_cache
 from qlora_planner.sources.families import INDEX, family_tape
-from qlora_planner.sources.tapes import packed
+from qlora_planner.sources.tapes import lines_of, packed, tape_in
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
@@ -39,8 +38,8 @@ def variant_of(profile: ModelProfile, run: RunConfig) -> str:
 def shipped(profile: ModelProfile) -> list[dict[str, Any]]:
     """The documents of the file that answers for a model."""
     name = json.loads((ROOT / "families" / INDEX).read_text("utf-8"))["configs"][profile.config_sha256]
-    packed_lines = (ROOT / "families" / f"{name}.jsonl.gz").read_bytes()
-    return [json.loads(line) for line in gzip.decompress(packed_lines).splitlines()]
+    header, *lines = lines_of(ROOT / "families" / f"{name}.jsonl.gz", "family")
+    return [json.loads(header), *map(tape_in, lines)]
 
 
 def with_stacks(profile: ModelProfile, folder: Path, numbers: list[list[int]]) -> list[Path]:
@@ -86,7 +85,7 @@ def test_a_tape_is_taken_for_other_libraries_where_it_was_proved_there_alone(
 def test_a_header_of_one_stack_is_read_as_before(llama: ModelProfile) -> None:
     header = shipped(llama)[0]
     assert family_tape(llama, variant_of(llama, KEPT), [ROOT / "families"], stack=OLDER) is not None
-    assert header["schema"] == "qlora-plan/family/1"
+    assert header["schema"] == "qlora-plan/family/2"
 
 
 def test_a_trace_of_other_libraries_that_stands_in_is_said_to(

@@ -19,7 +19,7 @@ from qlora_planner.session.models import by_text
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, known_configs
-from qlora_planner.sources.tapes import lines_of, packed
+from qlora_planner.sources.tapes import lines_of, packed, tape_in
 from tools.families.make import STRUCTURES, structures
 from tools.families.pack import Pieces, Stacks, proved
 from tools.families.recipes import RECIPES
@@ -36,7 +36,7 @@ class Shipped:
         """A file's header, and its tapes beside what the header says of them."""
         head, *lines = lines_of(self.folder / f"{name}.jsonl.gz", "family")
         header = json.loads(head)
-        return header, [(said, json.loads(line)) for said, line in zip(header["tapes"], lines, strict=True)]
+        return header, [(said, tape_in(line)) for said, line in zip(header["tapes"], lines, strict=True)]
 
     def write(self, name: str, header: dict[str, Any], tapes: list[tuple[dict[str, Any], Any]]) -> None:
         """A file, its tapes by variant and region, each once for the same stacks."""
