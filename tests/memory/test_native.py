@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import random
+import re
 from array import array
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +34,12 @@ EXPANDABLE = "expandable_segments:True"
 COUNTERS = (
     "allocated", "peak_allocated", "reserved", "peak_reserved", "non_releasable_bytes", "peak_non_releasable_bytes",
 )  # fmt: skip
+
+
+def test_what_newer_pythons_compile_keeps_the_none_of_3_11() -> None:
+    sources = [path.read_text("utf-8") for path in Path(inspect.getfile(fresh)).parent.glob("*.[ch]")]
+    used = sorted({word for text in sources for word in re.findall(r"\bPy_RETURN_\w+", text)})
+    assert not used, f"{used}: from 3.12 on these count no reference"
 
 
 def test_what_was_compiled_of_other_c_is_not_used(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ Acts *read_acts(PyObject *list, int64_t *count) {
 }
 
 static PyObject *wrap(MemoryObject *self, int32_t number) {
-    if (number == ARENA_NONE) Py_RETURN_NONE;
+    if (number == ARENA_NONE) RETURN_NONE;
     if (number < 0) return fail(self, number);
     BlockObject *block = PyObject_New(BlockObject, block_type);
     if (block == NULL) return NULL;
@@ -115,19 +115,19 @@ static PyObject *memory_free(MemoryObject *self, PyObject *block) {
     int32_t number;
     if (number_of(block, &number)) return NULL;
     if (arena_free(&self->replay.arena, number)) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 static PyObject *memory_empty_cache(MemoryObject *self, PyObject *nothing) {
     (void)nothing;
     if (arena_empty_cache(&self->replay.arena)) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 static PyObject *memory_reset_peaks(MemoryObject *self, PyObject *nothing) {
     (void)nothing;
     arena_reset_peaks(&self->replay.arena);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* ---- as TraceReplayer ---- */
@@ -135,7 +135,7 @@ static PyObject *memory_reset_peaks(MemoryObject *self, PyObject *nothing) {
 static PyObject *memory_begin(MemoryObject *self, PyObject *nothing) {
     (void)nothing;
     replay_begin(&self->replay);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 static PyObject *memory_start(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
@@ -178,7 +178,7 @@ static PyObject *memory_give(MemoryObject *self, PyObject *const *args, Py_ssize
     long long component = given == 2 ? PyLong_AsLongLong(args[1]) : -1;
     if (PyErr_Occurred() || !valid_component(self, component) || number_of(args[0], &number)) return NULL;
     if (replay_free(&self->replay, number, (int)component)) return PyErr_NoMemory();
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* use(parts, places, tables): a script of so many storages and layers, and room for so many tables. */
@@ -199,7 +199,7 @@ static PyObject *memory_use(MemoryObject *self, PyObject *const *args, Py_ssize_
     Py_XDECREF(self->places);
     self->parts = args[0];
     self->places = args[1];
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 static int valid_table(MemoryObject *self, long long table) {
@@ -218,11 +218,11 @@ static PyObject *memory_segment(MemoryObject *self, PyObject *const *args, Py_ss
     if (!valid_table(self, n[0]) || !valid_table(self, n[0] + 1 + n[1])) return NULL;
     int failed = replay_segment(&self->replay, (const Act *)acts, size / (Py_ssize_t)sizeof(Act), n[0], n[1], n[2] != 0);
     if (failed) return fail(self, failed);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 static PyObject *figures_of(MemoryObject *self, const Phase *phase) {
-    if (!phase->noted) Py_RETURN_NONE;
+    if (!phase->noted) RETURN_NONE;
     PyObject *components = components_of(self, phase->components);
     if (components == NULL) return NULL;
     return Py_BuildValue("LLLLN", (long long)phase->live, (long long)phase->allocated, (long long)phase->reserved,
@@ -289,7 +289,7 @@ static PyObject *memory_take_all(MemoryObject *self, PyObject *const *args, Py_s
     for (int64_t i = 0; n[1] && i < count && !failed; i++) failed = replay_free(&self->replay, blocks[i], (int)n[0]);
     free(blocks);
     if (failed) return fail(self, failed);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* recast(sizes, blocks, component): allocate each size, and then free the block in whose place it comes. */
@@ -311,7 +311,7 @@ static PyObject *memory_recast(MemoryObject *self, PyObject *const *args, Py_ssi
         int failed = cast < ARENA_NONE ? cast : replay_free(&self->replay, block, (int)component);
         if (failed) return fail(self, failed);
     }
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* free_all(table, component): free what the table has of it. */
@@ -320,7 +320,7 @@ static PyObject *memory_free_all(MemoryObject *self, PyObject *const *args, Py_s
     if (read_numbers(args, given, 2, 2, n) || !valid_table(self, n[0])) return NULL;
     int failed = replay_free_all(&self->replay, n[0], (int)n[1]);
     if (failed) return fail(self, failed);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* One segment of a token: (whole acts, outlined acts, base, layer). */
@@ -376,7 +376,7 @@ static PyObject *memory_tokens(MemoryObject *self, PyObject *const *args, Py_ssi
     free(scratch);
     free(segments);
     if (failed) return fail(self, failed);
-    Py_RETURN_NONE;
+    RETURN_NONE;
 }
 
 /* ---- the types ---- */

@@ -9,6 +9,14 @@
 
 #include <stdint.h>
 
+/* Instead of the Py_RETURN macros: from Python 3.12 on these count no reference, and 3.11, which runs what they made, then
+   loses its None. */
+#define RETURN_NONE        \
+    do {                   \
+        Py_IncRef(Py_None); \
+        return Py_None;    \
+    } while (0)
+
 /* Where bytes start, and how many items they hold. */
 int read_items(PyObject *bytes, int64_t item, const void **into, int64_t *count);
 /* Exactly or at most so many numbers. */
