@@ -157,6 +157,18 @@ def test_a_base_install_estimates_recipes_that_no_trace_of_the_model_has(monkeyp
     assert tape_for(profile, RunConfig(), load_gpu("t4"), profiles=ROOT) is not None  # float16, under hf-trainer
 
 
+@pytest.mark.parametrize(
+    "run", [RunConfig(), RunConfig(target_modules="v_proj,k_proj,q_proj,o_proj,up_proj,down_proj,in_proj")]
+)
+def test_modules_that_adapters_go_on_by_name_are_those_of_the_trace_in_any_order(
+    run: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT refuses all-linear for this class, so its default is a list of names, as the trace that ships has them."""
+    monkeypatch.setattr(packages, "missing_packages", lambda *_: ["torch"])
+    profile = CATALOGUE.load("nvidia/NVIDIA-Nemotron-3-Nano-30B-A3B-BF16")
+    assert tape_for(profile, run, profiles=ROOT) is not None
+
+
 def test_layers_or_dimensions_of_another_structure_are_not_answered_for() -> None:
     profile = PROFILES[LLAMA]
     variant = variant_of(profile, RunConfig())

@@ -144,8 +144,8 @@ def _numberings(tensor: AdapterTensor) -> Iterator[str]:
 
 def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
     """`run` with the names that match alone, without numbers of layers, and with an attention kernel that is modelled:
-    what is traced, at every layer. Names of all the modules of a set are that set: PEFT puts adapters into modules in
-    the model's order, whatever the names' own is."""
+    what is traced, at every layer. Names of all the modules of a set are that set, by the name that the profile has for
+    it: PEFT puts adapters into modules in the model's order, whatever the names' own is."""
     if (near := nearest_kernel(run.attention)) is not None:
         run = run.with_(attention=near.kernel)
     if run.method == "full" or run.target_modules in WHOLE_SETS:
@@ -153,7 +153,7 @@ def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
     assert run.target_modules is not None
     names = targets_of(profile, run.target_modules).on_every_layer
     chosen = _adapted(_chosen(profile, run.target_modules))
-    whole = next((name for name in WHOLE_SETS if name and chosen == _adapted(profile.adapters.get(name, ()))), None)
+    whole = next((name for name, adapters in profile.adapters.items() if chosen == _adapted(adapters)), None)
     return run.with_(target_modules=whole or ",".join(sorted(names)))
 
 
