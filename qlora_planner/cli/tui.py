@@ -43,6 +43,7 @@ _SWITCH_S = 0.001
     help="Show it to a browser on this machine (8000); needs [serve].",
 )  # fmt: skip
 @click.option("--keys", cls=OutputOption, is_flag=True, help="List the actions with their keys, for tui.toml.")
+@click.option("--tour", cls=OutputOption, is_flag=True, help="Begin with a tour of the places, one minute.")
 def command(serve: int | None, keys: bool, **given: Any) -> int:
     """The explorer: what fits, one run and its knobs, frontier, prices, comparisons, the dataset, verify and train.
 
@@ -103,7 +104,7 @@ def _serve(port: int, given: dict[str, Any]) -> int:
     for name in ("gpu", "profiles", *of_data):
         if given.get(name) is not None:
             words += [f"--{name.replace('_', '-')}", str(given[name])]
-    words += [f"--{name.replace('_', '-')}" for name in ("no_color", "ascii") if given.get(name)]
+    words += [f"--{name.replace('_', '-')}" for name in ("no_color", "ascii", "tour") if given.get(name)]
     line = shlex.join([*python_module("qlora_planner"), "tui", *words])
     say(f"http://127.0.0.1:{port} until Ctrl-C")
     Server(line, host="127.0.0.1", port=port, title="qlora-planner").serve()
@@ -118,7 +119,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     from qlora_planner.session.data import DataSource
     from qlora_planner.tui.saved_state import read_state, state_path
     from qlora_planner.tui.startup import Start
-    from qlora_planner.tui.user_config import config_path, read_config
+    from qlora_planner.tui.user_config import config_path, read_config, tour_path
 
     data = None
     if given.get("data") is not None:
@@ -143,7 +144,7 @@ def make_explorer(given: dict[str, Any], surveys: Surveys | None = None, *, ahea
     start = Start(
         survey=surveys, card=card, saved=state, state_path=path, profiles=given["profiles"], data=data, note=note,
         plain=bool(given.get("ascii")) or not _is_utf8(sys.__stderr__), model=model,
-        config=config,
+        config=config, tour=bool(given.get("tour")), tour_path=tour_path(),
     )  # fmt: skip
     return Explorer(start)
 

@@ -14,7 +14,7 @@ from qlora_planner.text import plain, short
 from qlora_planner.tui import commands, core
 from qlora_planner.tui.control import messages
 from qlora_planner.tui.control.controller import Controller
-from qlora_planner.tui.control.figures import SURVEY
+from qlora_planner.tui.control.figures import CARDS_HERE, SURVEY
 from qlora_planner.tui.control.launches import Launches
 from qlora_planner.tui.control.leaving import Leaving
 from qlora_planner.tui.control.tasks import Tasks
@@ -25,6 +25,9 @@ from qlora_planner.tui.user_config import named
 from qlora_planner.tui.widgets.ascii_filter import Plain
 from qlora_planner.tui.widgets.outside import Clean
 from qlora_planner.tui.widgets.themes import HIGH_CONTRAST, THEMES
+
+_OFFERED_S = 12.0
+_READ_S = 2.0  # between two looks at the cards of this machine
 
 
 class Explorer(App[None]):
@@ -44,6 +47,7 @@ class Explorer(App[None]):
         Binding("e", "export", "Export", tooltip="Write the run as a plan, a script or another tool's config"),
         Binding("o", "open", "Open", show=False, tooltip="Open a model by name, Hub id or folder"),
         Binding("t", "next_theme", "Theme", show=False, tooltip="The next theme: dark, light, high contrast"),
+        Binding("i", "tour", "Tour", show=False, tooltip="A tour of the places, one minute"),
         Binding("question_mark,f1", "help", "Help", key_display="?", tooltip="The keys here"),
         Binding("q", "leave", "Quit", tooltip="Leave; the place is kept for the next start"),
     ])  # fmt: skip
@@ -79,6 +83,19 @@ class Explorer(App[None]):
         if self._start.model is not None:
             self.controller.read_model(self._start.model, None, show=True)
         self.leaving.watch()
+        self.tasks.want(CARDS_HERE)
+        self.set_interval(_READ_S, self._read_cards)
+        seen = self._start.tour_path
+        if self._start.tour:
+            self.call_after_refresh(self.action_tour)
+        elif seen is not None and not seen.exists():
+            self.notify("New here? i shows you around in a minute.", timeout=_OFFERED_S)
+
+    def _read_cards(self) -> None:
+        """What the cards of this machine hold now, where there was one at the first look."""
+        if self.state.cards_here:
+            self.state.tick += 1
+            self.tasks.want(CARDS_HERE)
 
     # ------------------------------------------------------------------ the place that is shown
 
@@ -210,6 +227,15 @@ class Explorer(App[None]):
 
         if isinstance(self.screen, Page | Dialog) and not isinstance(self.screen, HelpScreen):
             self.push_screen(HelpScreen.of(self.screen))
+
+    def action_tour(self) -> None:
+        """Show what each place is for; from then on it is not offered."""
+        if not self.under_dialog:
+            from qlora_planner.tui.screens.tour import remember, show_tour
+
+            if self._start.tour_path is not None:
+                remember(self._start.tour_path)
+            show_tour(self)
 
     def action_command_palette(self) -> None:
         """Every command, described."""

@@ -76,5 +76,6 @@ def palette(app: Explorer) -> Iterable[SystemCommand]:
     yield SystemCommand("Command line", "Show and copy the command that gives these figures", app.action_command)
     yield SystemCommand("Export", "Write this run as a plan, a script or a config of another tool", app.action_export)
     yield SystemCommand("Next theme", "Dark, light, high contrast", app.action_next_theme)
+    yield SystemCommand("Tour", "What each place is for, in one minute", app.action_tour)
     yield SystemCommand("Help", "The keys here", app.action_help)
     yield SystemCommand("Quit", "Leave; the place is kept", app.action_leave)

@@ -16,9 +16,10 @@ from qlora_planner.tui.saved_state import MOST_PINS, Pin, SavedState
 from qlora_planner.tui.startup import Start
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.measure.nvml import DeviceReading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
@@ -52,10 +53,14 @@ class ExplorerState:
         self.sizes: Answer[Mapping[str, dict[str, ModelRow]]] = Answer()
         self.estimated: Answer[MemoryEstimate] = Answer()
         self.surroundings: Answer[Surroundings] = Answer()
+        self.pointed: RunConfig | None = None  # the run that Enter would take, in Frontier and Prices
+        self.previewed: Answer[MemoryEstimate] = Answer()
         self.pinned: Answer[list[MemoryEstimate | None]] = Answer()
         self.counted: Answer[DataSummary] = Answer()
         self.viewed: Answer[DataView] = Answer()
         self.looked: Answer[Readiness] = Answer()
+        self.here: Answer[Sequence[DeviceReading]] = Answer()
+        self.tick = 0  # how often the cards of this machine were to be read
 
     # ------------------------------------------------------------------ what each figure is worked out from
 
@@ -70,6 +75,10 @@ class ExplorerState:
     def run_inputs(self) -> Inputs | None:
         """The run on its model and card: of the estimate, and of what lies around it."""
         return None if self.subject is None else (self.subject, self.run)
+
+    def pointed_inputs(self) -> Inputs | None:
+        """The run under the cursor of Frontier or Prices."""
+        return None if self.subject is None or self.pointed is None else (self.subject, self.pointed)
 
     def pinned_inputs(self) -> Inputs:
         """The pins."""
@@ -91,7 +100,16 @@ class ExplorerState:
         """The run, whose trainer, kernels and attention ask for packages."""
         return (self.run,)
 
+    def here_inputs(self) -> Inputs:
+        """Another tick: what the cards of this machine hold now."""
+        return (self.tick,)
+
     # ------------------------------------------------------------------ what is known now
+
+    @property
+    def cards_here(self) -> Sequence[DeviceReading]:
+        """The cards of this machine as NVML read them last; none where there is none, or not yet."""
+        return self.here.value or ()
 
     @property
     def model(self) -> str | None:
@@ -135,7 +153,7 @@ class ExplorerState:
         if self.subject is None:
             return "No model yet: choose one in Fit (1)."
         fault = self.surroundings.fault if self.surroundings.of(self.run_inputs()) else None
-        return fault or "ranking what lies around this run ..."
+        return fault or "working out what lies around this run ..."
 
     @property
     def data(self) -> DataSummary | None:

@@ -30,6 +30,11 @@ def config_path() -> Path:
     return Path(platformdirs.user_config_dir("qlora-planner", appauthor=False)) / "tui.toml"
 
 
+def tour_path() -> Path:
+    """An empty file beside it, there once the tour was seen."""
+    return config_path().with_name("tour-seen")
+
+
 def read_config(path: Path) -> tuple[UserConfig, str | None]:
     """What is written there, and why it is not used (None: it is, or there is none)."""
     if not path.is_file():

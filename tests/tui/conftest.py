@@ -34,7 +34,7 @@ SIGNS = {"fits": "✓", "tight": "≈", "cannot-say": "?", "does-not-fit": "✗"
 def own_home(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees, or writes, what the user has."""
     home = tmp_path_factory.mktemp("home")
-    for variable in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME"):
+    for variable in ("HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME", "XDG_CONFIG_HOME"):
         monkeypatch.setenv(variable, str(home / variable))
     for variable in ("NO_COLOR", "QLORA_PLANNER_PROFILES", "COLUMNS", "LINES"):
         monkeypatch.delenv(variable, raising=False)
@@ -58,15 +58,15 @@ def surveyed(card: str, recommend: bool = True) -> list[ModelRow]:
 
 def explorer(
     state: Path, gpu: str | None = "24GB", *, data: DataSource | None = None, plain: bool = False,
-    model: str | None = None,
+    model: str | None = None, **start: Any,
 ) -> Explorer:  # fmt: skip
-    """The app as the verb makes it, with a state file of its own."""
+    """The app as the verb makes it, with a state file of its own, on a machine without a card."""
     known, note = read_state(state)
     card = card_of(gpu or known.card)
     return Explorer(
         Start(
             survey=lambda card, recommend: surveyed(card.asked, recommend), card=card, saved=known, note=note,
-            state_path=state, data=data, plain=plain, model=model,
+            state_path=state, data=data, plain=plain, model=model, **{"cards_here": tuple, **start},
         )
     )  # fmt: skip
 

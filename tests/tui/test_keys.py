@@ -198,7 +198,7 @@ def test_what_is_to_be_known_about_a_card_is_shown_wherever_it_is_chosen(tmp_pat
 
 def test_the_mark_of_closed_forms_is_explained_where_it_stands(tmp_path: Path) -> None:
     async def story(app: Explorer, pilot: Pilot[None]) -> None:
-        assert words(app, "#legend") == "~ before GiB: by closed forms, where no trace ships"
+        assert words(app, "#legend").endswith("; ~: by formulas, less exact")
         assert any(str(app.screen.query_one(DataTable).get_row_at(at)[3]).startswith("~") for at in range(100))
         await pilot.press("m")
         await idle(app, pilot)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import PlannerError
@@ -19,6 +19,7 @@ from qlora_planner.tui.widgets.rows import ModelRow
 
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
+    from qlora_planner.measure.nvml import DeviceReading
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.tui.control.datasets import DataView
     from qlora_planner.tui.control.readiness import Readiness
@@ -135,6 +136,14 @@ def _look(_work: Work, run: RunConfig) -> Readiness:
     return Readiness.of(run)
 
 
+def _read_cards(work: Work, _tick: int) -> Sequence[DeviceReading]:
+    return work.start.cards_here()
+
+
+def _whatever(_before: Inputs, _now: Inputs) -> bool:
+    return True
+
+
 SURVEY = Figure(
     attribute="survey", inputs=ExplorerState.survey_inputs, work=_survey, says=lambda _: "surveying", restarts=True
 )
@@ -143,9 +152,10 @@ SURVEY_OF_SIZES = Figure(
     says=lambda: "surveying every size of card",
 )  # fmt: skip
 ESTIMATE = Figure(attribute="estimated", inputs=ExplorerState.run_inputs, work=_estimate)
+PREVIEW = Figure(attribute="previewed", inputs=ExplorerState.pointed_inputs, work=_estimate)
 SURROUNDINGS = Figure(
     attribute="surroundings", inputs=ExplorerState.run_inputs, work=_surround,
-    says=lambda *_: "ranking what lies around",
+    says=lambda *_: "working out what lies around",
 )  # fmt: skip
 PINNED = Figure(
     attribute="pinned", inputs=ExplorerState.pinned_inputs, work=_estimate_pins,
@@ -156,4 +166,5 @@ DATA = Figure(
     says=lambda source, _: f"counting {source.path}", restarts=True,
 )  # fmt: skip
 DATA_VIEW = Figure(attribute="viewed", inputs=ExplorerState.viewed_inputs, work=_view, holds=_same_dataset)
+CARDS_HERE = Figure(attribute="here", inputs=ExplorerState.here_inputs, work=_read_cards, holds=_whatever)
 READINESS = Figure(attribute="looked", inputs=ExplorerState.looked_inputs, work=_look)

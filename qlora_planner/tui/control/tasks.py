@@ -37,7 +37,7 @@ class Tasks:
         dots = ".." if self.start.plain else "…"
         if self.busy:
             return f"{self.busy[-1]} {dots}"
-        return "" if self._state.settled else f"playing this run {dots}"
+        return "" if self._state.settled else f"simulating this run {dots}"
 
     @property
     def idle(self) -> bool:

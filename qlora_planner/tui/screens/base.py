@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -11,9 +12,14 @@ from textual.app import ComposeResult
 from textual.screen import Screen
 from textual.widgets import Footer
 
+from qlora_planner.errors import InputError
 from qlora_planner.report.parts.theme import Theme
+from qlora_planner.tui.control.figures import PREVIEW
+from qlora_planner.tui.knobs import changed
 from qlora_planner.tui.user_config import named
 from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.run import preview_text
+from qlora_planner.tui.widgets.system import card_text, fitted
 from qlora_planner.tui.widgets.tabs import Tabs
 
 if TYPE_CHECKING:
@@ -49,6 +55,7 @@ class Page(Screen[None]):
     def __init__(self) -> None:
         super().__init__()
         self._put: dict[str, Text] = {}
+        self._pointed: tuple[Mapping[str, Any] | None, str] = (None, "")
 
     @property
     def explorer(self) -> Explorer:
@@ -81,6 +88,8 @@ class Page(Screen[None]):
             return
         self.put("#about", self._about())
         self.show()
+        if self._pointed[0] is not None:
+            self.preview(*self._pointed)
 
     def theme_at(self, width: int) -> Theme:
         """How reports write lines of this width."""
@@ -113,6 +122,28 @@ class Page(Screen[None]):
             words += f"The explorer needs {SMALLEST[0]} x {SMALLEST[1]}.\nMake it larger, or press q to leave."
             self.query_one("#small", Pane).update(words)
 
+    def preview(self, change: Mapping[str, Any] | None, words: str) -> None:
+        """What the run would be with a change, under the table; None: nothing is pointed at. Only where there is room
+        for it."""
+        self._pointed = change, words
+        if self.has_class("low"):
+            return
+        state = self.state
+        try:
+            state.pointed = None if change is None or state.subject is None else changed(state.run, change)
+        except InputError:  # said where it is turned
+            state.pointed = None
+        self.explorer.tasks.want(PREVIEW)
+        answer, theme = state.previewed, self.theme_at(self.size.width - 4)
+        if state.pointed is None:
+            self.put("#preview", Text(""))
+        elif not answer.of(state.pointed_inputs()):
+            return  # the run before stays in sight for the moment that it takes
+        elif answer.value is None:
+            self.put("#preview", Text(f"{words}: {answer.fault}", style="magenta"))
+        else:
+            self.put("#preview", preview_text(words, answer.value, theme))
+
     def put(self, selector: str, text: Text) -> None:
         """Change a pane's text; what stays as it is is not painted, and only another height lays the screen out."""
         pane, before = self.query_one(selector, Pane), self._put.get(selector)
@@ -124,17 +155,16 @@ class Page(Screen[None]):
 
     def _about(self) -> Text:
         """Card, model and what is worked on, in the last line above the footer."""
-        explorer = self.explorer
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f" {self.state.card.gpu.label} ", style="bold")
-        if self.state.subject is not None:
-            text.append(f" {self.state.subject.profile.id} ", style="" if self.place_key == "fit" else "bold")
+        explorer, text = self.explorer, Text()
         running = explorer.launches.running
         if running is not None and self.place_key != "train":
             text.append(f" {running.words}: 7 ", style="reverse")
         if explorer.tasks.busy_with:
             text.append(f" {explorer.tasks.busy_with}", style="bold italic yellow")
-        return text
+        width = self.size.width
+        card = card_text(self.state.card, self.state.cards_here, self.theme_at(width))
+        model = None if self.state.subject is None else self.state.subject.profile.id
+        return fitted(card, model, text, width, bold=self.place_key != "fit")
 
 
 def _lines(text: Text, width: int) -> int:

@@ -10,20 +10,24 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.widgets import DataTable
 
-from qlora_planner.report.parts.labels import change, gib
-from qlora_planner.report.parts.theme import verdict_style
+from qlora_planner.report.parts.labels import change, gib, segments
+from qlora_planner.report.parts.theme import Line, Theme, verdict_style
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.tui.command_line import typed_options
 from qlora_planner.tui.control.figures import PINNED
 from qlora_planner.tui.saved_state import Pin
 from qlora_planner.tui.screens.base import Page
 from qlora_planner.tui.widgets.outside import Pane
+from qlora_planner.tui.widgets.run import as_text
 from qlora_planner.tui.widgets.tables import Table
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
 
 _SAYS = "Pinned runs, the best of those that fit marked; Enter opens one, x unpins it."
+_NOTHING = (
+    "Nothing is pinned yet: p in Run (2) pins the run there; change a knob, the card or the model, and pin again."
+)
 _HEADS = ("", "model", "card", "peak GiB", "spare", "tokens/s", "options")
 
 
@@ -41,18 +45,14 @@ class CompareScreen(Page):
         """A note, the table."""
         yield Pane(id="note")
         yield Table(id="pins")
+        yield Pane(id="preview")
 
     def show(self) -> None:
         """Every pin with its figures, where they are worked out."""
         explorer = self.explorer
         pins, estimates = self.state.pins, self.state.pinned.value or []
         note = self.query_one("#note", Pane)
-        said = (
-            "Pinned runs, the best of those that fit marked; Enter opens one, x unpins it."
-            if pins
-            else "Nothing is pinned: p in Run (2) pins a run."
-        )
-        note.update(said)
+        note.update(_SAYS if pins else _NOTHING)
         table, theme = self.query_one("#pins", Table), self.theme_at(80)
         at, rows = table.cursor_row, []
         best, mark = _best(estimates), theme.sign("★", "*")
@@ -77,6 +77,8 @@ class CompareScreen(Page):
         table.fill(_HEADS, rows)
         if pins:
             table.move_cursor(row=min(max(0, at), len(pins) - 1))
+        if not self.has_class("low"):
+            self.put("#preview", _bars(pins, estimates, self.theme_at(self.size.width - 4)))
         explorer.tasks.want(PINNED)
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
@@ -94,6 +96,24 @@ class CompareScreen(Page):
         at = self.query_one("#pins", Table).cursor_row
         if 0 <= at < len(self.state.pins):
             self.explorer.controller.unpin(at)
+
+
+def _bars(pins: Sequence[Pin], estimates: Sequence[MemoryEstimate | None], theme: Theme) -> Text:
+    """The memory of every pin against what its card lets a process use, all at one scale."""
+    known = [
+        (pin, each, each.fit.usable_bytes) for pin, each in zip(pins, estimates, strict=False) if each and each.fit
+    ]
+    if not known:
+        return Text("")
+    most = max(max(usable, each.peak.device_bytes) for _, each, usable in known)
+    lines: list[Line] = [[("Peak against what the card lets a process use, at one scale", "bold")]]
+    for pin, each, usable in known:
+        name = f"{theme.glyph(each.verdict)} {pin.model.rpartition('/')[2]} on {pin.card}: "
+        figures = f"{gib(each.peak.device_bytes)} of {gib(usable)} GiB"
+        width = max(1, round(theme.width * max(usable, each.peak.device_bytes) / most))
+        lines += [[], [(name, verdict_style(each.verdict)), (figures, "")]]
+        lines.append(theme.bar(segments(each.components), usable, width))
+    return as_text(lines)
 
 
 def _best(estimates: Sequence[MemoryEstimate | None]) -> dict[str, set[int]]:

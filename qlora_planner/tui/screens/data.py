@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.tui.control.datasets import DataView
 
+_SHAPES = """
+A line of train.jsonl is one row, in any of these shapes:
+
+  {"text": "..."}
+  {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}
+  {"prompt": "...", "completion": "..."}
+  {"instruction": "...", "input": "...", "output": "..."}
+  {"prompt": "...", "chosen": "...", "rejected": "..."}
+
+Shown then: how long the rows are in this model's tokens, the largest batch that can come, and what cutting them
+at a length costs and saves."""
+
 
 class DataScreen(Page):
     """One dataset under the run now."""
@@ -68,8 +80,9 @@ class DataScreen(Page):
         if data is not None and self.focused is None:
             self.set_focus(slider)
         if data is None:
-            for selector in ("#percentiles", "#cut", "#epoch"):
+            for selector in ("#percentiles", "#epoch"):
                 self.put(selector, Text(""))
+            self.put("#cut", Text(_SHAPES if self.state.data_source is None else "", style="dim"))
             return
         from qlora_planner.tui.control.datasets import stops
 

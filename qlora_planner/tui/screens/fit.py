@@ -36,6 +36,8 @@ from qlora_planner.tui.widgets.tables import Table
 _MARK, _SIZE, _WIDTHS, _CARD, _ROOMY_CARD = 1, 7, (6, 8, 16, 9), 4, 9
 _ROOMY, _BEST, _BAR = 100, 24, 8
 
+_BEST_RUN_SAYS = "best run: weights, batch x gradient accumulation"
+
 
 class FitScreen(Page):
     """The table of models."""
@@ -46,8 +48,10 @@ class FitScreen(Page):
     SAYS = (
         "What fits on the card, over the whole catalogue: the verdict of the usual recipe at 2,048 tokens, the longest"
         " sequence at batch 1, the best run and its speed. GiB is the peak of the usual recipe, a full bar is over the"
-        " card, ~ before it: by closed forms, where no trace ships. Ranked, not played; Enter plays. A click on a head"
-        " sorts."
+        " card. ~ before it: by formulas, as no training step of the model is recorded here, less exact. The"
+        " list sums up what is alive at once; Enter simulates the run through torch's allocator. Best run 4-bit, 1 x"
+        " 16, 1 in 2: weights in 4 bits, batch 1, gradients of 16 batches a step, gradient checkpointing of one layer"
+        " in two. A click on a head sorts."
     )
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("slash", "search", "Filter", key_display="/", tooltip="Filter as you type: name, family, verdict"),
@@ -68,7 +72,7 @@ class FitScreen(Page):
 
     def body(self) -> ComposeResult:
         """Filter, tally, what to know about the card, table, what its marks mean."""
-        yield Input(placeholder="filter: words of a name, a family, a verdict", id="filter")
+        yield Input(placeholder="filter: words of a name, a family such as qwen2, a verdict", id="filter")
         yield Pane(id="tally")
         yield Pane(id="card")
         yield Table(id="models")
@@ -108,13 +112,15 @@ class FitScreen(Page):
         self._put_at = table.cursor_row
 
     def _below_and_above(self) -> None:
-        """What to know about the card, and what ~ means; each where there is something to say."""
+        """What to know about the card, and how to read a row; each where there is something to say."""
         theme = self.theme_at(self.size.width - 2)
         lines = card_lines(self.state.card.gpu, theme)
-        marked = not self.state.wide and any(guessed(row) for row in self.state.rows or ())
+        legend = "" if self.state.wide else _BEST_RUN_SAYS + (", 1 in n layers checkpointed" if self._barred else "")
+        if legend and any(guessed(row) for row in self.state.rows or ()):
+            legend += f"; {GUESSED}: {GUESSED_SAYS}"
         for selector, text in (
             ("#card", as_text(lines)),
-            ("#legend", Text(f"{GUESSED} before GiB: {GUESSED_SAYS}" if marked else "", style="dim")),
+            ("#legend", Text(legend, style="dim")),
         ):
             self.query_one(selector).display = bool(text.plain)
             self.put(selector, text)

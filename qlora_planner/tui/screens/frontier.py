@@ -35,6 +35,7 @@ class FrontierScreen(Page):
         yield Pane(id="note")
         yield Table(id="grid", cells=True)
         yield Pane(id="detail")
+        yield Pane(id="preview")
 
     def show(self) -> None:
         """The grid of the run now, as far as it is worked out."""
@@ -45,8 +46,8 @@ class FrontierScreen(Page):
             note.update(self.state.around_words())
             return
         note.update(
-            "GiB needed by batch and sequence (far from the limit ranked, not played), and the longest sequence of each"
-            " batch that fits. Enter takes a cell."
+            "GiB needed by batch size and sequence length, and the longest sequence of each batch that fits; far from"
+            " the limit a quick estimate. Enter takes a cell."
         )
         if grid is self._painted:
             return
@@ -81,8 +82,10 @@ class FrontierScreen(Page):
         grid, (row, column) = self.state.frontier, event.coordinate
         if grid is None or column < 2 or row >= len(self._batches):
             self.query_one("#detail", Pane).update("")
+            self.preview(None, "")
             return
         batch, length = self._batches[row], self._lengths[column - 2]
+        self.preview({"batch_size": batch, "seq_len": length}, f"Enter takes {batch} x {length:,} tokens")
         if (batch, length) in grid.cells:
             verdict, floor = grid.cells[batch, length]
             left = grid.usable_bytes - floor

@@ -32,6 +32,7 @@ _EVERYWHERE = (
     ("t", "the next theme: dark, light, high contrast"),
     ("Ctrl+P", "every command, described"),
     ("Esc", "close, clear, back; it never leaves the explorer"),
+    ("i", "a tour of the places, one minute"),
     ("? F1", "this help, in dialogs too"),
     ("q", "leave; the place is kept for the next start"),
 )

@@ -21,7 +21,7 @@ def price_cells(price: Price) -> tuple[str, str, str, str]:
         return change(price.change), "-", "-", f"will not run: {price.refused}"
     speed = "-" if price.speed is None else f"x {price.speed:.2f}"
     if price.bytes is None:
-        return change(price.change), "-", speed, "not traced: Enter says"
+        return change(price.change), "-", speed, "unknown: Enter says"
     return (
         change(price.change), f"{'+' if price.bytes > 0 else ''}{format_size(price.bytes)}",
         speed, "fits" if price.fits else "does not fit",
@@ -45,6 +45,7 @@ class PricesScreen(Page):
         yield Pane(id="note")
         yield Table(id="prices")
         yield Pane(id="detail")
+        yield Pane(id="preview")
 
     def show(self) -> None:
         """The prices of the run now, as far as they are worked out."""
@@ -74,6 +75,7 @@ class PricesScreen(Page):
             price = self._rows[event.cursor_row]
             parts = [change(price.change), price.refused or "", price.note or ""]
             self.query_one("#detail", Pane).update(Text("; ".join(word for word in parts if word)))
+            self.preview(price.change, f"Enter takes {change(price.change)}")
 
     def on_data_table_row_selected(self, event: DataTable.RowSelected) -> None:
         """Turn the knob."""

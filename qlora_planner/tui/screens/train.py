@@ -19,7 +19,7 @@ from qlora_planner.tui.screens.launch_form import LaunchForm
 from qlora_planner.tui.widgets import training
 from qlora_planner.tui.widgets.moving import Scroll
 from qlora_planner.tui.widgets.outside import Pane
-from qlora_planner.tui.widgets.run import as_text
+from qlora_planner.tui.widgets.run import as_text, preview_text
 
 _CURVES = (("memory", "GiB by NVML"), ("loss", "loss"), ("speed", "tokens/s"))
 
@@ -70,7 +70,8 @@ class TrainScreen(Page):
         lines: list[Line] = []
         if launch is None:
             lines += training.before(self.state, explorer.launches, theme)
-            self.put("#log", Text(""))
+            estimate = self.state.estimate
+            self.put("#log", Text("") if estimate is None else preview_text("Predicted", estimate, theme))
         else:
             lines += training.status(launch, theme)
             self._curves(launch)

@@ -10,7 +10,7 @@ from qlora_planner.tui.widgets.rows import ModelRow
 from qlora_planner.units import GIB, format_gib
 
 HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")
-GUESSED, GUESSED_SAYS = "~", "by closed forms, where no trace ships"
+GUESSED, GUESSED_SAYS = "~", "by formulas, less exact"
 GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))

@@ -74,8 +74,14 @@ def phases_text(estimate: MemoryEstimate, theme: Theme) -> Text:
                 (theme.sign(" ◀ peak", " < peak") if peak else "", "bold red"),
             ]
         )  # fmt: skip
-    peak_line = f"90 % interval {mib(estimate.peak.low_bytes)} to {mib(estimate.peak.high_bytes)} MiB; works from "
-    return as_text([*lines, *theme.wrap(peak_line + f"{mib(estimate.floor_bytes)} MiB on", style="dim")])
+    peak_line = f"90 % interval {mib(estimate.peak.low_bytes)} to {mib(estimate.peak.high_bytes)} MiB; needs at least "
+    return as_text([*lines, *theme.wrap(peak_line + f"{mib(estimate.floor_bytes)} MiB", style="dim")])
+
+
+def preview_text(title: str, estimate: MemoryEstimate, theme: Theme) -> Text:
+    """A run in short, under what leads to it: verdict, memory against the card, phases."""
+    parts = (verdict_text(estimate, theme), bar_text(estimate, theme), phases_text(estimate, theme))
+    return Text("\n\n").join([Text(title, style="bold"), *parts])
 
 
 def breakdown(estimate: MemoryEstimate) -> list[tuple[str, str, str, str, str]]:
