@@ -22,7 +22,7 @@ from qlora_planner.errors import InputError
 def command(models: str | None, markdown: bool, **given: Any) -> int:
     """The two tables that everyone copies: memory by model for each way to train, and the largest model per card.
 
-    Every figure is of the recipe stated above it. Figures with ~ are by closed forms: nothing is traced for them.
+    Every figure is of the recipe stated above it. Figures with ~ are by formulas, less exact.
     """
     from qlora_planner.cli.options import run_from
 

@@ -32,7 +32,7 @@ SECTIONS: Mapping[str, str] = {
     "stack": "The library versions that the figures hold for.",
     "options": "What to type for this run: options that are neither defaults nor what these become here.",
     "ladder": "What to give up, in order, if memory runs out; `train` climbs down it by itself.",
-    "advice": "What this stack costs on this model, in bytes.",
+    "advice": "What these library versions cost on this model, in bytes.",
     "smallest_card": "The smallest card of the catalogue that holds this run.",
     "compared": "The best run of the model on other cards, ranked.",
     "cost": "Dollars, by the catalogue's price of the card; null where it has none.",
@@ -135,9 +135,9 @@ def headline(document: Mapping[str, Any]) -> str:
         words += f" of {format_gib(fit.get('usable_bytes'))} usable, {fit.get('verdict')}"
         floor = estimate.get("floor_bytes")
         if fit.get("verdict") in ("fits", "tight") and isinstance(floor, int) and fit.get("headroom_bytes", 0) < 0:
-            words += f" (cached blocks given back, it works from {format_gib(floor)} on)"
+            words += f" (cached blocks given back, it needs at least {format_gib(floor)})"
     if estimate.get("footing", TRACED) != TRACED:
-        words += ", by closed forms"
+        words += ", by formulas"
     return plain(words)
 
 

@@ -33,8 +33,8 @@ from qlora_planner.spec.trace import Tape
 
 NOT_TRACED = Problem(
     code="not-traced",
-    message="this run is not traced, so closed forms stand in and the interval is wide",
-    fix="install [train], which traces it from the model's own code (`qlora-plan doctor` has the line)",
+    message="no training step of this run is recorded, so formulas stand in and the interval is wide",
+    fix="install [train], which records one from the model's own code (`qlora-plan doctor` has the line)",
 )
 
 

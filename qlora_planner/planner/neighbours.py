@@ -42,7 +42,7 @@ _OCTAVE = 4
 
 # The estimate of a run by a trace that ships; None where none does.
 PlayedOf = Callable[[RunConfig], MemoryEstimate | None]
-NO_TRACE = "no trace of it ships: `estimate` traces it, with the training packages"
+NO_TRACE = "no training step of it is recorded here: `estimate` records one, with the training packages"
 
 
 def not_played(_run: RunConfig) -> MemoryEstimate | None:

@@ -159,7 +159,9 @@ def rank(
         parts.append(_evaluate(len(sets), options, space, batch, seq, rows))
         sets.append(options)
     if not sets:
-        raise InputError("no combination of the options left open runs on this stack; leave more of them open")
+        raise InputError(
+            "no combination of the options left open runs with these library versions; leave more of them open"
+        )
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )

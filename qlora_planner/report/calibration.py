@@ -14,8 +14,8 @@ from qlora_planner.units import format_mib
 
 _WORDS = {
     "traced": "traced runs",
-    "proved-form": "closed forms, where proved",
-    "other-form": "closed forms, elsewhere",
+    "proved-form": "formulas, where proved",
+    "other-form": "formulas, elsewhere",
 }
 
 

@@ -39,7 +39,7 @@ _NAMES = {
     "save": "saving",
 }
 _INDENT = 2
-NOT_TRACED = "by formulas (closed forms), as no step of this run is traced"
+NOT_TRACED = "by formulas, as no training step of this run is recorded: less exact"
 
 
 def render_estimate(
@@ -135,7 +135,7 @@ def verdict_sentences(estimate: MemoryEstimate, fit: Fit) -> list[str]:
     if fit.headroom_bytes < 0:
         return [
             f"peak {peak} is above the {format_gib(usable)} usable, but torch gives cached blocks back"
-            f" under pressure: it works from {format_gib(floor)} on; {odds}",
+            f" under pressure: it needs at least {format_gib(floor)}; {odds}",
             *left_out,
         ]
     spare = f"{format_gib(fit.headroom_bytes)} to spare"

@@ -42,7 +42,7 @@ def render_oom(
         lines += [[], [("what to do", "bold")]]
     for fix in fixes:
         text = (
-            f"{change(getattr(fix, 'changes', {}))}: works from {format_gib(fix.estimate.floor_bytes)} on; {fix.costs}"
+            f"{change(getattr(fix, 'changes', {}))}: needs at least {format_gib(fix.estimate.floor_bytes)}; {fix.costs}"
         )
         lines += theme.wrap(text, 2, "  ", style="cyan")
     for hint in hints:

@@ -58,10 +58,10 @@ def _about(plan: Plan, theme: Theme) -> Iterator[Line]:
     if (text := speed_line(plan.estimate.speed)) is not None:
         yield from theme.wrap(f"{text}{_price(plan)}", 6, "speed", first_style="dim")
     elif plan.search:
-        rank = f"runs are ranked as on {plan.search.ranked_on}"
+        rank = f"runs are compared as on {plan.search.ranked_on}"
         bare = plan.gpu.form == "size"
         text = (
-            f"unknown for a bare size; {rank}: name your card"
+            f"unknown for a size alone; {rank}: name your card"
             if bare
             else f"unknown: not all rates of this card are; {rank}"
         )
@@ -92,11 +92,15 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
     if plan.estimate.verdict == "will-not-run":
         return
     if not plan.frontier and plan.run.parallel == FSDP2:
-        text = "longest sequence: not ranked for cards that share the weights; `estimate` with --seq-len plays one"
+        text = (
+            "longest sequence: not looked for where cards share the weights; `estimate` with --seq-len answers for one"
+        )
         yield from theme.wrap(text, style="dim")
         return
     if not plan.frontier and (is_task(plan.run) or plan.run.shows_images):
-        text = "longest sequence: not ranked, as no trace of this run ships; `estimate` with --seq-len traces one"
+        text = (
+            "longest sequence: not looked for, as no training step of this run is recorded here; `estimate` records one"
+        )
         yield from theme.wrap(text, style="dim")
         return
     if not points:
@@ -140,7 +144,7 @@ def _prices(plan: Plan, theme: Theme) -> Iterator[Line]:
         yield columns(cells, _PRICES, frozenset({0}))
     if any(row.bytes is None for row in rows):
         yield from theme.wrap(
-            "- no trace of it ships: `estimate` with its options traces it, which needs the training packages",
+            "- no training step of it is recorded here; `estimate` with its options records one, with [train]",
             2,
             style="dim",
         )

@@ -25,20 +25,21 @@ CSV_HEADS = (
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
 _SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
 _ROWS = 26
-_RANKED = "basis: sums of peaks, to rank; `plan MODEL` simulates torch's allocator"
-_GUESSED = "~: by formulas (closed forms), as no traced step of it ships: less exact"
+# How a row is read: what stands in it, and what that means.
 _READ = (
-    "longest: at one sequence a batch; best run 1x16: batch 1, accumulated 16 times, /8: 1 layer in 8 checkpointed, +:"
-    " none; without one: what fills the card"
-)
+    ("longest", "tokens of the longest sequence that fits at batch 1"),
+    ("batch @{seq_len}", "sequences of {seq_len} tokens that fit in one batch"),
+    ("peak", "what is alive at once, summed; `plan MODEL` simulates torch's allocator too"),
+    ("~", "by formulas, as no training step of the model is recorded here: less exact"),
+    (
+        "4-bit 1x16/8", "the best run: weights in 4 bits, batch 1, gradients of 16 batches a step, gradient"
+        " checkpointing of 1 layer in 8 (+: of none); where there is none, what fills the card",
+    ),
+)  # fmt: skip
 _EXPLANATION = (
-    "longest: tokens per sequence at batch 1, in steps of 64, at most what the model was trained for",
-    "batch: sequences per step at the run's sequence length",
     "fits: the chance of running out of memory is at most 1 %; tight: at most 50 %",
-    "peak: what the driver would show at the run's batch and sequence; of card: against what a process can use",
-    "best run: the fastest that fits: how weights are stored, batch x accumulation, /n: 1 layer in n checkpointed, +:",
-    "no checkpoints;",
-    "without a best run: the largest part of the peak",
+    "longest: in steps of 64, at most what the model was trained for; peak: what the driver would show; of card:"
+    " against what a process can use; best run: the fastest that fits",
 )
 
 
@@ -59,10 +60,7 @@ def render_survey(
         lines += theme.wrap(remark.message, 9, "  note", first_style="yellow")
         lines += theme.wrap(remark.fix, 9, "  fix:", style="cyan", first_style="dim")
     lines += theme.wrap(f"recipe: {_recipe(rows, run)}", 2, style="dim")
-    guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
-    lines += theme.wrap(_RANKED, 2, style="dim")
-    lines += theme.wrap(_GUESSED, 2, style="dim") if guessed else []
-    lines += [*theme.wrap(_READ, 2, style="dim"), []]
+    lines.append([])
     widths = _widths(theme)
     lines += _heads(widths, run)
     shares = dict(_SHARES)
@@ -75,8 +73,13 @@ def render_survey(
         shown = list(group) if every else pick(group, shares[verdict], rows, nearest=verdict == "does-not-fit")
         shown_fits = shown if verdict in ("fits", "tight") and not shown_fits else shown_fits
         lines += _group(verdict, group, shown, widths, theme)
+    lines.append([])
+    guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
+    for word, means in _READ:
+        if guessed or word != "~":
+            word, means = (text.format(seq_len=f"{run.seq_len:,}") for text in (word, means))
+            lines += theme.wrap(means, 16, f"  {word}", style="dim", first_style="dim")
     if explain:
-        lines.append([])
         for text in _EXPLANATION:
             lines += theme.wrap(text, 2, style="dim")
     lines += [[], *_next(rows, shown_fits, card, run, theme)]
@@ -148,7 +151,7 @@ def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Ite
     if row.verdict == "will-not-run":
         line = [("  ", ""), *columns(cells, widths[:2], frozenset({0}), gap=1), ("  ", "")]
         room = theme.width - sum(len(text) for text, _ in line)
-        yield [*line, (theme.cut(row.note or "this stack refuses the run", room), "dim")]
+        yield [*line, (theme.cut(row.note or "these library versions refuse the run", room), "dim")]
         return
     seq_len = f"{row.longest_seq_len:,}" if row.longest_seq_len else "-"
     batch = f"{row.largest_batch:,}" if row.largest_batch else "-"

@@ -122,7 +122,7 @@ def _failure(measurement: Measurement, device: str, theme: Theme) -> Iterator[Li
         floor = measurement.predicted.get("floor_bytes")
         chance = (measurement.predicted.get("fit") or {}).get("probability_oom")
         odds = "" if chance is None else f", with a chance of {100 * chance:.0f} % of running out"
-        yield from theme.wrap(f"predicted: it works from {format_gib(floor)} on{odds}", 2)
+        yield from theme.wrap(f"predicted: it needs at least {format_gib(floor)}{odds}", 2)
 
 
 def _card(measurement: Measurement, theme: Theme) -> Iterator[Line]:

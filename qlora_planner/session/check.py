@@ -165,13 +165,13 @@ class Estimates:
         return self.opened.profile
 
     def full(self, run: RunConfig) -> MemoryEstimate:
-        """From the run's trace; where it can neither be found nor made, by closed forms, which is said once."""
+        """From the run's trace; where it can neither be found nor made, by formulas, which is said once."""
         if not self.traces:
             return self.quick(run)
         try:
             return self.opened.estimate(run)
         except MissingError as error:
-            self.opened.session.tell(f"{error}; this answer is by closed forms")
+            self.opened.session.tell(f"{error}; this answer is by formulas, less exact")
             self.traces = False
             return self.quick(run)
 

@@ -42,7 +42,7 @@ def with_stack_that_fits(
     says = (
         f"experts stay in 16 bits here; fits {fit.gpu}{_WORDS[str(then.verdict)]} with --expert-quant nf4{named}"
         f" (axolotl's quantize_moe_experts; Unsloth stores experts so too): peak {format_gib(then.peak.device_bytes)}"
-        f" of {format_gib(fit.usable_bytes)} usable, works from {format_gib(then.floor_bytes)} on"
+        f" of {format_gib(fit.usable_bytes)} usable, needs at least {format_gib(then.floor_bytes)}"
     )
     return replace(estimate, fit=replace(fit, reasons=(*fit.reasons, says)))
 

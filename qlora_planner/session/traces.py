@@ -101,7 +101,7 @@ def tape_for(
         return None
     if not accumulates_apart(resolved) and resolution.trainer.generation is None:
         resolution = replace(resolution, run=resolved.with_(grad_accum=1))
-    tell(f"{profile.id}: tracing this run, a quarter of a minute; the trace is kept")
+    tell(f"{profile.id}: recording a training step of this run (a trace), a quarter of a minute; it is kept")
     from qlora_planner.profiling.tapes import trace_run
 
     try:

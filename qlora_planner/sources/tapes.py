@@ -242,6 +242,6 @@ def _first(profile: ModelProfile, kind: str, dirs: Sequence[Path], pick: Callabl
             return pick(file)
         except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
             raise InputError(
-                f"{path}: not a readable tape ({type(error).__name__}); `make tapes` rebuilds it"
+                f"{path}: not a readable trace ({type(error).__name__}); `make tapes` rebuilds it"
             ) from error
     return None

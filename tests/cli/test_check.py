@@ -54,7 +54,7 @@ def test_does_not_fit_and_what_would(invoke: Invoke, file: Any) -> None:
     assert "smallest change that fits" in result.stdout
     assert "  micro_batch_size: " in result.stdout
     assert "partial, without fp32_norms: true: norms in float32" in " ".join(result.stdout.split())
-    assert "closed forms" not in result.stdout  # by tapes that ship
+    assert "by formulas" not in result.stdout  # by tapes that ship
     assert result.stderr.splitlines() == [
         "qlora-plan: axolotl keys that are not known here, so not in the estimate: sequense",
         "qlora-plan: not modelled, so not in the estimate: fp32_norms",
@@ -239,7 +239,7 @@ def test_without_the_training_packages_closed_forms_answer(
     whole = {"lora_modules_to_save": ["embed_tokens", "lm_head"]}  # of which no tape ships
     result = invoke("check", file(AXOLOTL | whole), "--gpu", "80GB", "--json")
     assert result.exit_code == 0
-    assert "this answer is by closed forms" in result.stderr
+    assert "this answer is by formulas" in result.stderr
     document = json.loads(result.stdout)
     assert document["estimate"]["footing"] != "traced"
     assert "not-traced" in [problem["code"] for problem in document["estimate"]["problems"]]

@@ -190,4 +190,4 @@ def test_a_fault_of_shapes_is_none_of_the_plan(
     assert "a fault of shapes" in text
     assert "no tensor of the plan's run" in text
     assert "no plan has room for such a request" in text
-    assert "works from" not in text
+    assert "needs at least" not in text

@@ -80,7 +80,7 @@ def test_a_verdict_names_the_stack_that_would_hold_the_experts_by_that_runs_own_
     assert f"fits {card} with --expert-quant nf4" in told.reasons[-1]
     assert ("--trainer hf-trainer" in told.reasons[-1]) == (trainer != "trl-dpo")
     assert "axolotl's quantize_moe_experts; Unsloth" in told.reasons[-1]
-    assert f"works from {format_gib(then.floor_bytes)} on" in told.reasons[-1]
+    assert f"needs at least {format_gib(then.floor_bytes)}" in told.reasons[-1]
     assert bench.estimate(MOE, expert_quant="nf4", trainer=None if trainer != "trl-dpo" else trainer).peak == then.peak
 
 

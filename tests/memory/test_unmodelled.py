@@ -57,7 +57,7 @@ def test_the_document_names_what_is_missing_and_marks_the_figures() -> None:
     assert document["fit"]["probability_oom"] is None
     assert document["fit"]["reasons"] == [
         "not modelled: rl: dpo (two sequences in each row)",
-        "partial, without that: peak 12.00 GiB of 23.00 GiB usable, works from 11.00 GiB on",
+        "partial, without that: peak 12.00 GiB of 23.00 GiB usable, needs at least 11.00 GiB",
     ]
     assert document["peak"]["device_bytes"] == 12 * GIB
 

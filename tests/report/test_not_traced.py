@@ -16,7 +16,7 @@ from qlora_planner.report.survey import render_survey
 from tests.report.records import CARD, GIB, make_estimate, make_row
 
 THEME = Theme(unicode=True)
-MARK = "by formulas (closed forms), as no step of this run is traced: 90 % interval"
+MARK = "by formulas, as no training step of this run is recorded: less exact: 90 % interval"
 
 
 def head(text: str) -> str:
@@ -30,7 +30,7 @@ def test_an_estimate_says_so_and_marks_its_peak() -> None:
     assert MARK in text
     traced = head(render_estimate(make_estimate("fits", 12 * GIB), CARD, THEME))
     assert "~" not in traced
-    assert "closed forms" not in traced
+    assert "by formulas" not in traced
 
 
 def test_without_a_card_it_is_marked_too() -> None:
@@ -49,10 +49,13 @@ def test_a_plan_and_its_file_and_its_reports_say_so() -> None:
     assert document["estimate"]["footing"] == "other-form"
     assert document["estimate"]["basis"]["activations"] == "assumed"
     assert MARK in head(render_plan(found, {}, "t4", THEME))
-    assert headline(document).endswith(", by closed forms")
+    assert headline(document).endswith(", by formulas")
     for html in (True, False):
         text = render_share(found, {}, "t4", html=html)
-        assert "All figures by formulas (closed forms), as no step of this run is traced; the interval is wide." in text
+        assert (
+            "All figures by formulas, as no training step of this run is recorded: less exact; the interval is wide."
+            in text
+        )
 
 
 def test_the_survey_marks_rows_without_a_trace() -> None:
@@ -60,7 +63,8 @@ def test_the_survey_marks_rows_without_a_trace() -> None:
     text = render_survey(rows, CARD, RunConfig(), THEME, card="24GB")
     marked = [line for line in text.splitlines() if "7B" in line or "8B" in line]
     assert ["~" in line for line in marked[:2]] == [False, True]
-    assert "~: by formulas (closed forms), as no traced step of it ships: less exact" in text
+    assert "  ~             by formulas, as no training step of the model is recorded here:" in text
+    assert "by formulas" not in render_survey(rows[:1], CARD, RunConfig(), THEME, card="24GB")
 
 
 def test_liger_s_loss_without_a_trace_is_no_secret() -> None:

@@ -48,7 +48,7 @@ def test_running_out_of_memory_is_a_finding() -> None:
     assert text.startswith("✗ out of memory: org/model-7b on GeForce RTX 4090, in backward, asking for 2.00 GiB")
     assert "under a limit of 10,240 MiB" in text
     assert "short by 1.00 GiB" in text
-    assert "it works from 9.00 GiB on" in text
+    assert "it needs at least 9.00 GiB" in text
     assert "when it ran out, MiB" in text
     assert "activations 853 3,072 +2,218.7" in text
 

@@ -120,10 +120,10 @@ def unplayed(run: RunConfig, loss: str | None = None) -> str | None:
     `loss` is the kind of the trainer's loss, where it is known.
     """
     if run.method == "full" or run.quant == "int8":
-        return "only adapters on 4-bit or 16-bit weights are played"
+        return "only adapters on 4-bit or 16-bit weights are simulated"
     trainer = trainer_named(run.trainer)
     if not trainer.shards or run.task is not None or run.images:
-        return "only trl-sft and hf-trainer on text are played"
+        return "only trl-sft and hf-trainer on text are simulated"
     if trainer.versioned_by is not None and loss not in (None, "fused"):
         return "trl before 1.15 takes the head's weight in another way"
     return next((why for name, (usual, why) in _UNPLAYED.items() if getattr(run, name) != usual), None)

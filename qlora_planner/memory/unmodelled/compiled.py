@@ -41,8 +41,8 @@ def of_layers(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
         kept = 0 if run.gradient_checkpointing else estimate.components[Component.ACTIVATIONS.value]
         widths = 3 * 2 * int(profile.dims.get("intermediate_size") or 0) * run.batch_size * run.seq_len
         what = (
-            "layers are played as they are written, and those of a padded batch are compiled: at the most three tensors"
-            " of the MLP's width and two weights in 16 bits more, at the least two weights less"
+            "layers are simulated as they are written, and those of a padded batch are compiled: at the most three"
+            " tensors of the MLP's width and two weights in 16 bits more, at the least two weights less"
         )
         for direction, reach in (("up", widths + weights + kept), ("down", weights + kept)):
             yield Unmodelled(key=COMPILED, what=what, direction=direction, at_most=round(reach / peak, 4))

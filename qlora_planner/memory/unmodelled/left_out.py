@@ -65,7 +65,7 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     if estimate.run.parallel == FSDP2 and not unplayed(estimate.run):
         yield Unmodelled(
             key=f"--parallel {FSDP2}",
-            what="a share is played from a trace, and none is at hand: these figures hold the whole model",
+            what="a share is simulated from a recorded step, and none is at hand: these figures hold the whole model",
         )
     if estimate.run.images:
         yield Unmodelled(

@@ -37,7 +37,7 @@ def qualified(estimate: MemoryEstimate, things: Iterable[Unmodelled]) -> MemoryE
     reasons = [f"not modelled: {keys} ({what})" for keys, what in told(telling)]
     reasons.append(
         f"partial, without that: peak {format_gib(whole.peak.device_bytes)} of {format_gib(fit.usable_bytes)} usable,"
-        f" works from {format_gib(whole.floor_bytes)} on"
+        f" needs at least {format_gib(whole.floor_bytes)}"
     )
     return replace(whole, fit=replace(fit, verdict=CANNOT_SAY, probability_oom=None, reasons=tuple(reasons)))
 

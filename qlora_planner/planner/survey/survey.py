@@ -189,7 +189,7 @@ def _on_several(
         shortfall_bytes=max(0, peak - usable) or None,
     )  # fmt: skip
     if run.parallel != DDP or row.verdict == "does-not-fit":
-        what = f"no card of {budget.world} holds all of it; what each holds of a share is not ranked: plan the model"
+        what = f"no card of {budget.world} holds all of it; what each holds of a share is not listed: plan the model"
         return _qualified(row, (Unmodelled(key=f"--parallel {FSDP2}", what=what),))
     return row
 
@@ -242,7 +242,9 @@ def _judged(
 def _without_trace(row: SurveyRow, task: str) -> SurveyRow:
     """A row of a task of which no trace ships: no closed forms stand in."""
     row = replace(row, longest_seq_len=None, largest_batch=None)
-    return _qualified(row, (Unmodelled(key=task, what="no trace of this class ships; `estimate` traces it"),))
+    return _qualified(
+        row, (Unmodelled(key=task, what="no training step of this class is recorded here; `estimate` records one"),)
+    )
 
 
 def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:

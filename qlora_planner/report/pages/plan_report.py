@@ -32,7 +32,7 @@ from qlora_planner.units import GIB, format_gib
 
 _BASES = (
     ("counted", "tensors of the real model class, built without weights"),
-    ("derived", "traced from the installed model code and played through torch's allocator"),
+    ("derived", "recorded from the installed model code and simulated through torch's allocator"),
     ("calibrated", "measured on a card"),
     ("assumed", "nobody measured it for this case; the interval is wide"),
 )

@@ -182,7 +182,7 @@ def card_line(gpu: GpuSpec) -> str:
     """What is meant by the card that was asked for: for a marketing size, the bytes that were looked up."""
     if gpu.form == "size":
         return gpu.note or f"{gpu.name} is {format_mib(gpu.memory_bytes)}"
-    unverified = "" if gpu.verified else "; nobody has run this stack on it yet"
+    unverified = "" if gpu.verified else "; nobody has run these library versions on it yet"
     whose = "by CUDA, shared with the host" if gpu.shared_with_host else "by the driver"
     return f"{gpu.label}: {format_mib(gpu.memory_bytes)} {whose}{unverified}"
 

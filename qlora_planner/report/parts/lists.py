@@ -53,7 +53,7 @@ def render_gpus(gpus: Sequence[GpuSpec], theme: Theme, *, explain: bool = False)
             for source, names in by_source.items():
                 lines += theme.wrap(f"{', '.join(names)}: {source}", 6, "    ", style="dim")
     if any(not gpu.verified for gpu in gpus):
-        lines += [[], *theme.wrap("* nobody has run this stack on it yet", style="dim")]
+        lines += [[], *theme.wrap("* nobody has run these library versions on it yet", style="dim")]
     text = f"{_number(len(gpus), 'card')}; MiB as the driver reports them; --explain gives sources"
     lines += [[], *theme.wrap(text, style="dim")]
     return theme.render(lines)

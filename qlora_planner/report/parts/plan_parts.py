@@ -99,7 +99,7 @@ def searched(plan: Plan, theme: Theme) -> Iterator[Line]:
     """How many candidates were looked at, and the rules that left others out."""
     if not plan.search:
         return
-    text = f"{plan.search.candidates:,} candidates, ranked as on {plan.search.ranked_on}"
+    text = f"{plan.search.candidates:,} candidates, compared as on {plan.search.ranked_on}"
     yield from theme.wrap(text, 8, "search", first_style="dim")
     for rule in plan.search.rules:
         yield from theme.wrap(f"{rule.says} ({rule.source})", 18, f"  {rule.name}", first_style="cyan")

@@ -33,10 +33,10 @@ def recipe_line(run: RunConfig) -> str:
 
 
 NOTES = (
-    "GiB that the driver shows for the process at its peak, CUDA context included; ~ by closed forms, without a trace",
+    "GiB that the driver shows for the process at its peak, CUDA context included; ~ by formulas, less exact",
     "dq: what double quantisation saves, counted; upcast: what prepare_model_for_kbit_training costs at the peak",
     "the largest model whose chance of running out is at most 1 %; after /, a larger one that more likely than not"
-    " fits, where closed forms can say no more",
+    " fits, where formulas can say no more",
 )
 
 
