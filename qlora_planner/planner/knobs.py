@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import lcm
+from collections.abc import Callable, Sequence
+from math import lcm, sqrt
 from typing import Any
 
 from qlora_planner.catalog import TRAINER_ROWS, TrainerRow
+from qlora_planner.catalog.images import picture_of
 from qlora_planner.catalog.trainers import REFERENCE, trainer_named
 from qlora_planner.record import record
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 
 # Of so many layers one is checkpointed: half of all recomputing is saved, two thirds, three quarters, seven eighths.
@@ -22,6 +24,7 @@ class Knob:
     name: str
     turn: Callable[[RunConfig], dict[str, Any] | None]
     note: str = ""
+    with_images: bool = False  # whether it is worth a trace, which every turn of a run with images takes
 
 
 def _halved(run: RunConfig) -> dict[str, Any] | None:
@@ -156,15 +159,24 @@ def _base(**options: Any) -> Callable[[RunConfig], dict[str, Any] | None]:
 
 
 KNOBS = (
-    Knob(name="batch_size", turn=_halved, note="the same effective batch"),
-    Knob(name="batch_size", turn=_doubled, note="the same effective batch while there is accumulation to halve"),
-    Knob(name="seq_len", turn=_sequence(lambda length: 2 * length)),
-    Knob(name="seq_len", turn=_sequence(lambda length: length // 2)),
+    Knob(name="batch_size", turn=_halved, note="the same effective batch", with_images=True),
+    Knob(
+        name="batch_size",
+        turn=_doubled,
+        note="the same effective batch while there is accumulation to halve",
+        with_images=True,
+    ),
+    Knob(name="seq_len", turn=_sequence(lambda length: 2 * length), with_images=True),
+    Knob(name="seq_len", turn=_sequence(lambda length: length // 2), with_images=True),
     Knob(name="steps_per_generation", turn=fewer_together, note="fewer completions are generated together"),
     Knob(name="num_generations", turn=_generations(more=True), note="fewer prompts, as many completions"),
     Knob(name="num_generations", turn=_generations(more=False), note="more prompts, as many completions"),
     Knob(name="precompute_ref_log_probs", turn=_reference_first, note="a pass over all data before training"),
-    Knob(name="rank", turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None}),
+    Knob(
+        name="rank",
+        turn=lambda run: None if run.method == "full" else {"rank": 2 * run.rank, "alpha": None},
+        with_images=True,
+    ),
     Knob(
         name="target_modules",
         turn=lambda run: None if run.method == "full" else _set(target_modules="attention")(run),
@@ -181,10 +193,11 @@ KNOBS = (
     Knob(
         name="gradient_checkpointing",
         turn=lambda run: {"gradient_checkpointing": not run.gradient_checkpointing, "checkpoint_every": None},
+        with_images=True,
     ),
     Knob(name="attention", turn=_set(attention="eager")),
-    Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit")),
-    Knob(name="optimizer", turn=_set(optimizer="adamw_torch")),
+    Knob(name="optimizer", turn=_set(optimizer="paged_adamw_8bit"), with_images=True),
+    Knob(name="optimizer", turn=_set(optimizer="adamw_torch"), with_images=True),
     *(
         Knob(name="trainer", turn=_trainer(row))
         for row in sorted(TRAINER_ROWS.values(), key=lambda row: len(row.own_options))
@@ -199,5 +212,53 @@ KNOBS = (
     Knob(
         name="alloc_conf", turn=_set(alloc_conf="expandable_segments:True"),
         note="less slack between what is reserved and what is used",
+        with_images=True,
     ),
 )  # fmt: skip
+
+
+def knobs_of(run: RunConfig, profile: ModelProfile) -> Sequence[Knob]:
+    """The knobs of a resolved run. One with images is traced for every turn, so it has the few that are worth one."""
+    if not run.images:
+        return KNOBS
+    sizes = [_image_size(profile, by) for by in (2, 0.5)]
+    counts = [_images(profile, turn) for turn in (lambda count: 2 * count, lambda count: count // 2)]
+    turns = (("image_size", sizes, "twice or half the pixels"), ("images", counts, ""))
+    own = [Knob(name=name, turn=turn, note=note) for name, each, note in turns for turn in each]
+    return *own, *(knob for knob in KNOBS if knob.with_images)
+
+
+def _image_size(profile: ModelProfile, by: float) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """Images of so many times the pixels and as wide for their height, where they are other tokens to the model."""
+
+    def turn(run: RunConfig) -> dict[str, Any] | None:
+        if run.image_pixels is None:
+            return None
+        width, height = (max(1, 8 * round(side * sqrt(by) / 8)) for side in run.image_pixels)
+        return _shown(profile, run, {"image_size": f"{width}x{height}", "image_tokens": None})
+
+    return turn
+
+
+def _images(profile: ModelProfile, turn: Callable[[int], int]) -> Callable[[RunConfig], dict[str, Any] | None]:
+    """Another number of images in each sequence."""
+
+    def turned(run: RunConfig) -> dict[str, Any] | None:
+        count = turn(run.images or 0)
+        return _shown(profile, run, {"images": count}) if count else None
+
+    return turned
+
+
+def _shown(profile: ModelProfile, run: RunConfig, change: dict[str, Any]) -> dict[str, Any] | None:
+    """The change, with a longer sequence where the images would not fit beside as much text; None where the model sees
+    what it saw before."""
+    now, then = (_image_tokens(profile, each) for each in (run, run.with_(**change)))
+    if now == then:
+        return None
+    return change if then <= run.seq_len else {**change, "seq_len": run.seq_len + then - now}
+
+
+def _image_tokens(profile: ModelProfile, run: RunConfig) -> int:
+    """What the images take of a sequence."""
+    return (run.images or 0) * picture_of(profile.model_type, profile.dims, run).all_tokens

@@ -24,7 +24,7 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
-from qlora_planner.planner.knobs import KNOBS, generates, of_length, whole_groups
+from qlora_planner.planner.knobs import generates, knobs_of, of_length, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
 from qlora_planner.record import record
@@ -53,9 +53,10 @@ def not_played(_run: RunConfig) -> MemoryEstimate | None:
 def pace_ratio(pace: float | None, run: RunConfig, base_pace: float | None, base: RunConfig) -> float | None:
     """How many times as fast as `base` a run is; None where that is not known.
 
-    What copies of activations to the host and back cost is not modelled, nor how long completions take to generate.
+    What copies of activations to the host and back cost is not modelled, nor how long completions take to generate, nor
+    the work of a tower that reads images.
     """
-    if generates(run):
+    if generates(run) or run.images:
         return None
     copies = [(each.activation_offloading, each.checkpoint_offload) for each in (run, base)]
     if not pace or not base_pace or copies[0] != copies[1]:
@@ -81,7 +82,7 @@ def prices(
     here = played_of(run)
     base = _Pace.of(factory, run, pace_on)
     ranked = None if here is not None else _Point.of(factory, run)
-    for knob in KNOBS:
+    for knob in knobs_of(run, factory.profile):
         change = knob.turn(run)
         if not change:
             continue

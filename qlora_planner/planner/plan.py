@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.catalog.trainers import run_document, trainer_named
 from qlora_planner.errors import InputError
+from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
 from qlora_planner.memory.sweep.tasks import is_task
@@ -19,7 +20,7 @@ from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.gpus.others import Standing, smallest_card
 from qlora_planner.planner.knobs import generates
 from qlora_planner.planner.nearest import nearest
-from qlora_planner.planner.neighbours import candidate_memory_at, frontier, ladder, prices
+from qlora_planner.planner.neighbours import PlayedOf, candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_runs import alternatives, elsewhere
 from qlora_planner.planner.planner import (
@@ -212,11 +213,23 @@ def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
 
 def _stands_alone(planner: Planner, run: RunConfig) -> bool:
     """Whether no closed forms stand in for what lies around a run, and no trace of it ships: nobody says then."""
-    if run.shows_images or planner.shipped_of is none_shipped:
-        return run.shows_images
+    if planner.shipped_of is none_shipped:
+        return False
     if not trainer_named(run.trainer).closed_forms:
         return planner.shipped_of(run, planner.request.gpu) is None
     return is_task(run) and planner.played(run) is None
+
+
+def played_by(planner: Planner, run: RunConfig) -> PlayedOf:
+    """How the runs around `run` are estimated: by traces that ship, or of runs with images by traces made for them."""
+    if not run.shows_images:
+        return planner.played
+
+    def traced(other: RunConfig) -> MemoryEstimate | None:
+        answer = planner.answer(other)
+        return answer if answer.method == TRACED else None
+
+    return traced
 
 
 def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEstimate) -> Plan:
@@ -227,9 +240,12 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     price = request.gpu.rent_usd_per_hour
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
-    lone = _stands_alone(planner, answer.run)
-    priced = () if lone else tuple(
-        price for price in prices(factory, answer.run, planner.pace_on, scale, planner.played)
+    # With images each length and option set is traced by itself: of those around, the few that have a price are.
+    images = answer.run.shows_images
+    lone = images or _stands_alone(planner, answer.run)
+    alone = answer.method != TRACED if images else lone
+    priced = () if alone else tuple(
+        price for price in prices(factory, answer.run, planner.pace_on, scale, played_by(planner, answer.run))
         if not (shared and _STORED & set(price.change))
     )  # fmt: skip
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
@@ -248,7 +264,7 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
         ladder=() if lone else tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
-        if _of_data(request)
+        if _of_data(request) or (images and answer.method != TRACED)
         else smallest_card(planner.profile, answer, request.cards, request.budget, planner.played_on),
         compared=tuple(elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(

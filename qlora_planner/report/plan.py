@@ -97,7 +97,11 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
         )
         yield from theme.wrap(text, style="dim")
         return
-    if not plan.frontier and (is_task(plan.run) or plan.run.shows_images):
+    if not plan.frontier and plan.run.shows_images:
+        text = "longest sequence, what to give up: not looked for with images, as a training step is recorded for each"
+        yield from theme.wrap(f"{text} length; `estimate` with --seq-len records one", style="dim")
+        return
+    if not plan.frontier and is_task(plan.run):
         text = (
             "longest sequence: not looked for, as no training step of this run is recorded here; `estimate` records one"
         )

@@ -12,7 +12,7 @@ from qlora_planner.record import record
 from qlora_planner.session import packages
 from qlora_planner.session.data import check_shape, with_prompts
 from qlora_planner.session.models import with_targets
-from qlora_planner.session.towers import check_images, refuse_images, with_tower
+from qlora_planner.session.towers import check_images, prices_with_images, refuse_images, with_tower
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
 if TYPE_CHECKING:
@@ -180,17 +180,17 @@ class ModelOnCard:
 
     def profile_for(self, run: RunConfig) -> ModelProfile:
         """The model's profile, with its tower where the run shows images: see `session.towers.with_tower`."""
-        return with_tower(self.profile, run, profiles=self.session.profiles, warn=self.session.tell)
+        session, build = self.session, not self.session.stored_only
+        return with_tower(self.profile, run, profiles=session.profiles, warn=session.tell, build=build)
 
     def tape(self, run: RunConfig) -> Tape | None:
-        """The trace of a run, as `tape_for` has it; of the shipped ones alone in a session with `stored_only`."""
+        """The trace of a run, as `tape_for` has it; with `stored_only` none is made, and kept ones answer images."""
         return self._tape(run, self.profile_for(run))
 
     def _tape(self, run: RunConfig, profile: ModelProfile) -> Tape | None:
-        session = self.session
-        return tape_for(
-            profile, run, self.gpu, profiles=session.profiles, tell=session.tell, stored_only=session.stored_only
-        )
+        session, alone = self.session, self.session.stored_only and not run.shows_images
+        make, profiles = not session.stored_only, session.profiles
+        return tape_for(profile, run, self.gpu, profiles=profiles, tell=session.tell, stored_only=alone, make=make)
 
     def _orders(
         self, run: RunConfig, widths: Sequence[Sequence[int]], profile: ModelProfile
@@ -201,9 +201,10 @@ class ModelOnCard:
             stored_only=session.stored_only,
         )  # fmt: skip
 
-    def _shipped(self, run: RunConfig, gpu: GpuSpec | None) -> Tape | None:
-        """The trace of a run on a card where it ships."""
-        return tape_for(self.profile_for(run), run, gpu, profiles=self.session.profiles, stored_only=True)
+    def shipped(self, run: RunConfig, gpu: GpuSpec | None) -> Tape | None:
+        """The trace of a run on a card where it ships; with images, of which none do, where it was kept."""
+        alone, profiles = not run.shows_images, self.session.profiles
+        return tape_for(self.profile_for(run), run, gpu, profiles=profiles, stored_only=alone, make=False)
 
     @cached_property
     def _planner(self) -> Planner:
@@ -213,7 +214,7 @@ class ModelOnCard:
 
         return Planner.of(
             self.profile, Request(budget=self._on_a_card(), pace_on=self.pace_on), Run(), self.sweep, self.tape,
-            shipped_of=self._shipped, answers=self._played,
+            shipped_of=self.shipped, answers=self._played,
         )  # fmt: skip
 
     def played(self, run: RunConfig) -> MemoryEstimate | None:
@@ -275,7 +276,7 @@ class ModelOnCard:
                 sweep=sweep,
                 tape_of=traced,
                 orders_of=orders,
-                shipped_of=self._shipped,
+                shipped_of=self.shipped,
                 traces=not self.session.stored_only and packages.can_trace(),
                 answers=None if request.get("data") is not None or wanted.shows_images else self._played,
             )
@@ -290,7 +291,8 @@ class ModelOnCard:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
         from qlora_planner.planner.neighbours import prices
 
-        refuse_images("prices", run)
+        if run.shows_images:
+            return prices_with_images(self, run)
         return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.played))
 
     def frontier(self, run: RunConfig) -> Frontier:

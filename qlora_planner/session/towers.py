@@ -21,9 +21,13 @@ from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
+    from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.sources.profile_cache import ProfileCache
+
+
+NO_TOWER = "its tower is not profiled here yet: `qlora-plan estimate` with these options profiles and traces it"
 
 
 def with_tower(
@@ -32,9 +36,10 @@ def with_tower(
     *,
     profiles: str | os.PathLike[str] | None = None,
     warn: Warn = packages.silent,
+    build: bool = True,
 ) -> ModelProfile:
     """The profile of the whole model where a run shows images and `profile` is of its text part: shipped, kept from
-    before, or built now.
+    before, or, with `build`, built now.
 
     Raises InputError for a model that takes no images, MissingError where it is not profiled with its tower and cannot
     be here.
@@ -46,6 +51,8 @@ def with_tower(
     whole = tower_at_hand(profile, profiles=profiles, warn=warn)
     if whole is not None:
         return whole
+    if not build:
+        raise MissingError(f"{profile.id}: {NO_TOWER}")
     missing = packages.missing_packages()
     if missing:
         raise MissingError(
@@ -103,12 +110,38 @@ def _called(whole: ModelProfile, profile: ModelProfile) -> ModelProfile:
 
 
 def refuse_images(question: str, run: RunConfig | None) -> None:
-    """Raises InputError for a question about many runs, or one that trains, asked with images in it."""
+    """Raises InputError for a question about more runs than are traced, asked with images in it."""
     if run is not None and run.shows_images:
         raise InputError(
             f"{question}: not with --image-size, --images or --image-tokens yet, because each run with images is traced"
             " by itself; `qlora-plan estimate` answers for exactly this run, `qlora-plan plan` for one model"
         )
+
+
+def prices_with_images(opened: ModelOnCard, run: RunConfig) -> list[Price]:
+    """A row per knob that is worth a trace, by the traces that are kept and, where the session makes some, new ones.
+
+    Raises InputError for a run that the stack refuses, and for one that is not traced.
+    """
+    from qlora_planner.evidence.calibration import TRACED
+    from qlora_planner.planner.neighbours import prices
+    from qlora_planner.planner.plan import played_by
+    from qlora_planner.planner.planner import Planner, Request
+
+    profile, pace_on = opened.profile_for(run), opened.pace_on
+    planner = Planner.of(
+        profile, Request(budget=opened.budget, pace_on=pace_on), run, None, opened.tape, shipped_of=opened.shipped
+    )
+    here = planner.answer(run)
+    refused = [problem.message for problem in here.problems if problem.blocking]
+    if refused:
+        raise InputError(refused[0])
+    if here.method != TRACED:
+        raise InputError(
+            "prices with images need a recorded training step (a trace) of each run: `qlora-plan plan` with these"
+            " options records this run and those around it, which answer here from then on"
+        )
+    return list(prices(planner.factory, here.run, pace_on, played_of=played_by(planner, here.run)))
 
 
 def without_tower(reading: Reading, opened: ModelOnCard) -> Reading:

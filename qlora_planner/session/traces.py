@@ -101,7 +101,8 @@ def tape_for(
         return None
     if not accumulates_apart(resolved) and resolution.trainer.generation is None:
         resolution = replace(resolution, run=resolved.with_(grad_accum=1))
-    tell(f"{profile.id}: recording a training step of this run (a trace), a quarter of a minute; it is kept")
+    step = f"a training step of this run{_images(resolved)}"
+    tell(f"{profile.id}: recording {step} (a trace), a quarter of a minute; it is kept")
     from qlora_planner.profiling.tapes import trace_run
 
     try:
@@ -291,6 +292,16 @@ def tape_orders(
             tapes[width] = tape
     orders = dict.fromkeys(tuple(width for width in order if width in tapes) for order in widths)
     return tuple(tuple(tapes[width] for width in order) for order in orders if order)
+
+
+def _images(run: RunConfig) -> str:
+    """What tells one run with images from the next, of which a plan traces several."""
+    if not run.images:
+        return ""
+    size, checkpointed = run.image_size or f"{run.image_tokens} tokens", "" if run.gradient_checkpointing else ", none"
+    return (
+        f" ({run.batch_size} x {run.seq_len:,} tokens, {run.images} of {size} in each, rank {run.rank}{checkpointed})"
+    )
 
 
 def _not_traced(profile: ModelProfile, run: RunConfig, missing: Sequence[str]) -> str:

@@ -92,6 +92,13 @@ class Subject(ModelOnCard):
             session=session, profile=profile, card=card, model=profile.id if profile.source == "catalogue" else model
         )
 
+    @property
+    def reads_images(self) -> bool:
+        """Whether the model reads images in a way that is known."""
+        from qlora_planner.catalog.images import IMAGE_READERS
+
+        return self.profile.text_part_of in IMAGE_READERS
+
     def plan_of(self, run: RunConfig) -> Plan:
         """The plan whose run is exactly this one. Raises InputError for one that does not fit."""
         from qlora_planner.spec.run import RUN_FIELDS

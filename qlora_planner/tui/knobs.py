@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.record import record
-from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, SCALE_REWARDS, TASKS, TRAINERS, RunConfig
+from qlora_planner.spec.run import COMPUTE_DTYPES, LOAD_DTYPES, SCALE_REWARDS, SIZE, TASKS, TRAINERS, RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.spec.model import ModelProfile
@@ -221,13 +221,30 @@ _OF_TASKS = (
     _words("precompute_ref_log_probs", "reference 1st", (None, True), "asks the reference once, before training"),
     _words("scale_rewards", "scale rewards", (None, *SCALE_REWARDS), "by whose spread rewards are divided"),
 )
-KNOBS: tuple[Knob, ...] = (*_OF_ALL, *(replace(knob, of_task=True) for knob in _OF_TASKS))
+_IMAGE_SIZES = (
+    None, "224x224", "336x336", "448x448", "640x480", "768x576", "1024x768", "1280x960", "1600x1200", "2048x1536",
+)  # fmt: skip
+_OF_IMAGES = (
+    _words(
+        "image_size", "image size", _IMAGE_SIZES, "pixels of every image; Enter types them, as 1280x720", _maybe_names,
+        nothing="no images",
+    ),
+    _numbers("images", "images", (None, 1, 2, 3, 4, 6, 8, 12, 16), "images in each sequence"),
+)  # fmt: skip
+KNOBS: tuple[Knob, ...] = (
+    *_OF_ALL,
+    *(replace(knob, of_task=True) for knob in _OF_TASKS),
+    *_OF_IMAGES,
+)
 
 
-def knobs_of(run: RunConfig | None) -> tuple[Knob, ...]:
-    """The knobs of a run: of those of tasks, what its trainer has."""
+def knobs_of(run: RunConfig | None, *, reads_images: bool = False) -> tuple[Knob, ...]:
+    """The knobs of a run: of those of tasks, what its trainer has, and those of images where its model reads some, the
+    number of them once there are any."""
     own = () if run is None else trainer_named(run.trainer).own_options
-    return tuple(knob for knob in KNOBS if not knob.of_task or knob.name in own)
+    shows = run is not None and run.shows_images
+    of_images = {"image_size": reads_images, "images": reads_images and shows}
+    return tuple(knob for knob in KNOBS if of_images.get(knob.name, not knob.of_task or knob.name in own))
 
 
 def turned(knob: Knob, profile: ModelProfile, run: RunConfig, by: int) -> RunConfig | None:
@@ -237,12 +254,19 @@ def turned(knob: Knob, profile: ModelProfile, run: RunConfig, by: int) -> RunCon
     if now in choices:
         at = choices.index(now) + by
         return _set(run, choices[at]) if 0 <= at < len(choices) else None
-    sizes = [choice[knob.name] for choice in choices if isinstance(choice.get(knob.name), int)]
-    value = now.get(knob.name)
-    if isinstance(value, int) and not isinstance(value, bool) and sizes:
+    sizes = {size: choice for choice in choices if (size := _extent(choice.get(knob.name))) is not None}
+    value = _extent(now.get(knob.name))
+    if value is not None and sizes:
         beyond = [size for size in sizes if (size > value if by > 0 else size < value)]
-        return _set(run, {knob.name: min(beyond) if by > 0 else max(beyond)}) if beyond else None
+        return _set(run, sizes[min(beyond) if by > 0 else max(beyond)]) if beyond else None
     return _set(run, choices[0 if by > 0 else -1])
+
+
+def _extent(value: Any) -> int | None:
+    """How large a value is, by which it lies between others: a number, or the pixels of a size."""
+    if isinstance(value, str) and (sides := SIZE.fullmatch(value)) is not None:
+        return int(sides[1]) * int(sides[2])
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def typed(knob: Knob, run: RunConfig, text: str) -> RunConfig:
@@ -267,6 +291,8 @@ def _set(run: RunConfig, change: Choice) -> RunConfig:
     opened: dict[str, Any] = {}
     if change.keys() & {"target_modules", "quant", "trainer"} and "lora_dropout" not in change:
         opened["lora_dropout"] = None
+    if "image_size" in change:  # as many tokens as an image of this size is; without one, no images
+        opened |= {"image_tokens": None, **({"images": None} if change["image_size"] is None else {})}
     if "trainer" in change:  # what the other trainer does not have
         others = trainer_named(change["trainer"]).without_others()
         opened |= {name: value for name, value in others.items() if value is None}

@@ -82,7 +82,7 @@ def test_nearest_is_one_ascii_character() -> None:
 
 def test_every_option_of_a_run_has_a_knob() -> None:
     beside = {"method", "double_quant"}  # those are part of `quant`
-    beside |= {"image_size", "images", "image_tokens"}  # each size of image is traced by itself, and nothing is here
+    beside |= {"image_tokens"}  # follows from `image_size`
     beside |= {"checkpoint_every"}  # is part of `gradient_checkpointing`
     # No traces of these ship, and nothing is traced here: they are given on the command line.
     beside |= {"checkpoint_offload", "loss_kernel", "expert_quant"}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.session.surveying.indexed import indexed_candidates
-from qlora_planner.session.towers import tower_at_hand
+from qlora_planner.session.towers import NO_TOWER, tower_at_hand
 from qlora_planner.session.traces import tape_for
 from qlora_planner.sources.locations import models_dirs
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
     from qlora_planner.spec.trace import Tape
-
-_NO_TOWER = "its tower is not profiled here yet: `qlora-plan estimate` with these options profiles and traces it"
 
 
 def image_rows(bench: Workbench, run: RunConfig) -> Iterator[SurveyRow]:
@@ -36,7 +34,7 @@ def image_rows(bench: Workbench, run: RunConfig) -> Iterator[SurveyRow]:
             continue
         whole = tower_at_hand(profile, profiles=session.profiles, warn=session.tell)
         if whole is None:
-            yield row_without_tower(profile, run, budget, _NO_TOWER)
+            yield row_without_tower(profile, run, budget, NO_TOWER)
         else:
             yield row_with_images(whole, run, budget, _tape(bench, whole, run))
 

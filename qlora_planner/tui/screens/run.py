@@ -61,6 +61,7 @@ class RunScreen(Page):
         explorer = self.explorer
         knobs, table = self.query_one(KnobList), self.query_one(Breakdown)
         knobs.plain = table.plain = explorer.plain
+        knobs.reads_images = self.state.subject is not None and self.state.subject.reads_images
         knobs.run = self.state.run if self.state.subject is not None else None
         if self.state.model != self._of:  # another model begins at its knobs, wherever one was
             self._of, knobs.at = self.state.model, 0

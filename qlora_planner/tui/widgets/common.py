@@ -41,6 +41,7 @@ class KnobList(Widget, can_focus=True):
     at: reactive[int] = reactive(0)
     run: reactive[RunConfig | None] = reactive(None)
     plain: reactive[bool] = reactive(False)
+    reads_images: reactive[bool] = reactive(False)
 
     @dataclass
     class Turned(Message):
@@ -64,7 +65,7 @@ class KnobList(Widget, can_focus=True):
     @property
     def knobs(self) -> tuple[Knob, ...]:
         """Those of the run, in their order."""
-        return knobs_of(self.run)
+        return knobs_of(self.run, reads_images=self.reads_images)
 
     def watch_run(self) -> None:
         """Another trainer may have fewer knobs."""
