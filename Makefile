@@ -118,7 +118,7 @@ page:
 page-check:
 	$(PYTHON) -m tools.page_check build/page
 
-# Take the README's pictures of the explorer again.
+# Take the pictures of the explorer again, those that move from the real app too.
 screenshots:
 	$(PYTHON) benchmarks/screenshots.py docs/screenshots
-	$(PYTHON) benchmarks/moving_picture.py docs/screenshots/turn.svg
+	$(PYTHON) benchmarks/moving_picture.py docs/screenshots

@@ -1,4 +1,4 @@
-"""Pictures of every place of the explorer, from itself: `python benchmarks/screenshots.py docs/screenshots`.
+"""Pictures of what does not move in the explorer, from itself: `python benchmarks/screenshots.py docs/screenshots`.
 
 The scenes are those of the snapshots in tests/tui; nothing in a picture depends on the machine or the time. The
 training that is watched is a recording of a real one (docs/screenshots/watch-events.jsonl), and the title says on which
@@ -17,6 +17,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.moving_picture import STORIES
 from tests.tui.conftest import explorer
 from tests.tui.scenes import CARD, DIALOGS, PLACES, Scene, staged, title_of
 
@@ -43,10 +44,10 @@ def main(arguments: Iterable[str] | None = None) -> int:
     asked = parser.parse_args(None if arguments is None else list(arguments))
     asked.folder.mkdir(parents=True, exist_ok=True)
     for name, scene in {**PLACES, **DIALOGS}.items():
-        if asked.only and name not in asked.only:
+        if name in {*STORIES, "watch"} or (asked.only and name not in asked.only):  # those move; Train's watches
             continue
         with tempfile.TemporaryDirectory() as home:
-            svg = asyncio.run(picture(scene, Path(home), counted=name == "data"))
+            svg = asyncio.run(picture(scene, Path(home), counted=False))
         path = asked.folder / f"{name}.svg"
         path.write_text(svg, encoding="utf-8")
         print(f"{path}: {len(svg) // 1024} KiB")

@@ -12,9 +12,10 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
-from benchmarks.moving_picture import joined
+from benchmarks.moving_picture import STORIES, joined
 from qlora_planner.report.parts.labels import mib
 from qlora_planner.session import Session
+from qlora_planner.tui.screens.base import PLACES
 from qlora_planner.units import GIB
 from tests.tui.player import Recording
 from tests.tui.scenes import RECORDING
@@ -51,7 +52,7 @@ def test_the_watched_training_shows_what_was_recorded() -> None:
             peaks[phase] = max(peaks.get(phase, 0), used)
         elif event["event"] == "step":
             losses.append(event["loss"])
-    shown = text_of(ROOT / "docs" / "screenshots" / "watch.svg")
+    shown = shown_at(ROOT / "docs" / "screenshots" / "train.svg", 1)
     assert all(re.search(rf"\b{mib(peak)}\b", shown) for peak in peaks.values())
     assert f"{losses[-1]:.3f}" in shown
     assert f"step {len(losses)}/40: loss {losses[-1]:.4f}" in shown
@@ -83,6 +84,16 @@ def test_the_moving_picture_ends_with_a_run_that_fits() -> None:
     assert "f: the best that fits" in shown_at(path, 5)
     assert "✓ fits" in shown_at(path, 5)
     assert "162 fits" not in shown_at(path, 5)
+
+
+@pytest.mark.parametrize("place", [key for key, _ in PLACES])
+def test_every_place_has_a_recording_that_the_guide_shows(place: str) -> None:
+    guide = (ROOT / "docs" / "explorer.md").read_text(encoding="utf-8")
+    assert f"](screenshots/{place}.svg)" in guide
+    path = ROOT / "docs" / "screenshots" / f"{place}.svg"
+    chapters = len(STORIES[place].chapters)
+    assert len({shown_at(path, at) for at in range(chapters)}) == chapters > 1
+    assert path.stat().st_size < 150_000
 
 
 def test_pictures_joined_write_a_row_that_stays_once() -> None:

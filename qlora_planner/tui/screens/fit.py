@@ -115,7 +115,7 @@ class FitScreen(Page):
         """What to know about the card, and how to read a row; each where there is something to say."""
         theme = self.theme_at(self.size.width - 2)
         lines = card_lines(self.state.card.gpu, theme)
-        legend = "" if self.state.wide else _BEST_RUN_SAYS + (", 1 in n layers checkpointed" if self._barred else "")
+        legend = "" if self.state.wide else _BEST_RUN_SAYS + (", 1 in n layers checkpointed" if self._roomy else "")
         if legend and any(guessed(row) for row in self.state.rows or ()):
             legend += f"; {GUESSED}: {GUESSED_SAYS}"
         for selector, text in (
