@@ -255,11 +255,12 @@ def by_law(
     class itself breaks."""
     from qlora_planner.sources.families import known_configs
     from qlora_planner.sources.laws.lookup import Refused, profile_by_law
+    from qlora_planner.sources.laws.releases import why_unknown
 
     laws, fields = laws_dirs(profiles), fields_dirs(profiles)
     profile = profile_by_law(raw, laws, fields, known_configs(families_dirs(profiles)))
     if profile is None:
-        return None, f"model_type {quoted(raw.config.get('model_type'))} is no class that is known without torch"
+        return None, why_unknown(raw.config.get("model_type"), laws)
     if isinstance(profile, Refused):
         if profile.breaks:
             raise InputError(f"{plain(raw.id)}: {plain(profile.reason)}")
@@ -294,7 +295,11 @@ def _proved_same(profile: ModelProfile, catalogue: ModelCatalogue) -> ModelProfi
 def _not_profiled(text: str, missing: Sequence[str], why: str | None = None) -> str:
     import shlex
 
+    from qlora_planner.sources.laws.releases import OF_NO_RELEASE
+
     shown = plain(text)
+    if why is not None and why.endswith(OF_NO_RELEASE):
+        return f"{shown} is not profiled: {plain(why)}"
     after = f" after `{install_packages(missing)}`" if missing else ""
     lacking = f" (missing here: {', '.join(missing)})" if missing else ""
     unlike = f": {plain(why)}" if why else ""

@@ -145,6 +145,24 @@ def test_never_building_is_respected(folder: Path, built: list[RawConfig]) -> No
     assert built == []
 
 
+@pytest.mark.parametrize(
+    ("kind", "said", "helps"),
+    [
+        ("mimo", "is no language model of transformers 5.17.0 or 5.24.0", False),  # of a repository's own code
+        ("lfm3", "is a class of transformers from 5.24.0 on", True),
+        ("kimi_linear", "is no class that is known without torch", True),
+    ],
+)
+def test_a_class_without_a_law_is_told_by_the_releases_that_have_it(
+    tmp_path: Path, kind: str, said: str, helps: bool
+) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"model_type": kind, "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 99}))
+    message = error_of(str(path), UnprofiledError, build="never")
+    assert said in message
+    assert ("run `qlora-plan profile" in message) is helps
+
+
 def test_a_broken_torch_is_missing_not_a_traceback(
     folder: Path, built: list[RawConfig], monkeypatch: pytest.MonkeyPatch
 ) -> None:
