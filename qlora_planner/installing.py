@@ -15,6 +15,7 @@ _OWN_LINES = {
     "liger_kernel": "liger-kernel",
     "cut_cross_entropy": "cut-cross-entropy",
     "kernels": "kernels",
+    "vllm": "'trl[vllm]'",  # which pins the releases that it works with
     "flash_attn": "flash-attn --no-build-isolation",
 }
 

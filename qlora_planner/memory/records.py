@@ -163,7 +163,8 @@ class Unmodelled:
 class Fit:
     """The run against one card. Verdict: fits, tight, does-not-fit, will-not-run, cannot-say.
 
-    `risk` is the highest chance of running out that is called tight.
+    `risk` is the highest chance of running out that is called tight. `vllm_bytes` is what vLLM holds in the run's own
+    process while it trains: no figure of the run counts it, and what is usable is what it leaves.
     """
 
     gpu: str
@@ -174,6 +175,7 @@ class Fit:
     probability_oom: float | None
     reasons: tuple[str, ...]
     risk: float = TIGHT_AT_MOST
+    vllm_bytes: int = 0
 
 
 @record

@@ -37,6 +37,7 @@ def fit(budget: Budget, device_bytes: int, floor_bytes: int, method: str, proble
         probability_oom=None if refused else chance,
         reasons=tuple(reasons),
         risk=budget.risk,
+        vllm_bytes=budget.held_bytes,
     )
 
 

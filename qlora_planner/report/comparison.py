@@ -91,7 +91,9 @@ def compared_phases(measurement: Measurement, figure: str) -> list[Compared]:
     A CPU's peaks have no prediction: the estimate is of a card.
     """
     rows = []
-    estimate = measurement.predicted if measurement.device == "cuda" else None
+    # A colocated vLLM takes its weights and cache from the same allocator: torch's figures are of both.
+    of_both = measurement.run.vllm == "colocate"
+    estimate = measurement.predicted if measurement.device == "cuda" and not of_both else None
     for name, parts in _PHASES.items():
         if name not in measurement.phases:
             continue
@@ -115,6 +117,12 @@ def _training(measurement: Measurement, figure: str) -> int | None:
     return getattr(phases["training"], figure)  # type: ignore[no-any-return]
 
 
+def beside_the_trainer(predicted: Mapping[str, Any]) -> int:
+    """What a colocated vLLM holds of the card in a run's own process, beside all that is predicted of the run."""
+    held: int = (predicted.get("fit") or {}).get("vllm_bytes") or 0
+    return held
+
+
 def compared_process(measurement: Measurement) -> list[Compared]:
     """What the process held on the card and on the host."""
     predicted = (measurement.predicted if measurement.device == "cuda" else None) or {}
@@ -129,7 +137,7 @@ def compared_process(measurement: Measurement) -> list[Compared]:
     loading = None if RANDOM_WEIGHTS in measurement.notes else host.get("load_peak_bytes")
     return [
         Compared(
-            name="process", predicted=peak.get("device_bytes"),
+            name="process", predicted=None if not peak else peak["device_bytes"] + beside_the_trainer(predicted),
             measured=read.process_peak_bytes,
         ),
         Compared(name="card", predicted=None, measured=read.device_peak_bytes),

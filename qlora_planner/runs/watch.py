@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import MissingError, RunError
+from qlora_planner.report.comparison import beside_the_trainer
 from qlora_planner.text import plain
 from qlora_planner.train.figures import main_figure, words_of
 from qlora_planner.units import format_gib
@@ -121,11 +122,13 @@ class Watch:
         """What the plan says for the phase that runs; None where there is no plan, or it says nothing."""
         if self.predicted is None:
             return None
-        name = _PREDICTED.get(self._stage)
+        name, beside = _PREDICTED.get(self._stage), beside_the_trainer(self.predicted)
         if name is None:
             peak: int = self.predicted["peak"]["device_bytes"]
-            return peak
-        return next((row["device_bytes"] for row in self.predicted.get("phases") or () if row["name"] == name), None)
+            return peak + beside
+        phases = self.predicted.get("phases") or ()
+        planned: int | None = next((row["device_bytes"] for row in phases if row["name"] == name), None)
+        return None if planned is None else planned + (beside if name == "save" else 0)  # vLLM comes with the trainer
 
     def began(self, number: int, from_step: int) -> None:
         """An attempt begins: what metrics.jsonl says of later steps is done again."""

@@ -33,6 +33,7 @@ def missing_for(run: RunConfig) -> list[str]:
     needed += ["cut_cross_entropy"] if run.loss_kernel == "cut-cross-entropy" else []
     needed += ["kernels"] if run.attention is not None and "/" in run.attention else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
+    needed += ["vllm"] if run.vllm not in (None, "none") else []
     return missing_packages(needed)
 
 
@@ -43,10 +44,9 @@ def check_executable(run: RunConfig, device: str) -> None:
             "--expert-quant nf4: transformers loads fused experts in 16 bits, so such a run is planned and not executed"
             " here; --export axolotl=FILE writes it for axolotl, which stores them in NF4"
         )
-    if run.vllm not in (None, "none"):
+    if run.vllm not in (None, "none") and device == "cpu":
         raise InputError(
-            f"--vllm {run.vllm}: such a run is planned, and written by --export trl; verify and train generate with"
-            " transformers: leave it out"
+            f"--device cpu: vLLM generates on a card; leave --vllm {run.vllm} out, as transformers does then"
         )
     if run.loss_kernel in ("cut-cross-entropy", "liger-fused") and device == "cpu":
         raise InputError(f"--device cpu: --loss-kernel {run.loss_kernel} runs Triton's kernels, which need a card")

@@ -165,7 +165,7 @@ def test_the_command_line_trains_and_goes_on(home: Home, start: Start) -> None:
         (("--reward", "get_soft_overlong_punishment"), 2, "missing a required argument: 'max_completion_len'"),
         (("--reward", "think_format_reward"), 2, "made for prompts that are lists of messages"),
         (("--trainer", "trl-dpo", "--reward", "rewards.py:length"), 2, "trl-dpo learns from its data"),
-        (("--vllm", "server", "--reward", "rewards.py:length"), 2, "verify and train generate with transformers"),
+        (("--vllm", "server", "--reward", "rewards.py:length"), 2, "--device cpu: vLLM generates on a card"),
         (
             ("--data", "texts.jsonl", "--reward", "rewards.py:length"),
             2,

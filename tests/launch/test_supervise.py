@@ -297,6 +297,16 @@ def test_each_phase_is_held_against_its_own_prediction(tmp_path: Path) -> None:
     assert (found.planned_bytes(), found.peak_bytes) == (700, None)
 
 
+def test_what_vllm_holds_beside_the_trainer_is_planned_too(tmp_path: Path) -> None:
+    phases = [{"name": "load", "device_bytes": 400}, {"name": "save", "device_bytes": 900}]
+    found, _ = watch(tmp_path, predicted={**PREDICTED, "phases": phases, "fit": {"vllm_bytes": 5000}})
+    planned = {}
+    for phase in ("load", "training", "save"):
+        found.hear(event("phase", phase=phase))
+        planned[phase] = found.planned_bytes()
+    assert planned == {"load": 400, "training": 6000, "save": 5900}
+
+
 def test_steps_that_are_short_do_not_bury_what_is_said(tmp_path: Path) -> None:
     found, said = watch(tmp_path)
     found.hear(event("begin", step=0, of=500))

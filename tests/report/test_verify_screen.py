@@ -23,6 +23,16 @@ def flat(text: str) -> str:
     return " ".join(text.split())
 
 
+def test_torch_s_figures_beside_a_colocated_vllm_are_of_both_and_the_process_holds_its_part() -> None:
+    run = {"trainer": "trl-grpo", "vllm": "colocate"}
+    one = measured(predicted=PREDICTED | {"fit": {"vllm_bytes": 7 << 30}})
+    plain = {row.name: row for row in compared_process(one)}["process"]
+    assert plain.predicted == PREDICTED["peak"]["device_bytes"] + (7 << 30)
+    beside = replace(one, run=one.run.with_(**run))
+    assert any(row.predicted for row in compared_phases(one, "allocated_bytes"))
+    assert not any(row.predicted for row in compared_phases(beside, "allocated_bytes"))
+
+
 def test_predicted_beside_measured() -> None:
     one = measured(reserved=10 * GIB, allocated=9 * GIB, predicted=PREDICTED)
     text = render_verification(one, THEME, kept="/somewhere/evidence.jsonl")

@@ -104,9 +104,9 @@ def verify(
     check_amount(run, steps)
     run = for_cards(run, ranks)[0]
     check_ranks(run, ranks, versions())
-    check_packages(run)
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)
+    check_packages(run)
     if here is None and (note := without_card(run)):
         session.tell(note)
     spec, predicted = specification(
@@ -114,6 +114,8 @@ def verify(
     )
     if here is not None and predicted is not None:
         check_room(here, predicted, session.tell)
+    if run.vllm == "server":
+        session.tell("the vLLM server gets the random weights that are made up here: start it again before you use it")
     with heard(spec, here, watching) as hear:
         if ranks > 1:
             measured = verify_ranks(spec, tell=hear)
@@ -240,6 +242,11 @@ def specification(
         config = dict(text_part(config, raw.id)[0])
     folder = Path(named)
     real = device == "cuda" and profile.text_part_of is None and folder.is_dir() and any(folder.glob("*.safetensors"))
+    if run.vllm == "colocate" and not real:
+        raise InputError(
+            "--vllm colocate: vLLM loads the weights by itself, and those made up here are in no file: name a folder"
+            " that holds the model's weights as MODEL"
+        )
     if device == "cpu":
         from qlora_planner.sources.configs import RawConfig, config_sha256
         from qlora_planner.train.toy import toy_config
@@ -299,12 +306,12 @@ def least_limit(spec: ChildSpec, measured: Measurement, predicted: MemoryEstimat
 
 
 def keep(session: Session, measured: Measurement, *, save: bool) -> str | None:
-    """Put the evidence where `calibrate` finds it; what was interrupted says nothing."""
+    """Put the evidence where `calibrate` finds it; what was interrupted says nothing, nor what vLLM took part in."""
     from qlora_planner.sources.evidence import append, shared_path
     from qlora_planner.sources.locations import evidence_path, repository_profiles
 
-    if measured.outcome == "interrupted":
-        return None
+    if measured.outcome == "interrupted" or measured.run.vllm == "colocate":
+        return None  # a colocated vLLM's memory is in torch's figures too
     path = evidence_path()
     append(path, measured)
     if save:

@@ -52,13 +52,25 @@ def prompt_lengths(trainer: Any, rows: Any) -> list[int]:
 @contextmanager
 def whole_completions(trainer: Any) -> Iterator[None]:
     """Inside, no completion ends before it is as long as it may be: what ends one is no token that can be drawn."""
-    never, config, arguments = vocabulary(trainer.model), trainer.generation_config, trainer.generation_kwargs
-    before = config.eos_token_id, arguments["eos_token_id"], trainer.eos_token_ids
-    config.eos_token_id = arguments["eos_token_id"] = trainer.eos_token_ids = [never]
+    never, ends = vocabulary(trainer.model), trainer.eos_token_ids
+    trainer.eos_token_ids = [never]
+    if trainer.use_vllm:  # whose sampling is told in words of its own, and which knows no token beyond its vocabulary
+        sampler = trainer.vllm_generation
+        sampled = sampler.generation_kwargs
+        sampler.generation_kwargs = {**sampled, "ignore_eos": True}
+        try:
+            yield
+        finally:
+            sampler.generation_kwargs, trainer.eos_token_ids = sampled, ends
+        return
+    config, arguments = trainer.generation_config, trainer.generation_kwargs
+    before = config.eos_token_id, arguments["eos_token_id"]
+    config.eos_token_id = arguments["eos_token_id"] = [never]
     try:
         yield
     finally:
-        config.eos_token_id, arguments["eos_token_id"], trainer.eos_token_ids = before
+        config.eos_token_id, arguments["eos_token_id"] = before
+        trainer.eos_token_ids = ends
 
 
 class _Measured(LibraryTrainer):
