@@ -66,13 +66,16 @@ def _extended(shipped: Shipped, name: str, pieces: Sequence[Mapping[str, Any]]) 
     kept = {(said["variant"], said["region"], number) for said, _ in tapes for number in said["stacks"]}
     for piece in pieces:
         symbols = piece["symbols"][: len(header["symbols"])]
-        if piece["kinds"] != header["kinds"] or symbols != header["symbols"][: len(symbols)]:
-            return f"{name}: other layers or dimensions than {piece['name']}"
-        if len(piece["symbols"]) > len(header["symbols"]):  # those of heads that go tile by tile come last
+        if piece["kinds"] != header["kinds"]:
+            return f"{name}: other layers than {piece['name']}"
+        tape = piece["tape"]
+        if symbols != header["symbols"][: len(symbols)]:  # it has its dimensions in another order
+            tape = {"symbols": piece["symbols"], **tape}
+        elif len(piece["symbols"]) > len(header["symbols"]):  # those of heads that go tile by tile come last
             header["symbols"] = piece["symbols"]
         said = {"variant": piece["tape"]["variant"], "region": piece["region"], "stacks": stacks.of(piece)}
         if not kept & {(said["variant"], said["region"], number) for number in said["stacks"]}:
-            tapes.append((said, piece["tape"]))
+            tapes.append((said, tape))
     header["versions"] = stacks.known
     shipped.write(name, header, tapes)
     return f"{name}: {before} tapes, now {len(tapes)}"

@@ -24,6 +24,8 @@ _PACKED: dict[str, Any] = {**_FLASH, "packing": True}  # as axolotl and trl ask 
 _HELD_OUT: dict[str, Any] = {"eval_batch_size": 1}  # an evaluation alone, of as many rows as a batch
 _QV: dict[str, Any] = {"target_modules": "q_proj,v_proj"}
 
+_UNGATED = "down_proj,k_proj,o_proj,q_proj,up_proj,v_proj"  # as axolotl's examples for Mistral list them
+
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
 RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "default": (_QLORA, False),
@@ -108,6 +110,14 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "hf-flat-plain": (_HF.with_(double_quant=False, **_PLAIN), False),
     "hf-lora-flash": (_HF.with_(method="lora", **_FLASH), False),
     "lora-flash-packed": (_LORA.with_(**_PACKED), False),
+    "hf-flash-attention-plain": (_HF.with_(target_modules="attention", **_FLASH, **_PLAIN), False),
+    "hf-flash-attention-plain-kept": (_HF.with_(target_modules="attention", **_FLASH, **_PLAIN, **_KEPT), False),
+    "flash-packed-ungated-plain": (_QLORA.with_(target_modules=_UNGATED, **_PACKED, **_PLAIN), False),
+    "flash-packed-qv": (_QLORA.with_(**_QV, **_PACKED), False),
+    "flash-packed-upcast": (_UPCAST.with_(**_PACKED), False),
+    "packed-kept": (_QLORA.with_(packing=True, **_KEPT), False),
+    "hf-flash-upcast": (_HF_UPCAST.with_(**_FLASH), False),
+    "hf-flash-kept": (_HF.with_(**_FLASH, **_KEPT), False),
     "eval": (_QLORA.with_(**_HELD_OUT), False),
     "hf-eval": (_HF.with_(**_HELD_OUT), False),
     "hf-flash-eval": (_HF.with_(**_FLASH, **_HELD_OUT), False),
@@ -139,6 +149,10 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "rloo-kept": (_RLOO.with_(steps_per_generation=1, **_KEPT), False),
     "orpo": (_ORPO, False),
     "orpo-kept": (_ORPO.with_(**_KEPT), False),
+    "dpo-plain": (_DPO.with_(**_PLAIN), False),
+    "grpo-plain": (_GRPO.with_(**_PLAIN), False),
+    "reward-plain": (_REWARD.with_(**_PLAIN), False),
+    "classify-plain": (_CLASSIFY.with_(**_PLAIN), False),
     "dpo-even": (_DPO.with_(**_EVEN), False),
     "grpo-even": (_GRPO.with_(**_EVEN), False),
     "kto-even": (_KTO.with_(**_EVEN), False),
