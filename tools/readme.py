@@ -84,9 +84,7 @@ PAGES: dict[str, dict[str, Callable[[], str]]] = {
     "README.md": {
         "survey": lambda: console_block("qlora-plan --gpu 24GB", Shown(1, 5)),
         "plan": lambda: console_block("qlora-plan llama-3.1-8b --gpu rtx-4090", Shown(0), Shown(1), Shown(2)),
-        "check": lambda: console_block(
-            "qlora-plan check examples/trl-sft.yaml --gpu 10GB", Shown(0), Shown(1), Shown(4, 5)
-        ),
+        "check": lambda: console_block("qlora-plan check examples/trl-sft.yaml --gpu 10GB", Shown(0), Shown(4, 5)),
         "accuracy": lambda: f"{holdout_line()}\n{timed_cards(ROOT / 'profiles')}",
         "myths": _myths,
     },

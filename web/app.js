@@ -95,7 +95,8 @@ const show = async () => {
     return;
   }
   $("verdict").className = answer.verdict;
-  $("verdict").textContent = `${WORDS[answer.verdict]}: peak ${gib(answer.peak.device_bytes)} of`
+  const unsure = answer.verdict === "does-not-fit" && answer.floor_bytes <= answer.usable_bytes;
+  $("verdict").textContent = `${unsure ? "not sure enough to fit" : WORDS[answer.verdict]}: peak ${gib(answer.peak.device_bytes)} of`
     + ` ${gib(answer.usable_bytes)} GiB usable` + chance(answer.probability_oom);
   const phases = answer.phases.filter((phase) => phase.device_bytes !== null);
   const whole = Math.max(answer.usable_bytes * 1.05, ...phases.map((phase) => phase.device_bytes));
