@@ -77,7 +77,7 @@ def test_a_survey_of_a_task_says_nothing_of_classes_without_traces() -> None:
     assert rows[SMALL].traced
     other = rows["google/gemma-2-9b"]
     assert (other.verdict, other.longest_seq_len) == ("cannot-say", None)
-    assert "no trace of this class ships" in (other.note or "")
+    assert "no training step of this class is recorded here" in (other.note or "")
 
 
 def test_longer_sequences_of_a_generating_trainer_are_longer_completions() -> None:
