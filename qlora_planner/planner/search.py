@@ -88,8 +88,11 @@ class Ranking:
             yield self.choice(at)
 
     def least(self) -> Choice:
-        """The candidate that needs least."""
-        return self.choice(int(self.columns.floor.argmin()))
+        """The candidate that needs least, of those with a trace where there are any: formulas rank too low at times."""
+        floor = self.columns.floor
+        if self.traced.any():
+            floor = np.where(self.traced, floor, np.iinfo(floor.dtype).max)
+        return self.choice(int(floor.argmin()))
 
     def nearly(self, usable_bytes: int) -> Iterator[Choice]:
         """The traced runs nearest above what fits that are faster than all that do, a few, the smallest first."""

@@ -266,3 +266,12 @@ def test_a_model_with_few_positions_is_planned_at_all_of_them() -> None:
     found = plan(CATALOGUE.load("openai-community/gpt2"), Request(budget=BUDGET))
     assert found.run.seq_len == 1024
     assert found.estimate.verdict == "fits"
+
+
+@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "mixtral-8x7b"])
+def test_where_nothing_fits_the_run_that_needs_least_is_a_traced_one(name: str) -> None:
+    """Formulas rank runs without a trace lower at times, and one that nobody would type was answered for."""
+    model = session.Session(stored_only=True).on("24GB").open(name)
+    answered = model.plan().estimate
+    assert answered.verdict == "does-not-fit"
+    assert answered.run.double_quant and answered.method == "traced"
