@@ -8,9 +8,10 @@ import click
 
 from qlora_planner.cli import completing
 from qlora_planner.cli.exits import exit_code
-from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options
+from qlora_planner.cli.options import Verb, card_options, explicit_run_options, output_options, run_from, run_options
 from qlora_planner.cli.streams import answer, answer_json
 from qlora_planner.cli.values import card_from, output_from
+from qlora_planner.planner.knobs import in_whole_groups
 
 
 @click.command("estimate", cls=Verb)
@@ -25,6 +26,8 @@ def command(model: str, **given: Any) -> int:
     """
     output = output_from(given)
     run = run_from(given)
+    if not {"batch_size", "grad_accum"} & explicit_run_options(given).keys():
+        run = in_whole_groups(run)
     card = card_from(given, output, required=False)
     profile = output.session.model(model)
     estimate = output.session.open(profile, card).estimate(run)

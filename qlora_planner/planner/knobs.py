@@ -8,7 +8,7 @@ from typing import Any
 
 from qlora_planner.catalog import TRAINER_ROWS, TrainerRow
 from qlora_planner.catalog.images import picture_of
-from qlora_planner.catalog.trainers import REFERENCE, trainer_named
+from qlora_planner.catalog.trainers import DIVERGENCE, REFERENCE, trainer_named
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -84,12 +84,28 @@ def whole_groups(run: RunConfig) -> bool:
 
 
 def in_whole_groups(run: RunConfig) -> RunConfig:
-    """A run as typed, with as much accumulation as a trainer that generates needs for whole groups of completions."""
-    generation = trainer_named(run.trainer).generation
-    if generation is None or run.steps_per_generation is not None:
+    """A run as typed, with as much accumulation as a trainer that generates needs for whole groups of completions, or
+    as large a batch as a trainer needs that takes none of one. What is scored in as many passes as there are
+    micro-batches is one of them, as it is traced."""
+    trainer = trainer_named(run.trainer)
+    generation = trainer.generation
+    if generation is None:
+        alone = run.batch_size == 1 and DIVERGENCE in trainer.passes_of(run)
+        return run.with_(batch_size=2) if alone else run
+    if run.steps_per_generation is not None:
         return run
-    group = run.num_generations or generation.num_generations
-    return run.with_(grad_accum=lcm(run.batch_size * run.grad_accum, group) // run.batch_size)
+    together = lcm(run.batch_size * run.grad_accum, run.num_generations or generation.num_generations)
+    if generation.always_scores:
+        return run.with_(batch_size=together // run.grad_accum)
+    return run.with_(grad_accum=together // run.batch_size)
+
+
+def at_batch(run: RunConfig, batch: int) -> dict[str, Any]:
+    """The change to another micro-batch; a trainer that generates keeps the completions of a step."""
+    if not generates(run):
+        return {"batch_size": batch}
+    accumulated = max(1, run.batch_size * run.grad_accum // batch)
+    return {"batch_size": batch, "grad_accum": accumulated, **whole_steps(run)}
 
 
 def fewer_together(run: RunConfig) -> dict[str, Any] | None:

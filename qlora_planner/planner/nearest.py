@@ -7,7 +7,10 @@ from dataclasses import field
 from typing import Any
 
 from qlora_planner.errors import NothingRunsError
+from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.planner.fallbacks import SHORTEST
+from qlora_planner.planner.knobs import generates
 from qlora_planner.planner.objectives import OBJECTIVES, Objective
 from qlora_planner.planner.planner import Planner
 from qlora_planner.planner.search import Choice, Ranking
@@ -36,8 +39,11 @@ class Step:
         return frozenset({*self.searched, *self.reset, *(_LENGTH if self.shorter else ())})
 
 
-def _steps(run: RunConfig, fixed: frozenset[str]) -> Iterator[Step]:
-    """From what changes nothing that is learnt to what changes most; a step that touches nothing fixed is left out."""
+def _steps(run: RunConfig, fixed: frozenset[str], prompt_len: int | None) -> Iterator[Step]:
+    """From what changes nothing that is learnt to what changes most; a step that touches nothing fixed is left out.
+
+    `prompt_len` is that of a run that generates, whose prompts are cut when no completion fits beside them.
+    """
     attention = Step(reset={"attention": None} if run.attention == "eager" else {})
     upcast = Step(reset={"upcast": None} if run.upcast else {})
     checkpoints = Step(searched=frozenset({"gradient_checkpointing", "checkpoint_every"}))
@@ -50,13 +56,20 @@ def _steps(run: RunConfig, fixed: frozenset[str]) -> Iterator[Step]:
     listed = (
         attention, upcast, checkpoints, optimizer, batch, harmless, _joined(harmless, constants),
         _joined(batch, shorter), _joined(harmless, shorter), stored, _joined(stored, shorter),
+        *(_joined(harmless, shorter, Step(reset={"prompt_len": length})) for length in _shorter_prompts(prompt_len)),
     )  # fmt: skip
-    seen: set[frozenset[str]] = set()
+    seen: set[tuple[frozenset[str], int | None]] = set()
     for step in listed:
-        given_up = step.names & fixed
-        if given_up and given_up not in seen and not (step.shorter and "seq_len" not in fixed):
+        given_up = step.names & fixed, step.reset.get("prompt_len")
+        if given_up[0] and given_up not in seen and not (step.shorter and "seq_len" not in fixed):
             seen.add(given_up)
             yield step
+
+
+def _shorter_prompts(length: int | None) -> Iterator[int]:
+    while length is not None and length // 2 >= SHORTEST:
+        length //= 2
+        yield length
 
 
 def _joined(*steps: Step) -> Step:
@@ -74,7 +87,8 @@ def nearest(
 
     The sequences of an optimizer step stay as they were asked for: a smaller micro-batch accumulates more.
     """
-    for step in _steps(run, fixed):
+    prompt_len = resolve(planner.profile, run, planner.request.gpu).run.prompt_len if generates(run) else None
+    for step in _steps(run, fixed, prompt_len):
         try:
             settled = _after(planner, run, fixed, objective, step)
         except NothingRunsError:  # the stack refuses what is left
@@ -90,6 +104,8 @@ def _after(
     freed = step.searched & _BATCH
     effective = run.batch_size * run.grad_accum if freed and planner.request.effective_batch is None else None
     run, left = run.with_(**step.reset), fixed - step.names
+    if "prompt_len" in step.reset:  # which with its completion makes the sequence
+        run = run.with_(seq_len=resolve(planner.profile, run, planner.request.gpu).run.seq_len)
     goals = [OBJECTIVES["context"] if step.shorter else objective]
     if "seq_len" not in fixed and not objective.lengths:  # nobody asked for this length
         goals.append(OBJECTIVES["context"])

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.planner.candidate_memory import (
     AS_RANKED,
     CandidateFactory,
@@ -24,9 +25,9 @@ from qlora_planner.planner.candidate_memory import (
     Scale,
 )
 from qlora_planner.planner.fallbacks import fallbacks
-from qlora_planner.planner.knobs import generates, knobs_of, of_length, whole_groups
+from qlora_planner.planner.knobs import at_batch, generates, knobs_of, of_length, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
-from qlora_planner.planner.sweeps import MAX_BATCH, MAX_SEQ_LEN, SEQ_STEP
+from qlora_planner.planner.sweeps import MAX_SEQ_LEN, SEQ_STEP, largest
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
@@ -36,8 +37,6 @@ FRONTIER_BATCHES = (1, 2, 4, 8, 16, 32)
 _MOST_PLAYS = 6
 # How much more than its rank a traced run may take: unsplit remainders, at most 3.5 % of the tapes shipped.
 _RANKS_DECIDE = 1.035
-# Lengths tried first: four to an octave; then every 64 tokens inside the last gap.
-_OCTAVE = 4
 
 
 # The estimate of a run by a trace that ships; None where none does.
@@ -132,19 +131,20 @@ def ladder(
     """What to give up, in order, if memory runs out: each rung keeps what those above it changed.
 
     `run` is resolved; `bytes` and `speed` are against it. A rung that the stack refuses is left out. One whose trace
-    does not ship frees what closed forms say that it does over the rung above.
+    does not ship frees what closed forms say that it does over the rung above, and of a task nobody says.
     """
     here = played_of(run)
-    above, before, freed = run, run, 0
+    above, before, freed, fits = run, run, 0, False
     base = _Pace.of(factory, run, pace_on)
     for lower, says in fallbacks(run, factory.profile):
         changed = {name: value for name, value in lower.to_dict().items() if value != getattr(before, name)}
         try:
             pace = _Pace.of(factory, lower, pace_on)
             there = None if here is None else played_of(lower)
+            unsaid = there is None and here is not None and is_task(run)  # for a task no closed forms stand in
             if there is not None and here is not None:
                 freed, fits = there.floor_bytes - here.floor_bytes, there.verdict == "fits"
-            else:
+            elif not unsaid:
                 # Rung by rung: two that stand beside each other are most likely of the same making.
                 first, second = _Point.of(factory, above), _Point.of(factory, lower)
                 now, then, traced = _alike(first, second)
@@ -154,7 +154,10 @@ def ladder(
         except InputError:
             continue
         before = above = lower
-        yield Fallback(change=changed, says=says, bytes=freed, fits=fits, speed=pace.over(base))
+        yield Fallback(
+            change=changed, says=says, bytes=None if unsaid else freed, fits=None if unsaid else fits,
+            speed=pace.over(base),
+        )  # fmt: skip
 
 
 def _alike(base: _Point, other: _Point) -> tuple[int, int, bool]:
@@ -244,7 +247,7 @@ def frontier(
     if here is not None:
         scale = AS_RANKED  # the last batch's own takes its place
     for batch in FRONTIER_BATCHES:
-        if not whole_groups(run.with_(batch_size=batch)):
+        if not whole_groups(run.with_(**at_batch(run, batch))):
             continue
         try:
             memory = candidate_memory_at(factory, run, batch, scale)
@@ -252,6 +255,8 @@ def frontier(
             continue
         ranked = longest(memory, batch, model_limit)
         played = here is not None and memory.traced_at(batch, ranked or SEQ_STEP)
+        if here is not None and not played and is_task(run):  # for which no closed forms stand in
+            continue
         if played:
             ranked, scale = longest_played(memory, batch, model_limit, played_of)
         points.append(FrontierPoint(batch_size=batch, seq_len=ranked, played=played))
@@ -264,13 +269,13 @@ def longest_played(
     """The longest sequence near the longest by rank that fits by its own estimate, and what playing it took over its
     rank, by which it is ranked anew where it does not fit.
     """
+    if generates(memory.run):
+        return _longest_completion(memory, batch, model_limit, played_of), memory.scale
     scale, tried = memory.scale, 1 << 62
     for _ in range(_MOST_PLAYS):
         ranked = longest(replace(memory, scale=scale), batch, model_limit, traced_alone=True) or SEQ_STEP
         tried = min(ranked, tried - SEQ_STEP)
         if tried < SEQ_STEP:
-            break
-        if generates(memory.run) and tried <= (memory.run.prompt_len or 0):
             break
         answer = played_of(of_length(memory.run, tried))
         if answer is None:
@@ -282,11 +287,39 @@ def longest_played(
     return None, scale
 
 
+def _longest_completion(
+    memory: CandidateMemory, batch: int, model_limit: int | None, played_of: PlayedOf
+) -> int | None:
+    """The same for completions that are generated: as a cache grows it takes up to three times its rank, by no one
+    ratio, so what was played brackets the length, and floors between are taken to be on a line."""
+    limit, _ = memory.largest_floors()
+    # A sequence with hardly a completion: there the rank is near.
+    low = -(-((memory.run.prompt_len or 0) + 1) // SEQ_STEP) * SEQ_STEP
+    floor, fits, high, above = memory.at(batch, low), None, None, 0
+    ranked = longest(replace(memory, scale=AS_RANKED), batch, model_limit, traced_alone=True)
+    tried = max(ranked or 0, low)
+    for _ in range(_MOST_PLAYS):
+        answer = played_of(of_length(memory.run, tried))
+        if answer is None:
+            break
+        if answer.verdict == "fits":
+            low, floor, fits = tried, answer.floor_bytes, tried
+        else:
+            high, above = tried, answer.floor_bytes
+        least = low if fits is None else low + SEQ_STEP
+        if high is None or high <= least:
+            break
+        share = (limit - floor) / max(above - floor, 1)
+        between = low + int((high - low) * share) // SEQ_STEP * SEQ_STEP
+        tried = min(max(between, least), high - SEQ_STEP)
+    return fits
+
+
 def candidate_memory_at(
     factory: CandidateFactory, run: RunConfig, batch: int, scale: Scale = AS_RANKED
 ) -> CandidateMemory:
     """The memory of `run` at another batch, where rows of unequal length are padded."""
-    resolution = resolve(factory.profile, _open(run, {"batch_size": batch}), factory.gpu)
+    resolution = resolve(factory.profile, _open(run, at_batch(run, batch)), factory.gpu)
     return factory.make(resolution, scale)
 
 
@@ -310,34 +343,5 @@ def longest(
         good: NDArray[np.bool_] = floors <= np.where(traced, *limits)
         return good & traced if traced_alone else good
 
-    steps_that_fit = _largest(fitting, top)
+    steps_that_fit = largest(fitting, top)
     return None if steps_that_fit is None else steps_that_fit * SEQ_STEP
-
-
-def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int) -> int | None:
-    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
-
-    def fitting(sizes: Ints) -> NDArray[np.bool_]:
-        seq = np.full_like(sizes, seq_len)
-        floors, traced = several.floors(sizes, seq)
-        fits = floors <= np.where(traced, *several.largest_floors())
-        alone, alone_traced = single.floors(np.ones_like(sizes), seq)
-        return np.where(sizes == 1, alone <= np.where(alone_traced, *single.largest_floors()), fits)
-
-    return _largest(fitting, MAX_BATCH)
-
-
-def _largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | None:
-    """The largest size from 1 to `top` that fits; memory never falls as a size grows."""
-    if top < 1:
-        return None
-    octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
-    sizes = np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
-    good = np.flatnonzero(fitting(sizes))
-    if not len(good):
-        return None
-    last = int(good[-1])
-    if last + 1 == len(sizes):
-        return int(sizes[last])
-    fine = np.arange(sizes[last], sizes[last + 1], dtype=np.int64)
-    return int(fine[fitting(fine)][-1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY
 from qlora_planner.planner.candidate_memory import Scale
@@ -79,7 +79,10 @@ def alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scal
             continue  # together they are the sequence
         # Another length or rank is asked of the weights as they are stored now; quality is about how they are.
         kept = {} if objective.name == "quality" else {name: shown[name] for name in _STORED}
-        around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)
+        try:
+            around = planner.rank(planner.run.with_(**kept), fixed | kept.keys(), objective, whole=False)
+        except NothingRunsError:  # not with this objective
+            continue
         other = next(around.best(), None)
         if other is None or not other.fits or not _gains(objective, other, chosen):
             continue

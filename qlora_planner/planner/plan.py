@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.catalog.trainers import run_document, trainer_named
-from qlora_planner.errors import InputError
+from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -60,6 +60,7 @@ if TYPE_CHECKING:  # most plans are made without a dataset
 SCHEMA = "qlora-plan/plan/1"
 _DEFAULT = RunConfig()
 _STORED = frozenset(("method", "quant", "double_quant"))
+_TOGETHER = frozenset(("batch_size", "grad_accum", "steps_per_generation"))
 
 
 @record
@@ -125,7 +126,7 @@ def plan(
     What is fixed stays: where nothing fits so, not even at a chance of running out that is taken, the plan is of what
     was asked for and names the nearest run that fits, which with `request.adjust` takes its place. A length that is not
     fixed becomes the longest that fits; where nothing fits at all, the run that needs least is answered.
-    Raises InputError for options that contradict each other, and when the stack refuses every combination left open.
+    Raises InputError for options that contradict each other; what the stack refuses as asked for is answered so.
     """
     objective = find_objective(request.objective)
     run, fixed = request.run, fixed_options(request.run, request.fixed)
@@ -146,8 +147,18 @@ def plan(
     rows = profile.dims.get("position_rows")
     if rows and "seq_len" not in fixed:  # a model that looks positions up has no more than these
         run = run.with_(seq_len=min(run.seq_len, int(rows)))
+    generation = trainer_named(run.trainer).generation
+    if generation and generation.always_scores and not (traces or fixed & _TOGETHER or request.effective_batch):
+        fixed |= {"grad_accum"}  # what ships is of one micro-batch: each is scored in a pass of its own
     planner = Planner.of(profile, request, run, sweep, tape_of, orders_of, shipped_of, traces, answers)
-    ranking = planner.rank(run, fixed, objective)
+    try:
+        ranking = planner.rank(run, fixed, objective)
+    except NothingRunsError:
+        if (refused := _refusal(planner, run)) is None:
+            raise
+        return refused
+    if not traces and is_task(run) and not ranking.traced.any() and (refused := _refusal(planner, run)) is not None:
+        return refused
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
         shorter = planner.rank(run, fixed, OBJECTIVES["context"], longest=run.seq_len - 1)
@@ -174,7 +185,7 @@ def _with_labels(run: RunConfig, labels: int | None) -> RunConfig:
 
 
 def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozenset[str], objective: Objective) -> Plan:
-    """The plan where nothing fits surely: of what was asked for, with the nearest that does beside it or instead."""
+    """The plan where nothing fits surely: of what was asked for, and the nearest that does beside it or instead."""
     least = ranking.least()
     answer = planner.answer(least.run)
     if any(problem.blocking for problem in answer.problems):
@@ -184,6 +195,7 @@ def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozens
         return _around(planner, ranking, least, answer)
     around, choice, there = near
     named = fixed | {"grad_accum"} if "batch_size" in fixed else fixed
+    named |= {"prompt_len"} if choice.run.prompt_len is not None and "seq_len" in fixed else set()
     changed = [name for name, value in choice.run.to_dict().items() if name in named and value != getattr(run, name)]
     if planner.request.adjust:
         adjusted = {name: getattr(run, name) for name in changed if name in fixed}
@@ -200,6 +212,13 @@ def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozens
 def _qualified(planner: Planner, answer: MemoryEstimate) -> MemoryEstimate:
     """The answer with all that its figures leave out of the model and the data."""
     return qualified(whole(planner.profile, answer), _of_data(planner.request))
+
+
+def _refusal(planner: Planner, run: RunConfig) -> Plan | None:
+    """The plan of a run as it was typed, where the stack refuses it."""
+    if not any(problem.blocking for problem in resolve(planner.profile, run, planner.request.gpu).problems):
+        return None
+    return _alone(planner, planner.answer(run))
 
 
 def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:
@@ -240,11 +259,9 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     price = request.gpu.rent_usd_per_hour
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
-    # With images each length and option set is traced by itself: of those around, the few that have a price are.
-    images = answer.run.shows_images
+    images = answer.run.shows_images  # each of them is traced by itself: of the runs around, those with a price are
     lone = images or _stands_alone(planner, answer.run)
-    alone = answer.method != TRACED if images else lone
-    priced = () if alone else tuple(
+    priced = () if (answer.method != TRACED if images else lone) else tuple(
         price for price in prices(factory, answer.run, planner.pace_on, scale, played_by(planner, answer.run))
         if not (shared and _STORED & set(price.change))
     )  # fmt: skip

@@ -40,12 +40,13 @@ class FrontierPoint:
 
 @record
 class Fallback:
-    """One rung of what to give up if memory runs out; bytes and speed are against the run itself."""
+    """One rung of what to give up if memory runs out; bytes and speed are against the run itself. No bytes, and `fits`
+    None, where no trace of a task's rung ships."""
 
     change: Change
     says: str
-    bytes: int
-    fits: bool
+    bytes: int | None = None
+    fits: bool | None = None
     speed: float | None
 
 

@@ -13,6 +13,7 @@ from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import STORED_QUANTIZED
+from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.planner.candidate_memory import CandidateFactory, CandidateMemory, Ints
 from qlora_planner.planner.knobs import generates, of_length
 from qlora_planner.planner.neighbours import longest
@@ -151,7 +152,8 @@ def rank(
 ) -> Ranking:
     """Rank option sets, each with the batches that it holds for. Raises InputError when there is none.
 
-    With `untraced` off, closed forms say what fits only where they must: where of all that is traced nothing does.
+    With `untraced` off, closed forms say what fits only where they must: where of all that is traced nothing does; of a
+    task, for which no closed forms stand in, where nothing is traced.
     """
     sets: list[OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
@@ -165,25 +167,27 @@ def rank(
         raise InputError(
             "no combination of the options left open runs with these library versions; leave more of them open"
         )
-    which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = (
-        np.concatenate(column) for column in zip(*parts, strict=True)
-    )
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    *_, traced, step_s = columns
+    if not untraced and is_task(run) and traced.any():
+        columns = [column[traced] for column in columns]
+    which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = columns
     if not untraced and (fits & traced).any():
         fits = fits & traced
     plain = np.array([options.plain for options in sets], dtype=np.int64)[which]
     usual = np.array([options.typed.optimizer == _DEFAULT.optimizer for options in sets])[which]
-    columns = Columns(
+    ranked = Columns(
         pace=pace, floor=floor, batch=batch, seq=seq, rank=rank, quality=quality, plain=plain, fits=fits, traced=traced,
         usual=usual,
     )  # fmt: skip
     # Ties beyond an objective's own keys: the option set that was listed first.
-    keys = objective.keys(columns)
+    keys = objective.keys(ranked)
     order = np.lexsort((which, *(-key for key in reversed(keys))))
     good = order[fits[order]]
     rest = order[~fits[order]]
     rest = rest[np.argsort(floor[rest], kind="stable")]
     return Ranking(
-        sets, which, accumulation, columns, fits, traced, step_s, np.concatenate([good, rest]), objective.lengths
+        sets, which, accumulation, ranked, fits, traced, step_s, np.concatenate([good, rest]), objective.lengths
     )
 
 

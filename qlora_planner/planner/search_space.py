@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Mapping
 from itertools import product
 from typing import Any
 
-from qlora_planner.catalog.trainers import trainer_named
+from qlora_planner.catalog.trainers import DIVERGENCE, trainer_named
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.planner.knobs import SOME_LAYERS
 from qlora_planner.record import record
@@ -220,10 +220,13 @@ def _runs(axes: list[list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
 
 
 def _whole_groups(run: RunConfig, batches: tuple[int, ...], effective: int | None) -> tuple[int, ...]:
-    """Those batches with which a trainer that generates has whole groups of completions; all where none has."""
-    generation = trainer_named(run.trainer).generation
-    if generation is None:
-        return batches
+    """Those batches with which a trainer that generates has whole groups of completions, and of others those that it
+    takes; all where none is left."""
+    trainer = trainer_named(run.trainer)
+    generation = trainer.generation
+    if generation is None:  # a batch of one has no completions of others, which some compare with
+        least = 2 if DIVERGENCE in trainer.passes_of(run) else 1
+        return tuple(size for size in batches if size >= least) or batches
     group = run.num_generations or generation.num_generations
     steps = run.steps_per_generation
     whole = tuple(

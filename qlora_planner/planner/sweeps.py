@@ -31,6 +31,8 @@ ShippedOf = Callable[[str, int, int], tuple[CompiledTape, ValidityRange] | None]
 SEQ_STEP = 64
 MAX_SEQ_LEN = 1 << 20
 MAX_BATCH = 1 << 12
+# Sizes tried first: four to an octave; then every one inside the last gap.
+_OCTAVE = 4
 # Runs of one region that are ranked by tapes of their own, where one tape does not hold for all of them.
 MOST_APART = 16
 _BEFORE = ("load", "prepare", "adapters")  # phases before the first step
@@ -247,3 +249,32 @@ def fixed_of(ground: StaticPeaks, run: RunConfig) -> FixedBytes:
     """What a run holds whatever its batch and sequence, for a sweep; `ground` must name what is trained."""
     weights = ground.static.buffers if run.method == "full" else ground.static.after_prepare
     return FixedBytes.of(weights, ground.state, sum(tensor.count for tensor in ground.static.trainable), run)
+
+
+def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | None:
+    """The largest size from 1 to `top` that fits; memory never falls as a size grows."""
+    if top < 1:
+        return None
+    octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
+    sizes = np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
+    good = np.flatnonzero(fitting(sizes))
+    if not len(good):
+        return None
+    last = int(good[-1])
+    if last + 1 == len(sizes):
+        return int(sizes[last])
+    fine = np.arange(sizes[last], sizes[last + 1], dtype=np.int64)
+    return int(fine[fitting(fine)][-1])
+
+
+def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int) -> int | None:
+    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
+
+    def fitting(sizes: Ints) -> NDArray[np.bool_]:
+        seq = np.full_like(sizes, seq_len)
+        floors, traced = several.floors(sizes, seq)
+        fits = floors <= np.where(traced, *several.largest_floors())
+        alone, alone_traced = single.floors(np.ones_like(sizes), seq)
+        return np.where(sizes == 1, alone <= np.where(alone_traced, *single.largest_floors()), fits)
+
+    return largest(fitting, MAX_BATCH)

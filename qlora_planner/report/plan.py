@@ -9,6 +9,7 @@ from typing import Any
 from qlora_planner.catalog.gpus.several import card_words
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.memory.sweep.tasks import is_task
+from qlora_planner.planner.knobs import generates
 from qlora_planner.planner.plan import Plan
 from qlora_planner.report.estimate import chosen, headline, next_command, problems, render_components
 from qlora_planner.report.parts.labels import card_line, cards_line, change, mib, option, recipe, speed_line, value
@@ -106,6 +107,10 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
             "longest sequence: not looked for, as no training step of this run is recorded here; `estimate` records one"
         )
         yield from theme.wrap(text, style="dim")
+        return
+    if not points and generates(plan.run):
+        text = f"no completion fits here beside a prompt of {plan.run.prompt_len:,} tokens, at none of these batches"
+        yield from theme.wrap(text, style="bold")
         return
     if not points:
         text = "no sequence length fits here, not even 64 tokens at batch 1: the weights alone are too large"

@@ -106,7 +106,12 @@ class Workbench:
         """
         from qlora_planner.session.views.planned import EstimateAnswer
 
-        answer = self.at(risk).open(model).estimate(run_of(run, options))
+        typed = run_of(run, options)
+        if run is None and not {"batch_size", "grad_accum"} & options.keys():
+            from qlora_planner.planner.knobs import in_whole_groups
+
+            typed = in_whole_groups(typed)
+        answer = self.at(risk).open(model).estimate(typed)
         return EstimateAnswer(estimate=answer, gpu=self.gpu, card=self.card.asked)
 
     def plan(

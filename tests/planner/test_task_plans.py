@@ -56,10 +56,11 @@ def test_a_plan_keeps_the_prompts_and_completions_that_were_asked_for(lengths: d
 
 
 def test_a_shorter_run_gives_up_completions_and_keeps_its_prompt() -> None:
-    tried = list(_steps(RunConfig(trainer="trl-grpo"), frozenset({"prompt_len", "completion_len", "seq_len"})))
-    assert [step.names & {"prompt_len", "completion_len", "seq_len"} for step in tried if step.shorter] == [
-        {"completion_len", "seq_len"}
-    ]
+    lengths = {"prompt_len", "completion_len", "seq_len"}
+    tried = [step for step in _steps(RunConfig(trainer="trl-grpo"), frozenset(lengths), 1200) if step.shorter]
+    assert tried[0].names & lengths == {"completion_len", "seq_len"}
+    # Only where none fits beside it, the prompt is cut too.
+    assert [step.reset.get("prompt_len") for step in tried] == [None, 600, 300]
 
 
 @pytest.mark.usefixtures("base_install")
@@ -106,3 +107,41 @@ def test_options_that_a_task_alone_has_are_among_its_prices() -> None:
     assert pairs["precompute_ref_log_probs"] is True and "num_generations" not in pairs
     rewarded = {name for price in bench.prices(DPO.with_(trainer="trl-reward")) for name in price.change}
     assert not {"num_generations", "precompute_ref_log_probs"} & rewarded
+
+
+@pytest.mark.usefixtures("base_install")
+@pytest.mark.parametrize("trainer", ["trl-kto", "trl-rloo"])
+def test_a_trainer_that_takes_no_batch_of_one_is_planned_with_a_larger(trainer: str) -> None:
+    plan = Session().open(SMALL, "24GB").plan(RunConfig(trainer=trainer), fixed=("trainer",))
+    assert plan.estimate.verdict == "fits" and plan.run.batch_size > 1
+    assert plan.prices and all(point.played for point in plan.frontier)
+
+
+def test_an_estimate_of_a_task_alone_is_of_a_batch_that_it_takes() -> None:
+    runs = {name: Session().on("24GB").estimate(SMALL, trainer=f"trl-{name}").run for name in ("grpo", "kto", "rloo")}
+    assert {name: (run.batch_size, run.grad_accum) for name, run in runs.items()} == {
+        "grpo": (1, 8), "kto": (2, 1), "rloo": (2, 1),
+    }  # fmt: skip
+    # What was typed stays as it was typed, and is refused.
+    assert Session().on("24GB").estimate(SMALL, trainer="trl-kto", batch_size=1).verdict == "will-not-run"
+
+
+@pytest.mark.usefixtures("base_install")
+def test_what_the_stack_refuses_as_asked_is_a_plan_that_says_so() -> None:
+    plan = Session().on("24GB").plan(SMALL, trainer="trl-grpo", num_generations=1)
+    assert plan.verdict == "will-not-run" and plan.prices == ()
+    assert [problem.fix for problem in plan.estimate.problems if problem.blocking] == ["--num-generations 2"]
+
+
+@pytest.mark.usefixtures("base_install")
+def test_the_longest_completion_is_as_long_as_one_that_fits_when_estimated() -> None:
+    bench = Session().open(SMALL, "6GB")
+    run = RunConfig(trainer="trl-grpo", prompt_len=256, num_generations=4)
+    longest = bench.plan(run, fixed=("trainer", "prompt_len", "num_generations"), objective="context").run
+    asked = run.with_(
+        **{name: getattr(longest, name) for name in ("gradient_checkpointing", "alloc_conf", "optimizer")}
+    )
+    asked = asked.with_(grad_accum=longest.grad_accum)
+    tokens = longest.completion_len or 0
+    fits, more = (bench.estimate(asked.with_(completion_len=size)).verdict for size in (tokens, tokens + 64))
+    assert fits == "fits" and more != "fits"

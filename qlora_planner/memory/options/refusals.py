@@ -39,7 +39,7 @@ def refusals(
         yield _refuse(
             "experts-refused", "experts are stored in 4 bits beside 4-bit linear layers alone", "--expert-quant none"
         )
-    yield from _of_trainer(profile, run, trainer, loss)
+    yield from _of_trainer(profile, run, trainer, loss, lacks_bf16=gpu is not None and gpu.bf16 is False)
     yield from _of_card(run, gpu)
     yield from _of_optimizer(profile, run, trainer)
 
@@ -124,7 +124,9 @@ def _of_checkpointing(run: RunConfig) -> Iterator[Problem]:
             )  # fmt: skip
 
 
-def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory) -> Iterator[Problem]:
+def _of_trainer(
+    profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss: LossMemory, *, lacks_bf16: bool
+) -> Iterator[Problem]:
     if run.task is not None and not trainer.classifies:
         instead = next(row.name for row in TRAINER_ROWS.values() if row.classifies)
         yield _refuse("task-refused", f"{trainer.name} trains no sequence classifier", f"--trainer {instead}")
@@ -191,7 +193,7 @@ def _of_trainer(profile: ModelProfile, run: RunConfig, trainer: TrainerRow, loss
     elif run.quant != "none" and trainer.adapters_bfloat16:
         why, fix = (
             f"{trainer.name} casts the adapters of a quantised base to bfloat16",
-            _instead(trainer, "--compute-dtype bfloat16"),
+            _instead(trainer, "--method lora --quant none" if lacks_bf16 else "--compute-dtype bfloat16"),
         )
     else:
         why, fix = "modules_to_save trains 16-bit copies", "--upcast, or --compute-dtype bfloat16"

@@ -75,7 +75,8 @@ def rollout_refusals(run: RunConfig, trainer: TrainerRow) -> Iterator[Problem]:
         whole = next(size for size in range(run.batch_size, run.batch_size + group + 1) if size * steps % group == 0)
         yield _refuse(
             "generations-refused",
-            f"{together} completions are generated together, which {group} of each prompt do not divide",
+            f"{together} {'completion is' if together == 1 else 'completions are'} generated together, which {group} of"
+            " each prompt do not divide",
             f"--batch-size {whole}",
         )
     if run.vllm == "colocate" and run.quant == "int8":

@@ -26,9 +26,9 @@ from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
-from qlora_planner.planner.neighbours import largest_batch, longest
+from qlora_planner.planner.neighbours import longest
 from qlora_planner.planner.survey.played import PlayedRuns
-from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of
+from qlora_planner.planner.sweeps import PINNED_OVER_ALLOCATED, Sweep, fixed_of, largest_batch
 from qlora_planner.record import record
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile

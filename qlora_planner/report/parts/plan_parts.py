@@ -48,11 +48,14 @@ def given_up(plan: Plan, theme: Theme) -> Iterator[Line]:
     heads = ("what to give up, in order", "MiB", "speed", "fits")
     yield columns([(head, "dim") for head in heads], _LADDER, frozenset({0}))
     for row in plan.ladder:
+        turned = {name: now for name, now in row.change.items() if name != "padding"}
+        if turned.get("steps_per_generation") == turned.get("grad_accum"):  # as it follows from it
+            turned.pop("steps_per_generation", None)
         cells = [
-            (theme.cut(change({k: v for k, v in row.change.items() if k != "padding"}), _LADDER[0]), ""),
-            (f"{row.bytes / MIB:+,.0f}", ""),
+            (theme.cut(change(turned), _LADDER[0]), ""),
+            ("-" if row.bytes is None else f"{row.bytes / MIB:+,.0f}", ""),
             (percent(row.speed), ""),
-            ("yes" if row.fits else "no", "" if row.fits else "dim"),
+            ("?" if row.fits is None else "yes" if row.fits else "no", "" if row.fits else "dim"),
         ]
         yield columns(cells, _LADDER, frozenset({0}))
 
