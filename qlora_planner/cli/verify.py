@@ -41,7 +41,7 @@ _EXIT = {"ok": 0, "out-of-memory": 1, "error": 4, "interrupted": 130}
     cls=SectionOption,
     type=click.IntRange(0, 1023),
     metavar="R",
-    help="Play one of several cards on this one.",
+    help="Run as one of several cards on this one.",
 )
 @card_options()
 @run_options()
@@ -59,7 +59,7 @@ def command(
 ) -> int:
     """Build this very run with random weights, take real steps in a process of its own, and compare.
 
-    --gpu of a smaller card makes this one behave like it; with --as-rank it plays rank R of --gpu 8xa100-80gb alone,
+    --gpu of a smaller card makes this one behave like it; with --as-rank it runs rank R of --gpu 8xa100-80gb alone,
     under FSDP2, with nobody to send to. Exits with 1 when it runs out of memory.
     """
     output = output_from(given)

@@ -47,7 +47,7 @@ def counted_words(run: RunConfig, static: StaticMemory, state: TrainingState) ->
         Component.UNQUANTIZED_WEIGHTS: f"embeddings, head, norms: {format_mib(static.unquantized_loaded)} as loaded"
         + (f", {format_mib(static.unquantized_prepared)} after the cast to float32" if run.upcast else ""),
         Component.ADAPTERS: f"{state.count:,} trainable parameters as they train",
-        Component.GRADIENTS: f"one per trainable parameter: {state.count:,}",
+        Component.GRADIENTS: f"one per trainable parameter, {state.count:,}, as far as alive at the peak",
         Component.OPTIMIZER_STATES: f"{run.optimizer}"
         + (f"; {format_mib(state.paged)} more in managed memory" if state.paged else ""),
     }

@@ -259,6 +259,8 @@ def frontier(
             continue
         if played:
             ranked, scale = longest_played(memory, batch, model_limit, played_of)
+        if here is not None and here.verdict == "fits" and batch == run.batch_size:
+            ranked = max(ranked or 0, run.seq_len)  # known to fit, where its rank is just over the limit
         points.append(FrontierPoint(batch_size=batch, seq_len=ranked, played=played))
     return tuple(points)
 

@@ -24,16 +24,15 @@ CSV_HEADS = (
 
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
 _SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
-_ROWS = 26
+_ROWS = 25
 # How a row is read: what stands in it, and what that means.
 _READ = (
-    ("longest", "tokens of the longest sequence that fits at batch 1"),
-    ("batch @{seq_len}", "sequences of {seq_len} tokens that fit in one batch"),
-    ("peak", "what is alive at once, summed; `plan MODEL` simulates torch's allocator too"),
-    ("~", "by formulas, as no training step of the model is recorded here: less exact"),
+    ("longest", "tokens that fit at batch 1; batch: sequences of {seq_len} that fit"),
+    ("peak", "what is alive at once, summed; `plan MODEL` simulates all of it"),
+    ("~", "by formulas, as no training step of it is recorded: less exact"),
     (
-        "4-bit 1x16/8", "the best run: weights in 4 bits, batch 1, gradients of 16 batches a step, gradient"
-        " checkpointing of 1 layer in 8 (+: of none); where there is none, what fills the card",
+        "4-bit 1x16/8", "4-bit weights, batch 1, 16 batches a step, 1 layer in 8 checkpointed (+: none); where none"
+        " fits, what fills the card",
     ),
 )  # fmt: skip
 _EXPLANATION = (
@@ -77,8 +76,9 @@ def render_survey(
     guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
     for word, means in _READ:
         if guessed or word != "~":
-            word, means = (text.format(seq_len=f"{run.seq_len:,}") for text in (word, means))
-            lines += theme.wrap(means, 16, f"  {word}", style="dim", first_style="dim")
+            lines += theme.wrap(
+                means.format(seq_len=f"{run.seq_len:,}"), 16, f"  {word}", style="dim", first_style="dim"
+            )
     if explain:
         for text in _EXPLANATION:
             lines += theme.wrap(text, 2, style="dim")

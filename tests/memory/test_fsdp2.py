@@ -204,7 +204,7 @@ def test_a_plan_of_shared_weights_claims_no_longest_sequence() -> None:
     plan = Session().on("4xrtx-4090").plan("meta-llama/Llama-2-70b-hf", seq_len=2048)
     assert (plan.estimate.verdict, plan.run.parallel) == ("fits", "fsdp2")
     assert not plan.frontier
-    assert "too large" not in str(plan) and "longest sequence: not ranked" in str(plan)
+    assert "too large" not in str(plan) and "longest sequence: not looked for" in str(plan)
     assert not {"quant", "method"} & {name for price in plan.prices for name in price.change}
 
 

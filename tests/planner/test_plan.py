@@ -153,6 +153,14 @@ def test_the_frontier_is_a_boundary() -> None:
         assert over.verdict != "fits"
 
 
+def test_the_frontier_reaches_the_run_that_fits() -> None:
+    # Ranked, 2,048 tokens are just over the limit; played, they fit.
+    found = session.plan(session.load_model("qwen2.5-7b"), session.load_gpu("24GB"))
+    assert found.estimate.verdict == "fits"
+    longest = next(point.seq_len for point in found.frontier if point.batch_size == found.run.batch_size)
+    assert (longest or 0) >= found.run.seq_len
+
+
 @pytest.mark.parametrize(("knob", "change"), [("rank", {"rank": 32}), ("seq_len", {"seq_len": 4096})])
 def test_a_price_is_the_difference_of_two_estimates(knob: str, change: dict[str, int]) -> None:
     found = planned()

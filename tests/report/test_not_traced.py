@@ -63,7 +63,7 @@ def test_the_survey_marks_rows_without_a_trace() -> None:
     text = render_survey(rows, CARD, RunConfig(), THEME, card="24GB")
     marked = [line for line in text.splitlines() if "7B" in line or "8B" in line]
     assert ["~" in line for line in marked[:2]] == [False, True]
-    assert "  ~             by formulas, as no training step of the model is recorded here:" in text
+    assert "  ~             by formulas, as no training step of it is recorded: less exact" in text
     assert "by formulas" not in render_survey(rows[:1], CARD, RunConfig(), THEME, card="24GB")
 
 

@@ -154,7 +154,7 @@ def recipe(run: RunConfig, *, sizes: bool = True) -> str:
         but = f" but {short(run.exclude_modules, 200)}" if run.exclude_modules else ""
         parts.append(f"{kind} {run.rank} on {short(run.target_modules or 'all-linear', 200)}{but}")
     if sizes:
-        accumulated = f" x {run.grad_accum} steps" if run.grad_accum > 1 else ""
+        accumulated = f", {run.grad_accum} batches a step" if run.grad_accum > 1 else ""
         parts.append(f"{run.batch_size} x {run.seq_len:,} tokens{accumulated}")
         if run.images:
             shown = "1 image" if run.images == 1 else f"{run.images:,} images"
