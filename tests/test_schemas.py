@@ -43,6 +43,7 @@ def test_a_schema_is_one(name: str) -> None:
         ["estimate", "llama-3.1-8b", "--gpu", "24GB", "--trainer", "trl-kto", "--eval-batch-size", "2"],
         ["estimate", "qwen2.5-7b", "--stack", "trl=1.13", "--attention", "eager"],
         ["plan", "mistral-7b-v0.3", "--gpu", "t4"],
+        ["plan", "mistral-7b-v0.3", "--gpu", "24GB", "--trainer", "trl-grpo", "--num-generations", "1"],
         ["audit", "mistral-7b-v0.3"],
         ["gpus", "rtx"],
         ["models", "gemma"],

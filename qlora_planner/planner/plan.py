@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.catalog.trainers import run_document, trainer_named
-from qlora_planner.errors import InputError, NothingRunsError
+from qlora_planner.errors import NothingRunsError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -18,7 +18,7 @@ from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.gpus.others import Standing, smallest_card
-from qlora_planner.planner.knobs import generates
+from qlora_planner.planner.knobs import generates, in_whole_groups
 from qlora_planner.planner.nearest import nearest
 from qlora_planner.planner.neighbours import PlayedOf, candidate_memory_at, frontier, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
@@ -35,6 +35,8 @@ from qlora_planner.planner.planner import (
     rows_of,
 )
 from qlora_planner.planner.records import (
+    UNPRICED,
+    UNSEARCHED,
     Advice,
     Alternative,
     Fallback,
@@ -46,7 +48,7 @@ from qlora_planner.planner.records import (
     SearchSummary,
 )
 from qlora_planner.planner.search import Choice, Ranking
-from qlora_planner.planner.search_space import RULES, fixed_options
+from qlora_planner.planner.search_space import RULES, fixed_options, with_labels
 from qlora_planner.planner.sweeps import Sweep
 from qlora_planner.record import document, fields_of, record
 from qlora_planner.spec.machine import GpuSpec
@@ -101,7 +103,12 @@ class Plan:
             gpu |= {"count": machine.gpus_per_node, "nodes": machine.nodes}
             if machine.network is not None and not machine.network.assumed:
                 gpu["node_network"] = machine.network.kind
-        own = {"gpu": gpu, "run": run_document(self.run), "cost": self.cost or {}, "search": self.search or {}}
+        own = {
+            "gpu": gpu,
+            "run": run_document(self.run),
+            "cost": self.cost or UNPRICED,
+            "search": self.search or UNSEARCHED,
+        }
         return {"schema": SCHEMA, **document({**fields_of(self), **own, **beside})}
 
 
@@ -138,7 +145,7 @@ def plan(
     if objective.lengths and "seq_len" in fixed:  # nothing is left to look for: the length stays
         objective = OBJECTIVES["throughput"]
     if request.data is not None:
-        run = _with_labels(run, request.data.labels)
+        run = with_labels(run, request.data.labels)
     if request.data is not None and "seq_len" not in fixed:
         from qlora_planner.data.batches.summary import seq_len_for
 
@@ -157,8 +164,11 @@ def plan(
         if (refused := _refusal(planner, run)) is None:
             raise
         return refused
-    if not traces and is_task(run) and not ranking.traced.any() and (refused := _refusal(planner, run)) is not None:
-        return refused
+    if not traces and is_task(run) and not ranking.traced.any():
+        typed = run if "batch_size" in fixed else in_whole_groups(run)
+        if (refused := _refusal(planner, typed)) is not None:
+            return refused
+        planner.answer(typed)  # which says what would have to be traced
     settled = planner.settle(ranking, bold=objective.name in ("throughput", "cheapest"))
     if settled is None and "seq_len" not in fixed and not objective.lengths:
         shorter = planner.rank(run, fixed, OBJECTIVES["context"], longest=run.seq_len - 1)
@@ -170,18 +180,6 @@ def plan(
     if any(problem.blocking for problem in settled[1].problems):
         return _alone(planner, settled[1])  # what lies around a run that cannot be is nothing to choose from
     return _around(planner, ranking, *settled)
-
-
-def _with_labels(run: RunConfig, labels: int | None) -> RunConfig:
-    """The run of a classifier with as many labels as its data has, where their number is open.
-
-    Raises InputError where the data has more than the run.
-    """
-    if run.task is None or labels is None:
-        return run
-    if run.num_labels is not None and labels > run.num_labels:
-        raise InputError(f"--num-labels {run.num_labels}: the data has {labels} labels")
-    return run.with_(num_labels=run.num_labels or labels)
 
 
 def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozenset[str], objective: Objective) -> Plan:

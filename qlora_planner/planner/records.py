@@ -119,3 +119,8 @@ class SearchSummary:
     ranked_on: str
     speed_unknown: bool
     rules: tuple[Rule, ...]
+
+
+# Of a plan of a run that cannot be, around which nothing was looked for.
+UNPRICED = PlanCost(usd_per_million_tokens=None, usd_per_hour=None)
+UNSEARCHED = SearchSummary(candidates=0, ranked_on="", speed_unknown=True, rules=())

@@ -10,6 +10,7 @@ from itertools import product
 from typing import Any
 
 from qlora_planner.catalog.trainers import DIVERGENCE, trainer_named
+from qlora_planner.errors import InputError
 from qlora_planner.memory.options.stored_checkpoint import stored_options
 from qlora_planner.planner.knobs import SOME_LAYERS
 from qlora_planner.record import record
@@ -244,3 +245,15 @@ def _batches(run: RunConfig, fixed: frozenset[str], effective: int | None) -> tu
         return tuple(2**power for power in range(LARGEST_BATCH.bit_length())), None
     wanted = effective or EFFECTIVE_BATCH
     return tuple(size for size in range(1, min(wanted, LARGEST_BATCH) + 1) if wanted % size == 0), wanted
+
+
+def with_labels(run: RunConfig, labels: int | None) -> RunConfig:
+    """The run of a classifier with as many labels as its data has, where their number is open.
+
+    Raises InputError where the data has more than the run.
+    """
+    if run.task is None or labels is None:
+        return run
+    if run.num_labels is not None and labels > run.num_labels:
+        raise InputError(f"--num-labels {run.num_labels}: the data has {labels} labels")
+    return run.with_(num_labels=run.num_labels or labels)

@@ -66,7 +66,7 @@ def test_a_shorter_run_gives_up_completions_and_keeps_its_prompt() -> None:
 @pytest.mark.usefixtures("base_install")
 def test_a_task_of_a_class_without_traces_is_no_plan_by_closed_forms() -> None:
     bench = Session().open("google/gemma-2-9b", "8GB")
-    with pytest.raises(MissingError, match=r"trl-dpo.* is not among the traces that ship"):
+    with pytest.raises(MissingError, match=r"batch 2, 1024 tokens, .*trl-dpo.* is not among the traces that ship"):
         bench.plan(DPO)
 
 

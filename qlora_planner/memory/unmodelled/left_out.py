@@ -94,7 +94,8 @@ def _of_trainer(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     key = f"--trainer {trainer.name}"
     what = (
         f"a step of {trainer.name} is known by a trace alone, of its package as it is installed, and none is at hand:"
-        " weights and adapters are counted, the rest is a guess"
+        f" weights and adapters are counted, the rest is a guess; with {', '.join(trainer.packages)} installed"
+        " `estimate` records one"
     )
     counted = estimate.static.after_adapters / max(estimate.floor_bytes, 1)
     yield Unmodelled(key=key, what=what, direction="up")
