@@ -114,7 +114,7 @@ def _memory(memory: Mapping[str, Any]) -> str:
         )
     text = f"peak {format_gib(device)} measured"
     if predicted is None:
-        return text
+        return f"{text}, nothing predicted"
     low, high = predicted["low_bytes"], predicted["high_bytes"]
     inside = "inside" if low <= device <= high else "OUTSIDE"
     off = 100 * (device / predicted["device_bytes"] - 1)

@@ -9,6 +9,7 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component
+from qlora_planner.memory.unmodelled.left_out import guessed
 from qlora_planner.session.towers import with_tower
 from qlora_planner.session.traces import tape_for
 from qlora_planner.speed.roofline import speed_of
@@ -22,6 +23,14 @@ def test_without_a_trace_nobody_can_say_unless_its_weights_alone_are_too_large(m
     answer = estimate(load_model(model), RUN, load_gpu("24GB"))
     assert answer.fit is not None and answer.fit.verdict == verdict
     assert [thing.key for thing in answer.unmodelled] == ["--trainer unsloth"] * 2
+
+
+def test_a_figure_without_a_trace_of_it_is_no_prediction_of_a_run() -> None:
+    profile, card = load_model("llama-3.1-8b"), load_gpu("24GB")
+    assert "known by a trace alone" in str(guessed(estimate(profile, RUN, card)))
+    assert guessed(estimate(profile, RunConfig(trainer="trl-sft"), card)) is None
+    traced = tape_for(profile, RUN, card, stored_only=True)
+    assert guessed(estimate(profile, RUN, card, tape=traced)) is None
 
 
 def test_weights_stay_in_16_bits_and_adapters_are_float32() -> None:

@@ -86,6 +86,13 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     )
 
 
+def guessed(estimate: MemoryEstimate) -> str | None:
+    """Why an estimate is no prediction of its run, in words that end a sentence; None where it is one."""
+    if estimate.method == TRACED:
+        return None
+    return next((thing.what for thing in _of_trainer(estimate)), None)
+
+
 def _of_trainer(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
     """A trainer whose step no closed form knows: its static bytes are counted, and nothing bounds the rest."""
     trainer = trainer_named(estimate.run.trainer)

@@ -13,6 +13,7 @@ from qlora_planner.errors import InputError, MissingError
 from qlora_planner.exchange.scripts.accelerate import launch_config
 from qlora_planner.measure.process import versions
 from qlora_planner.memory.parallel.choice import for_cards
+from qlora_planner.memory.unmodelled.left_out import guessed
 from qlora_planner.record import record
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.session.packages import Warn, check_executable, without_card
@@ -264,6 +265,9 @@ def specification(
         refused = [problem for problem in predicted.problems if problem.blocking]
         if refused:
             raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
+    guess = None if predicted is None else guessed(predicted)
+    if guess:
+        session.tell(f"nothing is predicted for this run: {guess}")
     spec = ChildSpec(
         run=resolved,
         model_id=raw.id,
@@ -275,11 +279,11 @@ def specification(
         steps=steps,
         snapshot=ranks == 1,  # who holds what is not told apart of tensors that are shards of others
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        predicted=None if predicted is None else predicted.to_dict(),
+        predicted=None if predicted is None or guess else predicted.to_dict(),
         ranks=ranks,
         launch=launch_config(resolved, ranks) if ranks > 1 else None,
     )
-    return spec, predicted
+    return spec, None if guess else predicted
 
 
 def _card(here: ThisCard) -> PlannedCard:

@@ -208,7 +208,7 @@ class _Execution:
             )  # fmt: skip
 
         with _stop_signals() as stop, self.onlooker.watching(make) as (watch, draw):
-            for note in notes:
+            for note in [*notes, *filter(None, [self.predictions.lacking(self.prepared.spec.run)])]:
                 watch.note(note)
             watch.began(1, step_of(spec.resume) if spec.resume else 0)
             for item in supervise(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError
+from qlora_planner.memory.unmodelled.left_out import guessed
 from qlora_planner.session.cards import PlannedCard
 from qlora_planner.spec.risk import TIGHT_AT_MOST
 from qlora_planner.spec.run import RunConfig
@@ -60,9 +61,15 @@ class Predictions:
         return None if self._opened is None else self._opened.estimate(run, self._widths)
 
     def document(self, run: RunConfig) -> Mapping[str, Any] | None:
-        """The same estimate as it is recorded."""
+        """The same estimate as it is recorded; None for a guess: see `guessed`."""
         estimate = self.estimate(run)
-        return None if estimate is None else estimate.to_dict()
+        return None if estimate is None or guessed(estimate) else estimate.to_dict()
+
+    def lacking(self, run: RunConfig) -> str | None:
+        """A note for a run of which nothing is predicted though there is a card, with the reason."""
+        estimate = self.estimate(run)
+        why = None if estimate is None else guessed(estimate)
+        return None if why is None else f"nothing is predicted for this run: {why}"
 
     def speed(self, run: RunConfig, tokens: int | None) -> Mapping[str, Any] | None:
         """The speed predicted for rows of `tokens`, which is what the steps that were timed had."""
