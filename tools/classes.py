@@ -65,10 +65,12 @@ class Shipped:
             own = root / "tapes" / "single" / f"{path.stem}.jsonl.gz"
             traced = own.is_file() and bool(header_of(own)["regions"])
             self.answered[kind] += traced or profile["config_sha256"] in index
-        self.tapes = Counter[str]()
+        self.tapes, self.drawn = Counter[str](), Counter[str]()  # all, and those that answer for other sizes too
         for path in (root / "families").glob("*.jsonl.gz"):
             header = json.loads(gzip.decompress(path.read_bytes()).split(b"\n", 1)[0])
-            self.tapes[path.name.rpartition("-")[0]] += len(header["tapes"])
+            kind = path.name.rpartition("-")[0]
+            self.tapes[kind] += len(header["tapes"])
+            self.drawn[kind] += 0 if "cuts" in header else len(header["tapes"])
 
     def row(self, kind: str) -> tuple[str, ...]:
         """A class: where it is, models, law, tapes, and how a config.json of it is answered without torch."""
@@ -84,7 +86,7 @@ class Shipped:
             text = self.wrappers[kind]["texts"].get(part, {"law": part})["law"]
             return f"by its text part, {text}" if text in self.laws else f"refused: no law of its text part, {text}"
         if kind in self.laws:
-            return "any sizes" if self.tapes[kind] else "any sizes profiled; runs of catalogue models"
+            return "any sizes" if self.drawn[kind] else "any sizes profiled; runs of catalogue models"
         if self.models[kind]:
             known = "catalogue models alone" if self.answered[kind] else "refused"
             return f"{known}: {WITHOUT_LAW.get(kind, 'no law yet')}"

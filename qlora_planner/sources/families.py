@@ -20,12 +20,14 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
-from qlora_planner.spec.family import FLASH_ROWS, ROW_BLOCKS, FamilyTape, flash_sizes
+from qlora_planner.spec.family import FLASH_ROWS, FamilyTape, filled_lengths, flash_sizes
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import TOKENS, tile_count
 
 FAMILY_SCHEMA = "qlora-plan/family/2"
 INDEX = "index.json"
+# What ends a region's name whose rows fill a whole number of the blocks that state spaces scan: nothing is cut off.
+WHOLE = " whole"
 _LARGEST_BYTES = 4 << 20
 # Elements that bitsandbytes quantises as one: a last block that is not full is no fraction of a size.
 _BLOCK = 64
@@ -77,17 +79,23 @@ def family_tape(
     names = [name]
     if not profile.dims.get("sliding_window") and _masks_nothing(variant):  # every row lies within no window
         names.append(f"{name} within")
-    held = _held(profile, variant, names, dirs, profile.versions if stack is None else stack)
-    family, versions = held or (None, {})
-    rounded = flash_sizes(profile.dims, seq_len) if "flash_attention_2" in variant.split() else {}
-    letters = {name: ((size, 1, (0, 0, 0)),) for name, size in rounded.items()}
-    tape = None if family is None else family.of_model(profile, batch_size, seq_len, letters)
-    if family is None or tape is None:
+    wanted = profile.versions if stack is None else stack
+    for regions in ([f"{name}{WHOLE}" for name in names], names):
+        held = _held(profile, variant, regions, dirs, wanted)
+        alike = None if held is None else held[0].lengths_alike(seq_len)
+        if alike is not None:
+            break
+    if held is None or alike is None:
+        return None
+    family, versions = held
+    flash = flash_sizes(profile.dims, seq_len) if "flash_attention_2" in variant.split() else {}
+    letters = {name: ((size, 1, (0, 0, 0)),) for name, size in flash.items()}
+    tape = family.of_model(profile, batch_size, seq_len, letters)
+    if tape is None:
         return None
     region = _of_as_many_tiles(family, region, batch_size, seq_len)
-    if rounded:  # every length that rounds to the same one
-        last = rounded[ROW_BLOCKS]
-        region = replace(region, low=max(region.low, last - FLASH_ROWS), high=min(region.high, last))
+    for low, high in (alike, filled_lengths(seq_len, FLASH_ROWS)) if flash else (alike,):
+        region = replace(region, low=max(region.low, low), high=min(region.high, high))
     return StoredTape(tape=tape, region=region, versions=versions)
 
 
@@ -193,7 +201,7 @@ def _index(path: Path) -> dict[str, str]:
 @lru_cache(maxsize=64)
 def _decoded(path: Path, number: int) -> FamilyTape:
     header, lines = _lines(path)
-    return FamilyTape.from_dict(tape_in(lines[number]), tuple(header["symbols"]), tuple(header["kinds"]))
+    return FamilyTape.from_dict(tape_in(lines[number]), header)
 
 
 @lru_cache(maxsize=4)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from dataclasses import field
 from fractions import Fraction
 from itertools import chain, repeat
 from math import prod
@@ -21,8 +23,16 @@ COMPLETION, PROMPT, ROWS, LABELS = "completion_len", "prompt_len", "generated_ro
 # What flash_attn's backward rounds up to: the width of a head, and the length of rows of one length.
 HEAD_BLOCKS, ROW_BLOCKS = "flash_head_dim", "flash_seq_len"
 _FLASH_WIDTH, FLASH_ROWS = 32, 128
+# Lengths of rows that are taken in blocks, the last one filled up: by the scan of a state space, which goes on with one
+# state more than there are blocks; and by efficient attention on wide heads.
+SCANNED, SCAN_STATES = "scanned_len", "scan_states"
+FILLED_QUERIES, FILLED_KEYS, FILLED_SUMS = "filled_queries", "filled_keys", "filled_sums"
+# Efficient attention copies a mask whose rows are no multiple of this (attention.cpp, pad_bias).
+_MASK_STEP = 16
 # Each letter as a polynomial of batch, sequence and rank.
 Letters = Mapping[str, tuple[Term, ...]]
+# The layers of a model that a trace keeps, and for each layer of the model which of these stands for it.
+Cut = tuple[tuple[int, ...], tuple[int, ...]]
 # Numerator, denominator, powers of (batch, sequence, rank), and the dimensions that are multiplied, by their names.
 FamilyTerm = tuple[int, int, Monomial, tuple[str, ...]]
 
@@ -36,28 +46,62 @@ def flash_sizes(dims: Mapping[str, int | float | None], seq_len: int) -> dict[st
     width = int(dims.get("head_dim") or 0) or (hidden // heads if heads else 0)
     if not width:
         return {}
-    return {HEAD_BLOCKS: _rounded(width, _FLASH_WIDTH), ROW_BLOCKS: _rounded(seq_len, FLASH_ROWS)}
+    return {HEAD_BLOCKS: rounded(width, _FLASH_WIDTH), ROW_BLOCKS: rounded(seq_len, FLASH_ROWS)}
 
 
-def _rounded(size: int, unit: int) -> int:
+def rounded(size: int, unit: int) -> int:
+    """The next multiple of `unit`."""
     return -(-size // unit) * unit
+
+
+def block_sizes(blocks: Mapping[str, int], seq_len: int) -> dict[str, int]:
+    """The letters of rows of this length that are taken in blocks of so many tokens each."""
+    sizes = {letter: rounded(seq_len, unit) for letter, unit in blocks.items()}
+    return sizes | ({SCAN_STATES: sizes[SCANNED] // blocks[SCANNED] + 1} if SCANNED in blocks else {})
+
+
+def filled_lengths(seq_len: int, unit: int) -> tuple[int, int]:
+    """The lengths above the first and up to the second, which round up to the same one."""
+    last = rounded(seq_len, unit)
+    return last - unit, last
 
 
 @record
 class FamilyTape:
-    """A tape of one structure of a class: `kinds` numbers the kind of each layer that it holds, as they come."""
+    """A tape of one structure of a class: `kinds` numbers the kind of each layer that it holds, as they come.
+
+    `cuts` gives the layers that are traced by the hash of a model's config, where layers of the same tensors run
+    otherwise, so that no profile tells them apart: then no other config is this family's.
+    """
 
     kinds: tuple[str, ...]
     sizes: tuple[tuple[FamilyTerm, ...], ...]
     tape: CompiledTape  # its sizes are empty
     loops: tuple[TileLoop, ...] = ()  # traced with three tiles, inner loops before outer ones
     scored: tuple[Term, ...] = ()  # how many tokens the head scores, where it takes them in tiles
+    cuts: Mapping[str, Cut] = field(default_factory=dict)
+    blocks: Mapping[str, int] = field(default_factory=dict)  # tokens of a block, by the letter of the length
+    whole: bool | None = None  # holds for lengths that fill a whole number of scans alone, or for all others alone
 
     def scored_tokens(self, batch_size: int, seq_len: int) -> int | None:
         """How many tokens the head scores in such a batch; None where it makes nothing tile by tile."""
         if not any(loop.over == TOKENS for loop in self.loops):
             return None
         return int(sum((Fraction(n, d) * batch_size**b * seq_len**s for n, d, (b, s, _) in self.scored), Fraction(0)))
+
+    def lengths_alike(self, seq_len: int) -> tuple[int, int] | None:
+        """The lengths above the first and up to the second that take what this one does, as far as blocks are
+        concerned; None where the tape is not for this length."""
+        if SCANNED not in self.blocks:
+            alone = not self.blocks or seq_len % _MASK_STEP == 0
+            return (seq_len - 1 if self.blocks else 0, seq_len if self.blocks else sys.maxsize) if alone else None
+        unit = self.blocks[SCANNED]
+        low, high = filled_lengths(seq_len, unit)
+        if self.whole is None:
+            return low, high
+        if self.whole != (seq_len == high):
+            return None
+        return (high - 1, high) if self.whole else (low, high - 1)
 
     def of_model(
         self, profile: ModelProfile, batch_size: int, seq_len: int, letters: Letters | None = None
@@ -68,11 +112,8 @@ class FamilyTape:
         None where the model's layers or dimensions are not this family's, or make sizes that are no whole numbers of
         bytes.
         """
-        order = layer_kinds(profile)
-        kept = kept_positions(order)
-        if numbered(order[index] for index in kept) != self.kinds:
-            return None
-        if max(segment.layer for segment in self.tape.segments) + 1 != len(kept):
+        cut = self._cut(profile)
+        if cut is None or max(segment.layer for segment in self.tape.segments) + 1 != len(cut[0]):
             return None  # a run that hangs on how many layers there are, and was traced with all of a toy's
         counts: dict[str, int] = {}
         dims = dict(profile.dims)
@@ -85,7 +126,8 @@ class FamilyTape:
         if scored is not None:
             counts[TOKENS] = tile_count(scored, TOKENS)
             rest = (*rest, ((1 - counts[TOKENS]) * TILE_SIZES[TOKENS], 1, (0, 0, 0)))
-        written = {RESTS[TOKENS]: rest, **(letters or {})}
+        written: dict[str, tuple[Term, ...]] = {RESTS[TOKENS]: rest, **(letters or {})}
+        written |= {name: ((size, 1, (0, 0, 0)),) for name, size in block_sizes(self.blocks, seq_len).items()}
         sizes = []
         for terms in self.sizes:
             filled = with_dims(_written(terms, written), dims)
@@ -100,8 +142,15 @@ class FamilyTape:
             segments = tuple(segment.at(starts[segment.start], starts[segment.stop]) for segment in tape.segments)
         return CompiledTape(
             variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=events,
-            segments=segments, places=represent(kept, order), kept=kept, tokens=tokens, last_sizes=last_sizes,
+            segments=segments, places=cut[1], kept=cut[0], tokens=tokens, last_sizes=last_sizes,
         )  # fmt: skip
+
+    def _cut(self, profile: ModelProfile) -> Cut | None:
+        """The layers of a model that are traced; None where they are not this family's."""
+        if self.cuts:
+            return self.cuts.get(profile.same_shape_sha256 or profile.config_sha256)
+        order, cut = layer_kinds(profile), cut_by_kinds(profile)
+        return cut if numbered(order[index] for index in cut[0]) == self.kinds else None
 
     def _single_tokens(
         self, letters: Letters, seq_len: int, dims: Mapping[str, int | float | None], sizes: list[tuple[Term, ...]]
@@ -134,18 +183,21 @@ class FamilyTape:
         return tokens, tuple(last)
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], symbols: tuple[str, ...], kinds: tuple[str, ...]) -> FamilyTape:
-        """Read what `tools.families` wrote: a tape whose sizes name dimensions by their place in `symbols`, and a
-        task's letters by their place after these."""
-        symbols = (*raw.get("symbols", symbols), *raw.get("letters", ()))
+    def from_dict(cls, raw: Mapping[str, Any], header: Mapping[str, Any]) -> FamilyTape:
+        """Read what `tools.families` wrote: a tape whose sizes name dimensions by their place in its header's symbols,
+        and a task's letters by their place after these."""
+        symbols = (*raw.get("symbols", header["symbols"]), *raw.get("letters", ()))
         sizes = tuple(
             tuple((n, d, (b, s, r), tuple(symbols[index] for index in product)) for n, d, b, s, r, *product in terms)
             for terms in raw["sizes"]
         )
         return cls(
-            kinds=kinds, sizes=sizes, tape=CompiledTape.from_dict({**raw, "sizes": [[] for _ in sizes]}),
+            kinds=tuple(header["kinds"]), sizes=sizes,
+            tape=CompiledTape.from_dict({**raw, "sizes": [[] for _ in sizes]}),
             loops=tuple(TileLoop.of(*loop) for loop in raw.get("loops", ())),
             scored=tuple((n, d, (b, s, r)) for n, d, b, s, r in raw.get("scored", ())),
+            cuts={sha: (tuple(kept), tuple(places)) for sha, (kept, places) in header.get("cuts", {}).items()},
+            blocks=raw.get("blocks", {}), whole=raw.get("whole"),
         )  # fmt: skip
 
 
@@ -153,6 +205,13 @@ def layer_kinds(profile: ModelProfile) -> tuple[str, ...]:
     """The kind of each layer of a model."""
     names = [kind.name for kind in profile.layer_kinds]
     return tuple(chain.from_iterable(repeat(names[index], count) for index, count in profile.layer_order))
+
+
+def cut_by_kinds(profile: ModelProfile) -> Cut:
+    """The layers that a trace keeps of a model whose layers of one kind run alike."""
+    order = layer_kinds(profile)
+    kept = kept_positions(order)
+    return kept, represent(kept, order)
 
 
 def numbered(kinds: Any) -> tuple[str, ...]:

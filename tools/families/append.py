@@ -20,8 +20,9 @@ from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, known_configs
 from qlora_planner.sources.tapes import lines_of, packed, tape_in
-from tools.families.make import STRUCTURES, structures
-from tools.families.pack import Pieces, Stacks, proved
+from qlora_planner.spec.model import ModelProfile
+from tools.families.make import STRUCTURES, in_one_order, structures
+from tools.families.pack import Pieces, Proof, Stacks, header_of, proved
 from tools.families.recipes import RECIPES
 
 
@@ -88,23 +89,30 @@ def _begun(
     longest = max((piece["symbols"] for piece in pieces), key=len)
     header = {"symbols": longest, "kinds": pieces[0]["kinds"]}
     by_variant: Pieces = {(piece["tape"]["variant"], piece["region"]): dict(piece) for piece in pieces}
-    answered, faults = [], []
+    answered: dict[str, tuple[ModelProfile, Proof]] = {}
+    faults = []
     for stem in stems:
         profile = catalogue.load(stem.replace("__", "/", 1))
-        if wrong := proved(profile, by_variant, header, root):
-            faults.append(f"  not {profile.id}: {'; '.join(wrong)}"[:300])
+        proof = proved(profile, by_variant, header, root)
+        if proof.faults:
+            faults.append(f"  not {profile.id}: {'; '.join(proof.faults)}"[:300])
         else:
-            answered.append(profile)
+            answered[profile.config_sha256] = profile, proof
     if not answered:
         return "\n".join([f"nothing for {stems[0]}", *faults])
-    name = shipped.new_name(answered[0].model_type)
-    stacks = Stacks(answered[0].versions)
+    profiles = [profile for profile, _ in answered.values()]
+    name = shipped.new_name(profiles[0].model_type)
+    stacks = Stacks(profiles[0].versions)
     tapes = [
         ({"variant": p["tape"]["variant"], "region": p["region"], "stacks": stacks.of(p)}, p["tape"]) for p in pieces
     ]
-    head = {"schema": FAMILY_SCHEMA, **header, "models": [profile.id for profile in answered]}
-    shipped.write(name, head | {"versions": stacks.known}, tapes)
-    shipped.index |= {profile.config_sha256: name for profile in answered}
+    head = {
+        "schema": FAMILY_SCHEMA,
+        **header_of(header, answered, pieces),
+        "models": [profile.id for profile in profiles],
+    }
+    shipped.write(name, {"schema": FAMILY_SCHEMA, **head, "versions": stacks.known}, tapes)
+    shipped.index |= dict.fromkeys(answered, name)
     return "\n".join([f"{name}: {len(tapes)} tapes for {len(answered)} models", *faults])
 
 
@@ -121,9 +129,16 @@ def _text_parts(shipped: Shipped, root: Path, catalogue: ModelCatalogue) -> int:
         if known is None or base not in known_configs([shipped.folder]):
             continue
         name = shipped.index[base]
-        if set(known.drawn_dims) <= set(shipped.read(name)[0]["symbols"]):
-            shipped.index[profile.config_sha256] = name
-            seen += 1
+        header, tapes = shipped.read(name)
+        if not set(known.drawn_dims) <= set(header["symbols"]):
+            continue
+        if "cuts" in header:
+            if known.same_shape_sha256 not in header["cuts"]:
+                continue
+            header["cuts"][profile.config_sha256] = header["cuts"][known.same_shape_sha256]
+            shipped.write(name, header, tapes)
+        shipped.index[profile.config_sha256] = name
+        seen += 1
     return seen
 
 
@@ -131,12 +146,13 @@ def main(kept: Sequence[Path], root: Path) -> int:
     """Write the files and the index; print what became of each structure."""
     shipped, catalogue = Shipped(root), ModelCatalogue([root / "models"])
     if kept:
-        words = structures(root, kept[0].parent / STRUCTURES, jobs=1)
+        read = [json.loads(line) for path in kept for line in path.read_text("utf-8").splitlines()]
+        given = [piece for piece in read if "tape" in piece and piece["recipe"] in RECIPES]
+        named = {piece["name"] for piece in given}
+        words = structures(root, kept[0].parent / STRUCTURES, 1, named)
         by_word: dict[str, list[dict[str, Any]]] = defaultdict(list)
-        for path in kept:
-            for piece in map(json.loads, path.read_text("utf-8").splitlines()):
-                if "tape" in piece and piece["recipe"] in RECIPES:
-                    by_word[words[piece["name"]]].append(piece)
+        for piece in given:
+            by_word[words[piece["name"]]].append(piece)
         for word, pieces in sorted(by_word.items()):
             stems = [stem for stem, other in words.items() if other == word]
             shas = [catalogue.load(stem.replace("__", "/", 1)).config_sha256 for stem in stems]
@@ -152,5 +168,6 @@ def main(kept: Sequence[Path], root: Path) -> int:
 
 
 if __name__ == "__main__":
+    in_one_order("tools.families.append")
     *given, to = map(Path, sys.argv[1:])
     sys.exit(main(given, to))

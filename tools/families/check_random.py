@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import unpacked
+from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.profiling.build import build_profile
@@ -167,7 +168,10 @@ def _traced(root: Path, profile: ModelProfile, raw: RawConfig, drawn: random.Ran
         (batch, seq), recipe = drawn.choice(SIZES), drawn.choice(names)
         run, before_80 = RECIPES[recipe]
         gpu = load_gpu("t4") if before_80 else None
-        resolution = resolve(profile, run.with_(batch_size=batch, seq_len=seq, rank=drawn.choice([4, 16, 48])), gpu)
+        try:
+            resolution = resolve(profile, run.with_(batch_size=batch, seq_len=seq, rank=drawn.choice([4, 16, 48])), gpu)
+        except InputError:  # a task that the class has no head for
+            continue
         variant = trace_key(resolution.run, resolution.stack, gpu)
         family = family_tape(profile, variant, [root / "families"], batch, seq)
         if family is None:

@@ -21,7 +21,8 @@ from tools.compiling import BASIS, Point, solve
 MOST_FACTORS = 3
 # Rows that are packed end to end have one mask of all their tokens by all of them.
 _PACKED_MASK: Monomial = (2, 2, 0)
-_SIMPLE = 1 << 20  # denominators and digits of a coefficient that means something
+_SIMPLE = 1 << 23  # denominators and digits of a coefficient that means something
+_CONVOLVED = (3,)
 Product = tuple[str, ...]
 SymbolTerm = tuple[Fraction, Monomial, Product]
 Sum = tuple[SymbolTerm, ...]
@@ -82,7 +83,7 @@ class SizeFitter:
         found = sorted(self._pairs(observed), key=_complexity)
         if found:
             return found[0]
-        for terms in self._three(observed):
+        for terms in self._longer(observed):
             return terms
         raise UnfittedError(f"a size of {tuple(observed)} bytes at {[p for _, p in self._at]} is no sum of products")
 
@@ -97,6 +98,46 @@ class SizeFitter:
                 solved = solve([values for _, values in chosen], wanted)
                 if solved is not None and all(solved):
                     yield tuple((c, monomial, product) for c, (monomial, _) in zip(solved, chosen, strict=True))
+
+    def _longer(self, observed: Sequence[int]) -> Iterator[Sum]:
+        yield from self._three(observed)
+        for before in _CONVOLVED:  # rows with as many places before them as a convolution looks back
+            rows = [point[1] + before for _, point in self._at]
+            if any(size % length for size, length in zip(observed, rows, strict=True)):
+                continue
+            for terms in self._pairs([size // length for size, length in zip(observed, rows, strict=True)]):
+                if all(s == 0 for _, (_, s, _), _ in terms):
+                    yield tuple(
+                        (c * times, (b, s, r), product)
+                        for s, times in ((1, 1), (0, before))
+                        for c, (b, _, r), product in terms
+                    )
+        yield from self._three_products(observed)
+
+    def _three_products(self, observed: Sequence[int]) -> Iterator[Sum]:
+        """Three products of dimensions times one monomial, as of a state space's projections side by side."""
+        wanted = np.array(observed, dtype=float)
+        for monomial in ((0, 0, 1), (0, 0, 0), (1, 1, 0)):
+            columns = [(product, values) for own, product, values in self._columns if own == monomial]
+            matrix = np.array([values for _, values in columns], dtype=float)
+            for first, second in combinations(range(len(columns)), 2):
+                others = matrix[second + 1 :]
+                if not len(others):
+                    continue
+                pair = np.broadcast_to(matrix[[first, second]], (len(others), 2, matrix.shape[1]))
+                systems = np.concatenate([pair, others[:, None]], axis=1).transpose(0, 2, 1)
+                solvable = np.abs(np.linalg.det(systems[:, :3])) > 0
+                found = np.linalg.solve(
+                    systems[solvable, :3], np.broadcast_to(wanted[:3, None], (solvable.sum(), 3, 1))
+                )
+                off = np.abs(systems[solvable] @ found - wanted[:, None]).max(axis=(1, 2))
+                for near in np.nonzero(solvable)[0][off < 1e-6 * wanted.max()]:
+                    chosen = [columns[first], columns[second], columns[second + 1 + int(near)]]
+                    solved = solve([values for _, values in chosen], [Fraction(size) for size in observed])
+                    if solved is not None and all(
+                        0 < abs(c.numerator) < _SIMPLE and c.denominator < 64 for c in solved
+                    ):
+                        yield tuple((c, monomial, product) for c, (product, _) in zip(solved, chosen, strict=True))
 
     def _pairs(self, observed: Sequence[int]) -> Iterator[Sum]:
         """Sums of two products, looked for in floating point and proved in fractions."""

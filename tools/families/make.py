@@ -11,8 +11,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.memory.sweep.tasks import is_task
+from qlora_planner.sources.families import WHOLE
+from tools.families.blocks import chunk_of
 from tools.families.recipes import RECIPES, batches_only
 from tools.families.regions import Region, regions
 from tools.families.task_regions import TaskRegion, task_regions
@@ -42,6 +46,7 @@ FIRST = (
 )
 Piece = tuple[str, str, str]
 STRUCTURES = "structures.json"
+_HASH_SEED = "PYTHONHASHSEED"
 
 
 def structure_of(raw: dict[str, Any]) -> str:
@@ -70,17 +75,19 @@ def _told_apart(name: str, value: Any) -> Any:
     return value
 
 
-def structures(root: Path, kept: Path, jobs: int) -> dict[str, str]:
-    """The structure of every config of the catalogue by file name, or why there is none; minutes, and so kept."""
-    paths = {path.stem: path for path in sorted((root / "configs").glob("*.json"))}
+def structures(root: Path, kept: Path, jobs: int, named: Collection[str] | None = None) -> dict[str, str]:
+    """The structure of every config of the catalogue by file name, or why there is none; minutes, and so kept. With
+    `named` of those alone that are of the classes of these."""
+    configs = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted((root / "configs").glob("*.json"))}
     words: dict[str, str] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
-    missing = [stem for stem in paths if stem not in words]
+    classes = {configs[stem]["model_type"] for stem in configs if named is None or stem in named}
+    wanted = [stem for stem, config in configs.items() if config["model_type"] in classes]
+    missing = [stem for stem in wanted if stem not in words]
     if missing:
-        configs = [json.loads(paths[stem].read_text("utf-8")) for stem in missing]
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            words |= dict(zip(missing, pool.map(_structure, configs), strict=True))
+            words |= zip(missing, pool.map(_structure, [configs[stem] for stem in missing]), strict=True)
         kept.write_text(json.dumps(words, indent=0), "utf-8")
-    return {stem: words[stem] for stem in paths}
+    return {stem: words[stem] for stem in wanted}
 
 
 def _structure(raw: dict[str, Any]) -> str:
@@ -104,6 +111,13 @@ def made(piece: Piece, raw: dict[str, Any]) -> dict[str, Any]:
     except Exception as error:  # the reason is what is wanted of a piece that cannot be made
         line["error"] = f"{type(error).__name__}: {error}"[:500]
     return line | {"versions": installed_versions(), "seconds": round(time.process_time() - started, 1)}
+
+
+def in_one_order(module: str) -> None:
+    """Start the program `module` again where words hash otherwise in each process: some classes make their tables of
+    positions in the order of a set of words, and gemma-4's differ in size."""
+    if os.environ.get(_HASH_SEED) != "0":
+        os.execve(sys.executable, [sys.executable, "-m", module, *sys.argv[1:]], {**os.environ, _HASH_SEED: "0"})
 
 
 def quieten() -> None:
@@ -135,6 +149,8 @@ def _traced(name: str, raw: dict[str, Any], recipe: str, region_name: str) -> di
     ]
     if family.letters:
         document |= {"symbols": family.symbols, "letters": family.letters}
+    if family.blocks:
+        document |= {"blocks": family.blocks} | ({} if family.whole is None else {"whole": family.whole})
     if family.loops:
         document |= {
             "loops": [loop.words for loop in family.loops],
@@ -154,35 +170,38 @@ def region_for(recipe: str, name: str) -> Region | TaskRegion:
     run, _ = RECIPES[recipe]
     if is_task(run):
         return next(region for region in task_regions(run) if region.name == name)
-    region = next(r for windowed in (False, True) for r in regions(windowed) if r.name == name)
+    region = next(r for windowed in (False, True) for r in regions(windowed, name.endswith(WHOLE)) if r.name == name)
     return replace(region, tiled=run.trainer in (None, "trl-sft") and not run.packing and not run.stack)
 
 
 def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[str, Any]]]:
     """All that is to be made, likeliest to be asked for first."""
-    representatives: dict[str, tuple[str, dict[str, Any], bool]] = {}
+    representatives: dict[str, tuple[str, dict[str, Any], list[Region]]] = {}
     wanted = given.names.split(",") if given.names else None
-    words = structures(root, given.out / STRUCTURES, given.jobs)
+    words = structures(root, given.out / STRUCTURES, given.jobs, wanted)
     for stem, word in words.items():
         if word.startswith("refused: "):
             print(f"  {stem}: {word[:160]}", flush=True)
         elif wanted is None or stem in wanted:
             raw = json.loads((root / "configs" / f"{stem}.json").read_text("utf-8"))
-            representatives.setdefault(word, (stem, raw, '"sliding_window": true' in word))
+            small, _ = json.loads(word)
+            usual = regions(small.get("sliding_window") is True, chunk_of(small) is not None)
+            representatives.setdefault(word, (stem, raw, usual))
     print(len(representatives), "structures", flush=True)
     ordered = sorted(representatives.values(), key=lambda one: _turn(one[1]["model_type"]))
     recipes = given.recipes.split(",") if given.recipes else list(RECIPES)
     chosen = given.regions.split(",") if given.regions else None
     waiting: list[tuple[int, Piece, dict[str, Any]]] = []
     for turn, recipe in enumerate(recipes):
-        for name, raw, windowed in ordered:
+        for name, raw, usual in ordered:
             popular = raw["model_type"] in FIRST
             if popular or recipe == "default" or given.all:
-                own = task_regions(RECIPES[recipe][0]) if is_task(RECIPES[recipe][0]) else regions(windowed)
+                run = RECIPES[recipe][0]
+                own: Sequence[Region | TaskRegion] = task_regions(run) if is_task(run) else usual
                 for region in own:
                     if batches_only(recipe) and not region.batched:
                         continue
-                    if chosen is None or region.name.replace(" within", "").replace(" beyond", "") in chosen:
+                    if chosen is None or re.sub(f" within| beyond|{WHOLE}", "", region.name) in chosen:
                         late = {"middle": 0, "long": 2, "short": 4}[region.length] + (0 if popular else 6)
                         waiting.append((turn + late, (name, recipe, region.name), raw))
     yield from ((piece, raw) for _, piece, raw in sorted(waiting, key=lambda one: one[0]))
@@ -236,4 +255,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    in_one_order("tools.families.make")
     main()

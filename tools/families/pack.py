@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,18 +21,19 @@ from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import ValidityRange, trace_key, validity_ranges
 from qlora_planner.profiling.tapes import trace_run
+from qlora_planner.record import record
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
-from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, fuses_short_rows, region_name
+from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, WHOLE, fuses_short_rows, region_name
 from qlora_planner.sources.tapes import KINDS, StoredTape, packed, stored_tapes
-from qlora_planner.spec.family import FamilyTape
+from qlora_planner.spec.family import SCANNED, Cut, FamilyTape, cut_by_kinds
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Tape
-from tools.families.make import STRUCTURES, structures
+from tools.families.make import STRUCTURES, in_one_order, structures
 from tools.families.stacks import HOLDS, digest
 
-_PROOF_TOKENS = 960
+_PROOF_TOKENS = (960, 2048, 1504)
 Pieces = dict[tuple[str, str], dict[str, Any]]  # by variant and region, all of one stack
 
 
@@ -83,39 +84,88 @@ def _points(region: ValidityRange) -> list[tuple[int, int, int]]:
     return [(batch, seq, 16) for batch, seq in sizes if region.holds(batch, seq)]
 
 
-def proved(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: Path) -> list[str]:
-    """Why a model is not answered from a family: every region in which its own trace is another. Empty: it is."""
-    faults, seen = [], 0
+@record
+class Proof:
+    """Why a model is not answered from a family, every region in which its own trace is another (nothing: it is); and
+    the layers that its own trace keeps."""
+
+    faults: tuple[str, ...] = ()
+    cut: Cut | None = None
+
+    def header(self, profile: ModelProfile, header: Mapping[str, Any]) -> dict[str, Any]:
+        """The header, with the layers that are traced of this model where its profile does not tell them."""
+        if self.cut in (None, cut_by_kinds(profile)):
+            return dict(header)
+        return {**header, "cuts": {profile.config_sha256: self.cut}}
+
+
+def proved(profile: ModelProfile, pieces: Pieces, header: Mapping[str, Any], root: Path) -> Proof:
+    """Whether a model is answered from a family of these pieces, by the traces that ship of it."""
+    faults: list[str] = []
+    cut: Cut | None = None
     for kind in KINDS:
         for own in stored_tapes(profile, kind, [root / "tapes"]):
             name = region_name(profile, own.region)
             piece = pieces.get((own.tape.variant, name))
-            if piece is None or (name.startswith("single short") and fuses_short_rows(profile)):
+            # Tapes that ship were compiled at lengths that fill blocks alike, so others prove nothing of blocks.
+            if (
+                piece is None
+                or "blocks" in piece["tape"]
+                or (name.startswith("single short") and fuses_short_rows(profile))
+            ):
                 continue
-            family = FamilyTape.from_dict(piece["tape"], tuple(header["symbols"]), tuple(header["kinds"]))
+            cut = own.tape.kept, own.tape.places
+            family = FamilyTape.from_dict(piece["tape"], Proof(cut=cut).header(profile, header))
             fault = differs(own, family, profile)
-            seen += 1
             if fault is not None:
                 faults.append(f"{name} ({own.region.low} to {own.region.high}): {fault}")
-    return faults if seen else _traced_apart(profile, pieces, header, root)
+    return _traced_apart(profile, pieces, header, root) if cut is None else Proof(faults=tuple(faults), cut=cut)
 
 
-def _traced_apart(profile: ModelProfile, pieces: Pieces, header: dict[str, Any], root: Path) -> list[str]:
-    """Why a model that ships no trace is not answered from a family: its default run at one length, traced now, is
-    another. Empty: it is the same to the byte."""
-    resolution = resolve(profile, RunConfig(seq_len=_PROOF_TOKENS))
-    try:
-        own = trace_run(read_config(root / "configs" / f"{profile.id.replace('/', '__')}.json"), resolution, None)
-    except PlannerError as error:
-        return [f"cannot be traced: {error}"]
-    region = next(part for part in validity_ranges(profile, False) if part.holds(1, _PROOF_TOKENS))
-    piece = pieces.get((trace_key(resolution.run, resolution.stack, None), region_name(profile, region)))
-    if piece is None:
-        return ["no tape of the default recipe to be proved at"]
-    family = FamilyTape.from_dict(piece["tape"], tuple(header["symbols"]), tuple(header["kinds"]))
-    narrow = replace(region, low=_PROOF_TOKENS - 1, high=_PROOF_TOKENS)
-    fault = differs(StoredTape(tape=CompiledTape.of(own, "own"), region=narrow), family, profile)
-    return [] if fault is None else [fault]
+def _traced_apart(profile: ModelProfile, pieces: Pieces, header: Mapping[str, Any], root: Path) -> Proof:
+    """The same for a model that ships no trace: its default run at some lengths, traced now. Such as fill blocks and
+    such as do not, where rows are taken in blocks."""
+    source = read_config(root / "configs" / f"{profile.id.replace('/', '__')}.json")
+    faults, cut, seen = [], None, 0
+    for seq_len in _PROOF_TOKENS:
+        resolution = resolve(profile, RunConfig(seq_len=seq_len))
+        region = next(part for part in validity_ranges(profile, False) if part.holds(1, seq_len))
+        variant, name = trace_key(resolution.run, resolution.stack, None), region_name(profile, region)
+        piece = _piece_for(pieces, variant, name, seq_len)
+        if piece is None or (seen and "blocks" not in piece["tape"]):
+            continue
+        try:
+            own = trace_run(source, resolution, None)
+        except PlannerError as error:
+            return Proof(faults=(f"cannot be traced: {error}",))
+        seen, cut = seen + 1, (own.kept, own.places)
+        family = FamilyTape.from_dict(piece["tape"], Proof(cut=cut).header(profile, header))
+        narrow = replace(region, low=seq_len - 1, high=seq_len)
+        fault = differs(StoredTape(tape=CompiledTape.of(own, "own"), region=narrow), family, profile)
+        faults += [] if fault is None else [fault]
+    if not seen:
+        return Proof(faults=("no tape of the default recipe to be proved at",))
+    return Proof(faults=tuple(faults), cut=cut)
+
+
+def _piece_for(pieces: Pieces, variant: str, name: str, seq_len: int) -> dict[str, Any] | None:
+    """The piece that a run of this length is answered from."""
+    for region in (f"{name}{WHOLE}", name):
+        piece = pieces.get((variant, region))
+        if piece is not None and FamilyTape.from_dict(piece["tape"], piece).lengths_alike(seq_len) is not None:
+            return piece
+    return None
+
+
+def header_of(
+    header: Mapping[str, Any], answered: Mapping[str, tuple[ModelProfile, Proof]], pieces: Iterable[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """A family's header, with the layers that are traced of each model that it answers where some profile does not tell
+    them; and for state spaces, whose heads toys keep in proportion to those that attend, as no profile says."""
+    scans = any(SCANNED in piece["tape"].get("blocks", ()) for piece in pieces)
+    if not scans and all(proof.header(profile, header) == header for profile, proof in answered.values()):
+        return dict(header)
+    return {**header, "cuts": {profile.config_sha256: proof.cut for profile, proof in answered.values()}}
 
 
 class Stacks:
@@ -173,27 +223,28 @@ def main(kept: Sequence[Path], root: Path) -> int:
         old.unlink()
     numbers: dict[str, int] = defaultdict(int)
     for word, pieces in sorted(by_word.items()):
-        answered = []
+        answered: dict[str, tuple[ModelProfile, Proof]] = {}
         for stem in (stem for stem, other in words.items() if other == word):
             profile = catalogue.load(stem.replace("__", "/", 1))
-            faults = proved(profile, pieces, headers[word], root)
-            if faults:
-                print(f"not {profile.id}: {'; '.join(faults)}"[:300], flush=True)
+            proof = proved(profile, pieces, headers[word], root)
+            if proof.faults:
+                print(f"not {profile.id}: {'; '.join(proof.faults)}"[:300], flush=True)
             else:
-                answered.append(profile)
+                answered[profile.config_sha256] = profile, proof
         if not answered:
             continue
-        model_type = answered[0].model_type
+        profiles = [profile for profile, _ in answered.values()]
+        model_type = profiles[0].model_type
         numbers[model_type] += 1
         file = f"{model_type}-{numbers[model_type]}"
-        header = headers[word]
+        header = header_of(headers[word], answered, pieces.values())
         more = [
             piece
             for piece in others[word]
             if piece["kinds"] == header["kinds"] and piece["symbols"] == header["symbols"][: len(piece["symbols"])]
         ]
-        _write(root / "families" / f"{file}.jsonl.gz", [*pieces.values(), *more], stacks, header, answered)
-        index |= {profile.config_sha256: file for profile in answered}
+        _write(root / "families" / f"{file}.jsonl.gz", [*pieces.values(), *more], stacks, header, profiles)
+        index |= dict.fromkeys(answered, file)
         print(f"{file}: {len(pieces)} tapes and {len(more)} of other stacks, {len(answered)} models", flush=True)
     document = {"schema": FAMILY_SCHEMA, "configs": dict(sorted(index.items()))}
     (root / "families" / INDEX).write_text(json.dumps(document, indent=1) + "\n", "utf-8")
@@ -220,5 +271,6 @@ def _write(
 
 
 if __name__ == "__main__":
+    in_one_order("tools.families.pack")
     *given, to = map(Path, sys.argv[1:])
     sys.exit(main(given, to))

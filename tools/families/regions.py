@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from qlora_planner.record import record
+from qlora_planner.sources.families import WHOLE
 from tools.compiling import Point
 from tools.families.toys import TOYS
 
 _RANKS = (8, 24, 56, 40, 16, 72)
+# What makes lengths fill no whole number of blocks, and lengths that do: blocks are of 128 or 256 tokens.
+_NOT_WHOLE = (16, 16, 32, 80, 32, 16)
+_CHUNK = 256
+_WHOLE_TILES = (1280, 1024, 1024, 1024, 768, 768)
 
 
 @record
@@ -18,12 +23,13 @@ class Region:
     batched: bool
     beyond: bool | None = None
     tiled: bool = False  # traced with three tiles of the head each way, for a trainer that scores in tiles
+    whole: bool | None = None  # where rows are taken in blocks: whether they fill a whole number of them
 
     @property
     def name(self) -> str:
         """How a family's file names it."""
         window = {None: "", True: " beyond", False: " within"}[self.beyond]
-        return f"{'batched' if self.batched else 'single'} {self.length}{window}"
+        return f"{'batched' if self.batched else 'single'} {self.length}{window}{WHOLE if self.whole else ''}"
 
     @property
     def windows(self) -> tuple[int, ...]:
@@ -37,6 +43,16 @@ class Region:
 
     def points(self, count: int) -> list[Point]:
         """Sizes (batch, sequence, rank) for as many traces, no two alike."""
+        points = self._points(count)
+        if self.whole is None:
+            return points
+        if not self.whole:
+            return [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _NOT_WHOLE, strict=False)]
+        if self.batched and self.tiled and self.length == "long":
+            return [(batch, seq, rank) for (batch, _, rank), seq in zip(points, _WHOLE_TILES, strict=False)]
+        return [(batch, _CHUNK * round(seq / _CHUNK), rank) for batch, seq, rank in points]
+
+    def _points(self, count: int) -> list[Point]:
         ranks = _RANKS[:count]
         if not self.batched:
             seqs = {
@@ -56,8 +72,14 @@ class Region:
         return list(zip(batches[:count], seqs[:count], ranks, strict=False))
 
 
-def regions(windowed: bool) -> list[Region]:
+def regions(windowed: bool, chunked: bool = False) -> list[Region]:
     """Every kind of region, those that are asked for most first."""
     sides = (False, True) if windowed else (None,)
     order = (("middle", False), ("middle", True), ("long", True), ("long", False), ("short", False))
-    return [Region(length=length, batched=batched, beyond=side) for length, batched in order for side in sides]
+    return [
+        Region(length=length, batched=batched, beyond=side, whole=whole)
+        for length, batched in order
+        for whole in ((True, False) if chunked else (None,))
+        for side in sides
+        if not (whole and length == "short")  # too few lengths there are
+    ]

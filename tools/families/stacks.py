@@ -156,7 +156,7 @@ class Here:
     def _at(self, at: int) -> CompiledTape:
         """The piece's tape with a toy's dimensions for letters."""
         piece, dims = self.piece, toy_dims(self.toys, self._run, self._gpu, self.region, at)
-        family = FamilyTape.from_dict(piece["tape"], tuple(piece["symbols"]), tuple(piece["kinds"]))
+        family = FamilyTape.from_dict(piece["tape"], piece)
         sizes = [with_dims(terms, dims) for terms in family.sizes]
         if None in sizes:
             raise InputError(f"dimensions: {piece['symbols']}, here {list(dims)}")

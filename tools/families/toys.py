@@ -38,7 +38,7 @@ _HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
 _MAMBA_HEADS_BY_HEAD = (1, 2, 4, 2, 1, 4, 2, 1)
 _ALIGNED = (64, 128) * 4
 TOYS = len(_HIDDEN_BY_HEAD)
-_MOST_LAYERS = 24
+_MOST_LAYERS = 48
 # Widths that no dimension of a profile names: a toy keeps what they are of its hidden size.
 _OF_HIDDEN = ("ffn_dim", "n_inner", "ffn_hidden_size", "word_embed_proj_dim")
 _WIDEST_FREE_HEAD = (
@@ -76,7 +76,7 @@ def toys_of(
     Raises InputError where the class refuses to be built small.
     """
     config = _config(raw)
-    kept_kinds = kinds_of(config)
+    pattern = _pattern(config)
     free = dict(_free_dimensions(config))
     widest = _WIDEST_HEAD if any_head else _WIDEST_FREE_HEAD
     # Layers that attend to everything may share their keys among other groups of heads, whose number a toy keeps.
@@ -89,12 +89,12 @@ def toys_of(
         rows = [{**row, "vocab_size": wider + row["vocab_size"]} for row in rows]
     if window:
         rows = [{**row, "sliding_window": size} for row, size in zip(rows, window, strict=True)]
-    depth = _depth(raw, config, rows[0], kept_kinds)
+    depth = _depth(raw, config, rows[0], pattern)
     configs = tuple(_shrunk(raw, config, row, depth) for row in rows)
     for small in configs:
-        if kinds_of(_config(small)) != kept_kinds:
+        if _pattern(_config(small)) != pattern:
             raise InputError("a toy of this structure keeps other layers than the model")
-    return Toys(configs=configs, dims=tuple(_named(row, widest) for row in rows), kinds=kept_kinds)
+    return Toys(configs=configs, dims=tuple(_named(row, widest) for row in rows), kinds=pattern[0])
 
 
 def _config(raw: Mapping[str, Any]) -> Any:
@@ -111,9 +111,12 @@ def _raw(config: Any) -> dict[str, Any]:
     return {**fields, "model_type": config.model_type}
 
 
-def kinds_of(config: Any) -> tuple[str, ...]:
-    """The kind of each layer that a trace of this model keeps, numbered as they come."""
-    return numbered(layers.choose(_model(config)).kinds)
+def _pattern(config: Any) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The kind of each layer that a trace of this model keeps, numbered as they come, and how its config names it."""
+    cut = layers.choose(_model(config))
+    types = getattr(config.get_text_config(decoder=True), "layer_types", None) or ()
+    named = tuple(str(types[index]) for index in cut.kept) if len(types) == len(cut.order) else ()
+    return numbered(cut.kinds), named
 
 
 def _shapes(config: Any) -> list[tuple[str, tuple[int, ...]]]:
@@ -183,8 +186,9 @@ def _dimensions(
     for name, values in (("intermediate_size", _INTERMEDIATE), ("max_position_embeddings", _POSITIONS)):
         if name in free:
             row[name] = values[at]
-    if _is_expanded(config):
-        row["mamba_n_heads"] = _MAMBA_HEADS_BY_HEAD[at] * row["num_attention_heads"]
+    if _is_expanded(config):  # free in a law alone: no profile names it, so a trace keeps what a model has a head
+        by_head = _MAMBA_HEADS_BY_HEAD[at] if widest == _WIDEST_HEAD else int(config.mamba_n_heads) // heads or 1
+        row["mamba_n_heads"] = by_head * row["num_attention_heads"]
     for offset, name in enumerate(("moe_intermediate_size", "shared_expert_intermediate_size"), start=3):
         if name in free:
             row[name] = _INTERMEDIATE[(at + offset) % TOYS] + 64 * offset
@@ -219,14 +223,18 @@ def _named(row: Mapping[str, int], widest: int) -> dict[str, int]:
     left_out = {"num_key_value_heads"} if alone else set()
     if head_dim > widest:
         left_out |= {"head_dim"}
+    if widest != _WIDEST_HEAD:
+        left_out |= {"mamba_n_heads"}
     return {name: value for name, value in {**row, "head_dim": head_dim}.items() if name not in left_out}
 
 
-def _depth(whole: Mapping[str, Any], config: Any, row: Mapping[str, int], kinds: tuple[str, ...]) -> int:
+def _depth(whole: Mapping[str, Any], config: Any, row: Mapping[str, int], pattern: Any) -> int:
     depth = int(config.num_hidden_layers)
+    if whole.get("hidden_size_per_layer_input"):  # embeddings for all layers lie side by side
+        return depth
     for fewer in range(1 if depth <= 4 else 5, min(depth, _MOST_LAYERS) + 1):
         try:
-            if kinds_of(_config(_shrunk(whole, config, row, fewer))) == kinds:
+            if _pattern(_config(_shrunk(whole, config, row, fewer))) == pattern:
                 return fewer
         except Exception:  # a depth that the class refuses
             continue

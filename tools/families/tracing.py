@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import field, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import Any
@@ -20,13 +20,19 @@ from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
-from qlora_planner.spec.family import PROMPT, ROWS, flash_sizes
+from qlora_planner.spec.family import (
+    PROMPT,
+    ROWS,
+    block_sizes,
+    flash_sizes,
+)
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.tiles import RESTS, TileLoop
 from qlora_planner.spec.trace import ROLLOUT, SCORE, CompiledTape, Tape, Term
 from tools.compiling import NotPolynomialError, Point, aligned_codes
+from tools.families.blocks import begun_by_blocks, blocks_of, chunk_of, settled
 from tools.families.fitting import SizeFitter, Sum, UnfittedError
 from tools.families.regions import Region
 from tools.families.task_regions import TaskRegion
@@ -57,6 +63,8 @@ class TracedFamily:
     loops: tuple[TileLoop, ...] = ()
     scored: tuple[Term, ...] = ()  # tokens that the head scores, where there are loops
     letters: tuple[str, ...] = ()  # of a task, after the symbols
+    blocks: Mapping[str, int] = field(default_factory=dict)  # see `blocks_of`
+    whole: bool | None = None  # holds for rows of a whole number of blocks alone, or for others alone
 
 
 @record
@@ -107,7 +115,7 @@ def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regio
     """Toy number `at`, traced as a family is made of it."""
     with never_fused(), few_chunks():
         resolution, variant = _resolution(toys, recipe, gpu, region)
-        point = region.points(CONFIGS)[at]
+        point = settled(region, toys.configs[0]).points(CONFIGS)[at]
         tape = _trace(toys.configs[at], resolution, gpu, point)
     dims = toy_dims(toys, recipe, gpu, region, at)
     loops = loops_of(tape, toys.dims[at], dims) if region.tiled else ()
@@ -120,7 +128,10 @@ def toy_dims(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region,
     if not region.tiled:
         return dims
     resolution, _ = _resolution(toys, recipe, gpu, region)
-    return {**dims, **rests(dims, scored_tokens(resolution, region.batched), region.points(CONFIGS)[at])}
+    return {
+        **dims,
+        **rests(dims, scored_tokens(resolution, region.batched), settled(region, toys.configs[0]).points(CONFIGS)[at]),
+    }
 
 
 def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
@@ -139,15 +150,16 @@ def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regi
 
 def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> TracedFamily:
     resolution, variant = _resolution(toys, recipe, gpu, region)
+    region, blocks = settled(region, toys.configs[0]), blocks_of(toys.configs[0])
     points = region.points(CONFIGS)
-    if resolution.run.attention == "flash_attention_2":
+    if resolution.run.attention == "flash_attention_2" and not blocks:
         points = [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _UNEVEN, strict=False)]
     tapes = [
         _trace(config, resolution, gpu, point) for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
     ]
     codes = aligned_codes(tapes, points)
-    rows, letters = _with_flash(toys, resolution, points)
-    fitter = SizeFitter((*toys.symbols, *letters), rows, points, _begun_sums())
+    rows, letters = _with_rounded(toys, resolution, points, blocks)
+    fitter = SizeFitter((*toys.symbols, *letters), rows, points, (*_begun_sums(), *begun_by_blocks(toys.configs[0])))
     scored, symbols, of_last = scored_tokens(resolution, region.batched), toys.symbols, fitter
     loops: tuple[TileLoop, ...] = ()
     in_last: set[int] = set()
@@ -166,18 +178,22 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
 
     tape, sizes = _solved(tapes, codes, variant, fit, in_last)
     return TracedFamily(
-        tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else (), letters=letters
-    )
+        tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else (), letters=letters,
+        blocks=blocks, whole=region.whole if chunk_of(toys.configs[0]) else None,
+    )  # fmt: skip
 
 
-def _with_flash(
-    toys: Toys, resolution: Resolution, points: Sequence[Point]
+def _with_rounded(
+    toys: Toys, resolution: Resolution, points: Sequence[Point], blocks: Mapping[str, int]
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
-    """The toys' dimensions with the letters of FlashAttention-2 where the run attends by it, and these letters."""
+    """The toys' dimensions with the letters of FlashAttention-2 where the run attends by it, and of rows that the class
+    takes by blocks; and these letters."""
+    flash = resolution.run.attention == "flash_attention_2"
     rows = [dict(row) for row in toys.dims[:CONFIGS]]
-    if resolution.run.attention != "flash_attention_2":
-        return rows, ()
-    sizes = [flash_sizes(row, seq) for row, (_, seq, _) in zip(rows, points, strict=True)]
+    sizes: list[dict[str, int]] = []
+    for row, (_, seq, _) in zip(rows, points, strict=True):
+        own = flash_sizes(row, seq) if flash else {}
+        sizes.append({**own, **block_sizes(blocks, seq)})
     return [{**row, **size} for row, size in zip(rows, sizes, strict=True)], tuple(sizes[0])
 
 
