@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
 from qlora_planner.catalog.trainers import run_document, trainer_named
-from qlora_planner.errors import NothingRunsError
+from qlora_planner.errors import MissingError, NothingRunsError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
@@ -188,8 +188,7 @@ def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozens
     answer = planner.answer(least.run)
     if any(problem.blocking for problem in answer.problems):
         return _alone(planner, answer)
-    near = None if answer.verdict in ("fits", "tight") else nearest(planner, run, fixed, objective)
-    if near is None:
+    if answer.verdict in ("fits", "tight") or (near := nearest(planner, run, fixed, objective)) is None:
         return _around(planner, ranking, least, answer)
     around, choice, there = near
     named = fixed | {"grad_accum"} if "batch_size" in fixed else fixed
@@ -213,10 +212,13 @@ def _qualified(planner: Planner, answer: MemoryEstimate) -> MemoryEstimate:
 
 
 def _refusal(planner: Planner, run: RunConfig) -> Plan | None:
-    """The plan of a run as it was typed, where the stack refuses it."""
+    """The plan of a run as it was typed, where the stack refuses it and its memory can be said."""
     if not any(problem.blocking for problem in resolve(planner.profile, run, planner.request.gpu).problems):
         return None
-    return _alone(planner, planner.answer(run))
+    try:
+        return _alone(planner, planner.answer(run))
+    except MissingError:  # the refusal is all there is to say
+        return None
 
 
 def _alone(planner: Planner, answer: MemoryEstimate) -> Plan:

@@ -6,6 +6,7 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.widgets import DataTable
 
+from qlora_planner.planner.knobs import at_batch
 from qlora_planner.report.parts.labels import gib
 from qlora_planner.report.parts.theme import VERDICT_WORDS, verdict_style
 from qlora_planner.tui.control.figures import SURROUNDINGS
@@ -103,5 +104,5 @@ class FrontierScreen(Page):
         batch = self._batches[row]
         length = grid.longest[batch] if column == 1 else self._lengths[column - 2]
         if length is not None:
-            self.explorer.controller.change({"batch_size": batch, "seq_len": length})
+            self.explorer.controller.change({**at_batch(self.state.run, batch), "seq_len": length})
             self.explorer.go("run")
