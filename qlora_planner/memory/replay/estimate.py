@@ -1,4 +1,4 @@
-"""An estimate from a traced run: every phase as the allocator plays it."""
+"""An estimate from a traced run: every phase as the allocator plays it, and the smallest limit that it works under."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.catalog.trainers import REFERENCE
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.allocator.caching import OutOfMemory
+from qlora_planner.memory.allocator.expandable import is_expandable
 from qlora_planner.memory.breakdown import Breakdown, highest
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.explanations import before_training, communication_words, counted_words
 from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import WRAP, Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay.player import COMPONENTS
-from qlora_planner.memory.replay.simulate import SimulatedRun, floor_bytes, remembered_run
+from qlora_planner.memory.replay.simulate import SimulatedRun, remembered_run, stage_of
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -27,6 +28,10 @@ _COUNTED = (
     Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS,
     Component.ADAPTERS, Component.GRADIENTS, Component.OPTIMIZER_STATES,
 )  # fmt: skip
+# How close the search for the smallest limit comes, as a part of it.
+FLOOR_TOLERANCE = 0.004
+# A limit this much above what stays reserved is met whatever a replay under it would give.
+NEAR = 1.1
 
 
 def traced_breakdown(
@@ -94,6 +99,67 @@ def traced_breakdown(
         offloaded_bytes=played.offloaded,
         method=TRACED,
     )
+
+
+def floor_bytes(
+    profile: ModelProfile,
+    resolution: Resolution,
+    tape: Tape,
+    workspace_bytes: int,
+    played: SimulatedRun,
+    limit_bytes: int | None = None,
+    before: Sequence[Tape] = (),
+    world: int = 1,
+    refines: bool = True,
+) -> int:
+    """The smallest limit on torch's reserved bytes at which the run still works; the rest as in `simulate_run`.
+
+    Under pressure the allocator gives back segments that hold nothing, and what the others came to is mostly the floor,
+    to `FLOOR_TOLERANCE`. What follows is laid out anew, though, which decides either way: small blocks that find no
+    cache keep large segments, as between the logits of ORPO, so a playing under it shows whether that is enough. Where
+    a card would leave `limit_bytes`, the floor is on the side of it that a playing under that very limit says, and is
+    looked for below what the others came to where that is near; so it is for expandable segments, which give back parts
+    of segments too. Without `refines` it may be said too large, but never below a limit that does not suffice.
+    """
+    most = max(played.non_releasable_bytes, played.allocated)
+    expandable = is_expandable(resolution.run.alloc_conf)
+    within = limit_bytes is not None and played.allocated <= limit_bytes < played.reserved
+    if limit_bytes is not None and not within and not expandable:
+        return most  # nothing is given back on such a card, or nothing helps: no more is asked of it
+    if not refines and (limit_bytes is None or not within or most > limit_bytes):
+        return most
+    stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
+    met = high = played.reserved
+    low = played.allocated - 1
+
+    def works(limit: int) -> bool:
+        """What was reserved under a limit is so under each from there on: what that held back, these do, and no more.
+        An expandable segment is held back for more than it comes to."""
+        nonlocal met
+        if limit >= met and not expandable:
+            return True
+        reserved = stage.reserved_within(limit)
+        met = met if reserved is None else reserved
+        return reserved is not None
+
+    if limit_bytes is not None and within:
+        low, high = (low, limit_bytes) if works(limit_bytes) else (limit_bytes, high)
+    if not refines and high == limit_bytes:
+        return most
+    if low < most < high and not expandable:
+        close = most + int(FLOOR_TOLERANCE * most)
+        low, high = (low, most) if close >= high or works(close) else (most, high)
+    if high == most and not expandable and (limit_bytes is None or limit_bytes > NEAR * most):
+        return most
+    low = max(low, played.allocated)
+    guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
+    while high - low > FLOOR_TOLERANCE * high:
+        if works(guess):
+            high = guess
+        else:
+            low = guess
+        guess = (low + high) // 2
+    return high
 
 
 def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) -> tuple[Phase, ...]:

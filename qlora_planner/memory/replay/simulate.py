@@ -33,8 +33,6 @@ from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
 
-# How close the search for the smallest limit comes, as a part of it.
-FLOOR_TOLERANCE = 0.004
 # The player goes through a micro-batch twice before the optimizer's step, however many there are.
 _PLAYED_ACCUMULATION = 2
 _MOST_REMEMBERED = 128
@@ -43,8 +41,6 @@ _remembered: dict[tuple[Hashable, ...], tuple[ModelProfile, SimulatedRun]] = {}
 # Devices with a model loaded and its adapters added, by all that decides how, with the profile that is meant.
 _loaded_devices: dict[tuple[Hashable, ...], tuple[ModelProfile, Loaded]] = {}
 _MOST_LOADED = 16
-# A limit this much above what stays reserved is met whatever a replay under it would give.
-NEAR = 1.1
 
 
 @record
@@ -150,55 +146,6 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def floor_bytes(
-    profile: ModelProfile,
-    resolution: Resolution,
-    tape: Tape,
-    workspace_bytes: int,
-    played: SimulatedRun,
-    limit_bytes: int | None = None,
-    before: Sequence[Tape] = (),
-    world: int = 1,
-    refines: bool = True,
-) -> int:
-    """The smallest limit on torch's reserved bytes at which the run still works; the rest as in `simulate_run`.
-
-    Under pressure the allocator gives back segments that hold nothing, and what the others came to is mostly the floor,
-    to `FLOOR_TOLERANCE`. What follows is laid out anew, though, which decides either way: small blocks that find no
-    cache keep large segments, as between the logits of ORPO, so a playing under it shows whether that is enough. Where
-    a card would leave `limit_bytes`, the floor is on the side of it that a playing under that very limit says, and is
-    looked for below what the others came to where that is near; so it is for expandable segments, which give back parts
-    of segments too. Without `refines` it may be said too large, but never below a limit that does not suffice.
-    """
-    most = max(played.non_releasable_bytes, played.allocated)
-    expandable = is_expandable(resolution.run.alloc_conf)
-    within = limit_bytes is not None and played.allocated <= limit_bytes < played.reserved
-    if limit_bytes is not None and not within and not expandable:
-        return most  # nothing is given back on such a card, or nothing helps: no more is asked of it
-    if not refines and (limit_bytes is None or not within or most > limit_bytes):
-        return most
-    stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
-    low, high = played.allocated - 1, played.reserved
-    if limit_bytes is not None and within:
-        low, high = (low, limit_bytes) if stage.works(limit_bytes) else (limit_bytes, high)
-    if not refines and high == limit_bytes:
-        return most
-    if low < most < high and not expandable:
-        close = most + int(FLOOR_TOLERANCE * most)
-        low, high = (low, most) if close >= high or stage.works(close) else (most, high)
-    if high == most and not expandable and (limit_bytes is None or limit_bytes > NEAR * most):
-        return most
-    low = max(low, played.allocated)
-    guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
-    while high - low > FLOOR_TOLERANCE * high:
-        if stage.works(guess):
-            high = guess
-        else:
-            low = guess
-        guess = (low + high) // 2
-    return high
-
-
 def stage_of(
     profile: ModelProfile,
     resolution: Resolution,
@@ -257,13 +204,12 @@ class Stage:
                 self.script, *self.before = (with_cloned_outputs(script, 4 * int(vocabulary)) for script in scripts)
         self.static = static_memory(self.placement)
 
-    def works(self, limit_bytes: int) -> bool:
-        """Whether the run gets through under this limit."""
+    def reserved_within(self, limit_bytes: int) -> int | None:
+        """The most that torch reserves under this limit; None where the run does not get through."""
         try:
-            self.play(limit_bytes)
+            return self.play(limit_bytes).reserved
         except OutOfMemory:
-            return False
-        return True
+            return None
 
     def play(self, limit_bytes: int | None) -> SimulatedRun:
         """One playing from an empty device."""
