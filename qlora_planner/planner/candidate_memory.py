@@ -39,6 +39,7 @@ from qlora_planner.speed.roofline import Rates, SpeedModel, speed_model
 from qlora_planner.speed.step import layer_works, optimizer_work
 
 Ints = NDArray[np.int64]
+_PAST_ALL_CARDS = 1 << 60  # bytes; what is more, an array of 64 bits might not hold
 # What decides loading, preparing and adding adapters, but for the rank.
 _loading_options = options_without("rank", *UNBILLED)
 _OF_NO_LAYER = (
@@ -122,16 +123,22 @@ class CandidateMemory:
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
         before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
         beside = self.context.total_bytes
-        flags = earlier if isinstance(earlier, np.ndarray) else np.full(batch.shape, earlier)
-        floors, traced = self._traced(batch, seq, flags)
+        floors, traced = self._traced(batch, seq, earlier)
         floors = np.maximum(floors, before)
         if not traced.all():
             left = ~traced
-            closed = self._closed(batch[left], seq[left], flags[left])
+            closed = self._closed(batch[left], seq[left], earlier if isinstance(earlier, bool) else earlier[left])
             over = RESERVED_OVER_ALLOCATED_EXPANDABLE * self.scale.closed
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
             floors[left] = np.maximum(np.asarray(closed * over, dtype=np.int64), before_closed)
         return floors + beside, traced
+
+    def fitting(
+        self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None
+    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Which of these runs fit, and for which a trace holds; as `floors`."""
+        floors, traced = self.floors(batch, seq, accumulated)
+        return floors <= np.where(traced, *self.largest_floors()), traced
 
     def at(self, batch_size: int, seq_len: int) -> int:
         """The floor of one run."""
@@ -142,15 +149,16 @@ class CandidateMemory:
         """Whether a trace says what one run takes."""
         return bool(self.floors(np.array([batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))[1][0])
 
-    def _traced(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]) -> tuple[Ints, NDArray[np.bool_]]:
+    def _traced(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> tuple[Ints, NDArray[np.bool_]]:
         floors, traced = np.zeros(batch.shape, dtype=np.int64), np.zeros(batch.shape, dtype=bool)
         if self.sweep is None:
             return floors, traced
         for accumulates, variant in enumerate(self.variants):
             wanted = accumulated == bool(accumulates)
-            if not np.count_nonzero(wanted):
+            if not (wanted if isinstance(wanted, bool) else wanted.any()):
                 continue
-            for part in self.sweep.parts_of(variant, batch[wanted], seq[wanted]):
+            of_kind = (batch, seq) if isinstance(wanted, bool) else (batch[wanted], seq[wanted])
+            for part in self.sweep.parts_of(variant, *of_kind):
                 inside = part.region.inside(batch, seq) & wanted & ~traced
                 if not np.count_nonzero(inside):
                     continue
@@ -162,23 +170,25 @@ class CandidateMemory:
                 traced |= inside
         return floors, traced
 
-    def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_]) -> Ints:
+    def _closed(self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool) -> Ints:
+        # Arrays cost more than the figures of one run do.
+        tokens, lengths = (batch * seq, seq) if len(batch) > 1 else (int(batch[0]) * int(seq[0]), int(seq[0]))
         acts = activations.activations(
-            self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=batch * seq, seq_len=seq
+            self.shape, self.run, self.parts.trainer, self.parts.loss, tokens=tokens, seq_len=lengths
         )
         parts = replaced(self.parts, acts=acts)
-        alike = bool(accumulated.all()) or not accumulated.any()
-        by_steps = {
-            steps: activations.most(
-                *map(np.asarray, allocated_levels(self.run.with_(grad_accum=steps), parts).values())
-            )
-            for steps in ((2 if accumulated[0] else 1,) if alike else (1, 2))
-        }
-        if alike:
-            levels: Ints = next(iter(by_steps.values())).astype(np.int64)
+        if not isinstance(accumulated, bool) and (accumulated == accumulated[0]).all():
+            accumulated = bool(accumulated[0])
+        if isinstance(accumulated, bool):
+            levels = self._highest(parts, accumulated)
         else:
-            levels = np.where(accumulated, by_steps[2], by_steps[1]).astype(np.int64)
+            levels = np.where(accumulated, self._highest(parts, True), self._highest(parts, False))
         return np.broadcast_to(levels, batch.shape)
+
+    def _highest(self, parts: MemoryTerms, accumulates: bool) -> Ints:
+        run = self.run.with_(grad_accum=1 + accumulates)
+        level = activations.most(*allocated_levels(run, parts).values())
+        return np.asarray(min(level, _PAST_ALL_CARDS) if isinstance(level, int) else level, dtype=np.int64)
 
 
 @dataclass(slots=True)

@@ -337,12 +337,10 @@ def longest(
 
     With `traced_alone`, of lengths for which a trace ships.
     """
-    limits = memory.largest_floors()
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
 
     def fitting(steps: Ints) -> NDArray[np.bool_]:
-        floors, traced = memory.floors(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
-        good: NDArray[np.bool_] = floors <= np.where(traced, *limits)
+        good, traced = memory.fitting(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return good & traced if traced_alone else good
 
     steps_that_fit = largest(fitting, top)

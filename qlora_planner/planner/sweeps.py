@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -251,12 +252,18 @@ def fixed_of(ground: StaticPeaks, run: RunConfig) -> FixedBytes:
     return FixedBytes.of(weights, ground.state, sum(tensor.count for tensor in ground.static.trainable), run)
 
 
+@cache
+def _coarse(top: int) -> Ints:
+    """Sizes from 1 to `top`, a few in each octave."""
+    octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
+    return np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
+
+
 def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | None:
     """The largest size from 1 to `top` that fits; memory never falls as a size grows."""
     if top < 1:
         return None
-    octaves = 2 ** np.arange(0, np.log2(top) + 1, 1 / _OCTAVE)
-    sizes = np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
+    sizes = _coarse(top)
     good = np.flatnonzero(fitting(sizes))
     if not len(good):
         return None
@@ -271,10 +278,9 @@ def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: in
     """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
 
     def fitting(sizes: Ints) -> NDArray[np.bool_]:
-        seq = np.full_like(sizes, seq_len)
-        floors, traced = several.floors(sizes, seq)
-        fits = floors <= np.where(traced, *several.largest_floors())
-        alone, alone_traced = single.floors(np.ones_like(sizes), seq)
-        return np.where(sizes == 1, alone <= np.where(alone_traced, *single.largest_floors()), fits)
+        fits, _ = several.fitting(sizes, np.full_like(sizes, seq_len))
+        if sizes[0] == 1:
+            fits[:1], _ = single.fitting(sizes[:1], np.array([seq_len], dtype=np.int64))
+        return fits
 
     return largest(fitting, MAX_BATCH)

@@ -7,6 +7,7 @@ q, k, v, output and log-sum-exp. A layer of another make is put through the same
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from qlora_planner.catalog import LossMemory, TrainerRow
@@ -147,11 +148,9 @@ def proved(shape: ModelShape, run: RunConfig) -> bool:
 
 def most(first: Any, *others: Any) -> Any:
     """The largest of numbers, or element by element where one of them is an array."""
-    for other in others:
-        first = (
-            max(first, other) if isinstance(first, int) and isinstance(other, int) else _numpy().maximum(first, other)
-        )
-    return first
+    numbers = [each for each in (first, *others) if isinstance(each, int)]
+    arrays = [each for each in (first, *others) if not isinstance(each, int)]
+    return reduce(_numpy().maximum, arrays + ([max(numbers)] if numbers else [])) if arrays else max(numbers)
 
 
 def _least(first: Any, other: int) -> Any:

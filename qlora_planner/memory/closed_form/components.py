@@ -10,9 +10,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL
 
 
-def component_lines(
-    run: RunConfig, parts: MemoryTerms, peak: Phase, communication: int = 0
-) -> tuple[ComponentLine, ...]:
+def component_sizes(run: RunConfig, parts: MemoryTerms, peak: Phase, communication: int = 0) -> dict[Component, int]:
     """What is alive at the peak phase, with `communication` bytes of a strategy; they add up to its device bytes."""
     sizes = before_training(parts.static, peak) if peak.name in BEFORE_TRAINING else _training(run, parts, peak)
     context = parts.context.first_tensor_bytes
@@ -25,6 +23,14 @@ def component_lines(
             sizes[Component.WORKSPACE] = max(0, sizes[Component.WORKSPACE] - communication)
     explained = sum(sizes.values())
     sizes[Component.ALLOCATOR_SLACK] = (peak.device_bytes or 0) - explained
+    return sizes
+
+
+def component_lines(
+    run: RunConfig, parts: MemoryTerms, peak: Phase, communication: int = 0
+) -> tuple[ComponentLine, ...]:
+    """The same, each with where it comes from."""
+    sizes = component_sizes(run, parts, peak, communication)
     return tuple(
         ComponentLine(
             component=part, size_bytes=sizes.get(part, 0), basis=_basis(part, parts), why=_why(part, run, parts)

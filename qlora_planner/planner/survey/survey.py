@@ -16,11 +16,11 @@ from qlora_planner.catalog.cuda import cublas_workspace_bytes
 from qlora_planner.catalog.parallel import DDP, FSDP2
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.memory.budget import Budget
-from qlora_planner.memory.closed_form.components import component_lines
+from qlora_planner.memory.closed_form.components import component_sizes
 from qlora_planner.memory.closed_form.estimate import phases_of
 from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_terms, static_peaks_of
 from qlora_planner.memory.options.resolve import Resolution, resolve
-from qlora_planner.memory.records import MemoryEstimate, Unmodelled
+from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
 from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
@@ -203,7 +203,8 @@ def _judged(
     single, several = (candidate_memory_for(model, run, budget, padded=padded) for padded in (False, True))
     parts = memory_terms(model.ground, replace(model.resolution, run=run), budget.context)
     _, peak = phases_of(run, parts)
-    limiting = max(component_lines(run, parts, peak), key=lambda line: line.size_bytes)
+    sizes = component_sizes(run, parts, peak)
+    limiting = max(Component, key=lambda part: sizes.get(part, 0))
     refused = [problem for problem in model.resolution.problems if problem.blocking]
     own = several if run.padding else single
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
@@ -227,7 +228,7 @@ def _judged(
         peak_bytes=floor,
         headroom_bytes=usable - floor,
         usable_bytes=usable,
-        limiting=limiting.component.value,
+        limiting=limiting.value,
         shortfall_bytes=max(0, floor - usable) or None,
         note=refused[0].message if refused else _said(model.resolution),
         traced=bool(traced[0]),
