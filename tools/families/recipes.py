@@ -26,6 +26,8 @@ _QV: dict[str, Any] = {"target_modules": "q_proj,v_proj"}
 
 _UNGATED = "down_proj,k_proj,o_proj,q_proj,up_proj,v_proj"  # as axolotl's examples for Mistral list them
 
+_SAVED: dict[str, Any] = {"modules_to_save": "embed_tokens,lm_head"}  # as for tokens that are new
+
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
 RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "default": (_QLORA, False),
@@ -113,6 +115,16 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "hf-flash-attention-plain": (_HF.with_(target_modules="attention", **_FLASH, **_PLAIN), False),
     "hf-flash-attention-plain-kept": (_HF.with_(target_modules="attention", **_FLASH, **_PLAIN, **_KEPT), False),
     "flash-packed-ungated-plain": (_QLORA.with_(target_modules=_UNGATED, **_PACKED, **_PLAIN), False),
+    "attention-kept": (_QLORA.with_(target_modules="attention", **_KEPT), False),
+    "flat-kept": (_QLORA.with_(double_quant=False, **_KEPT), False),
+    "int8-kept": (_QLORA.with_(quant="int8", **_KEPT), False),
+    "save": (_QLORA.with_(**_SAVED), False),
+    "hf-save": (_HF.with_(**_SAVED), False),
+    "flash-packed-save": (_QLORA.with_(**_SAVED, **_PACKED), False),
+    "hf-flash-attention-plain-kept-save": (
+        _HF.with_(target_modules="attention", **_SAVED, **_FLASH, **_PLAIN, **_KEPT),
+        False,
+    ),
     "flash-packed-qv": (_QLORA.with_(**_QV, **_PACKED), False),
     "flash-packed-upcast": (_UPCAST.with_(**_PACKED), False),
     "packed-kept": (_QLORA.with_(packing=True, **_KEPT), False),

@@ -148,6 +148,8 @@ def as_traced(profile: ModelProfile, run: RunConfig) -> RunConfig:
     it: PEFT puts adapters into modules in the model's order, whatever the names' own is."""
     if (near := nearest_kernel(run.attention)) is not None:
         run = run.with_(attention=near.kernel)
+    if run.modules_to_save:  # PEFT copies them in the model's order, whatever the names' own is
+        run = run.with_(modules_to_save=",".join(sorted(name.strip() for name in run.modules_to_save.split(","))))
     if run.method == "full" or run.target_modules in WHOLE_SETS:
         return run
     assert run.target_modules is not None
