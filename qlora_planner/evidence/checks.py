@@ -65,6 +65,7 @@ MEASUREMENT: dict[str, Check] = {
     "config_sha256": _TEXT_OR_NONE,
     "config": _OBJECT_OR_NONE,
     "toy": _FLAG,
+    "tied_stored": (lambda value: value is None or type(value) is bool, "must be true, false or null"),
     "device": (_one_of(DEVICES), f"must be one of {', '.join(DEVICES)}"),
     "params": _COUNT,
     "trainable_params": _COUNT,

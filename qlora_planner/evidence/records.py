@@ -45,6 +45,7 @@ class Measurement:
     device: str = "cuda"
     config: Mapping[str, Any] | None = None
     toy: bool = False
+    tied_stored: bool | None = None  # whether the files that were loaded held tied tensors too, where they say
     params: int | None = None
     trainable_params: int | None = None
     stack: Mapping[str, str] = field(default_factory=dict)  # package, cuda, driver, python -> version
@@ -97,6 +98,7 @@ class Measurement:
             "config_sha256": self.config_sha256,
             "config": None if self.config is None else dict(self.config),
             "toy": self.toy,
+            "tied_stored": self.tied_stored,
             "device": self.device,
             "params": self.params,
             "trainable_params": self.trainable_params,

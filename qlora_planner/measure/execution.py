@@ -112,7 +112,11 @@ class Execution:
             from qlora_planner.measure.as_rank import join
 
             join(run, spec.rank, spec.world, spec.device)
-        weights = None if spec.model_dir is not None else model.random_weights(self.raw, spec.device, labels_of(run))
+        weights = (
+            None
+            if spec.model_dir is not None
+            else model.random_weights(self.raw, spec.device, labels_of(run), tied_stored=spec.tied_stored is not False)
+        )
         self._meter = make_meter()
         try:
             self._enter("load")
@@ -236,6 +240,7 @@ class Execution:
             config_sha256=spec.config_sha256,
             config=dict(self.raw) or None,
             toy=spec.is_toy and spec.model_dir is None,
+            tied_stored=spec.tied_stored,
             device=spec.device,
             params=self.params,
             trainable_params=self.trainable_params,

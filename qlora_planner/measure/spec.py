@@ -19,9 +19,10 @@ class ChildSpec:
     """One run to execute and measure.
 
     `config` is the model's parsed config.json, run with random weights; or `model_dir` a folder with config and
-    weights. `cap_bytes` is torch's per-process limit. `toy` cuts the model to a toy size first (by default on the
-    CPU). `snapshot` keeps every allocation, to say what was alive at the peak. `steps` optimizer steps, then one
-    evaluation where the run evaluates, and saving where `save` says so. `gpu_index` counts visible cards.
+    weights. `tied_stored` says whether tied tensors are among them, where files say so. `cap_bytes` is torch's
+    per-process limit. `toy` cuts the model to a toy size first (by default on the CPU). `snapshot` keeps every
+    allocation, to say what was alive at the peak. `steps` optimizer steps, then one evaluation where the run evaluates,
+    and saving where `save` says so. `gpu_index` counts visible cards.
     There are `ranks` processes, one a card, which accelerate starts with its config `launch`.
     `rank` of `world` is played alone where it is given, on a fake process group: see `measure.as_rank`.
     `created`, `config_sha256`, `predicted` and `role` go into the measurement as they are.
@@ -39,6 +40,7 @@ class ChildSpec:
     snapshot: bool = True
     save: bool = False
     toy: bool | None = None
+    tied_stored: bool | None = None
     created: str | None = None
     predicted: Mapping[str, Any] | None = None
     role: str | None = None

@@ -140,6 +140,7 @@ def _without_readings(spec: ChildSpec, outcome: str, message: str) -> Measuremen
         model=spec.model_id,
         config_sha256=spec.config_sha256,
         config=spec.config,
+        tied_stored=spec.tied_stored,
         run=spec.run,
         outcome=outcome,
         device=spec.device,

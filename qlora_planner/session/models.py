@@ -56,7 +56,9 @@ def load_model(
         if build != "always":
             return as_installed(_named(found, text, catalogue))
         found = _from_hub(found.id, catalogue)
-    return _profile_of(found, text, catalogue, build, warn, profiles)
+    from qlora_planner.sources.laws.stored import as_stored
+
+    return as_stored(_profile_of(found, text, catalogue, build, warn, profiles), found)
 
 
 def _named(found: Named, text: str, catalogue: ModelCatalogue) -> ModelProfile:
@@ -174,7 +176,9 @@ def _profile_of(
 
 def profile_of(raw: RawConfig, *, build: Build = "auto", warn: Warn = _python_warning) -> ModelProfile:
     """The profile of a config that is at hand; raises as `load_model` does."""
-    return _profile_of(raw, raw.id, ModelCatalogue(models_dirs()), build, warn)
+    from qlora_planner.sources.laws.stored import as_stored
+
+    return as_stored(_profile_of(raw, raw.id, ModelCatalogue(models_dirs()), build, warn), raw)
 
 
 def by_text(
@@ -230,6 +234,7 @@ def with_shape(
         config_sha256=raw.sha256,
         dims=dims,
         checkpoint_quantization=stored_quantization(raw.config),
+        tied_stored=None,
         same_shape_as=base.id,
         same_shape_sha256=base.config_sha256,
     )
@@ -268,14 +273,10 @@ def by_law(
     profile = _proved_same(profile, ModelCatalogue(models_dirs(profiles)))
     if not _spares_the_usual(raw, profile):
         return None, "its checkpoint was quantised with other modules left alone than loading leaves alone"
-    if raw.path is not None and raw.path.name == "config.json":
-        from qlora_planner.sources.laws.stored import disagreement
-        from qlora_planner.sources.on_hub.hub_weights import header_folder
+    from qlora_planner.sources.laws.stored import disagreement, weights_folders
 
-        fetched = header_folder(raw.id, raw.path) if raw.origin in ("hub", "cache") else None
-        folders = [raw.path.parent] + ([] if fetched is None else [fetched])
-        if (other := disagreement(profile, *folders)) is not None:
-            return None, other
+    if (other := disagreement(profile, *weights_folders(raw))) is not None:
+        return None, other
     return profile, None
 
 

@@ -102,6 +102,7 @@ class ModelProfile:
     checkpoint_quantization: str | None = None  # how the published weights are already quantised, e.g. mxfp4, fp8
     note: str | None = None  # e.g. that the row is the text model of a multimodal repository
     text_part_of: str | None = None  # the model type of a config with towers for images or sound, not counted here
+    tied_stored: bool | None = None  # whether its files hold tied tensors too; None: there are no files to ask
     tower: str | None = None  # the module that reads images, of a model that is profiled with it
     source: str = "built"  # catalogue, cache, family or built: where this copy came from
     same_shape_as: str | None = None  # the catalogue model whose facts and traces these are, where it is another one

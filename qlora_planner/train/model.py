@@ -80,7 +80,9 @@ def model_class(raw: Mapping[str, Any], config: Any, labels: int | None = None) 
     return classes[0] if isinstance(classes, (tuple, list)) else classes
 
 
-def random_weights(raw: Mapping[str, Any], device: str, labels: int | None = None) -> dict[str, Any]:
+def random_weights(
+    raw: Mapping[str, Any], device: str, labels: int | None = None, *, tied_stored: bool = True
+) -> dict[str, Any]:
     """Random tensors on the host in the shape of this model's checkpoint, of its sequence classifier with `labels`:
     see `weights.random_state_dict`."""
     import torch
@@ -89,7 +91,8 @@ def random_weights(raw: Mapping[str, Any], device: str, labels: int | None = Non
     # A checkpoint is in bfloat16 even where the run loads it as float16: the loader converts, as it would a real one.
     # On the host nothing would be converted or copied, so there it is stored in a dtype that no run loads.
     stored = torch.float64 if device == "cpu" else torch.bfloat16
-    return random_state_dict(model_class(raw, config, labels), config, torch.bfloat16, stored=stored)
+    wanted = model_class(raw, config, labels)
+    return random_state_dict(wanted, config, torch.bfloat16, stored=stored, tied_stored=tied_stored)
 
 
 def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: dict[str, Any]) -> Any:

@@ -23,15 +23,20 @@ def skeleton(model_class: Any, config: Any, dtype: torch.dtype) -> Any:
         return model_class._from_config(config, dtype=dtype)
 
 
-def random_state_dict(model_class: Any, config: Any, dtype: torch.dtype, *, stored: torch.dtype) -> dict[str, Any]:
-    """Every tensor that a checkpoint of this model may store, tied copies too, filled with small random numbers.
+def random_state_dict(
+    model_class: Any, config: Any, dtype: torch.dtype, *, stored: torch.dtype, tied_stored: bool = True
+) -> dict[str, Any]:
+    """Every tensor of a checkpoint of this model, with `tied_stored` tied copies too, filled with small random numbers.
 
     All floating tensors are views of one host buffer of dtype `stored`, which loading must copy: to another device, or
     to another dtype where it stays on the host. Training on aliases of one buffer would be nonsense.
     """
     import torch
 
-    shapes = {name: (tuple(t.shape), t.dtype) for name, t in skeleton(model_class, config, dtype).state_dict().items()}
+    model = skeleton(model_class, config, dtype)
+    left_out = set() if tied_stored else set(model.all_tied_weights_keys)
+    stored_names = {name: tensor for name, tensor in model.state_dict().items() if name not in left_out}
+    shapes = {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in stored_names.items()}
     largest = max((prod(shape) for shape, kind in shapes.values() if kind.is_floating_point), default=1)
     drawn = torch.randn(min(_DRAWN, largest), generator=torch.Generator().manual_seed(0)).mul_(_SPREAD)
     buffer = drawn.to(stored).repeat(-(-largest // drawn.numel()))

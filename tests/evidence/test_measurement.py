@@ -88,6 +88,7 @@ WRONG: dict[str, Any] = {
     "config_sha256": 5,
     "config": [],
     "toy": 1,
+    "tied_stored": 1,
     "device": "tpu",
     "params": -1,
     "trainable_params": 1.5,

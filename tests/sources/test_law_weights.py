@@ -99,3 +99,12 @@ def test_weights_that_cannot_be_read_are_said_to_be_so(content: bytes, tmp_path:
     (tmp_path / "model.safetensors").write_bytes(content)
     with pytest.raises(UnprofiledError, match="its weights cannot be read"):
         load_model(folder, profiles=ROOT)
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_files_say_whether_they_hold_a_tied_head_too(tmp_path: Path, held: bool) -> None:
+    tensors = shapes()
+    if not held:
+        del tensors["lm_head.weight"]
+    folder = folder_with(tmp_path, tensors, tie_word_embeddings=True)
+    assert load_model(folder, profiles=ROOT).tied_stored is held

@@ -130,6 +130,14 @@ def test_a_tied_head_is_tied_and_weights_are_not_aliases() -> None:
     assert len(pointers) == len(set(pointers))
 
 
+def test_a_checkpoint_holds_a_tied_head_where_it_is_said_to() -> None:
+    toy = toy_config(LLAMA)
+    assert ["lm_head.weight" in model.random_weights(toy, "cpu", tied_stored=stored) for stored in (False, True)] == [
+        False,
+        True,
+    ]
+
+
 def test_total_params_count_what_packing_stands_for() -> None:
     packed, _ = build(LLAMA)
     whole, _ = build(LLAMA, method="lora")

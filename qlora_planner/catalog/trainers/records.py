@@ -133,6 +133,7 @@ class TrainerRow:
     quantizes_experts: bool = False
     adds_adapters: bool = False
     patches_libraries: bool = False
+    reads_saved_folders: bool = False  # weights come from a folder alone, where save_pretrained writes tied ones once
     trace_environment: Mapping[str, str] = field(default_factory=dict)
     shards: bool = False
     loss_beside_head: bool = False

@@ -280,6 +280,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             joins_rows=True,
             measured=False,
             patches_libraries=True,
+            reads_saved_folders=True,
             quantizes_experts=True,
             trace_environment=_UNSLOTH_WITHOUT_CARD,
             only=_OF_UNSLOTH,

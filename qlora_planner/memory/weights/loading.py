@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from qlora_planner.catalog.tensor_parallel import has_plan, planned
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.memory.allocator.caching import Block, CachingAllocator
 from qlora_planner.memory.weights.placement import AddedTensor, PlacedTensor, Placement
 from qlora_planner.memory.weights.trainable import Trainable
@@ -97,11 +98,15 @@ def _expanded(
 
 
 def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tuple[list[Loaded], PhasePeak]:
-    """Play `from_pretrained` of a checkpoint that stores every key (a tied head too, as torch's own format does).
+    """Play `from_pretrained` of the model's checkpoint.
 
-    `world` is the number of ranks, each of which loads the whole model.
+    `world` is the number of ranks, each of which loads the whole model. A tied head is taken to be stored too where no
+    file says: save_pretrained leaves it out, and some published files hold it all the same (Qwen3-0.6B).
     """
-    tensors = expand(placement)
+    tied_stored = placement.profile.tied_stored
+    if tied_stored is None:
+        tied_stored = not trainer_named(placement.run.trainer).reads_saved_folders
+    tensors = [item for item in expand(placement) if tied_stored or not item[1].group.tied_with]
     memory.free(memory.malloc(_warm_up_bytes(placement, memory, world)))
     parameters = [item for item in tensors if not item[1].group.buffer]
     in_order = [parameters[at] for at in _naturally(tuple(name for name, _ in parameters))]

@@ -68,12 +68,12 @@ def profile_of(measurement: Measurement, tell: Tell) -> ModelProfile:
         profile = session.load_model(measurement.model, build="never", warn=tell)
         if profile.config_sha256 != measurement.config_sha256:
             raise MissingError(f"{measurement.model}: the catalogue's config is not the one that was measured")
-        return profile
-    # A copy: transformers completes nested parts of a config in place.
-    config = deepcopy(dict(measurement.config))
-    return session.profile_of(
-        RawConfig(id=measurement.model, config=config, sha256=config_sha256(config), origin="evidence"), warn=tell
-    )
+    else:
+        # A copy: transformers completes nested parts of a config in place.
+        config = deepcopy(dict(measurement.config))
+        raw = RawConfig(id=measurement.model, config=config, sha256=config_sha256(config), origin="evidence")
+        profile = session.profile_of(raw, warn=tell)
+    return replace(profile, tied_stored=measurement.tied_stored)
 
 
 def predictions_of(measurement: Measurement, tell: Tell) -> list[Prediction]:

@@ -274,6 +274,7 @@ def specification(
         config=None if real else config,
         model_dir=str(folder) if real else None,
         config_sha256=raw.sha256,
+        tied_stored=profile.tied_stored,
         device=device,
         cap_bytes=here.cap_bytes if here else None,
         steps=steps,

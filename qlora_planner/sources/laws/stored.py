@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from qlora_planner.bounded import MOST_VALUES, Unreadable, check_json, open_regular, small_json
+from qlora_planner.sources.configs import RawConfig
+from qlora_planner.sources.on_hub.hub_weights import header_folder
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.text import quoted
 
@@ -56,6 +59,24 @@ def disagreement(profile: ModelProfile, *folders: Path) -> str | None:
         if counts[name] != total:
             return f"its weights hold {counts[name]} of {quoted(name)} where the config makes it {total}"
     return None
+
+
+def weights_folders(raw: RawConfig) -> list[Path]:
+    """Where files of the weights, their index or a header of them lie beside a config."""
+    if raw.path is None or raw.path.name != "config.json":
+        return []
+    fetched = header_folder(raw.id, raw.path) if raw.origin in ("hub", "cache") else None
+    return [raw.path.parent] + ([] if fetched is None else [fetched])
+
+
+def as_stored(profile: ModelProfile, raw: RawConfig) -> ModelProfile:
+    """The profile with what the files beside its config say of tied tensors; as it is where none can be read."""
+    tied = {tensor.name for tensor in profile.tensors if tensor.tied_with}
+    try:
+        stored = {_NUMBER.sub("*", name) for name in _stored(weights_folders(raw))} if tied else set()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return profile
+    return replace(profile, tied_stored=not tied.isdisjoint(stored)) if stored else profile
 
 
 def _stored(folders: Sequence[Path]) -> dict[str, tuple[tuple[int, ...] | None, str | None]]:
