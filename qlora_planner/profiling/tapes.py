@@ -11,7 +11,7 @@ from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.profiling.build import ConfigSource
 from qlora_planner.profiling.refusals import traced_fault
 from qlora_planner.profiling.text_part import text_part
-from qlora_planner.profiling.tracing.apart import trace_apart
+from qlora_planner.profiling.tracing.apart import sees_no_card, stands_in, trace_apart
 from qlora_planner.profiling.tracing.cuda.semantics import CudaTraits
 from qlora_planner.profiling.tracing.engine import trace
 from qlora_planner.profiling.tracing.spec import TraceSpec
@@ -51,7 +51,8 @@ def trace_run(source: ConfigSource, resolution: Resolution, gpu: GpuSpec | None)
     """
     try:
         spec = TraceSpec(resolution=resolution, device=efficiency_of(gpu))
-        if resolution.trainer.patches_libraries and resolution.trainer.packages[0] not in sys.modules:
+        patched = resolution.trainer.patches_libraries and resolution.trainer.packages[0] not in sys.modules
+        if patched or (sees_no_card() and not stands_in()):
             return trace_apart(traced_config(source, resolution.run), spec, source.id)
         return trace(traced_config(source, resolution.run), spec)
     except PlannerError:

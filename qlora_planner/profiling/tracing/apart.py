@@ -1,4 +1,5 @@
-"""A trace in a process of its own, for a trainer that changes the libraries for whoever imports it."""
+"""A trace in a process of its own: for a trainer that changes the libraries for whoever imports it, and where torch is
+a build for CUDA and sees no card."""
 
 from __future__ import annotations
 
@@ -16,10 +17,11 @@ if TYPE_CHECKING:
     from qlora_planner.profiling.tracing.spec import TraceSpec
     from qlora_planner.spec.trace import Tape
 
+_STAND_IN = "stand_in"
 _REQUEST, _ANSWER = "request.pickle", "answer.pickle"
 # Importing this package imports what the trainer changes, so the trainer's comes first.
 _CHILD = (
-    "import importlib, sys; importlib.import_module(sys.argv[1]);"
+    "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]];"
     " from qlora_planner.profiling.tracing.apart import main; main()"
 )
 
@@ -33,7 +35,7 @@ def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
         request, answer = (Path(folder) / name for name in (_REQUEST, _ANSWER))
         request.write_bytes(pickle.dumps((dict(raw), spec, what)))
         ended = subprocess.run(
-            [*python_code(_CHILD), spec.trainer.packages[0]],
+            [*python_code(_CHILD), *spec.trainer.packages[:1]],
             cwd=folder,  # into which it writes what it compiles
             env=child_environment(**spec.trainer.trace_environment),
             stdin=subprocess.DEVNULL,
@@ -51,11 +53,39 @@ def trace_apart(raw: Mapping[str, Any], spec: TraceSpec, what: str) -> Tape:
     return tape
 
 
+def sees_no_card() -> bool:
+    """Whether torch is a build for CUDA and sees no card: it takes CUDA for its accelerator all the same, and autograd
+    asks for the context of a card that it has not (`hasPrimaryContext`)."""
+    import torch
+
+    return torch.version.cuda is not None and not torch.cuda.is_available()
+
+
+def stands_in() -> bool:
+    """Whether this process has the device that stands in."""
+    import torch
+
+    return torch._C._get_privateuse1_backend_name() == _STAND_IN
+
+
+def _stand_in() -> None:
+    """Let autograd find a kind of device that is really there: torch's own empty one, for backends in Python.
+
+    This holds for the whole process, which does nothing else.
+    """
+    from torch.utils import backend_registration
+
+    set_up = getattr(backend_registration, "_setup_privateuseone_for_python_backend", None)
+    if set_up is not None and sees_no_card():
+        set_up(_STAND_IN)
+
+
 def main() -> None:
     """Trace the run that the working directory's request names."""
     from qlora_planner.profiling.refusals import traced_fault
     from qlora_planner.profiling.tracing.engine import trace
 
+    _stand_in()
     raw, spec, what = pickle.loads(Path(_REQUEST).read_bytes())
     answer: Any
     try:

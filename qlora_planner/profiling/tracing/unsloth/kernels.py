@@ -36,6 +36,8 @@ def launched_plainly(traits: CudaTraits) -> Iterator[None]:
     small = traits.memory_bytes <= fused_linear._SMALL_CARD_BYTES
     with (
         mock.patch.object(triton_launch, "_ENABLED", False),
+        # Taken from torch at import where its build has CUDA: answering in torch's place comes too late.
+        mock.patch.object(utils, "_gpu_getCurrentRawStream", lambda _index=0: 0),
         mock.patch.object(llama, "torch", CudaByIndex()),
         mock.patch.object(llama, "DEVICE_COUNT", 1),
         mock.patch.dict(utils._SCRATCH, clear=True),
