@@ -7,8 +7,9 @@ from typing import Any
 import click
 
 from qlora_planner.cli import completing
-from qlora_planner.cli.options import Verb, output_options, run_from, run_options
+from qlora_planner.cli.options import Verb, output_options, run_options
 from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.typed_run import run_from
 from qlora_planner.cli.values import output_from
 
 

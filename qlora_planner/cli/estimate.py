@@ -8,8 +8,9 @@ import click
 
 from qlora_planner.cli import completing
 from qlora_planner.cli.exits import exit_code
-from qlora_planner.cli.options import Verb, card_options, explicit_run_options, output_options, run_from, run_options
+from qlora_planner.cli.options import Verb, card_options, output_options, run_options
 from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.typed_run import explicit_run_options, run_from
 from qlora_planner.cli.values import card_from, output_from
 from qlora_planner.planner.knobs import in_whole_groups
 

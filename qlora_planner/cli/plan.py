@@ -14,16 +14,15 @@ from qlora_planner.cli.options import (
     Verb,
     card_options,
     data_options,
-    explicit_run_options,
     output_options,
     reward_option,
-    run_from,
     run_options,
     share_option,
 )
 from qlora_planner.cli.plan_shared import check_shared, write_picture, write_shared
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.typed_run import explicit_run_options, run_from
 from qlora_planner.cli.values import card_from, output_from
 from qlora_planner.session.plan_files import wanted_files, write_files
 from qlora_planner.session.planning import CHEAPEST, cheapest_card, check_batch, tokenizer_of

@@ -8,10 +8,11 @@ import click
 
 from qlora_planner.cli.blas import load_numpy
 from qlora_planner.cli.exits import CANNOT_SAY
-from qlora_planner.cli.options import Verb, card_options, output_options, run_from, run_options, share_option
+from qlora_planner.cli.options import Verb, card_options, output_options, run_options, share_option
 from qlora_planner.cli.plan_shared import check_shared, write_picture
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_csv, answer_json
+from qlora_planner.cli.typed_run import run_from
 from qlora_planner.cli.values import card_from, output_from
 
 

@@ -24,7 +24,7 @@ def command(models: str | None, markdown: bool, **given: Any) -> int:
 
     Every figure is of the recipe stated above it. Figures with ~ are by formulas, less exact.
     """
-    from qlora_planner.cli.options import run_from
+    from qlora_planner.cli.typed_run import run_from
 
     load_numpy()
     output = output_from(given)

@@ -10,18 +10,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from qlora_planner.cli import completing
-from qlora_planner.cli.options import (
-    Verb,
-    card_options,
-    data_options,
-    explicit_run_options,
-    output_options,
-    reward_option,
-    run_options,
-)
+from qlora_planner.cli.options import Verb, card_options, data_options, output_options, reward_option, run_options
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json, say
 from qlora_planner.cli.train_live import Terminal
+from qlora_planner.cli.typed_run import explicit_run_options
 from qlora_planner.cli.values import Output, output_from, stand_in_from
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.session.training.request import SETTINGS, TrainOptions, request_of

@@ -9,10 +9,11 @@ from typing import Any
 import click
 
 from qlora_planner.cli import completing
-from qlora_planner.cli.options import Verb, card_options, explicit_run_options, output_options, run_options
+from qlora_planner.cli.options import Verb, card_options, output_options, run_options
 from qlora_planner.cli.progress import watching
 from qlora_planner.cli.sections import SectionOption
 from qlora_planner.cli.streams import answer, answer_json
+from qlora_planner.cli.typed_run import explicit_run_options
 from qlora_planner.cli.values import Output, card_from, output_from, stand_in_from
 from qlora_planner.errors import InputError
 from qlora_planner.session.measuring.this_card import check_packages

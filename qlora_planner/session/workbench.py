@@ -209,14 +209,13 @@ class Workbench:
         from qlora_planner.session.views.planned import CheckAnswer
 
         reading = read_config(file, kind, stack or {})
-        check = check_reading(file, reading, self.at(risk).open(model or reading.model_id))
-        return CheckAnswer(check=check, gpu=self.gpu)
+        opened = self.at(risk).open(model or reading.model_id)
+        return CheckAnswer(check=check_reading(file, reading, opened), gpu=self.gpu)
 
     def survey(self, run: RunConfig | None = None, *, recommend: bool = True, **options: Any) -> SurveyAnswer:
-        """What fits on this card: a row per model of the catalogue, largest first, ranked and not played.
+        """What fits on this card: a row per model of the catalogue, largest first, with its best run by `recommend`.
 
-        Without `recommend` no best run of each is looked for. Raises InputError for unknown options, MissingError for
-        an empty catalogue.
+        Raises InputError for unknown options, MissingError for an empty catalogue.
 
         >>> len(Session().on("8GB").survey(recommend=False)) > 100
         True
@@ -328,8 +327,7 @@ class Workbench:
             yes: start though it may not fit.
             force: start anew where a run is.
             recover: try a smaller run when memory runs out.
-            weights: where the weights are, if the name of the model does not lead there.
-            tokenizer: a folder or a Hub id (the model's own).
+            weights, tokenizer: where these are, if the name of the model does not lead there.
             bad_rows: "refuse" or "skip" rows that cannot be used.
             options: those of a run, and of `qlora_planner.train.settings.Settings`: `epochs`, `max_steps`,
                 `learning_rate`, `warmup`, `scheduler`, `save_steps`, `logging_steps`, `seed`, `eval_split`,

@@ -8,8 +8,8 @@ import click
 import pytest
 
 from qlora_planner.cli.main import dispatch
-from qlora_planner.cli.options import explicit_run_options
 from qlora_planner.cli.plan import command as plan_command
+from qlora_planner.cli.typed_run import explicit_run_options
 from tests.cli.conftest import Invoke
 
 MODEL = "llama-3.1-8b"

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from qlora_planner.session.models import with_shape
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import RawConfig, config_sha256, read_config
 from qlora_planner.sources.same_shape import same_shape
+from qlora_planner.sources.unbuilt import with_shape
 from qlora_planner.spec.model import ModelProfile
 
 ROOT = Path(__file__).parents[2] / "profiles"

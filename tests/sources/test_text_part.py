@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from qlora_planner.errors import InputError
-from qlora_planner.session.models import by_text
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import RawConfig
 from qlora_planner.sources.text_part import WRAPPERS, light_text_part
+from qlora_planner.sources.unbuilt import by_text
 
 ROOT = Path(__file__).parents[2] / "profiles"
 LAWS = [ROOT / "laws"]

@@ -15,11 +15,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.session.models import by_text
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.families import FAMILY_SCHEMA, INDEX, known_configs
 from qlora_planner.sources.tapes import lines_of, packed, tape_in
+from qlora_planner.sources.unbuilt import by_text
 from qlora_planner.spec.model import ModelProfile
 from tools.families.make import STRUCTURES, in_one_order, structures
 from tools.families.pack import Pieces, Proof, Stacks, header_of, proved
