@@ -140,15 +140,6 @@ def test_nested_constants_are_smaller_than_flat_ones(name: str) -> None:
     assert nested.packed_weights == flat.packed_weights
 
 
-@given(cases(), st.floats(0.97, 1.05), st.integers(1, 1 << 20))
-@settings(max_examples=20, deadline=None)
-def test_what_fits_n_bytes_fits_more(case: tuple[str, int, int], part: float, more: int) -> None:
-    free = played(*case)
-    limit = int(free.reserved * part)
-    if fits(case, limit):
-        assert fits(case, limit + 512 * more)
-
-
 def fits(case: tuple[str, int, int], limit: int) -> bool:
     try:
         played(*case, limit_bytes=limit)
