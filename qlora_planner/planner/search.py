@@ -64,6 +64,10 @@ class OptionSet:
         return self.memory.run
 
 
+# Between runs of about the same speed these stay what they are in the default recipe.
+_HABITS = ("optimizer", "alloc_conf", "double_quant")
+
+
 @dataclass(slots=True)
 class Ranking:
     """Every candidate, with `order` best first among those that fit, then the others by how little they need."""
@@ -253,7 +257,7 @@ def option_set(typed: RunConfig, memory: CandidateMemory, speed: SpeedModel) -> 
         memory=memory,
         speed=speed,
         quality=next((base.quality for base in WEIGHT_STORAGES if base.options["quant"] == memory.run.quant), 0),
-        plain=sum(getattr(typed, name) == getattr(_DEFAULT, name) for name in ("optimizer", "alloc_conf")),
+        plain=sum(getattr(typed, name) == getattr(_DEFAULT, name) for name in _HABITS),
     )
 
 
