@@ -16,9 +16,9 @@ from qlora_planner.profiling.refusals import Prober
 from qlora_planner.record import record
 from qlora_planner.sources.catalogue import file_name
 from qlora_planner.sources.configs import read_config
-from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_json
 from qlora_planner.spec.model import ModelProfile
+from tools.families.sweeps import full_sweep
 
 # Text models that on the Hub sit inside a wrapper with a vision or audio tower.
 _TEXT_OF_WRAPPER = ("gemma3_text", "gemma4_text", "qwen3_5_text", "qwen3_5_moe_text", "llama4_text", "ministral3")
@@ -70,9 +70,9 @@ def write_whole(root: Path, paths: Iterable[Path], prober: Prober | None = None)
 
 
 def write_index(root: Path, profiles: Iterable[ModelProfile]) -> None:
-    """Write models.index.json from the profiles and the tapes that lie beside them."""
+    """Write models.index.json from the profiles and the tapes or families that lie beside them."""
     known = list(profiles)
-    found = {profile.id: stored_sweep(profile, [root / "tapes"]) for profile in known}
+    found = {profile.id: full_sweep(profile, root) for profile in known}
     index = build_index(known, {name: sweep for name, sweep in found.items() if sweep is not None})
     rows = ",\n".join(json.dumps(row, separators=(",", ":")) for row in index["models"])
     text = f'{{"schema":"{index["schema"]}","models":[\n{rows}\n]}}\n'

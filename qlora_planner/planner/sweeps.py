@@ -274,13 +274,16 @@ def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | Non
     return int(fine[fitting(fine)][-1])
 
 
-def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int) -> int | None:
-    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded."""
+def largest_batch(
+    single: CandidateMemory, several: CandidateMemory, seq_len: int, *, traced_alone: bool = False
+) -> int | None:
+    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded. With
+    `traced_alone`, of batches for which a trace ships."""
 
     def fitting(sizes: Ints) -> NDArray[np.bool_]:
-        fits, _ = several.fitting(sizes, np.full_like(sizes, seq_len))
+        fits, traced = several.fitting(sizes, np.full_like(sizes, seq_len))
         if sizes[0] == 1:
-            fits[:1], _ = single.fitting(sizes[:1], np.array([seq_len], dtype=np.int64))
-        return fits
+            fits[:1], traced[:1] = single.fitting(sizes[:1], np.array([seq_len], dtype=np.int64))
+        return fits & traced if traced_alone else fits
 
     return largest(fitting, MAX_BATCH)

@@ -15,6 +15,7 @@ from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.codec import profile_to_dict
 from qlora_planner.spec.model import ModelProfile
 from tests.wide import some
+from tools.families.sweeps import full_sweep
 
 ROOT = Path(__file__).parents[2]
 NAMES = json.loads((ROOT / "profiles" / "names.json").read_text(encoding="utf-8"))
@@ -109,7 +110,19 @@ def test_the_index_is_what_the_profiles_give(part: int, shipped: dict[str, Model
     fresh = json.loads(json.dumps(build_index(chosen.values(), sweeps_of(chosen))))
     assert {row["id"] for row in fresh["models"]} == set(chosen)
     for row in fresh["models"]:
-        assert stored[row["id"]] == row, row["id"]
+        own = len(row["sweep"])  # what follows comes from its family
+        assert stored[row["id"]] | {"sweep": stored[row["id"]]["sweep"][:own]} == row, row["id"]
+
+
+@pytest.mark.parametrize("name", ["allenai/Llama-3.1-Tulu-3-8B", "Qwen/Qwen2-7B"])
+def test_the_index_ranks_by_families_what_no_own_trace_holds(name: str, shipped: dict[str, ModelProfile]) -> None:
+    """One ships no trace of its own, the other none of several rows."""
+    index = json.loads((ROOT / "profiles" / "models.index.json").read_text(encoding="utf-8"))
+    stored = next(row for row in index["models"] if row["id"] == name)
+    sweep = full_sweep(shipped[name], ROOT / "profiles")
+    assert sweep is not None
+    fresh = json.loads(json.dumps(build_index([shipped[name]], {name: sweep})))
+    assert fresh["models"] == [stored]
 
 
 def sweeps_of(shipped: dict[str, ModelProfile]) -> dict[str, KeptSweep]:

@@ -37,6 +37,10 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.planner.survey.index import IndexedStorage
 
+# As much as formulas may miss of what is traced, and still say something of other sizes: of 73 models of the catalogue
+# the traced bytes are at most 1.25 times theirs, of the three with a Mamba scan 2.2 to 7.
+_FAR_OFF = 2.0
+
 
 @record
 class SurveyRow:
@@ -210,6 +214,8 @@ def _judged(
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
     floor = int(floors[0])
     verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
+    # Formulas that miss much of what is traced here say nothing of other sizes.
+    alone = bool(traced[0]) and floor > _FAR_OFF * replace(own, sweep=None).at(run.batch_size, seq_len)
     limit, _ = own.largest_floors()
     if not refused and traced[0] and limit / SURELY_WITHIN < floor < limit * PINNED_OVER_ALLOCATED:
         played = played_of(model.model_id, run)
@@ -223,8 +229,8 @@ def _judged(
         params=model.params,
         verdict=verdict,
         run=run,
-        longest_seq_len=longest(single, 1, model.max_seq_len),
-        largest_batch=largest_batch(single, several, seq_len) if verdict == "fits" else None,
+        longest_seq_len=longest(single, 1, model.max_seq_len, traced_alone=alone),
+        largest_batch=largest_batch(single, several, seq_len, traced_alone=alone) if verdict == "fits" else None,
         peak_bytes=floor,
         headroom_bytes=usable - floor,
         usable_bytes=usable,

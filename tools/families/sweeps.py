@@ -1,0 +1,66 @@
+"""The highest moments of a model's default recipe out of its family, where no trace of its own ships."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from qlora_planner.errors import PlannerError
+from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.sweep.polynomials import PeakPolynomials
+from qlora_planner.memory.sweep.validity import ValidityRange, trace_key, validity_ranges
+from qlora_planner.planner.sweeps import KeptSweep, SweptRange
+from qlora_planner.sources.families import family_tape
+from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.run import RunConfig
+from tools.peaks import peak_polynomials_of
+
+# Sizes that are tried in each range, the usual first: one of them lies inside.
+_ROWS = [(1, seq) for seq in (2048, 384, 6144, 768, 1024, 3072, 5120, 12288, 40960)]
+_BATCHES = [(8, 384), (8, 2048), (2, 1024), (4, 768), (4, 4096), (2, 6144), (4, 6144)]
+
+
+def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
+    """What a search ranks a model by: its own traces, and its family's for ranges that these leave out; None where
+    there is neither."""
+    own = stored_sweep(profile, [root / "tapes"])
+    parts = () if own is None else own.parts
+    for batched in (False, True):
+        covered = [
+            part.region for part in parts if isinstance(part.region, ValidityRange) and part.region.batched == batched
+        ]
+        more = _parts(profile, root, batched)
+        parts += tuple(part for region, part in more if not _overlaps(region, covered))
+    return KeptSweep(parts=parts) if parts else None
+
+
+def _overlaps(region: ValidityRange, others: Iterable[ValidityRange]) -> bool:
+    return any(
+        max(region.low, other.low) < min(region.high, other.high)
+        and max(region.tokens, other.tokens) < min(region.most_tokens, other.most_tokens)
+        for other in others
+    )
+
+
+def _parts(
+    profile: ModelProfile, root: Path, batched: bool
+) -> Iterator[tuple[ValidityRange, SweptRange[PeakPolynomials]]]:
+    try:
+        resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig())
+    except PlannerError:
+        return
+    variant = trace_key(resolution.run, resolution.stack, None)
+    for region in validity_ranges(profile, batched):
+        stored = next(
+            (
+                tape
+                for batch_size, seq_len in (_BATCHES if batched else _ROWS)
+                if region.holds(batch_size, seq_len)
+                and (tape := family_tape(profile, variant, [root / "families"], batch_size, seq_len)) is not None
+            ),
+            None,
+        )
+        if stored is not None:
+            moments = peak_polynomials_of(stored.tape, resolution.run, region, peaks_only=True)
+            yield region, SweptRange(variant=variant, region=region, moments=moments)
