@@ -274,6 +274,7 @@ def test_a_dtype_that_is_read_has_a_size() -> None:
 # What is known of a profile once it is looked up; no file holds it.
 FOUND_OUT = {
     "source", "same_shape_as", "same_shape_sha256", "family_sha256", "drawn_dims", "resolved_from", "installed",
+    "tied_stored",
 }  # fmt: skip
 
 
