@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from qlora_planner.errors import PlannerError
@@ -30,12 +30,11 @@ def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
         covered = [
             part.region for part in parts if isinstance(part.region, ValidityRange) and part.region.batched == batched
         ]
-        more = _parts(profile, root, batched)
-        parts += tuple(part for region, part in more if not _overlaps(region, covered))
+        parts += tuple(_parts(profile, root, batched, covered))
     return KeptSweep(parts=parts) if parts else None
 
 
-def _overlaps(region: ValidityRange, others: Iterable[ValidityRange]) -> bool:
+def _overlaps(region: ValidityRange, others: Sequence[ValidityRange]) -> bool:
     return any(
         max(region.low, other.low) < min(region.high, other.high)
         and max(region.tokens, other.tokens) < min(region.most_tokens, other.most_tokens)
@@ -44,14 +43,16 @@ def _overlaps(region: ValidityRange, others: Iterable[ValidityRange]) -> bool:
 
 
 def _parts(
-    profile: ModelProfile, root: Path, batched: bool
-) -> Iterator[tuple[ValidityRange, SweptRange[PeakPolynomials]]]:
+    profile: ModelProfile, root: Path, batched: bool, covered: Sequence[ValidityRange]
+) -> Iterator[SweptRange[PeakPolynomials]]:
     try:
         resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig())
     except PlannerError:
         return
     variant = trace_key(resolution.run, resolution.stack, None)
     for region in validity_ranges(profile, batched):
+        if _overlaps(region, covered):
+            continue
         stored = next(
             (
                 tape
@@ -63,4 +64,4 @@ def _parts(
         )
         if stored is not None:
             moments = peak_polynomials_of(stored.tape, resolution.run, region, peaks_only=True)
-            yield region, SweptRange(variant=variant, region=region, moments=moments)
+            yield SweptRange(variant=variant, region=region, moments=moments)
