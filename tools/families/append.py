@@ -106,11 +106,7 @@ def _begun(
     tapes = [
         ({"variant": p["tape"]["variant"], "region": p["region"], "stacks": stacks.of(p)}, p["tape"]) for p in pieces
     ]
-    head = {
-        "schema": FAMILY_SCHEMA,
-        **header_of(header, answered, pieces),
-        "models": [profile.id for profile in profiles],
-    }
+    head = header_of(header, answered, pieces) | {"models": [profile.id for profile in profiles]}
     shipped.write(name, {"schema": FAMILY_SCHEMA, **head, "versions": stacks.known}, tapes)
     shipped.index |= dict.fromkeys(answered, name)
     return "\n".join([f"{name}: {len(tapes)} tapes for {len(answered)} models", *faults])
