@@ -89,9 +89,9 @@ def traced_fault(error: Exception, what: str) -> PlannerError:
 
 def _without_card() -> str:
     """The usual cause where torch is a build for CUDA and sees no card: its autograd engine asks the driver for one."""
-    import torch
+    from qlora_planner.profiling.tracing.apart import sees_no_card, stands_in
 
-    if torch.version.cuda is None or torch.cuda.device_count():
+    if not sees_no_card() or stands_in():
         return ""
     return (
         "; torch here is a build for CUDA and sees no card, where backward cannot be traced: it can with torch's CPU"

@@ -58,7 +58,7 @@ def sees_no_card() -> bool:
     asks for the context of a card that it has not (`hasPrimaryContext`)."""
     import torch
 
-    return torch.version.cuda is not None and not torch.cuda.is_available()
+    return torch.version.cuda is not None and not torch.cuda.device_count()
 
 
 def stands_in() -> bool:
