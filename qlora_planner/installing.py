@@ -14,6 +14,7 @@ DISTRIBUTION = "qlora-planner"
 _OWN_LINES = {
     "liger_kernel": "liger-kernel",
     "cut_cross_entropy": "cut-cross-entropy",
+    "deepspeed": "deepspeed",
     "kernels": "kernels",
     "vllm": "'trl[vllm]'",  # which pins the releases that it works with
     "flash_attn": "flash-attn --no-build-isolation",

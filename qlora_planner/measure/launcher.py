@@ -13,7 +13,9 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from qlora_planner.measure import process
 from qlora_planner.train.ranks import RANK
@@ -30,7 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
     from accelerate.commands.launch import launch_command, launch_command_parser
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-    share_cores(ranks_of(Path(config)))
+    settings = read_config(Path(config))
+    share_cores(int(settings["num_processes"]))
+    if "deepspeed_config" in settings:
+        # accelerate (1.15, utils/launch.py) has DeepSpeed's ranks import from the working folder, whatever lies there:
+        # this one holds the specification alone.
+        config = str(Path(config).absolute())
+        os.chdir(Path(rest[0]).parent)
 
     # Port 0 is any that is free: several runs may share a machine.
     given = ["--config_file", config, "--main_process_port", "0", "--module", module, *rest]
@@ -42,11 +50,12 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def ranks_of(config: Path) -> int:
-    """The processes that an accelerate config starts."""
+def read_config(config: Path) -> Mapping[str, Any]:
+    """A config of accelerate's, which this program wrote."""
     import yaml
 
-    return int(yaml.safe_load(config.read_text(encoding="utf-8"))["num_processes"])
+    settings: Mapping[str, Any] = yaml.safe_load(config.read_text(encoding="utf-8"))
+    return settings
 
 
 def share_cores(ranks: int) -> None:

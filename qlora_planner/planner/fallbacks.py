@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from qlora_planner.catalog import find_optimizer, trainer_named
-from qlora_planner.catalog.parallel import FSDP2
+from qlora_planner.catalog.parallel import FSDP2, ZERO2, ZERO3
 from qlora_planner.planner.knobs import fewer_together, generates
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -49,7 +49,8 @@ def fallbacks(run: RunConfig, profile: ModelProfile | None = None, *, phase: str
         run = run.with_(checkpoint_every=every)
         layers = f"every {every}nd layer" if every else "every layer"
         yield run, f"{layers} checkpointed: slower, the same result"
-    row, sharded = find_optimizer(run.optimizer), run.parallel == FSDP2  # where bitsandbytes' optimizers break
+    # FSDP2 breaks on bitsandbytes' optimizers, and DeepSpeed takes up no checkpoint of another one.
+    row, sharded = find_optimizer(run.optimizer), run.parallel in (FSDP2, ZERO2, ZERO3)
     if not sharded and (row is None or (not (row.paged and row.bits == 8) and row.kind != "none")):
         run = run.with_(optimizer=SMALL_OPTIMIZER)
         yield run, f"{SMALL_OPTIMIZER}: its states start anew"

@@ -180,7 +180,7 @@ def _command(spec: LaunchSpec, folder: RunDirectory, written: Path) -> list[str]
     from qlora_planner.exchange.files import write_text
     from qlora_planner.exchange.scripts.accelerate import launch_config
 
-    write_text(folder.launch, launch_config(spec.run, spec.ranks), force=True)
+    write_text(folder.launch, launch_config(spec.run, spec.ranks, spec.device), force=True)
     return launch_command(folder.launch, CHILD[-1], str(written))
 
 

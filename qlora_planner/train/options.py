@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
-from qlora_planner.catalog.parallel import DDP, FSDP2
+from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, ZERO2, ZERO3
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.weights.placement import load_dtype
@@ -197,7 +197,7 @@ def parallel_options(run: RunConfig, device: str) -> dict[str, Any]:
         options["ddp_find_unused_parameters"] = False
     if run.ddp_backend is not None and device != "cpu":
         options["ddp_backend"] = run.ddp_backend
-    if run.parallel == FSDP2 and device == "cpu":
+    if run.parallel in (FSDP1, FSDP2, ZERO2, ZERO3) and device == "cpu":
         options["accelerator_config"] = {"use_configured_state": True}  # not made anew: see train.ranks
     return options
 

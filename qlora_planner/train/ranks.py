@@ -10,11 +10,12 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP, FSDP2
+from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, GLOO, ZERO2, ZERO3
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.train.several import flat, zero
 
-# Strategies that are launched here; the others are planned, and written for their own tools.
-LAUNCHED = (DDP, FSDP2)
+# Strategies of a process a card.
+LAUNCHED = (DDP, FSDP2, FSDP1, ZERO2, ZERO3)
 # How a process is told that it is one of several: the environment may be that of a launcher around all of this.
 RANK = "--rank"
 
@@ -47,9 +48,14 @@ class Ranks:
         if device == "cpu":
             # accelerate numbers its ranks' CPUs, and torch (2.13) loads no optimizer's states to one with a number.
             os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
-        backend = {"backend": run.ddp_backend} if run.ddp_backend is not None and device != "cpu" else {}
-        PartialState(cpu=device == "cpu", **backend)
-        if device == "cpu" and run.parallel == FSDP2:
+        named = {} if run.ddp_backend is None else {"backend": run.ddp_backend}
+        if device == "cuda":
+            PartialState(**named)
+        elif run.parallel in (ZERO2, ZERO3):
+            PartialState(backend=GLOO)  # asked for a CPU, it would leave DeepSpeed out
+        else:
+            PartialState(cpu=True)
+        if device == "cpu" and run.parallel in (FSDP1, FSDP2):
             _stand_for_cards()
         # What is agreed on must not wait for a card's work, and NCCL moves nothing of the host's.
         self._host = torch.distributed.new_group(backend="gloo")
@@ -87,7 +93,8 @@ def parameter_bytes(model: Any) -> int:
     """Bytes of all parameters that this rank holds, each once, with what pads a shard to the length of the others'."""
     storages = {}
     for parameter in model.parameters():
-        storage = local_part(parameter.detach()).untyped_storage()
+        share = getattr(parameter, "ds_tensor", parameter)  # ZeRO-3's shares lie beside what is gathered
+        storage = local_part(share.detach()).untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
     return sum(storages.values())
 
@@ -97,6 +104,10 @@ def gathered(model: Any) -> dict[str, Any] | None:
 
     Every rank has to call this. A 4-bit base is neither gathered nor needed for an adapter.
     """
+    if any(True for _ in flat.units(model)):
+        return flat.gathered(model)
+    if zero.cut_up(model):
+        return zero.gathered(model)
     trained = {name: value.detach() for name, value in model.named_parameters() if value.requires_grad}
     if not any(hasattr(value, "full_tensor") for value in trained.values()):
         return None

@@ -65,7 +65,9 @@ def plan_of_two(home: Home, name: str, run: RunConfig) -> Path:
     return path
 
 
-def ended(home: Home, start: Start, name: str, run: RunConfig, *more: str, hook: str | None = None) -> Ended:
+def ended(
+    home: Home, start: Start, name: str, run: RunConfig, *more: str, hook: str | None = None, **environment: str
+) -> Ended:
     """Run a plan of two ranks to its end."""
     plan = plan_of_two(home, name, run)
     given = (
@@ -78,7 +80,7 @@ def ended(home: Home, start: Start, name: str, run: RunConfig, *more: str, hook:
         *OPTIONS,
         home.model("llama").name,
     )
-    code, out, err = finished(start(*given, *more, hook=hook))
+    code, out, err = finished(start(*given, *more, hook=hook, **environment))
     return Ended(home.path / f"{name}-two", code, json.loads(out) if out else {}, err)
 
 
@@ -171,7 +173,7 @@ def test_every_rank_takes_part_where_each_holds_all(copied: Ended) -> None:
     [
         ({"quant_storage": "float16"}, "trains on garbage without a word; use --quant-storage bfloat16"),
         ({"optimizer": "paged_adamw_8bit"}, "its kernels take no DTensor; use --optimizer adamw_torch_fused"),
-        ({"parallel": "zero3", "load_on": "gpu", "quant_storage": None}, "ZeRO-3 is planned for, and not started here"),
+        ({"parallel": "fsdp1", "quant_storage": "uint8"}, "FSDP1 cannot flatten weights stored as uint8"),
     ],
 )
 def test_what_breaks_or_misleads_on_several_cards_never_starts(

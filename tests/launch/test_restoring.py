@@ -115,7 +115,7 @@ def test_states_come_back_in_managed_memory_and_in_their_own_dtype(tmp_path: Pat
     optimizer.state[parameter] = {
         "state1": torch.zeros(4), "absmax1": third.bfloat16(), "step": 7,
     }  # fmt: skip
-    restore_states(Trainer(optimizer), tmp_path)
+    restore_states(Trainer(optimizer), tmp_path / "optimizer.pt")
     state = optimizer.state[parameter]
     assert state["state1"].is_paged and state["state1"].tolist() == [0, 1, 2, 3] and state["step"] == 7
     assert torch.equal(state["absmax1"], third)

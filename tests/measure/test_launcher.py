@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from qlora_planner.exchange.scripts.accelerate import launch_config
-from qlora_planner.measure.launcher import ranks_of, share_cores
+from qlora_planner.measure.launcher import read_config, share_cores
 from qlora_planner.spec.run import RunConfig
 
 RUN = RunConfig(parallel="fsdp2", trainer="trl-sft", compute_dtype="bfloat16")
@@ -21,8 +21,8 @@ def test_each_rank_computes_on_its_part_of_the_cores(
 ) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _process: set(range(cores)))
-    (tmp_path / "accelerate.yaml").write_text(launch_config(RUN, ranks))
-    share_cores(ranks_of(tmp_path / "accelerate.yaml"))
+    (tmp_path / "accelerate.yaml").write_text(launch_config(RUN, ranks, "cuda"))
+    share_cores(read_config(tmp_path / "accelerate.yaml")["num_processes"])
     assert os.environ["OMP_NUM_THREADS"] == threads
 
 

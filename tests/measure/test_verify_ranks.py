@@ -48,7 +48,9 @@ def test_a_rank_out_of_memory_ends_the_others_and_is_the_one_that_is_shown(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(parent, "CHILD", (sys.executable, "-m", "rank_of_a_test"))
     heard: list[str] = []
-    spec = ChildSpec(run=RUN, config={"model_type": "llama"}, device="cpu", ranks=2, launch=launch_config(RUN, 2))
+    spec = ChildSpec(
+        run=RUN, config={"model_type": "llama"}, device="cpu", ranks=2, launch=launch_config(RUN, 2, "cpu")
+    )
     ranks = parent.verify_ranks(spec, tell=lambda progress: heard.append(progress.event))
     assert [rank.outcome for rank in ranks] == ["error", "out-of-memory"] and "step" in heard
     assert _deciding(ranks) is ranks[1]

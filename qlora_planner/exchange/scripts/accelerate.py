@@ -110,6 +110,10 @@ def render(run: RunConfig, heading: list[str], gpus_per_node: int = 1, nodes: in
     return document(config(run, gpus_per_node, nodes), [*heading, *notes])
 
 
-def launch_config(run: RunConfig, ranks: int) -> str:
-    """The config that this program starts a run's ranks with on the cards of this machine."""
-    return document(config(run, ranks), ["What `accelerate launch` starts the ranks of this run with."])
+def launch_config(run: RunConfig, ranks: int, device: str) -> str:
+    """The config that this program starts a run's ranks with on the cards of this machine, or on its CPU, where
+    accelerate (1.15) sends nobody the first rank's tensors and every rank has the same."""
+    written = config(run, ranks)
+    if run.parallel == FSDP1 and device == "cpu":
+        written["fsdp_config"]["fsdp_sync_module_states"] = False
+    return document(written, ["What `accelerate launch` starts the ranks of this run with."])

@@ -136,8 +136,8 @@ def _of_fsdp(run: RunConfig, stack: Mapping[str, str]) -> Iterator[Problem]:
     if first:
         yield _advise(
             "fsdp1-adapter-unsaved",
-            "checkpoints and the final save held an adapter without a tensor on two H200s (torch 2.11), and on the CPU"
-            " the first checkpoint of 4-bit weights stopped the run (torch 2.13)",
+            "a trainer's own checkpoints and final save hold an adapter without a tensor: PEFT 0.21 looks for adapters"
+            " by names of modules that FSDP1 has changed (two H200s); `qlora-plan train` saves it whole",
             "--parallel fsdp2",
         )
     if first and run.optimizer == "paged_adamw_8bit":

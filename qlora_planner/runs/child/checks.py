@@ -71,15 +71,18 @@ def check_gradients(model: Any, run: RunConfig) -> str | None:
     if not trained:
         raise RunError("nothing is trained: no parameter takes a gradient; see --target-modules")
     without = [name for name, parameter in trained if parameter.grad is None]
-    if len(without) == len(trained) or not any(
-        _is_felt(parameter.grad) for _, parameter in trained if parameter.grad is not None
-    ):
-        raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}")
+    check_felt(any(_is_felt(parameter.grad) for _, parameter in trained if parameter.grad is not None), run)
     if without:
         return (
             f"{len(without)} of {len(trained)} trained tensors got no gradient from the longest batch, as {without[0]}"
         )
     return None
+
+
+def check_felt(felt: bool, run: RunConfig) -> None:
+    """Raises RunError where no gradient but zeros came through."""
+    if not felt:
+        raise RunError(f"gradients do not reach the adapters: {gradient_fix(run)}")
 
 
 def _is_felt(gradient: Any) -> bool:

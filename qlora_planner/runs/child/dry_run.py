@@ -59,7 +59,7 @@ def dry_run(trainer: Any, run: RunConfig, *, check: Callable[[Any], None]) -> Dr
         checked_loss(loss)
         check(model)
         del held
-        model.zero_grad(set_to_none=True)
+        model.zero_grad()
         if run.eval_batch_size is not None and trainer.eval_dataset is not None:
             _evaluate(trainer, run)
     return DryRun(rows=len(batch), longest=max(_length(row) for row in batch), tokens=shape[0] * shape[1], loss=loss)
@@ -166,7 +166,7 @@ def untouched(trainer: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        trainer.model_wrapped.zero_grad(set_to_none=True)
+        trainer.model_wrapped.zero_grad()
         random.setstate(drawn[0])
         numpy.random.set_state(drawn[1])
         torch.set_rng_state(drawn[2])

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-OPTIMIZER = "optimizer.pt"
 SCHEDULER = "scheduler.pt"
 
 
@@ -40,13 +39,13 @@ def restore_schedule(trainer: Any, checkpoint: Path) -> None:
     trainer.lr_scheduler.load_state_dict(torch.load(checkpoint / SCHEDULER, weights_only=True))
 
 
-def restore_states(trainer: Any, checkpoint: Path) -> None:
-    """Optimizer states in the dtype, the bits and the kind of memory that they had when they were saved."""
+def restore_states(trainer: Any, path: Path) -> None:
+    """Optimizer states in the dtype, the bits and the kind of memory that they had when they were saved at `path`;
+    nothing where they are no file, as engines that share them keep their own."""
     import torch
 
     wrapped = trainer.optimizer
     optimizer = getattr(wrapped, "optimizer", wrapped)
-    path = checkpoint / OPTIMIZER
     if not path.is_file():
         return
     saved = torch.load(path, map_location="cpu", weights_only=True)

@@ -26,6 +26,7 @@ from qlora_planner.runs.child.dry_run import DryRun, dry_run
 from qlora_planner.runs.child.pictures import Pictures
 from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes, take_card
 from qlora_planner.runs.child.restoring import keep_dtypes, restore_schedule, restore_states
+from qlora_planner.runs.child.saving import gradient_norm, keep_whole, optimizer_file, save_adapter, states_kept
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
 from qlora_planner.runs.owned import mark, remove_marked
 from qlora_planner.runs.spec import LaunchSpec
@@ -219,6 +220,7 @@ class Training:
         # trl would write one beside the checkpoints at every save, which is nobody's; PEFT writes the adapter's own.
         self.trainer.create_model_card = lambda *_, **__: None
         keep_dtypes(self.trainer, self.model)
+        keep_whole(self.trainer, self.model, run, self.ranks)
         self._check_rows()
 
     def _check_prompts(self) -> None:
@@ -253,17 +255,20 @@ class Training:
             if self.spec.fresh_optimizer:
                 restore_schedule(self.trainer, checkpoint)
             else:
-                restore_states(self.trainer, checkpoint)
+                restore_states(self.trainer, checkpoint / optimizer_file(self.run, self.ranks))
         self.facts["parameter_bytes"] = parameter_bytes(self.trainer.model_wrapped)
         self._tell("phase", {"phase": "rehearsal"})
-        done = self._rehearsed()
-        self.facts["rehearsed"] = asdict(done)
         trial = self.folder.path / ".rehearsal"
-        whole = gathered(self.model)
         if self.ranks.first:
             remove_marked(trial)
             mark(trial)
-            self.model.save_pretrained(str(trial), state_dict=whole)
+        self.ranks.barrier()
+        with states_kept(self.trainer, self.run, trial):
+            done = self._rehearsed()
+        self.facts["rehearsed"] = asdict(done)
+        whole = gathered(self.model)
+        if self.ranks.first:
+            save_adapter(self.model, trial, whole)
             remove_marked(trial)
         self._tell("rehearsed", {**asdict(done), "seq_len": self.run.seq_len, **live_bytes(self.spec.device)})
         self._enter("training")
@@ -276,7 +281,9 @@ class Training:
         return dry_rollout(self.trainer, self.run, self._prompts, check=self._check_gradients)
 
     def _check_gradients(self, model: Any) -> None:
-        if note := checks.check_gradients(model, self.run):
+        if (norm := gradient_norm(self.trainer, self.run)) is not None:
+            checks.check_felt(norm > 0, self.run)
+        elif note := checks.check_gradients(model, self.run):
             self.note(note)
 
     def _train(self) -> bool:
@@ -286,7 +293,7 @@ class Training:
             # the former, and _begin puts the latter back.
             shown = self.folder.path / ".data" / "without-optimizer"
             if self.ranks.first:
-                shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer.pt", "optimizer.bin"))
+                shutil.copytree(resume, shown, ignore=shutil.ignore_patterns("optimizer*.pt", "optimizer.bin"))
             self.ranks.barrier()
             resume = str(shown)
         try:
@@ -308,7 +315,7 @@ class Training:
         half_written = self.folder.path / "adapter.partial"
         remove_marked(half_written)
         mark(half_written)
-        self.model.save_pretrained(str(half_written), state_dict=whole)
+        save_adapter(self.model, half_written, whole)
         tokenizer.save_pretrained(str(half_written))
         if self._labels is not None:
             (half_written / LABELS_FILE).write_text(self._labels.document(), encoding="utf-8")

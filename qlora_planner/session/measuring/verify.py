@@ -282,7 +282,7 @@ def specification(
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         predicted=None if predicted is None or guess else predicted.to_dict(),
         ranks=ranks,
-        launch=launch_config(resolved, ranks) if ranks > 1 else None,
+        launch=launch_config(resolved, ranks, device) if ranks > 1 else None,
     )
     return spec, None if guess else predicted
 

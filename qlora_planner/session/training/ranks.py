@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.catalog.parallel import FSDP1, PIPELINE, ZERO2, ZERO3, strategy_row
+from qlora_planner.catalog.parallel import PIPELINE, strategy_row
 from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.memory.options.parallel import parallel_problems
 from qlora_planner.spec.run import RunConfig
@@ -14,16 +14,9 @@ from qlora_planner.train.ranks import LAUNCHED
 if TYPE_CHECKING:
     from qlora_planner.session.training.request import TrainRequest
 
-_WRITTEN = "`qlora-plan plan` with --export accelerate=FILE and --export trl=FILE writes what starts it"
 # Why a strategy is not started here, and what trains the same run.
 _NOT_STARTED = {
-    FSDP1: "its checkpoints and final save held an adapter without a tensor (torch 2.11, two H200s), and"
-    f" transformers takes it out in 5.20; --parallel fsdp2 trains the same run, and {_WRITTEN}",
-    ZERO2: f"it runs on DeepSpeed, and saves LoRA nothing; --parallel ddp trains the same run, and {_WRITTEN}",
-    ZERO3: "it runs on DeepSpeed, and gathers the whole model in backward; --parallel fsdp2 trains the same run, and"
-    f" {_WRITTEN}",
-    PIPELINE: "its cards take turns, so that several are as fast as one; `qlora-plan plan` with --export trl=FILE"
-    " writes its script, which `python FILE` runs as it is",
+    PIPELINE: "its cards take turns, so that several are as fast as one; --parallel fsdp2 trains the same run",
 }
 
 

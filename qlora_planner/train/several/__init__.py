@@ -1,0 +1,1 @@
+"""What engines that share a run between cards keep of it, and how it is brought together and back."""
