@@ -53,7 +53,7 @@ def run_record(spec: LaunchSpec, *, created: str, versions: Mapping[str, str]) -
         "data": {"path": str(Path(spec.data).absolute()), "bad_rows": spec.bad_rows, "files": data_digest(spec.data)},
         "tokenizer": spec.tokenizer,
         "device": spec.device,
-        **({} if spec.ranks == 1 else {"ranks": spec.ranks}),
+        **({} if spec.cards == 1 else {"ranks": spec.cards}),
         "versions": dict(versions),
     }
 
@@ -270,7 +270,7 @@ def evidence(
     """
     result = attempt.facts
     if (
-        spec.ranks > 1
+        spec.cards > 1
         or spec.device != "cuda"
         or attempt.outcome not in ("ok", "out-of-memory")
         or not result.get("gpu")

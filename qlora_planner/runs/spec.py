@@ -21,7 +21,7 @@ class LaunchSpec:
     adapter will name as its base. `output` is the run's folder, `resume` a checkpoint to go on from, whose optimizer
     states are dropped where `fresh_optimizer` says so. `quantized` is how many matrices the plan counts as quantised,
     None where nobody counted. `cap_bytes` is torch's per-process limit; `gpu_index` counts visible cards. There are
-    `ranks` processes, one a card.
+    `ranks` processes, one a card; or one, over all cards of `device_map`, which says on which of them each module is.
     """
 
     run: RunConfig
@@ -39,6 +39,12 @@ class LaunchSpec:
     resume: str | None = None
     fresh_optimizer: bool = False
     ranks: int = 1
+    device_map: dict[str, int] | None = None
+
+    @property
+    def cards(self) -> int:
+        """How many cards the run is on."""
+        return self.ranks if self.device_map is None else 1 + max(self.device_map.values())
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-ready; `from_dict` reads it back."""

@@ -117,8 +117,13 @@ def load_random(raw: Mapping[str, Any], run: RunConfig, device: str, weights: di
     )
 
 
-def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str) -> Any:
-    """The model with the weights in `folder`. Raises RefusedError for attention that the installed class lacks."""
+def load_folder(
+    folder: str | Path, raw: Mapping[str, Any], run: RunConfig, device: str, *, placed: Mapping[str, int] | None = None
+) -> Any:
+    """The model with the weights in `folder`, each module where `placed` says, else all on this process's card.
+
+    Raises RefusedError for attention that the installed class lacks.
+    """
     if trainer_named(run.trainer).patches_libraries:
         return unsloth.load_folder(folder, run, device)
     labels = labels_of(run)
@@ -130,7 +135,8 @@ def load_folder(folder: str | Path, raw: Mapping[str, Any], run: RunConfig, devi
         options["num_labels"] = labels
     if stored:
         options.pop("quantization_config", None)  # its own wins in any case, with a warning
-    model = wanted.from_pretrained(str(folder), device_map=_placement(run, device), trust_remote_code=False, **options)
+    device_map = _placement(run, device) if placed is None else dict(placed)
+    model = wanted.from_pretrained(str(folder), device_map=device_map, trust_remote_code=False, **options)
     if stored and run.quant in ("nf4", "fp4"):
         _compute_in(model, torch_dtype(compute_dtype(run)))
     return model

@@ -10,12 +10,10 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, GLOO, ZERO2, ZERO3
+from qlora_planner.catalog.parallel import FSDP1, FSDP2, GLOO, ZERO2, ZERO3
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.several import flat, zero
 
-# Strategies of a process a card.
-LAUNCHED = (DDP, FSDP2, FSDP1, ZERO2, ZERO3)
 # How a process is told that it is one of several: the environment may be that of a launcher around all of this.
 RANK = "--rank"
 

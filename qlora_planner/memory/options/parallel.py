@@ -179,7 +179,7 @@ def _of_pipeline(run: RunConfig) -> Iterator[Problem]:
         yield _advise(
             "pipeline-head",
             "trl-sft stops where the head is on another card than the first (its loss and its token count are on two):"
-            " write a device_map with lm_head on card 0",
+            " `qlora-plan train` puts it there, a script of your own needs a device_map with lm_head on card 0",
             "--trainer hf-trainer",
         )
     yield _advise(

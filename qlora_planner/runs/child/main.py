@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines.tell("rank", {"pid": os.getpid()})
     try:
         spec = LaunchSpec.from_dict(read_specification(given[0]), given[0])
-        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index, ranks=spec.ranks)
+        set_environment(spec.run, device=spec.device, gpu_index=spec.gpu_index, ranks=spec.cards)
         set_places(spec.settings.report_to, RunDirectory(Path(spec.output)), os.environ)
         # Imported only now: torch reads the allocator's settings when it is imported.
         from qlora_planner.runs.child.training import Training

@@ -1,4 +1,4 @@
-"""What is read of a run while it goes, and the card that it takes."""
+"""What is read of a run while it goes."""
 
 from __future__ import annotations
 
@@ -27,16 +27,6 @@ def paged_bytes(trainer: Any) -> int | None:
     wrapped = getattr(trainer, "optimizer", None)
     optimizer = getattr(wrapped, "optimizer", wrapped)
     return None if optimizer is None else tensor_owners.paged_bytes(optimizer)
-
-
-def take_card(index: int, cap_bytes: int | None) -> None:
-    """Make the context on a card, under torch's own limit where there is one."""
-    import torch
-
-    if cap_bytes is not None:
-        total = torch.cuda.get_device_properties(index).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(1.0, cap_bytes / total))
-    torch.zeros(1, device="cuda")
 
 
 def give_back(device: str) -> None:

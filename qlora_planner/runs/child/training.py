@@ -13,18 +13,16 @@ from typing import Any
 from qlora_planner.bounded import small_json
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.data.labels import LABELS_FILE, Labels
-from qlora_planner.errors import MissingError
 from qlora_planner.evidence import PhaseReading
 from qlora_planner.measure import process
-from qlora_planner.measure.card import Card
 from qlora_planner.measure.meters.meter import CudaMeter
-from qlora_planner.measure.meters.sampler import Sampler
 from qlora_planner.runs import dataset
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop, Tell, Tokens, make_callback
+from qlora_planner.runs.child.cards import Cards
 from qlora_planner.runs.child.dry_run import DryRun, dry_run
 from qlora_planner.runs.child.pictures import Pictures
-from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes, take_card
+from qlora_planner.runs.child.readings import give_back, live_bytes, paged_bytes
 from qlora_planner.runs.child.restoring import keep_dtypes, restore_schedule, restore_states
 from qlora_planner.runs.child.saving import gradient_norm, keep_whole, optimizer_file, save_adapter, states_kept
 from qlora_planner.runs.directory import RunDirectory, replace_adapter
@@ -51,8 +49,7 @@ class Training:
         self.ranks = ranks or Ranks()
         self.folder = RunDirectory(Path(spec.output))
         self.phase = "start"
-        self.card: Card | None = None
-        self.sampler: Sampler | None = None
+        self.cards: Cards | None = None
         self.model: Any = None
         self.trainer: Any = None
         self.raw: dict[str, Any] = {}
@@ -91,24 +88,17 @@ class Training:
     def _on_card(self) -> AbstractContextManager[Any]:
         if self.spec.device != "cuda":
             return nullcontext()
-        import torch
-
-        self.card = Card.find(self.ranks.local)  # the child leaves the cards of its ranks visible
-        if not torch.cuda.is_available():
-            raise MissingError("torch sees no CUDA device here; see `qlora-plan doctor`, or use --device cpu")
-        self.sampler = Sampler(self.card.nvml_index, heard=self._heard)
-        return self.sampler
-
-    def _heard(self, process_bytes: int | None, device_bytes: int | None) -> None:
-        self._tell("memory", {"process_bytes": process_bytes, "device_bytes": device_bytes})
+        # The child leaves the cards of its ranks visible.
+        self.cards = Cards(self.ranks.local, 1 if self.spec.device_map is None else self.spec.cards, self._tell)
+        return self.cards
 
     def _enter(self, phase: str, shown: str | None = None) -> None:
         self.phase = phase
         self._tell("phase", {"phase": shown or phase})
         if self._meter is not None:
             self._meter.enter({"rehearsal": "cast", "training": "between"}.get(phase, phase))
-            if self.sampler is not None:
-                self.sampler.look()
+            if self.cards is not None:
+                self.cards.look()
 
     def _rows(self, tokenizer: Any) -> tuple[Any, Any]:
         spec = self.spec
@@ -153,12 +143,11 @@ class Training:
         transformers.set_seed(spec.settings.seed)  # adapters are born at random
         self.raw = small_json(Path(spec.weights) / "config.json")
         if spec.device == "cuda":
-            take_card(self.ranks.local, spec.cap_bytes)
-            assert self.sampler is not None
-            self.sampler.context_made()
+            assert self.cards is not None
+            self.cards.take(spec.cap_bytes)
             self._meter = CudaMeter(keep_events=False)
         self._enter("load")
-        loaded = model.load_folder(spec.weights, self.raw, run, spec.device)
+        loaded = model.load_folder(spec.weights, self.raw, run, spec.device, placed=spec.device_map)
         self.facts["params"] = adapters.total_params(loaded)
         for note in filter(None, (checks.check_quantized(loaded, run, spec.quantized), checks.check_tied(loaded))):
             self.note(note)
@@ -301,8 +290,8 @@ class Training:
         except _Trained:
             return True
         self.facts["train_loss"] = getattr(result, "training_loss", None)
-        if self.sampler is not None:
-            self.sampler.last_step_done()
+        if self.cards is not None:
+            self.cards.last_step_done()
         state = self.trainer.state
         return not (self._stop.asked and state.global_step < state.max_steps)
 
@@ -331,20 +320,21 @@ class Training:
     def report(self) -> dict[str, Any]:
         """Everything that was read, however far it came; JSON-ready."""
         self._finish_meter()
-        sampler, state = self.sampler, getattr(self.trainer, "state", None)
+        cards, state = self.cards, getattr(self.trainer, "state", None)
         if state is not None and state.max_steps:  # begun: how far it came, whatever ended it
             self.facts |= {"steps": state.global_step, "of": state.max_steps, "epochs": state.epoch}
         return {
             **self.facts,
             "phase": self.phase,
             "longest": None if self._tokens is None else self._tokens.longest,
-            "versions": process.versions() | ({} if self.card is None else self.card.versions()),
-            "gpu": None if self.card is None else asdict(self.card.reading()),
+            "versions": process.versions() | ({} if cards is None else cards.card.versions()),
+            "gpu": None if cards is None else asdict(cards.card.reading()),
             "phases": {name: asdict(reading) for name, reading in self._readings.items()},
-            "nvml": None if sampler is None else asdict(sampler.reading),
-            "notes": [] if sampler is None else list(sampler.notes),
+            "nvml": None if cards is None else asdict(cards.sampler.reading),
+            "notes": [] if cards is None else list(cards.sampler.notes),
             "rss_peak_bytes": process.rss_peak_bytes(),
             "paged_bytes": paged_bytes(self.trainer),
+            **({"ranks": each} if cards is not None and (each := cards.each(self._readings.get("training"))) else {}),
         }
 
     def alive(self) -> dict[str, int]:
@@ -353,5 +343,5 @@ class Training:
         from qlora_planner.runs.post_mortem import held
 
         wrapped = getattr(self.trainer, "optimizer", None)
-        peak = None if self.sampler is None or self.sampler.reading is None else self.sampler.reading.process_peak_bytes
+        peak = None if self.cards is None else self.cards.sampler.reading.process_peak_bytes
         return held(self.model, getattr(wrapped, "optimizer", wrapped), self.spec.device, peak)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qlora_planner.catalog.parallel import PIPELINE
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.exchange.scripts.accelerate import launch_config
 from qlora_planner.measure.process import versions
@@ -105,6 +106,8 @@ def verify(
     check_amount(run, steps)
     run = for_cards(run, ranks)[0]
     check_ranks(run, ranks, versions())
+    if run.parallel == PIPELINE:
+        raise InputError("verify: one process of a pipeline is not measured here; `qlora-plan train` reads every card")
     device = "cpu" if here is None else "cuda"
     check_executable(run, device)
     check_packages(run)

@@ -17,7 +17,7 @@ from qlora_planner.session.data import summary_of, with_longest
 from qlora_planner.session.measuring.this_card import ThisCard, check_packages, these_cards, this_card_as
 from qlora_planner.session.packages import check_executable, without_card
 from qlora_planner.session.towers import with_tower
-from qlora_planner.session.training.ranks import check_ranks, ranks_of
+from qlora_planner.session.training.ranks import check_ranks, pipeline_map, ranks_of
 from qlora_planner.session.training.request import TrainRequest
 from qlora_planner.spec.run import RunConfig
 
@@ -81,6 +81,7 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
     profile = _profile_of(session, request)
     run, document = _planned(session, request, profile, here, onlooker)
     check_ranks(run, ranks, versions())
+    placed = pipeline_map(run, ranks, profile, request.device)
     spec = LaunchSpec(
         run=run,
         settings=request.settings,
@@ -93,7 +94,8 @@ def prepare(session: Session, request: TrainRequest, onlooker: Onlooker) -> Prep
         device=request.device,
         cap_bytes=None if here is None else here.cap_bytes,
         quantized=None if profile is None else _quantized(profile, run),
-        ranks=ranks,
+        ranks=ranks if placed is None else 1,
+        device_map=placed,
     )
     return Prepared(request=request, spec=spec, profile=profile, here=here, document=document)
 

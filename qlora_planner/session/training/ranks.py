@@ -5,19 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from qlora_planner.catalog.parallel import PIPELINE, strategy_row
+from qlora_planner.catalog.parallel import PIPELINE
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError, RefusedError
 from qlora_planner.memory.options.parallel import parallel_problems
+from qlora_planner.memory.parallel.spread import spread
+from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.train.ranks import LAUNCHED
 
 if TYPE_CHECKING:
     from qlora_planner.session.training.request import TrainRequest
-
-# Why a strategy is not started here, and what trains the same run.
-_NOT_STARTED = {
-    PIPELINE: "its cards take turns, so that several are as fast as one; --parallel fsdp2 trains the same run",
-}
 
 
 def ranks_of(request: TrainRequest) -> int:
@@ -45,18 +43,40 @@ def cards_here(gpu: Mapping[str, Any]) -> int:
 
 
 def check_ranks(run: RunConfig, ranks: int, stack: Mapping[str, str]) -> None:
-    """Raises InputError for a strategy that is not started here or has no cards, RefusedError for what breaks on
-    several cards, or trains on garbage."""
+    """Raises InputError for a strategy that has no cards, RefusedError for what breaks on several cards, or trains on
+    garbage."""
     if run.parallel is None:
         return
-    label = strategy_row(run.parallel).label
     if ranks == 1:
         raise InputError(
             f"this run is on several cards (parallel: {run.parallel}); write their number before the card, as"
             " --gpu 2xrtx-4090"
         )
-    if run.parallel not in LAUNCHED:
-        raise InputError(f"{label} is planned for, and not started here: {_NOT_STARTED[run.parallel]}")
     blocking = [problem for problem in parallel_problems(run, stack) if problem.blocking]
     if blocking:
         raise RefusedError(f"{blocking[0].message}; use {blocking[0].fix}")
+
+
+def pipeline_map(run: RunConfig, cards: int, profile: ModelProfile | None, device: str) -> dict[str, int] | None:
+    """Where one process holds each module of a resolved run over several cards; None under any other strategy.
+
+    Raises InputError for what nobody has seen trained so: a CPU, trainers whose loss was not tried with a head beside
+    the labels, and models that are not a text model with one list of layers.
+    """
+    if run.parallel != PIPELINE:
+        return None
+    if device == "cpu":
+        raise InputError("--device cpu: a pipeline is one process over several cards, which a CPU cannot stand for")
+    trainer = trainer_named(run.trainer)
+    if not trainer.shards or run.task is not None or run.images:
+        raise InputError(
+            f"a pipeline of {trainer.name} was never tried: trl-sft and hf-trainer on text train so; --parallel ddp or"
+            " fsdp2 trains this run"
+        )
+    placed = None if profile is None or profile.text_part_of is not None else spread(Placement(profile, run), cards)
+    if placed is None:
+        raise InputError(
+            f"a pipeline spreads one list of layers over cards, and this model has no such list, or fewer layers than"
+            f" {cards} cards; --parallel fsdp2 trains the same run"
+        )
+    return dict(placed)
