@@ -35,7 +35,16 @@ def compile_in_place(root: Path) -> None:
 
     sources = [
         f"{FOLDER}/{name}"
-        for name in ("arena.c", "expandable.c", "replay.c", "script.c", "moments.c", "functions.c", "module.c")
+        for name in (
+            "arena.c",
+            "free_blocks.c",
+            "expandable.c",
+            "replay.c",
+            "script.c",
+            "moments.c",
+            "functions.c",
+            "module.c",
+        )
     ]
     optimised = [] if sys.platform == "win32" else ["-O2"]
     extension = Extension(

@@ -37,7 +37,6 @@ void arena_destroy(Arena *arena) {
     free(arena->blocks);
     free(arena->segments);
     free(arena->gaps);
-    for (int i = 0; i < ARENA_POOLS; i++) free(arena->pools[i].entries);
     for (int i = 0; i < ARENA_POOLS; i++) free(arena->holes[i].blocks);
 }
 
@@ -57,9 +56,7 @@ int arena_copy(Arena *copy, const Arena *arena) {
     failed |= copied((void **)&copy->segments, copy->segment_count, &copy->segment_capacity, sizeof(Segment));
     failed |= copied((void **)&copy->gaps, copy->gap_count, &copy->gap_capacity, sizeof(Gap));
     for (int i = 0; i < ARENA_POOLS; i++) {
-        Pool *pool = &copy->pools[i];
         Holes *holes = &copy->holes[i];
-        failed |= copied((void **)&pool->entries, pool->count, &pool->capacity, sizeof(FreeEntry));
         failed |= copied((void **)&holes->blocks, holes->count, &holes->capacity, sizeof(int32_t));
     }
     return failed ? ARENA_NO_MEMORY : 0;
@@ -155,72 +152,6 @@ static int64_t take_address(Arena *arena, int64_t wanted) {
     return address;
 }
 
-/* ---- free blocks, in the order of size and address ---- */
-
-static int32_t place_of(const Pool *pool, int64_t size, int64_t address) {
-    int32_t low = 0, high = pool->count;
-    while (low < high) {
-        int32_t middle = (low + high) / 2;
-        const FreeEntry *entry = &pool->entries[middle];
-        if (entry->size < size || (entry->size == size && entry->address < address))
-            low = middle + 1;
-        else
-            high = middle;
-    }
-    return low;
-}
-
-static void remove_at(Pool *pool, int32_t at) {
-    memmove(&pool->entries[at], &pool->entries[at + 1], (size_t)(pool->count - at - 1) * sizeof(FreeEntry));
-    pool->count--;
-}
-
-static void put(Arena *arena, Pool *pool, int32_t at, FreeEntry entry) {
-    pool->entries[at] = entry;
-    arena->blocks[entry.block].entry = at;
-}
-
-int arena_insert(Arena *arena, int32_t number) {
-    Block *block = &arena->blocks[number];
-    Pool *pool = &arena->pools[block->pool];
-    if (arena_grow((void **)&pool->entries, &pool->capacity, pool->count + 1, sizeof(FreeEntry)))
-        return ARENA_NO_MEMORY;
-    int32_t at = place_of(pool, block->size, block->address);
-    memmove(&pool->entries[at + 1], &pool->entries[at], (size_t)(pool->count - at) * sizeof(FreeEntry));
-    pool->count++;
-    put(arena, pool, at, (FreeEntry){.size = block->size, .address = block->address, .block = number});
-    block->is_free = 1;
-    return 0;
-}
-
-/* Where a free block's entry is: mostly where it was put, or near there. */
-static int32_t entry_of(const Arena *arena, const Pool *pool, int32_t number) {
-    const Block *block = &arena->blocks[number];
-    int32_t at = block->entry;
-    if (at < pool->count && pool->entries[at].block == number) return at;
-    return place_of(pool, block->size, block->address);
-}
-
-static int precedes(const FreeEntry *entry, const FreeEntry *other) {
-    return entry->size < other->size || (entry->size == other->size && entry->address < other->address);
-}
-
-/* Put a free block in the place of an entry of its pool, and that in order: mostly it stays where it is. */
-static void replace_at(Arena *arena, Pool *pool, int32_t at, int32_t number) {
-    Block *block = &arena->blocks[number];
-    FreeEntry entry = {.size = block->size, .address = block->address, .block = number};
-    for (; at + 1 < pool->count && precedes(&pool->entries[at + 1], &entry); at++) put(arena, pool, at, pool->entries[at + 1]);
-    for (; at > 0 && precedes(&entry, &pool->entries[at - 1]); at--) put(arena, pool, at, pool->entries[at - 1]);
-    put(arena, pool, at, entry);
-    block->is_free = 1;
-}
-
-void arena_take_out(Arena *arena, int32_t number) {
-    Block *block = &arena->blocks[number];
-    Pool *pool = &arena->pools[block->pool];
-    remove_at(pool, entry_of(arena, pool, number));
-}
-
 /* ---- what a run calls ---- */
 
 int64_t arena_segment_bytes(int64_t size) {
@@ -253,12 +184,10 @@ int32_t arena_malloc(Arena *arena, int64_t size_bytes, int stream) {
     int64_t size = rounded(size_bytes, MIN_BLOCK);
     int small = size <= SMALL_LIMIT;
     int index = small + (arena->expands && !arena->apart ? 0 : 2 * stream);
-    Pool *pool = &arena->pools[index];
-    int32_t at = place_of(pool, size, INT64_MIN), number;
-    if (arena->expands) at = arena_by_room(arena, pool, at);
-    int cached = at < pool->count;
-    if (cached) {
-        number = pool->entries[at].block;
+    int32_t number = arena_first_free(arena, index, size);
+    if (number != ARENA_NONE) {
+        if (arena->expands) number = arena_by_room(arena, number);
+        arena_take_out(arena, number);
     } else {
         number = arena->expands ? arena_expand(arena, size, index) : new_from_driver(arena, size, index);
         if (number < 0) return number;
@@ -273,13 +202,7 @@ int32_t arena_malloc(Arena *arena, int64_t size_bytes, int stream) {
         if (whole.next != ARENA_NONE) arena->blocks[whole.next].previous = rest;
         arena->blocks[number].next = rest;
         arena->blocks[number].size = size;
-        pool = &arena->pools[whole.pool];
-        if (cached)
-            replace_at(arena, pool, at, rest);
-        else if (arena_insert(arena, rest))
-            return ARENA_NO_MEMORY;
-    } else if (cached) {
-        remove_at(pool, at);
+        arena_insert(arena, rest);
     }
     Block *block = &arena->blocks[number];
     block->is_free = 0;
@@ -300,59 +223,48 @@ int arena_free(Arena *arena, int32_t number) {
     Segment *segment = &arena->segments[block->segment];
     arena->allocated -= block->size;
     if (--segment->live == 0) arena->non_releasable -= segment->size;
-    return arena_release(arena, number) < 0 ? ARENA_NO_MEMORY : 0;
+    arena_release(arena, number);
+    return 0;
+}
+
+/* Make a free block of `number` and `after`, which follows it. */
+static void join(Arena *arena, int32_t number, int32_t after) {
+    Block *blocks = arena->blocks;
+    int32_t beyond = blocks[after].next;
+    blocks[number].size += blocks[after].size;
+    blocks[number].next = beyond;
+    if (beyond != ARENA_NONE) blocks[beyond].previous = number;
+    drop_block(arena, after);
 }
 
 int32_t arena_release(Arena *arena, int32_t number) {
-    Block *block = &arena->blocks[number];
-    int32_t before = block->previous, after = block->next, at = ARENA_NONE;
-    Pool *pool = &arena->pools[block->pool];
+    int32_t before = arena->blocks[number].previous, after = arena->blocks[number].next;
+    if (after != ARENA_NONE && arena->blocks[after].is_free) {
+        arena_take_out(arena, after);
+        join(arena, number, after);
+    }
     if (before != ARENA_NONE && arena->blocks[before].is_free) {
-        at = entry_of(arena, pool, before);
-        arena->blocks[before].size += block->size;
-        arena->blocks[before].next = after;
-        if (after != ARENA_NONE) arena->blocks[after].previous = before;
-        drop_block(arena, number);
+        arena_take_out(arena, before);
+        join(arena, before, number);
         number = before;
     }
-    if (after != ARENA_NONE && arena->blocks[after].is_free) {
-        int32_t there = entry_of(arena, pool, after);
-        if (at == ARENA_NONE) {
-            at = there;
-        } else {
-            remove_at(pool, there);
-            at -= there < at;
-        }
-        int32_t beyond = arena->blocks[after].next;
-        arena->blocks[number].size += arena->blocks[after].size;
-        arena->blocks[number].next = beyond;
-        if (beyond != ARENA_NONE) arena->blocks[beyond].previous = number;
-        drop_block(arena, after);
-    }
-    if (at == ARENA_NONE) return arena_insert(arena, number) ? ARENA_NO_MEMORY : number;
-    replace_at(arena, pool, at, number);
+    arena_insert(arena, number);
     return number;
 }
 
 int arena_empty_cache(Arena *arena) {
     if (arena->expands) return arena_unmap_free(arena);
-    for (int i = 0; i < ARENA_POOLS; i++) {
-        Pool *pool = &arena->pools[i];
-        int32_t kept = 0;
-        for (int32_t at = 0; at < pool->count; at++) {
-            FreeEntry entry = pool->entries[at];
-            int32_t segment = arena->blocks[entry.block].segment;
-            if (arena->segments[segment].live) {
-                pool->entries[kept++] = entry;
-                continue;
-            }
-            arena->reserved -= entry.size;
-            if (give_address(arena, entry.address, entry.size)) return ARENA_NO_MEMORY;
-            drop_block(arena, entry.block);
-            drop_segment(arena, segment);
+    for (int pool = 0; pool < ARENA_POOLS; pool++)
+        for (int32_t at = arena_first_free(arena, pool, 0), next; at != ARENA_NONE; at = next) {
+            next = arena_next_free(arena, at);
+            Block *block = &arena->blocks[at];
+            if (arena->segments[block->segment].live) continue;
+            arena->reserved -= block->size;
+            if (give_address(arena, block->address, block->size)) return ARENA_NO_MEMORY;
+            arena_take_out(arena, at);
+            drop_segment(arena, block->segment);
+            drop_block(arena, at);
         }
-        pool->count = kept;
-    }
     return 0;
 }
 

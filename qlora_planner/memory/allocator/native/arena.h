@@ -11,11 +11,13 @@
 #define ARENA_NONE (-1) /* no block: an empty tensor */
 #define ARENA_PAST_LIMIT (-2)
 #define ARENA_NO_MEMORY (-3) /* of the host, while simulating */
+/* Lists of free blocks by size: 32 to an octave of up to 2^50 bytes, and a word of marks for 64 lists. */
+#define ARENA_LISTS 1216
 
 typedef struct {
     int64_t address, size;
     int32_t segment, previous, next;
-    int32_t entry; /* of a free one: where its pool's entry was put, which may have moved by some places since */
+    int32_t smaller, larger; /* of a free one: its neighbours in a list of its pool */
     int8_t pool, is_free, is_unmapped;
 } Block;
 
@@ -24,14 +26,10 @@ typedef struct {
     int32_t live;
 } Segment;
 
+/* Free blocks, each list in the order of size and address; `filled` marks the lists that have any. */
 typedef struct {
-    int64_t size, address;
-    int32_t block;
-} FreeEntry;
-
-typedef struct {
-    FreeEntry *entries;
-    int32_t count, capacity;
+    uint64_t filled[ARENA_LISTS / 64];
+    int32_t smallest[ARENA_LISTS];
 } Pool;
 
 typedef struct {
@@ -67,16 +65,18 @@ int arena_free(Arena *arena, int32_t block);                  /* 0, or ARENA_NO_
 int arena_empty_cache(Arena *arena);                          /* 0, or ARENA_NO_MEMORY */
 void arena_reset_peaks(Arena *arena);
 
-/* Between the two files. */
+/* Between the files of the arena. */
 int arena_expands(Arena *arena, int apart);
 int32_t arena_expand(Arena *arena, int64_t size, int pool);
-int32_t arena_by_room(const Arena *arena, const Pool *pool, int32_t at);
+int32_t arena_by_room(const Arena *arena, int32_t block);
 int arena_unmap_free(Arena *arena);
 int32_t arena_new_block(Arena *arena, int64_t address, int64_t size, int pool, int32_t segment);
 int32_t arena_new_segment(Arena *arena, int64_t size);
 int32_t arena_release(Arena *arena, int32_t block); /* the free block that it is part of then */
-int arena_insert(Arena *arena, int32_t block);
+void arena_insert(Arena *arena, int32_t block);
 void arena_take_out(Arena *arena, int32_t block);
+int32_t arena_first_free(const Arena *arena, int pool, int64_t size); /* the smallest of at least `size`, or ARENA_NONE */
+int32_t arena_next_free(const Arena *arena, int32_t block);           /* the next larger one of its pool, or ARENA_NONE */
 int arena_past_limit(const Arena *arena, int64_t more);
 int64_t arena_segment_bytes(int64_t size);
 int arena_grow(void **items, int32_t *capacity, int32_t wanted, int64_t item_size);

@@ -57,11 +57,12 @@ static int64_t room_of(const Arena *arena, int32_t number) {
     return room;
 }
 
-int32_t arena_by_room(const Arena *arena, const Pool *pool, int32_t at) {
-    while (at < pool->count - 1 &&
-           room_of(arena, pool->entries[at + 1].block) < room_of(arena, pool->entries[at].block))
-        at++;
-    return at;
+int32_t arena_by_room(const Arena *arena, int32_t number) {
+    for (;;) {
+        int32_t larger = arena_next_free(arena, number);
+        if (larger == ARENA_NONE || room_of(arena, larger) >= room_of(arena, number)) return number;
+        number = larger;
+    }
 }
 
 /* ---- mapping ---- */
@@ -140,9 +141,10 @@ static int unmap(Arena *arena, int32_t block, int64_t start, int64_t stop) {
     if (hole < 0) return ARENA_NO_MEMORY;
     if (stop < arena->blocks[hole].address + arena->blocks[hole].size) {
         int32_t tail = cut(arena, hole, stop);
-        if (tail < 0 || arena_insert(arena, tail)) return ARENA_NO_MEMORY;
+        if (tail < 0) return ARENA_NO_MEMORY;
+        arena_insert(arena, tail);
     }
-    if (hole != block && arena_insert(arena, block)) return ARENA_NO_MEMORY;
+    if (hole != block) arena_insert(arena, block);
     arena->reserved -= arena->blocks[hole].size;
     return add_hole(arena, hole);
 }
@@ -150,20 +152,16 @@ static int unmap(Arena *arena, int32_t block, int64_t start, int64_t stop) {
 /* Unmap every unit that lies wholly in a free block. */
 int arena_unmap_free(Arena *arena) {
     for (int pool = 0; pool < ARENA_POOLS; pool++) {
-        int32_t count = arena->pools[pool].count;
-        if (!count) continue;
         int64_t unit = unit_of(pool);
-        FreeEntry *entries = malloc((size_t)count * sizeof(FreeEntry));
-        if (entries == NULL) return ARENA_NO_MEMORY;
-        memcpy(entries, arena->pools[pool].entries, (size_t)count * sizeof(FreeEntry));
-        int failed = 0;
-        for (int32_t i = 0; i < count && !failed; i++) {
-            int64_t start = (entries[i].address + unit - 1) / unit * unit;
-            int64_t stop = (entries[i].address + entries[i].size) / unit * unit;
-            if (start < stop) failed = unmap(arena, entries[i].block, start, stop);
+        /* What is left of a block comes before those that are larger than it was. */
+        for (int32_t at = arena_first_free(arena, pool, 0), next; at != ARENA_NONE; at = next) {
+            next = arena_next_free(arena, at);
+            const Block *block = &arena->blocks[at];
+            int64_t start = (block->address + unit - 1) / unit * unit;
+            int64_t stop = (block->address + block->size) / unit * unit;
+            int failed = start < stop ? unmap(arena, at, start, stop) : 0;
+            if (failed) return failed;
         }
-        free(entries);
-        if (failed) return failed;
     }
     return 0;
 }
