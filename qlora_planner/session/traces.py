@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 # Tapes that were looked up or put together a moment ago, and sizes for which none ships, with the profile that is
 # meant: its address is no one else's while it is kept here.
 _kept: dict[tuple[Any, ...], tuple[ModelProfile, list[StoredTape], set[tuple[int, int]]]] = {}
+# Folders of families and of tapes, by such a profile and what names the folders: forgotten with what was looked up.
+_folders: dict[tuple[int, str, str | None], tuple[tuple[Path, ...], tuple[Path, ...]]] = {}
 _MOST_KEPT = 128
 
 
@@ -141,6 +143,7 @@ def shipped_tape(
     )
     if key not in _kept and len(_kept) >= _MOST_KEPT:
         _kept.clear()
+        _folders.clear()
     _, tapes, missing = _kept.setdefault(key, (profile, [], set()))
     tape = next((tape for tape in tapes if tape.region.holds(batch_size, seq_len)), None)
     if tape is None and (batch_size, seq_len) not in missing:
@@ -193,11 +196,14 @@ def _look_up(
             shipped_tape(profile, each, batch_size, seq_len, profiles=profiles, stack=stack) for each in variants
         )
         return woven_tape(whole, none, every)
-    families = families_dirs(profiles)
+    named = id(profile), str(profiles), os.environ.get(PROFILES_VARIABLE)
+    if named not in _folders:
+        _folders[named] = families_dirs(profiles), tapes_dirs(profiles)
+    families, tapes = _folders[named]
     wanted = profile.counted if stack is None else stack
     return (
         family_tape(profile, variant, families, batch_size, seq_len, wanted)
-        or _own_tape(profile, variant, batch_size, seq_len, tapes_dirs(profiles))
+        or _own_tape(profile, variant, batch_size, seq_len, tapes)
         or family_tape(profile, variant, families, batch_size, seq_len)
     )
 

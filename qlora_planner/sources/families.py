@@ -19,6 +19,7 @@ from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
+from qlora_planner.record import record
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
 from qlora_planner.spec.family import FLASH_ROWS, FamilyTape, filled_lengths, flash_sizes
 from qlora_planner.spec.model import ModelProfile
@@ -198,16 +199,29 @@ def _index(path: Path) -> dict[str, str]:
         raise _unreadable(path, error) from error
 
 
+@record
+class _FamilyFile:
+    """A file of families as it was read, with the numbers of its tapes by variant and region."""
+
+    header: dict[str, Any]
+    lines: tuple[bytes, ...]
+    numbers: Mapping[tuple[str, str], list[int]]
+
+
 @lru_cache(maxsize=64)
 def _decoded(path: Path, number: int) -> FamilyTape:
-    header, lines = _lines(path)
-    return FamilyTape.from_dict(tape_in(lines[number]), header)
+    file = _read(path)
+    return FamilyTape.from_dict(tape_in(file.lines[number]), file.header)
 
 
 @lru_cache(maxsize=4)
-def _lines(path: Path) -> tuple[dict[str, Any], tuple[bytes, ...]]:
-    lines = lines_of(path, "family")
-    return json.loads(lines[0]), tuple(lines[1:])
+def _read(path: Path) -> _FamilyFile:
+    first, *lines = lines_of(path, "family")
+    header = json.loads(first)
+    numbers: dict[tuple[str, str], list[int]] = {}
+    for number, (made, _) in enumerate(zip(header["tapes"], lines, strict=False)):
+        numbers.setdefault((made["variant"], made["region"]), []).append(number)
+    return _FamilyFile(header=header, lines=tuple(lines), numbers=numbers)
 
 
 def _family(
@@ -216,13 +230,13 @@ def _family(
     """The tape in a file that holds for a stack, and the versions it was made with; None where it has none for this, or
     holds one of the dimensions `letters` as a number."""
     try:
-        header, lines = _lines(path)
+        file = _read(path)
+        header = file.header
         if header["schema"] != FAMILY_SCHEMA or not set(letters) <= set(header["symbols"]):
             return None
-        for number, (made, _) in enumerate(zip(header["tapes"], lines, strict=False)):
-            if made["variant"] != variant or made["region"] not in regions:
-                continue
-            held = next((versions for versions in stacks_of(header, made) if same_code(versions, stack)), None)
+        for number in sorted(number for region in regions for number in file.numbers.get((variant, region), ())):
+            stacks = stacks_of(header, header["tapes"][number])
+            held = next((versions for versions in stacks if same_code(versions, stack)), None)
             if held is not None:
                 return _decoded(path, number), held
         return None
