@@ -14,7 +14,7 @@ from qlora_planner.memory.closed_form.static_peaks import StaticPeaks
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
 from qlora_planner.memory.sweep.segments import SweptTape
 from qlora_planner.memory.sweep.tasks import TaskRange, task_ranges, task_sizes
-from qlora_planner.memory.sweep.validity import ValidityRange, validity_ranges
+from qlora_planner.memory.sweep.validity import ValidityRange, last_within_window, validity_ranges
 from qlora_planner.planner.knobs import SOME_LAYERS
 from qlora_planner.planner.survey.played import PlayedRuns
 from qlora_planner.record import record
@@ -130,7 +130,7 @@ class TapeSweep:
     def _looked_up(self, variant: str, batch: Ints, seq: Ints) -> Iterator[SweptRange[Any]]:
         task = task_sizes(variant)
         if task is not None:
-            yield from self._of_task(variant, task_ranges(task), batch, seq)
+            yield from self._of_task(variant, task_ranges(task, last_within_window(self.profile)), batch, seq)
             return
         for batched in (False, True):
             of_kind = (batch > 1) == batched

@@ -18,7 +18,13 @@ from qlora_planner.bounded import read_bytes
 from qlora_planner.catalog.stack import same_code
 from qlora_planner.errors import InputError
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
-from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS, LEAST_TOKENS, ValidityRange, validity_ranges
+from qlora_planner.memory.sweep.validity import (
+    HEAD_TILE_TOKENS,
+    LEAST_TOKENS,
+    ValidityRange,
+    last_within_window,
+    validity_ranges,
+)
 from qlora_planner.record import record
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
 from qlora_planner.spec.family import FLASH_ROWS, FamilyTape, filled_lengths, flash_sizes
@@ -41,13 +47,12 @@ _SMALL_ELEMENTS = 4 << 20
 
 def region_name(profile: ModelProfile, region: ValidityRange) -> str:
     """How the families name a region: `single` or `batched`, its length, and on which side of a window it lies."""
-    window = int(profile.dims.get("sliding_window") or 0)
+    last = last_within_window(profile)
     if region.batched:
         length = "middle" if region.most_tokens <= HEAD_TILE_TOKENS else "long"
     else:
         length = "short" if region.high <= LEAST_TOKENS else "middle" if region.high <= HEAD_TILE_TOKENS else "long"
-    last = window - (1 if profile.supports.get("sdpa") else 0)
-    side = "" if not window else " beyond" if region.low >= last else " within"
+    side = "" if last is None else " beyond" if region.low >= last else " within"
     return f"{'batched' if region.batched else 'single'} {length}{side}"
 
 
@@ -118,16 +123,22 @@ def _of_task(
 ) -> StoredTape | None:
     """The same for a task: for sequences that are as even or odd as this one, with as many tokens after a prompt."""
     rows = batch_size * task.trainer.sequences_per_row
-    if profile.dims.get("sliding_window") or _has_part_blocks(profile):
+    if _has_part_blocks(profile):
         return None
     if rows * seq_len <= LEAST_TOKENS and fuses_short_rows(profile):
         return None
-    part = next((part for part in task_ranges(task) if part.holds(batch_size, seq_len)), None)
+    ranges = task_ranges(task, last_within_window(profile))
+    part = next((part for part in ranges if part.holds(batch_size, seq_len)), None)
     held = None if part is None else _held(profile, task.key, [part.name], dirs, stack)
     if held is None:
         return None
     family, versions = held
-    tape = family.of_model(profile, batch_size, seq_len, task.letters(seq_len))
+    if task.trainer.generation is None and "padding" in task.key.split():
+        family = family.with_left_out()
+    letters = dict(task.letters(seq_len))
+    if "flash_attention_2" in task.key.split():
+        letters |= {name: ((size, 1, (0, 0, 0)),) for name, size in flash_sizes(profile.dims, seq_len).items()}
+    tape = family.of_model(profile, batch_size, seq_len, letters)
     if tape is None:
         return None
     tokens = batch_size * seq_len

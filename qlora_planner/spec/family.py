@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import field
+from dataclasses import field, replace
 from fractions import Fraction
 from itertools import chain, repeat
 from math import prod
@@ -20,6 +20,8 @@ from qlora_planner.spec.trace import CompiledTape, Monomial, Term, ratio
 # Letters beside a class's dimensions, of runs whose rows are prompts and completions: tokens of a completion and of a
 # prompt, all rows that are generated together, and the labels of a classifier.
 COMPLETION, PROMPT, ROWS, LABELS = "completion_len", "prompt_len", "generated_rows", "num_labels"
+# Twice what padding leaves out of a completion that is half as long as the others, rounded down.
+LEFT_OUT = "left_out_len"
 # What flash_attn's backward rounds up to: the width of a head, and the length of rows of one length.
 HEAD_BLOCKS, ROW_BLOCKS = "flash_head_dim", "flash_seq_len"
 _FLASH_WIDTH, FLASH_ROWS = 32, 128
@@ -181,6 +183,18 @@ class FamilyTape:
                 sizes.append(filled)
             last.append((born, numbers[filled]))
         return tokens, tuple(last)
+
+    def with_left_out(self) -> FamilyTape:
+        """A task's tape of padded rows, traced with even completions, for odd ones too: what a size lacks by the tokens
+        of one completion, whatever the batch, are those that padding leaves out."""
+
+        def of(term: FamilyTerm) -> FamilyTerm:
+            numerator, denominator, monomial, product = term
+            if numerator > 0 or monomial[:2] != (0, 0) or COMPLETION not in product:
+                return term
+            return numerator, denominator, monomial, tuple(LEFT_OUT if s == COMPLETION else s for s in product)
+
+        return replace(self, sizes=tuple(tuple(map(of, terms)) for terms in self.sizes))
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], header: Mapping[str, Any]) -> FamilyTape:

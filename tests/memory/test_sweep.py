@@ -12,6 +12,7 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.replay.events import prepare_trace
 from qlora_planner.memory.replay.player import COMPONENTS, Adapter, TraceReplayer
 from qlora_planner.memory.sweep.polynomials import FixedBytes, PeakPolynomials
+from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.memory.weights import loading
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.memory.weights.static import static_memory
@@ -120,12 +121,14 @@ def test_the_few_moments_that_ship_have_the_highest_of_all(model: str) -> None:
     run = resolve(profile, RunConfig()).run
     random = np.random.default_rng(3)
     for part in [part for part in sweep.parts if not part.region.batched]:
-        stored = stored_tape(profile, [PROFILES / "tapes"], 1, part.region.high)
+        region = part.region
+        assert isinstance(region, ValidityRange)
+        stored = stored_tape(profile, [PROFILES / "tapes"], 1, region.high)
         assert stored is not None
         whole = peak_polynomials_of(stored.tape, run)
         for workspace in (WORKSPACE, 8519680):
             for _ in range(12):
-                seq_len = int(random.integers(part.region.low + 1, min(part.region.high, 40000) + 1))
+                seq_len = int(random.integers(region.low + 1, min(region.high, 40000) + 1))
                 rank = int(random.choice([1, 16, 256]))
                 fixed = parts(model, rank)[0]
                 few = part.moments.on(workspace).allocated_phases(1, seq_len, rank, fixed)

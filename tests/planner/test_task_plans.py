@@ -65,18 +65,18 @@ def test_a_shorter_run_gives_up_completions_and_keeps_its_prompt() -> None:
 
 @pytest.mark.usefixtures("base_install")
 def test_a_task_of_a_class_without_traces_is_no_plan_by_closed_forms() -> None:
-    bench = Session().open("google/gemma-2-9b", "8GB")
+    bench = Session().open("bigcode/starcoder2-7b", "8GB")
     with pytest.raises(MissingError, match=r"batch 2, 1024 tokens, .*trl-dpo.* is not among the traces that ship"):
         bench.plan(DPO)
 
 
 def test_a_survey_of_a_task_says_nothing_of_classes_without_traces() -> None:
     session = Session()
-    models = [session.model(name) for name in (SMALL, "google/gemma-2-9b")]
+    models = [session.model(name) for name in (SMALL, "bigcode/starcoder2-7b")]
     rows = {row.model_id: row for row in survey(models, Budget.of(session.gpu("24GB")), DPO, sweep_of=sweep_for)}
     assert rows[SMALL].verdict == "fits"
     assert rows[SMALL].traced
-    other = rows["google/gemma-2-9b"]
+    other = rows["bigcode/starcoder2-7b"]
     assert (other.verdict, other.longest_seq_len) == ("cannot-say", None)
     assert "no training step of this class is recorded here" in (other.note or "")
 

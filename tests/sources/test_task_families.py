@@ -14,6 +14,7 @@ from qlora_planner.spec.run import RunConfig
 from tests.sources.test_families import CATALOGUE, FAMILIES, LLAMA, ROOT
 from tools.families.pack import bytes_of
 
+GEMMA = "google/gemma-3-4b"
 DPO, GRPO, ORPO = (RunConfig(trainer=f"trl-{name}") for name in ("dpo", "grpo", "orpo"))
 CLASSIFIER = RunConfig(task="classification")
 USUAL = (
@@ -36,6 +37,11 @@ def variant_of(name: str, run: RunConfig) -> str:
         (LLAMA, ORPO.with_(seq_len=1000, prompt_len=300)),  # one pair, whose sides are padded to one width
         ("Qwen/Qwen2.5-0.5B", ORPO.with_(batch_size=5, seq_len=700)),
         (LLAMA, ORPO.with_(batch_size=3, seq_len=600, gradient_checkpointing=False)),
+        (GEMMA, DPO.with_(seq_len=1000, prompt_len=300, batch_size=3)),  # within its window of 1,024 tokens
+        (GEMMA, GRPO.with_(batch_size=8, prompt_len=1333, completion_len=300)),  # whose cache keeps a window of these
+        (GEMMA, GRPO.with_(batch_size=8, prompt_len=333, completion_len=300)),
+        ("mistralai/Mistral-7B-v0.1", RunConfig(trainer="trl-kto", batch_size=2, seq_len=4098)),  # beyond 4,096
+        (LLAMA, DPO.with_(seq_len=1000, prompt_len=300, batch_size=3, attention="flash_attention_2")),
     ],
 )
 def test_a_tasks_tape_is_the_models_own_trace_to_the_byte(name: str, run: RunConfig) -> None:
@@ -85,6 +91,12 @@ def test_what_no_family_was_made_of_is_not_answered_from_one(run: RunConfig) -> 
     resolved = resolve(CATALOGUE.load(LLAMA), run).run
     stored = family_tape(CATALOGUE.load(LLAMA), variant_of(LLAMA, run), FAMILIES, resolved.batch_size, resolved.seq_len)
     assert stored is None
+
+
+def test_a_cache_that_outgrows_its_window_while_it_grows_is_not_answered_from_a_family() -> None:
+    """Prompts of 1,000 tokens lie within Gemma's window of 1,024, what is generated from them ends beyond it."""
+    run = GRPO.with_(batch_size=8, prompt_len=1000, completion_len=200)
+    assert family_tape(CATALOGUE.load(GEMMA), variant_of(GEMMA, run), FAMILIES, 8, 1200) is None
 
 
 def test_a_sequence_is_ranked_by_the_range_that_its_completions_fall_in() -> None:

@@ -169,14 +169,15 @@ def region_for(recipe: str, name: str) -> Region | TaskRegion:
     """The region that a piece of this recipe names."""
     run, _ = RECIPES[recipe]
     if is_task(run):
-        return next(region for region in task_regions(run) if region.name == name)
+        ranges = (part for windowed in (False, True) for part in task_regions(run, windowed))
+        return next(region for region in ranges if region.name == name)
     region = next(r for windowed in (False, True) for r in regions(windowed, name.endswith(WHOLE)) if r.name == name)
     return replace(region, tiled=run.trainer in (None, "trl-sft") and not run.packing and not run.stack)
 
 
 def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[str, Any]]]:
     """All that is to be made, likeliest to be asked for first."""
-    representatives: dict[str, tuple[str, dict[str, Any], list[Region]]] = {}
+    representatives: dict[str, tuple[str, dict[str, Any], bool, list[Region]]] = {}
     wanted = given.names.split(",") if given.names else None
     words = structures(root, given.out / STRUCTURES, given.jobs, wanted)
     for stem, word in words.items():
@@ -185,19 +186,20 @@ def pieces(root: Path, given: argparse.Namespace) -> Iterator[tuple[Piece, dict[
         elif wanted is None or stem in wanted:
             raw = json.loads((root / "configs" / f"{stem}.json").read_text("utf-8"))
             small, _ = json.loads(word)
-            usual = regions(small.get("sliding_window") is True, chunk_of(small) is not None)
-            representatives.setdefault(word, (stem, raw, usual))
+            windowed = small.get("sliding_window") is True
+            usual = regions(windowed, chunk_of(small) is not None)
+            representatives.setdefault(word, (stem, raw, windowed, usual))
     print(len(representatives), "structures", flush=True)
     ordered = sorted(representatives.values(), key=lambda one: _turn(one[1]["model_type"]))
     recipes = given.recipes.split(",") if given.recipes else list(RECIPES)
     chosen = given.regions.split(",") if given.regions else None
     waiting: list[tuple[int, Piece, dict[str, Any]]] = []
     for turn, recipe in enumerate(recipes):
-        for name, raw, usual in ordered:
+        for name, raw, windowed, usual in ordered:
             popular = raw["model_type"] in FIRST
             if popular or recipe == "default" or given.all:
                 run = RECIPES[recipe][0]
-                own: Sequence[Region | TaskRegion] = task_regions(run) if is_task(run) else usual
+                own: Sequence[Region | TaskRegion] = task_regions(run, windowed) if is_task(run) else usual
                 for region in own:
                     if batches_only(recipe) and not region.batched:
                         continue

@@ -171,6 +171,9 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "orpo-even": (_ORPO.with_(**_EVEN), False),
     "reward-even": (_REWARD.with_(**_EVEN), False),
     "classify-even": (_CLASSIFY.with_(**_EVEN), False),
+    "dpo-flash": (_DPO.with_(**_FLASH), False),
+    "kto-flash": (_KTO.with_(**_FLASH), False),
+    "orpo-flash": (_ORPO.with_(**_FLASH), False),
     "rloo-even": (_RLOO.with_(steps_per_generation=1, **_EVEN), False),
 }
 

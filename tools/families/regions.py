@@ -34,12 +34,7 @@ class Region:
     @property
     def windows(self) -> tuple[int, ...]:
         """Sliding windows of the toys that put every traced row within or beyond; none for a class without."""
-        if self.beyond is None:
-            return ()
-        if not self.beyond:
-            return tuple(1 << 16 for _ in range(TOYS))
-        low, step = (65, 4) if self.batched or self.length == "short" else (515, 6)
-        return tuple(low + step * at for at in range(TOYS))
+        return windows_of(self.beyond, short=self.batched or self.length == "short")
 
     def points(self, count: int) -> list[Point]:
         """Sizes (batch, sequence, rank) for as many traces, no two alike."""
@@ -83,3 +78,12 @@ def regions(windowed: bool, chunked: bool = False) -> list[Region]:
         for side in sides
         if not (whole and length == "short")  # too few lengths there are
     ]
+
+
+def windows_of(beyond: bool | None, *, short: bool) -> tuple[int, ...]:
+    """Sliding windows of the toys that put every traced row within or beyond, `short` ones too; none for a class
+    without."""
+    if beyond is None:
+        return ()
+    low, step = (1 << 16, 0) if not beyond else (65, 4) if short else (515, 6)
+    return tuple(low + step * at for at in range(TOYS))

@@ -12,6 +12,7 @@ from qlora_planner.record import record
 from qlora_planner.spec.family import COMPLETION, LABELS
 from qlora_planner.spec.run import RunConfig
 from tools.compiling import Point
+from tools.families.regions import windows_of
 
 _RANKS = (8, 24, 56, 40, 16, 72)
 # Rows, prompt and completion of each toy: completions of all rows fill no tile of the head, or more than one.
@@ -31,13 +32,18 @@ class TaskRegion:
     batched: bool
     long: bool
     tiled: bool  # whether the head goes over the vocabulary in tiles
-    windows: tuple[int, ...] = ()
+    beyond: bool | None = None  # where the class has a sliding window: whether rows lie within it or beyond
     several: bool = False  # batches of one are another range
 
     @property
     def length(self) -> str:
         """How far down the list of pieces it comes."""
         return "long" if self.long else "middle"
+
+    @property
+    def windows(self) -> tuple[int, ...]:
+        """Sliding windows of the toys: see `Region`."""
+        return windows_of(self.beyond, short=True)
 
     @property
     def letters(self) -> tuple[str, ...]:
@@ -49,8 +55,8 @@ class TaskRegion:
         """Sizes (batch, sequence, rank) of as many toys."""
         rows, completions = (_LONG_ROWS, _LONG_COMPLETIONS) if self.long else (_ROWS, _COMPLETIONS)
         row = trainer_named(self.run.trainer).sequences_per_row
-        least = 2 if self.several else 1
-        batches = [max(each // row, least) if self.batched else 1 for each in rows]
+        more = 1 if self.several else 0
+        batches = [each // row + more if self.batched else 1 for each in rows]
         lengths = [prompt + completion for prompt, completion in zip(_PROMPTS, completions, strict=True)]
         return list(zip(batches, lengths, _RANKS, strict=True))[:count]
 
@@ -68,14 +74,15 @@ class TaskRegion:
         return given
 
 
-def task_regions(run: RunConfig) -> list[TaskRegion]:
-    """Every range of a recipe's task."""
+def task_regions(run: RunConfig, windowed: bool = False) -> list[TaskRegion]:
+    """Every range of a recipe's task, of a class with a sliding window or of one without."""
     trainer = trainer_named(run.trainer)
-    kinds = {part.name: part for part in task_ranges(TaskSizes(key="padding", trainer_name=trainer.name))}
+    sizes = TaskSizes(key="padding", trainer_name=trainer.name)
+    kinds = {part.name: part for part in task_ranges(sizes, 1 if windowed else None)}
     return [
         TaskRegion(
             run=run, name=name, batched=part.batched is not False, long=bool(part.long),
-            tiled=trainer.tiles_completions, several=part.batched is True,
+            tiled=trainer.tiles_completions, several=part.batched is True, beyond=part.beyond,
         )
         for name, part in kinds.items()
     ]  # fmt: skip

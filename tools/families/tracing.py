@@ -21,6 +21,8 @@ from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
 from qlora_planner.spec.family import (
+    FLASH_ROWS,
+    HEAD_BLOCKS,
     PROMPT,
     ROWS,
     block_sizes,
@@ -214,12 +216,15 @@ def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
         loops_of(tape, dims, dict.fromkeys(RESTS.values(), 0)) for tape, dims in zip(tapes, toys.dims, strict=False)
     ):
         raise TilesError("a head that goes tile by tile is shipped for trainers on texts alone")
-    symbols = (*toys.symbols, *region.letters)
+    # Rows of which some are shorter are attended to end to end, so that no length is rounded up, but the heads are.
+    flash = (HEAD_BLOCKS,) if resolution.run.attention == "flash_attention_2" else ()
+    own_letters = (*region.letters, *flash)
+    symbols = (*toys.symbols, *own_letters)
     dims = [
-        {**row, **{name: given[name] for name in region.letters}}
+        {**row, **{name: ({**flash_sizes(row, 1), **given})[name] for name in own_letters}}
         for row, given in zip(toys.dims, options, strict=False)
     ]
-    fitters = [SizeFitter(symbols, dims, points, _begun_sums(sizes.trainer.sequences_per_row))]
+    fitters = [SizeFitter(symbols, dims, points, _begun_sums(sizes.trainer.sequences_per_row, flash))]
     generated: set[int] = set()
     if sizes.trainer.generation is not None:
         together = [
@@ -242,7 +247,7 @@ def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
 
     tape, terms = _solved(tapes, aligned_codes(tapes, points), sizes.key, fit, generated)
     letters = (PROMPT, ROWS) if sizes.trainer.generation is not None else ()
-    return TracedFamily(tape=tape, sizes=terms, symbols=toys.symbols, letters=(*region.letters, *letters))
+    return TracedFamily(tape=tape, sizes=terms, symbols=toys.symbols, letters=(*own_letters, *letters))
 
 
 def _of_rows(terms: Sum) -> Sum:
@@ -282,11 +287,20 @@ def _solved(
     return tape, tuple(terms for terms, _ in sizes)
 
 
-def _begun_sums(sequences_per_row: int = 1) -> list[Sum]:
+def _begun_sums(sequences_per_row: int = 1, flash: Sequence[str] = ()) -> list[Sum]:
     """The first terms of sums of three: cuDNN's attention backward takes a workspace of 256 bytes, a sum in float32
-    for each row of each head, and accumulators as wide as the heads."""
+    for each row of each head, and accumulators as wide as the heads.
+
+    FlashAttention-2's takes the last two for every token and 128 more a row (flash_attn 2.8, flash_api.cpp,
+    mha_varlen_bwd), of which a task's padding, a share of one completion, goes off.
+    """
     of_heads = (Fraction(4 * sequences_per_row), (1, 1, 0), ("num_attention_heads",))
-    return [((Fraction(256), (0, 0, 0), ()), of_heads)]
+    begun: list[Sum] = [((Fraction(256), (0, 0, 0), ()), of_heads)]
+    for wide in ((), flash) if flash else ():
+        each = Fraction(4 * sequences_per_row)
+        product = ("num_attention_heads", *wide)
+        begun.append(((each, (1, 1, 0), product), (FLASH_ROWS * each, (1, 0, 0), product)))
+    return begun
 
 
 class _OfModel(Prober):

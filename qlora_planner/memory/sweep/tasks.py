@@ -9,7 +9,7 @@ from typing import Any
 from qlora_planner.catalog.trainers import TRAINER_ROWS, TrainerRow, trainer_named
 from qlora_planner.memory.sweep.validity import HEAD_TILE_TOKENS
 from qlora_planner.record import record
-from qlora_planner.spec.family import COMPLETION, LABELS, PROMPT, ROWS
+from qlora_planner.spec.family import COMPLETION, LABELS, LEFT_OUT, PROMPT, ROWS
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import TOKENS, Term
 
@@ -41,6 +41,10 @@ class TaskSizes:
             return seq_len - self.prompt_len
         return seq_len - seq_len // 2 if self.completion_len is None else 0 * seq_len + self.completion_len
 
+    def prompt(self, seq_len: Any) -> Any:
+        """Tokens of its prompt."""
+        return seq_len - self.completion(seq_len)
+
     def scored(self, batch_size: Any, seq_len: Any) -> Any:
         """Tokens that the head scores in a pass, all but those of padding: the last row's completion is half as long,
         and of each micro-batch that is generated one token is none."""
@@ -59,9 +63,14 @@ class TaskSizes:
             completion = ((self.completion_len, 1, (0, 0, 0)),)
             prompt = ((1, 1, (0, 1, 0)), (-self.completion_len, 1, (0, 0, 0)))
         else:
-            odd = seq_len % 2
-            completion, prompt = (((1, 2, (0, 1, 0)), (sign * odd, 2, (0, 0, 0))) for sign in (1, -1))
-        letters = {COMPLETION: completion, PROMPT: prompt}
+            halved = seq_len % 2
+            completion, prompt = (((1, 2, (0, 1, 0)), (sign * halved, 2, (0, 0, 0))) for sign in (1, -1))
+        odd = int(self.completion(seq_len)) % 2
+        letters = {
+            COMPLETION: completion,
+            PROMPT: prompt,
+            LEFT_OUT: (*completion, *([(1, 1, (0, 0, 0))] if odd else [])),
+        }
         if self.steps_per_generation is not None:
             letters[ROWS] = ((self.steps_per_generation, 1, (1, 0, 0)),)
         if self.num_labels is not None:
@@ -71,19 +80,20 @@ class TaskSizes:
 
 @record
 class TaskRange:
-    """Runs of a task in which nothing switches: batches of one or of more, on one side of a sliding window, and with
-    completions that fill at most a tile of the head, or more (None: no matter)."""
+    """Runs of a task in which nothing switches: batches of one or of more, completions that fill at most a tile of the
+    head or more, and where the class has a sliding window rows that lie within it or beyond (None: no matter)."""
 
     sizes: TaskSizes
     batched: bool | None = None
-    low: int = 0
-    high: int = 1 << 24
     long: bool | None = None
+    beyond: bool | None = None
+    last: int = 0  # the longest row that lies within the window
 
     @property
     def name(self) -> str:
         """How the families name it."""
-        return f"{'single' if self.batched is False else 'batched'} {'long' if self.long else 'middle'}"
+        side = {None: "", True: " beyond", False: " within"}[self.beyond]
+        return f"{'single' if self.batched is False else 'batched'} {'long' if self.long else 'middle'}{side}"
 
     def holds(self, batch_size: int, seq_len: int) -> bool:
         """Whether a run of these sizes lies in it."""
@@ -92,7 +102,11 @@ class TaskRange:
     def inside(self, batch_size: Any, seq_len: Any) -> Any:
         """The same for arrays of runs."""
         sizes = self.sizes
-        inside = (self.low < seq_len) & (seq_len <= self.high)
+        inside = seq_len > 0
+        if self.beyond is not None:
+            # What is generated goes on from its prompt: a cache that only then outgrows its window is neither.
+            least = sizes.prompt(seq_len) if self.beyond and sizes.trainer.generation is not None else seq_len
+            inside = inside & ((least > self.last) == self.beyond)
         if self.batched is not None:
             inside = inside & ((batch_size > 1) == self.batched)
         if sizes.trainer.scores_completions:
@@ -135,14 +149,22 @@ def task_sizes(variant: str) -> TaskSizes | None:
     return TaskSizes(key=" ".join(kept), trainer_name=trainer.name, **numbers)
 
 
-def task_ranges(sizes: TaskSizes) -> tuple[TaskRange, ...]:
-    """Every range of a task's sizes inside which nothing switches, for a class without a sliding window."""
+def task_ranges(sizes: TaskSizes, last: int | None = None) -> tuple[TaskRange, ...]:
+    """Every range of a task's sizes inside which nothing switches; `last` is the longest row that lies within the
+    sliding window of a class that has one (see `last_within_window`)."""
+    kinds: tuple[bool | None, ...]
+    fills: tuple[bool | None, ...]
+    # Rows of one length have no mask: where there is one row alone. One side of a pair alone is not as wide as the
+    # other; of several pairs both are traced so.
     if not sizes.tiled:
-        # Rows of one length have no mask: where there is one row alone. One side of a pair alone is not as wide as the
-        # other; of several pairs both are traced so.
         alike = sizes.trainer.sequences_per_row > 1 and not sizes.trainer.pads_sides
-        kinds = (None,) if alike else (False, True)
-        return tuple(TaskRange(sizes=sizes, batched=batched) for batched in kinds)
-    alone = sizes.trainer.generation is None and sizes.trainer.sequences_per_row == 1
-    kinds = (False, True) if alone else (None,)
-    return tuple(TaskRange(sizes=sizes, batched=batched, long=long) for batched in kinds for long in (False, True))
+        kinds, fills = (None,) if alike else (False, True), (None,)
+    else:
+        alone = sizes.trainer.generation is None and sizes.trainer.sequences_per_row == 1
+        kinds, fills = (False, True) if alone else (None,), (False, True)
+    return tuple(
+        TaskRange(sizes=sizes, batched=batched, long=long, beyond=beyond, last=last or 0)
+        for batched in kinds
+        for long in fills
+        for beyond in ((None,) if last is None else (False, True))
+    )

@@ -203,6 +203,16 @@ def variants_of_evaluation(variant: str) -> tuple[str, str, int] | None:
     return " ".join(training), " ".join([*head, *sorted([*flags, EVALUATION])]), rows
 
 
+def last_within_window(profile: ModelProfile) -> int | None:
+    """The longest row for which no sliding mask is made; None of a class without a sliding window.
+
+    With SDPA transformers makes one from `window` tokens on (masking_utils.py: kv_length >= local_attention_size).
+    Eager attention has one at every length: its window changes no size that is traced.
+    """
+    window = int(profile.dims.get("sliding_window") or 0)
+    return window - (1 if profile.supports.get("sdpa") else 0) if window else None
+
+
 def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange, ...]:
     """Every range of sizes inside which no kernel, tile or mask switches, as far as is known, shortest first.
 
@@ -210,12 +220,9 @@ def validity_ranges(profile: ModelProfile, batched: bool) -> tuple[ValidityRange
     without one every length. At larger batches tokens decide which kernels multiply and how the head is tiled, and the
     sequence how a sliding mask is made; batches of short rows under a short window are left out.
     """
-    window, rows = profile.dims.get("sliding_window"), profile.dims.get("position_rows")
+    rows, last = profile.dims.get("position_rows"), last_within_window(profile)
     end = int(rows) if rows else _UNBOUNDED
-    # With SDPA transformers makes a sliding mask from `window` tokens on (masking_utils.py: kv_length >=
-    # local_attention_size). Eager attention has one at every length: its window changes no size that is traced.
-    last = int(window or 0) - (1 if profile.supports.get("sdpa") else 0)
-    windows = [last] if 0 < last < end else []
+    windows = [last] if last is not None and 0 < last < end else []
     if not batched:
         edges = sorted({0, *windows, *(b for b in (LEAST_TOKENS, HEAD_TILE_TOKENS) if b < end), end})
         return tuple(ValidityRange(batched=False, low=low, high=high) for low, high in pairwise(edges))

@@ -201,6 +201,7 @@ def _leading(part: SweptRange[PeakPolynomials], fixed: FixedBytes) -> PeakPolyno
     import numpy as np
 
     region = part.region
+    assert isinstance(region, ValidityRange)  # the index answers for texts
     if region.batched:
         lengths = sorted({RunConfig().seq_len, *(64 * round(2 ** (at / 2)) for at in range(20))})
         batches = [*range(2, 129), *(2**at for at in range(8, 13))]
