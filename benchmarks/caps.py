@@ -52,6 +52,8 @@ class Edge:
 HF = {"trainer": "hf-trainer"}
 PAIRS = {"trainer": "trl-dpo", "upcast": False}
 ONLINE = {"trainer": "trl-grpo", "upcast": False, "batch_size": 8, "num_generations": 8, "completion_len": 128}
+ODDS = {"trainer": "trl-orpo"}
+SEEN = {"trainer": "hf-trainer", "images": 1}
 EDGES = (
     Edge(card="8GB", model_id="Qwen/Qwen2.5-7B"),
     Edge(card="8GB", model_id="meta-llama/Llama-3.2-3B", options=HF),
@@ -81,6 +83,15 @@ EDGES = (
     Edge(card="24GB", model_id="meta-llama/Llama-3.1-8B", options=PAIRS),
     Edge(card="16GB", model_id="meta-llama/Llama-3.1-8B", options=ONLINE, knob="prompt_len"),
     Edge(card="24GB", model_id="meta-llama/Llama-3.1-8B", options=ONLINE, knob="prompt_len"),
+    Edge(card="16GB", model_id="meta-llama/Llama-3.2-1B", options={**ODDS, "batch_size": 4}),
+    Edge(card="16GB", model_id="meta-llama/Llama-3.1-8B", options=ODDS),
+    Edge(card="24GB", model_id="meta-llama/Llama-3.1-8B", options=ODDS),
+    Edge(card="24GB", model_id="Qwen/Qwen2.5-7B", options={**ODDS, "batch_size": 2}),
+    Edge(
+        card="16GB", model_id="Qwen/Qwen2.5-VL-3B-Instruct", options={**SEEN, "image_size": "504x504", "batch_size": 2}
+    ),
+    Edge(card="24GB", model_id="Qwen/Qwen2.5-VL-3B-Instruct", options={**SEEN, "image_size": "784x784"}),
+    Edge(card="24GB", model_id="llava-hf/llava-v1.6-mistral-7b-hf", options={**SEEN, "image_size": "1024x768"}),
 )
 
 
@@ -122,6 +133,7 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     from qlora_planner.memory.budget import context_of
     from qlora_planner.memory.distribution import distribution as spread_of
     from qlora_planner.memory.estimate import estimate
+    from qlora_planner.session.towers import with_tower
     from qlora_planner.sources.configs import read_config
     from qlora_planner.spec.risk import FITS_AT_MOST, TIGHT_AT_MOST
     from qlora_planner.spec.run import RunConfig
@@ -130,7 +142,7 @@ def push(edge: Edge) -> list[dict[str, Any]]:
     context = context_of(gpu, distribution)
     usable = usable_bytes(session.load_gpu(edge.card))[0]
     cap_bytes = usable - context.total_bytes
-    profile = session.load_model(edge.model_id)
+    profile = with_tower(session.load_model(edge.model_id), RunConfig(**edge.options))
     notch = NOTCH[edge.knob]
     found: dict[int, Any] = {}
 
@@ -147,6 +159,8 @@ def push(edge: Edge) -> list[dict[str, Any]]:
 
         def measure(step: int) -> float:
             one = answer(step)
+            if one.fit.probability_oom is None:  # too short for its image
+                return -1.0
             beside = context.first_tensor_bytes + context.kernels_bytes
             law = spread_of(one.floor_bytes, one.method, context, distribution).law
             gap = (one.floor_bytes - beside) * (1 + law.quantile(1 - most)) + beside - usable
@@ -160,6 +174,10 @@ def push(edge: Edge) -> list[dict[str, Any]]:
         return []
     beyond = last_below(over(TIGHT_AT_MOST), fits + 1) + 1
     config = read_config(ROOT / "profiles/configs" / (edge.model_id.replace("/", "__") + ".json")).config
+    if profile.tower is not None:
+        from qlora_planner.profiling.whole import whole_config
+
+        config = whole_config(config, edge.model_id)
     return [
         {
             "case": f"{edge.name}-{kind}",
