@@ -121,8 +121,8 @@ class CandidateMemory:
         Where gradients are `accumulated` (None: as in `run`), those of earlier micro-batches count too.
         """
         earlier = self.run.grad_accum > 1 if accumulated is None else accumulated
-        before = max(peak.allocated for peak in (self.parts.load, self.parts.prepare, self.parts.adapters) if peak)
         beside = self.context.total_bytes
+        before = self.least_bytes - beside
         floors, traced = self._traced(batch, seq, earlier)
         floors = np.maximum(floors, before)
         if not traced.all():
@@ -132,6 +132,12 @@ class CandidateMemory:
             before_closed = int(before * RESERVED_OVER_ALLOCATED_EXPANDABLE)
             floors[left] = np.maximum(np.asarray(closed * over, dtype=np.int64), before_closed)
         return floors + beside, traced
+
+    @property
+    def least_bytes(self) -> int:
+        """Device bytes before the first step: weights and adapters, which every trace adds to."""
+        loading = (self.parts.load, self.parts.prepare, self.parts.adapters)
+        return max(peak.allocated for peak in loading if peak) + self.context.total_bytes
 
     def fitting(
         self, batch: Ints, seq: Ints, accumulated: NDArray[np.bool_] | bool | None = None

@@ -332,10 +332,11 @@ def longest(
     accumulated: bool | None = None,
     *,
     traced_alone: bool = False,
+    least: int = SEQ_STEP,
 ) -> int | None:
     """Tokens per sequence, a multiple of 64 up to what the model was trained for; None where 64 do not fit.
 
-    With `traced_alone`, of lengths for which a trace ships.
+    With `traced_alone`, of lengths for which a trace ships. So many as `least` are known to fit.
     """
     top = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN) // SEQ_STEP
 
@@ -343,5 +344,5 @@ def longest(
         good, traced = memory.fitting(np.full_like(steps, batch), steps * SEQ_STEP, accumulated)
         return good & traced if traced_alone else good
 
-    steps_that_fit = largest(fitting, top)
+    steps_that_fit = largest(fitting, top, max(1, least // SEQ_STEP))
     return None if steps_that_fit is None else steps_that_fit * SEQ_STEP

@@ -259,11 +259,12 @@ def _coarse(top: int) -> Ints:
     return np.array(sorted(set(np.minimum(top, octaves.astype(np.int64)).tolist())), dtype=np.int64)
 
 
-def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | None:
-    """The largest size from 1 to `top` that fits; memory never falls as a size grows."""
-    if top < 1:
+def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int, least: int = 1) -> int | None:
+    """The largest size from `least` to `top` that fits; memory never falls as a size grows."""
+    if top < least:
         return None
     sizes = _coarse(top)
+    sizes = sizes[np.maximum(0, np.searchsorted(sizes, least, side="right") - 1) :]
     good = np.flatnonzero(fitting(sizes))
     if not len(good):
         return None
@@ -274,16 +275,14 @@ def largest(fitting: Callable[[Ints], NDArray[np.bool_]], top: int) -> int | Non
     return int(fine[fitting(fine)][-1])
 
 
-def largest_batch(
-    single: CandidateMemory, several: CandidateMemory, seq_len: int, *, traced_alone: bool = False
-) -> int | None:
-    """Sequences per micro-batch; `single` is the memory of one, `several` of more, which are padded. With
-    `traced_alone`, of batches for which a trace ships."""
+def largest_batch(single: CandidateMemory, several: CandidateMemory, seq_len: int, least: int = 1) -> int | None:
+    """Sequences per micro-batch, `least` or more, of those for which a trace ships; `single` is the memory of one,
+    `several` of more, which are padded."""
 
     def fitting(sizes: Ints) -> NDArray[np.bool_]:
         fits, traced = several.fitting(sizes, np.full_like(sizes, seq_len))
         if sizes[0] == 1:
             fits[:1], traced[:1] = single.fitting(sizes[:1], np.array([seq_len], dtype=np.int64))
-        return fits & traced if traced_alone else fits
+        return fits & traced
 
-    return largest(fitting, MAX_BATCH)
+    return largest(fitting, MAX_BATCH, least)

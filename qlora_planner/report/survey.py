@@ -28,8 +28,8 @@ _ROWS = 25
 # How a row is read: what stands in it, and what that means.
 _READ = (
     ("longest", "tokens that fit at batch 1; batch: sequences of {seq_len} that fit"),
-    ("peak", "what is alive at once, summed; `plan MODEL` simulates all of it"),
-    ("~", "by formulas, as no training step of it is recorded: less exact"),
+    ("peak", "what is alive at once, summed; `plan MODEL` simulates it, and lengths near the limit"),
+    (">", "weights and adapters alone: no training step of it is recorded"),
     (
         "4-bit 1x16/8", "4-bit weights, batch 1, 16 batches a step, 1 layer in 8 checkpointed (+: none); where none"
         " fits, what fills the card",
@@ -75,7 +75,7 @@ def render_survey(
     lines.append([])
     guessed = any(not row.traced and row.verdict != "will-not-run" for row in rows)
     for word, means in _READ:
-        if guessed or word != "~":
+        if guessed or word != ">":
             lines += theme.wrap(
                 means.format(seq_len=f"{run.seq_len:,}"), 16, f"  {word}", style="dim", first_style="dim"
             )
@@ -155,7 +155,7 @@ def _row(row: SurveyRow, widths: Sequence[int], style: str, theme: Theme) -> Ite
         return
     seq_len = f"{row.longest_seq_len:,}" if row.longest_seq_len else "-"
     batch = f"{row.largest_batch:,}" if row.largest_batch else "-"
-    cells += [(seq_len, ""), (batch, ""), (f"{'' if row.traced else '~'}{_short_gib(row.peak_bytes)}", "")]
+    cells += [(seq_len, ""), (batch, ""), (f"{'' if row.traced else '>'}{_short_gib(row.peak_bytes)}", "")]
     line = [("  ", ""), *columns(cells, widths[:5], frozenset({0}), gap=1), (" ", "")]
     if row.shortfall_bytes:
         line.append((f"{_short_gib(row.shortfall_bytes)} over".ljust(widths[5]), style))

@@ -77,7 +77,7 @@ def test_a_survey_of_a_task_says_nothing_of_classes_without_traces() -> None:
     assert rows[SMALL].verdict == "fits"
     assert rows[SMALL].traced
     other = rows["bigcode/starcoder2-7b"]
-    assert (other.verdict, other.longest_seq_len) == ("cannot-say", None)
+    assert (other.verdict, other.longest_seq_len, other.recommended) == ("cannot-say", None, None)
     assert "no training step of this class is recorded here" in (other.note or "")
 
 

@@ -59,12 +59,12 @@ def test_a_plan_and_its_file_and_its_reports_say_so() -> None:
 
 
 def test_the_survey_marks_rows_without_a_trace() -> None:
-    rows = [make_row("a/Traced-7B", 7, "fits", traced=True), make_row("b/Guessed-8B", 8, "fits", traced=False)]
+    rows = [make_row("a/Traced-7B", 7, "fits", traced=True), make_row("b/Unknown-8B", 8, "cannot-say", traced=False)]
     text = render_survey(rows, CARD, RunConfig(), THEME, card="24GB")
     marked = [line for line in text.splitlines() if "7B" in line or "8B" in line]
-    assert ["~" in line for line in marked[:2]] == [False, True]
-    assert "  ~             by formulas, as no training step of it is recorded: less exact" in text
-    assert "by formulas" not in render_survey(rows[:1], CARD, RunConfig(), THEME, card="24GB")
+    assert [">" in line for line in marked[:2]] == [False, True]
+    assert "  >             weights and adapters alone: no training step of it is recorded" in text
+    assert "weights and adapters alone" not in render_survey(rows[:1], CARD, RunConfig(), THEME, card="24GB")
 
 
 def test_liger_s_loss_without_a_trace_is_no_secret() -> None:

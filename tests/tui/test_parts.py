@@ -129,12 +129,13 @@ def test_a_state_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("traced", "verdict", "memory"), [(True, "fits", "7.0"), (False, "fits", "~7.0"), (False, "will-not-run", "7.0")]
+    ("traced", "verdict", "memory"),
+    [(True, "fits", "7.0"), (False, "cannot-say", ">7.0"), (False, "will-not-run", "7.0")],
 )
 def test_what_closed_forms_answered_is_marked(traced: bool, verdict: str, memory: str) -> None:
     row = replace(_row("a/one-8b", "llama", 8 * 10**9, verdict), peak_bytes=7 << 30, traced=traced)
     assert cells(row, "x")[3] == memory
-    assert guessed(row) == (memory[0] == "~")
+    assert guessed(row) == (memory[0] == ">")
 
 
 def test_a_row_says_itself_whether_it_was_traced() -> None:

@@ -54,7 +54,7 @@ def test_fit(tmp_path: Path) -> None:
         shown = table(app, "#models")
         assert all(row[1] in name or row[1].split("…")[0] in name for name, row in zip(told, shown, strict=True))
         for row, fact in zip(shown, told.values(), strict=True):
-            assert row[3].removeprefix("~") == gib(fact["peak_bytes"], 1)
+            assert row[3].removeprefix(">") == gib(fact["peak_bytes"], 1)
             assert row[5] == ("-" if fact["longest_seq_len"] is None else f"{fact['longest_seq_len']:,}")
             assert row[0] == SIGNS[fact["verdict"]]
         fits = sum(row["verdict"] == "fits" for row in told.values())

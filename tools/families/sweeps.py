@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 
 from qlora_planner.errors import PlannerError
@@ -12,10 +13,16 @@ from qlora_planner.memory.sweep.validity import ValidityRange, trace_key, validi
 from qlora_planner.planner.sweeps import KeptSweep, SweptRange
 from qlora_planner.sources.families import family_tape
 from qlora_planner.sources.tapes import stored_sweep
+from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from tools.peaks import peak_polynomials_of
 
+# One of each kind of kernels, which is one of each dtype too.
+_CARDS = tuple(
+    GpuSpec(name="any", label="any card", memory_bytes=1, bf16=bf16, compute_capability=capability)
+    for bf16, capability in ((True, "8.0"), (False, "7.5"))
+)
 # Sizes that are tried in each range, the usual first: one of them lies inside.
 _ROWS = [(1, seq) for seq in (2048, 384, 6144, 768, 1024, 3072, 5120, 12288, 40960)]
 _BATCHES = [(8, 384), (8, 2048), (2, 1024), (4, 768), (4, 4096), (2, 6144), (4, 6144)]
@@ -26,11 +33,13 @@ def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
     there is neither."""
     own = stored_sweep(profile, [root / "tapes"])
     parts = () if own is None else own.parts
-    for batched in (False, True):
+    for card, batched in product(_CARDS, (False, True)):
         covered = [
-            part.region for part in parts if isinstance(part.region, ValidityRange) and part.region.batched == batched
+            part.region
+            for part in (parts if card.bf16 else ())  # own traces are of cards that have it
+            if isinstance(part.region, ValidityRange) and part.region.batched == batched
         ]
-        parts += tuple(_parts(profile, root, batched, covered))
+        parts += tuple(_parts(profile, root, card, batched, covered))
     return KeptSweep(parts=parts) if parts else None
 
 
@@ -43,13 +52,13 @@ def _overlaps(region: ValidityRange, others: Sequence[ValidityRange]) -> bool:
 
 
 def _parts(
-    profile: ModelProfile, root: Path, batched: bool, covered: Sequence[ValidityRange]
+    profile: ModelProfile, root: Path, card: GpuSpec, batched: bool, covered: Sequence[ValidityRange]
 ) -> Iterator[SweptRange[PeakPolynomials]]:
     try:
-        resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig())
+        resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig(), card)
     except PlannerError:
         return
-    variant = trace_key(resolution.run, resolution.stack, None)
+    variant = trace_key(resolution.run, resolution.stack, card)
     for region in validity_ranges(profile, batched):
         if _overlaps(region, covered):
             continue

@@ -31,9 +31,12 @@ def row_with_images(profile: ModelProfile, run: RunConfig, budget: Budget, tape:
     row = _answered(profile, answer)
     if tape is not None or row.verdict == "will-not-run":
         return replace(row, traced=tape is not None)
-    if answer.static.after_adapters > row.usable_bytes:
-        return replace(row, verdict="does-not-fit")
-    return replace(row, verdict=_CANNOT_SAY, note=_NO_TRACE)
+    usable, least = row.usable_bytes, answer.static.after_adapters
+    row = replace(
+        row, peak_bytes=least, headroom_bytes=usable - least, shortfall_bytes=max(0, least - usable) or None,
+        verdict="does-not-fit" if least > usable else _CANNOT_SAY,
+    )  # fmt: skip
+    return row if least > usable else replace(row, note=_NO_TRACE)
 
 
 def row_without_tower(profile: ModelProfile, run: RunConfig, budget: Budget, why: str) -> SurveyRow:

@@ -38,6 +38,8 @@ _CARDS = {
     "bfloat16": GpuSpec(name="any", label="a card with bfloat16", memory_bytes=1, bf16=True),
     "float16": GpuSpec(name="any", label="a card without bfloat16", memory_bytes=1, bf16=False),
 }
+# What traces call the kernels of these cards: before compute capability 8.0 none has bfloat16.
+_KERNELS = {"bfloat16": "sm90", "float16": "sm70"}
 _CAPABILITIES = ("8.0", "9.0")  # with a small and with a large cuBLAS workspace
 _LONGEST = 1 << 18  # tokens up to which moments compete for a place in the index
 # The default recipe's trainer casts no weight back.
@@ -79,8 +81,8 @@ def _row(profile: ModelProfile, sweep: KeptSweep | None) -> dict[str, Any]:
         fixed = fixed_of(ground, resolution.run)
         row["on"][name]["fixed"] = _values(fixed)
         row["on"][name]["bases"] = [_base(profile, base.options, card) for base in WEIGHT_STORAGES if base.quality != 1]
-        if name == "bfloat16":  # tapes that ship are of cards that have it
-            row["sweep"] = [_swept(part, fixed) for part in (sweep.parts if sweep else ())]
+        of_card = [part for part in (sweep.parts if sweep else ()) if part.variant.split()[0] == _KERNELS[name]]
+        row.setdefault("sweep", []).extend(_swept(part, fixed) for part in of_card)
     for first, second in zip(row["on"]["bfloat16"]["bases"], row["on"]["float16"]["bases"], strict=True):
         if first["ground"] == second["ground"]:
             second["ground"] = None
@@ -266,12 +268,13 @@ def candidates(
     models = []
     for row in index["models"]:
         on = row["on"][name]
-        resolved = run.with_(**on["run"])
+        several = run.batch_size > 1  # of which padding is left open, as in the default recipe
+        resolved = run.with_(**{**on["run"], "padding": several})
         models.append(
             Candidate(
                 model_id=row["id"], family=row["family"], params=row["params"], max_seq_len=row["max_seq_len"],
                 resolution=Resolution.resolved(resolved, row["versions"], why=dict.fromkeys(on["run"], "")),
-                sweep=_sweep(row["sweep"]),
+                sweep=_sweep([part for part in row["sweep"] if part["variant"].startswith(_KERNELS[name])]),
                 fixed=_record(FixedBytes, on["fixed"]),
                 ground=replace(_decode(on["ground"] or row["on"]["bfloat16"]["ground"]), workspace=workspace),
                 bases=tuple(_bases_of(row, name, workspace)),

@@ -38,7 +38,7 @@ from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
 
 TapeOf = Callable[[ModelProfile, RunConfig], Tape | None]
-CandidateOf = Callable[[ModelProfile], Candidate]
+CandidateOf = Callable[[ModelProfile, RunConfig], Candidate]
 # Well-known models by size; the last two have experts.
 MODELS = (
     "Qwen/Qwen2.5-0.5B", "meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.2-3B", "meta-llama/Llama-2-7b-hf",
@@ -62,7 +62,7 @@ class _Estimates:
     candidate_of: CandidateOf
     nowhere: Budget  # no card, with what is measured
     forms: dict[tuple[str, str], MemoryEstimate] = field(default_factory=dict)
-    candidates: dict[str, Candidate] = field(default_factory=dict)
+    candidates: dict[tuple[str, str], Candidate] = field(default_factory=dict)
     budgets: dict[str, Budget] = field(default_factory=dict)
 
     def form(self, profile: ModelProfile, method: Method) -> MemoryEstimate:
@@ -87,11 +87,16 @@ class _Estimates:
         answer = self._played(profile, run) or estimate_within(self.nowhere, profile, run)
         return self.verdict(answer, card) == "fits"
 
-    def memory(self, profile: ModelProfile, card: GpuSpec) -> CandidateMemory:
-        """The memory of the 4-bit run, ranked from its trace where one is stored."""
-        if profile.id not in self.candidates:
-            self.candidates[profile.id] = self.candidate_of(profile)
-        candidate = self.candidates[profile.id]
+    def candidate(self, profile: ModelProfile, method: Method) -> Candidate:
+        """What a survey ranks the run by, from its trace where one is stored."""
+        key = profile.id, method.name
+        if key not in self.candidates:
+            self.candidates[key] = self.candidate_of(profile, self.run.with_(**method.options))
+        return self.candidates[key]
+
+    def memory(self, profile: ModelProfile, card: GpuSpec, method: Method) -> CandidateMemory:
+        """The memory of the run on a card."""
+        candidate = self.candidate(profile, method)
         padded = candidate.resolution.run.batch_size > 1
         return candidate_memory_for(candidate, candidate.resolution.run, self.budget(card), padded=padded)
 
@@ -197,29 +202,21 @@ def _largest(
 
 
 def _standing(profile: ModelProfile, card: GpuSpec, method: Method, estimates: _Estimates) -> Largest:
-    if method is METHODS[-1]:
-        memory = estimates.memory(profile, card)
-        refused = any(problem.blocking for problem in estimates.candidates[profile.id].resolution.problems)
-        run = estimates.run
-        floors, traced = memory.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
-        device = int(floors[0])
-        basis = "swept" if traced[0] else "closed-form"
-        verdict = memory.verdict(device, traced=bool(traced[0]))
-    else:
-        answer = estimates.form(profile, method)
-        refused = Figure.of(answer).refused is not None
-        device, basis = answer.peak.device_bytes, "closed-form"
-        verdict = estimates.verdict(answer, card)
+    memory, run = estimates.memory(profile, card, method), estimates.run
+    refused = any(problem.blocking for problem in estimates.candidate(profile, method).resolution.problems)
+    floors, traced = memory.floors(np.array([run.batch_size], np.int64), np.array([run.seq_len], np.int64))
+    device = int(floors[0])
     return Largest(
-        model_id=profile.id, params=profile.params, device_bytes=device, basis=basis,
-        verdict="will-not-run" if refused else verdict,
+        model_id=profile.id, params=profile.params, device_bytes=device,
+        basis="swept" if traced[0] else "closed-form",
+        verdict="will-not-run" if refused else memory.verdict(device, traced=bool(traced[0])),
     )  # fmt: skip
 
 
 def _six_gb(profile: ModelProfile, card: GpuSpec, estimates: _Estimates) -> SixGb:
     answer = estimates.best(profile, METHODS[-1])
     # Ranked first, then played: a step or two settle it.
-    memory = estimates.memory(profile, card)
+    memory = estimates.memory(profile, card, METHODS[-1])
     steps = (longest(memory, 1, positions(profile)) or 0) // SEQ_STEP
     while steps and not estimates.fits_played(profile, card, steps * SEQ_STEP):
         steps -= 1

@@ -1,12 +1,13 @@
 """survey: what fits on one card, over many models, each with its recommended recipe.
 
-Its figures rank models: allocated bytes of a sweep times what segments usually take more, or closed forms. Where that
-is near the limit the run is played, as `plan` plays the runs that it answers with.
+Its figures rank models: allocated bytes of a sweep times what segments usually take more. Where that is near the limit
+the run is played, as `plan` plays the runs that it answers with. Of a run without a trace it says what `estimate` says:
+nothing, but where weights and adapters alone are too large.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ from qlora_planner.memory.closed_form.static_peaks import StaticPeaks, memory_te
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import Component, MemoryEstimate, Unmodelled
 from qlora_planner.memory.sweep.polynomials import FixedBytes
-from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import left_out, of_text_part
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateMemory, Scale, candidate_memory_of
@@ -37,9 +37,7 @@ from qlora_planner.spec.run import RunConfig
 if TYPE_CHECKING:
     from qlora_planner.planner.survey.index import IndexedStorage
 
-# As much as formulas may miss of what is traced, and still say something of other sizes: of 73 models of the catalogue
-# the traced bytes are at most 1.25 times theirs, of the three with a Mamba scan 2.2 to 7.
-_FAR_OFF = 2.0
+_NO_TRACE = "no training step of this class is recorded here; `estimate` records one"
 
 
 @record
@@ -53,13 +51,13 @@ class SurveyRow:
     run: RunConfig
     longest_seq_len: int | None  # at batch 1
     largest_batch: int | None  # at the run's sequence length
-    peak_bytes: int
+    peak_bytes: int  # without a trace weights and adapters alone: at least so much
     headroom_bytes: int
     usable_bytes: int
     limiting: str
     shortfall_bytes: int | None
     note: str | None = None
-    traced: bool = False  # whether peak_bytes is ranked by a trace, else by closed forms
+    traced: bool = False  # whether peak_bytes is ranked by a trace
     recommended: Recommended | None = None  # None where nothing fits, or nothing was searched
 
 
@@ -154,16 +152,23 @@ def survey(
     `sweep_of` gives a model's traced moments, where they are kept.
     """
     wanted = run or RunConfig()
-    budget = budget.beside_vllm(wanted)
-    rows = []
+    rows = survey_rows(profiles, budget, wanted, sweep_of, storages_of, recommend, played_of)
+    return sorted(rows, key=lambda row: (-row.params, row.model_id))
+
+
+def survey_rows(
+    profiles: Iterable[ModelProfile], budget: Budget, run: RunConfig, sweep_of: SweepOf, storages_of: BasesOf,
+    recommend: Callable[[Candidate], Recommended | None], played_of: PlayedIn,
+) -> Iterator[SurveyRow]:  # fmt: skip
+    """The same rows as each is worked out, in the order of `profiles`."""
+    budget = budget.beside_vllm(run)
     for profile in profiles:
         try:
-            model = candidate(profile, wanted, budget.card, sweep_of(profile))
+            model = candidate(profile, run, budget.card, sweep_of(profile))
             row = judge(replace(model, bases=storages_of(profile)), budget, recommend, played_of)
-            rows.append(_qualified(_noted(row, wanted), left_out(profile, model.resolution.run)))
+            yield _qualified(_noted(row, run), left_out(profile, model.resolution.run))
         except (InputError, MissingError) as error:  # MissingError: what only PEFT could say of this model
-            rows.append(refused_row(profile, wanted, budget.usable_bytes, str(error)))
-    return sorted(rows, key=lambda row: (-row.params, row.model_id))
+            yield refused_row(profile, run, budget.usable_bytes, str(error))
 
 
 def judge(
@@ -211,11 +216,13 @@ def _judged(
     limiting = max(Component, key=lambda part: sizes.get(part, 0))
     refused = [problem for problem in model.resolution.problems if problem.blocking]
     own = several if run.padding else single
+    too_large = own.least_bytes > usable
+    if too_large:  # no trace is read of what does not load
+        own = replace(own, sweep=None)
     floors, traced = own.floors(np.array([run.batch_size], dtype=np.int64), np.array([seq_len], dtype=np.int64))
-    floor = int(floors[0])
-    verdict = "will-not-run" if refused else own.verdict(floor, traced=bool(traced[0]))
-    # Formulas that miss much of what is traced here say nothing of other sizes.
-    alone = bool(traced[0]) and floor > _FAR_OFF * replace(own, sweep=None).at(run.batch_size, seq_len)
+    floor = int(floors[0]) if traced[0] else own.least_bytes
+    unknown = "does-not-fit" if too_large else "cannot-say"
+    verdict = "will-not-run" if refused else own.verdict(floor, traced=True) if traced[0] else unknown
     limit, _ = own.largest_floors()
     if not refused and traced[0] and limit / SURELY_WITHIN < floor < limit * PINNED_OVER_ALLOCATED:
         played = played_of(model.model_id, run)
@@ -223,14 +230,18 @@ def _judged(
             model = replace(model, scale=Scale.of(floor, True, played.floor_bytes))
             verdict, floor = played.verdict, played.floor_bytes
             single, several = (candidate_memory_for(model, run, budget, padded=padded) for padded in (False, True))
+    fits = verdict == "fits"
+    # What is known to fit, or not to, needs no trace of its lengths.
+    longer = fits or run.batch_size > 1
+    top = model.max_seq_len if longer else seq_len
     row = SurveyRow(
         model_id=model.model_id,
         family=model.family,
         params=model.params,
         verdict=verdict,
         run=run,
-        longest_seq_len=longest(single, 1, model.max_seq_len, traced_alone=alone),
-        largest_batch=largest_batch(single, several, seq_len, traced_alone=alone) if verdict == "fits" else None,
+        longest_seq_len=longest(single, 1, top, traced_alone=True, least=seq_len if fits else 1) if traced[0] else None,
+        largest_batch=largest_batch(single, several, seq_len, run.batch_size) if fits and traced[0] else None,
         peak_bytes=floor,
         headroom_bytes=usable - floor,
         usable_bytes=usable,
@@ -238,20 +249,12 @@ def _judged(
         shortfall_bytes=max(0, floor - usable) or None,
         note=refused[0].message if refused else _said(model.resolution),
         traced=bool(traced[0]),
-        recommended=None if refused else recommend(model),
+        recommended=None if refused or not traced[0] else recommend(model),
     )
     row = _noted(row, model.resolution.run)
-    if is_task(run) and not row.traced:
-        return _without_trace(row, str(run.task or run.trainer))
+    if row.verdict == "cannot-say":
+        return replace(row, note=_NO_TRACE)
     return _qualified(row, tuple(of_text_part(model.text_part_of)))
-
-
-def _without_trace(row: SurveyRow, task: str) -> SurveyRow:
-    """A row of a task of which no trace ships: no closed forms stand in."""
-    row = replace(row, longest_seq_len=None, largest_batch=None)
-    return _qualified(
-        row, (Unmodelled(key=task, what="no training step of this class is recorded here; `estimate` records one"),)
-    )
 
 
 def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:

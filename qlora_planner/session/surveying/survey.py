@@ -9,14 +9,12 @@ from typing import TYPE_CHECKING
 from qlora_planner.errors import MissingError
 from qlora_planner.session.surveying.images import image_rows
 from qlora_planner.session.traces import sweep_for
-from qlora_planner.sources.locations import models_dirs, tapes_dirs
+from qlora_planner.sources.locations import models_dirs
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate
     from qlora_planner.planner.survey.survey import Candidate, Recommended, SurveyRow
-    from qlora_planner.planner.sweeps import Sweep
     from qlora_planner.session.workbench import Workbench
-    from qlora_planner.spec.model import ModelProfile
     from qlora_planner.spec.run import RunConfig
 
 # Of 4-bit weights with what stays in 16 bits, roughly: it decides an order and nothing else.
@@ -30,14 +28,12 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
     catalogue.
     """
     from qlora_planner.catalog.cuda import cublas_workspace_bytes
-    from qlora_planner.memory.sweep.tasks import is_task
     from qlora_planner.planner.survey.index import serves, storages_of
     from qlora_planner.planner.survey.recommend import Recommender
-    from qlora_planner.planner.survey.survey import judge, survey
+    from qlora_planner.planner.survey.survey import judge, survey_rows
     from qlora_planner.session.surveying.indexed import indexed_candidates
     from qlora_planner.sources.catalogue import ModelCatalogue
     from qlora_planner.sources.played import played_runs
-    from qlora_planner.sources.tapes import stored_sweep
 
     if run.shows_images:
         yield from image_rows(bench, run)
@@ -67,7 +63,6 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
 
     for candidate in sorted(indexed, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)):
         yield judge(candidate, budget, best, played)
-    folders = tapes_dirs(session.profiles)
     workspace = cublas_workspace_bytes(gpu.compute_capability)
 
     def best_of_profile(model: Candidate) -> Recommended | None:
@@ -75,19 +70,13 @@ def stream_rows(bench: Workbench, run: RunConfig, *, recommend: bool = True) -> 
         runs = played_runs(whole[model.model_id], workspace, models_dirs(session.profiles))
         return best(model if runs is None or gpu.bf16 is False else replace(model, played=runs))
 
-    def swept(profile: ModelProfile) -> Sweep | None:
-        """What ships of a model: its own tapes of the default recipe, and of a task those of its family."""
-        if is_task(run):
-            return sweep_for(profile, profiles=session.profiles, named=run.stack)
-        return stored_sweep(profile, folders)
-
-    yield from survey(
-        profiles,
+    yield from survey_rows(
+        sorted(profiles, key=lambda model: (model.params * _BYTES_PER_PARAM > usable, -model.params)),
         budget,
         run,
-        sweep_of=swept,
+        lambda profile: sweep_for(profile, profiles=session.profiles, named=run.stack),
         # With options of the user's nothing is searched: the run is theirs.
-        storages_of=(lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
-        recommend=best_of_profile,
-        played_of=played,
+        (lambda profile: storages_of(profile, gpu)) if serves(run) else (lambda _: ()),
+        best_of_profile,
+        played,
     )

@@ -65,10 +65,9 @@ def size_tables(
     from qlora_planner.planner.survey.size_tables import CARD_SIZES_GB, MODELS, make_tables
     from qlora_planner.planner.survey.survey import candidate
     from qlora_planner.session.surveying.indexed import indexed_candidates
-    from qlora_planner.session.traces import tape_for
+    from qlora_planner.session.traces import sweep_for, tape_for
     from qlora_planner.sources.catalogue import ModelCatalogue
-    from qlora_planner.sources.locations import models_dirs, tapes_dirs
-    from qlora_planner.sources.tapes import stored_sweep
+    from qlora_planner.sources.locations import models_dirs
     from qlora_planner.spec.machine import GpuSpec
 
     if models is not None and not models:
@@ -79,10 +78,10 @@ def size_tables(
     candidates, _ = indexed_candidates(folders, card, run, session.tell)
     indexed = {row.model_id: row for row in candidates}
 
-    def candidate_of(profile: ModelProfile) -> Candidate:
-        if profile.id in indexed:
+    def candidate_of(profile: ModelProfile, wanted: RunConfig) -> Candidate:
+        if profile.id in indexed and wanted == run.with_(**METHODS[-1].options):
             return indexed[profile.id]
-        return candidate(profile, run, card, stored_sweep(profile, tapes_dirs(session.profiles)))
+        return candidate(profile, wanted, card, sweep_for(profile, profiles=session.profiles))
 
     tables = make_tables(
         shown,

@@ -10,7 +10,7 @@ from qlora_planner.tui.widgets.rows import ModelRow
 from qlora_planner.units import GIB, format_gib
 
 HEADS = ("", "model", "size", "GiB", "longest", "best run", "tokens/s")
-GUESSED, GUESSED_SAYS = "~", "by formulas, less exact"
+GUESSED, GUESSED_SAYS = ">", "weights alone, no step is recorded"
 GROUPS = ("none", "family", "size")
 _ORDER = ("fits", "tight", "cannot-say", "does-not-fit", "will-not-run")
 _SIZES = ((2, "under 2B"), (5, "2B to 5B"), (10, "5B to 10B"), (20, "10B to 20B"), (50, "20B to 50B"))
@@ -57,7 +57,7 @@ def cells(row: ModelRow, glyph: str) -> Sequence[str]:
 
 
 def guessed(row: ModelRow) -> bool:
-    """Whether closed forms stand in for the trace of a run that could be made."""
+    """Whether only what a run holds before its first step is known, as no trace of it ships."""
     return not row.traced and row.peak_bytes > 0 and row.verdict != "will-not-run"
 
 

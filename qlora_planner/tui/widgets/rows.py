@@ -13,8 +13,8 @@ from qlora_planner.record import record
 class ModelRow:
     """One model on a card; the fields are those of `planner.survey.survey.SurveyRow`.
 
-    `traced` is whether `peak_bytes` is ranked by a trace, else by closed forms. `options` are the recommended run's,
-    `tokens_per_s` its speed; None where nothing fits or nothing was searched.
+    `traced` is whether `peak_bytes` is ranked by a trace, else it is of weights and adapters alone. `options` are the
+    recommended run's, `tokens_per_s` its speed; None where nothing fits or nothing was searched.
     """
 
     model_id: str
