@@ -7,7 +7,7 @@ from typing import Any
 
 from qlora_planner.diagnose import bitsandbytes, rules, versions
 from qlora_planner.diagnose.dtypes import check_dtypes
-from qlora_planner.diagnose.facts import Facts, Finding, Status, TorchFacts
+from qlora_planner.diagnose.facts import TRAIN_PACKAGES, Facts, Finding, Status, TorchFacts
 from qlora_planner.diagnose.gather import gather
 from qlora_planner.diagnose.symptom_search import explain_symptom
 from qlora_planner.record import document, record
@@ -66,9 +66,15 @@ class Doctor:
         """One line: what works here."""
         problems, warnings = self.count("problem"), self.count("warning")
         noted = f"{warnings} warning{'s' if warnings != 1 else ''}"
+        if problems == 1 and self._lacks_a_card_alone:
+            return f"planning works here; toys train on the CPU, other models on a card; {noted}"
         if problems:
             return f"planning works here; training does not yet: {problems} to fix, {noted}"
         return f"nothing stands in the way of training here; {noted}"
+
+    @property
+    def _lacks_a_card_alone(self) -> bool:
+        return self.facts.nvidia_hardware is False and all(map(self.facts.packages.get, TRAIN_PACKAGES))
 
     def count(self, status: Status) -> int:
         """How many findings have this status."""

@@ -53,7 +53,7 @@ def driver(host: Facts) -> list[Finding]:
         message = "an AMD card through ROCm: this tool's figures are not verified on AMD"
         return [Finding(code="driver", status="warning", message=message)]
     if host.nvidia_hardware is False and not host.wsl:
-        message = "no NVIDIA card in this machine: planning works without, training and verifying do not"
+        message = "no NVIDIA card in this machine: planning works without, and toys train on the CPU (--device cpu)"
         return [Finding(code="driver", status="problem", message=message, fix="plan for a card: qlora-plan --gpu 24GB")]
     if "nvidia-ml-py" in host.nvml_error:
         fix = "pip install nvidia-ml-py"

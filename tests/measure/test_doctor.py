@@ -345,7 +345,12 @@ def test_without_torch_the_pip_line_is_named() -> None:
     assert found.fix is not None
     assert found.fix.startswith("pip install torch transformers accelerate bitsandbytes peft trl datasets")
     assert findings(bare, "torch") == []
-    assert "planning works here" in diagnose(bare).summary
+    assert "planning works here; training does not yet" in diagnose(bare).summary
+
+
+def test_where_only_a_card_is_missing_toys_are_said_to_train() -> None:
+    assert "toys train on the CPU, other models on a card" in diagnose(NO_CARD).summary
+    assert "training does not yet" in diagnose(NO_DRIVER).summary  # of which the driver can be installed
 
 
 def processor_s() -> float:
