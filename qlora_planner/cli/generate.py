@@ -45,7 +45,7 @@ def command(
 
     check_installed(PACKAGES)
     generation = generate_on(
-        output.session, run, _prompt(prompt), max_new_tokens=max_new_tokens or 256, temperature=temperature, raw=raw,
+        output.session, run, _prompt(prompt), max_new_tokens=max_new_tokens, temperature=temperature, raw=raw,
         base=base, device=device, hear=silent if output.json else partial(answer_part, joiners=True),
     )  # fmt: skip
     if output.json:

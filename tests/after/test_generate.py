@@ -83,6 +83,19 @@ def test_the_answer_alone_on_stdout_through_the_chat_template(trained: Path) -> 
     assert any(line.startswith("qlora-plan: estimate: ") for line in result.stderr.splitlines())
 
 
+def test_an_answer_ends_where_the_positions_of_the_model_do(trained: Path) -> None:
+    folder = json.loads((trained / "run.json").read_text())["model"]["folder"]
+    config = Path(folder) / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_position_embeddings": 12}))
+    result = run("generate", trained, "--prompt", "w20 w30", "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.stderr
+    document = json.loads(result.stdout)
+    assert document["prompt_tokens"] + document["new_tokens"] <= 12
+    assert "positions" not in result.stderr
+    asked = run("generate", trained, "--prompt", "w20 w30", "--max-new-tokens", 20, "--device", "cpu")
+    assert "may reach 24 tokens; the model knows 12 positions" in asked.stderr
+
+
 def test_raw_json_from_stdin(trained: Path) -> None:
     result = run("generate", trained, "--prompt", "-", "--raw", "--max-new-tokens", 3, "--device", "cpu", "--json",
                  "--quiet", input="w20 w30 w40\n")  # fmt: skip

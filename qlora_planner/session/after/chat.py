@@ -8,14 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
-from qlora_planner.session.after.generate import ready_run
+from qlora_planner.session.after.generate import NEW_TOKENS, ready_run
 
 if TYPE_CHECKING:
     from qlora_planner.runs.after.generate import Generated, TunedModel
     from qlora_planner.session.session import Session
 
 LONGEST_TOKENS = 2048  # of a conversation with its next answer: memory is said for so many
-_NEW_TOKENS = 256
 
 
 @dataclass(slots=True)
@@ -88,12 +87,8 @@ def open_chat(
 
     there = ready_run(session, run, base=base, device=device)
     tokenizer = read_tokenizer(there.finished.adapter, there.base.folder)
-    text = there.base.config.get("text_config")
-    positions = there.base.config.get("max_position_embeddings") or (
-        text.get("max_position_embeddings") if isinstance(text, dict) else None
-    )
-    longest = min(positions, LONGEST_TOKENS) if isinstance(positions, int) else LONGEST_TOKENS
-    new_tokens = max_new_tokens or min(_NEW_TOKENS, longest // 2)
+    longest = min(there.positions or LONGEST_TOKENS, LONGEST_TOKENS)
+    new_tokens = max_new_tokens or min(NEW_TOKENS, longest // 2)
     if new_tokens >= longest:
         raise InputError(f"--max-new-tokens: {new_tokens:,} leave no room for a prompt in {longest:,} tokens")
     _, model = there.load(longest - new_tokens, new_tokens)

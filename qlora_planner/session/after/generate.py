@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "qlora-plan/generation/1"
 PACKAGES = ("torch", "transformers", "accelerate", "bitsandbytes", "peft")
+NEW_TOKENS = 256  # of an answer, where the model has positions for so many
 
 
 @record
@@ -59,20 +60,25 @@ def generate_on(
     run: str | os.PathLike[str],
     prompt: str,
     *,
-    max_new_tokens: int = 256,
+    max_new_tokens: int | None = None,
     temperature: float = 0.0,
     raw: bool = False,
     base: str | None = None,
     device: str | None = None,
     hear: Callable[[str], None] = silent,
 ) -> Generation:
-    """See `Session.generate`; `hear` gets the answer piece by piece."""
+    """See `Session.generate`; `hear` gets the answer piece by piece.
+
+    An answer has at most 256 tokens, or as many as the model has positions after the prompt.
+    """
     from qlora_planner.runs.after.generate import read_prompt
 
     there = ready_run(session, run, base=base, device=device)
     encoded = read_prompt(prompt, there.finished.adapter, there.base.folder, raw=raw)
-    forecast, model = there.load(encoded.tokens, max_new_tokens)
-    generated = model.answer(encoded, new_tokens=max_new_tokens, temperature=temperature, tell=hear)
+    left = (there.positions or NEW_TOKENS + encoded.tokens) - encoded.tokens
+    new_tokens = max_new_tokens or (min(NEW_TOKENS, left) if left > 0 else NEW_TOKENS)
+    forecast, model = there.load(encoded.tokens, new_tokens)
+    generated = model.answer(encoded, new_tokens=new_tokens, temperature=temperature, tell=hear)
     return Generation(
         generated=generated, base=there.base, device=there.device, chat=encoded.chat, prompt_tokens=encoded.tokens,
         forecast=forecast,
@@ -92,6 +98,16 @@ class ReadyRun:
     device: str
     room: tuple[int, str]
 
+    @property
+    def positions(self) -> int | None:
+        """Tokens that the base knows positions for; None where it says nothing of that."""
+        config = self.base.config
+        text = config.get("text_config")
+        known = config.get("max_position_embeddings") or (
+            text.get("max_position_embeddings") if isinstance(text, dict) else None
+        )
+        return known if isinstance(known, int) else None
+
     def load(self, prompt_tokens: int, new_tokens: int) -> tuple[Forecast, TunedModel]:
         """The model, for prompts and answers of at most so many tokens; what it takes is said first.
 
@@ -102,7 +118,9 @@ class ReadyRun:
         finished, base, device = self.finished, self.base, self.device
         resolved, forecast = _forecast(finished, base, prompt_tokens, new_tokens, device, self.session)
         _check_room(forecast, self.room, device, self.session)
-        _warn_length(base, prompt_tokens + new_tokens, self.session)
+        tokens, positions = prompt_tokens + new_tokens, self.positions
+        if positions is not None and tokens > positions:
+            self.session.tell(f"prompt and answer may reach {tokens:,} tokens; the model knows {positions:,} positions")
         return forecast, TunedModel.load(base, finished.adapter, resolved, device)
 
 
@@ -200,12 +218,3 @@ def _check_room(forecast: Forecast, room: tuple[int, str], device: str, session:
             f"does not fit: it takes {format_size(forecast.peak_bytes)} ({parts}), {owner} has {format_size(has)} left"
         )
     session.tell(f"estimate: {format_size(forecast.peak_bytes)} of {format_size(has)} ({parts})")
-
-
-def _warn_length(base: Base, tokens: int, session: Session) -> None:
-    text = base.config.get("text_config")
-    positions = base.config.get("max_position_embeddings") or (
-        text.get("max_position_embeddings") if isinstance(text, dict) else None
-    )
-    if isinstance(positions, int) and tokens > positions:
-        session.tell(f"prompt and answer may reach {tokens:,} tokens; the model knows {positions:,} positions")
