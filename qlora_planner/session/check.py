@@ -106,15 +106,17 @@ def judged(reading: Reading, estimates: Estimates) -> tuple[Reading, MemoryEstim
     if estimate is None:
         reading = standing_in(reading)
         estimate = estimates.full(reading.run)
-    things = (*reading.unmodelled, *(beyond.of(estimate) for beyond in reading.beyond))
+    things = (*reading.unmodelled, *(beyond.of(estimate, estimates.profile) for beyond in reading.beyond))
     things = (*things, *_between(reading, estimate, estimates), *_while_preparing(reading, estimate, estimates))
     if estimate.run.parallel is not None or (reading.sharing is not None and reading.sharing.strategy is None):
-        estimate, beyond = _shared(reading, estimate)
+        estimate, beyond = _shared(reading, estimate, estimates.profile)
         things = (*things, *beyond)
     return reading, qualified(estimate, things)
 
 
-def _shared(reading: Reading, estimate: MemoryEstimate) -> tuple[MemoryEstimate, tuple[Unmodelled, ...]]:
+def _shared(
+    reading: Reading, estimate: MemoryEstimate, profile: ModelProfile
+) -> tuple[MemoryEstimate, tuple[Unmodelled, ...]]:
     """The estimate with what the file's own settings for several cards run into, and what it leaves out of them."""
     from qlora_planner.memory.verdict import with_problems
 
@@ -123,7 +125,7 @@ def _shared(reading: Reading, estimate: MemoryEstimate) -> tuple[MemoryEstimate,
         return with_problems(estimate, (), reading.settled), ()
     without = {*reading.settled, *(problem.code for problem in sharing.problems)}
     without |= {"full-state-dict"} if sharing.saves_whole else set()
-    things = tuple(beyond.of(estimate) for beyond in sharing.beyond)
+    things = tuple(beyond.of(estimate, profile) for beyond in sharing.beyond)
     return with_problems(estimate, sharing.problems, without), things
 
 

@@ -45,3 +45,20 @@ def test_a_70b_that_every_card_loads_whole_does_not_fit_two_of_24_gb(invoke: Inv
     text = " ".join(result.stdout.split())
     assert result.exit_code == 1 and "each card needs between" in text
     assert "FSDP1 by no fsdp_version, which axolotl takes for 1" in text and "wrapping" in text
+
+
+@pytest.mark.parametrize(
+    ("card", "verdict"), [("2xh200", "fits"), ("2x24GB", "fits"), ("2x20GB", "cannot-say"), ("2x16GB", "does-not-fit")]
+)
+def test_cards_that_share_a_sequence_are_answered_where_their_ring_decides_nothing(
+    card: str, verdict: str, invoke: Invoke, tmp_path: Path
+) -> None:
+    """An 8B at 32,768 tokens, half of them on each card, held 12,371 MiB on two H200s."""
+    path, launch = tmp_path / "train.yaml", tmp_path / "accelerate.yaml"
+    path.write_text(yaml.safe_dump(TRL | {"max_length": 32_768, "bnb_4bit_quant_storage": "bfloat16"}))
+    sharded = {"distributed_type": "FSDP", "num_processes": 2, "fsdp_config": {"fsdp_version": 2}}
+    launch.write_text(yaml.safe_dump(sharded | {"parallelism_config": {"parallelism_config_cp_size": 2}}))
+    result = invoke("check", str(path), "--gpu", card, "--accelerate-config", str(launch), "--json")
+    fit = json.loads(result.stdout)["estimate"]["fit"]
+    assert fit["verdict"] == verdict
+    assert verdict != "cannot-say" or "the ring that passes keys and values round" in " ".join(fit["reasons"])

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from qlora_planner.memory import MemoryEstimate
+from qlora_planner.memory.parallel.ring import ring_bytes
+from qlora_planner.session import Session
 from tools.two_cards import allocated, bounded, inside, predict, read_rows, reserved
 
 ROWS = read_rows()
@@ -49,6 +51,22 @@ def test_reserved_and_device_are_the_measured_ones(answers: list[tuple[dict[str,
 @pytest.mark.parametrize("row", [row for row in ROWS if bounded(row)], ids=lambda row: f"{row['case']}-{row['rank']}")
 def test_an_interval_holds_the_card(row: dict[str, Any]) -> None:
     assert inside(row, predict(row, stored_only=True))
+
+
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if "context_parallel" in row], ids=lambda row: f"{row['case']}-{row['rank']}"
+)
+def test_what_two_cards_take_more_to_share_a_sequence_is_within_its_bound(row: dict[str, Any]) -> None:
+    """446 MiB of it are a second communicator's."""
+    answer = predict(row)
+    run = answer.run
+    model = Session(stored_only=True).model(row["model"])
+    bound = ring_bytes(model, run, row["context_parallel"])
+    assert bound is not None
+    tensors = [theirs - ours for _, ours, theirs in allocated(row, answer)]
+    ours, theirs = reserved(row, answer)
+    assert max(tensors) <= bound and theirs - ours <= bound
+    assert row["nvml_peak"] - answer.peak.device_bytes - (446 << 20) <= bound < answer.peak.device_bytes
 
 
 def test_sequences_that_two_cards_share_are_those_of_half_the_tokens() -> None:

@@ -51,7 +51,7 @@ def verdict_of(row: dict[str, Any]) -> tuple[str, tuple[str, ...]]:
     assert not set(reading.unknown) - {"gptq_groupsize", "gptq_model_v1", "context_parapllel_size"}
     reading = standing_in(meant(reading, profile()))
     answer = estimate(profile(), reading.run, gpu=load_gpu("h200"))
-    answer = qualified(answer, (*reading.unmodelled, *(thing.of(answer) for thing in reading.beyond)))
+    answer = qualified(answer, (*reading.unmodelled, *(thing.of(answer, profile()) for thing in reading.beyond)))
     return str(answer.verdict), tuple(thing.key for thing in answer.unmodelled if thing.at_most is None)
 
 

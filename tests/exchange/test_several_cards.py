@@ -140,7 +140,7 @@ def test_offloaded_shares_never_take_less_than_loading_does() -> None:
     made = make_estimate("does-not-fit", 31 * GIB)
     estimate = replace(made, phases=(Phase(name="load", allocated_bytes=10 * GIB), *made.phases[1:]))
     thing = Beyond(key="offload_params: true", what="waits on the host", direction="down", after_loading=True)
-    least = estimate.floor_bytes * (1 - (thing.of(estimate).at_most or 0))
+    least = estimate.floor_bytes * (1 - (thing.of(estimate, Session().model("meta-llama/Llama-3.1-8B")).at_most or 0))
     around = sum(estimate.components.get(part, 0) for part in ("cuda_context", "communication"))
     assert least == pytest.approx(10 * GIB + around, rel=1e-3)
 

@@ -31,9 +31,13 @@ NAMED: Mapping[str, Mapping[str, Any]] = {
     "zero3": {"distributed_type": "DEEPSPEED", "deepspeed_config": {"zero_stage": 3}},
 }  # fmt: skip
 _PARALLEL = ("tp_size", "cp_size", "sp_size", "ep_size", "dp_replicate_size")
-# Two H200s that shared sequences of 8,192, 32,768 and 65,536 tokens held the tensors of FSDP2 at half of them, 446 MiB
-# for a second communicator, and 0, 194 and 124 more in torch's pool.
-_CONTEXT_PARALLEL = "what the ring of keys and values leaves in torch's pool: up to 194 MiB more on two H200s"
+# Two H200s that shared sequences of 8,192, 32,768 and 65,536 tokens held the tensors of FSDP2 at half of them to 3 MiB,
+# 446 MiB for a second communicator, and 0, 194 and 124 more in torch's pool. What the pool keeps is no figure of the
+# run: the two ranks of one kept 17,042 and 16,420, as each was or was not done with the other's part in time.
+_CONTEXT_PARALLEL = (
+    "what the ring that passes keys and values round allocates in a layer, and how much of it torch keeps: two ranks of"
+    " one run on H200s kept 17,042 and 16,420 MiB, by how soon each was done with the other's part"
+)
 
 
 def read_file(path: str, run: Mapping[str, Any]) -> Draft | None:
@@ -88,7 +92,7 @@ def read(raw: Mapping[str, Any], location: str, run: Mapping[str, Any], said: st
                 # Each card holds its part of every sequence, as FSDP2 of that many tokens.
                 draft.decide("seq_len", -(-int(run["seq_len"]) // value), f"{left}: {value}, of each card")
                 draft.communicators = 2
-                draft.leave(left, _CONTEXT_PARALLEL, "up")
+                draft.leave(left, _CONTEXT_PARALLEL, "up", ring_of=value)
             else:
                 draft.leave(left, "cards share more than weights")
     processes = raw.get("num_processes")

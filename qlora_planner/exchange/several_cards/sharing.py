@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from qlora_planner.catalog.parallel import strategy_row
+from qlora_planner.memory.parallel.ring import ring_bytes
 from qlora_planner.memory.records import MemoryEstimate, Problem, Unmodelled
 from qlora_planner.record import record
+from qlora_planner.spec.model import ModelProfile
 
 
 @record
@@ -27,7 +29,8 @@ class Beyond:
     """What a setting does to a card's memory that its figures leave out, as `memory.Unmodelled`.
 
     `at_most` is a part of the figure, `at_most_bytes` a size; None where nothing bounds it. `after_loading`: what is
-    loaded onto a card takes all that is said in any case.
+    loaded onto a card takes all that is said in any case. `ring_of`: cards that share each sequence, whose attention
+    bounds it.
     """
 
     key: str
@@ -36,12 +39,16 @@ class Beyond:
     at_most: float | None = None
     at_most_bytes: int | None = None
     after_loading: bool = False
+    ring_of: int | None = None
 
-    def of(self, estimate: MemoryEstimate) -> Unmodelled:
+    def of(self, estimate: MemoryEstimate, profile: ModelProfile) -> Unmodelled:
         """The same as a part of this estimate's figures."""
         at_most, floor_bytes = self.at_most, max(estimate.floor_bytes, 1)
-        if self.at_most_bytes is not None:
-            at_most = round(self.at_most_bytes / floor_bytes, 4)
+        most_bytes = self.at_most_bytes
+        if self.ring_of is not None:
+            most_bytes = ring_bytes(profile, estimate.run, self.ring_of)
+        if most_bytes is not None:
+            at_most = round(most_bytes / floor_bytes, 4)
         elif self.after_loading and (loaded_bytes := _loaded_bytes(estimate)):
             at_most = round(max(0.0, 1 - loaded_bytes / floor_bytes), 4)
         return Unmodelled(key=self.key, what=self.what, direction=self.direction, at_most=at_most)
