@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from tools.readme import regenerated
 WORLDS = (2, 8, 64, 512)
 NETWORKS = ("10Gb", "100Gb", "400Gb", "8x400Gb")
 MODEL = "meta-llama/Llama-3.1-8B"
+BOUNDED_ROWS = two_cards.ROOT / "tests" / "data" / "truth" / "bounds-open.jsonl"
 _MODELS = (MODEL, "meta-llama/Llama-2-70b-hf", "Qwen/Qwen3-30B-A3B")
 _IN_A_NODE, _MIB = 8, 1 << 20
 _BEFORE = ("load", "prepare", "adapters", WRAP)
@@ -85,9 +87,32 @@ def nodes() -> str:
     return _table(("a node's network", "DDP, tokens/s of 16", "FSDP2"), rows)
 
 
+def bounded() -> str:
+    """Runs of strategies that are answered by an interval: what tensors, torch's pool and the process took of a card of
+    two, each with the bounds."""
+    session = Session(stored_only=True)
+    rows = []
+    for line in BOUNDED_ROWS.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        if row["rank"] == 0 and row["layers"] is None and row["how"].startswith("NCCL"):
+            run = RunConfig(
+                seq_len=row["seq_len"], batch_size=row["batch_size"], trainer=row["trainer"], padding=False,
+                upcast=False, parallel=row["strategy"], load_on=row["load_on"],
+            )  # fmt: skip
+            peak = session.on("2xh200").open(MODEL).estimate(run).peak
+            most = [f"at most {size // _MIB:,}" for size in (peak.allocated_bytes or 0, peak.reserved_bytes or 0)]
+            figures = (*most, f"{peak.low_bytes // _MIB:,} to {peak.high_bytes // _MIB:,}")
+            measured = (f"{row[name] // _MIB:,}" for name in ("peak", "max_reserved", "nvml_peak"))
+            own = ", engine's own buckets" if row["id"].endswith("-json") else ""
+            label = f"{row['batch_size']} x {row['seq_len']:,}, {row['trainer']}{own}"
+            pairs = (f"{ours} · {theirs}" for ours, theirs in zip(figures, measured, strict=True))
+            rows.append((label, strategy_row(row["strategy"]).label, *pairs))
+    return _table(("an 8B, a card", "strategy", "tensors", "reserved", "device"), rows)
+
+
 def sections() -> dict[str, str]:
     """Marker -> what stands between it and its end."""
-    return {"strategies": strategies(), "shards": shards(), "nodes": nodes()}
+    return {"strategies": strategies(), "shards": shards(), "nodes": nodes(), "bounded": bounded()}
 
 
 def measured_sections() -> dict[str, str]:
