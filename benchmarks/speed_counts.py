@@ -3,12 +3,14 @@
 usage:
   speed_counts.py MODEL ... [option=value ...]      launches, bytes and operations: derived beside counted
   speed_counts.py kinds MODEL [option=value ...]    the counts of one run by kind of kernel
+  speed_counts.py classes [option=value ...]        one model of each structure: seconds of a step by either
 
 The counts (`tools.kernels`) judge the closed forms of `qlora_planner/speed`; it does not read them.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -45,6 +47,49 @@ def counted(model: str, options: Mapping[str, Any]) -> tuple[Any, Any, Counted]:
     return profile, resolution, count_run(config_of(profile).config, spec)
 
 
+def step_seconds(model: str, options: Mapping[str, Any]) -> tuple[float, float]:
+    """A step's seconds on an H200 by counted and by derived work."""
+    from qlora_planner.record import replaced
+    from qlora_planner.session import calibration, load_gpu
+    from qlora_planner.speed.roofline import speed_model
+
+    profile, resolution, counts = counted(model, options)
+    derived, run = speed_model(profile, resolution, load_gpu("h200"), calibration()), resolution.run
+    assert derived is not None
+    real = replaced(derived, work=replaced(derived.work, micro=counts.work(), masked=()))
+    sizes = run.batch_size, run.seq_len, run.rank
+    return float(real.step_s(*sizes)), float(derived.step_s(*sizes))
+
+
+def representatives() -> list[str]:
+    """A model of middling size of every structure that families hold, and of every class beside them."""
+    from qlora_planner.sources.catalogue import ModelCatalogue
+
+    profiles = ROOT / "profiles"
+    structures = json.loads((profiles / "families" / "index.json").read_text("utf-8"))["configs"]
+    alike: dict[str, list[tuple[int, str]]] = {}
+    for profile in ModelCatalogue([profiles / "models"]).load_all(print):
+        structure = structures.get(profile.config_sha256, profile.model_type)
+        alike.setdefault(structure, []).append((profile.params, profile.id))
+    return [sorted(models)[len(models) // 2][1] for _, models in sorted(alike.items())]
+
+
+def compare_classes(options: Mapping[str, Any]) -> None:
+    """Print a line a structure, and how far apart both are on average."""
+    ratios = []
+    for model in representatives():
+        try:
+            real, derived = step_seconds(model, options)
+        except Exception as error:
+            print(f"{model:40} {type(error).__name__}: {str(error)[:100]}", flush=True)
+            continue
+        ratios.append(derived / real - 1)
+        print(f"{model:40} counted {real:.3f} s, derived {ratios[-1]:+.1%}", flush=True)
+    near = [sum(abs(ratio) <= most for ratio in ratios) for most in (0.05, 0.1)]
+    mean = sum(map(abs, ratios)) / len(ratios)
+    print(f"{len(ratios)} models: {mean:.1%} apart on average, {near[0]} within 5 % and {near[1]} within 10 %")
+
+
 def compare(model: str, options: Mapping[str, Any]) -> dict[str, tuple[float, float]]:
     """Counted and derived totals of one micro-batch, by quantity."""
     from qlora_planner.speed.step import step_work
@@ -70,6 +115,9 @@ def main(arguments: list[str]) -> int:
 
     models = [one for one in arguments if "=" not in one]
     options = {key: yaml.safe_load(value) for key, _, value in (one.partition("=") for one in arguments if "=" in one)}
+    if models[0] == "classes":
+        compare_classes(options)
+        return 0
     if models[0] == "kinds":
         _, _, counts = counted(models[1], options)
         for kind, row in counts.whole().items():
