@@ -167,14 +167,25 @@ def rotary(width: float, at: Setting) -> Pass:
     return Pass(forward=moves(5, 10 * s * width), backward=moves(7, 14 * s * width, engine=True))
 
 
-def activation(width: float, at: Setting, *, gated: bool, written_out: bool) -> Pass:
-    """The nonlinearity between the two halves of an MLP; `written_out` is gelu_new, eight operators in Python."""
+PLAIN, GATED, WRITTEN_OUT, SQUARED, XIELU = "plain", "gated", "written out", "squared", "xielu"
+# Kernels forwards and backwards, and the bytes an element that they move where the stream has two bytes and four.
+_LONG_ACTIVATIONS = {
+    WRITTEN_OUT: (8, 14, (36, 68), (72, 136)),  # gelu_new, eight operators in Python
+    SQUARED: (3, 6, (18, 40), (16, 40)),  # relu, and pow in float32
+    XIELU: (18, 25, (115, 201), (115, 201)),  # written out, and promoted to float32
+}  # fmt: skip
+
+
+def activation(width: float, at: Setting, form: str) -> Pass:
+    """The nonlinearity between the two halves of an MLP."""
     s = at.stream
-    if written_out:
-        return Pass(forward=moves(8, 18 * s * width), backward=moves(14, 34 * s * width, engine=True))
-    if gated and at.liger:  # ops/swiglu.py, ops/geglu.py
+    if form in _LONG_ACTIVATIONS:
+        forward, backward, *moved = _LONG_ACTIVATIONS[form]
+        there, back = moved[s == 4]
+        return Pass(forward=moves(forward, there * width), backward=moves(backward, back * width, engine=True))
+    if form == GATED and at.liger:  # ops/swiglu.py, ops/geglu.py
         return Pass(forward=moves(TRITON_LAUNCHES, 3 * s * width), backward=moves(TRITON_LAUNCHES, 5 * s * width))
-    if gated:
+    if form == GATED:
         return Pass(forward=moves(2, 5 * s * width), backward=moves(3, 9 * s * width, engine=True))
     return Pass(forward=moves(1, 2 * s * width), backward=moves(1, 3 * s * width, engine=True))
 
@@ -231,15 +242,16 @@ def attention(query: int, key: int, value: int, heads: int, at: Setting, kernel:
 
 def experts(
     count: int, per_token: int, hidden: int, inner: int, outer: int, at: Setting, *, biased: bool, adapted: bool,
-    rank_factor: float, whole_flops: float,
+    dense: bool, rank_factor: float, whole_flops: float,
 ) -> Pass:  # fmt: skip
     """Experts held as stacks of matrices: tokens sorted by expert, two grouped products, weighted sum.
 
+    `dense` experts are given every token each, side by side, and their outputs are weighted and summed.
     `outer` is the width of the first stack's output (both halves of a gate), `inner` the second's input. An adapter on
     a stack makes W + scaling * BA whole in each pass, and its gradient too (PEFT, ParamWrapper); `rank_factor` is the
     adapters' elements per rank of one layer, `whole_flops` what making BA takes per rank.
     """
-    c, k = at.compute, per_token
+    c, k = at.compute, count if dense else per_token
     stack = float(count) * hidden * (outer + inner)
     flops = terms(tokens=2.0 * k * hidden * (outer + inner))
     reached = c * stack / count
@@ -248,6 +260,9 @@ def experts(
     forward += multiplies("half", flops)
     backward = moves(26, k * (c * (14 * hidden + 5 * outer) + 9 * c * inner) + 12 * hidden, engine=True,
                      experts_tokens=reached) + multiplies("half", flops)  # fmt: skip
+    if dense:
+        forward = moves(12, k * c * (6 * hidden + 5 * inner), one=c * stack) + multiplies("half", flops)
+        backward = moves(16, k * c * (14 * hidden + 9 * inner), engine=True, one=c * stack) + multiplies("half", flops)
     if at.trains_weights:
         backward += multiplies("half", flops) + moves(2, 0.0, engine=True, one=3 * c * stack)
     if biased:  # biases by expert, and the clamped activation that comes with them (gpt_oss)

@@ -9,19 +9,18 @@ from math import prod
 from qlora_planner.memory.weights.placement import PlacedTensor, Placement
 from qlora_planner.record import record
 from qlora_planner.spec.model import LayerKind, TensorGroup
+from qlora_planner.speed import classes, recurrent
 from qlora_planner.speed import kernels as pieces
 from qlora_planner.speed.kernels import Setting
-from qlora_planner.speed.work import Pass, Work, moves, terms
+from qlora_planner.speed.work import Pass, Work, moves
 
 _ATTENTION = re.compile(r"attn|attention")
 # Mixers that are no softmax attention: gated delta nets, state spaces, short convolutions, recurrences.
 _RECURRENT = re.compile(r"linear_attn|mamba|mixer|ssm|recurrent|temporal_block|short_conv|\bconv\b|lightning")
 _ANY_MIXER, _STATE = re.compile(r"\.mixer\."), re.compile(r"conv1d|A_log")
 _FUSED_NORMS = frozenset({"LayerNorm", "FusedLayerNorm"})
-# Classes whose usual activation is gelu_new, written out in Python (transformers, activations.py, NewGELUActivation;
-# modeling_bloom.py has its own of as many operators).
-_WRITTEN_OUT = frozenset({"gpt2", "gpt_neo", "gptj", "codegen", "phi", "bloom"})
-_BROADCAST_HEADS = frozenset({"falcon"})
+# Those, and one that calls torch's with autocast off, so that it hands on what it was given.
+_ONE_KERNEL_NORMS = _FUSED_NORMS | {"NemotronLayerNorm1P"}
 _TOWERS = ("vision", "visual", "audio")
 _DELTA = re.compile(r"linear_attn\.")
 
@@ -67,6 +66,11 @@ def has_fused_norms(placement: Placement) -> bool:
     return bool(classes) and classes <= _FUSED_NORMS
 
 
+def widens_stream(placement: Placement) -> bool:
+    """Whether autocast runs the activation in float32, which what is quantised hands on to the next layer."""
+    return placement.profile.model_type in classes.FLOAT32_ACTIVATIONS
+
+
 def _adapted(placement: Placement) -> Adapted:
     """What adapters add, by target and layer kind; of each pair A comes before B."""
     grown: dict[tuple[str, str | None], Grown] = {}
@@ -106,11 +110,13 @@ class _Layer:
         query, key, value, heads = self._widths()
         if self._dim("position_rows") is None and self.has_rotary:
             rest += pieces.rotary(query, self.at) + pieces.rotary(key, self.at)
-        # Heads that merely broadcast suit no fused kernel (aten, sdp_utils.cpp).
-        kernel = "eager" if self.profile.model_type in _BROADCAST_HEADS else self.run.attention or "sdpa"
+        # One head of keys that merely broadcasts suits no fused kernel (aten, sdp_utils.cpp).
+        broadcast = self.profile.model_type == "falcon" and key < query and key == self._dim("head_dim")
+        kernel = "eager" if broadcast else self.run.attention or "sdpa"
+        always = self.run.padding or self.run.packing or self.profile.model_type in classes.ALWAYS_MASKED
         plain, masked = (
             rest + pieces.attention(query, key, value, heads, self.at, kernel, with_mask)
-            for with_mask in (bool(self.run.padding or self.run.packing) and kernel == "sdpa", kernel == "sdpa")
+            for with_mask in (bool(always) and kernel == "sdpa", kernel == "sdpa")
         )
         window = self._dim("sliding_window")
         slides = "sliding" in self.kind.name or len(self.profile.layer_kinds) == 1
@@ -165,8 +171,10 @@ class _Layer:
             elif inner == self.hidden:
                 ups, uses = ups + outer * each, uses + each
         if downs:
-            written_out = self.profile.model_type in _WRITTEN_OUT
-            total += pieces.activation(downs, self.at, gated=ups >= 1.9 * downs, written_out=written_out)
+            form = classes.ACTIVATIONS.get(
+                self.profile.model_type, pieces.GATED if ups >= 1.9 * downs else pieces.PLAIN
+            )
+            total += pieces.activation(downs, self.at, form)
         return total + pieces.shared_inputs(self.hidden, self.at, max(1, round(uses)))
 
     def _unneeded(self) -> Work:
@@ -194,9 +202,11 @@ class _Layer:
         here = {module: grown for (module, kind), grown in self.adapted.items() if kind == self.kind.name}
         on_stacks = [grown for module, grown in here.items() if any(_same(group.name, module) for group in stacks)]
         on_stacks = on_stacks or [grown for module, grown in here.items() if module.endswith("experts")]
-        per_token = self._dim("num_experts_per_tok") or 1
+        model_type = self.profile.model_type
+        per_token = self._dim("num_experts_per_tok") or classes.EXPERTS_PER_TOKEN.get(model_type, 1)
         total = pieces.experts(
             count, min(per_token, count), self.hidden, inner, outer, self.at, adapted=bool(on_stacks),
+            dense=model_type in classes.DENSE_EXPERTS,
             rank_factor=sum(grown.elements for grown in on_stacks),
             whole_flops=sum(grown.whole_flops for grown in on_stacks),
             biased=any("experts" in group.name and group.name.endswith("bias") for group in self.groups),
@@ -204,6 +214,8 @@ class _Layer:
         for group in routers[:1]:
             adapted = any(_same(group.name, module) for module, kind in self.adapted if kind == self.kind.name)
             total += pieces.router(count, self.hidden, self.at, adapted=adapted)
+            python, engine = classes.PICKS_IN_TURN.get(model_type, (0, 0))
+            total += Pass(forward=moves(python) + moves(engine, engine=True))
         return total
 
     def _norms(self) -> Pass:
@@ -217,7 +229,7 @@ class _Layer:
             alone = self._each(group) <= 2  # not one norm for each head, as in a list of them
             if alone and (width == head or (width != self.hidden and width in (query, key))):
                 width = key if "k_" in group.name or "key" in group.name else query
-            fused = group.module_class in _FUSED_NORMS
+            fused = group.module_class in _ONE_KERNEL_NORMS
             total += pieces.norm(width, self.at, fused=fused) * self._each(group)
         return total
 
@@ -235,6 +247,8 @@ class _Layer:
             query = outs.get("q_b_proj", outs.get("q_proj", both))
             value = max(1, both - (query - heads * rotary))
             return query, query, value, heads
+        fused = outs.get("query_key_value") if self.profile.model_type == "falcon" else None
+        keys = keys if fused is None else (fused // head - heads) // 2  # which its config need not say
         query = outs.get("q_proj", heads * head)
         if query == 2 * into_last:  # half of it gates what attention gives (qwen3_next, qwen3_5)
             query = into_last
@@ -253,47 +267,26 @@ class _Layer:
         s = self.at.stream
         names = [group.name for group in self.groups]
         if any(_DELTA.search(name) for name in names):
-            return _delta_scan(width)
+            return recurrent.delta_scan(width)
+        states = [group for group in self.groups if group.name.endswith(("rg_lru.recurrent_param", "A_log"))]
+        if states and (len(states[0].shape) == 2 or not states[0].name.endswith("A_log")):  # of Mamba's first version
+            return recurrent.step_by_step(prod(states[0].shape))
         total = Pass(forward=moves(8, 8 * s * width), backward=moves(14, 14 * s * width, engine=True))
         heads = [group.shape[0] for group in self.groups if group.name.endswith("A_log")]
         convolved = [group.shape[0] for group in self.groups if "conv1d.weight" in group.name]
         if heads and convolved:
             inner = width - convolved[0] - heads[0]
-            total += _state_space(heads[0], max(0, convolved[0] - inner) // 2)
+            groups, chunk = classes.SCANS.get(self.profile.model_type, classes.USUAL_SCAN)
+            total += recurrent.state_space(
+                heads[0], inner // heads[0], max(0, convolved[0] - inner) // 2 // groups, chunk
+            )
         return total
-
-
-def _delta_scan(width: float) -> Pass:
-    """The gated delta rule of transformers' torch code (modeling_qwen3_next.py, torch_chunk_gated_delta_rule): rows of
-    a 64 x 64 triangle solved one after the other, then chunks of 64 positions. Counted: kernels per chunk, kernels
-    besides, bytes by the width of what enters, and the gradients of slices, each as large as what was cut. Forwards too
-    its launches are bare tensor operators in a loop, which cost the host what the engine's do."""
-    chunk = 64
-    products = terms(tokens=1.0 * chunk * width)
-    return Pass(
-        forward=Work(
-            engine_launches=terms(one=140, seq=17 / chunk), float_flops=products,
-            traffic=terms(tokens=140.0 * width),
-        ),
-        backward=Work(
-            engine_launches=terms(one=230, seq=43 / chunk), float_flops=2 * products,
-            traffic=terms(tokens=360.0 * width, tokens_seq=0.32 * width),
-        ),
-    )  # fmt: skip
-
-
-def _state_space(heads: int, state: int) -> Pass:
-    """Mamba-2's scan in transformers' torch code (torch_forward of modeling_nemotron_h.py): in chunks of 128 positions,
-    every pair of a chunk's positions meets in every head and state, in float32 and written out."""
-    groups = 8  # heads of one group share inputs and outputs of the state
-    pairs = 128.0 * heads * state / groups
-    return Pass(forward=moves(45, 22 * pairs), backward=moves(75, 43 * pairs, engine=True))
 
 
 def _in_mixer(name: str) -> bool:
     inside = name.partition(".*.")[2] or name
     mixes = bool(_ATTENTION.search(inside) or _RECURRENT.search(inside))
-    return mixes and not any(word in inside for word in ("mlp", "norm", "expert"))
+    return mixes and not any(word in inside for word in ("mlp", "norm", "expert", "up_proj", "down_proj"))
 
 
 def _same(name: str, module: str) -> bool:

@@ -13,7 +13,7 @@ from qlora_planner.spec.family import layer_kinds
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.speed.kernels import Setting, cast, norm
-from qlora_planner.speed.layers import LayerWork, has_fused_norms, layers_of
+from qlora_planner.speed.layers import LayerWork, has_fused_norms, layers_of, widens_stream
 from qlora_planner.speed.work import NOTHING, Pass, Work, moves, multiplies, terms
 
 # trl 1.15 and later, trainer/utils.py add_fused_lm_head: vocabulary columns of one tile of the head.
@@ -63,7 +63,8 @@ def setting_of(placement: Placement, trainer: TrainerRow) -> Setting:
     quantized = placement.packed_matrices > 0
     # Norms that autocast runs in float32 hand it on where a layer returns the dtype it was given: quantised ones do.
     # DoRA's float32 magnitudes make every result float32.
-    wide = bool(run.upcast) or (autocast and ((has_fused_norms(placement) and quantized) or run.dora))
+    hands_on = quantized and (has_fused_norms(placement) or widens_stream(placement))
+    wide = bool(run.upcast) or (autocast and (hands_on or run.dora))
     return Setting(
         quant=run.quant or "none",
         double_quant=run.double_quant,

@@ -135,6 +135,26 @@ def test_operations_of_other_classes_are_those_of_the_traced_operators(model: st
         assert derived == pytest.approx(real, rel=0.04), quantity
 
 
+@pytest.mark.parametrize(
+    ("model", "quantity"),
+    [
+        ("swiss-ai/Apertus-8B-2509", "traffic"),  # an activation of many operators, which makes the stream float32
+        ("nvidia/Nemotron-Mini-4B-Instruct", "launches"),  # a norm that is one kernel and casts the stream back
+        ("ibm-granite/granite-4.0-h-micro", "traffic"),  # a scan of one group, in chunks of 256
+        ("google/recurrentgemma-2b", "launches"),  # a recurrence that goes position by position
+        ("meta-llama/Llama-4-Scout-17B-16E", "product_flops"),  # experts that are given every token
+        ("google/gemma-4-26B-A4B", "product_flops"),  # eight experts a token, under a name of its own
+        ("tiiuae/falcon-40b", "attention_flops"),  # keys of eight heads beside queries and values, and always a mask
+        ("nvidia/Nemotron-H-8B-Base-8K", "attention_flops"),  # mixers that only feed forward
+    ],
+)
+def test_what_no_tensor_shows_of_a_class_is_as_in_its_trace(model: str, quantity: str) -> None:
+    from benchmarks.speed_counts import compare
+
+    real, derived = compare(model, {"seq_len": 512})[quantity]
+    assert derived == pytest.approx(real, rel=0.15)
+
+
 def test_a_norm_for_each_head_moves_a_head() -> None:
     """stablelm-2-12b has a list of 32 norms for its queries and of 8 for its keys."""
     from benchmarks.speed_counts import compare
