@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import field, replace
+from dataclasses import field
 
 from qlora_planner.catalog.cuda import ContextRow, context_row, cublas_workspace_bytes
 from qlora_planner.catalog.gpus import usable_bytes
@@ -12,7 +12,7 @@ from qlora_planner.catalog.parallel import GLOO, STREAM_POOL_BYTES, communicatio
 from qlora_planner.catalog.trainers import VLLM_SHARE, trainer_named
 from qlora_planner.evidence.calibration import Calibration
 from qlora_planner.memory.distribution import Distribution, beside_a_cap, distribution, interval, probability_over
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.libraries import library_bytes
 from qlora_planner.spec.machine import GpuSpec, Machine
 from qlora_planner.spec.risk import FITS_AT_MOST, TIGHT_AT_MOST
@@ -107,13 +107,13 @@ class Budget:
         """The same for a run whose libraries take more or less than the usual one's, and whose trainer nobody measured:
         how its figures may turn out is assumed."""
         if not trainer_named(run.trainer).measured and self.calibration is not None:
-            return replace(self, calibration=None).for_run(run)
+            return replaced(self, calibration=None).for_run(run)
         context = self.context_for(run)
         if context is self.context:
             return self
         gpu = self.gpu
         usable = None if gpu is None else self._usable(gpu, context)
-        return replace(self, context=context, usable=usable)
+        return replaced(self, context=context, usable=usable)
 
     def beside_vllm(self, run: RunConfig) -> Budget:
         """What vLLM leaves of the card, for a run that it generates for in the trainer's own process.
@@ -124,8 +124,8 @@ class Budget:
         held = 0 if run.vllm_enable_sleep_mode else self.vllm_bytes(run)
         if self.gpu is None or held == self.held_bytes:
             return self
-        beside = replace(self, held_bytes=held)
-        return replace(beside, usable=beside._usable(self.gpu, self.context))
+        beside = replaced(self, held_bytes=held)
+        return replaced(beside, usable=beside._usable(self.gpu, self.context))
 
     def vllm_bytes(self, run: RunConfig) -> int:
         """The part of the card that vLLM takes beside this run's trainer; 0 where no card is known."""
@@ -143,7 +143,7 @@ class Budget:
         if run.parallel is None or self.machine is None or self.world == 1:
             return context
         if run.ddp_backend == GLOO and context.communication_bytes:
-            return replace(
+            return replaced(
                 _with_streams(_as_many_communicators(context, self.machine, 0)),
                 communication_why="gloo talks through the host and takes nothing of a card but torch's streams",
             )
@@ -171,7 +171,7 @@ class Budget:
         if self.usable is None or not size_bytes:
             return self
         usable, why = self.usable
-        return replace(self, usable=(usable - size_bytes, why))
+        return replaced(self, usable=(usable - size_bytes, why))
 
     @property
     def fits_at_most(self) -> float:
@@ -234,7 +234,7 @@ def context_of(gpu: GpuSpec | None, calibration: Calibration | None = None) -> C
 def _with_communication(context: ContextRow, machine: Machine) -> ContextRow:
     """The context of a process that talks to others through NCCL."""
     row = communication_row(machine.gpus[0].name, machine.world, machine.nodes)
-    return replace(
+    return replaced(
         context,
         first_tensor_bytes=context.first_tensor_bytes + row.first_bytes,
         low_bytes=context.low_bytes + row.low_bytes,
@@ -248,7 +248,7 @@ def _with_communication(context: ContextRow, machine: Machine) -> ContextRow:
 def _with_streams(context: ContextRow) -> ContextRow:
     """The context of a rank that is played without the others: gathers have streams of their own, and nothing is
     sent."""
-    return replace(
+    return replaced(
         context,
         first_tensor_bytes=context.first_tensor_bytes + STREAM_POOL_BYTES,
         high_bytes=context.high_bytes + STREAM_POOL_BYTES,
@@ -263,7 +263,7 @@ def _as_many_communicators(context: ContextRow, machine: Machine, count: int) ->
         return context
     more = (count - 1) * row.further_bytes if count else -row.first_bytes
     why = f"{row.why}; {more >> 20} MiB more for a second communicator" if count else "one process drives every card"
-    return replace(
+    return replaced(
         context,
         first_tensor_bytes=context.first_tensor_bytes + more,
         low_bytes=context.low_bytes + (more if count else -row.low_bytes),
@@ -280,7 +280,7 @@ def _with_libraries(context: ContextRow, run: RunConfig) -> ContextRow:
     if not more:
         return context
     kernels = max(0, context.kernels_bytes + more)
-    return replace(
+    return replaced(
         context,
         kernels_bytes=kernels,
         low_bytes=max(context.first_tensor_bytes, context.low_bytes + more),

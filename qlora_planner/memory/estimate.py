@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from qlora_planner.catalog.gpus import remarks
 from qlora_planner.catalog.parallel import BOUNDED
@@ -26,6 +25,7 @@ from qlora_planner.memory.unmodelled.left_out import whole
 from qlora_planner.memory.verdict import fit
 from qlora_planner.memory.weights.classifier import profile_for
 from qlora_planner.memory.weights.placement import Placement
+from qlora_planner.record import replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -150,7 +150,7 @@ def with_interval(answer: MemoryEstimate, budget: Budget) -> MemoryEstimate:
         return answer
     own = budget.beside_vllm(answer.run).for_run(answer.run)
     low, high = own.interval(answer.peak.device_bytes, answer.method)
-    return replace(answer, peak=replace(answer.peak, low_bytes=low, high_bytes=high))
+    return replaced(answer, peak=replaced(answer.peak, low_bytes=low, high_bytes=high))
 
 
 def _breakdown(

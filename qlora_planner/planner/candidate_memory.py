@@ -6,7 +6,7 @@ that an estimate has, and whether that fits is asked of the same law.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import field
 from typing import Any
 
 import numpy as np
@@ -197,7 +197,7 @@ class CandidateMemory:
         return np.asarray(min(level, _PAST_ALL_CARDS) if isinstance(level, int) else level, dtype=np.int64)
 
 
-@dataclass(slots=True)
+@record
 class CandidateFactory:
     """Makes the candidates of a model within a budget; what loading takes is played once for all that load alike."""
 
@@ -205,17 +205,17 @@ class CandidateFactory:
     budget: Budget
     sweep: Sweep | None
     played: PlayedRuns | None
-    _loaded: dict[tuple[Any, ...], tuple[int, StaticPeaks]]
-    _grounds: dict[tuple[Any, ...], StaticPeaks]
-    _paces: dict[tuple[Any, ...], SpeedModel | None]
-    _steps: dict[tuple[Any, ...], tuple[float, float, float]]
-    _layers: dict[tuple[Any, ...], tuple[LayerWork, ...]]
+    _loaded: dict[tuple[Any, ...], tuple[int, StaticPeaks]] = field(default_factory=dict)
+    _grounds: dict[tuple[Any, ...], StaticPeaks] = field(default_factory=dict)
+    _paces: dict[tuple[Any, ...], SpeedModel | None] = field(default_factory=dict)
+    _steps: dict[tuple[Any, ...], tuple[float, float, float]] = field(default_factory=dict)
+    _layers: dict[tuple[Any, ...], tuple[LayerWork, ...]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, profile: ModelProfile, budget: Budget, sweep: Sweep | None = None) -> CandidateFactory:
         """For one model on the card of a budget."""
         played = sweep.played(budget.workspace_bytes) if isinstance(sweep, TapeSweep) else None
-        return cls(profile, budget, sweep, played, {}, {}, {}, {}, {})
+        return cls(profile=profile, budget=budget, sweep=sweep, played=played)
 
     @property
     def gpu(self) -> GpuSpec:
@@ -291,10 +291,10 @@ class CandidateFactory:
             more = static.adapters - peaks.static.adapters
             at = peaks.adapters
             adapters = PhasePeak(live=at.live + more, allocated=at.allocated + more, reserved=at.reserved + more)
-            peaks = replace(peaks, static=static, adapters=adapters, shape=activations.model_shape(placement))
+            peaks = replaced(peaks, static=static, adapters=adapters, shape=activations.model_shape(placement))
         optimizer = find_optimizer(run.optimizer)
         assert optimizer is not None
-        return replace(peaks, state=training_state(peaks.static.trainable, run, resolution.trainer, optimizer))
+        return replaced(peaks, state=training_state(peaks.static.trainable, run, resolution.trainer, optimizer))
 
 
 def candidate_memory_of(

@@ -7,7 +7,6 @@ Where a run's trace ships, its neighbours are those whose traces ship too: estim
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -28,7 +27,7 @@ from qlora_planner.planner.fallbacks import fallbacks
 from qlora_planner.planner.knobs import at_batch, generates, knobs_of, of_length, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
 from qlora_planner.planner.sweeps import MAX_SEQ_LEN, SEQ_STEP, largest
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.run import RunConfig
 
@@ -89,7 +88,7 @@ def prices(
         try:
             turned = _open(run, change)
             pace = _Pace.of(factory, turned, pace_on)
-            price = replace(price, speed=pace.over(base))
+            price = replaced(price, speed=pace.over(base))
             if here is not None:
                 yield _played_price(price, here, played_of(turned))
             elif ranked is not None:
@@ -99,17 +98,17 @@ def prices(
                 else:
                     yield _ranked_price(price, ranked, point, scale)
         except InputError as error:
-            yield replace(price, speed=None, refused=str(error))
+            yield replaced(price, speed=None, refused=str(error))
 
 
 def _played_price(price: Price, here: MemoryEstimate, there: MemoryEstimate | None) -> Price:
     if there is None:
         return _without_trace(price)
-    return replace(price, bytes=there.floor_bytes - here.floor_bytes, fits=there.verdict == "fits")
+    return replaced(price, bytes=there.floor_bytes - here.floor_bytes, fits=there.verdict == "fits")
 
 
 def _without_trace(price: Price) -> Price:
-    return replace(price, note="; ".join(filter(None, (price.note, NO_TRACE))))
+    return replaced(price, note="; ".join(filter(None, (price.note, NO_TRACE))))
 
 
 def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Price:
@@ -122,7 +121,7 @@ def _ranked_price(price: Price, base: _Point, other: _Point, scale: Scale) -> Pr
         off = _RANKS_DECIDE if traced else 1.0
         least, most = (other.memory.fits(int((played + more) * by), traced=traced) for by in (1 / off, off))
         fits = least if least == most else None  # None: so near the limit that playing decides
-    return replace(price, bytes=more, fits=fits)
+    return replaced(price, bytes=more, fits=fits)
 
 
 def ladder(
@@ -226,7 +225,7 @@ class _Point:
         memory, resolved = factory.make(resolution), resolution.run
         batch, seq = (np.array([size], dtype=np.int64) for size in (resolved.batch_size, resolved.seq_len))
         floor, traced = memory.floors(batch, seq)
-        closed, _ = replace(memory, sweep=None).floors(batch, seq)
+        closed, _ = replaced(memory, sweep=None).floors(batch, seq)
         return cls(memory=memory, traced=int(floor[0]) if traced[0] else None, closed=int(closed[0]))
 
 
@@ -275,7 +274,7 @@ def longest_played(
         return _longest_completion(memory, batch, model_limit, played_of), memory.scale
     scale, tried = memory.scale, 1 << 62
     for _ in range(_MOST_PLAYS):
-        ranked = longest(replace(memory, scale=scale), batch, model_limit, traced_alone=True) or SEQ_STEP
+        ranked = longest(replaced(memory, scale=scale), batch, model_limit, traced_alone=True) or SEQ_STEP
         tried = min(ranked, tried - SEQ_STEP)
         if tried < SEQ_STEP:
             break
@@ -284,7 +283,7 @@ def longest_played(
             break
         if answer.verdict == "fits":
             return tried, scale
-        as_ranked = replace(memory, scale=AS_RANKED)
+        as_ranked = replaced(memory, scale=AS_RANKED)
         scale = Scale.of(as_ranked.at(batch, tried), True, answer.floor_bytes)
     return None, scale
 
@@ -298,7 +297,7 @@ def _longest_completion(
     # A sequence with hardly a completion: there the rank is near.
     low = -(-((memory.run.prompt_len or 0) + 1) // SEQ_STEP) * SEQ_STEP
     floor, fits, high, above = memory.at(batch, low), None, None, 0
-    ranked = longest(replace(memory, scale=AS_RANKED), batch, model_limit, traced_alone=True)
+    ranked = longest(replaced(memory, scale=AS_RANKED), batch, model_limit, traced_alone=True)
     tried = max(ranked or 0, low)
     for _ in range(_MOST_PLAYS):
         answer = played_of(of_length(memory.run, tried))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY
@@ -14,6 +12,7 @@ from qlora_planner.planner.planner import Planner
 from qlora_planner.planner.records import Alternative, OtherGpu
 from qlora_planner.planner.search import Choice
 from qlora_planner.planner.search_space import fixed_options
+from qlora_planner.record import replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.speed.roofline import Rates, cost_of
 from qlora_planner.speed.several import speed_within
@@ -28,7 +27,7 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     It fits by its own estimate where its trace ships; elsewhere it is ranked.
     """
     request = planner.request
-    there = replace(request, budget=request.budget.on(card), pace_on=card if Rates.of(card, None) else request.pace_on)
+    there = replaced(request, budget=request.budget.on(card), pace_on=card if Rates.of(card, None) else request.pace_on)
     other = Planner.of(
         planner.profile, there, planner.run, planner.factory.sweep, planner.tape_of, planner.orders_of,
         planner.shipped_of, planner.traces,
@@ -45,11 +44,11 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     best, played = next(ranking.best()), None
     if best.traced and best.fits:
         settled = other.first_that_fits(ranking, other.played)
-        best, played = settled or (replace(best, fits=False), None)
+        best, played = settled or (replaced(best, fits=False), None)
     shown = here.run.to_dict()
     resolved = resolve(planner.profile, best.run, card).run
     fits = CANNOT_SAY if request.data is not None and request.data.unmodelled else "fits"
-    row = replace(
+    row = replaced(
         refused,
         verdict=fits if best.fits else "does-not-fit", run=resolved.to_dict(), played=played is not None,
         floor_bytes=best.floor_bytes if played is None else played.floor_bytes,
@@ -58,7 +57,7 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
     speed = speed_within(other.budget, planner.profile, resolved, planner.profile.counted)
     if not best.fits or speed.tokens_per_s is None:
         return row
-    return replace(
+    return replaced(
         row, tokens_per_s=speed.tokens_per_s, step_s=speed.step_s, speed_basis=str(speed.basis),
         usd_per_million_tokens=cost_of(speed, card, cards=other.budget.world).usd_per_million_tokens,
     )  # fmt: skip

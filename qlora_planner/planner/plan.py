@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import field, replace
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.parallel import FSDP2
@@ -50,7 +50,7 @@ from qlora_planner.planner.records import (
 from qlora_planner.planner.search import Choice, Ranking
 from qlora_planner.planner.search_space import RULES, fixed_options, with_labels
 from qlora_planner.planner.sweeps import Sweep
-from qlora_planner.record import document, fields_of, record
+from qlora_planner.record import document, fields_of, record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -174,7 +174,7 @@ def plan(
         shorter = planner.rank(run, fixed, OBJECTIVES["context"], longest=run.seq_len - 1)
         settled = planner.settle(shorter)
         if settled is not None:
-            return replace(_around(planner, shorter, *settled), shortened_from=run.seq_len)
+            return replaced(_around(planner, shorter, *settled), shortened_from=run.seq_len)
     if settled is None:
         return _not_sure(planner, ranking, run, fixed, objective)
     if any(problem.blocking for problem in settled[1].problems):
@@ -196,9 +196,9 @@ def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozens
     changed = [name for name, value in choice.run.to_dict().items() if name in named and value != getattr(run, name)]
     if planner.request.adjust:
         adjusted = {name: getattr(run, name) for name in changed if name in fixed}
-        return replace(_around(planner, around, choice, there), adjusted=adjusted)
+        return replaced(_around(planner, around, choice, there), adjusted=adjusted)
     change = {name: getattr(there.run, name) for name in changed}
-    return replace(
+    return replaced(
         _around(planner, ranking, least, answer),
         nearest=Nearest(
             run=there.run, change=change, estimate=_qualified(planner, there), options=_options(planner, choice)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError
@@ -23,7 +23,7 @@ from qlora_planner.planner.objectives import Objective
 from qlora_planner.planner.search import Choice, Ranking, Rows, search
 from qlora_planner.planner.search_space import EFFECTIVE_BATCH, search_space
 from qlora_planner.planner.sweeps import Sweep
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
@@ -117,7 +117,7 @@ class Planner:
         answers: dict[str, MemoryEstimate] | None = None,
     ) -> Planner:
         """`answers` holds what was estimated before of this model within this budget, and gets what is now."""
-        request = replace(request, budget=request.budget.beside_vllm(run))
+        request = replaced(request, budget=request.budget.beside_vllm(run))
         return cls(
             profile=profile, request=request, run=run, factory=CandidateFactory.of(profile, request.budget, sweep),
             tape_of=tape_of, orders_of=orders_of, shipped_of=shipped_of, traces=traces,
@@ -162,7 +162,7 @@ class Planner:
             some_layers=not objective.lengths and self.budget.world == 1, whole=whole,
         )  # fmt: skip
         if objective.ranks and "rank" not in fixed:
-            space = replace(space, ranks=objective.ranks)
+            space = replaced(space, ranks=objective.ranks)
         limits = [limit for limit in (self.model_limit, longest) if limit is not None]
         ranking = search(
             self.factory, run, space, objective, pace_on=self.pace_on,
@@ -236,7 +236,7 @@ class Planner:
         answer = answer_of(run)
         if answer is None or answer.verdict != "fits":
             return None
-        return replace(choice, run=run, floor_bytes=memory.at(run.batch_size, run.seq_len)), answer
+        return replaced(choice, run=run, floor_bytes=memory.at(run.batch_size, run.seq_len)), answer
 
     def reserved(self, run: RunConfig) -> int | None:
         """The most that torch reserves for a run, played as `answer` does; None where it is not traced."""
@@ -270,7 +270,7 @@ class Planner:
         answer = with_interval(answer, self.budget)
         if answer.run.shows_images:  # the work of towers is not counted
             return answer
-        return replace(answer, speed=speed_within(self.budget, self.profile, answer.run, answer.stack))
+        return replaced(answer, speed=speed_within(self.budget, self.profile, answer.run, answer.stack))
 
     def played(self, run: RunConfig) -> MemoryEstimate | None:
         """The estimate of a run alone where its trace ships, whatever the data, without its speed and interval; None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,7 +67,7 @@ class OptionSet:
 _HABITS = ("optimizer", "alloc_conf", "double_quant")
 
 
-@dataclass(slots=True)
+@record
 class Ranking:
     """Every candidate, with `order` best first among those that fit, then the others by how little they need."""
 
@@ -191,8 +190,9 @@ def rank(
     rest = order[~fits[order]]
     rest = rest[np.argsort(floor[rest], kind="stable")]
     return Ranking(
-        sets, which, accumulation, ranked, fits, traced, step_s, np.concatenate([good, rest]), objective.lengths
-    )
+        sets=sets, which=which, accumulation=accumulation, columns=ranked, fits=fits, traced=traced, step_s=step_s,
+        order=np.concatenate([good, rest]), lengths=objective.lengths,
+    )  # fmt: skip
 
 
 def _option_sets(
@@ -208,7 +208,7 @@ def _option_sets(
         kinds = [[size] for size in sizes]
     refused: str | None = None
     runs = False
-    room = Room(base.seq_len)
+    room = Room(seq_len=base.seq_len)
     # What was played holds for one length, and for the steps that these batches make.
     holds = not objective.lengths and space.effective_batch == EFFECTIVE_BATCH and set(sizes) <= set(BATCHES)
     usual = factory.played if holds else None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -95,7 +95,7 @@ class KeptSweep:
         return None
 
 
-@dataclass(slots=True)
+@record
 class TapeSweep:
     """Moments of tapes, each read and counted when a run first needs it: `tape_of` gives what ships for a variant, a
     batch and a sequence, None where nothing does.
@@ -193,7 +193,7 @@ class TapeSweep:
         return SweptRange(variant=variant, region=region, moments=SweptTape.of(tape))
 
 
-@dataclass(slots=True)
+@record
 class Room:
     """What is left on the card between checkpointing every layer and none, by the other options, rank and batches."""
 

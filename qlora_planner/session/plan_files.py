@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError
+from qlora_planner.record import record
 from qlora_planner.text import plain, quoted
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _PLAN = "plan"
 REPORTS = (".md", ".html")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class WantedFiles:
     """Files to write, each with its kind, and at most one kind to print in place of the plan."""
 
@@ -61,7 +62,7 @@ def wanted_files(save: str | None, exports: Sequence[str], *, document: bool, fo
             from qlora_planner.exchange.plan_figures import figures_path
 
             check_target("--save", str(figures_path(Path(path))), force)
-    return WantedFiles(tuple(files), printed[0] if printed else None, force)
+    return WantedFiles(files=tuple(files), printed=printed[0] if printed else None, force=force)
 
 
 def with_folder(plan: Plan, model: str) -> Plan:

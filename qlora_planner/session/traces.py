@@ -240,7 +240,7 @@ def sweep_for(
     def played_of(workspace_bytes: int) -> PlayedRuns | None:
         return None if named else played_runs(profile, workspace_bytes, models_dirs(profiles))
 
-    return TapeSweep(profile, tape_of, played_of)
+    return TapeSweep(profile=profile, tape_of=tape_of, played_of=played_of)
 
 
 def _code_at_hand(stack: Mapping[str, str]) -> bool:

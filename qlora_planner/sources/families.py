@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from qlora_planner.memory.sweep.validity import (
     last_within_window,
     validity_ranges,
 )
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
 from qlora_planner.spec.family import FLASH_ROWS, FamilyTape, filled_lengths, flash_sizes
 from qlora_planner.spec.model import ModelProfile
@@ -101,7 +100,7 @@ def family_tape(
         return None
     region = _of_as_many_tiles(family, region, batch_size, seq_len)
     for low, high in (alike, filled_lengths(seq_len, FLASH_ROWS)) if flash else (alike,):
-        region = replace(region, low=max(region.low, low), high=min(region.high, high))
+        region = replaced(region, low=max(region.low, low), high=min(region.high, high))
     return StoredTape(tape=tape, region=region, versions=versions)
 
 
@@ -174,9 +173,9 @@ def _of_as_many_tiles(family: FamilyTape, region: ValidityRange, batch_size: int
     tiles = tile_count(scored, TOKENS)
     if region.batched:  # how many tokens are scored is no function of the tokens alone
         tokens = batch_size * seq_len
-        return replace(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
+        return replaced(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
     first, last = ((tiles + step) * HEAD_TILE_TOKENS + 1 for step in (-1, 0))  # the last token of a row is not scored
-    return replace(region, low=max(region.low, first), high=min(region.high, last))
+    return replaced(region, low=max(region.low, first), high=min(region.high, last))
 
 
 def known_configs(dirs: Sequence[Path]) -> frozenset[str]:

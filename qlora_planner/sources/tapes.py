@@ -23,8 +23,6 @@ from qlora_planner.memory.sweep.validity import ValidityRange
 from qlora_planner.record import record
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.trace import CompiledTape
-from qlora_planner.spec.weaving.evaluated import with_evaluation
-from qlora_planner.spec.weaving.hosted import inputs_on_host
 from qlora_planner.spec.weaving.partial import UnlikeError, checkpoints_every
 
 if TYPE_CHECKING:
@@ -87,6 +85,8 @@ def woven_tape(checkpointed: StoredTape | None, kept: StoredTape | None, every: 
 def hosted_tape(card: StoredTape | None, kept: StoredTape | None) -> StoredTape | None:
     """The tape of a run whose checkpoints lie in the host's memory, from that of the run whose lie on the card and the
     one that keeps everything; None as of `woven_tape`."""
+    from qlora_planner.spec.weaving.hosted import inputs_on_host  # few runs ask for it
+
     return _of_two(card, kept, inputs_on_host)
 
 
@@ -95,6 +95,8 @@ def evaluated_tape(
 ) -> StoredTape | None:
     """The tape of a run that evaluates on so many rows at once, from its own without evaluation and one of evaluations
     alone, held for as many; None as of `woven_tape`."""
+    from qlora_planner.spec.weaving.evaluated import with_evaluation  # few runs ask for it
+
     if training is None or evaluation is None:
         return None
     low, high = evaluation.region.of_rows(eval_batch_size)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any
 
 from qlora_planner.record import record
@@ -103,10 +104,11 @@ class CompiledTape:
             for index in self.workspace_sizes:
                 # The large buffer is a cuBLAS handle's; the small one of fused bias kernels is the same everywhere.
                 values[index] = workspace_bytes if values[index] > _SMALL_WORKSPACE_BYTES else values[index]
-        storages, numbers, born = storages_and_sizes(self.events)
+        storages, numbers, births = storages_and_sizes(self.events)
 
         def of(indices: Sequence[int]) -> frozenset[int]:
-            return frozenset(storage for index in indices for storage in born.get(index + 1, ()))
+            numbered = {index + 1 for index in indices}
+            return frozenset(storage for storage, number in enumerate(births, 1) if number in numbered)
 
         return Tape(
             events=tuple(zip(storages, map([0, *values].__getitem__, numbers), strict=True)),
@@ -182,24 +184,18 @@ class CompiledTape:
         )
 
 
-_Born = dict[int, list[int]]
-
-
 @lru_cache(maxsize=64)
-def storages_and_sizes(events: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], _Born]:
+def storages_and_sizes(events: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Of a compiled tape's events: which storage each is about, and the number of the size that is born, counted from
-    1; 0 for a death. And by such a number the storages of that size."""
-    storages: list[int] = []
-    born: _Born = {}
-    births = 0
-    for code in events:
-        if code > 0:
-            births += 1
-            born.setdefault(code, []).append(births)
-            storages.append(births)
-        else:
-            storages.append(-code)
-    return tuple(storages), tuple(code if code > 0 else 0 for code in events), born
+    1; 0 for a death. And such a number of each storage, in the order of their births."""
+    births = accumulate(code > 0 for code in events)
+    storages = tuple([birth if code > 0 else -code for code, birth in zip(events, births, strict=True)])
+    return storages, tuple([code if code > 0 else 0 for code in events]), births_of(events)
+
+
+def births_of(events: tuple[int, ...]) -> tuple[int, ...]:
+    """Of a compiled tape's storages the numbers of their sizes, counted from 1."""
+    return tuple([code for code in events if code > 0])
 
 
 def ratio(numerator: int, denominator: int) -> int | Fraction:

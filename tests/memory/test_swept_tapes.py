@@ -60,7 +60,7 @@ def test_a_tape_is_read_once_for_all_the_runs_of_its_region() -> None:
         stored = shipped_tape(profile, variant, batch_size, seq_len)
         return None if stored is None else (stored.tape, stored.region)
 
-    memory = CandidateFactory.of(profile, BUDGET, TapeSweep(profile, tape_of)).make(
+    memory = CandidateFactory.of(profile, BUDGET, TapeSweep(profile=profile, tape_of=tape_of)).make(
         resolve(profile, RunConfig(batch_size=2), CARD)
     )
     for _ in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 
 from qlora_planner.catalog.cuda import ContextRow
 from qlora_planner.catalog.trainers import REFERENCE
@@ -19,6 +18,7 @@ from qlora_planner.memory.records import WRAP, Basis, Component, ComponentLine, 
 from qlora_planner.memory.replay.player import COMPONENTS
 from qlora_planner.memory.replay.simulate import SimulatedRun, remembered_run, stage_of
 from qlora_planner.memory.weights.loading import PhasePeak
+from qlora_planner.record import replaced
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import PREFILL, Tape
@@ -178,7 +178,7 @@ def _phases(played: SimulatedRun, context: ContextRow, asleep_bytes: int = 0) ->
             reserved_bytes=reserved,
             device_bytes=reserved + beside,
         )
-        return replace(figures, components=_sizes(played, figures, context))
+        return replaced(figures, components=_sizes(played, figures, context))
 
     cast = played.training["adapters"].peak
     added = PhasePeak(

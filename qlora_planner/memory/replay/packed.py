@@ -17,7 +17,7 @@ from qlora_planner.memory.replay.walking import frees_cache, left_out, phase_of
 from qlora_planner.memory.weights.trainable import Trainable
 from qlora_planner.record import record
 from qlora_planner.spec.run import RunConfig
-from qlora_planner.spec.trace import CompiledTape, Segment, Tape, storages_and_sizes
+from qlora_planner.spec.trace import CompiledTape, Segment, Tape, births_of
 
 # Numbers that memory/allocator/native/script.h knows; others have those that follow.
 _NAMES, _STAGES = ("layer", "embedding", "head"), ("forward", "backward", "zero_grad")
@@ -58,7 +58,6 @@ def pack(
 
 def pack_by_size(tape: CompiledTape) -> Packed:
     """The same of a compiled tape whose sizes are their own numbers, counted from 1."""
-    storages, numbers, _ = storages_and_sizes(tape.events)
     marks = bytearray(1 + len(tape.sizes))  # by number of a size
     for mark, sizes in (
         (_ON_HOST, tape.host_sizes),
@@ -67,9 +66,8 @@ def pack_by_size(tape: CompiledTape) -> Packed:
     ):
         for index in sizes:
             marks[index + 1] |= mark
-    events, _ = _compiled().flat(tuple(zip(storages, numbers, strict=True)))
-    storage_marks = bytearray(1) + bytearray(map(marks.__getitem__, filter(None, numbers)))
-    return _packed((tape,), events, storage_marks, False, 0)
+    storage_marks = bytearray(1) + bytearray(map(marks.__getitem__, births_of(tape.events)))
+    return _packed((tape,), _compiled().numbered(tape.events), storage_marks, False, 0)
 
 
 def _compiled() -> NativeModule:

@@ -8,7 +8,6 @@ all adapters at once, are played from the adapters' own shapes.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from itertools import pairwise
 
 from qlora_planner.catalog import OptimizerRow, TrainerRow
@@ -30,7 +29,7 @@ from qlora_planner.memory.replay.tokens import acts_at, growth_of, later_tokens
 from qlora_planner.memory.replay.walking import accumulated, frees_cache, left_out, origin_layers, phase_of, walk
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.trainable import Trainable, training_dtype
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import TOKENS, Segment
 
@@ -165,7 +164,7 @@ class TraceReplayer:
                     older.clear()
                     older.update({growth.before[storage]: kept for storage, kept in newer.items()})
                 ages[-1].clear()
-            self.script = replace(traced, acts=acts_at(traced, growth, number))
+            self.script = replaced(traced, acts=acts_at(traced, growth, number))
             for segment, layer in token:
                 self._segment(segment, layer)
         self.script = traced
@@ -201,7 +200,7 @@ class TraceReplayer:
     def _cast(self, adapters: Sequence[Adapter], run: RunConfig, trainer: TrainerRow) -> list[Trainable]:
         kinds = {id(adapter.tensor): adapter.tensor for adapter in adapters}  # a tensor stands for all of its kind
         casts = {
-            kind: replace(tensor, dtype=training_dtype(tensor.dtype, run, trainer, tensor.shape))
+            kind: replaced(tensor, dtype=training_dtype(tensor.dtype, run, trainer, tensor.shape))
             for kind, tensor in kinds.items()
         }
         sizes = {kind: cast.size_bytes for kind, cast in casts.items() if cast.dtype != kinds[kind].dtype}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import replace
 from typing import cast
 
 from qlora_planner.catalog import find_optimizer
@@ -28,7 +27,7 @@ from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.memory.weights.placement import Placement, bill_key
 from qlora_planner.memory.weights.static import StaticMemory, static_memory
 from qlora_planner.memory.weights.trainable import TrainingState, training_state
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import Tape
@@ -249,12 +248,12 @@ class Stage:
         loaded = kept[1]
         memory = cast("NativeMemory", loaded.memory)
         if limit_bytes is None:
-            return replace(loaded, memory=memory.copy())
+            return replaced(loaded, memory=memory.copy())
         if loaded.reserved > limit_bytes:
             limited = native_memory(limit_bytes, expandable=expandable)
             assert limited is not None, "there was one without a limit"
             return self._load(limited)
-        return replace(loaded, memory=memory.copy(limit_bytes))
+        return replaced(loaded, memory=memory.copy(limit_bytes))
 
     def _load(self, memory: CachingAllocator) -> Loaded:
         """Play everything before training on an empty device."""

@@ -8,14 +8,14 @@ although larger than asked for, are the allocator simulation's business and not 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import field, replace
+from dataclasses import field
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.memory.allocator.caching import MIN_BLOCK_BYTES, block_bytes
 from qlora_planner.memory.weights.trainable import TrainingState
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.spec.trace import CompiledTape, Term
 
@@ -75,7 +75,7 @@ class PeakPolynomials:
         if workspace_bytes not in self._known:
             taken: tuple[Term, ...] = ((workspace_bytes, 1, (0, 0, 0)),)
             sizes = tuple(taken if column in self.workspaces else terms for column, terms in enumerate(self.sizes))
-            self._known[workspace_bytes] = replace(self, sizes=sizes, _known={})
+            self._known[workspace_bytes] = replaced(self, sizes=sizes, _known={})
         on_card: PeakPolynomials = self._known[workspace_bytes]
         return on_card
 

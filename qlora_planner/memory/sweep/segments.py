@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -41,6 +41,7 @@ from qlora_planner.memory.sweep.polynomials import (
     PeakPolynomials,
     handles_of,
 )
+from qlora_planner.record import record
 from qlora_planner.spec.trace import CompiledTape, Segment
 
 if TYPE_CHECKING:
@@ -50,15 +51,17 @@ Counts = NDArray[np.float64]
 
 
 class Moments(Protocol):
-    """The moments of a step that may be its highest, by part; `phases` has the phase of each."""
+    """The moments of a step that may be its highest, by part."""
 
-    phases: list[str]
+    @property
+    def phases(self) -> list[str]:
+        """The phase of each."""
 
     def levels(self, table: Counts) -> Counts:
         """The most blocks in each part, shape (parts, runs), of a `table` of shape (runs, sizes)."""
 
 
-@dataclass(slots=True)
+@record
 class _Part:
     """What one traced segment does where the same of its storages are there already and the same ones die in it.
 
@@ -73,7 +76,7 @@ class _Part:
     before: list[Counts] = field(default_factory=list)
 
 
-@dataclass(slots=True)
+@record
 class SweptTape:
     """The moments of one tape: those of a step, and of one that accumulates gradients over micro-batches."""
 
@@ -131,7 +134,7 @@ class SweptTape:
         return self.moments[accumulates].levels(self.sizes.table(batch_size, seq_len, rank, fixed).T)
 
 
-@dataclass(slots=True)
+@record
 class _InRows:
     """Moments as rows of counts by size: by part, what was alive before it, and its own over that."""
 
@@ -149,7 +152,7 @@ class _InRows:
         )
 
 
-@dataclass(slots=True)
+@record
 class _Compiled:
     """Moments that compiled code holds."""
 
@@ -213,7 +216,9 @@ def _counted_natively(tape: CompiledTape) -> tuple[Moments, Moments]:
         rounds.append(steps(accumulated(tape), evaluates=True))
     counted = compiled.count(packed.acts, packed.parts, packed.places, packed.tables, width, GRADIENTS, rounds)
     phases = {NO_SEGMENT: "optimizer", **{number: phase_of(each) for number, each in enumerate(tape.segments)}}
-    last = [_Compiled([phases[number] for number in numbers], moments) for numbers, moments in counted[-2:]]
+    last = [
+        _Compiled(phases=[phases[number] for number in numbers], moments=moments) for numbers, moments in counted[-2:]
+    ]
     return (last[-2] if apart else last[-1]), last[-1]
 
 
@@ -262,7 +267,9 @@ class _Counting:
     def _noted(self) -> _InRows:
         parts = [part for part in self._parts.values() if part.before]
         return _InRows(
-            [part.phase for part in parts], [np.array(part.before) for part in parts], [part.rows for part in parts]
+            phases=[part.phase for part in parts],
+            before=[np.array(part.before) for part in parts],
+            rows=[part.rows for part in parts],
         )
 
     def _round(self, steps: Iterable[tuple[Segment, int]], *, evaluates: bool) -> None:
@@ -275,7 +282,9 @@ class _Counting:
 
     def _optimizer(self) -> None:
         if "optimizer" not in self._parts:
-            self._parts["optimizer"] = _Part("optimizer", _optimizer_rows(self.width), np.zeros(self.width), {})
+            self._parts["optimizer"] = _Part(
+                phase="optimizer", rows=_optimizer_rows(self.width), net=np.zeros(self.width), born={}
+            )
         self._parts["optimizer"].before.append(self.base.copy())
 
     def _segment(self, segment: Segment, layer: int) -> None:
@@ -322,7 +331,7 @@ class _Counting:
         counts = steps.cumsum(axis=0)
         # Highest where something was born and the next thing dies; nothing but what was there is a moment too.
         top = np.flatnonzero((sign > 0) & np.append(sign[1:] < 0, True)) + 1
-        return _Part(phase_of(segment), counts[np.append(0, top)], counts[-1], here)
+        return _Part(phase=phase_of(segment), rows=counts[np.append(0, top)], net=counts[-1], born=here)
 
     def _elsewhere(self, storage: int, segment: Segment, layer: int) -> Iterator[int]:
         """The columns of what dies of a storage that earlier segments left alive."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from typing import Any
 
 from qlora_planner.catalog.cuda import cublas_workspace_bytes
@@ -12,7 +11,7 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.sweep.validity import kernel_class
-from qlora_planner.record import record
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.risk import verdict_of
@@ -133,7 +132,7 @@ def smallest_card(
         again = answer if card.name == here.card.name and fits_here else played_on(answer.run, card)
         if again is not None and again.verdict == "fits":
             chance = budget.probability_oom(again.floor_bytes, again.method)
-            return replace(
+            return replaced(
                 standing(profile, answer, card, here),
                 verdict="fits", device_bytes=again.peak.device_bytes, probability_oom=chance,
             )  # fmt: skip

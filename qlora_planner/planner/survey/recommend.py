@@ -63,7 +63,7 @@ class Recommender:
         for base in model.bases:
             if not self._loads(base):
                 continue
-            room = Room(open_run.seq_len)
+            room = Room(seq_len=open_run.seq_len)
             for every in (1, 0, *SOME_LAYERS):  # the ends first, between which the others lie
                 options = {**base.options, **layers_checkpointed(every)}
                 for sizes in _KINDS:

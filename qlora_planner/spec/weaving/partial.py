@@ -10,26 +10,31 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import field
 from fractions import Fraction
 from functools import lru_cache
-from itertools import groupby
+from itertools import chain, groupby
+from typing import Literal
 
+from qlora_planner.record import record, replaced
 from qlora_planner.spec.layers import bridged, kept_positions, represent
 from qlora_planner.spec.trace import CompiledTape, Segment, Term, ratio
 
 OUTSIDE = -1
 # Stage, step and micro-step.
 _Pass = tuple[str, int, int]
-# Whose a storage is: a traced layer of the woven tape or what is outside, and its number in the tape it comes from.
-_Key = tuple[int, int]
+# A storage of the woven tape: its number in the tape it comes from, beyond so many for each layer of the woven tape.
+_Key = int
+_OF_A_LAYER = 1 << 32
+# What a segment does with a storage: where that is born, its number, and of its size at its birth, -1 at its death.
+_Act = tuple[Literal["here", "outside", "beside"], int, int]
 
 
 class UnlikeError(Exception):
     """Two tapes that no third one can be woven of."""
 
 
-@dataclass(slots=True)
+@record
 class _Source:
     """One tape, with where its storages are born and die."""
 
@@ -43,7 +48,7 @@ class _Source:
 
     @classmethod
     def of(cls, tape: CompiledTape) -> _Source:
-        source = cls(tape, born=[tape.segments[0]], size=[0])
+        source = cls(tape=tape, born=[tape.segments[0]], size=[0])
         ends: dict[int, Segment] = {}
         for index, segment in enumerate(tape.segments):
             for code in tape.events[segment.start : segment.stop]:
@@ -61,6 +66,20 @@ class _Source:
                 raise UnlikeError("what a layer leaves lives on through several others")
             source.handed[_pass(source.born[storage]), layer, end.layer].append(storage)
         return source
+
+    def acts(self, segment: int) -> list[_Act]:
+        """What the segment of a number does in its layer."""
+        acts: list[_Act] = []
+        if segment < 0:
+            return acts
+        layer, births = self.tape.segments[segment].layer, iter(self.births[segment])
+        for code in self.events(segment):
+            if code > 0:
+                acts.append(("here", next(births), self.codes[code - 1]))
+            else:
+                born = self.born[-code].layer
+                acts.append(("here" if born == layer else "outside" if born == OUTSIDE else "beside", -code, -1))
+        return acts
 
     def events(self, segment: int) -> tuple[int, ...]:
         """The events of the segment of a number; none where that is -1."""
@@ -92,6 +111,7 @@ class _Pair:
         self.outer, self.inner = outer, inner
         self.same = {_named(segment): index for index, segment in enumerate(inner.tape.segments)}
         self.twins = self._twins()
+        self._acts: dict[tuple[bool, int], list[_Act]] = {}
         self.sizes: list[tuple[Term, ...]] = []
         workspaces: set[int] = set()
         number_of: dict[object, int] = {}
@@ -115,6 +135,18 @@ class _Pair:
     def counterpart(self, index: int) -> int:
         """The number of the kept run's segment that is one of the checkpointed run's; -1 where it has none."""
         return self.same.get(_named(self.outer.tape.segments[index]), -1)
+
+    def acts(self, source: _Source, index: int) -> list[_Act]:
+        """What a layer's segment of the checkpointed run does, or the other run's in its place; of what is born outside
+        the layers by the checkpointed run's storages."""
+        kept = source is self.inner
+        if (kept, index) not in self._acts:
+            acts = source.acts(self.counterpart(index) if kept else index)
+            self._acts[kept, index] = [
+                (birthplace, self.twins[storage] if kept and birthplace == "outside" else storage, code)
+                for birthplace, storage, code in acts
+            ]
+        return self._acts[kept, index]
 
     def _twins(self) -> dict[int, int]:
         """By storage of the kept run that is born outside the layers, the one of the checkpointed run."""
@@ -180,25 +212,16 @@ class _Weaver:
                 continue
             for storage in self.outer.births[index]:
                 if self.outer.size[storage] in self.outer.tape.workspace_sizes:
-                    yield (OUTSIDE, storage), self.outer.codes[self.outer.size[storage]]
+                    yield storage, self.outer.codes[self.outer.size[storage]]
 
     def _inside(self, index: int, layer: int) -> Iterator[tuple[_Key, int]]:
         """What one layer's segment does: a storage, with its size's number at its birth and -1 at its death."""
-        source, part = self.sources[layer], self.parts[layer]
-        there = index if source is self.outer else self.pair.counterpart(index)
-        births = iter(source.births[there])
-        for code in source.events(there):
-            if code > 0:
-                yield (layer, next(births)), source.codes[code - 1]
-                continue
-            storage = -code
-            born = source.born[storage]
-            if born.layer == part:
-                yield (layer, storage), -1
-            elif born.layer == OUTSIDE:
-                yield (OUTSIDE, storage if source is self.outer else self.pair.twins[storage]), -1
+        source, part, own = self.sources[layer], self.parts[layer], (layer + 1) * _OF_A_LAYER
+        for birthplace, storage, code in self.pair.acts(source, index):
+            if birthplace == "here":
+                yield own + storage, code
             else:
-                yield self._handed(source, storage, part, layer), -1
+                yield storage if birthplace == "outside" else self._handed(source, storage, part, layer), code
 
     def _handed(self, source: _Source, storage: int, part: int, layer: int) -> _Key:
         """What the neighbour of `layer` hands to it in place of `storage`, which `part` has of its own neighbour."""
@@ -210,7 +233,7 @@ class _Weaver:
         given = giver.handed[_pass(born), giving, giving - step]
         if [source.terms(each) for each in wanted] != [giver.terms(each) for each in given]:
             raise UnlikeError("layers that keep everything hand on other tensors than those that are checkpointed")
-        return neighbour, given[wanted.index(storage)]
+        return (neighbour + 1) * _OF_A_LAYER + given[wanted.index(storage)]
 
     def _outside(self, index: int) -> Iterator[tuple[_Key, int]]:
         """What a segment outside the layers does."""
@@ -226,10 +249,10 @@ class _Weaver:
         for code in self.outer.events(index):
             if code > 0:
                 yield from ((key, -1) for key in more[born])
-                yield (OUTSIDE, births[born]), self.outer.codes[code - 1]
+                yield births[born], self.outer.codes[code - 1]
                 born += 1
             elif self.outer.born[-code].layer == OUTSIDE:
-                yield (OUTSIDE, -code), -1
+                yield -code, -1
             else:
                 yield from ((key, -1) for key in self._of_layers(self.outer, -code))
         yield from ((key, -1) for key in more[born])
@@ -238,12 +261,15 @@ class _Weaver:
         """A storage of each layer of the woven tape that plays the part in which it is born."""
         born = source.born[storage].layer
         layers = zip(self.sources, self.parts, strict=True)
-        return [(layer, storage) for layer, (own, part) in enumerate(layers) if own is source and part == born]
+        return [
+            (layer + 1) * _OF_A_LAYER + storage
+            for layer, (own, part) in enumerate(layers)
+            if own is source and part == born
+        ]
 
     def _numbered(self, segments: list[tuple[Segment, list[tuple[_Key, int]]]]) -> CompiledTape:
         """The tape of these segments; what is outside the layers dies with the last that frees it."""
-        steps = [step for _, acts in segments for step in acts]
-        last = {key: at for at, (key, size) in enumerate(steps) if size < 0}
+        last = {key: at for at, (key, size) in enumerate(chain.from_iterable(acts for _, acts in segments)) if size < 0}
         numbers: dict[_Key, int] = {}
         events: list[int] = []
         placed: list[Segment] = []
@@ -258,7 +284,7 @@ class _Weaver:
                     events.append(-numbers[key])
                 at += 1
             placed.append(segment.at(start, len(events)))
-        return replace(
+        return replaced(
             self.outer.tape, sizes=tuple(self.pair.sizes), workspace_sizes=self.pair.workspaces, events=tuple(events),
             segments=tuple(placed), places=self.places, kept=self.kept,
         )  # fmt: skip
@@ -273,7 +299,7 @@ def _named(segment: Segment) -> tuple[str, str, int, int, int]:
 
 
 def _of_layer(segment: Segment, layer: int) -> Segment:
-    return replace(segment, layer=layer)
+    return replaced(segment, layer=layer)
 
 
 @lru_cache(maxsize=4096)

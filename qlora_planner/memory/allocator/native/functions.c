@@ -77,6 +77,25 @@ static PyObject *flat(PyObject *module, PyObject *pairs) {
     return events ? Py_BuildValue("NL", bytes, (long long)largest) : NULL;
 }
 
+/* numbered(events): a compiled tape's events as `flat` gives them, each size being its number. */
+static PyObject *numbered(PyObject *module, PyObject *codes) {
+    (void)module;
+    if (!PyTuple_Check(codes)) return PyErr_Format(PyExc_TypeError, "takes a tuple of numbers");
+    Py_ssize_t count = PyTuple_Size(codes);
+    int64_t births = 0;
+    PyObject *bytes = PyBytes_FromStringAndSize(NULL, count * (Py_ssize_t)sizeof(ScriptEvent));
+    ScriptEvent *events = bytes ? (ScriptEvent *)PyBytes_AsString(bytes) : NULL;
+    for (Py_ssize_t i = 0; events && i < count; i++) {
+        int64_t code = PyLong_AsLongLong(PyTuple_GetItem(codes, i));
+        if (code == -1 && PyErr_Occurred()) {
+            Py_DECREF(bytes);
+            return NULL;
+        }
+        events[i] = code > 0 ? (ScriptEvent){++births, code} : (ScriptEvent){-code, 0};
+    }
+    return bytes;
+}
+
 /* pack(events, segments, places, kept, known, options): bytes; see `Script`. The acts by segment, and the parts. */
 static PyObject *pack(PyObject *module, PyObject *const *args, Py_ssize_t given) {
     (void)module;
@@ -193,6 +212,7 @@ static PyObject *count(PyObject *module, PyObject *const *args, Py_ssize_t given
 
 PyMethodDef module_functions[] = {
     {"flat", (PyCFunction)flat, METH_O, "flat(events): pairs of a storage and a size as bytes, and the largest storage."},
+    {"numbered", numbered, METH_O, "numbered(events): those of a compiled tape as pairs of a storage and a number of a size."},
     {"pack", (PyCFunction)(void (*)(void))pack, METH_FASTCALL,
      "pack(events, segments, places, kept, known, options): the acts of each segment, and the part of each storage."},
     {"count", (PyCFunction)(void (*)(void))count, METH_FASTCALL,
