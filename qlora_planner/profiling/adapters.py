@@ -158,11 +158,6 @@ def single_target(build: Builder, targets: str | list[str], layers: Layers, **mo
     return adapter_groups(low, added_tensors(inject(build(), targets, _RANKS[1], **more)), layers)
 
 
-def without_saved(added: tuple[AdapterTensor, ...]) -> tuple[AdapterTensor, ...]:
-    """Adapters alone, without the modules that PEFT trains whole by the task's own rule."""
-    return tuple(tensor for tensor in added if tensor.name != "modules_to_save")
-
-
 def _try(build: Builder, targets: str | list[str], dropout: float, **more: Any) -> Added | str:
     """What was added, or PEFT's refusal as one line."""
     model = build()

@@ -33,7 +33,10 @@ def build_classifier(source: ConfigSource, profile: ModelProfile, labels: int) -
     plans = {"bfloat16": plan_bfloat16, "float16": dict(model._get_dtype_plan(torch.float16))}
     target = next(iter(profile.adapters))
     names = target if target == "all-linear" else target.split(",")
-    added = adapters.without_saved(adapters.single_target(quantized, names, layers, task_type="SEQ_CLS"))
+    every = adapters.single_target(quantized, names, layers, task_type="SEQ_CLS")
+    added = tuple(
+        tensor for tensor in every if tensor.name != "modules_to_save"
+    )  # PEFT trains those whole for the task
     by_target = {target: added}
     if "attention" in profile.adapters:
         patterns = {pattern(name) for name in attention_modules(model)}
