@@ -1,20 +1,24 @@
 """Whether everything that a plan shows is what `estimate` says of that very run: the same bytes and the same verdict.
 
-python -m benchmarks.one_figure [DRAWS] [SEED] [PROFILES]. Draws a model, a card and a recipe at random, plans, and asks
-`estimate` for every price, point of the frontier, rung, alternative and other card that has figures. Prints how many
-were compared and those that differ; no package is needed and nothing is traced.
+python -m benchmarks.one_figure [DRAWS] [SEED] [PROFILES]. Draws a model, a card and a recipe at random, surveys, plans,
+and asks `estimate` for the row and every price, point of the frontier, rung, alternative and other card with figures.
+Prints how many were compared and those that differ; no package is needed and nothing is traced.
 """
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
+from unittest.mock import patch
 
 from qlora_planner.errors import PlannerError
+from qlora_planner.planner.survey.survey import SurveyRow
 from qlora_planner.session.session import Session
+from qlora_planner.session.surveying import indexed
+from qlora_planner.session.surveying.survey import stream_rows
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.locations import models_dirs
 from qlora_planner.spec.run import RunConfig
@@ -47,6 +51,10 @@ class Comparison:
 def compare(session: Session, model: str, card: str, typed: Mapping[str, Any], found: Comparison) -> None:
     """Plan `model` on `card` with the options that are `typed`, and hold what lies around the run against estimates."""
     bench = session.on(card)
+    for surveyed in rows_of(session, card, typed, (session.model(model).id,)):
+        if surveyed.traced:
+            said = bench.estimate(model, RunConfig(**{**typed, "seq_len": surveyed.run.seq_len})).estimate.verdict
+            found.hold(f"{model} on {card} {dict(typed)}, surveyed", surveyed.verdict, said)
     plan = bench.plan(model, compare="rtx-4090", **typed).plan
     if plan.estimate.method != "traced" or plan.estimate.verdict == "will-not-run":
         return
@@ -73,6 +81,18 @@ def compare(session: Session, model: str, card: str, typed: Mapping[str, Any], f
             there = session.on(row.gpu).estimate(model, run.with_(**row.change)).estimate
             found.hold(f"{name}, on {row.gpu}, bytes", row.floor_bytes, there.floor_bytes)
             found.hold(f"{name}, on {row.gpu}, verdict", row.verdict, there.verdict)
+
+
+def rows_of(session: Session, card: str, typed: Mapping[str, Any], models: Collection[str]) -> list[SurveyRow]:
+    """The survey of these models alone, without their best runs."""
+    every = indexed.indexed_candidates
+
+    def few(*given: Any) -> Any:
+        candidates, profiles = every(*given)
+        return [one for one in candidates if one.model_id in models], [one for one in profiles if one.id in models]
+
+    with patch.object(indexed, "indexed_candidates", few):
+        return list(stream_rows(session.on(card), RunConfig(**typed), recommend=False))
 
 
 def _around(plan: Any) -> Iterator[tuple[str, dict[str, Any], int | None, bool | None]]:

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from benchmarks.one_figure import rows_of
 from qlora_planner.errors import MissingError
-from qlora_planner.planner.survey.survey import SurveyRow, survey_rows
+from qlora_planner.planner.survey.survey import survey_rows
 from qlora_planner.session import packages
 from qlora_planner.session.session import Session
-from qlora_planner.session.surveying import indexed, survey
 from qlora_planner.spec.run import RunConfig
 from tests.wide import some
 
@@ -28,21 +28,9 @@ def base_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(packages.TRACE_VARIABLE, raising=False)
 
 
-def rows_of(models: tuple[str, ...], card: str, options: dict[str, Any], patch: pytest.MonkeyPatch) -> list[SurveyRow]:
-    """The survey of these models alone."""
-    whole = indexed.indexed_candidates
-
-    def few(*given: Any) -> Any:
-        candidates, profiles = whole(*given)
-        return [one for one in candidates if one.model_id in models], [one for one in profiles if one.id in models]
-
-    patch.setattr(indexed, "indexed_candidates", few)
-    return list(survey.stream_rows(Session().on(card), RunConfig(**options), recommend=False))
-
-
 @pytest.mark.parametrize(("card", "options"), some(RUNS, 4))
-def test_a_row_is_what_estimate_says(card: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = rows_of(MODELS, card, options, monkeypatch)
+def test_a_row_is_what_estimate_says(card: str, options: dict[str, Any]) -> None:
+    rows = rows_of(Session(), card, options, MODELS)
     assert len(rows) == len(MODELS)
     for row in rows:
         said = Session().on(card).estimate(row.model_id, RunConfig(**options)).estimate
@@ -53,8 +41,8 @@ def test_a_row_is_what_estimate_says(card: str, options: dict[str, Any], monkeyp
             assert row.usable_bytes < row.peak_bytes < said.floor_bytes, row.model_id
 
 
-def test_of_a_class_without_traces_nothing_is_said_but_that_it_is_too_large(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = {row.model_id: row for row in rows_of(SCANS, "24GB", {}, monkeypatch)}
+def test_of_a_class_without_traces_nothing_is_said_but_that_it_is_too_large() -> None:
+    rows = {row.model_id: row for row in rows_of(Session(), "24GB", {}, SCANS)}
     for model in SCANS[:2]:
         row = rows[model]
         assert (row.verdict, row.longest_seq_len, row.largest_batch) == ("cannot-say", None, None)
