@@ -4,7 +4,8 @@
 #include <string.h>
 
 static int step(Counter *counter, int32_t signed_column) {
-    if (arena_grow((void **)&counter->steps, &counter->step_capacity, counter->step_count + 1, sizeof(int32_t)))
+    if (counter->step_count == counter->step_capacity &&
+        arena_grow((void **)&counter->steps, &counter->step_capacity, counter->step_count + 1, sizeof(int32_t)))
         return ARENA_NO_MEMORY;
     counter->steps[counter->step_count++] = signed_column;
     return 0;
