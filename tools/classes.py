@@ -31,6 +31,8 @@ WITHOUT_LAW = {
     "mpt": "another vocabulary than a toy's is built otherwise than the law says",
     "recurrent_gemma": "the making of its law was not finished",
 }
+# Classes whose families hold a number that their configs may change.
+LINEAR = ("olmo_hybrid", "qwen3_5_moe_text", "qwen3_5_text", "qwen3_next")
 
 
 def names_of_installed(root: Path) -> None:
@@ -86,7 +88,10 @@ class Shipped:
             text = self.wrappers[kind]["texts"].get(part, {"law": part})["law"]
             return f"by its text part, {text}" if text in self.laws else f"refused: no law of its text part, {text}"
         if kind in self.laws:
-            return "any sizes" if self.drawn[kind] else "any sizes profiled; runs of catalogue models"
+            alike = (
+                " with the linear attention of a known model, without flash-linear-attention" if kind in LINEAR else ""
+            )
+            return f"any sizes{alike}" if self.drawn[kind] else "any sizes profiled; runs of catalogue models"
         if self.models[kind]:
             known = "catalogue models alone" if self.answered[kind] else "refused"
             return f"{known}: {WITHOUT_LAW.get(kind, 'no law yet')}"

@@ -13,6 +13,7 @@ from typing import Any
 from qlora_planner.record import record
 from qlora_planner.spec.layers import kept_positions, represent
 from qlora_planner.spec.model import ModelProfile
+from qlora_planner.spec.scans import ScanLoop, fewest_chunks, place_after, rescanned
 from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, VOCABULARY, TileLoop, tile_count, unrolled
 from qlora_planner.spec.trace import TOKENS as SINGLE_TOKENS
 from qlora_planner.spec.trace import CompiledTape, Monomial, Term, ratio
@@ -84,6 +85,8 @@ class FamilyTape:
     cuts: Mapping[str, Cut] = field(default_factory=dict)
     blocks: Mapping[str, int] = field(default_factory=dict)  # tokens of a block, by the letter of the length
     whole: bool | None = None  # holds for lengths that fill a whole number of scans alone, or for all others alone
+    scans: tuple[ScanLoop, ...] = ()  # loops over the chunks of a row, traced with `chunks` of them
+    chunks: int = 0
 
     def scored_tokens(self, batch_size: int, seq_len: int) -> int | None:
         """How many tokens the head scores in such a batch; None where it makes nothing tile by tile."""
@@ -112,9 +115,12 @@ class FamilyTape:
         `letters` for what a task has beside batch and sequence.
 
         None where the model's layers or dimensions are not this family's, or make sizes that are no whole numbers of
-        bytes.
+        bytes, or a row has too few chunks for a loop over them.
         """
         cut = self._cut(profile)
+        more = rounded(seq_len, self.blocks[SCANNED]) // self.blocks[SCANNED] - self.chunks if self.scans else 0
+        if self.scans and self.chunks + more < fewest_chunks(self.scans, self.chunks):
+            return None
         if cut is None or max(segment.layer for segment in self.tape.segments) + 1 != len(cut[0]):
             return None  # a run that hangs on how many layers there are, and was traced with all of a toy's
         counts: dict[str, int] = {}
@@ -138,10 +144,16 @@ class FamilyTape:
             sizes.append(filled)
         tape = self.tape
         tokens, last_sizes = self._single_tokens(written, seq_len, dims, sizes)
-        events, segments = tape.events, tape.segments
+        events, segments, scans = tape.events, tape.segments, self.scans
         if self.loops:
             events, starts = unrolled(tape.events, self.loops, counts, {index + 1 for index in tape.workspace_sizes})
             segments = tuple(segment.at(starts[segment.start], starts[segment.stop]) for segment in tape.segments)
+            scans = tuple(loop.moved(starts[loop.start]) for loop in scans)
+        if more:
+            events = rescanned(events, scans, more)
+            segments = tuple(
+                each.at(place_after(each.start, scans, more), place_after(each.stop, scans, more)) for each in segments
+            )
         return CompiledTape(
             variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=events,
             segments=segments, places=cut[1], kept=cut[0], tokens=tokens, last_sizes=last_sizes,
@@ -212,6 +224,7 @@ class FamilyTape:
             scored=tuple((n, d, (b, s, r)) for n, d, b, s, r in raw.get("scored", ())),
             cuts={sha: (tuple(kept), tuple(places)) for sha, (kept, places) in header.get("cuts", {}).items()},
             blocks=raw.get("blocks", {}), whole=raw.get("whole"),
+            scans=tuple(ScanLoop.of(*loop) for loop in raw.get("scans", ())), chunks=raw.get("chunks", 0),
         )  # fmt: skip
 
 

@@ -33,7 +33,7 @@ PROFILES = {
     profile.id: profile for profile in map(CATALOGUE.load, CATALOGUE.names()) if profile.config_sha256 in CONFIGS
 }
 # Compiled at lengths that fill blocks alike, where a family knows of blocks (tests/sources/test_family_blocks.py).
-IN_BLOCKS = ("gemma4_text", "nemotron_h")
+IN_BLOCKS = ("gemma4_text", "nemotron_h", "qwen3_5_text")
 # One of each class, and of llama's structures each, that ships traces of its own.
 OWN = [
     (name, profile)

@@ -22,6 +22,7 @@ from tools.families.pack import bytes_of
 ROOT = Path(__file__).parents[2] / "profiles"
 CATALOGUE = ModelCatalogue([ROOT / "models"])
 SMOL, SCANS, WIDE = "HuggingFaceTB/SmolLM3-3B", "nvidia/Nemotron-H-8B-Base-8K", "google/gemma-4-31B"
+DELTA = "Qwen/Qwen3.5-9B"
 
 
 def answer(profile: ModelProfile, seq_len: int) -> StoredTape | None:
@@ -37,7 +38,8 @@ def traced(name: str, seq_len: int) -> CompiledTape:
 
 
 @pytest.mark.parametrize(
-    ("name", "seq_len"), [(SMOL, 1601), ("meta-llama/Llama-4-Scout-17B-16E", 3999), (SCANS, 1999), (SCANS, 2048)]
+    ("name", "seq_len"),
+    [(SMOL, 1601), ("meta-llama/Llama-4-Scout-17B-16E", 3999), (SCANS, 1999), (SCANS, 2048), (DELTA, 1600)],
 )
 def test_the_family_is_the_models_own_trace_to_the_byte(name: str, seq_len: int) -> None:
     """One length that fills whole chunks of the scan, and others; none that the family was made at."""
@@ -60,6 +62,17 @@ def test_a_tape_stands_for_the_lengths_that_fill_as_many_blocks() -> None:
         family = answer(CATALOGUE.load(name), seq_len)
         assert family is not None and (family.region.low, family.region.high) == (low, high)
     assert answer(CATALOGUE.load(WIDE), 1501) is None  # a mask of such rows is copied
+
+
+def test_a_row_that_goes_chunk_by_chunk_is_answered_with_as_many_chunks_as_it_has() -> None:
+    profile = CATALOGUE.load(DELTA)
+    held = [answer(profile, 64 * chunks) for chunks in (20, 30, 60)]
+    events = [len(each.tape.events) for each in held if each is not None]
+    assert len(events) == 3
+    assert (events[2] - events[1]) == 3 * (events[1] - events[0])
+    assert [(each.region.low, each.region.high) for each in held if each] == [(1279, 1280), (1919, 1920), (3839, 3840)]
+    assert answer(replace(profile, dims={**profile.dims, "vocab_size": 10**6}), 1280) is not None
+    assert answer(profile, 1281) is None  # rows that fill no whole chunk have events more
 
 
 @pytest.mark.parametrize("name", [SMOL, SCANS, WIDE])

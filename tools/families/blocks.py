@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
-from qlora_planner.spec.family import FILLED_KEYS, FILLED_QUERIES, FILLED_SUMS, SCANNED
+from qlora_planner.spec.family import FILLED_KEYS, FILLED_QUERIES, FILLED_SUMS, FLASH_ROWS, SCANNED
 from tools.families.fitting import Sum
 from tools.families.regions import Region
+from tools.families.scans import DELTA_CHUNK, delta_chunk
 
 _CHUNK_FIELDS = ("chunk_size", "mamba_chunk_size")
 _SCANS = frozenset({"mamba", "linear_attention"})
@@ -22,7 +23,7 @@ def chunk_of(config: Mapping[str, Any]) -> int | None:
     """How many tokens the state spaces of a completed config scan at a time; None where it has none that do."""
     kinds = config.get("layer_types") or config.get("layers_block_type") or ()
     sizes = (config.get(name) for name in _CHUNK_FIELDS) if _SCANS & set(kinds) else ()
-    return next((size for size in sizes if type(size) is int), None)
+    return next((size for size in sizes if type(size) is int), delta_chunk(config))
 
 
 def blocks_of(config: Mapping[str, Any]) -> dict[str, int]:
@@ -45,8 +46,26 @@ def begun_by_blocks(config: Mapping[str, Any]) -> list[Sum]:
     return [((Fraction(256), (1, 0, 0), (heads,)), of_queries)]
 
 
+def begun_sums(sequences_per_row: int = 1, flash: Sequence[str] = ()) -> list[Sum]:
+    """The first terms of sums of three: cuDNN's attention backward takes a workspace of 256 bytes, a sum in float32
+    for each row of each head, and accumulators as wide as the heads.
+
+    FlashAttention-2's takes the last two for every token and 128 more a row (flash_attn 2.8, flash_api.cpp,
+    mha_varlen_bwd), of which a task's padding, a share of one completion, goes off.
+    """
+    of_heads = (Fraction(4 * sequences_per_row), (1, 1, 0), ("num_attention_heads",))
+    begun: list[Sum] = [((Fraction(256), (0, 0, 0), ()), of_heads)]
+    for wide in ((), flash) if flash else ():
+        each = Fraction(4 * sequences_per_row)
+        product = ("num_attention_heads", *wide)
+        begun.append(((each, (1, 1, 0), product), (FLASH_ROWS * each, (1, 0, 0), product)))
+    return begun
+
+
 def settled(region: Region, config: Mapping[str, Any]) -> Region:
     """The region, with rows that leave a block in part empty where its name does not say otherwise."""
+    if delta_chunk(config) is not None:
+        region = replace(region, chunk=DELTA_CHUNK)
     return replace(region, whole=False) if region.whole is None and blocks_of(config) else region
 
 

@@ -27,6 +27,7 @@ from qlora_planner.sources.families import WHOLE
 from tools.families.blocks import chunk_of
 from tools.families.recipes import RECIPES, batches_only
 from tools.families.regions import Region, regions
+from tools.families.scans import CHUNKS
 from tools.families.task_regions import TaskRegion, task_regions
 from tools.families.toys import NOT_ARCHITECTURE, Toys, toys_of
 
@@ -47,6 +48,8 @@ FIRST = (
 Piece = tuple[str, str, str]
 STRUCTURES = "structures.json"
 _HASH_SEED = "PYTHONHASHSEED"
+# Fields that say which layers there are, as the kinds do, or of a head that is not trained.
+_IN_KINDS = ("full_attention_interval", "num_nextn_predict_layers")
 
 
 def structure_of(raw: dict[str, Any]) -> str:
@@ -55,7 +58,7 @@ def structure_of(raw: dict[str, Any]) -> str:
     small = {
         key: _told_apart(key, value)
         for key, value in toys.configs[0].items()
-        if key not in NOT_ARCHITECTURE and not key.endswith("_token_id")
+        if key not in NOT_ARCHITECTURE and not key.endswith("_token_id") and key not in _IN_KINDS and value != []
     }
     windowed = isinstance(small.get("sliding_window"), int) and small.get("use_sliding_window") is not False
     if windowed:
@@ -151,6 +154,8 @@ def _traced(name: str, raw: dict[str, Any], recipe: str, region_name: str) -> di
         document |= {"symbols": family.symbols, "letters": family.letters}
     if family.blocks:
         document |= {"blocks": family.blocks} | ({} if family.whole is None else {"whole": family.whole})
+    if family.scans:
+        document |= {"scans": [loop.words for loop in family.scans], "chunks": CHUNKS}
     if family.loops:
         document |= {
             "loops": [loop.words for loop in family.loops],

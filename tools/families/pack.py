@@ -105,12 +105,13 @@ def proved(profile: ModelProfile, pieces: Pieces, header: Mapping[str, Any], roo
     cut: Cut | None = None
     for kind in KINDS:
         for own in stored_tapes(profile, kind, [root / "tapes"]):
-            name = region_name(profile, own.region)
-            piece = pieces.get((own.tape.variant, name))
-            # Tapes that ship were compiled at lengths that fill blocks alike, so others prove nothing of blocks.
+            name, one_length = region_name(profile, own.region), own.region.high - own.region.low == 1
+            variant = own.tape.variant
+            piece = _piece_for(pieces, variant, name, own.region.high) if one_length else pieces.get((variant, name))
+            # Tapes of many lengths were compiled at such as fill blocks alike, so they prove nothing of blocks.
             if (
                 piece is None
-                or "blocks" in piece["tape"]
+                or ("blocks" in piece["tape"] and not one_length)
                 or (name.startswith("single short") and fuses_short_rows(profile))
             ):
                 continue
@@ -162,7 +163,7 @@ def header_of(
 ) -> dict[str, Any]:
     """A family's header, with the layers that are traced of each model that it answers where some profile does not tell
     them; and for state spaces, whose heads toys keep in proportion to those that attend, as no profile says."""
-    scans = any(SCANNED in piece["tape"].get("blocks", ()) for piece in pieces)
+    scans = any(SCANNED in piece["tape"].get("blocks", ()) and "scans" not in piece["tape"] for piece in pieces)
     if not scans and all(proof.header(profile, header) == header for profile, proof in answered.values()):
         return dict(header)
     return {**header, "cuts": {profile.config_sha256: proof.cut for profile, proof in answered.values()}}

@@ -12,6 +12,17 @@ _RANKS = (8, 24, 56, 40, 16, 72)
 _NOT_WHOLE = (16, 16, 32, 80, 32, 16)
 _CHUNK = 256
 _WHOLE_TILES = (1280, 1024, 1024, 1024, 768, 768)
+# Rows that a class goes through in chunks of 64 tokens: of few chunks, since each takes some hundred events.
+_DELTA_CHUNK = 64
+_DELTA_SEQS = {
+    "short": (448, 512, 448, 512, 512, 448),
+    "middle": (768, 1216, 960, 1088, 832, 1344),
+    "long": (4160, 4416, 4224, 4352, 4480, 4288),
+}
+# What rows lack of whole chunks, where they are to fill none.
+_NOT_FILLED = (16, 48, 32, 16, 32, 48)
+_DELTA_TILES = (8256, 8384, 8448, 8320, 8512, 8576)
+_DELTA_ROWS = ((2, 768), (3, 576), (5, 640), (4, 704), (3, 1088), (2, 1344))
 
 
 @record
@@ -24,6 +35,7 @@ class Region:
     beyond: bool | None = None
     tiled: bool = False  # traced with three tiles of the head each way, for a trainer that scores in tiles
     whole: bool | None = None  # where rows are taken in blocks: whether they fill a whole number of them
+    chunk: int = _CHUNK  # tokens of a block
 
     @property
     def name(self) -> str:
@@ -38,14 +50,24 @@ class Region:
 
     def points(self, count: int) -> list[Point]:
         """Sizes (batch, sequence, rank) for as many traces, no two alike."""
-        points = self._points(count)
-        if self.whole is None:
+        points = self._delta_points(count) if self.chunk == _DELTA_CHUNK else self._points(count)
+        if self.whole is None or (self.whole and self.chunk == _DELTA_CHUNK):
             return points
+        if self.chunk == _DELTA_CHUNK:
+            return [(batch, seq - less, rank) for (batch, seq, rank), less in zip(points, _NOT_FILLED, strict=False)]
         if not self.whole:
             return [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _NOT_WHOLE, strict=False)]
         if self.batched and self.tiled and self.length == "long":
             return [(batch, seq, rank) for (batch, _, rank), seq in zip(points, _WHOLE_TILES, strict=False)]
         return [(batch, _CHUNK * round(seq / _CHUNK), rank) for batch, seq, rank in points]
+
+    def _delta_points(self, count: int) -> list[Point]:
+        if self.batched and self.length == "middle":
+            return [(*row, rank) for row, rank in zip(_DELTA_ROWS[:count], _RANKS[:count], strict=True)]
+        if self.batched:
+            return self._points(count)
+        seqs = _DELTA_TILES if self.tiled and self.length == "long" else _DELTA_SEQS[self.length]
+        return [(1, seq, rank) for seq, rank in zip(seqs[:count], _RANKS[:count], strict=True)]
 
     def _points(self, count: int) -> list[Point]:
         ranks = _RANKS[:count]

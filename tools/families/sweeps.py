@@ -25,6 +25,7 @@ _CARDS = tuple(
 )
 # Sizes that are tried in each range, the usual first: one of them lies inside.
 _ROWS = [(1, seq) for seq in (2048, 384, 6144, 768, 1024, 3072, 5120, 12288, 40960)]
+_CHUNK = 64
 _BATCHES = [(8, 384), (8, 2048), (2, 1024), (4, 768), (4, 4096), (2, 6144), (4, 6144)]
 
 
@@ -62,15 +63,14 @@ def _parts(
     for region in validity_ranges(profile, batched):
         if _overlaps(region, covered):
             continue
-        stored = next(
-            (
-                tape
-                for batch_size, seq_len in (_BATCHES if batched else _ROWS)
-                if region.holds(batch_size, seq_len)
-                and (tape := family_tape(profile, variant, [root / "families"], batch_size, seq_len)) is not None
-            ),
-            None,
-        )
-        if stored is not None:
+        held = [
+            tape
+            for batch_size, seq_len in (_BATCHES if batched else _ROWS)
+            if region.holds(batch_size, seq_len)
+            and (tape := family_tape(profile, variant, [root / "families"], batch_size, seq_len)) is not None
+        ]
+        # A row that goes chunk by chunk has more events the longer it is: no moments are those of a whole range.
+        looped = len({len(each.tape.events) for each in held if each.region.high - each.region.low <= _CHUNK}) > 1
+        for stored in () if looped else held[:1]:
             moments = peak_polynomials_of(stored.tape, resolution.run, region, peaks_only=True)
             yield SweptRange(variant=variant, region=region, moments=moments)

@@ -29,10 +29,14 @@ NOT_ARCHITECTURE = (
 # Values for each dimension, one a toy; groups of heads and head sizes where the class leaves them free.
 # Hidden sizes by head: most classes want a multiple of the number of heads, whatever the size of a head.
 _HIDDEN_BY_HEAD = (56, 72, 40, 104, 88, 24, 136, 152)
+# The same where a gate of one row makes its width a number of quantised blocks.
+_BLOCKS_BY_HEAD = (64, 192, 128, 320, 448, 256, 576, 704)
 _INTERMEDIATE = (960, 1472, 1088, 1856, 1216, 2176, 1664, 2432)
 _VOCABULARY = (1984, 2368, 2624, 1856, 3008, 2752, 3392, 4288)
 _POSITIONS = tuple(16384 + 64 * prime for prime in (7, 13, 29, 41, 53, 67, 79, 97))
 _HEADS = (4, 12, 20, 8, 28, 16, 44, 36)
+# Linear biases of attention are made otherwise for heads that are no power of two; models' own are.
+_DOUBLED_HEADS = (4, 8, 16, 2, 32, 64, 4, 8)
 _KV_HEADS, _GROUPS = (2, 3, 5, 4, 7, 6, 2, 9), (3, 2, 2, 5, 2, 3, 11, 2)
 _HEAD_DIM = (64, 48, 80, 112, 96, 32, 16, 88)
 _MAMBA_HEADS_BY_HEAD = (1, 2, 4, 2, 1, 4, 2, 1)
@@ -168,17 +172,19 @@ def _dimensions(
     """The dimensions of toy number `at`."""
     heads, kv_heads = int(config.num_attention_heads), _kv_heads(config)
     row = {"vocab_size": _VOCABULARY[at]}
+    alone = _DOUBLED_HEADS[at] if _biased(config) and heads & (heads - 1) == 0 else _HEADS[at]
     if "num_key_value_heads" in free and 1 < kv_heads < heads:
         row["num_key_value_heads"] = _KV_HEADS[at]
         row["num_attention_heads"] = _KV_HEADS[at] * _GROUPS[at]
     else:
-        row["num_attention_heads"] = _HEADS[at]
+        row["num_attention_heads"] = alone
         if "num_key_value_heads" in free:
-            row["num_key_value_heads"] = 1 if kv_heads == 1 < heads else _HEADS[at]
+            row["num_key_value_heads"] = 1 if kv_heads == 1 < heads else alone
     row["num_attention_heads"] = lcm(row["num_attention_heads"], shared)
-    sizes = _head_dims(_rotated(config), head_dims)
+    gated = "shared_expert_intermediate_size" in free
+    sizes = _head_dims(_rotated(config), _ALIGNED if gated else head_dims)
     if "head_dim" in free:
-        row["hidden_size"] = row["num_attention_heads"] * _HIDDEN_BY_HEAD[at]
+        row["hidden_size"] = row["num_attention_heads"] * (_BLOCKS_BY_HEAD if gated else _HIDDEN_BY_HEAD)[at]
         row["head_dim"] = sizes[at] if free["head_dim"] <= widest else free["head_dim"]
     else:
         head_dim = int(config.hidden_size) // heads
@@ -199,6 +205,12 @@ def _is_expanded(config: Any) -> bool:
     """Whether the heads of state spaces have to share a multiple of the hidden size between them."""
     names = ("mamba_n_heads", "mamba_d_head", "mamba_expand")
     return all(isinstance(getattr(config, name, None), int) for name in names)
+
+
+def _biased(config: Any) -> bool:
+    """Whether attention is told of positions by linear biases."""
+    inner = getattr(config, "attn_config", None)
+    return config.model_type == "bloom" or bool(getattr(config, "alibi", False) or getattr(inner, "alibi", False))
 
 
 def _rotated(config: Any) -> float:
@@ -260,6 +272,8 @@ def _shrunk(published: Mapping[str, Any], config: Any, row: Mapping[str, int], d
         width = raw.get(name)
         if isinstance(width, int) and width % int(config.hidden_size) == 0:
             raw[name] = width // int(config.hidden_size) * row["hidden_size"]
+        elif isinstance(width, int) and width and int(config.hidden_size) % width == 0:
+            raw[name] = row["hidden_size"] // (int(config.hidden_size) // width)
     if "max_position_embeddings" not in row:
         raw[names.get("max_position_embeddings", "max_position_embeddings")] = 1 << 17
     for key, value in raw.items():

@@ -6,7 +6,6 @@ import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import field, replace
-from fractions import Fraction
 from functools import lru_cache
 from typing import Any
 from unittest import mock
@@ -21,7 +20,6 @@ from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
 from qlora_planner.spec.family import (
-    FLASH_ROWS,
     HEAD_BLOCKS,
     PROMPT,
     ROWS,
@@ -31,12 +29,14 @@ from qlora_planner.spec.family import (
 from qlora_planner.spec.machine import GpuSpec
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.run import RunConfig
+from qlora_planner.spec.scans import ScanLoop
 from qlora_planner.spec.tiles import RESTS, TileLoop
 from qlora_planner.spec.trace import ROLLOUT, SCORE, CompiledTape, Tape, Term
 from tools.compiling import NotPolynomialError, Point, aligned_codes
-from tools.families.blocks import begun_by_blocks, blocks_of, chunk_of, settled
+from tools.families.blocks import begun_by_blocks, begun_sums, blocks_of, chunk_of, settled
 from tools.families.fitting import SizeFitter, Sum, UnfittedError
 from tools.families.regions import Region
+from tools.families.scans import few_chunks_of
 from tools.families.task_regions import TaskRegion
 from tools.families.tiles import TilesError, loops_of, rests, scored_tokens
 from tools.families.toys import Toys
@@ -67,6 +67,7 @@ class TracedFamily:
     letters: tuple[str, ...] = ()  # of a task, after the symbols
     blocks: Mapping[str, int] = field(default_factory=dict)  # see `blocks_of`
     whole: bool | None = None  # holds for rows of a whole number of blocks alone, or for others alone
+    scans: tuple[ScanLoop, ...] = ()  # of a tape of CHUNKS chunks
 
 
 @record
@@ -118,7 +119,7 @@ def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regio
     with never_fused(), few_chunks():
         resolution, variant = _resolution(toys, recipe, gpu, region)
         point = settled(region, toys.configs[0]).points(CONFIGS)[at]
-        tape = _trace(toys.configs[at], resolution, gpu, point)
+        tape, _ = few_chunks_of(toys.configs[at], _trace(toys.configs[at], resolution, gpu, point), point[1])
     dims = toy_dims(toys, recipe, gpu, region, at)
     loops = loops_of(tape, toys.dims[at], dims) if region.tiled else ()
     return TracedToy(tape=tape, variant=variant, point=point, dims=dims, loops=loops)
@@ -156,12 +157,16 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     points = region.points(CONFIGS)
     if resolution.run.attention == "flash_attention_2" and not blocks:
         points = [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _UNEVEN, strict=False)]
-    tapes = [
-        _trace(config, resolution, gpu, point) for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
+    traced = [
+        few_chunks_of(config, _trace(config, resolution, gpu, point), point[1])
+        for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
     ]
+    tapes, scans = [tape for tape, _ in traced], traced[0][1]
+    if any(other != scans for _, other in traced):
+        raise NotPolynomialError("toys differ in where they loop over chunks")
     codes = aligned_codes(tapes, points)
     rows, letters = _with_rounded(toys, resolution, points, blocks)
-    fitter = SizeFitter((*toys.symbols, *letters), rows, points, (*_begun_sums(), *begun_by_blocks(toys.configs[0])))
+    fitter = SizeFitter((*toys.symbols, *letters), rows, points, (*begun_sums(), *begun_by_blocks(toys.configs[0])))
     scored, symbols, of_last = scored_tokens(resolution, region.batched), toys.symbols, fitter
     loops: tuple[TileLoop, ...] = ()
     in_last: set[int] = set()
@@ -181,7 +186,7 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     tape, sizes = _solved(tapes, codes, variant, fit, in_last)
     return TracedFamily(
         tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else (), letters=letters,
-        blocks=blocks, whole=region.whole if chunk_of(toys.configs[0]) else None,
+        blocks=blocks, whole=region.whole if chunk_of(toys.configs[0]) else None, scans=scans,
     )  # fmt: skip
 
 
@@ -224,7 +229,7 @@ def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
         {**row, **{name: ({**flash_sizes(row, 1), **given})[name] for name in own_letters}}
         for row, given in zip(toys.dims, options, strict=False)
     ]
-    fitters = [SizeFitter(symbols, dims, points, _begun_sums(sizes.trainer.sequences_per_row, flash))]
+    fitters = [SizeFitter(symbols, dims, points, begun_sums(sizes.trainer.sequences_per_row, flash))]
     generated: set[int] = set()
     if sizes.trainer.generation is not None:
         together = [
@@ -285,22 +290,6 @@ def _solved(
         kept=(),
     )
     return tape, tuple(terms for terms, _ in sizes)
-
-
-def _begun_sums(sequences_per_row: int = 1, flash: Sequence[str] = ()) -> list[Sum]:
-    """The first terms of sums of three: cuDNN's attention backward takes a workspace of 256 bytes, a sum in float32
-    for each row of each head, and accumulators as wide as the heads.
-
-    FlashAttention-2's takes the last two for every token and 128 more a row (flash_attn 2.8, flash_api.cpp,
-    mha_varlen_bwd), of which a task's padding, a share of one completion, goes off.
-    """
-    of_heads = (Fraction(4 * sequences_per_row), (1, 1, 0), ("num_attention_heads",))
-    begun: list[Sum] = [((Fraction(256), (0, 0, 0), ()), of_heads)]
-    for wide in ((), flash) if flash else ():
-        each = Fraction(4 * sequences_per_row)
-        product = ("num_attention_heads", *wide)
-        begun.append(((each, (1, 1, 0), product), (FLASH_ROWS * each, (1, 0, 0), product)))
-    return begun
 
 
 class _OfModel(Prober):
