@@ -144,8 +144,6 @@ def floor_bytes(
 
     if limit_bytes is not None and within:
         low, high = (low, limit_bytes) if works(limit_bytes) else (limit_bytes, high)
-    if not refines and high == limit_bytes:
-        return most
     if low < most < high and not expandable:
         close = most + int(FLOOR_TOLERANCE * most)
         low, high = (low, most) if close >= high or works(close) else (most, high)
