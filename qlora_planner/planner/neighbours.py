@@ -140,7 +140,8 @@ def ladder(
         try:
             pace = _Pace.of(factory, lower, pace_on)
             there = None if here is None else played_of(lower)
-            unsaid = there is None and here is not None and is_task(run)  # for a task no closed forms stand in
+            # For a task, or a tower that reads images, no closed forms stand in.
+            unsaid = there is None and here is not None and (is_task(run) or run.shows_images)
             if there is not None and here is not None:
                 freed, fits = there.floor_bytes - here.floor_bytes, there.verdict == "fits"
             elif not unsaid:

@@ -18,9 +18,10 @@ from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.gpus.others import Standing, smallest_card
+from qlora_planner.planner.image_frontier import frontier_around
 from qlora_planner.planner.knobs import generates, in_whole_groups
 from qlora_planner.planner.nearest import nearest
-from qlora_planner.planner.neighbours import PlayedOf, candidate_memory_at, frontier, ladder, prices
+from qlora_planner.planner.neighbours import PlayedOf, candidate_memory_at, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
 from qlora_planner.planner.other_runs import alternatives, elsewhere
 from qlora_planner.planner.planner import (
@@ -259,29 +260,27 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     price = request.gpu.rent_usd_per_hour
     # Ranks hold all weights: of a share of them they say neither what storing costs nor how long a sequence may be.
     shared = answer.run.parallel == FSDP2
-    images = answer.run.shows_images  # each of them is traced by itself: of the runs around, those with a price are
-    lone = images or _stands_alone(planner, answer.run)
-    priced = () if (answer.method != TRACED if images else lone) else tuple(
-        price for price in prices(factory, answer.run, planner.pace_on, scale, played_by(planner, answer.run))
-        if not (shared and _STORED & set(price.change))
-    )  # fmt: skip
+    images, played_of = answer.run.shows_images, played_by(planner, answer.run)
+    lone = answer.method != TRACED if images else _stands_alone(planner, answer.run)
+    around = prices(factory, answer.run, planner.pace_on, scale, played_of)
+    priced = () if lone else tuple(price for price in around if not (shared and _STORED & set(price.change)))
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
         gpu=request.gpu,
         run=answer.run,
         estimate=_qualified(planner, answer),
-        alternatives=() if lone else tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
+        alternatives=() if lone or images else tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=priced,
-        frontier=() if shared or lone else frontier(factory, answer.run, planner.model_limit, scale, planner.roughly),
+        frontier=() if shared or lone else frontier_around(planner, answer, scale, played_of),
         objective=request.objective,
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=() if lone else tuple(ladder(factory, answer.run, planner.pace_on, planner.played)),
+        ladder=() if lone else tuple(ladder(factory, answer.run, planner.pace_on, played_of)),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
-        if _of_data(request) or (images and answer.method != TRACED)
+        if _of_data(request) or (images and lone)
         else smallest_card(planner.profile, answer, request.cards, request.budget, planner.played_on),
         compared=tuple(elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(

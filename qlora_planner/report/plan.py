@@ -99,8 +99,8 @@ def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
         yield from theme.wrap(text, style="dim")
         return
     if not plan.frontier and plan.run.shows_images:
-        text = "longest sequence, what to give up: not looked for with images, as a training step is recorded for each"
-        yield from theme.wrap(f"{text} length; `estimate` with --seq-len records one", style="dim")
+        text = "longest sequence: none found with images, of which a training step is recorded for each length"
+        yield from theme.wrap(f"{text}; `estimate` with --seq-len records one", style="dim")
         return
     if not plan.frontier and is_task(plan.run):
         text = (

@@ -18,6 +18,7 @@ from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.budget import Budget
 from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
+from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.planner.knobs import knobs_of
 from qlora_planner.planner.plan import plan
 from qlora_planner.planner.planner import Request
@@ -47,7 +48,7 @@ def test_a_plan_with_images_is_of_the_very_run_with_them() -> None:
     assert answer.estimate.peak == alone.peak
     assert all(run.shows_images for run in traced)
     # Ranks are of text, and no speed counts a tower.
-    assert (answer.frontier, answer.ladder, answer.alternatives) == ((), (), ())
+    assert answer.alternatives == ()
     assert answer.estimate.speed.tokens_per_s is None
 
 
@@ -74,6 +75,29 @@ def test_a_price_with_images_is_the_difference_of_two_estimates_of_their_own() -
     # Twice the pixels of 140x112 are two rows of 20 tokens and more: 200x160 is 7 x 6 patches of 28.
     assert priced["image_size"].change["image_size"] in ("200x160", "96x80")
     assert {row.change["images"] for row in answer.prices if row.knob == "images"} == {2}
+
+
+def test_a_frontier_and_a_ladder_with_images_are_of_runs_that_fit_by_their_own_traces() -> None:
+    profile = whole(QWEN25)
+    budget = Budget.of(H200, cap_bytes=160 << 20)
+
+    def tape_of(run: RunConfig) -> Tape | None:
+        return trace_run(source_of(QWEN25), resolve(profile, run, H200), H200)
+
+    def alone(run: RunConfig) -> MemoryEstimate:
+        return estimate(profile, run, H200, cap_bytes=160 << 20, tape=tape_of(run))
+
+    answer = plan(profile, Request(budget=budget, run=ASKED.with_(batch_size=2)), tape_of=tape_of)
+    longest = {point.batch_size: point.seq_len or 0 for point in answer.frontier}
+    assert longest[1] > 2 * 96 and longest[2] >= 96
+    at = {"batch_size": 1, "padding": None}
+    assert alone(answer.run.with_(**at, seq_len=longest[1])).verdict == "fits"
+    assert alone(answer.run.with_(**at, seq_len=2 * longest[1])).verdict != "fits"
+    rung = answer.ladder[0]
+    assert rung.change["batch_size"] == 1
+    assert rung.bytes == alone(answer.run.with_(**rung.change)).floor_bytes - alone(answer.run).floor_bytes
+    # None is said by closed forms.
+    assert all(rung.bytes is not None and rung.speed is None for rung in answer.ladder)
 
 
 def test_images_that_fill_the_sequence_bring_a_longer_one_so_that_the_text_stays() -> None:
