@@ -52,16 +52,24 @@ def engine(request: pytest.FixtureRequest) -> tuple[str, RunConfig]:
 
 
 @pytest.fixture(scope="module")
-def resumed(home: Home, start: Start, engine: tuple[str, RunConfig]) -> Ended:
-    """A run whose second rank was killed after a checkpoint, gone on with to its end."""
-    name, run = engine
-    killed = on_engine(home, start, name, run, hook=KILLED_RANK)
+def killed(home: Home, start: Start, engine: tuple[str, RunConfig]) -> Ended:
+    """A run whose second rank is killed after a checkpoint."""
+    return on_engine(home, start, *engine, hook=KILLED_RANK)
+
+
+@pytest.fixture(scope="module")
+def resumed(home: Home, start: Start, engine: tuple[str, RunConfig], killed: Ended) -> Ended:
+    """The same, gone on with to its end."""
+    assert killed.code == 4
+    return on_engine(home, start, *engine, "--resume")
+
+
+def test_a_rank_that_is_killed_ends_all_with_one_line(killed: Ended) -> None:
     assert killed.code == 4 and "Traceback" not in killed.said
     assert str(killed.summary["message"]).startswith("rank 1 of 2 was ended by SIGKILL")
-    return on_engine(home, start, name, run, "--resume")
 
 
-def test_a_rank_that_was_killed_ends_all_and_the_run_is_gone_on_with(resumed: Ended) -> None:
+def test_the_run_is_gone_on_with_from_its_checkpoint(resumed: Ended) -> None:
     assert resumed.code == 0, resumed.said
     assert f"going on from checkpoint-{SAVED}" in resumed.said and resumed.summary["steps"] == STEPS
     assert resumed.summary["loss"]["last"] < resumed.summary["loss"]["first"]
