@@ -41,10 +41,17 @@ def missing_for(run: RunConfig) -> list[str]:
 
 def check_executable(run: RunConfig, device: str) -> None:
     """Raises InputError for a run that is planned here and cannot be executed on this device."""
+    from qlora_planner.catalog.trainers import trainer_named
+
     if run.expert_quant == "nf4":
         raise InputError(
             "--expert-quant nf4: transformers loads fused experts in 16 bits, so such a run is planned and not executed"
             " here; --export axolotl=FILE writes it for axolotl, which stores them in NF4"
+        )
+    if run.shows_images and trainer_named(run.trainer).patches_libraries:
+        raise InputError(
+            f"--trainer {run.trainer} with images is planned and not executed here: its rows are texts; leave the"
+            " images out, or --trainer trl-sft trains on them"
         )
     if run.vllm not in (None, "none") and device == "cpu":
         raise InputError(

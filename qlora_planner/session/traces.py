@@ -87,6 +87,8 @@ def tape_for(
     cached = cache.load(profile, resolved, variant, versions)
     if cached is not None or not make or os.environ.get(packages.TRACE_VARIABLE) == "never":
         return cached
+    if trainer.traced_types and (profile.text_part_of or profile.model_type) not in trainer.traced_types:
+        return None  # `unmodelled` says why
     missing = packages.missing_packages()
     own = packages.missing_packages(trainer.packages)
     if own and not trainer.closed_forms:

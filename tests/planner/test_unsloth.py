@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from qlora_planner import RunConfig, load_gpu, load_model
@@ -10,6 +12,7 @@ from qlora_planner.memory.estimate import estimate
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import Component
 from qlora_planner.memory.unmodelled.left_out import guessed
+from qlora_planner.session.packages import check_executable
 from qlora_planner.session.towers import with_tower
 from qlora_planner.session.traces import tape_for
 from qlora_planner.speed.roofline import speed_of
@@ -27,10 +30,10 @@ def test_without_a_trace_nobody_can_say_unless_its_weights_alone_are_too_large(m
 
 def test_a_figure_without_a_trace_of_it_is_no_prediction_of_a_run() -> None:
     profile, card = load_model("llama-3.1-8b"), load_gpu("24GB")
-    assert "known by a trace alone" in str(guessed(estimate(profile, RUN, card)))
-    assert guessed(estimate(profile, RunConfig(trainer="trl-sft"), card)) is None
+    assert "known by a trace alone" in str(guessed(estimate(profile, RUN, card), profile))
+    assert guessed(estimate(profile, RunConfig(trainer="trl-sft"), card), profile) is None
     traced = tape_for(profile, RUN, card, stored_only=True)
-    assert guessed(estimate(profile, RUN, card, tape=traced)) is None
+    assert guessed(estimate(profile, RUN, card, tape=traced), profile) is None
 
 
 def test_weights_stay_in_16_bits_and_adapters_are_float32() -> None:
@@ -80,10 +83,22 @@ def test_packed_rows_are_rows_end_to_end_as_every_batch_and_none_of_their_layers
     assert packed.peak.high_bytes < apart.peak.high_bytes
 
 
-def test_images_are_refused_in_a_line_that_names_the_trainer() -> None:
-    run = RUN.with_(images=1, image_size="640x480")
-    with pytest.raises(InputError, match="--trainer unsloth: planned for text alone"):
-        estimate(with_tower(load_model("Qwen/Qwen2.5-VL-3B-Instruct"), run), run)
+@pytest.mark.parametrize("images", [{}, {"images": 1, "image_size": "640x480"}], ids=["text", "images"])
+def test_a_model_that_is_compiled_whole_is_nobodys_to_say_and_the_reason_offers_no_install(
+    images: dict[str, Any],
+) -> None:
+    run = RUN.with_(**images)
+    profile = with_tower(load_model("Qwen/Qwen2.5-VL-3B-Instruct"), run)
+    answer = estimate(profile, run, load_gpu("h200"))
+    assert answer.verdict == "cannot-say" and answer.fit is not None
+    (reason,) = (reason for reason in answer.fit.reasons if "--trainer unsloth" in reason)
+    assert "no layers of its own for qwen2_5_vl" in reason and "install" not in reason
+    assert tape_for(profile, run, load_gpu("h200")) is None
+
+
+def test_a_run_with_images_is_not_executed_by_a_trainer_whose_rows_are_texts() -> None:
+    with pytest.raises(InputError, match="--trainer unsloth with images is planned and not executed"):
+        check_executable(RUN.with_(images=1, image_size="640x480"), "cuda")
 
 
 def test_a_run_that_its_loader_has_no_word_for_is_refused() -> None:

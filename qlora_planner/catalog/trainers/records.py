@@ -79,7 +79,9 @@ class TrainerRow:
     where it stores linear layers so. `adds_adapters`: it is given the base model and
     adds them itself; given them, it would keep a second set beside. `patches_libraries`: importing it changes the other
     libraries for the whole process, and it prepares a model itself. `trace_environment`: the variables under which it
-    is imported in a process that traces it. `shards`: its step is played where cards share the weights.
+    is imported in a process that traces it.`traced_types`: the model types that it has written layers for; models of
+    others go through torch's compiler whole, which no trace sees (none: it is traced of every type). `shards`: its step
+    is played where cards share the weights.
     `loss_beside_head`: its loss meets counts that are on the first card, so that the head has to be there too.
     `generation`: it generates completions itself before it trains on them, with these defaults.
 
@@ -135,6 +137,7 @@ class TrainerRow:
     patches_libraries: bool = False
     reads_saved_folders: bool = False  # weights come from a folder alone, where save_pretrained writes tied ones once
     trace_environment: Mapping[str, str] = field(default_factory=dict)
+    traced_types: tuple[str, ...] = ()
     shards: bool = False
     loss_beside_head: bool = False
     own_options: tuple[str, ...] = ()

@@ -283,6 +283,7 @@ TRAINER_ROWS: dict[str, TrainerRow] = {
             reads_saved_folders=True,
             quantizes_experts=True,
             trace_environment=_UNSLOTH_WITHOUT_CARD,
+            traced_types=("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2"),  # models/loader.py
             only=_OF_UNSLOTH,
             own_options=("packing",),
             launches=True,

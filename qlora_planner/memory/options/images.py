@@ -32,7 +32,7 @@ def settle_images(draft: Draft, trainer: TrainerRow) -> None:
     if profile.tower is None:
         kind = "is planned by its text part" if profile.text_part_of else "takes no images"
         raise InputError(f"{profile.id} {kind}: leave out --image-size, --images and --image-tokens")
-    texts_alone = not trainer.one_pass or trainer.patches_libraries
+    texts_alone = not trainer.one_pass
     for option, of_text in ((f"--task {run.task}", run.task), (f"--trainer {trainer.name}", texts_alone)):
         if of_text:
             raise InputError(f"{option}: planned for text alone; leave out --image-size, --images and --image-tokens")

@@ -61,13 +61,13 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     nothing, and what its loss leaves of the logits is counted."""
     if estimate.method == TRACED:
         return
-    yield from _of_trainer(estimate)
+    yield from _of_trainer(estimate, profile)
     if estimate.run.parallel == FSDP2 and not unplayed(estimate.run):
         yield Unmodelled(
             key=f"--parallel {FSDP2}",
             what="a share is simulated from a recorded step, and none is at hand: these figures hold the whole model",
         )
-    if estimate.run.images:
+    if estimate.run.images and not trainer_named(estimate.run.trainer).traced_types:
         yield Unmodelled(
             key="--images",
             what="activations of the tower that reads images; only a trace knows them, for which the training packages"
@@ -86,24 +86,31 @@ def _of_forms(profile: ModelProfile, estimate: MemoryEstimate) -> Iterator[Unmod
     )
 
 
-def guessed(estimate: MemoryEstimate) -> str | None:
+def guessed(estimate: MemoryEstimate, profile: ModelProfile) -> str | None:
     """Why an estimate is no prediction of its run, in words that end a sentence; None where it is one."""
     if estimate.method == TRACED:
         return None
-    return next((thing.what for thing in _of_trainer(estimate)), None)
+    return next((thing.what for thing in _of_trainer(estimate, profile)), None)
 
 
-def _of_trainer(estimate: MemoryEstimate) -> Iterator[Unmodelled]:
+def _of_trainer(estimate: MemoryEstimate, profile: ModelProfile) -> Iterator[Unmodelled]:
     """A trainer whose step no closed form knows: its static bytes are counted, and nothing bounds the rest."""
     trainer = trainer_named(estimate.run.trainer)
     if trainer.closed_forms:
         return
     key = f"--trainer {trainer.name}"
-    what = (
-        f"a step of {trainer.name} is known by a trace alone, of its package as it is installed, and none is at hand:"
-        f" weights and adapters are counted, the rest is a guess; with {', '.join(trainer.packages)} installed"
-        " `estimate` records one"
-    )
+    whole = profile.text_part_of or profile.model_type
+    if trainer.traced_types and whole not in trainer.traced_types:
+        what = (
+            f"{trainer.name} has no layers of its own for {whole} and hands such a model to torch's compiler whole, so"
+            " that what a step keeps is in no trace: weights and adapters are counted, the rest is a guess"
+        )
+    else:
+        what = (
+            f"a step of {trainer.name} is known by a trace alone, of its package as it is installed, and none is at"
+            f" hand: weights and adapters are counted, the rest is a guess; with {', '.join(trainer.packages)}"
+            " installed `estimate` records one"
+        )
     counted = estimate.static.after_adapters / max(estimate.floor_bytes, 1)
     yield Unmodelled(key=key, what=what, direction="up")
     yield Unmodelled(key=key, what=what, direction="down", at_most=round(max(1 - counted, 0.0), 4))

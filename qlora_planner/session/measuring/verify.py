@@ -268,7 +268,7 @@ def specification(
         refused = [problem for problem in predicted.problems if problem.blocking]
         if refused:
             raise MissingError(f"{refused[0].message}; use {refused[0].fix}")
-    guess = None if predicted is None else guessed(predicted)
+    guess = None if predicted is None else guessed(predicted, profile)
     if guess:
         session.tell(f"nothing is predicted for this run: {guess}")
     spec = ChildSpec(

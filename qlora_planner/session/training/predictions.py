@@ -63,13 +63,16 @@ class Predictions:
     def document(self, run: RunConfig) -> Mapping[str, Any] | None:
         """The same estimate as it is recorded; None for a guess: see `guessed`."""
         estimate = self.estimate(run)
-        return None if estimate is None or guessed(estimate) else estimate.to_dict()
+        return None if estimate is None or self._guess(estimate) else estimate.to_dict()
 
     def lacking(self, run: RunConfig) -> str | None:
         """A note for a run of which nothing is predicted though there is a card, with the reason."""
         estimate = self.estimate(run)
-        why = None if estimate is None else guessed(estimate)
+        why = None if estimate is None else self._guess(estimate)
         return None if why is None else f"nothing is predicted for this run: {why}"
+
+    def _guess(self, estimate: MemoryEstimate) -> str | None:
+        return None if self._profile is None else guessed(estimate, self._profile)
 
     def speed(self, run: RunConfig, tokens: int | None) -> Mapping[str, Any] | None:
         """The speed predicted for rows of `tokens`, which is what the steps that were timed had."""
