@@ -184,7 +184,8 @@ class Estimates:
         from qlora_planner.session.packages import missing_packages
 
         kernel = PACKAGES.get(run.loss_kernel or "")
-        if kernel is not None and missing_packages((kernel, "triton")):
+        missing = kernel is not None and missing_packages((kernel, "triton"))
+        if missing and self.quick(run).method != TRACED:
             return None
         try:
             estimate = self.opened.estimate(run)

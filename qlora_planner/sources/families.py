@@ -21,12 +21,21 @@ from qlora_planner.memory.sweep.validity import (
     HEAD_TILE_TOKENS,
     LEAST_TOKENS,
     ValidityRange,
+    fuses_loss,
     last_within_window,
     validity_ranges,
 )
 from qlora_planner.record import record, replaced
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
-from qlora_planner.spec.family import FLASH_ROWS, FamilyTape, filled_lengths, flash_sizes
+from qlora_planner.spec.family import (
+    FLASH_ROWS,
+    LIGER_ROWS,
+    ROW_BLOCKS,
+    FamilyTape,
+    filled_lengths,
+    flash_sizes,
+    liger_rows,
+)
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.tiles import TOKENS, tile_count
 
@@ -93,15 +102,28 @@ def family_tape(
     if held is None or alike is None:
         return None
     family, versions = held
-    flash = flash_sizes(profile.dims, seq_len) if "flash_attention_2" in variant.split() else {}
-    letters = {name: ((size, 1, (0, 0, 0)),) for name, size in flash.items()}
+    sizes = kernel_letters(variant, profile.dims, batch_size, seq_len)
+    letters = {name: ((size, 1, (0, 0, 0)),) for name, size in sizes.items()}
     tape = family.of_model(profile, batch_size, seq_len, letters)
     if tape is None:
         return None
     region = _of_as_many_tiles(family, region, batch_size, seq_len)
-    for low, high in (alike, filled_lengths(seq_len, FLASH_ROWS)) if flash else (alike,):
+    if LIGER_ROWS in sizes:
+        region = _of_one_size(region, batch_size, seq_len)
+    for low, high in (alike, filled_lengths(seq_len, FLASH_ROWS)) if ROW_BLOCKS in sizes else (alike,):
         region = replaced(region, low=max(region.low, low), high=min(region.high, high))
     return StoredTape(tape=tape, region=region, versions=versions)
+
+
+def kernel_letters(
+    variant: str, dims: Mapping[str, int | float | None], batch_size: int, seq_len: int
+) -> dict[str, int]:
+    """The letters of the kernels that a variant names, for rows of these sizes."""
+    letters = flash_sizes(dims, seq_len) if "flash_attention_2" in variant.split() else {}
+    if fuses_loss(variant):
+        rows = liger_rows(int(dims.get("hidden_size") or 1), int(dims.get("vocab_size") or 1), batch_size * seq_len)
+        letters |= {LIGER_ROWS: rows}
+    return letters
 
 
 def lengths_alike(variant: str, seq_len: int) -> bool:
@@ -172,10 +194,14 @@ def _of_as_many_tiles(family: FamilyTape, region: ValidityRange, batch_size: int
         return region
     tiles = tile_count(scored, TOKENS)
     if region.batched:  # how many tokens are scored is no function of the tokens alone
-        tokens = batch_size * seq_len
-        return replaced(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
+        return _of_one_size(region, batch_size, seq_len)
     first, last = ((tiles + step) * HEAD_TILE_TOKENS + 1 for step in (-1, 0))  # the last token of a row is not scored
     return replaced(region, low=max(region.low, first), high=min(region.high, last))
+
+
+def _of_one_size(region: ValidityRange, batch_size: int, seq_len: int) -> ValidityRange:
+    tokens = batch_size * seq_len
+    return replaced(region, low=seq_len - 1, high=seq_len, tokens=tokens - 1, most_tokens=tokens)
 
 
 def known_configs(dirs: Sequence[Path]) -> frozenset[str]:

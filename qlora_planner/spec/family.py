@@ -29,6 +29,8 @@ _FLASH_WIDTH, FLASH_ROWS = 32, 128
 # Lengths of rows that are taken in blocks, the last one filled up: by the scan of a state space, which goes on with one
 # state more than there are blocks; and by efficient attention on wide heads.
 SCANNED, SCAN_STATES = "scanned_len", "scan_states"
+# Tokens that Liger's fused loss scores at a time.
+LIGER_ROWS = "liger_rows"
 FILLED_QUERIES, FILLED_KEYS, FILLED_SUMS = "filled_queries", "filled_keys", "filled_sums"
 # Efficient attention copies a mask whose rows are no multiple of this (attention.cpp, pad_bias).
 _MASK_STEP = 16
@@ -50,6 +52,13 @@ def flash_sizes(dims: Mapping[str, int | float | None], seq_len: int) -> dict[st
     if not width:
         return {}
     return {HEAD_BLOCKS: rounded(width, _FLASH_WIDTH), ROW_BLOCKS: rounded(seq_len, FLASH_ROWS)}
+
+
+def liger_rows(hidden: int, vocabulary: int, tokens: int) -> int:
+    """Tokens that Liger scores at a time: so many that their logits take about what goes into the head, up to the next
+    power of two (liger-kernel 0.8.5, ops/fused_linear_cross_entropy.py)."""
+    rows = -(-tokens // -(-vocabulary // hidden))
+    return min(1 << max(rows - 1, 0).bit_length(), tokens)
 
 
 def rounded(size: int, unit: int) -> int:

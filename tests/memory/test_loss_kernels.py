@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.memory.unmodelled.left_out import whole
+from qlora_planner.session.traces import tape_for
 
 HF = RunConfig(trainer="hf-trainer", seq_len=4096)
 
@@ -88,3 +91,19 @@ def test_a_kernel_that_is_named_chooses_a_trainer_that_has_it() -> None:
 def test_names_that_are_none_are_refused() -> None:
     with pytest.raises(InputError, match="cut-cross-entropy"):
         RunConfig(loss_kernel="unsloth")
+
+
+def test_measured_runs_with_another_loss_are_answered_from_what_ships() -> None:
+    # All but one of 512 tokens, at which a fused kernel multiplies some of that model's weights: none ships there.
+    lines = (Path(__file__).parents[2] / "profiles/measurements/h200-stacks.jsonl").read_text().splitlines()
+    rows = [row for row in map(json.loads, lines) if row["run"].get("loss_kernel") and row["run"]["seq_len"] > 512]
+    assert len(rows) == 9
+    for row in rows:
+        profile, card = load_model(row["model"]), load_gpu("h200")
+        run = RunConfig(**{name: value for name, value in row["run"].items() if value is not None})
+        tape = tape_for(profile, run, card, stored_only=True)
+        assert tape is not None, row["case"]
+        answer, measured = estimate(profile, run, card, tape=tape), row["measured_bytes"]
+        steps = [phase.allocated_bytes or 0 for phase in answer.phases if phase.name in ("forward", "loss", "backward")]
+        assert max(steps) == pytest.approx(measured["train_peak"], rel=1e-4), row["case"]
+        assert answer.peak.device_bytes == pytest.approx(measured["nvml_peak"], rel=4e-3), row["case"]

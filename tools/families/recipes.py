@@ -26,6 +26,10 @@ _QV: dict[str, Any] = {"target_modules": "q_proj,v_proj"}
 
 _UNGATED = "down_proj,k_proj,o_proj,q_proj,up_proj,v_proj"  # as axolotl's examples for Mistral list them
 
+_CUT = _HF.with_(loss_kernel="cut-cross-entropy")  # axolotl's plugin, with transformers' trainer
+_FUSED = _HF.with_(loss_kernel="liger-fused")
+_ATTENTION: dict[str, Any] = {"target_modules": "attention"}
+
 _SAVED: dict[str, Any] = {"modules_to_save": "embed_tokens,lm_head"}  # as for tokens that are new
 
 # By name, in the order in which they are traced; those that are marked are for cards before compute capability 8.0.
@@ -142,6 +146,34 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
     "flash-packed-attention-eval": (_QLORA.with_(target_modules="attention", **_PACKED, **_HELD_OUT), False),
     "lora-eval": (_LORA.with_(**_HELD_OUT), False),
     "hf-lora-eval": (_HF.with_(method="lora", **_HELD_OUT), False),
+    "cut": (_CUT, False),
+    "cut-flash": (_CUT.with_(**_FLASH), False),
+    "cut-flash-even": (_CUT.with_(**_FLASH, **_EVEN), False),
+    "cut-flash-plain": (_CUT.with_(**_FLASH, **_PLAIN), False),
+    "cut-flash-plain-even": (_CUT.with_(**_FLASH, **_PLAIN, **_EVEN), False),
+    "cut-flash-attention-plain": (_CUT.with_(**_ATTENTION, **_FLASH, **_PLAIN), False),
+    "cut-flash-attention-plain-even": (_CUT.with_(**_ATTENTION, **_FLASH, **_PLAIN, **_EVEN), False),
+    "cut-flash-eval": (_CUT.with_(**_FLASH, **_HELD_OUT), False),
+    "cut-flash-eval-even": (_CUT.with_(**_FLASH, **_EVEN, **_HELD_OUT), False),
+    "cut-flash-attention-eval": (_CUT.with_(**_ATTENTION, **_FLASH, **_HELD_OUT), False),
+    "cut-flash-attention-eval-even": (_CUT.with_(**_ATTENTION, **_FLASH, **_EVEN, **_HELD_OUT), False),
+    "cut-plain": (_CUT.with_(**_PLAIN), False),
+    "cut-even": (_CUT.with_(**_EVEN), False),
+    "cut-flash-ungated-plain": (_CUT.with_(target_modules=_UNGATED, **_FLASH, **_PLAIN), False),
+    "cut-flash-kept": (_CUT.with_(**_FLASH, **_KEPT), False),
+    "cut-flash-kept-even": (_CUT.with_(**_FLASH, **_KEPT, **_EVEN), False),
+    "cut-flash-attention-plain-kept": (_CUT.with_(**_ATTENTION, **_FLASH, **_PLAIN, **_KEPT), False),
+    "cut-flash-attention-plain-kept-even": (_CUT.with_(**_ATTENTION, **_FLASH, **_PLAIN, **_KEPT, **_EVEN), False),
+    "cut-flash-ungated-plain-kept": (_CUT.with_(target_modules=_UNGATED, **_FLASH, **_PLAIN, **_KEPT), False),
+    "cut-eval": (_CUT.with_(**_HELD_OUT), False),
+    "cut-eval-even": (_CUT.with_(**_EVEN, **_HELD_OUT), False),
+    "cut-kept": (_CUT.with_(**_KEPT), False),
+    "fused": (_FUSED, False),
+    "fused-flash-plain": (_FUSED.with_(**_FLASH, **_PLAIN), False),
+    "fused-flash-plain-even": (_FUSED.with_(**_FLASH, **_PLAIN, **_EVEN), False),
+    "fused-flash": (_FUSED.with_(**_FLASH), False),
+    "fused-even": (_FUSED.with_(**_EVEN), False),
+    "fused-plain": (_FUSED.with_(**_PLAIN), False),
     "dpo": (_DPO, False),
     "grpo": (_GRPO, False),
     "kto": (_KTO, False),

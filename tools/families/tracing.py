@@ -19,6 +19,7 @@ from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.profiling.tracing.cuda import bitsandbytes
 from qlora_planner.profiling.tracing.trainers import sft_before_1_15
 from qlora_planner.record import record
+from qlora_planner.sources.families import kernel_letters
 from qlora_planner.spec.family import (
     HEAD_BLOCKS,
     PROMPT,
@@ -165,7 +166,7 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     if any(other != scans for _, other in traced):
         raise NotPolynomialError("toys differ in where they loop over chunks")
     codes = aligned_codes(tapes, points)
-    rows, letters = _with_rounded(toys, resolution, points, blocks)
+    rows, letters = _with_rounded(toys, variant, points, blocks)
     fitter = SizeFitter((*toys.symbols, *letters), rows, points, (*begun_sums(), *begun_by_blocks(toys.configs[0])))
     scored, symbols, of_last = scored_tokens(resolution, region.batched), toys.symbols, fitter
     loops: tuple[TileLoop, ...] = ()
@@ -191,16 +192,15 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
 
 
 def _with_rounded(
-    toys: Toys, resolution: Resolution, points: Sequence[Point], blocks: Mapping[str, int]
+    toys: Toys, variant: str, points: Sequence[Point], blocks: Mapping[str, int]
 ) -> tuple[list[dict[str, int]], tuple[str, ...]]:
-    """The toys' dimensions with the letters of FlashAttention-2 where the run attends by it, and of rows that the class
-    takes by blocks; and these letters."""
-    flash = resolution.run.attention == "flash_attention_2"
+    """The toys' dimensions with the letters of the run's kernels, and of rows that the class takes by blocks; and these
+    letters."""
     rows = [dict(row) for row in toys.dims[:CONFIGS]]
-    sizes: list[dict[str, int]] = []
-    for row, (_, seq, _) in zip(rows, points, strict=True):
-        own = flash_sizes(row, seq) if flash else {}
-        sizes.append({**own, **block_sizes(blocks, seq)})
+    sizes = [
+        kernel_letters(variant, row, batch, seq) | block_sizes(blocks, seq)
+        for row, (batch, seq, _) in zip(rows, points, strict=True)
+    ]
     return [{**row, **size} for row, size in zip(rows, sizes, strict=True)], tuple(sizes[0])
 
 

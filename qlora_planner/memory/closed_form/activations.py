@@ -14,6 +14,7 @@ from qlora_planner.catalog import LossMemory, TrainerRow
 from qlora_planner.memory.weights.classifier import LABELS
 from qlora_planner.memory.weights.placement import Placement
 from qlora_planner.record import record
+from qlora_planner.spec.family import liger_rows
 from qlora_planner.spec.model import LayerKind
 from qlora_planner.spec.run import RunConfig
 
@@ -269,9 +270,8 @@ def _cut_bytes(vocab: Any, tokens: Any) -> Any:
 def _liger_bytes(hidden: int, vocab: Any, tokens: Any) -> Any:
     """liger-kernel 0.8.5 (ops/fused_linear_cross_entropy.py): 16-bit logits of so many rows that they take about what
     goes into the head does, up to the next power of two; for each token its float32 loss and its mask."""
+    if isinstance(tokens, int):
+        return 2 * vocab * liger_rows(hidden, vocab, tokens) + 5 * tokens
     rows = -(-tokens // -(-vocab // hidden))
-    if isinstance(rows, int):
-        chunk = 1 << max(rows - 1, 0).bit_length()
-        return 2 * vocab * min(chunk, tokens) + 5 * tokens
     chunk = 2 ** _numpy().ceil(_numpy().log2(_numpy().maximum(rows, 1))).astype("int64")
     return 2 * vocab * _numpy().minimum(chunk, tokens) + 5 * tokens

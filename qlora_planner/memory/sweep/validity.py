@@ -174,6 +174,15 @@ def variants_on_card(variant: str) -> tuple[str, str] | None:
     return " ".join(words), " ".join(words[:ALWAYS] + sorted([*words[ALWAYS:], "kept"]))
 
 
+def fuses_loss(variant: str) -> bool:
+    """Whether Liger scores the tokens of a run some rows at a time, as its trainer leaves the loss to the model."""
+    words = variant.split()
+    if "loss:liger-fused" in words:
+        return True
+    by_model = "liger-fused" in trainer_named(words[_TRAINER]).loss_kernels
+    return by_model and "liger" in words and not any(word.startswith("loss:") for word in words)
+
+
 def of_one_row(variant: str) -> str:
     """The variant of a run of single rows: none of them is padded, whatever was asked of several."""
     words = variant.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -18,6 +19,7 @@ from qlora_planner.train import losses
 
 Batch = dict[str, Any]
 IGNORED = -100
+_LOCKS = 128  # of four bytes, in one block of torch's allocator
 
 
 def batch(spec: TraceSpec, vocabulary: int) -> Batch:
@@ -86,10 +88,17 @@ def kernel_patches(spec: TraceSpec) -> Iterator[None]:
     if spec.run.loss_kernel != "cut-cross-entropy":
         yield
         return
-    import cut_cross_entropy.cce as cce
+    from cut_cross_entropy import cce, cce_backward, cce_lse_forward, indexed_dot
 
-    # A compiled function: its sort makes the same tensors when it is run as it is written.
-    with mock.patch.object(cce, "sort_logit_avg", lambda average: torch.argsort(average).to(torch.int32)):
+    with (
+        # Compiled functions: the sort makes the same tensors when it is run as it is written, the cap of logits one.
+        mock.patch.object(cce, "sort_logit_avg", lambda average: torch.argsort(average).to(torch.int32)),
+        mock.patch.object(indexed_dot, "softcapping", lambda logits, _cap: torch.empty_like(logits)),
+        # Tables of locks, a few KiB rounded up by the width: one lock a token and a word, and one block of the
+        # allocator for those of 128 tokens each, so that sizes of other lengths and models follow from these.
+        mock.patch.object(cce_backward, "triton", SimpleNamespace(cdiv=lambda size, of: 1 if of == 64 else size)),
+        mock.patch.object(cce_lse_forward, "triton", SimpleNamespace(cdiv=lambda _size, _of: _LOCKS)),
+    ):
         yield
 
 
