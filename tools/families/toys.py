@@ -196,7 +196,8 @@ def _dimensions(
         by_head = _MAMBA_HEADS_BY_HEAD[at] if widest == _WIDEST_HEAD else int(config.mamba_n_heads) // heads or 1
         row["mamba_n_heads"] = by_head * row["num_attention_heads"]
     for offset, name in enumerate(("moe_intermediate_size", "shared_expert_intermediate_size"), start=3):
-        if name in free:
+        # No profile names the width of shared experts, so a trace keeps what a model has.
+        if name in free and (name == "moe_intermediate_size" or widest == _WIDEST_HEAD):
             row[name] = _INTERMEDIATE[(at + offset) % TOYS] + 64 * offset
     return row
 
