@@ -19,7 +19,7 @@ DPO, GRPO, ORPO = (RunConfig(trainer=f"trl-{name}") for name in ("dpo", "grpo", 
 CLASSIFIER = RunConfig(task="classification")
 USUAL = (
     LLAMA, "meta-llama/Llama-3.2-1B", "Qwen/Qwen2.5-7B", "Qwen/Qwen2.5-0.5B", "Qwen/Qwen3-8B", "Qwen/Qwen3-4B",
-    "mistralai/Mistral-7B-v0.3",
+    "mistralai/Mistral-7B-v0.3", "mistralai/Mistral-7B-v0.1", "google/gemma-2-9b", "google/gemma-3-4b",
 )  # fmt: skip
 
 
