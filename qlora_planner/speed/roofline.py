@@ -69,7 +69,10 @@ class SpeedModel:
         An array gives bit for bit what its elements give.
         """
         card, host, per_step = self._compiled()
-        sizes = values(batch * self.work.sequences_per_row, seq, rank, self.work.head_tile_tokens, self.work.experts)
+        rows = batch * self.work.sequences_per_row
+        if self.work.end_to_end:  # one mask of all tokens by all
+            rows, seq = 1, rows * seq
+        sizes = values(rows, seq, rank, self.work.head_tile_tokens, self.work.experts)
         on_card, on_host = card[0](sizes), host[0](sizes)
         for (window, _), more_card, more_host in zip(self.work.masked, card[1:], host[1:], strict=True):
             beyond = (seq >= window) * 1.0

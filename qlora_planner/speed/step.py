@@ -28,7 +28,7 @@ class StepWork:
     """One optimizer step: `micro_steps` times `micro`, then the optimizer over `tensors` trainable tensors.
 
     `micro` holds for sequences up to the first window; `masked` is added once a window is exceeded, by window. Both
-    are of `sequences_per_row` times the batch.
+    are of `sequences_per_row` times the batch. Where rows lie `end_to_end`, each token meets those of all rows.
     """
 
     micro: Work
@@ -40,6 +40,7 @@ class StepWork:
     experts: int
     head_tile_tokens: int = HEAD_TILE_TOKENS
     sequences_per_row: int = 1
+    end_to_end: bool = False
 
     def towards(self, other: StepWork, share: float) -> StepWork:
         """A step part of whose layers are as in `other`, all being alike."""
@@ -123,6 +124,7 @@ def step_work(
         tensor_steps=tensors,
         experts=int(profile.dims.get("num_experts") or profile.dims.get("num_local_experts") or 0),
         sequences_per_row=trainer.sequences_per_row,
+        end_to_end=run.packing and run.attention != "flash_attention_2",
     )
 
 

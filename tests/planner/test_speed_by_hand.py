@@ -150,3 +150,12 @@ def test_a_step_of_the_optimizer_reads_and_writes_what_it_keeps(
     first = step_work(LLAMA, resolve(LLAMA, RunConfig(rank=1, optimizer=optimizer), H200))
     assert first.optimizer_per_rank == pytest.approx(step.optimizer_per_rank, rel=0.03)
     assert abs(step.optimizer_fixed) < 0.02 * moved
+
+
+def test_rows_packed_without_flash_attention_meet_all_rows() -> None:
+    """Four rows of 1,024 end to end have one mask of 4,096 by 4,096, as one row of 4,096 that is packed has."""
+    packed = speed_model(LLAMA, resolve(LLAMA, RunConfig(packing=True, attention="sdpa"), H200), H200)
+    flash = speed_model(LLAMA, resolve(LLAMA, RunConfig(packing=True, attention="flash_attention_2"), H200), H200)
+    assert packed is not None and flash is not None
+    assert packed.step_s(4, 1024, RANK) == packed.step_s(1, 4096, RANK)
+    assert flash.step_s(4, 1024, RANK) < flash.step_s(1, 4096, RANK)
