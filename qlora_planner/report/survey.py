@@ -24,11 +24,11 @@ CSV_HEADS = (
 
 # Rows that a folded table shows of each group, at most; what a group does not use goes to the models that fit.
 _SHARES = {"fits": 15, "tight": 4, "cannot-say": 4, "does-not-fit": 5, "will-not-run": 2}
-_ROWS = 25
+_ROWS = 23
 # How a row is read: what stands in it, and what that means.
 _READ = (
     ("longest", "tokens that fit at batch 1; batch: sequences of {seq_len} that fit"),
-    ("peak", "what is alive at once, summed; `plan MODEL` simulates it, and lengths near the limit"),
+    ("peak", "what is alive at once, summed; `plan MODEL` simulates it, and lengths"),
     (">", "weights and adapters alone: no training step of it is recorded"),
     (
         "4-bit 1x16/8", "4-bit weights, batch 1, 16 batches a step, 1 layer in 8 checkpointed (+: none); where none"
