@@ -47,7 +47,7 @@ SCREENS = [
 @pytest.mark.parametrize("args", SCREENS, ids=" ".join)
 def test_plain_text_of_at_most_80_columns(invoke: Invoke, args: list[str]) -> None:
     result = invoke(*args)
-    assert result.exit_code in (0, 1)
+    assert result.exit_code in (0, 1, 5)  # 5: of no model a step of this run is recorded
     assert "\x1b" not in result.stdout
     assert max(map(len, result.stdout.splitlines())) <= 80
     assert not any(line != line.rstrip() for line in result.stdout.splitlines())
