@@ -253,7 +253,7 @@ def _judged(
     )
     row = _noted(row, model.resolution.run)
     if row.verdict == "cannot-say":
-        return replace(row, note=_NO_TRACE)
+        return replace(row, note="; ".join(filter(None, (row.note, _NO_TRACE))))
     return _qualified(row, tuple(of_text_part(model.text_part_of)))
 
 
