@@ -12,6 +12,7 @@ GLOO = "gloo"  # talks through the host's memory: what several ranks on one card
 DDP, FSDP2, FSDP1, ZERO2, ZERO3, PIPELINE = "ddp", "fsdp2", "fsdp1", "zero2", "zero3", "pipeline"
 # Strategies whose memory is played, and those of which bounds are known.
 PLAYED, BOUNDED = (DDP, FSDP2), (FSDP1, ZERO2, ZERO3, PIPELINE)
+DEEPSPEED = (ZERO2, ZERO3)  # the strategies that run on its engine
 # What `--optimizer` is where nobody names one, and what takes its place where bitsandbytes' optimizers break.
 USUAL_OPTIMIZER, PLAIN_OPTIMIZER = "paged_adamw_8bit", "adamw_torch_fused"
 

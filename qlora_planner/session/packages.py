@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from qlora_planner.catalog.parallel import ZERO2, ZERO3
+from qlora_planner.catalog.parallel import DEEPSPEED
 from qlora_planner.errors import InputError, MissingError
 from qlora_planner.installing import install_packages
 
@@ -34,7 +34,7 @@ def missing_for(run: RunConfig) -> list[str]:
     needed += ["cut_cross_entropy"] if run.loss_kernel == "cut-cross-entropy" else []
     needed += ["kernels"] if run.attention is not None and "/" in run.attention else []
     needed += ["flash_attn"] if run.attention == "flash_attention_2" else []
-    needed += ["deepspeed"] if run.parallel in (ZERO2, ZERO3) else []
+    needed += ["deepspeed"] if run.parallel in DEEPSPEED else []
     needed += ["vllm"] if run.vllm not in (None, "none") else []
     return missing_packages(needed)
 

@@ -10,7 +10,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from qlora_planner.catalog.parallel import FSDP1, FSDP2, GLOO, ZERO2, ZERO3
+from qlora_planner.catalog.parallel import DEEPSPEED, FSDP1, FSDP2, GLOO
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.several import flat, zero
 
@@ -49,7 +49,7 @@ class Ranks:
         named = {} if run.ddp_backend is None else {"backend": run.ddp_backend}
         if device == "cuda":
             PartialState(**named)
-        elif run.parallel in (ZERO2, ZERO3):
+        elif run.parallel in DEEPSPEED:
             PartialState(backend=GLOO)  # asked for a CPU, it would leave DeepSpeed out
         else:
             PartialState(cpu=True)

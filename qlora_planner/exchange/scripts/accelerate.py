@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from qlora_planner.catalog.parallel import DDP, FSDP1, FSDP2, PIPELINE, ZERO2, ZERO3, strategy_row
+from qlora_planner.catalog.parallel import DDP, DEEPSPEED, FSDP1, FSDP2, PIPELINE, ZERO2, ZERO3, strategy_row
 from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
 from qlora_planner.exchange.commented_yaml import document
@@ -44,7 +44,7 @@ def config(run: RunConfig, gpus_per_node: int = 1, nodes: int = 1) -> dict[str, 
         written |= {"main_process_ip": "HOST", "main_process_port": 29500}
     if run.parallel in (FSDP1, FSDP2):
         written["fsdp_config"] = _fsdp(run)
-    if run.parallel in (ZERO2, ZERO3):
+    if run.parallel in DEEPSPEED:
         written["deepspeed_config"] = _deepspeed(run)
     return written
 

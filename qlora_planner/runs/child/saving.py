@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from qlora_planner.catalog.parallel import FSDP1, ZERO2, ZERO3
+from qlora_planner.catalog.parallel import DEEPSPEED, FSDP1, ZERO2, ZERO3
 from qlora_planner.runs.child.restoring import SCHEDULER, restore_schedule
 from qlora_planner.spec.run import RunConfig
 from qlora_planner.train.ranks import Ranks, gathered
@@ -41,12 +41,12 @@ def save_adapter(model: Any, folder: Path, whole: Mapping[str, Any] | None) -> N
 def states_kept(trainer: Any, run: RunConfig, folder: Path) -> AbstractContextManager[None]:
     """Around a step that is tried: DeepSpeed takes it whole and is brought back by files in `folder`; of other engines
     nothing is kept here, since none takes a step by itself."""
-    return zero.taken_back(trainer.deepspeed, folder) if run.parallel in (ZERO2, ZERO3) else nullcontext()
+    return zero.taken_back(trainer.deepspeed, folder) if run.parallel in DEEPSPEED else nullcontext()
 
 
 def gradient_norm(trainer: Any, run: RunConfig) -> float | None:
     """The norm of what the last backward left where the engine has taken the gradients away by then; else None."""
-    return zero.gradient_norm(trainer.deepspeed) if run.parallel in (ZERO2, ZERO3) else None
+    return zero.gradient_norm(trainer.deepspeed) if run.parallel in DEEPSPEED else None
 
 
 def _save_model(trainer: Any, model: Any, output_dir: str | None = None, _internal_call: bool = False) -> None:
