@@ -9,12 +9,12 @@ hands on when it has no more use for that itself. transformers checkpoints the f
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import field
 from fractions import Fraction
 from functools import lru_cache
-from itertools import chain, groupby
-from typing import Literal
+from itertools import groupby
+from operator import itemgetter
 
 from qlora_planner.record import record, replaced
 from qlora_planner.spec.layers import bridged, kept_positions, represent
@@ -26,12 +26,24 @@ _Pass = tuple[str, int, int]
 # A storage of the woven tape: its number in the tape it comes from, beyond so many for each layer of the woven tape.
 _Key = int
 _OF_A_LAYER = 1 << 32
-# What a segment does with a storage: where that is born, its number, and of its size at its birth, -1 at its death.
-_Act = tuple[Literal["here", "outside", "beside"], int, int]
 
 
 class UnlikeError(Exception):
     """Two tapes that no third one can be woven of."""
+
+
+@record
+class _Acts:
+    """What a segment does, whatever was born before it. Its own storages are counted from 1.
+
+    `codes`: n > 0 is a birth, of the size with that number counted from 1, n < 0 the death of its own storage -n, and 0
+    that of the next one of `freed`.
+    """
+
+    codes: list[int]
+    born: int  # how many storages are
+    left: list[tuple[_Key, int]]  # storages that outlive it, each with its number among its own
+    freed: list[_Key]  # storages of other segments that die in it
 
 
 @record
@@ -41,7 +53,7 @@ class _Source:
     tape: CompiledTape
     born: list[Segment] = field(default_factory=list)  # by storage, from 1 on
     size: list[int] = field(default_factory=list)  # the number of its size, alike
-    births: dict[int, list[int]] = field(default_factory=lambda: defaultdict(list))  # by segment's number
+    births: list[Sequence[int]] = field(default_factory=list)  # by segment's number, one after the other
     codes: list[int] = field(default_factory=list)  # by its own number, the number of a size in the woven tape
     # By pass, layer and the layer that they end in, the storages that one layer hands to its neighbour, as they come.
     handed: dict[tuple[_Pass, int, int], list[int]] = field(default_factory=lambda: defaultdict(list))
@@ -49,16 +61,16 @@ class _Source:
     @classmethod
     def of(cls, tape: CompiledTape) -> _Source:
         source = cls(tape=tape, born=[tape.segments[0]], size=[0])
-        ends: dict[int, Segment] = {}
-        for index, segment in enumerate(tape.segments):
-            for code in tape.events[segment.start : segment.stop]:
-                if code > 0:
-                    source.births[index].append(len(source.born))
-                    source.born.append(segment)
-                    source.size.append(code - 1)
-                else:
-                    ends[-code] = segment
-        for storage, end in sorted(ends.items()):
+        handed: list[tuple[int, Segment]] = []
+        for segment in tape.segments:
+            events = tape.events[segment.start : segment.stop]
+            sizes = [code - 1 for code in events if code > 0]
+            first = len(source.born)
+            source.births.append(range(first, first + len(sizes)))
+            source.born.extend([segment] * len(sizes))
+            source.size.extend(sizes)
+            handed += [(-code, segment) for code in events if -first < code < 0]
+        for storage, end in sorted(handed, key=itemgetter(0)):
             layer = source.born[storage].layer
             if OUTSIDE in (layer, end.layer) or layer == end.layer:
                 continue
@@ -67,19 +79,19 @@ class _Source:
             source.handed[_pass(source.born[storage]), layer, end.layer].append(storage)
         return source
 
-    def acts(self, segment: int) -> list[_Act]:
-        """What the segment of a number does in its layer."""
-        acts: list[_Act] = []
-        if segment < 0:
-            return acts
-        layer, births = self.tape.segments[segment].layer, iter(self.births[segment])
-        for code in self.events(segment):
-            if code > 0:
-                acts.append(("here", next(births), self.codes[code - 1]))
-            else:
-                born = self.born[-code].layer
-                acts.append(("here" if born == layer else "outside" if born == OUTSIDE else "beside", -code, -1))
-        return acts
+    def acts(self, segment: int) -> _Acts:
+        """What the segment of a number does; nothing where that is -1."""
+        births = self.births[segment] if segment >= 0 else range(0)
+        before = births[0] - 1 if births else len(self.born)
+        events, sizes = self.events(segment), self.codes
+        codes = [sizes[code - 1] + 1 if code > 0 else code + before if -code > before else 0 for code in events]
+        dead = {-code for code in codes if code < 0}
+        return _Acts(
+            codes=codes,
+            born=len(births),
+            left=[(storage, number) for number, storage in enumerate(births, 1) if number not in dead],
+            freed=[-code for code in events if -before <= code < 0],
+        )
 
     def events(self, segment: int) -> tuple[int, ...]:
         """The events of the segment of a number; none where that is -1."""
@@ -111,7 +123,7 @@ class _Pair:
         self.outer, self.inner = outer, inner
         self.same = {_named(segment): index for index, segment in enumerate(inner.tape.segments)}
         self.twins = self._twins()
-        self._acts: dict[tuple[bool, int], list[_Act]] = {}
+        self._acts: dict[tuple[bool, int], _Acts] = {}
         self.sizes: list[tuple[Term, ...]] = []
         workspaces: set[int] = set()
         number_of: dict[object, int] = {}
@@ -136,16 +148,11 @@ class _Pair:
         """The number of the kept run's segment that is one of the checkpointed run's; -1 where it has none."""
         return self.same.get(_named(self.outer.tape.segments[index]), -1)
 
-    def acts(self, source: _Source, index: int) -> list[_Act]:
-        """What a layer's segment of the checkpointed run does, or the other run's in its place; of what is born outside
-        the layers by the checkpointed run's storages."""
+    def acts(self, source: _Source, index: int) -> _Acts:
+        """What a layer's segment of the checkpointed run does, or the other run's in its place."""
         kept = source is self.inner
         if (kept, index) not in self._acts:
-            acts = source.acts(self.counterpart(index) if kept else index)
-            self._acts[kept, index] = [
-                (birthplace, self.twins[storage] if kept and birthplace == "outside" else storage, code)
-                for birthplace, storage, code in acts
-            ]
+            self._acts[kept, index] = source.acts(self.counterpart(index) if kept else index)
         return self._acts[kept, index]
 
     def _twins(self) -> dict[int, int]:
@@ -183,45 +190,65 @@ class _Weaver:
         # By layer of the woven tape: the tape that its events are from, and that tape's layer.
         self.sources = [outer if flags[index] else inner for index in self.kept]
         self.parts = [places[index] for index in self.kept]
+        # By whose layer plays it and which: the keys of layers, less that of a storage.
+        self.layers: dict[tuple[bool, int], list[_Key]] = defaultdict(list)
+        for layer, (source, part) in enumerate(zip(self.sources, self.parts, strict=True), 1):
+            self.layers[source is inner, part].append(layer * _OF_A_LAYER)
 
     def woven(self) -> CompiledTape:
         """The third tape."""
-        segments: list[tuple[Segment, list[tuple[_Key, int]]]] = []  # with the births and deaths of each
+        segments: list[tuple[Segment, _Acts]] = []
         numbered = enumerate(self.outer.tape.segments)
         for (in_layers, stage), group in groupby(numbered, key=lambda pair: (pair[1].name == "layer", pair[1].stage)):
             chosen = list(group)
             if not in_layers:
-                segments += [(segment, list(self._outside(index))) for index, segment in chosen]
+                segments += [(segment, self._outside(index)) for index, segment in chosen]
                 continue
             # What a library takes for itself at the first layer that needs it: here before the first of all.
-            segments[-1][1].extend(self._lost([index for index, _ in chosen]))
+            segments[-1] = segments[-1][0], self._with_lost(segments[-1][1], [index for index, _ in chosen])
             order = range(len(self.kept))
             for layer in reversed(order) if stage == "backward" else order:
                 segments += [
-                    (_of_layer(segment, layer), list(self._inside(index, layer)))
+                    (_of_layer(segment, layer), self._inside(index, layer))
                     for index, segment in chosen
                     if segment.layer == self.parts[layer]
                 ]
         return self._numbered(segments)
 
-    def _lost(self, indices: list[int]) -> Iterator[tuple[_Key, int]]:
-        """Births of workspaces in the checkpointed run's layers whose place a layer of the kept run takes."""
+    def _with_lost(self, before: _Acts, indices: list[int]) -> _Acts:
+        """With the births of workspaces in the checkpointed run's layers whose place a layer of the kept run takes."""
         played = {part for source, part in zip(self.sources, self.parts, strict=True) if source is self.outer}
-        for index in indices:
-            if self.outer.tape.segments[index].layer in played:
-                continue
-            for storage in self.outer.births[index]:
-                if self.outer.size[storage] in self.outer.tape.workspace_sizes:
-                    yield storage, self.outer.codes[self.outer.size[storage]]
+        outer = self.outer
+        lost = [
+            storage
+            for index in indices
+            if outer.tape.segments[index].layer not in played
+            for storage in outer.births[index]
+            if outer.size[storage] in outer.tape.workspace_sizes
+        ]
+        return replaced(
+            before,
+            codes=before.codes + [outer.codes[outer.size[storage]] + 1 for storage in lost],
+            born=before.born + len(lost),
+            left=before.left + [(storage, number) for number, storage in enumerate(lost, before.born + 1)],
+        )
 
-    def _inside(self, index: int, layer: int) -> Iterator[tuple[_Key, int]]:
-        """What one layer's segment does: a storage, with its size's number at its birth and -1 at its death."""
+    def _inside(self, index: int, layer: int) -> _Acts:
+        """What one layer's segment does."""
         source, part, own = self.sources[layer], self.parts[layer], (layer + 1) * _OF_A_LAYER
-        for birthplace, storage, code in self.pair.acts(source, index):
-            if birthplace == "here":
-                yield own + storage, code
-            else:
-                yield storage if birthplace == "outside" else self._handed(source, storage, part, layer), code
+        acts = self.pair.acts(source, index)
+        return replaced(
+            acts,
+            left=[(own + storage, number) for storage, number in acts.left],
+            freed=[self._freed(source, storage, part, layer) for storage in acts.freed],
+        )
+
+    def _freed(self, source: _Source, storage: int, part: int, layer: int) -> _Key:
+        """What `layer` frees in place of `storage`, which `part` does."""
+        born = source.born[storage].layer
+        if born == OUTSIDE:
+            return self.pair.twins[storage] if source is self.inner else storage
+        return (layer + 1) * _OF_A_LAYER + storage if born == part else self._handed(source, storage, part, layer)
 
     def _handed(self, source: _Source, storage: int, part: int, layer: int) -> _Key:
         """What the neighbour of `layer` hands to it in place of `storage`, which `part` has of its own neighbour."""
@@ -235,7 +262,7 @@ class _Weaver:
             raise UnlikeError("layers that keep everything hand on other tensors than those that are checkpointed")
         return (neighbour + 1) * _OF_A_LAYER + given[wanted.index(storage)]
 
-    def _outside(self, index: int) -> Iterator[tuple[_Key, int]]:
+    def _outside(self, index: int) -> _Acts:
         """What a segment outside the layers does."""
         # Deaths of what layers of the kept run leave, by how much is born in this segment before.
         more: dict[int, list[_Key]] = defaultdict(list)
@@ -245,44 +272,45 @@ class _Weaver:
             if code < 0:
                 more[born] += self._of_layers(self.inner, -code)
         births = self.outer.births[index]
+        codes: list[int] = []
+        freed: list[_Key] = []
         born = 0
         for code in self.outer.events(index):
+            dead: list[_Key] = []
             if code > 0:
-                yield from ((key, -1) for key in more[born])
-                yield births[born], self.outer.codes[code - 1]
+                dead = more[born]
                 born += 1
             elif self.outer.born[-code].layer == OUTSIDE:
-                yield -code, -1
+                dead = [-code]
             else:
-                yield from ((key, -1) for key in self._of_layers(self.outer, -code))
-        yield from ((key, -1) for key in more[born])
+                dead = self._of_layers(self.outer, -code)
+            freed += dead
+            codes += [0] * len(dead) + ([self.outer.codes[code - 1] + 1] if code > 0 else [])
+        freed += more[born]
+        codes += [0] * len(more[born])
+        left = [(storage, number) for number, storage in enumerate(births, 1)]
+        return _Acts(codes=codes, born=born, left=left, freed=freed)
 
     def _of_layers(self, source: _Source, storage: int) -> list[_Key]:
         """A storage of each layer of the woven tape that plays the part in which it is born."""
-        born = source.born[storage].layer
-        layers = zip(self.sources, self.parts, strict=True)
-        return [
-            (layer + 1) * _OF_A_LAYER + storage
-            for layer, (own, part) in enumerate(layers)
-            if own is source and part == born
-        ]
+        return [own + storage for own in self.layers.get((source is self.inner, source.born[storage].layer), ())]
 
-    def _numbered(self, segments: list[tuple[Segment, list[tuple[_Key, int]]]]) -> CompiledTape:
+    def _numbered(self, segments: list[tuple[Segment, _Acts]]) -> CompiledTape:
         """The tape of these segments; what is outside the layers dies with the last that frees it."""
-        last = {key: at for at, (key, size) in enumerate(chain.from_iterable(acts for _, acts in segments)) if size < 0}
+        last = {key: at for at, key in enumerate(key for _, acts in segments for key in acts.freed)}
         numbers: dict[_Key, int] = {}
         events: list[int] = []
         placed: list[Segment] = []
-        at = 0
+        born = done = 0
         for segment, acts in segments:
             start = len(events)
-            for key, size in acts:
-                if size >= 0:
-                    numbers[key] = len(numbers) + 1
-                    events.append(size + 1)
-                elif last[key] == at:
-                    events.append(-numbers[key])
-                at += 1
+            numbers |= {key: born + number for key, number in acts.left}
+            freed = [-numbers[key] if last[key] == at else 0 for at, key in enumerate(acts.freed, done)]
+            done += len(freed)
+            dead = iter(freed)
+            own = [code if code > 0 else code - born if code else next(dead) for code in acts.codes]
+            events += own if all(freed) else filter(None, own)
+            born += acts.born
             placed.append(segment.at(start, len(events)))
         return replaced(
             self.outer.tape, sizes=tuple(self.pair.sizes), workspace_sizes=self.pair.workspaces, events=tuple(events),
