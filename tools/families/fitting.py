@@ -19,6 +19,8 @@ from qlora_planner.spec.trace import Monomial
 from tools.compiling import BASIS, Point, solve
 
 MOST_FACTORS = 3
+# A square of what all heads take: the eye of DoRA's products before an attention's output, as wide as its input.
+_SQUARED_FACTORS = 4
 # Rows that are packed end to end have one mask of all their tokens by all of them.
 _PACKED_MASK: Monomial = (2, 2, 0)
 _SIMPLE = 1 << 23  # denominators and digits of a coefficient that means something
@@ -41,14 +43,15 @@ class SizeFitter:
         self._at = list(zip(dims, points, strict=True))
         self._single: dict[tuple[Fraction, ...], tuple[Monomial, Product, int]] = {}
         self._columns: list[tuple[Monomial, Product, tuple[int, ...]]] = []
-        for factors in range(MOST_FACTORS + 1):
+        for factors in range(_SQUARED_FACTORS + 1):
             for product in combinations_with_replacement(symbols, factors):
-                for monomial in (*BASIS, _PACKED_MASK):
+                for monomial in (*BASIS, _PACKED_MASK) if factors <= MOST_FACTORS else ((0, 0, 0),):
                     values = tuple(self._value(monomial, product, *pair) for pair in self._at)
                     ratios = tuple(Fraction(value, values[0]) for value in values)
                     if ratios not in self._single:
                         self._single[ratios] = (monomial, product, values[0])
-                        if factors <= 2 or monomial == (0, 0, 0):  # weights of joined projections have three
+                        # Weights of joined projections have three.
+                        if factors <= 2 or (factors == MOST_FACTORS and monomial == (0, 0, 0)):
                             self._columns.append((monomial, product, values))
         self._begun = {self.at_points(terms): terms for terms in begun}
         self._matrix = np.array([values for _, _, values in self._columns], dtype=float)
