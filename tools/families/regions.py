@@ -80,10 +80,11 @@ class Region:
             if self.tiled and self.length == "long":
                 seqs = (8640, 11200, 12096, 9664, 11712, 10432)
             return [(1, seq, rank) for seq, rank in zip(seqs[:count], ranks, strict=False)]
+        # Lengths are alike modulo 128, up to which kernels before compute capability 8.0 round keys of wide heads.
         if self.length == "middle":
-            batches, seqs = (2, 3, 5, 4, 3, 2), (768, 448, 320, 704, 1088, 1344)
+            batches, seqs = (2, 3, 5, 4, 3, 2), (832, 448, 320, 704, 1088, 1344)
         else:  # rows enough that the tokens that are no padding fill a tile of the head
-            batches, seqs = (8, 9, 11, 10, 13, 12), (768, 1088, 640, 832, 1216, 576)
+            batches, seqs = (8, 9, 11, 10, 13, 12), (832, 1088, 704, 960, 1216, 576)
             if self.tiled:
                 seqs = (1344, 1216, 960, 1152, 896, 832)
         return list(zip(batches[:count], seqs[:count], ranks, strict=False))
