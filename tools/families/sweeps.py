@@ -9,8 +9,9 @@ from pathlib import Path
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.polynomials import PeakPolynomials
-from qlora_planner.memory.sweep.validity import ValidityRange, trace_key, validity_ranges
+from qlora_planner.memory.sweep.validity import LEAST_TOKENS, ValidityRange, trace_key, validity_ranges
 from qlora_planner.planner.sweeps import KeptSweep, SweptRange
+from qlora_planner.record import replaced
 from qlora_planner.sources.families import family_tape
 from qlora_planner.sources.tapes import stored_sweep
 from qlora_planner.spec.machine import GpuSpec
@@ -26,12 +27,22 @@ _CARDS = tuple(
 # Sizes that are tried in each range, the usual first: one of them lies inside.
 _ROWS = [(1, seq) for seq in (2048, 384, 6144, 768, 1024, 3072, 5120, 12288, 40960)]
 _CHUNK = 64
+# Rows that fill the blocks of every state space, and one that does not.
+_FILLED, _NOT_FILLED = (512, 1024, 2048, 4096, 8192, 16384), 2000
 _BATCHES = [(8, 384), (8, 2048), (2, 1024), (4, 768), (4, 4096), (2, 6144), (4, 6144)]
 
 
 def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
     """What a search ranks a model by: its own traces, and its family's for ranges that these leave out; None where
     there is neither."""
+    if _by_blocks(profile, root):
+        # What rows of one length take of their blocks says nothing of others: moments hold at their own length alone.
+        lengths = tuple(
+            part
+            for card, batched in product(_CARDS, (False, True))
+            for part in _of_lengths(profile, root, card, batched)
+        )
+        return KeptSweep(parts=lengths) if lengths else None
     own = stored_sweep(profile, [root / "tapes"])
     parts = () if own is None else own.parts
     for card, batched in product(_CARDS, (False, True)):
@@ -42,6 +53,37 @@ def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
         ]
         parts += tuple(_parts(profile, root, card, batched, covered))
     return KeptSweep(parts=parts) if parts else None
+
+
+def _asked(profile: ModelProfile, card: GpuSpec, batched: bool) -> tuple[RunConfig, str] | None:
+    """The default run on a card and its variant; None where it is refused."""
+    try:
+        resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig(), card)
+    except PlannerError:
+        return None
+    return resolution.run, trace_key(resolution.run, resolution.stack, card)
+
+
+def _by_blocks(profile: ModelProfile, root: Path) -> bool:
+    """Whether rows are scanned block by block, with as many events for any number of blocks."""
+    asked = _asked(profile, _CARDS[0], False)
+    tape = None if asked is None else family_tape(profile, asked[1], [root / "families"], 1, _NOT_FILLED)
+    return tape is not None and _CHUNK < tape.region.high - tape.region.low + 1 < LEAST_TOKENS
+
+
+def _of_lengths(
+    profile: ModelProfile, root: Path, card: GpuSpec, batched: bool
+) -> Iterator[SweptRange[PeakPolynomials]]:
+    """Moments of the usual lengths, each for itself."""
+    asked = _asked(profile, card, batched)
+    for seq_len, region in product(_FILLED, validity_ranges(profile, batched) if asked else ()):
+        rows = next((rows for rows in ((2, 4, 8, 16) if batched else (1,)) if region.holds(rows, seq_len)), None)
+        run, variant = asked or (RunConfig(), "")
+        tape = None if rows is None else family_tape(profile, variant, [root / "families"], rows, seq_len)
+        if tape is not None:
+            alone = replaced(region, low=seq_len - 1, high=seq_len)
+            moments = peak_polynomials_of(tape.tape, run, alone, peaks_only=True)
+            yield SweptRange(variant=variant, region=alone, moments=moments)
 
 
 def _overlaps(region: ValidityRange, others: Sequence[ValidityRange]) -> bool:
@@ -55,11 +97,10 @@ def _overlaps(region: ValidityRange, others: Sequence[ValidityRange]) -> bool:
 def _parts(
     profile: ModelProfile, root: Path, card: GpuSpec, batched: bool, covered: Sequence[ValidityRange]
 ) -> Iterator[SweptRange[PeakPolynomials]]:
-    try:
-        resolution = resolve(profile, RunConfig(batch_size=8) if batched else RunConfig(), card)
-    except PlannerError:
+    asked = _asked(profile, card, batched)
+    if asked is None:
         return
-    variant = trace_key(resolution.run, resolution.stack, card)
+    run, variant = asked
     for region in validity_ranges(profile, batched):
         if _overlaps(region, covered):
             continue
@@ -72,5 +113,5 @@ def _parts(
         # A row that goes chunk by chunk has more events the longer it is: no moments are those of a whole range.
         looped = len({len(each.tape.events) for each in held if each.region.high - each.region.low <= _CHUNK}) > 1
         for stored in () if looped else held[:1]:
-            moments = peak_polynomials_of(stored.tape, resolution.run, region, peaks_only=True)
+            moments = peak_polynomials_of(stored.tape, run, region, peaks_only=True)
             yield SweptRange(variant=variant, region=region, moments=moments)
