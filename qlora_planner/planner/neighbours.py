@@ -16,13 +16,8 @@ from qlora_planner.errors import InputError
 from qlora_planner.memory.options.resolve import Resolution, resolve
 from qlora_planner.memory.records import MemoryEstimate
 from qlora_planner.memory.sweep.tasks import is_task
-from qlora_planner.planner.candidate_memory import (
-    AS_RANKED,
-    CandidateFactory,
-    CandidateMemory,
-    Ints,
-    Scale,
-)
+from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY
+from qlora_planner.planner.candidate_memory import AS_RANKED, CandidateFactory, CandidateMemory, Ints, Scale
 from qlora_planner.planner.fallbacks import fallbacks
 from qlora_planner.planner.knobs import at_batch, generates, knobs_of, of_length, whole_groups
 from qlora_planner.planner.records import Fallback, FrontierPoint, Price
@@ -104,7 +99,11 @@ def prices(
 def _played_price(price: Price, here: MemoryEstimate, there: MemoryEstimate | None) -> Price:
     if there is None:
         return _without_trace(price)
-    return replaced(price, bytes=there.floor_bytes - here.floor_bytes, fits=there.verdict == "fits")
+    return replaced(price, bytes=there.floor_bytes - here.floor_bytes, fits=_fits(there))
+
+
+def _fits(answer: MemoryEstimate) -> bool | None:
+    return None if answer.verdict == CANNOT_SAY else answer.verdict == "fits"
 
 
 def _without_trace(price: Price) -> Price:
@@ -133,7 +132,8 @@ def ladder(
     does not ship frees what closed forms say that it does over the rung above, and of a task nobody says.
     """
     here = played_of(run)
-    above, before, freed, fits = run, run, 0, False
+    above, before, freed = run, run, 0
+    fits: bool | None = False
     base = _Pace.of(factory, run, pace_on)
     for lower, says in fallbacks(run, factory.profile):
         changed = {name: value for name, value in lower.to_dict().items() if value != getattr(before, name)}
@@ -143,7 +143,7 @@ def ladder(
             # For a task, or a tower that reads images, no closed forms stand in.
             unsaid = there is None and here is not None and (is_task(run) or run.shows_images)
             if there is not None and here is not None:
-                freed, fits = there.floor_bytes - here.floor_bytes, there.verdict == "fits"
+                freed, fits = there.floor_bytes - here.floor_bytes, _fits(there)
             elif not unsaid:
                 # Rung by rung: two that stand beside each other are most likely of the same making.
                 first, second = _Point.of(factory, above), _Point.of(factory, lower)

@@ -11,19 +11,19 @@ from qlora_planner.catalog.trainers import run_document, trainer_named
 from qlora_planner.errors import MissingError, NothingRunsError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.records import MemoryEstimate, ModelFacts, Unmodelled
+from qlora_planner.memory.records import MemoryEstimate, ModelFacts
 from qlora_planner.memory.sweep.tasks import is_task
 from qlora_planner.memory.unmodelled.left_out import whole
-from qlora_planner.memory.unmodelled.qualified import qualified
 from qlora_planner.planner.advice import advice, worth_playing
+from qlora_planner.planner.around.image_frontier import frontier_around
+from qlora_planner.planner.around.other_runs import alternatives, elsewhere
+from qlora_planner.planner.around.partial import judged, judged_by, of_data, open_rows, unbounded
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.gpus.others import Standing, smallest_card
-from qlora_planner.planner.image_frontier import frontier_around
 from qlora_planner.planner.knobs import generates, in_whole_groups
 from qlora_planner.planner.nearest import nearest
 from qlora_planner.planner.neighbours import PlayedOf, candidate_memory_at, ladder, prices
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
-from qlora_planner.planner.other_runs import alternatives, elsewhere
 from qlora_planner.planner.planner import (
     OrdersOf,
     Planner,
@@ -202,14 +202,9 @@ def _not_sure(planner: Planner, ranking: Ranking, run: RunConfig, fixed: frozens
     return replaced(
         _around(planner, ranking, least, answer),
         nearest=Nearest(
-            run=there.run, change=change, estimate=_qualified(planner, there), options=_options(planner, choice)
+            run=there.run, change=change, estimate=judged(planner, there), options=_options(planner, choice)
         ),
     )
-
-
-def _qualified(planner: Planner, answer: MemoryEstimate) -> MemoryEstimate:
-    """The answer with all that its figures leave out of the model and the data."""
-    return qualified(whole(planner.profile, answer), _of_data(planner.request))
 
 
 def _refusal(planner: Planner, run: RunConfig) -> Plan | None:
@@ -262,25 +257,27 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
     shared = answer.run.parallel == FSDP2
     images, played_of = answer.run.shows_images, played_by(planner, answer.run)
     lone = answer.method != TRACED if images else _stands_alone(planner, answer.run)
-    around = prices(factory, answer.run, planner.pace_on, scale, played_of)
+    judge, unsure = judged_by(planner, played_of), unbounded(planner, answer.run)
+    one_way = lone or images or unsure  # nothing is ranked beside it
+    around = open_rows(prices(factory, answer.run, planner.pace_on, scale, judge), unsure=unsure)
     priced = () if lone else tuple(price for price in around if not (shared and _STORED & set(price.change)))
     upcast = next((price.bytes for price in priced if price.change == {"upcast": True}), None)
     return Plan(
         model=answer.model,
         gpu=request.gpu,
         run=answer.run,
-        estimate=_qualified(planner, answer),
-        alternatives=() if lone or images else tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
+        estimate=judged(planner, answer),
+        alternatives=() if one_way else tuple(alternatives(planner, choice, answer.floor_bytes, scale)),
         prices=priced,
-        frontier=() if shared or lone else frontier_around(planner, answer, scale, played_of),
+        frontier=() if shared or lone or unsure else frontier_around(planner, answer, scale, judge),
         objective=request.objective,
         data=None if request.data is None else _data(planner, choice, answer),
         stack=answer.stack,
         options=_options(planner, choice),
-        ladder=() if lone else tuple(ladder(factory, answer.run, planner.pace_on, played_of)),
+        ladder=() if lone else open_rows(ladder(factory, answer.run, planner.pace_on, judge), unsure=unsure),
         advice=tuple(advice(planner.profile, answer, _expandable_bytes(planner, choice, answer), upcast)),
         smallest_card=None
-        if _of_data(request) or (images and lone)
+        if unsure or of_data(request) or (images and lone)
         else smallest_card(planner.profile, answer, request.cards, request.budget, planner.played_on),
         compared=tuple(elsewhere(planner, choice, card) for card in request.compare),
         cost=PlanCost(
@@ -291,11 +288,6 @@ def _around(planner: Planner, ranking: Ranking, choice: Choice, answer: MemoryEs
             speed_unknown=answer.speed.tokens_per_s is None, rules=RULES,
         ),
     )  # fmt: skip
-
-
-def _of_data(request: Request) -> tuple[Unmodelled, ...]:
-    """What no figure counts of the data."""
-    return () if request.data is None else request.data.unmodelled
 
 
 def _expandable_bytes(planner: Planner, choice: Choice, answer: MemoryEstimate) -> int | None:

@@ -84,13 +84,18 @@ def _changed(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Lin
             text = f"{option(name)} {value(run.get(name))} instead of the {value(wanted)} asked for, to fit"
             yield from theme.wrap(text, 9, "changed", first_style="bold yellow")
     if plan.shortened_from is not None:
-        text = f"{plan.shortened_from:,} tokens do not fit so: --seq-len {plan.run.seq_len} is the longest that does"
+        sure = "does" if plan.estimate.verdict == "fits" else "may"
+        text = f"{plan.shortened_from:,} tokens do not fit so: --seq-len {plan.run.seq_len} is the longest that {sure}"
         yield from theme.wrap(text, 9, "shorter", first_style="bold yellow")
 
 
 def _frontier(plan: Plan, theme: Theme) -> Iterator[Line]:
     points = [point for point in plan.frontier if point.seq_len]
     if plan.estimate.verdict == "will-not-run":
+        return
+    if not plan.frontier and plan.estimate.partial:
+        text = "longest sequence, other runs that fit, the smallest card: not said, for the reason above"
+        yield from theme.wrap(text, style="dim")
         return
     if not plan.frontier and plan.run.parallel == FSDP2:
         text = (

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
-from qlora_planner.record import record
 from qlora_planner.session import packages
 from qlora_planner.session.data import check_shape, with_prompts
 from qlora_planner.session.models import with_targets
-from qlora_planner.session.towers import check_images, prices_with_images, refuse_images, with_tower
+from qlora_planner.session.towers import check_images, prices_with_images, traced_with_images, with_tower
 from qlora_planner.session.traces import sweep_for, tape_for, tape_orders
 
 if TYPE_CHECKING:
     from qlora_planner.memory import MemoryEstimate, Problem, Unmodelled
     from qlora_planner.memory.budget import Budget
+    from qlora_planner.planner.around.grid import Frontier
     from qlora_planner.planner.candidate_memory import CandidateFactory, Scale
     from qlora_planner.planner.plan import Plan
     from qlora_planner.planner.planner import Planner
@@ -32,23 +32,6 @@ if TYPE_CHECKING:
 
 _KEPT = 512  # estimates of one model and card
 NO_CARD = "no card is given: name one, as Session().on('24GB')"
-# A rank is at most so far from what playing takes: cells of the grid that are nearer to the limit are played.
-NEAR_BY = 1.1
-# Lengths of the frontier's grid.
-GRID_LENGTHS = (256, 512, 1024, 2048, 4096, 8192, 16384, 32768, 65536, 131072)
-
-
-@record
-class Frontier:
-    """Sequence by batch around a run: the longest length of each batch, and a verdict and a floor in bytes per cell.
-
-    `cells` is keyed by (batch, length). Those near the limit are played where their trace ships, others are ranked.
-    """
-
-    longest: Mapping[int, int | None]
-    lengths: tuple[int, ...]
-    cells: Mapping[tuple[int, int], tuple[str, int]]
-    usable_bytes: int
 
 
 @dataclass(kw_only=True)
@@ -289,45 +272,25 @@ class ModelOnCard:
 
     def prices(self, run: RunConfig) -> list[Price]:
         """A row per knob: see planner.neighbours. Raises InputError for a run that the stack refuses."""
+        from qlora_planner.planner.around.partial import judged_by, open_rows, unbounded
         from qlora_planner.planner.neighbours import prices
 
         if run.shows_images:
             return prices_with_images(self, run)
-        return list(prices(self.factory, self._accepted(run), self.pace_on, self._scale(run), self._planner.played))
+        resolved, planner = self._accepted(run), self._planner
+        played_of = judged_by(planner, planner.played)
+        rows = prices(self.factory, resolved, self.pace_on, self._scale(run), played_of)
+        return list(open_rows(rows, unsure=unbounded(planner, resolved)))
 
     def frontier(self, run: RunConfig) -> Frontier:
         """The grid around a run. Raises InputError for a run that the stack refuses."""
-        import numpy as np
+        from qlora_planner.planner.around.grid import grid_around
+        from qlora_planner.planner.candidate_memory import AS_RANKED
 
-        from qlora_planner.planner.knobs import generates, of_length
-        from qlora_planner.planner.neighbours import FRONTIER_BATCHES, candidate_memory_at, frontier
-
-        refuse_images("frontier", run)
-        resolved, scale = self._accepted(run), self._scale(run)
-        points = frontier(self.factory, resolved, self.model_limit, scale, self._planner.roughly)
-        least = resolved.prompt_len or 0 if generates(resolved) else 0
-        most = self.model_limit or GRID_LENGTHS[-1]
-        lengths = tuple(length for length in GRID_LENGTHS if least < length <= most)
-        cells: dict[tuple[int, int], tuple[str, int]] = {}
-        for batch in FRONTIER_BATCHES:
-            try:
-                memory = candidate_memory_at(self.factory, resolved, batch, scale)
-            except InputError:  # this batch is refused
-                continue
-            seq = np.array(lengths, dtype=np.int64)
-            floors, traced = memory.floors(np.full_like(seq, batch), seq)
-            limit, _ = memory.largest_floors()
-            for length, floor, by_trace in zip(lengths, floors.tolist(), traced.tolist(), strict=True):
-                cells[batch, length] = memory.verdict(floor, traced=by_trace), floor
-                if by_trace and limit / NEAR_BY <= floor <= limit * NEAR_BY:
-                    there = of_length(memory.run, length)
-                    played = self._planner.roughly(there)
-                    if played is not None and played.verdict != "fits":
-                        played = self._planner.played(there)
-                    if played is not None and played.verdict is not None:
-                        cells[batch, length] = played.verdict, played.floor_bytes
-        longest = {point.batch_size: point.seq_len for point in points}
-        return Frontier(longest=longest, lengths=lengths, cells=cells, usable_bytes=self.budget.usable_bytes)
+        if run.shows_images:
+            return grid_around(*traced_with_images(self, run), AS_RANKED)
+        self._accepted(run)
+        return grid_around(self._planner, self.estimate(run), self._scale(run))
 
     def _accepted(self, run: RunConfig) -> RunConfig:
         refused = self.refusal(run)

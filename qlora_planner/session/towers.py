@@ -21,6 +21,8 @@ from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
     from qlora_planner.exchange.parsed_config import Reading
+    from qlora_planner.memory.records import MemoryEstimate
+    from qlora_planner.planner.planner import Planner
     from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.model_on_card import ModelOnCard
@@ -109,39 +111,38 @@ def _called(whole: ModelProfile, profile: ModelProfile) -> ModelProfile:
     )  # fmt: skip
 
 
-def refuse_images(question: str, run: RunConfig | None) -> None:
-    """Raises InputError for a question about more runs than are traced, asked with images in it."""
-    if run is not None and run.shows_images:
-        raise InputError(
-            f"{question}: not with --image-size, --images or --image-tokens yet, because each run with images is traced"
-            " by itself; `qlora-plan estimate` answers for exactly this run, `qlora-plan plan` for one model"
-        )
+def traced_with_images(opened: ModelOnCard, run: RunConfig) -> tuple[Planner, MemoryEstimate]:
+    """What estimates the runs around one with images, and its own estimate.
 
-
-def prices_with_images(opened: ModelOnCard, run: RunConfig) -> list[Price]:
-    """A row per knob that is worth a trace, by the traces that are kept and, where the session makes some, new ones.
-
-    Raises InputError for a run that the stack refuses, and for one that is not traced.
+    Raises InputError for a run that the stack refuses, and for one whose trace is not at hand.
     """
     from qlora_planner.evidence.calibration import TRACED
-    from qlora_planner.planner.neighbours import prices
-    from qlora_planner.planner.plan import played_by
     from qlora_planner.planner.planner import Planner, Request
 
-    profile, pace_on = opened.profile_for(run), opened.pace_on
-    planner = Planner.of(
-        profile, Request(budget=opened.budget, pace_on=pace_on), run, None, opened.tape, shipped_of=opened.shipped
-    )
+    profile, request = opened.profile_for(run), Request(budget=opened.budget, pace_on=opened.pace_on)
+    planner = Planner.of(profile, request, run, None, opened.tape, shipped_of=opened.shipped)
     here = planner.answer(run)
     refused = [problem.message for problem in here.problems if problem.blocking]
     if refused:
         raise InputError(refused[0])
     if here.method != TRACED:
         raise InputError(
-            "prices with images need a recorded training step (a trace) of each run: `qlora-plan plan` with these"
-            " options records this run and those around it, which answer here from then on"
+            "prices and frontiers with images need a recorded training step (a trace) of each run: `qlora-plan plan`"
+            " with these options records this run and those around it, which answer here from then on"
         )
-    return list(prices(planner.factory, here.run, pace_on, played_of=played_by(planner, here.run)))
+    return planner, here
+
+
+def prices_with_images(opened: ModelOnCard, run: RunConfig) -> list[Price]:
+    """A row per knob that is worth a trace, by the traces that are kept and, where the session makes some, new ones.
+
+    Raises InputError as `traced_with_images`.
+    """
+    from qlora_planner.planner.neighbours import prices
+    from qlora_planner.planner.plan import played_by
+
+    planner, here = traced_with_images(opened, run)
+    return list(prices(planner.factory, here.run, opened.pace_on, played_of=played_by(planner, here.run)))
 
 
 def without_tower(reading: Reading, opened: ModelOnCard) -> Reading:

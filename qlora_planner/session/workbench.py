@@ -15,10 +15,11 @@ from qlora_planner.spec.model import ModelProfile
 if TYPE_CHECKING:
     from qlora_planner.data.batches.summary import DataSummary
     from qlora_planner.memory.budget import Budget
+    from qlora_planner.planner.around.grid import Frontier
     from qlora_planner.planner.records import Price
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.session.data import DataSource
-    from qlora_planner.session.model_on_card import Frontier, ModelOnCard
+    from qlora_planner.session.model_on_card import ModelOnCard
     from qlora_planner.session.views.planned import AuditAnswer, CheckAnswer, EstimateAnswer, PlanAnswer, SurveyAnswer
     from qlora_planner.session.views.ran import TrainingAnswer, VerificationAnswer
     from qlora_planner.spec.machine import GpuSpec

@@ -54,5 +54,5 @@ class Answer(Generic[Value]):
 class Surroundings:
     """What lies around a run: the grid, and a row per knob."""
 
-    frontier: Frontier | None  # None of a run with images
+    frontier: Frontier
     prices: list[Price]

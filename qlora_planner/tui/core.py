@@ -12,11 +12,11 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError, PlannerError
-from qlora_planner.session.model_on_card import Frontier as Frontier  # the screens know the core alone
 from qlora_planner.session.model_on_card import ModelOnCard
 from qlora_planner.spec.run import RunConfig
 
 if TYPE_CHECKING:
+    from qlora_planner.planner.around.grid import Frontier as Frontier  # the screens know the core alone
     from qlora_planner.planner.plan import Plan
     from qlora_planner.session.cards import PlannedCard
     from qlora_planner.sources.names import Names

@@ -153,8 +153,6 @@ class ExplorerState:
         if self.subject is None:
             return "No model yet: choose one in Fit (1)."
         fault = self.surroundings.fault if self.surroundings.of(self.run_inputs()) else None
-        if fault is None and self.prices is not None:
-            return "Not looked for with images: `qlora-plan estimate` records a training step of each length."
         return fault or "working out what lies around this run ..."
 
     @property

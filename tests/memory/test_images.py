@@ -174,10 +174,9 @@ def test_a_model_of_text_takes_no_images() -> None:
 
 def test_questions_about_many_runs_are_refused_with_images_where_none_is_traced() -> None:
     bench = Session().on("24GB")
-    with pytest.raises(InputError, match="prices with images need a recorded training step"):
-        bench.prices(QWEN, image_size="504x504")
-    with pytest.raises(InputError, match="not with --image-size"):
-        bench.frontier(QWEN, image_size="504x504")
+    for ask in (bench.prices, bench.frontier):
+        with pytest.raises(InputError, match="prices and frontiers with images need a recorded training step"):
+            ask(QWEN, image_size="504x504")
 
 
 def test_the_audit_of_a_run_with_images_has_the_tower() -> None:

@@ -56,14 +56,14 @@ def _changeable(estimate: MemoryEstimate, fit: Fit) -> bool:
     if fit.verdict == "does-not-fit":
         # What is not sure enough because of its interval stays so, whatever moves it by less than that.
         near = floor <= fit.usable_bytes
-        less = _reach([thing for thing in estimate.unmodelled if not near or estimate.matters(thing)], "down")
+        less = reach([thing for thing in estimate.unmodelled if not near or estimate.matters(thing)], "down")
         return less is None or (less > 0 and floor * (1 - less) <= fit.usable_bytes)
-    more = _reach(estimate.unmodelled, "up")
+    more = reach(estimate.unmodelled, "up")
     spread = peak.high_bytes / max(peak.device_bytes, 1) - 1 if fit.verdict == "fits" else 0.0
     return more is None or (more > 0 and floor * (1 + hypot(more, spread)) > fit.usable_bytes)
 
 
-def _reach(things: Iterable[Unmodelled], direction: str) -> float | None:
+def reach(things: Iterable[Unmodelled], direction: str) -> float | None:
     """How far they can move a figure in this direction together, as a part of it; None where nothing bounds it."""
     reaches = [thing.at_most for thing in things if thing.direction in (direction, "both")]
     bounded = [reach for reach in reaches if reach is not None]

@@ -128,7 +128,7 @@ def make_tables(
     common_card: GpuSpec | None = None,
     methods: Sequence[Method] = METHODS,
 ) -> Tables:
-    """Both tables: of the `shown` models, and the largest of `catalogue` on each of `cards`.
+    """Both tables: of the `shown` models, and the largest of `catalogue` on each of `cards` that is counted whole.
 
     `tape_of` gives the trace of a run where one is stored, `candidate_of` what a survey ranks a model's 4-bit run by.
     `methods` are those that models have figures of. `common_card` is the one that a 7B model is said to need.
@@ -142,7 +142,7 @@ def make_tables(
         if (limit := positions(profile)) < run.seq_len:
             raise InputError(f"--seq-len {run.seq_len}: {profile.id} has positions for {limit:,} tokens")
     largest_first = sorted(
-        (profile for profile in catalogue if positions(profile) >= run.seq_len),
+        (each for each in catalogue if positions(each) >= run.seq_len and each.text_part_of is None),
         key=lambda profile: (-profile.params, profile.id),
     )
     sevens = [profile for profile in shown if _SEVEN_B[0] <= profile.params <= _SEVEN_B[1]]

@@ -264,7 +264,9 @@ def _qualified(row: SurveyRow, things: tuple[Unmodelled, ...]) -> SurveyRow:
     if not changing or row.verdict == "will-not-run":
         return row
     note = "; ".join(f"{thing.key} is not modelled: {thing.what}" for thing in changing)
-    return replace(row, verdict="cannot-say", note=note, recommended=None)
+    return replace(
+        row, verdict="cannot-say", note=note, recommended=None, longest_seq_len=None, largest_batch=None
+    )  # fmt: skip
 
 
 def _said(resolution: Resolution) -> str | None:

@@ -149,6 +149,8 @@ def _phases(phases: list[Phase], usable: int | None) -> Plot:
 
 def _frontier(plan: Plan) -> Iterator[Block]:
     points = [(row.batch_size, row.seq_len) for row in plan.frontier if row.seq_len]
+    if not plan.frontier:  # nobody says
+        return
     yield Heading("Longest sequence by batch")
     if not points:
         yield Paragraph("No sequence length fits, not even 64 tokens at batch 1.")

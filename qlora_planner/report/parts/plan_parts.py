@@ -70,7 +70,8 @@ def nearest_words(plan: Plan, typed: Mapping[str, Any]) -> str | None:
         return "does not fit as asked, and nothing near it does"
     was = [f"{option(name)} {value(typed[name])}" for name in near.change if name in typed]
     instead = f" (asked: {', '.join(was)})" if was else ""
-    return f"does not fit as asked; the nearest that does: {change(near.change)}{instead}"
+    sure = "does" if near.estimate.verdict == "fits" else "may"
+    return f"does not fit as asked; the nearest that {sure}: {change(near.change)}{instead}"
 
 
 def nearest(plan: Plan, typed: Mapping[str, Any], theme: Theme) -> Iterator[Line]:
@@ -94,7 +95,7 @@ def advised(plan: Plan, theme: Theme) -> Iterator[Line]:
     if there and there.card.name != plan.gpu.name and (here is None or there.usable_bytes != here.usable_bytes):
         text = f"the smallest card of the catalogue that holds this run: {there.card.label}"
         yield from theme.wrap(f"{text} ({format_size(there.usable_bytes)} usable)", 6, "note", first_style="dim")
-    elif there is None and plan.estimate.verdict == "does-not-fit" and plan.search:
+    elif there is None and plan.estimate.verdict == "does-not-fit" and plan.search and not plan.estimate.partial:
         yield from theme.wrap("no single card of the catalogue holds this run", 6, "note", first_style="dim")
 
 

@@ -84,7 +84,7 @@ def _estimate(_work: Work, subject: Subject, run: RunConfig) -> MemoryEstimate:
 
 
 def _surround(_work: Work, subject: Subject, run: RunConfig) -> Surroundings:
-    return Surroundings(frontier=None if run.shows_images else subject.frontier(run), prices=subject.prices(run))
+    return Surroundings(frontier=subject.frontier(run), prices=subject.prices(run))
 
 
 def _estimate_pins(work: Work, pins: tuple[Pin, ...]) -> list[MemoryEstimate | None]:

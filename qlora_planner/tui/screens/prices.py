@@ -14,6 +14,8 @@ from qlora_planner.tui.widgets.outside import Pane
 from qlora_planner.tui.widgets.tables import Table
 from qlora_planner.units import format_size
 
+_FITS = {True: "fits", False: "does not fit", None: "cannot say"}
+
 
 def price_cells(price: Price) -> tuple[str, str, str, str]:
     """One price as text: the change, its bytes, its speed, whether it fits or why it is refused."""
@@ -24,7 +26,7 @@ def price_cells(price: Price) -> tuple[str, str, str, str]:
         return change(price.change), "-", speed, "unknown: Enter says"
     return (
         change(price.change), f"{'+' if price.bytes > 0 else ''}{format_size(price.bytes)}",
-        speed, "fits" if price.fits else "does not fit",
+        speed, _FITS[price.fits],
     )  # fmt: skip
 
 
@@ -62,7 +64,8 @@ class PricesScreen(Page):
         theme, rows = self.theme_at(80), []
         for price in self._rows:
             words, size, speed, then = price_cells(price)
-            style = "magenta" if price.refused else "dim" if price.bytes is None else "green" if price.fits else "red"
+            unsaid = price.bytes is None or price.fits is None
+            style = "magenta" if price.refused else "dim" if unsaid else "green" if price.fits else "red"
             rows.append([
                 Text(theme.cut(words, 46)), Text(size, justify="right"), Text(speed, justify="right"),
                 Text(theme.cut(then, 40), style=style),

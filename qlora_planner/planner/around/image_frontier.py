@@ -5,6 +5,7 @@ from __future__ import annotations
 from qlora_planner.errors import InputError
 from qlora_planner.evidence.calibration import TRACED
 from qlora_planner.memory.records import MemoryEstimate
+from qlora_planner.planner.around.partial import judged_by
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.knobs import at_batch, of_length
 from qlora_planner.planner.neighbours import PlayedOf, frontier
@@ -26,7 +27,7 @@ def frontier_around(
     found is left out."""
     run, model_limit, budget = here.run, planner.model_limit, planner.budget
     if not run.shows_images:
-        return frontier(planner.factory, run, model_limit, scale, planner.roughly)
+        return frontier(planner.factory, run, model_limit, scale, judged_by(planner, planner.roughly))
     limit_bytes = budget.largest_floor(TRACED, budget.context_for(run), budget.fits_at_most)
     shorter = _estimated(run, run.batch_size, run.seq_len // 2 // SEQ_STEP * SEQ_STEP, played_of)
     longer = shorter or _estimated(run, run.batch_size, 2 * run.seq_len, played_of)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from qlora_planner.errors import InputError, NothingRunsError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.unmodelled.qualified import CANNOT_SAY
+from qlora_planner.planner.around.partial import judged, verdict_of
 from qlora_planner.planner.candidate_memory import Scale
 from qlora_planner.planner.neighbours import pace_ratio
 from qlora_planner.planner.objectives import OBJECTIVES, Objective, find_objective
@@ -47,10 +47,9 @@ def elsewhere(planner: Planner, here: Choice, card: GpuSpec) -> OtherGpu:
         best, played = settled or (replaced(best, fits=False), None)
     shown = here.run.to_dict()
     resolved = resolve(planner.profile, best.run, card).run
-    fits = CANNOT_SAY if request.data is not None and request.data.unmodelled else "fits"
     row = replaced(
         refused,
-        verdict=fits if best.fits else "does-not-fit", run=resolved.to_dict(), played=played is not None,
+        verdict=verdict_of(other, resolved, played, fits=best.fits), run=resolved.to_dict(), played=played is not None,
         floor_bytes=best.floor_bytes if played is None else played.floor_bytes,
         change={name: value for name, value in best.run.to_dict().items() if value != shown[name]},
     )  # fmt: skip
@@ -88,7 +87,7 @@ def alternatives(planner: Planner, chosen: Choice, floor_bytes: int, scale: Scal
         taken = scale.on(other.floor_bytes, other.traced)
         if other.traced:
             settled = planner.first_that_fits(around, planner.played)
-            if settled is None:
+            if settled is None or judged(planner, settled[1]).verdict != "fits":
                 continue
             other, taken = settled[0], settled[1].floor_bytes
         change = {name: value for name, value in other.run.to_dict().items() if value != shown[name]}
