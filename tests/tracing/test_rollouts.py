@@ -89,6 +89,20 @@ def test_tokens_played_in_outline_peak_where_whole_ones_do(monkeypatch: pytest.M
     }
 
 
+def test_a_long_completion_is_played_with_fewer_tokens_that_end_where_all_of_them_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tape, run = traced(completion_len=300, batch_size=8)
+    each = played(tape, run)
+    monkeypatch.setattr(tokens, "EACH", 100)
+    monkeypatch.setattr(tokens, "_MOST_PLAYED", 80)
+    some_alone = list(tokens.later_tokens(tape))
+    assert (len(some_alone), some_alone[0], some_alone[-1]) == (75, 4, 299)
+    fewer = played(tape, run)
+    assert fewer[PREFILL][0] == pytest.approx(each[PREFILL][0], rel=0.01)
+    assert {**fewer, PREFILL: None} == {**each, PREFILL: None}
+
+
 @pytest.mark.parametrize("trainer", some(["trl-grpo", "trl-rloo"], 2))
 def test_a_cut_model_generates_as_the_whole_one(trainer: str, monkeypatch: pytest.MonkeyPatch) -> None:
     cut, run = traced(7, trainer=trainer)

@@ -170,7 +170,14 @@ class NativeReplayer(OnNative):
         segments = [(*acts[segment], self.base_of(segment), layer) for segment, layer in token]
         self._begin()
         self._native.tokens(
-            segments, growing.tobytes(), before.tobytes(), ages.tobytes(), len(TOKENS), growth.tokens, tokens.WHOLE
+            segments,
+            growing.tobytes(),
+            before.tobytes(),
+            ages.tobytes(),
+            len(TOKENS),
+            growth.tokens,
+            tokens.WHOLE,
+            tokens.stride(growth.tokens),
         )
         self._note(phase_of(token[0][0]))
 

@@ -17,6 +17,7 @@ from qlora_planner.memory.options.resolve import Resolution
 from qlora_planner.memory.records import WRAP, Basis, Component, ComponentLine, Phase
 from qlora_planner.memory.replay.player import COMPONENTS
 from qlora_planner.memory.replay.simulate import SimulatedRun, remembered_run, stage_of
+from qlora_planner.memory.replay.tokens import EACH
 from qlora_planner.memory.weights.loading import PhasePeak
 from qlora_planner.record import replaced
 from qlora_planner.spec.model import ModelProfile
@@ -28,8 +29,10 @@ _COUNTED = (
     Component.QUANTIZED_WEIGHTS, Component.QUANTIZATION_CONSTANTS, Component.UNQUANTIZED_WEIGHTS,
     Component.ADAPTERS, Component.GRADIENTS, Component.OPTIMIZER_STATES,
 )  # fmt: skip
-# How close the search for the smallest limit comes, as a part of it.
+# How close the search for the smallest limit comes, as a part of it; to that of a long generation, which a token more
+# moves by percents, it comes no closer.
 FLOOR_TOLERANCE = 0.004
+_LONG_TOLERANCE = 0.02
 # A limit this much above what stays reserved is met whatever a replay under it would give.
 NEAR = 1.1
 
@@ -115,7 +118,7 @@ def floor_bytes(
     """The smallest limit on torch's reserved bytes at which the run still works; the rest as in `simulate_run`.
 
     Under pressure the allocator gives back segments that hold nothing, and what the others came to is mostly the floor,
-    to `FLOOR_TOLERANCE`. What follows is laid out anew, though, which decides either way: small blocks that find no
+    to a tolerance. What follows is laid out anew, though, which decides either way: small blocks that find no
     cache keep large segments, as between the logits of ORPO, so a playing under it shows whether that is enough. Where
     a card would leave `limit_bytes`, the floor is on the side of it that a playing under that very limit says, and is
     looked for below what the others came to where that is near; so it is for expandable segments, which give back parts
@@ -129,6 +132,7 @@ def floor_bytes(
     if not refines and (limit_bytes is None or not within or most > limit_bytes):
         return most
     stage = stage_of(profile, resolution, tape, workspace_bytes, before, world)
+    tolerance = FLOOR_TOLERANCE if tape.tokens <= EACH else _LONG_TOLERANCE
     met = high = played.reserved
     low = played.allocated - 1
 
@@ -138,20 +142,22 @@ def floor_bytes(
         nonlocal met
         if limit >= met and not expandable:
             return True
-        reserved = stage.reserved_within(limit)
+        if limit not in played.within:
+            played.within[limit] = stage.reserved_within(limit)
+        reserved = played.within[limit]
         met = met if reserved is None else reserved
         return reserved is not None
 
     if limit_bytes is not None and within:
         low, high = (low, limit_bytes) if works(limit_bytes) else (limit_bytes, high)
     if low < most < high and not expandable:
-        close = most + int(FLOOR_TOLERANCE * most)
+        close = most + int(tolerance * most)
         low, high = (low, most) if close >= high or works(close) else (most, high)
     if high == most and not expandable and (limit_bytes is None or limit_bytes > NEAR * most):
         return most
     low = max(low, played.allocated)
-    guess = high - int(FLOOR_TOLERANCE * high)  # mostly nothing less will do, which one playing shows
-    while high - low > FLOOR_TOLERANCE * high:
+    guess = high - int(tolerance * high)  # mostly nothing less will do, which one playing shows
+    while high - low > tolerance * high:
         if works(guess):
             high = guess
         else:

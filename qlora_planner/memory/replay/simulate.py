@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gc
 from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import field
 from typing import cast
 
 from qlora_planner.catalog import find_optimizer
@@ -72,6 +73,8 @@ class SimulatedRun:
     non_releasable_bytes: int  # the most that segments holding something came to: what a full cache release would leave
     lost: int
     offloaded: int  # the most that activations took on the host
+    # By limits on what torch reserves under which it was played again, what it reserved; None where that failed.
+    within: dict[int, int | None] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def reserved(self) -> int:
@@ -118,10 +121,11 @@ def remembered_run(
 ) -> SimulatedRun:
     """As `simulate_run`, but what was played a moment ago is not played again.
 
-    A plan asks for the same run under several roles. How often gradients accumulate makes no difference beyond twice.
+    A plan asks for the same run under several roles. How often gradients accumulate makes no difference beyond twice,
+    and of how many completions a group has, the trace says all there is.
     """
     run = resolution.run
-    alike = run.with_(grad_accum=min(run.grad_accum, _PLAYED_ACCUMULATION))
+    alike = run.with_(grad_accum=min(run.grad_accum, _PLAYED_ACCUMULATION), num_generations=None)
     traced = tuple((hash(each), len(each.events)) for each in (tape, *before))
     key = (id(profile), repr(alike), repr(resolution.trainer), traced, workspace_bytes, limit_bytes, world)
     known = _remembered.get(key)

@@ -9,8 +9,12 @@ from qlora_planner.memory.replay.events import BIRTH, Act, PreparedTrace
 from qlora_planner.record import record
 from qlora_planner.spec.trace import TOKENS, Segment, Tape
 
-# Of so many tokens one is played with everything that comes and goes in it.
+# Of so many tokens that are played one is played with everything that comes and goes in it.
 WHOLE = 64
+# Longer completions are not played token by token: from so many tokens on, what a run can do with is no smooth function
+# of their number. 64 tokens more or fewer move it by up to 5 % either way, and leaving tokens out by no more.
+EACH = 4096
+_MOST_PLAYED = 1024
 
 
 @record
@@ -67,9 +71,9 @@ def acts_at(script: PreparedTrace, growth: Growth, token: int) -> dict[Segment, 
     """What happens in each segment of the last traced token, as at `token`.
 
     Most tokens without what comes and goes inside a layer at the same size as in the token before: it falls into the
-    gaps that it left. Every WHOLE-th and the last are whole.
+    gaps that it left. Every WHOLE-th that is played and the last are whole.
     """
-    whole = token % WHOLE == 0 or token == growth.tokens
+    whole = token % (WHOLE * stride(growth.tokens)) == 0 or token == growth.tokens
     return {
         segment: tuple(
             (kind, storage, growth.size(storage, size, token) if kind == BIRTH else size, component)
@@ -86,6 +90,12 @@ def outlined(script: PreparedTrace, growth: Growth, acts: Sequence[Act]) -> list
     return [act for act in acts if act[1] in kept]
 
 
+def stride(tokens: int) -> int:
+    """Of so many tokens one is played, where there are `tokens` in all."""
+    return 1 if tokens <= EACH else 1 << (-(-tokens // _MOST_PLAYED) - 1).bit_length()
+
+
 def later_tokens(tape: Tape) -> Iterator[int]:
-    """Tokens after the traced ones, counted from 1."""
-    return iter(range(len(TOKENS) + 1, tape.tokens + 1))
+    """Tokens after the traced ones that are played, counted from 1."""
+    every, last = stride(tape.tokens), tape.tokens
+    return (token for token in range(len(TOKENS) + 1, last + 1) if token % every == 0 or token == last)

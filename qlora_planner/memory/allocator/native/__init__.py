@@ -43,6 +43,7 @@ class NativeMemory(Protocol):
         traced: int,
         tokens: int,
         whole: int,
+        stride: int,
     ) -> None: ...
 
 

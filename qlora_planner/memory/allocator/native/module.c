@@ -341,22 +341,23 @@ static int read_segment(MemoryObject *self, PyObject *given, TokenSegment *segme
     return 0;
 }
 
-/* tokens(segments, growing, before, ages, traced, tokens, whole): see `Tokens`; the first four are a list and bytes. */
+/* tokens(segments, growing, before, ages, traced, tokens, whole, stride): see `Tokens`; the first four are a list and bytes. */
 static PyObject *memory_tokens(MemoryObject *self, PyObject *const *args, Py_ssize_t given) {
     Tokens tokens;
     int64_t growing_count, before_count;
-    long long n[3];
-    if (given != 7 || !PyList_Check(args[0])) {
-        PyErr_SetString(PyExc_TypeError, "takes a list, three bytes and three numbers");
+    long long n[4];
+    if (given != 8 || !PyList_Check(args[0])) {
+        PyErr_SetString(PyExc_TypeError, "takes a list, three bytes and four numbers");
         return NULL;
     }
     if (read_items(args[1], sizeof(Growing), (const void **)&tokens.growing, &growing_count) ||
         read_items(args[2], 8, (const void **)&tokens.before, &before_count) ||
-        read_items(args[3], 8, (const void **)&tokens.ages, &tokens.age_count) || read_numbers(args + 4, 3, 3, 3, n))
+        read_items(args[3], 8, (const void **)&tokens.ages, &tokens.age_count) || read_numbers(args + 4, 4, 4, 4, n))
         return NULL;
     tokens.traced = n[0];
     tokens.tokens = n[1];
     tokens.whole = n[2];
+    tokens.stride = n[3];
     tokens.segment_count = PyList_Size(args[0]);
     for (int64_t i = 0; i < tokens.age_count; i++)
         if (!valid_table(self, tokens.ages[i])) return NULL;
@@ -457,7 +458,7 @@ static PyMethodDef memory_methods[] = {
     FAST("recast", memory_recast, "recast(sizes, blocks, component): allocate each size, then free the block before it."),
     FAST("take_all", memory_take_all, "take_all(sizes, component, pass): allocate each, and with `pass` free each."),
     FAST("free_all", memory_free_all, "free_all(table, component): free what a table has of a component."),
-    FAST("tokens", memory_tokens, "tokens(segments, growing, before, ages, traced, tokens, whole): play later tokens."),
+    FAST("tokens", memory_tokens, "tokens(segments, growing, before, ages, traced, tokens, whole, stride): play later tokens."),
     {NULL, NULL, 0, NULL},
 };
 

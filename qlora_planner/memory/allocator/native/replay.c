@@ -261,6 +261,7 @@ static int64_t grown(const Growing *growing, int64_t size, int64_t done, int64_t
 int replay_tokens(Replay *replay, const Tokens *tokens, Act *scratch) {
     int64_t all = tokens->tokens - tokens->traced;
     for (int64_t token = tokens->traced + 1; token <= tokens->tokens; token++) {
+        if (token % tokens->stride && token != tokens->tokens) continue;
         for (int64_t i = 0; i < tokens->age_count; i += tokens->traced) {
             replay->lost += replay->tables[tokens->ages[i]].count;
             for (int64_t age = 0; age + 1 < tokens->traced; age++) {
@@ -268,7 +269,7 @@ int replay_tokens(Replay *replay, const Tokens *tokens, Act *scratch) {
                 if (failed) return failed;
             }
         }
-        int in_whole = token % tokens->whole == 0 || token == tokens->tokens;
+        int in_whole = token % (tokens->whole * tokens->stride) == 0 || token == tokens->tokens;
         for (int64_t i = 0; i < tokens->segment_count; i++) {
             const TokenSegment *segment = &tokens->segments[i];
             const Act *acts = in_whole ? segment->whole : segment->outline;

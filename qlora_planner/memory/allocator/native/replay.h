@@ -84,7 +84,7 @@ typedef struct {
     const Growing *growing; /* by storage */
     const int64_t *before;  /* by storage: the one of the token before that plays its part */
     const int64_t *ages;    /* tables of a layer, of the oldest traced token to the newest, layer after layer */
-    int64_t age_count, traced, tokens, whole;
+    int64_t age_count, traced, tokens, whole, stride; /* one token of `stride` is played */
 } Tokens;
 
 /* Make room for a script of so many storages, layers and tables. 0, or ARENA_NO_MEMORY. */
