@@ -237,7 +237,7 @@ def _stands_alone(planner: Planner, run: RunConfig) -> bool:
 
 def played_by(planner: Planner, run: RunConfig) -> PlayedOf:
     """How the runs around `run` are estimated: by traces that ship, or of runs with images by traces made for them."""
-    if not run.shows_images:
+    if not (run.shows_images and planner.traces):
         return planner.played
 
     def traced(other: RunConfig) -> MemoryEstimate | None:

@@ -156,7 +156,7 @@ def rank(
     """Rank option sets, each with the batches that it holds for. Raises InputError when there is none.
 
     With `untraced` off, closed forms say what fits only where they must: where of all that is traced nothing does; of a
-    task, for which no closed forms stand in, where nothing is traced.
+    task or a run with images, for which no closed forms stand in, where nothing is traced.
     """
     sets: list[OptionSet] = []
     parts: list[tuple[NDArray[Any], ...]] = []
@@ -172,7 +172,7 @@ def rank(
         )
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     *_, traced, step_s = columns
-    if not untraced and is_task(run) and traced.any():
+    if not untraced and (is_task(run) or run.shows_images) and traced.any():
         columns = [column[traced] for column in columns]
     which, accumulation, pace, floor, batch, seq, rank, quality, fits, traced, step_s = columns
     if not untraced and (fits & traced).any():

@@ -228,7 +228,8 @@ class ModelOnCard:
 
         named = {} if run is None else run.stack
         profile = self.profile if run is None else self.profile_for(run)
-        sweep = sweep_for(self.profile, profiles=self.session.profiles, named=named) if named else self.sweep
+        apart = named or profile is not self.profile
+        sweep = sweep_for(profile, profiles=self.session.profiles, named=named) if apart else self.sweep
         said: set[str] = set()
 
         def traced(chosen: RunConfig) -> Tape | None:

@@ -151,7 +151,7 @@ def _profile_of(
 ) -> ModelProfile:
     """The profile of a config: the catalogue's for the same config or shape, a cached one, or a new one."""
     from qlora_planner.sources.profile_cache import ProfileCache, cache_key, installed_versions
-    from qlora_planner.sources.tape_cache import ConfigCache
+    from qlora_planner.sources.traces.tape_cache import ConfigCache
 
     ConfigCache(cache_dir() / "configs").store(raw.sha256, raw.config)
     cache = ProfileCache(cache_dir() / "profiles", warn)
@@ -249,7 +249,7 @@ def config_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None = N
 def source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) -> RawConfig | None:
     """The config that a profile was built from: the catalogue's, or one kept when it was built."""
     from qlora_planner.sources.configs import RawConfig, read_config
-    from qlora_planner.sources.tape_cache import ConfigCache
+    from qlora_planner.sources.traces.tape_cache import ConfigCache
 
     for folder in configs_dirs(profiles):
         path = folder / file_name(profile.same_shape_as or profile.id)

@@ -77,7 +77,7 @@ def tape_for(
     if any(problem.blocking for problem in resolution.problems):
         return None
     from qlora_planner.sources.profile_cache import installed_versions
-    from qlora_planner.sources.tape_cache import TapeCache
+    from qlora_planner.sources.traces.tape_cache import TapeCache
 
     trainer = resolution.trainer
     versions = installed_versions()
@@ -174,7 +174,12 @@ def _look_up(
     from qlora_planner.memory.weights.placement import stores_experts
     from qlora_planner.sources.families import family_tape
     from qlora_planner.sources.tapes import evaluated_tape, hosted_tape, woven_tape
+    from qlora_planner.sources.traces.image_tapes import image_tape
 
+    if profile.tower is not None:  # whose layers are checkpointed, and evaluated, beside those that would be woven
+        own = of_one_row(variant) if batch_size == 1 else variant
+        wanted = profile.counted if stack is None else stack
+        return image_tape(profile, own, tapes_dirs(profiles), batch_size, seq_len, wanted)
     evaluates = variants_of_evaluation(variant)
     if evaluates is not None:
         training, evaluation, rows = evaluates
@@ -240,7 +245,8 @@ def sweep_for(
         return None if stored is None else (stored.tape, stored.region)
 
     def played_of(workspace_bytes: int) -> PlayedRuns | None:
-        return None if named else played_runs(profile, workspace_bytes, models_dirs(profiles))
+        of_text = not named and profile.tower is None
+        return played_runs(profile, workspace_bytes, models_dirs(profiles)) if of_text else None
 
     return TapeSweep(profile=profile, tape_of=tape_of, played_of=played_of)
 

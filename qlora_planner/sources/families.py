@@ -232,11 +232,11 @@ def _index(path: Path) -> dict[str, str]:
             raise TypeError("a family is named by a word")
         return names
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 @record
-class _FamilyFile:
+class FamilyFile:
     """A file of families as it was read, with the numbers of its tapes by variant and region."""
 
     header: dict[str, Any]
@@ -245,19 +245,21 @@ class _FamilyFile:
 
 
 @lru_cache(maxsize=64)
-def _decoded(path: Path, number: int) -> FamilyTape:
-    file = _read(path)
+def decoded(path: Path, number: int) -> FamilyTape:
+    """Tape `number` of a file."""
+    file = family_file(path)
     return FamilyTape.from_dict(tape_in(file.lines[number]), file.header)
 
 
 @lru_cache(maxsize=4)
-def _read(path: Path) -> _FamilyFile:
+def family_file(path: Path) -> FamilyFile:
+    """The file as it was read. Raises what a file that is no family's raises."""
     first, *lines = lines_of(path, "family")
     header = json.loads(first)
     numbers: dict[tuple[str, str], list[int]] = {}
     for number, (made, _) in enumerate(zip(header["tapes"], lines, strict=False)):
         numbers.setdefault((made["variant"], made["region"]), []).append(number)
-    return _FamilyFile(header=header, lines=tuple(lines), numbers=numbers)
+    return FamilyFile(header=header, lines=tuple(lines), numbers=numbers)
 
 
 def _family(
@@ -266,7 +268,7 @@ def _family(
     """The tape in a file that holds for a stack, and the versions it was made with; None where it has none for this, or
     holds one of the dimensions `letters` as a number."""
     try:
-        file = _read(path)
+        file = family_file(path)
         header = file.header
         if header["schema"] != FAMILY_SCHEMA or not set(letters) <= set(header["symbols"]):
             return None
@@ -274,10 +276,10 @@ def _family(
             stacks = stacks_of(header, header["tapes"][number])
             held = next((versions for versions in stacks if same_code(versions, stack)), None)
             if held is not None:
-                return _decoded(path, number), held
+                return decoded(path, number), held
         return None
     except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError) as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def stacks_of(header: Mapping[str, Any], made: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -287,5 +289,6 @@ def stacks_of(header: Mapping[str, Any], made: Mapping[str, Any]) -> list[dict[s
     return [stacks[number] for number in made.get("stacks", (0,))]
 
 
-def _unreadable(path: Path, error: Exception) -> InputError:
+def unreadable(path: Path, error: Exception) -> InputError:
+    """What is said of a file that cannot be read."""
     return InputError(f"{path}: not readable families ({type(error).__name__}); `make families` makes them anew")

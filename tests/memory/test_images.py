@@ -176,7 +176,7 @@ def test_questions_about_many_runs_are_refused_with_images_where_none_is_traced(
     bench = Session().on("24GB")
     for ask in (bench.prices, bench.frontier):
         with pytest.raises(InputError, match="prices and frontiers with images need a recorded training step"):
-            ask(QWEN, image_size="504x504")
+            ask(QWEN, image_size="140x112")
 
 
 def test_the_audit_of_a_run_with_images_has_the_tower() -> None:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from qlora_planner.catalog.images.fixed import FixedReader
 from qlora_planner.catalog.images.patches import GridReader, PixtralReader
-from qlora_planner.catalog.images.picture import Dims, ImageInput, ImageReader, Picture, Shown
+from qlora_planner.catalog.images.picture import Dims, ImageInput, ImageReader, Picture, Shown, image_letters
 from qlora_planner.catalog.images.tiles import CanvasReader, CrossReader, LlavaNextReader, SplitReader
 from qlora_planner.errors import InputError
 from qlora_planner.spec.run import RunConfig
 
-__all__ = ["IMAGE_READERS", "ImageInput", "ImageReader", "Picture", "Shown", "picture_of", "reader_of", "shown_by"]
+__all__ = [
+    "IMAGE_READERS", "ImageInput", "ImageReader", "Picture", "Shown", "image_letters", "picture_of", "reader_of",
+    "shown_by",
+]  # fmt: skip
 
 _QWEN2 = GridReader(patch=14, least_pixels=3136, most_pixels=12845056)
 _QWEN3 = GridReader(patch=16, least_pixels=65536, most_pixels=16777216)

@@ -56,6 +56,18 @@ class Shown:
         return self.rows * self.images
 
 
+def image_letters(picture: Picture) -> dict[str, int]:
+    """What the sizes of a traced step are made of beside batch, sequence and rank, where they show such images: the
+    image's tokens, rows and columns of its grid and the longer of both, and the tiles of one that is cut into tiles,
+    with the whole beside them."""
+    rows, columns = picture.grid
+    tiles = rows * columns
+    return {
+        "image_tokens": picture.tokens, "image_rows": rows, "image_columns": columns, "image_side": max(rows, columns),
+        "image_tiles": tiles + (tiles > 1),
+    }  # fmt: skip
+
+
 class ImageReader(Protocol):
     """How one family of models takes images."""
 

@@ -38,17 +38,18 @@ def frontier_around(
     start = here.run.tokens + (limit_bytes - here.floor_bytes) / slope
     points = []
     for batch in sorted({*BATCHES, run.batch_size}):
-        longest = _longest(run, batch, start / batch, slope * batch, limit_bytes, most, played_of)
+        longest, sure = _longest(run, batch, start / batch, slope * batch, limit_bytes, most, played_of)
         if batch == run.batch_size and here.verdict == "fits":
             longest = max(longest or 0, run.seq_len)
-        if longest is not None:
+        if longest is not None and sure:
             points.append(FrontierPoint(batch_size=batch, seq_len=longest, played=True))
     return tuple(points)
 
 
 def _longest(
     run: RunConfig, batch: int, start: float, slope: float, limit_bytes: int, most: int, played_of: PlayedOf
-) -> int | None:
+) -> tuple[int | None, bool]:
+    """The longest that was found to fit, and whether none is longer for want of a trace."""
     fits: int | None = None
     too_long = most // SEQ_STEP * SEQ_STEP + SEQ_STEP
     tried = int(start) // SEQ_STEP * SEQ_STEP
@@ -58,7 +59,7 @@ def _longest(
             break
         answer = _estimated(run, batch, tried, played_of)
         if answer is None:
-            break
+            return fits, False
         if answer.verdict == "fits":
             fits = tried
         else:
@@ -69,7 +70,7 @@ def _longest(
         if not (fits or 0) < along < too_long:  # floors are on no such line
             along = ((fits or 0) + too_long) // 2 // SEQ_STEP * SEQ_STEP
         tried = along
-    return fits
+    return fits, True
 
 
 def _estimated(run: RunConfig, batch: int, seq_len: int, played_of: PlayedOf) -> MemoryEstimate | None:

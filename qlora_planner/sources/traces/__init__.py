@@ -1,0 +1,1 @@
+"""Traces that are kept from before, and those that ship of runs with images."""
