@@ -35,23 +35,18 @@ _BATCHES = [(8, 384), (8, 2048), (2, 1024), (4, 768), (4, 4096), (2, 6144), (4, 
 def full_sweep(profile: ModelProfile, root: Path) -> KeptSweep | None:
     """What a search ranks a model by: its own traces, and its family's for ranges that these leave out; None where
     there is neither."""
-    if _by_blocks(profile, root):
-        # What rows of one length take of their blocks says nothing of others: moments hold at their own length alone.
-        lengths = tuple(
-            part
-            for card, batched in product(_CARDS, (False, True))
-            for part in _of_lengths(profile, root, card, batched)
-        )
-        return KeptSweep(parts=lengths) if lengths else None
     own = stored_sweep(profile, [root / "tapes"])
     parts = () if own is None else own.parts
+    # What rows of one length take of their blocks says nothing of others: moments hold at their own length alone.
+    by_blocks = _by_blocks(profile, root)
     for card, batched in product(_CARDS, (False, True)):
         covered = [
             part.region
             for part in (parts if card.bf16 else ())  # own traces are of cards that have it
             if isinstance(part.region, ValidityRange) and part.region.batched == batched
         ]
-        parts += tuple(_parts(profile, root, card, batched, covered))
+        more = _of_lengths if by_blocks else _parts
+        parts += tuple(more(profile, root, card, batched, covered))
     return KeptSweep(parts=parts) if parts else None
 
 
@@ -65,14 +60,17 @@ def _asked(profile: ModelProfile, card: GpuSpec, batched: bool) -> tuple[RunConf
 
 
 def _by_blocks(profile: ModelProfile, root: Path) -> bool:
-    """Whether rows are scanned block by block, with as many events for any number of blocks."""
+    """Whether a tape holds for rows of as many blocks alone; wide heads, which round a length by little, are none."""
     asked = _asked(profile, _CARDS[0], False)
-    tape = None if asked is None else family_tape(profile, asked[1], [root / "families"], 1, _NOT_FILLED)
-    return tape is not None and _CHUNK < tape.region.high - tape.region.low + 1 < LEAST_TOKENS
+    if asked is None:
+        return False
+    filled, part = (family_tape(profile, asked[1], [root / "families"], 1, seq) for seq in (_FILLED[2], _NOT_FILLED))
+    narrow = filled is not None and filled.region.high - filled.region.low < LEAST_TOKENS
+    return narrow and (part is None or part.region.high - part.region.low > 1)
 
 
 def _of_lengths(
-    profile: ModelProfile, root: Path, card: GpuSpec, batched: bool
+    profile: ModelProfile, root: Path, card: GpuSpec, batched: bool, covered: Sequence[ValidityRange]
 ) -> Iterator[SweptRange[PeakPolynomials]]:
     """Moments of the usual lengths, each for itself."""
     asked = _asked(profile, card, batched)
@@ -80,8 +78,8 @@ def _of_lengths(
         rows = next((rows for rows in ((2, 4, 8, 16) if batched else (1,)) if region.holds(rows, seq_len)), None)
         run, variant = asked or (RunConfig(), "")
         tape = None if rows is None else family_tape(profile, variant, [root / "families"], rows, seq_len)
-        if tape is not None:
-            alone = replaced(region, low=seq_len - 1, high=seq_len)
+        alone = replaced(region, low=seq_len - 1, high=seq_len)
+        if tape is not None and not _overlaps(alone, covered):
             moments = peak_polynomials_of(tape.tape, run, alone, peaks_only=True)
             yield SweptRange(variant=variant, region=alone, moments=moments)
 
