@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import replace
 from functools import lru_cache
@@ -68,13 +68,16 @@ def structure_of(raw: dict[str, Any]) -> str:
 
 def _told_apart(name: str, value: Any) -> Any:
     """What of a field may make another structure: of a number with a fraction whether it is zero, of rotary positions
-    nothing (`make fields` found so). Whether that holds is proved at the end, at every model's own trace."""
+    which part of a head they turn and whether they have factors for short and long rows (`make fields` found so).
+    Whether that holds is proved at the end, at every model's own trace."""
     if isinstance(value, float):
         return value != 0
     if name == "max_window_layers":  # read where sliding windows are used alone, whose pattern is among the kinds
         return None
     if name.startswith("rope_"):
-        return None
+        rope = value if isinstance(value, Mapping) else {}
+        part, kind = rope.get("partial_rotary_factor") or 1.0, rope.get("rope_type", rope.get("type"))
+        return [part, kind == "longrope"] if part != 1.0 or kind == "longrope" else None
     return value
 
 
