@@ -100,7 +100,8 @@ def main(root: Path) -> int:
         (models / path.name).write_text(profile_to_json(outcome.profile), encoding="utf-8")
         print(f"{outcome.profile.id}: {outcome.profile.params:,} parameters, {outcome.took_s:.1f} s", flush=True)
     towers = {profile.id for profile in profiles if profile.text_part_of is not None}
-    write_whole(root, [root / "configs" / file_name(name) for name in sorted(towers)], prober)
+    beside = sorted((root / "configs" / "whole").glob("*.json"))  # of models that are listed by their text
+    write_whole(root, [*(root / "configs" / file_name(name) for name in sorted(towers)), *beside], prober)
     write_index(root, profiles)
     write_card_index(root)
     for outcome in refused:

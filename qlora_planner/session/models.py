@@ -251,7 +251,7 @@ def source_of(profile: ModelProfile, profiles: str | os.PathLike[str] | None) ->
     from qlora_planner.sources.configs import RawConfig, read_config
     from qlora_planner.sources.traces.tape_cache import ConfigCache
 
-    for folder in configs_dirs(profiles):
+    for folder in (part for each in configs_dirs(profiles) for part in (each, each / "whole")):
         path = folder / file_name(profile.same_shape_as or profile.id)
         if path.is_file():
             config = read_config(path)

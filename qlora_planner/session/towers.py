@@ -48,6 +48,9 @@ def with_tower(
     """
     if not run.shows_images or profile.tower is not None:
         return profile
+    named = named_with_tower(profile, profiles)
+    if named is not None:
+        return named
     if profile.text_part_of is None:
         raise InputError(f"{profile.id} takes no images: leave out --image-size, --images and --image-tokens")
     whole = tower_at_hand(profile, profiles=profiles, warn=warn)
@@ -64,6 +67,20 @@ def with_tower(
     built = built_from(config_of(profile, profiles), whole_model=True)
     _cache(warn).store(built)
     return _called(built, profile)
+
+
+def named_with_tower(profile: ModelProfile, profiles: str | os.PathLike[str] | None = None) -> ModelProfile | None:
+    """The shipped profile with its tower of a model that the catalogue has by its text alone (Gemma 3), by the config
+    of all of it; None of any other, and of a config of the same shape, which may be of text alone."""
+    if profile.text_part_of is not None or profile.source != "catalogue":
+        return None
+    catalogue, name = ModelCatalogue(whole_dirs(profiles)), profile.same_shape_as or profile.id
+    if name not in catalogue.names():
+        return None
+    whole = replace(
+        catalogue.load(name), id=profile.id, same_shape_as=profile.same_shape_as, resolved_from=profile.resolved_from
+    )
+    return as_installed(whole)
 
 
 def tower_at_hand(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def qwen() -> ModelProfile:
 
 def test_every_text_part_of_the_catalogue_has_its_whole_model_beside_it() -> None:
     parts = [profile for profile in TEXTS.load_all() if profile.text_part_of is not None]
-    assert sorted(profile.id for profile in parts) == sorted(WHOLES.names())
+    beside = {path.stem.replace("__", "/") for path in (ROOT / "profiles" / "configs" / "whole").glob("*.json")}
+    assert sorted({*(profile.id for profile in parts), *beside}) == sorted(WHOLES.names())
     for part in parts:
         whole = WHOLES.load(part.id)
         assert (whole.config_sha256, whole.model_type, whole.text_part_of) == (
@@ -55,6 +57,8 @@ def test_every_text_part_of_the_catalogue_has_its_whole_model_beside_it() -> Non
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", 31_070_754_032),
         ("llava-hf/llava-1.5-7b-hf", 7_063_427_072),
         ("google/paligemma-3b-pt-224", 2_923_466_480),
+        ("google/gemma-3-4b", 4_300_079_472),
+        ("google/gemma-3-27b", 27_432_406_640),
     ],
 )
 def test_a_whole_model_has_as_many_parameters_as_its_checkpoint(model: str, params: int) -> None:
@@ -165,6 +169,17 @@ def test_a_run_with_images_is_of_the_shipped_whole_model() -> None:
     assert with_tower(part, RunConfig()) is part
     whole = with_tower(part, RunConfig(image_size="504x504"))
     assert (whole.id, whole.tower, whole.class_name) == (QWEN, "model.visual", "Qwen2_5_VLForConditionalGeneration")
+
+
+def test_a_model_that_is_planned_by_its_text_alone_is_whole_where_it_shows_images() -> None:
+    text, shown = TEXTS.load("google/gemma-3-4b"), RunConfig(images=1)
+    assert text.text_part_of is None and with_tower(text, RunConfig()) is text
+    whole = with_tower(text, shown)
+    assert whole.tower and whole.params == 4_300_079_472
+    assert resolve(whole, shown).run.image_tokens == 256
+    # A config of the same shape may be of a model of text.
+    with pytest.raises(InputError, match="takes no images"):
+        with_tower(replace(text, source="family", same_shape_as=text.id), shown)
 
 
 def test_a_model_of_text_takes_no_images() -> None:

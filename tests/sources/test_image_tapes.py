@@ -65,6 +65,22 @@ def test_a_plan_with_an_image_says_everywhere_what_estimate_says() -> None:
 
 
 @pytest.mark.usefixtures("no_torch")
+def test_a_plan_whose_peak_is_loading_looks_for_no_length_along_a_line() -> None:
+    plan = Session().on("16GB").plan("gemma3:12b", images=1).plan
+    assert plan.estimate.verdict == "fits" and plan.frontier == ()
+    assert next(row.bytes for row in plan.prices if row.change == {"seq_len": 1024}) == 0
+
+
+@pytest.mark.usefixtures("no_torch")
+def test_a_run_that_shows_no_images_has_a_verdict_with_the_tower() -> None:
+    bench = Session().on("24GB")
+    text, whole = bench.estimate("qwen2.5-vl-7b"), bench.estimate("qwen2.5-vl-7b", images=0)
+    assert (text.verdict, whole.verdict) == ("cannot-say", "fits")
+    # The tower and its adapters are there, and nothing goes through them.
+    assert 0 < whole.peak.allocated_bytes - text.peak.allocated_bytes < 1 << 30
+
+
+@pytest.mark.usefixtures("no_torch")
 @pytest.mark.parametrize("size", ["28x28", "6000x4000"])
 def test_an_image_larger_or_smaller_than_any_that_was_traced_is_not_answered(size: str) -> None:
     seq_len = 32768 if size == "6000x4000" else 2048

@@ -19,12 +19,12 @@ from typing import Any
 from qlora_planner.catalog.images import Picture, image_letters, picture_of
 from qlora_planner.errors import PlannerError
 from qlora_planner.memory.options.resolve import resolve
-from qlora_planner.memory.sweep.validity import trace_key
+from qlora_planner.memory.sweep.validity import trace_key, validity_ranges
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.record import record
 from qlora_planner.sources.catalogue import ModelCatalogue
 from qlora_planner.sources.configs import RawConfig, read_config
-from qlora_planner.sources.families import FAMILY_SCHEMA
+from qlora_planner.sources.families import FAMILY_SCHEMA, region_name
 from qlora_planner.sources.tapes import lines_of, packed, tape_in
 from qlora_planner.sources.traces.image_tapes import OF_IMAGES, shown_in
 from qlora_planner.spec.model import ModelProfile
@@ -50,6 +50,7 @@ SIZES = (
 )  # fmt: skip
 _SEQS = {
     "single middle": (1088, 1984, 3392, 2624, 1472, 3776),
+    "single middle within": (560, 656, 976, 752, 848, 928),
     "single long": (4672, 7232, 8128, 5696, 7744, 6464),
 }
 _RANKS = (8, 24, 56, 40, 16, 72)
@@ -83,7 +84,8 @@ def shots(profile: ModelProfile, recipe: RunConfig, name: str) -> list[Shot]:
     them, of a tower that attends in windows, one with twelve whole ones."""
     runs: list[Shot] = []
     left = list(SIZES)
-    for seq_len, rank in zip(_SEQS[name], _RANKS, strict=True):
+    lengths = _SEQS.get(name) or _SEQS[" ".join(name.split()[:2])]
+    for seq_len, rank in zip(lengths, _RANKS, strict=True):
         run = recipe.with_(seq_len=seq_len, rank=rank)
         if not recipe.images:
             runs.append(Shot(run=run, picture=None))
@@ -141,6 +143,12 @@ def made(name: str, root: Path, recipe: RunConfig, region: str) -> dict[str, Any
     """One tape of a model; None, and a word why, where there is none."""
     profile = ModelCatalogue([root / "whole"]).load(name)
     raw = read_config(root / "configs" / f"{name.replace('/', '__')}.json")
+    regions = {region_name(profile, each): each for each in validity_ranges(profile, batched=False)}
+    if region not in regions or not all(
+        regions[region].holds(1, shot.run.seq_len) for shot in shots(profile, recipe, region)
+    ):
+        print(f"not {name}: {region} is none of its regions, or lies elsewhere: {', '.join(regions)}", flush=True)
+        return None
     try:
         return piece(profile, raw, recipe, region)
     except PlannerError as error:

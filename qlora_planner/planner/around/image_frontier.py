@@ -29,12 +29,14 @@ def frontier_around(
     if not run.shows_images:
         return frontier(planner.factory, run, model_limit, scale, judged_by(planner, planner.roughly))
     limit_bytes = budget.largest_floor(TRACED, budget.context_for(run), budget.fits_at_most)
-    shorter = _estimated(run, run.batch_size, run.seq_len // 2 // SEQ_STEP * SEQ_STEP, played_of)
-    longer = shorter or _estimated(run, run.batch_size, 2 * run.seq_len, played_of)
-    if longer is None:
+    slope = 0.0
+    for seq_len in (run.seq_len // 2 // SEQ_STEP * SEQ_STEP, 2 * run.seq_len):
+        other = None if slope else _estimated(run, run.batch_size, seq_len, played_of)
+        if other is not None:
+            slope = (other.floor_bytes - here.floor_bytes) / (other.run.tokens - here.run.tokens)
+    if slope <= 0:  # loading needs more than any of these, or none is traced
         return ()
     most = min(model_limit or MAX_SEQ_LEN, MAX_SEQ_LEN)
-    slope = (longer.floor_bytes - here.floor_bytes) / (longer.run.tokens - here.run.tokens)
     start = here.run.tokens + (limit_bytes - here.floor_bytes) / slope
     points = []
     for batch in sorted({*BATCHES, run.batch_size}):

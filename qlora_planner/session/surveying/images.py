@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from qlora_planner.errors import InputError, MissingError, RefusedError
 from qlora_planner.session.surveying.indexed import indexed_candidates
-from qlora_planner.session.towers import NO_TOWER, tower_at_hand
+from qlora_planner.session.towers import NO_TOWER, named_with_tower, tower_at_hand
 from qlora_planner.session.traces import tape_for
 from qlora_planner.sources.locations import models_dirs
 
@@ -30,9 +30,10 @@ def image_rows(bench: Workbench, run: RunConfig) -> Iterator[SurveyRow]:
         raise InputError("--gpu: runs with images are planned on one card; name one")
     _, profiles = indexed_candidates(models_dirs(session.profiles), bench.gpu, run, session.tell)
     for profile in sorted(profiles, key=lambda model: (-model.params, model.id)):
-        if profile.text_part_of is None:
+        whole = named_with_tower(profile, session.profiles)
+        if whole is None and profile.text_part_of is None:
             continue
-        whole = tower_at_hand(profile, profiles=session.profiles, warn=session.tell)
+        whole = whole or tower_at_hand(profile, profiles=session.profiles, warn=session.tell)
         if whole is None:
             yield row_without_tower(profile, run, budget, NO_TOWER)
         else:
