@@ -1,6 +1,6 @@
 """Compile the allocator and the replay of traces: by hatchling, for a wheel, or in place by `python hatch_build.py`.
 
-Without a compiler the package works all the same, three times slower: its Python twin answers.
+Without a compiler the package works all the same, a plan seven times slower: its Python twin answers.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class CustomBuildHook(BuildHookInterface):  # type: ignore[misc, valid-type]
             compile_in_place(Path(self.root))
         # Whatever stops a compiler (there is none, no headers, a flag it does not know) leaves a package that works.
         except Exception as error:
-            self.app.display_warning(f"qlora-planner: nothing compiled, plans take three times as long: {error}")
+            self.app.display_warning(f"qlora-planner: nothing compiled, plans take seven times as long: {error}")
             return
         build_data["artifacts"] += [f"{FOLDER}/*.so", f"{FOLDER}/*.pyd"]
         build_data["pure_python"] = False
