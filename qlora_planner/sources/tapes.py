@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, field, replace
 from functools import lru_cache
+from itertools import accumulate
 from os import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -189,17 +190,10 @@ def packed(documents: Iterable[Mapping[str, Any]]) -> bytes:
     return gzip.compress(text.encode(), mtime=0)
 
 
-def _turned(events: Iterable[int]) -> list[int]:
+def _turned(events: Sequence[int]) -> list[int]:
     """Deaths by how many storages were born since, 1 for the last one, from their storages' numbers, or back."""
-    turned: list[int] = []
-    births = 0
-    for code in events:
-        if code > 0:
-            births += 1
-            turned.append(code)
-        else:
-            turned.append(-(births + code + 1))
-    return turned
+    births = accumulate(code > 0 for code in events)
+    return [code if code > 0 else -(born + code + 1) for code, born in zip(events, births, strict=True)]
 
 
 def header_of(path: Path) -> dict[str, Any]:

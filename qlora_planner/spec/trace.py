@@ -108,6 +108,8 @@ class CompiledTape:
 
         def of(indices: Sequence[int]) -> frozenset[int]:
             numbered = {index + 1 for index in indices}
+            if not numbered:
+                return frozenset()
             return frozenset(storage for storage, number in enumerate(births, 1) if number in numbered)
 
         return Tape(

@@ -210,7 +210,8 @@ def _counted_natively(tape: CompiledTape) -> tuple[Moments, Moments]:
 
     rounds = [steps(walk(tape), evaluates=False)]
     if len({segment.step for segment in tape.segments}) == 1:
-        rounds.append(steps(walk(tape), evaluates=True))
+        same = not any(segment.stage == "eval" for segment in tape.segments)
+        rounds.append(rounds[0] if same else steps(walk(tape), evaluates=True))
     apart = not any(segment.micro_step for segment in tape.segments)
     if apart:
         rounds.append(steps(accumulated(tape), evaluates=True))
