@@ -55,7 +55,8 @@ class TaskRegion:
         """Sizes (batch, sequence, rank) of as many toys."""
         rows, completions = (_LONG_ROWS, _LONG_COMPLETIONS) if self.long else (_ROWS, _COMPLETIONS)
         row = trainer_named(self.run.trainer).sequences_per_row
-        more = 1 if self.several else 0
+        # Of rows alone KTO likens one half to the other, so that they stay even.
+        more = 1 if self.several and row > 1 else 0
         batches = [each // row + more if self.batched else 1 for each in rows]
         lengths = [prompt + completion for prompt, completion in zip(_PROMPTS, completions, strict=True)]
         return list(zip(batches, lengths, _RANKS, strict=True))[:count]
