@@ -1,6 +1,6 @@
 PYTHON ?= python
 
-.PHONY: check native format lint types layers test coverage profiles fields laws cards played tapes families families-more families-stack tables calibration screenshots install faults schemas manual site page page-check
+.PHONY: check native format lint types layers test coverage profiles fields laws cards played tapes families families-more families-stack tables calibration screenshots install faults schemas manual site page page-check image-tapes
 
 check: lint types layers test
 
@@ -61,6 +61,10 @@ tapes:
 	$(PYTHON) -m tools.traces profiles single --resume
 	$(PYTHON) -m tools.traces profiles batched --resume
 	$(PYTHON) -m tools.traces profiles moments
+
+# Trace the default recipe of one model with an image again, at many sizes of image at once: make image-tapes MODEL=Qwen/...
+image-tapes:
+	$(PYTHON) -m tools.images.make profiles default "single middle" $(MODEL)
 
 # Trace every structure of the catalogue for the recipes that people use, half a minute a piece, popular ones first; stop
 # it and call it again as you like. Pieces are kept in build/families; the second line makes what ships of them.

@@ -20,7 +20,8 @@ from qlora_planner.session.session import Session
 from qlora_planner.session.surveying import indexed
 from qlora_planner.session.surveying.survey import stream_rows
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.locations import models_dirs
+from qlora_planner.sources.locations import models_dirs, tapes_dirs
+from qlora_planner.sources.traces.image_tapes import OF_IMAGES
 from qlora_planner.spec.run import RunConfig
 
 # What is typed of a run, one or two at a time.
@@ -28,6 +29,8 @@ RECIPES: tuple[Mapping[str, Any], ...] = (
     {}, {}, {"trainer": "hf-trainer"}, {"gradient_checkpointing": False}, {"seq_len": 4096}, {"seq_len": 1024},
     {"batch_size": 2}, {"batch_size": 4}, {"upcast": True}, {"rank": 64}, {"trainer": "hf-trainer", "upcast": True},
 )  # fmt: skip
+# Images, of models whose tapes with them ship.
+SHOWN = ("640x480", "1000x700", "1280x720", "1024x1024", "1600x900")
 CARDS = (
     "rtx-3060-12gb", "rtx-4060-ti-16gb", "rtx-4090", "rtx-5090", "l4", "a10", "t4", "l40s", "a100-40gb", "a100-80gb",
     "h100", "h200", "8GB", "12GB", "16GB", "24GB", "48GB", "80GB",
@@ -51,11 +54,13 @@ class Comparison:
 def compare(session: Session, model: str, card: str, typed: Mapping[str, Any], found: Comparison) -> None:
     """Plan `model` on `card` with the options that are `typed`, and hold what lies around the run against estimates."""
     bench = session.on(card)
-    for surveyed in rows_of(session, card, typed, (session.model(model).id,)):
-        if surveyed.traced:
+    name = session.model(model).id
+    for surveyed in rows_of(session, card, typed, (name,)):
+        if surveyed.traced and surveyed.model_id == name:  # a survey with images has all models that read some
             said = bench.estimate(model, RunConfig(**{**typed, "seq_len": surveyed.run.seq_len})).estimate.verdict
             found.hold(f"{model} on {card} {dict(typed)}, surveyed", surveyed.verdict, said)
-    plan = bench.plan(model, compare="rtx-4090", **typed).plan
+    others: dict[str, Any] = {} if "images" in typed else {"compare": "rtx-4090"}
+    plan = bench.plan(model, **others, **typed).plan
     if plan.estimate.method != "traced" or plan.estimate.verdict == "will-not-run":
         return
     run = RunConfig(**plan.options)
@@ -120,16 +125,28 @@ def draws(session: Session, count: int, seed: int) -> Iterator[tuple[str, str, M
         yield chance.choice(models), chance.choice(CARDS), chance.choice(RECIPES)
 
 
+def image_draws(session: Session, count: int, seed: int) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """The same with an image in each sequence."""
+    chance = random.Random(seed)
+    files = [path for folder in tapes_dirs(session.profiles) for path in (folder / OF_IMAGES).glob("*.jsonl.gz")]
+    models = sorted(path.name.removesuffix(".jsonl.gz").replace("__", "/") for path in files)
+    for _ in range(count):
+        yield chance.choice(models), chance.choice(CARDS), {"images": 1, "image_size": chance.choice(SHOWN)}
+
+
 def main(count: int, seed: int, profiles: str | None) -> int:
     """Compare and print; 1 where something differs."""
     session, found, refused = Session(profiles=profiles, stored_only=True), Comparison(), 0
-    for model, card, typed in draws(session, count, seed):
+    for model, card, typed in (*draws(session, count, seed), *image_draws(session, count // 5, seed)):
         try:
             compare(session, model, card, typed, found)
         except PlannerError as error:
             refused += 1
             print(f"{model} on {card} {dict(typed)}: refused: {error}"[:160])
-    print(f"{count} draws, {refused} refused: {found.compared} figures compared, {len(found.differing)} differ")
+    print(
+        f"{count} draws and a fifth with images, {refused} refused: {found.compared} figures compared,"
+        f" {len(found.differing)} differ"
+    )
     print("\n".join(found.differing))
     return 1 if found.differing else 0
 

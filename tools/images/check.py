@@ -16,11 +16,10 @@ from qlora_planner.memory.options.resolve import resolve
 from qlora_planner.memory.sweep.validity import trace_key
 from qlora_planner.profiling.tapes import trace_run
 from qlora_planner.sources.catalogue import ModelCatalogue
-from qlora_planner.sources.configs import read_config
 from qlora_planner.sources.traces.image_tapes import OF_IMAGES, image_tape
 from qlora_planner.spec.run import RunConfig
 from tools.families.pack import bytes_of
-from tools.images.make import RECIPES
+from tools.images.make import RECIPES, config_of
 
 _SIDES = range(224, 1800)
 _LENGTHS = {"middle": range(600, 4096, 8), "long": range(4100, 9000, 8)}
@@ -47,8 +46,10 @@ def differs(root: Path, name: str, run: RunConfig) -> str | None:
     stored = image_tape(profile, variant, [root / "tapes"], run.batch_size, run.seq_len, profile.versions)
     if stored is None:
         return ""
-    raw = read_config(root / "configs" / f"{name.replace('/', '__')}.json")
-    own, shipped = trace_run(raw, resolution, None), stored.tape.at(run.batch_size, run.seq_len, run.rank)
+    own, shipped = (
+        trace_run(config_of(root, name), resolution, None),
+        stored.tape.at(run.batch_size, run.seq_len, run.rank),
+    )
     if (own.segments, own.places, own.kept) != (shipped.segments, shipped.places, shipped.kept):
         return "other segments"
     if own.events == shipped.events:

@@ -139,10 +139,16 @@ def _document(
     }
 
 
+def config_of(root: Path, name: str) -> RawConfig:
+    """The config of the whole model: apart where the catalogue has its text alone."""
+    paths = (folder / f"{name.replace('/', '__')}.json" for folder in (root / "configs" / "whole", root / "configs"))
+    return read_config(next(path for path in paths if path.is_file()))
+
+
 def made(name: str, root: Path, recipe: RunConfig, region: str) -> dict[str, Any] | None:
     """One tape of a model; None, and a word why, where there is none."""
     profile = ModelCatalogue([root / "whole"]).load(name)
-    raw = read_config(root / "configs" / f"{name.replace('/', '__')}.json")
+    raw = config_of(root, name)
     regions = {region_name(profile, each): each for each in validity_ranges(profile, batched=False)}
     if region not in regions or not all(
         regions[region].holds(1, shot.run.seq_len) for shot in shots(profile, recipe, region)
