@@ -112,10 +112,11 @@ class Execution:
             from qlora_planner.measure.as_rank import join
 
             join(run, spec.rank, spec.world, spec.device)
+        tied_stored = trainer_named(run.trainer).loads_tied(spec.tied_stored)
         weights = (
             None
             if spec.model_dir is not None
-            else model.random_weights(self.raw, spec.device, labels_of(run), tied_stored=spec.tied_stored is not False)
+            else model.random_weights(self.raw, spec.device, labels_of(run), tied_stored=tied_stored)
         )
         self._meter = make_meter()
         try:

@@ -170,6 +170,10 @@ class TrainerRow:
         four_bits = run.quant in ("nf4", "fp4") and run.method != "full"
         return self.prepares_quantized and bool(run.upcast) and four_bits and run.compute_dtype == "bfloat16"
 
+    def loads_tied(self, stored: bool | None) -> bool:
+        """Whether a checkpoint holds tied tensors twice; `stored` says so of its files, None where there are none."""
+        return not self.reads_saved_folders if stored is None else stored
+
     def lacks(self, run: RunConfig) -> Iterator[str]:
         """Options that are on in `run` and that this trainer does not have."""
         return (name for name in OWN_OPTIONS if name not in self.own_options and getattr(run, name))

@@ -103,9 +103,7 @@ def load(memory: CachingAllocator, placement: Placement, world: int = 1) -> tupl
     `world` is the number of ranks, each of which loads the whole model. A tied head is taken to be stored too where no
     file says: save_pretrained leaves it out, and some published files hold it all the same (Qwen3-0.6B).
     """
-    tied_stored = placement.profile.tied_stored
-    if tied_stored is None:
-        tied_stored = not trainer_named(placement.run.trainer).reads_saved_folders
+    tied_stored = trainer_named(placement.run.trainer).loads_tied(placement.profile.tied_stored)
     tensors = [item for item in expand(placement) if tied_stored or not item[1].group.tied_with]
     memory.free(memory.malloc(_warm_up_bytes(placement, memory, world)))
     parameters = [item for item in tensors if not item[1].group.buffer]
