@@ -18,7 +18,7 @@ from qlora_planner.runs import dataset
 from qlora_planner.runs.checkpoints import fault_of, newest_complete
 from qlora_planner.runs.child import checks
 from qlora_planner.runs.child.callbacks import Stop
-from qlora_planner.runs.child.dry_run import longest_rows
+from qlora_planner.runs.child.dry_run import longest_rows, step
 from qlora_planner.runs.child.training import Training
 from qlora_planner.train.settings import Settings
 from qlora_planner.units import format_size
@@ -246,6 +246,11 @@ def test_a_stored_head_that_the_config_ties_is_said_to_be_more_than_planned(home
     assert f"ties them: {format_size(more)} more than planned" in str(said(own))
     assert said(untied) is None
     assert said(home.model("gemma")) is None  # tied, and stored so
+
+
+def test_a_batch_of_padding_alone_is_named() -> None:
+    with pytest.raises(RunError, match=r"no token of the longest batch is learnt from: .*--tokenizer"):
+        step(None, None, {"labels": torch.full((2, 8), -100)}, RUN)
 
 
 @pytest.mark.fault("nothing is quantised", said="nothing was quantised though the run says nf4", exit=4, part="begun")

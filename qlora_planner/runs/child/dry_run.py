@@ -75,9 +75,15 @@ def checked_loss(loss: float) -> None:
 
 
 def step(trainer: Any, model: Any, inputs: Any, run: RunConfig) -> float:
-    """The loss of a micro-batch that went forward and backward. Raises RunError where no gradient comes through."""
+    """The loss of a micro-batch that went forward and backward. Raises RunError where nothing is learnt from, or no
+    gradient comes through."""
+    labels = _labels(inputs)  # of all ranks, which take as many rows each
+    if labels is not None and not int(labels):
+        raise RunError(
+            "no token of the longest batch is learnt from: to this tokenizer all are padding, or all are masked;"
+            " look at --data and --tokenizer"
+        )
     try:
-        labels = _labels(inputs)  # of all ranks, which take as many rows each
         items = None if labels is None else labels * trainer.args.world_size
         return float(trainer.training_step(model, inputs, items))
     except RuntimeError as error:
