@@ -68,7 +68,7 @@ def stands_in() -> bool:
     return torch._C._get_privateuse1_backend_name() == _STAND_IN
 
 
-def _stand_in() -> None:
+def stand_in() -> None:
     """Let autograd find a kind of device that is really there: torch's own empty one, for backends in Python.
 
     This holds for the whole process, which does nothing else.
@@ -85,7 +85,7 @@ def main() -> None:
     from qlora_planner.profiling.refusals import traced_fault
     from qlora_planner.profiling.tracing.engine import trace
 
-    _stand_in()
+    stand_in()
     raw, spec, what = pickle.loads(Path(_REQUEST).read_bytes())
     answer: Any
     try:

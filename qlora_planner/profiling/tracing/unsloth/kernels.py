@@ -11,6 +11,7 @@ from unittest import mock
 import torch
 from torch import nn
 
+from qlora_planner.errors import MissingError
 from qlora_planner.profiling.tracing.cuda.traits import CudaTraits
 from qlora_planner.profiling.tracing.recorder import Recorder
 from qlora_planner.profiling.tracing.unsloth.device import CudaByIndex
@@ -22,6 +23,7 @@ ROWS_ON_LARGE_CARDS = 4096
 @contextlib.contextmanager
 def launched_plainly(traits: CudaTraits) -> Iterator[None]:
     """Triton's kernels by its own launcher, which is idle on fake tensors, and scratch buffers of this trace alone.
+    Raises MissingError where one failed.
 
     Of a loop over chunks of rows or of words the first is recorded: the others reuse its buffers, and none is larger.
     """
@@ -34,7 +36,9 @@ def launched_plainly(traits: CudaTraits) -> Iterator[None]:
         return traits.bfloat16 or dtype is torch.float16
 
     small = traits.memory_bytes <= fused_linear._SMALL_CARD_BYTES
+    failed: set[torch.device] = set()
     with (
+        mock.patch.object(fused_linear, "_TRITON_BROKEN", failed),
         mock.patch.object(triton_launch, "_ENABLED", False),
         # Taken from torch at import where its build has CUDA: answering in torch's place comes too late.
         mock.patch.object(utils, "_gpu_getCurrentRawStream", lambda _index=0: 0),
@@ -46,6 +50,8 @@ def launched_plainly(traits: CudaTraits) -> Iterator[None]:
         mock.patch.object(fused_linear, "range", _first_of_steps, create=True),
     ):
         yield
+    if failed:  # its loss then goes on without Triton, as on a card it would not
+        raise MissingError("Unsloth's loss did not run by its own kernels while a step was recorded")
 
 
 def _first_of_steps(*bounds: int) -> range:
