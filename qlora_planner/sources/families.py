@@ -15,11 +15,14 @@ from typing import Any
 
 from qlora_planner.bounded import read_bytes
 from qlora_planner.catalog.stack import same_code
+from qlora_planner.catalog.trainers import trainer_named
 from qlora_planner.errors import InputError
+from qlora_planner.memory.sweep.joined import FLASH_BLOCK
 from qlora_planner.memory.sweep.tasks import TaskSizes, task_ranges, task_sizes
 from qlora_planner.memory.sweep.validity import (
     HEAD_TILE_TOKENS,
     LEAST_TOKENS,
+    TRAINER,
     ValidityRange,
     fuses_loss,
     last_within_window,
@@ -27,6 +30,7 @@ from qlora_planner.memory.sweep.validity import (
 )
 from qlora_planner.record import record, replaced
 from qlora_planner.sources.tapes import StoredTape, lines_of, tape_in
+from qlora_planner.sources.traces.joined_rows import joined_tape
 from qlora_planner.spec.family import (
     FLASH_ROWS,
     LIGER_ROWS,
@@ -80,6 +84,13 @@ def family_tape(
     task = task_sizes(variant)
     if task is not None:
         return _of_task(profile, task, dirs, batch_size, seq_len, profile.versions if stack is None else stack)
+    if trainer_named(variant.split()[TRAINER]).joins_rows:
+        if _has_part_blocks(profile):
+            return None
+        counted = profile.versions if stack is None else stack
+        return joined_tape(
+            profile, variant, batch_size, seq_len, lambda name, part: _held(profile, name, [part], dirs, counted)
+        )
     region = next((part for part in validity_ranges(profile, batch_size > 1) if part.holds(batch_size, seq_len)), None)
     if region is None or (region.high <= LEAST_TOKENS and not region.batched and fuses_short_rows(profile)):
         return None
@@ -128,7 +139,10 @@ def kernel_letters(
 
 def lengths_alike(variant: str, seq_len: int) -> bool:
     """Whether rows of this length take what others of their region do: before compute capability 8.0 they are rounded
-    up, so that only those that are not stand for each other; packed ones are traced as two halves."""
+    up, so that only those that are not stand for each other; packed ones are traced as two halves. Rows that are joined
+    are rounded up on every card."""
+    if trainer_named(variant.split()[TRAINER]).joins_rows:
+        return not seq_len % FLASH_BLOCK
     if "packing" in variant.split() and seq_len % 2:
         return False
     return not (variant.startswith("sm70") and seq_len % _ALIGNED)

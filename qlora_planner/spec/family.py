@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from qlora_planner.record import record
-from qlora_planner.spec.layers import kept_positions, represent
+from qlora_planner.spec.layers import bridged, kept_positions, represent
 from qlora_planner.spec.model import ModelProfile
 from qlora_planner.spec.scans import ScanLoop, fewest_chunks, place_after, rescanned
 from qlora_planner.spec.tiles import RESTS, TILE_SIZES, TOKENS, VOCABULARY, TileLoop, tile_count, unrolled
@@ -96,6 +96,7 @@ class FamilyTape:
     whole: bool | None = None  # holds for lengths that fill a whole number of scans alone, or for all others alone
     scans: tuple[ScanLoop, ...] = ()  # loops over the chunks of a row, traced with `chunks` of them
     chunks: int = 0
+    last_apart: bool = False  # the last layer is not checkpointed, so that the one before it is traced as well
 
     def scored_tokens(self, batch_size: int, seq_len: int) -> int | None:
         """How many tokens the head scores in such a batch; None where it makes nothing tile by tile."""
@@ -165,7 +166,8 @@ class FamilyTape:
             )
         return CompiledTape(
             variant=tape.variant, sizes=tuple(sizes), workspace_sizes=tape.workspace_sizes, events=events,
-            segments=segments, places=cut[1], kept=cut[0], tokens=tokens, last_sizes=last_sizes,
+            segments=segments, places=cut[1], kept=cut[0], host_sizes=tape.host_sizes,
+            streamed_sizes=tape.streamed_sizes, tokens=tokens, last_sizes=last_sizes,
         )  # fmt: skip
 
     def _cut(self, profile: ModelProfile) -> Cut | None:
@@ -173,6 +175,11 @@ class FamilyTape:
         if self.cuts:
             return self.cuts.get(profile.same_shape_sha256 or profile.config_sha256)
         order, cut = layer_kinds(profile), cut_by_kinds(profile)
+        if self.last_apart:
+            every = [*[True] * (len(order) - 1), False]
+            kept = bridged(kept_positions(order, most=len(order)), every)
+            alone = len(set(order)) == 1
+            return (kept, represent(kept, order)) if alone else None
         return cut if numbered(order[index] for index in cut[0]) == self.kinds else None
 
     def _single_tokens(
@@ -234,6 +241,7 @@ class FamilyTape:
             cuts={sha: (tuple(kept), tuple(places)) for sha, (kept, places) in header.get("cuts", {}).items()},
             blocks=raw.get("blocks", {}), whole=raw.get("whole"),
             scans=tuple(ScanLoop.of(*loop) for loop in raw.get("scans", ())), chunks=raw.get("chunks", 0),
+            last_apart=raw.get("last_apart", False),
         )  # fmt: skip
 
 

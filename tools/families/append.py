@@ -23,7 +23,7 @@ from qlora_planner.sources.unbuilt import by_text
 from qlora_planner.spec.model import ModelProfile
 from tools.families.make import STRUCTURES, in_one_order, structures
 from tools.families.pack import Pieces, Proof, Stacks, header_of, proved
-from tools.families.recipes import RECIPES
+from tools.families.recipes import JOINED, RECIPES
 
 
 class Shipped:
@@ -143,7 +143,7 @@ def main(kept: Sequence[Path], root: Path) -> int:
     shipped, catalogue = Shipped(root), ModelCatalogue([root / "models"])
     if kept:
         read = [json.loads(line) for path in kept for line in path.read_text("utf-8").splitlines()]
-        given = [piece for piece in read if "tape" in piece and piece["recipe"] in RECIPES]
+        given = [piece for piece in read if "tape" in piece and piece["recipe"] in {**RECIPES, **JOINED}]
         named = {piece["name"] for piece in given}
         words = structures(root, kept[0].parent / STRUCTURES, 1, named)
         by_word: dict[str, list[dict[str, Any]]] = defaultdict(list)

@@ -219,3 +219,13 @@ RECIPES: dict[str, tuple[RunConfig, bool]] = {
 def batches_only(recipe: str) -> bool:
     """Whether a recipe differs from another only where several rows are trained at once."""
     return RECIPES[recipe][0].padding is False
+
+
+# Those of a trainer that changes the libraries for whoever imports it, made by `tools.families.joined`.
+_JOINED = RunConfig(trainer="unsloth")
+JOINED: dict[str, RunConfig] = {
+    "joined": _JOINED,
+    "joined-kept": _JOINED.with_(**_KEPT),
+    "joined-attention": _JOINED.with_(**_ATTENTION),
+    "joined-flat": _JOINED.with_(double_quant=False),
+}

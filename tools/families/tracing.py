@@ -120,7 +120,7 @@ def traced_toy(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Regio
     with never_fused(), few_chunks():
         resolution, variant = _resolution(toys, recipe, gpu, region)
         point = settled(region, toys.configs[0]).points(CONFIGS)[at]
-        tape, _ = few_chunks_of(toys.configs[at], _trace(toys.configs[at], resolution, gpu, point), point[1])
+        tape, _ = few_chunks_of(toys.configs[at], trace_toy(toys.configs[at], resolution, gpu, point), point[1])
     dims = toy_dims(toys, recipe, gpu, region, at)
     loops = loops_of(tape, toys.dims[at], dims) if region.tiled else ()
     return TracedToy(tape=tape, variant=variant, point=point, dims=dims, loops=loops)
@@ -139,7 +139,7 @@ def toy_dims(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region,
 
 
 def _resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Region) -> tuple[Resolution, str]:
-    resolution = _resolved(toys, recipe, gpu, region.batched)
+    resolution = toy_resolution(toys, recipe, gpu, region.batched)
     variant = trace_key(resolution.run, resolution.stack, gpu)
     if resolution.run.eval_batch_size is None:
         return resolution, variant
@@ -159,7 +159,7 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     if resolution.run.attention == "flash_attention_2" and not blocks:
         points = [(batch, seq + more, rank) for (batch, seq, rank), more in zip(points, _UNEVEN, strict=False)]
     traced = [
-        few_chunks_of(config, _trace(config, resolution, gpu, point), point[1])
+        few_chunks_of(config, trace_toy(config, resolution, gpu, point), point[1])
         for config, point in zip(toys.configs[:CONFIGS], points, strict=True)
     ]
     tapes, scans = [tape for tape, _ in traced], traced[0][1]
@@ -184,7 +184,7 @@ def _family_tape(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, region: Reg
     def fit(at: int, observed: tuple[int, ...]) -> Sum:
         return (of_last if at in in_last else fitter).fit(observed)
 
-    tape, sizes = _solved(tapes, codes, variant, fit, in_last)
+    tape, sizes = solved(tapes, codes, variant, fit, in_last)
     return TracedFamily(
         tape=tape, sizes=sizes, symbols=symbols, loops=loops, scored=scored if loops else (), letters=letters,
         blocks=blocks, whole=region.whole if chunk_of(toys.configs[0]) else None, scans=scans,
@@ -214,7 +214,7 @@ def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
     sizes = task_sizes(trace_key(resolution.run, resolution.stack, None))
     assert sizes is not None
     tapes = [
-        _trace(config, replace(resolution, run=resolution.run.with_(**given)), None, point)
+        trace_toy(config, replace(resolution, run=resolution.run.with_(**given)), None, point)
         for config, given, point in zip(toys.configs[:CONFIGS], options, points, strict=True)
     ]
     if any(
@@ -250,7 +250,7 @@ def _task(toys: Toys, recipe: RunConfig, region: TaskRegion) -> TracedFamily:
             return _of_rows(terms) if later else terms
         return fitters[own].fit(observed)
 
-    tape, terms = _solved(tapes, aligned_codes(tapes, points), sizes.key, fit, generated)
+    tape, terms = solved(tapes, aligned_codes(tapes, points), sizes.key, fit, generated)
     letters = (PROMPT, ROWS) if sizes.trainer.generation is not None else ()
     return TracedFamily(tape=tape, sizes=terms, symbols=toys.symbols, letters=(*own_letters, *letters))
 
@@ -260,7 +260,7 @@ def _of_rows(terms: Sum) -> Sum:
     return tuple((c, (0, 0, r), (*product, *[ROWS] * b, *[PROMPT] * s)) for c, (b, s, r), product in terms)
 
 
-def _solved(
+def solved(
     tapes: Sequence[Tape],
     codes: Sequence[int],
     variant: str,
@@ -269,7 +269,7 @@ def _solved(
 ) -> tuple[CompiledTape, tuple[Sum, ...]]:
     """One tape of several, and what each of its sizes is; `fit` solves an event, and those `apart` otherwise."""
     fits: dict[tuple[tuple[int, ...], bool], Sum] = {}
-    sizes: dict[tuple[Sum, bool], int] = {}
+    sizes: dict[tuple[Sum, tuple[bool, bool, bool]], int] = {}
     events: list[int] = []
     for at, code in enumerate(codes):
         if code < 0:
@@ -278,12 +278,15 @@ def _solved(
         observed = tuple(tape.events[at][1] for tape in tapes), at in apart
         if observed not in fits:
             fits[observed] = fit(at, observed[0])
-        workspace = tapes[0].events[at][0] in tapes[0].workspaces
-        events.append(sizes.setdefault((fits[observed], workspace), len(sizes)) + 1)
+        storage = tapes[0].events[at][0]
+        place = storage in tapes[0].workspaces, storage in tapes[0].on_host, storage in tapes[0].streamed
+        events.append(sizes.setdefault((fits[observed], place), len(sizes)) + 1)
     tape = CompiledTape(
         variant=variant,
         sizes=tuple(() for _ in sizes),
-        workspace_sizes=tuple(index for index, (_, workspace) in enumerate(sizes) if workspace),
+        workspace_sizes=tuple(index for index, (_, place) in enumerate(sizes) if place[0]),
+        host_sizes=tuple(index for index, (_, place) in enumerate(sizes) if place[1]),
+        streamed_sizes=tuple(index for index, (_, place) in enumerate(sizes) if place[2]),
         events=tuple(events),
         segments=tapes[0].segments,
         places=(),
@@ -310,13 +313,13 @@ def _profile(config: str, refusals: tuple[tuple[str, str], ...] = ()) -> ModelPr
     return build_profile(Toy(config=json.loads(config)), prober=_OfModel(dict(refusals)))
 
 
-def _resolved(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, batched: bool) -> Resolution:
+def toy_resolution(toys: Toys, recipe: RunConfig, gpu: GpuSpec | None, batched: bool) -> Resolution:
     profile = _profile(json.dumps(toys.configs[0], default=str), tuple(toys.refusals.items()))
     # What a batch of several rows makes of options left open (padding) is resolved at such a batch.
     return resolve(profile, recipe.with_(batch_size=8 if batched else 1), gpu)
 
 
-def _trace(config: Mapping[str, Any], resolution: Resolution, gpu: GpuSpec | None, point: Point) -> Tape:
+def trace_toy(config: Mapping[str, Any], resolution: Resolution, gpu: GpuSpec | None, point: Point) -> Tape:
     batch, seq, rank = point
     run = resolution.run.with_(batch_size=batch, seq_len=seq, rank=rank)
     if run.eval_batch_size is None:

@@ -34,7 +34,7 @@ _UNBOUNDED = 1 << 24
 _IN_ANOTHER_WAY = ("offload", "reentrant", "kept")  # words of runs that keep other checkpoints, or none
 _EVERY = re.compile(r"every\d+")
 _EVAL = re.compile(r"eval\d+")
-_TRAINER = 5  # which of the words names the trainer
+TRAINER = 5  # which of the words names the trainer
 ALWAYS = 9  # words that every variant has, before those of its flags
 
 
@@ -179,14 +179,14 @@ def fuses_loss(variant: str) -> bool:
     words = variant.split()
     if "loss:liger-fused" in words:
         return True
-    by_model = "liger-fused" in trainer_named(words[_TRAINER]).loss_kernels
+    by_model = "liger-fused" in trainer_named(words[TRAINER]).loss_kernels
     return by_model and "liger" in words and not any(word.startswith("loss:") for word in words)
 
 
 def of_one_row(variant: str) -> str:
     """The variant of a run of single rows: none of them is padded, whatever was asked of several."""
     words = variant.split()
-    trainer = trainer_named(words[_TRAINER])
+    trainer = trainer_named(words[TRAINER])
     if trainer.sequences_per_row > 1 or trainer.generation is not None:
         return variant
     return " ".join(word for word in words if word != "padding")
