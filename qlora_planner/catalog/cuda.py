@@ -5,6 +5,8 @@ from __future__ import annotations
 from qlora_planner.record import record
 
 MIB = 1 << 20
+# torch 2.13, sdp_utils.cpp: where cuDNN attends, for whose plans Unsloth pads sequences (utils/attention_dispatch.py).
+CUDNN_CAPABILITIES = ("9.0", "10.0")
 
 
 @record

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 from qlora_planner.catalog.classifiers import labels_of
+from qlora_planner.catalog.cuda import CUDNN_CAPABILITIES
 from qlora_planner.catalog.losses import takes_place
 from qlora_planner.catalog.trainers import trainer_named, version_of
 from qlora_planner.record import record
@@ -22,8 +23,6 @@ LEAST_TOKENS = 512
 HEAD_TILE_TOKENS = 4096
 # unsloth_zoo 2026.10.9, fused_losses/fused_linear.py: cards up to which the loss always goes over the words in tiles.
 SMALL_CARD_BYTES = 49 << 29
-# torch 2.13, sdp_utils.cpp: where cuDNN attends, for whose plans Unsloth pads sequences (utils/attention_dispatch.py).
-CUDNN_CAPABILITIES = ("9.0", "10.0")
 # Two tables of 16 values: the same tensors, the same kernels, the same bytes.
 FOUR_BIT = ("nf4", "fp4")
 
