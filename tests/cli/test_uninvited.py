@@ -85,6 +85,7 @@ def test_every_start_of_a_process_is_known() -> None:
         "tools/families/stacks.py",
         "tools/traces.py",
         "tools/families/make.py",
+        "tools/families/joined.py",
         "tools/schemas.py",
         "qlora_planner/profiling/tracing/apart.py",
         "qlora_planner/runs/after/gguf.py",  # llama.cpp's converter, by its own path

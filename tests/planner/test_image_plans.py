@@ -153,8 +153,9 @@ def test_without_a_trace_no_verdict_is_given(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_survey_is_of_models_that_read_images_and_says_nothing_of_untraced_towers() -> None:
     rows = {row.model_id: row for row in Session().on("24GB").survey(ASKED.with_(seq_len=4096)).rows}
     assert "Qwen/Qwen2.5-VL-3B-Instruct" in rows and "Qwen/Qwen2.5-3B" not in rows
-    # Every image is as many patches to LLaVA, whose tape ships; none ships of an image of 20 tokens.
-    assert {name for name, row in rows.items() if row.verdict == "fits"} == {"llava-hf/llava-1.5-7b-hf"}
+    # Every image is as many patches to LLaVA and Gemma 3, whose tapes ship; none ships of an image of 20 tokens.
+    fitting = {"llava-hf/llava-1.5-7b-hf", "google/gemma-3-4b", "google/gemma-3-12b"}
+    assert {name for name, row in rows.items() if row.verdict == "fits"} == fitting
     assert "`estimate` traces it" in (rows["Qwen/Qwen2.5-VL-3B-Instruct"].note or "")
     large = rows["Qwen/Qwen3-VL-30B-A3B-Instruct"]
     assert large.verdict == "does-not-fit" and large.run.image_tokens
